@@ -1,0 +1,154 @@
+//! The bus within one process: a publish is a plain call into the other nodes.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Weak};
+
+use bytes::Bytes;
+use futures::FutureExt;
+use futures::future::{self, BoxFuture};
+use parking_lot::RwLock;
+use smallvec::SmallVec;
+
+use super::{Bus, Confirmation, Listener};
+use crate::error::PublishError;
+use crate::id::NodeId;
+use crate::topic::{Namespace, Topic};
+
+/// What several nodes share: who wants which channel.
+#[derive(Default)]
+pub(crate) struct Hub {
+    channels: RwLock<HashMap<String, Vec<Interest>>>,
+}
+
+struct Interest {
+    node: NodeId,
+    reasons: usize,
+    listener: Weak<dyn Listener>,
+}
+
+impl fmt::Debug for Hub {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hub")
+            .field("channels", &self.channels.read().len())
+            .finish()
+    }
+}
+
+/// One node's end of a hub.
+#[derive(Debug)]
+pub(crate) struct MemoryBus {
+    hub: Arc<Hub>,
+    node: NodeId,
+    namespace: Namespace,
+    listener: RwLock<Option<Weak<dyn Listener>>>,
+}
+
+impl MemoryBus {
+    pub(crate) fn new(hub: Arc<Hub>, node: NodeId, namespace: Namespace) -> Self {
+        Self {
+            hub,
+            node,
+            namespace,
+            listener: RwLock::default(),
+        }
+    }
+
+    fn leave(&self) {
+        self.hub.channels.write().retain(|_, interests| {
+            interests.retain(|interest| interest.node != self.node);
+            !interests.is_empty()
+        });
+    }
+}
+
+impl Bus for MemoryBus {
+    fn start(&self, listener: Weak<dyn Listener>) {
+        *self.listener.write() = Some(listener.clone());
+        if let Some(listener) = listener.upgrade() {
+            listener.up();
+        }
+    }
+
+    fn want(&self, topic: &Topic) -> Confirmation {
+        let Some(listener) = self.listener.read().clone() else {
+            return Confirmation::Ready;
+        };
+        let mut channels = self.hub.channels.write();
+        let interests = channels.entry(self.namespace.channel(topic)).or_default();
+        match interests
+            .iter_mut()
+            .find(|interest| interest.node == self.node)
+        {
+            Some(interest) => interest.reasons += 1,
+            None => interests.push(Interest {
+                node: self.node,
+                reasons: 1,
+                listener,
+            }),
+        }
+        Confirmation::Ready
+    }
+
+    fn release(&self, topic: &Topic) {
+        let channel = self.namespace.channel(topic);
+        let mut channels = self.hub.channels.write();
+        let Some(interests) = channels.get_mut(&channel) else {
+            return;
+        };
+        let Some(at) = interests.iter().position(|i| i.node == self.node) else {
+            return;
+        };
+        interests[at].reasons -= 1;
+        if interests[at].reasons == 0 {
+            interests.swap_remove(at);
+        }
+        if interests.is_empty() {
+            channels.remove(&channel);
+        }
+    }
+
+    fn publish(
+        &self,
+        topics: SmallVec<[Topic; 1]>,
+        envelope: Bytes,
+    ) -> BoxFuture<'_, Result<usize, PublishError>> {
+        let mut nodes = 0;
+        for topic in &topics {
+            let listeners: SmallVec<[Weak<dyn Listener>; 4]> = {
+                let channels = self.hub.channels.read();
+                let interests = channels.get(&self.namespace.channel(topic));
+                let others = interests
+                    .into_iter()
+                    .flatten()
+                    .filter(|i| i.node != self.node);
+                others.map(|interest| interest.listener.clone()).collect()
+            };
+            for listener in listeners.iter().filter_map(Weak::upgrade) {
+                listener.heard(topic.as_str(), &envelope);
+                nodes += 1;
+            }
+        }
+        future::ready(Ok(nodes)).boxed()
+    }
+
+    fn listening<'a>(&'a self, topic: &'a Topic) -> BoxFuture<'a, Result<usize, Arc<str>>> {
+        let channels = self.hub.channels.read();
+        let nodes = channels
+            .get(&self.namespace.channel(topic))
+            .map_or(0, Vec::len);
+        future::ready(Ok(nodes)).boxed()
+    }
+
+    fn stop(&self) -> BoxFuture<'_, ()> {
+        *self.listener.write() = None;
+        self.leave();
+        future::ready(()).boxed()
+    }
+}
+
+impl Drop for MemoryBus {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}

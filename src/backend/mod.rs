@@ -1,0 +1,134 @@
+//! The bus between nodes: one small private trait, in memory or over Redis.
+
+#[cfg(test)]
+mod conformance;
+mod memory;
+pub(crate) mod redis;
+
+use std::fmt;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use smallvec::SmallVec;
+use tokio::sync::oneshot;
+
+use self::memory::{Hub, MemoryBus};
+use self::redis::{Endpoint, RedisBus};
+use crate::error::{ConnectError, PublishError};
+use crate::id::NodeId;
+use crate::topic::{Namespace, Topic};
+
+/// How nodes reach one another.
+///
+/// ```
+/// use axum_cluster::{Backend, Cluster};
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// // Two nodes of one test: clones share one hub.
+/// let hub = Backend::memory();
+/// let a = Cluster::builder().backend(hub.clone()).start();
+/// let b = Cluster::builder().backend(hub).start();
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Backend(Kind);
+
+#[derive(Clone, Debug)]
+enum Kind {
+    Memory(Arc<Hub>),
+    Redis(Arc<Endpoint>),
+}
+
+impl Backend {
+    /// Within this process. Clones share one hub, so that several nodes of one test or one demo reach
+    /// each other; two calls make two hubs that never meet.
+    pub fn memory() -> Self {
+        Self(Kind::Memory(Arc::default()))
+    }
+
+    /// Over Redis 6.2 or later, or anything that speaks its pub/sub: `redis://[user:password@]host[:port]`,
+    /// `rediss://` (TLS, verified against the system's certificates; `SSL_CERT_FILE` names others), or
+    /// `redis+unix:///path/to/socket`.
+    ///
+    /// # Errors
+    /// [`ConnectError::Url`] names the part that is wrong. A password is never shown.
+    pub fn redis(url: impl AsRef<str>) -> Result<Self, ConnectError> {
+        Ok(Self(Kind::Redis(Arc::new(Endpoint::parse(url.as_ref())?))))
+    }
+
+    pub(crate) fn open(&self, node: NodeId, settings: BusSettings) -> Box<dyn Bus> {
+        match &self.0 {
+            Kind::Memory(hub) => Box::new(MemoryBus::new(hub.clone(), node, settings.namespace)),
+            Kind::Redis(endpoint) => Box::new(RedisBus::new(endpoint.clone(), node, settings)),
+        }
+    }
+}
+
+/// What a bus needs to know of its node.
+#[derive(Clone, Debug)]
+pub(crate) struct BusSettings {
+    pub(crate) namespace: Namespace,
+    pub(crate) publish_timeout: Duration,
+    pub(crate) probe_interval: Duration,
+    pub(crate) linger: Duration,
+}
+
+/// One node's end of the bus. Dropping it leaves the bus.
+pub(crate) trait Bus: fmt::Debug + Send + Sync {
+    /// Begins; from now on the listener is called. Called once.
+    fn start(&self, listener: Weak<dyn Listener>);
+
+    /// One more reason to hear a topic. Every call is paired with a [`release`](Self::release).
+    fn want(&self, topic: &Topic) -> Confirmation;
+
+    /// One reason less.
+    fn release(&self, topic: &Topic);
+
+    /// Publishes the same bytes on the channel of each topic, in the order of calls. Resolves to how
+    /// many other nodes took them, in sum.
+    fn publish(
+        &self,
+        topics: SmallVec<[Topic; 1]>,
+        envelope: Bytes,
+    ) -> BoxFuture<'_, Result<usize, PublishError>>;
+
+    /// How many nodes hear a topic.
+    fn listening<'a>(&'a self, topic: &'a Topic) -> BoxFuture<'a, Result<usize, Arc<str>>>;
+
+    /// Leaves the bus; resolves when nothing of this node is left there.
+    fn stop(&self) -> BoxFuture<'_, ()>;
+}
+
+/// Who hears. Calls come from the bus's own task: they must neither block nor wait.
+pub(crate) trait Listener: Send + Sync {
+    /// A message came on a topic's channel.
+    fn heard(&self, topic: &str, bytes: &[u8]);
+
+    /// Something came that cannot be a message.
+    fn garbage(&self);
+
+    /// The bus is usable: everything wanted is confirmed and the probe came back.
+    fn up(&self);
+
+    /// The bus is not usable. `deaf`: messages may be missed from now on.
+    fn down(&self, reason: Arc<str>, deaf: bool);
+}
+
+/// Whether a topic is heard already.
+#[derive(Debug)]
+pub(crate) enum Confirmation {
+    Ready,
+    /// Resolves when it is confirmed, or when it cannot be for now because the bus is down.
+    Pending(oneshot::Receiver<()>),
+}
+
+impl Confirmation {
+    /// Waits, but not for ever.
+    pub(crate) async fn wait(self, deadline: Duration) {
+        if let Self::Pending(confirmed) = self {
+            let _ = tokio::time::timeout(deadline, confirmed).await;
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! Where Redis is, and how to get a connection to it.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use redis::{ConnectionAddr, IntoConnectionInfo, RedisConnectionInfo};
+use socket2::{SockRef, TcpKeepalive};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::ServerName;
+use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+use url::Url;
+
+use crate::error::ConnectError;
+
+/// A silent link is asked for life after this long, this often, …
+const KEEPALIVE: Duration = Duration::from_secs(5);
+/// … and unacknowledged bytes end it after this long. Without both, a link that was cut without a
+/// word is noticed after a quarter of an hour.
+#[cfg(target_os = "linux")]
+const USER_TIMEOUT: Duration = Duration::from_secs(6);
+
+/// A Redis server and who we are to it.
+pub(crate) struct Endpoint {
+    addr: Addr,
+    login: RedisConnectionInfo,
+    /// The URL without its secrets.
+    shown: String,
+    tls: OnceLock<Result<TlsConnector, String>>,
+}
+
+enum Addr {
+    Tcp { host: String, port: u16, tls: bool },
+    Unix(PathBuf),
+}
+
+/// A connection of any kind.
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Send {}
+
+impl<T: AsyncRead + AsyncWrite + Send> Stream for T {}
+
+impl Endpoint {
+    pub(crate) fn parse(text: &str) -> Result<Self, ConnectError> {
+        let wrong = |problem: String| ConnectError::Url(problem);
+        let url = Url::parse(text).map_err(|error| {
+            wrong(format!(
+                "{error}; the form is redis://[user:password@]host[:port]"
+            ))
+        })?;
+        if !matches!(url.scheme(), "redis" | "rediss" | "redis+unix" | "unix") {
+            let scheme = url.scheme();
+            return Err(wrong(format!(
+                "the scheme `{scheme}` is not supported: use redis://, rediss:// or redis+unix://"
+            )));
+        }
+        if url.fragment().is_some() {
+            return Err(wrong(
+                "a #fragment is not supported: certificates are always verified".into(),
+            ));
+        }
+        let shown = shown(&url);
+        // The library's texts name the part and never quote a secret.
+        let info = url
+            .into_connection_info()
+            .map_err(|error| wrong(error.to_string()))?;
+        let addr = match info.addr() {
+            ConnectionAddr::Tcp(host, port) => Addr::Tcp {
+                host: host.clone(),
+                port: *port,
+                tls: false,
+            },
+            ConnectionAddr::TcpTls { host, port, .. } => Addr::Tcp {
+                host: host.clone(),
+                port: *port,
+                tls: true,
+            },
+            ConnectionAddr::Unix(path) => Addr::Unix(path.clone()),
+            _ => return Err(wrong("this kind of address is not supported".into())),
+        };
+        // Pub/sub ignores database numbers, so none is selected: one permission less to grant.
+        let login = info
+            .redis_settings()
+            .clone()
+            .set_db(0)
+            .set_skip_set_lib_name();
+        let login = login.set_protocol(redis::ProtocolVersion::RESP2);
+        Ok(Self {
+            addr,
+            login,
+            shown,
+            tls: OnceLock::new(),
+        })
+    }
+
+    /// User name and password, as the redis crate takes them.
+    pub(crate) fn login(&self) -> &RedisConnectionInfo {
+        &self.login
+    }
+
+    /// Opens a connection; nothing has been said on it yet.
+    pub(crate) async fn connect(&self) -> io::Result<Pin<Box<dyn Stream>>> {
+        match &self.addr {
+            Addr::Unix(path) => Ok(Box::pin(UnixStream::connect(path).await?)),
+            Addr::Tcp { host, port, tls } => {
+                let stream = TcpStream::connect((host.as_str(), *port)).await?;
+                guard_against_silence(&stream)?;
+                if !tls {
+                    return Ok(Box::pin(stream));
+                }
+                let name = ServerName::try_from(host.clone()).map_err(io::Error::other)?;
+                let connector = self
+                    .tls
+                    .get_or_init(tls_connector)
+                    .clone()
+                    .map_err(io::Error::other)?;
+                Ok(Box::pin(connector.connect(name, stream).await?))
+            }
+        }
+    }
+}
+
+fn guard_against_silence(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let socket = SockRef::from(stream);
+    let keepalive = TcpKeepalive::new()
+        .with_time(KEEPALIVE)
+        .with_interval(KEEPALIVE);
+    socket.set_tcp_keepalive(&keepalive)?;
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+    Ok(())
+}
+
+/// Verifies against the system's certificates. The provider is named, since rustls panics when a
+/// program brings none or two of its own.
+fn tls_connector() -> Result<TlsConnector, String> {
+    let found = rustls_native_certs::load_native_certs();
+    let mut roots = RootCertStore::empty();
+    let (added, _) = roots.add_parsable_certificates(found.certs);
+    if added == 0 {
+        return Err(
+            "no trusted certificates on this system: install ca-certificates or set SSL_CERT_FILE"
+                .into(),
+        );
+    }
+    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(|error| error.to_string())?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(TlsConnector::from(Arc::new(config)))
+}
+
+fn shown(url: &Url) -> String {
+    let mut url = url.clone();
+    url.set_query(None);
+    if url.password().is_some() {
+        // Fails only for URLs that cannot have a password.
+        let _ = url.set_password(Some("***"));
+    }
+    url.to_string()
+}
+
+/// Never shows a secret.
+impl fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.shown)
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.shown)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_are_never_shown() {
+        for url in [
+            "redis://user:s3cret@host:1/2",
+            "redis+unix:///run/redis.sock?pass=s3cret&user=x",
+            "rediss://:s3cret@host",
+        ] {
+            let endpoint = Endpoint::parse(url).unwrap();
+            assert!(
+                !format!("{endpoint:?} {endpoint}").contains("s3cret"),
+                "{endpoint}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_wrong_url_names_the_part() {
+        for (url, part) in [
+            ("127.0.0.1:6379", "URL"),
+            ("redis", "URL"),
+            ("", "URL"),
+            ("http://:s3cret@localhost", "scheme `http`"),
+            ("redis-sentinel://localhost", "scheme `redis-sentinel`"),
+            ("redis://:s3cret@host:99999", "port"),
+            ("redis://host/ten", "database"),
+            ("redis://", "host"),
+            ("redis://:s3cret@/0", "host"),
+            ("rediss://:s3cret@host#insecure", "fragment"),
+            ("redis://0.0.0.0", "wildcard"),
+        ] {
+            let error = Endpoint::parse(url).unwrap_err().to_string();
+            assert!(
+                error.contains(part) && !error.contains("s3cret"),
+                "{url}: {error}"
+            );
+        }
+    }
+
+    #[test]
+    fn every_supported_form_is_taken() {
+        for url in [
+            "redis://localhost",
+            "redis://u:p@[::1]:7000/3",
+            "rediss://h",
+            "redis+unix:///run/r.sock",
+            "unix:///run/r.sock",
+        ] {
+            assert!(Endpoint::parse(url).is_ok(), "{url}");
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! The bus over Redis pub/sub: one connection that listens, one that publishes, and a small pool for
+//! questions.
+
+mod endpoint;
+mod probe;
+mod publisher;
+mod resp;
+mod subscriber;
+mod subscriptions;
+
+use std::error::Error as _;
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use bb8_redis::bb8::{Pool, RunError};
+use bytes::Bytes;
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use parking_lot::Mutex;
+use redis::{ErrorKind, RedisError};
+use smallvec::SmallVec;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub(crate) use self::endpoint::Endpoint;
+use self::publisher::{Links, PublishQueue, Publisher};
+use self::subscriber::{Subscriber, Table};
+use super::{Bus, BusSettings, Confirmation, Listener};
+use crate::error::PublishError;
+use crate::id::NodeId;
+use crate::topic::Topic;
+
+/// Connections for questions, beside the two of the bus itself.
+const POOL: u32 = 2;
+/// A task that panicked begins again after this long.
+const RESTART: Duration = Duration::from_millis(100);
+
+/// One node's end of the bus.
+#[derive(Debug)]
+pub(crate) struct RedisBus {
+    node: NodeId,
+    endpoint: Arc<Endpoint>,
+    settings: BusSettings,
+    table: Arc<Table>,
+    publisher: Arc<Publisher>,
+    /// Taken by [`Bus::start`].
+    queue: Mutex<Option<PublishQueue>>,
+    questions: Pool<Links>,
+    tasks: TaskTracker,
+    ended: CancellationToken,
+}
+
+impl RedisBus {
+    pub(crate) fn new(endpoint: Arc<Endpoint>, node: NodeId, settings: BusSettings) -> Self {
+        let links = Links::new(endpoint.clone(), settings.publish_timeout);
+        let questions = Pool::builder()
+            .max_size(POOL)
+            .connection_timeout(settings.publish_timeout)
+            .retry_connection(false)
+            .build_unchecked(links.clone());
+        let (publisher, queue) = Publisher::new(links, settings.publish_timeout);
+        Self {
+            node,
+            endpoint,
+            table: Arc::new(Table::new(settings.linger)),
+            settings,
+            publisher: Arc::new(publisher),
+            queue: Mutex::new(Some(queue)),
+            questions,
+            tasks: TaskTracker::new(),
+            ended: CancellationToken::new(),
+        }
+    }
+}
+
+impl Bus for RedisBus {
+    fn start(&self, listener: Weak<dyn Listener>) {
+        let Some(queue) = self.queue.lock().take() else {
+            return;
+        };
+        let ended = self.ended.clone();
+        self.tasks
+            .spawn(supervise("publisher", ended, queue, |queue| {
+                queue.run().boxed()
+            }));
+        let subscriber = Subscriber {
+            endpoint: self.endpoint.clone(),
+            node: self.node,
+            settings: self.settings.clone(),
+            table: self.table.clone(),
+            publisher: self.publisher.clone(),
+            listener,
+        };
+        let ended = self.ended.clone();
+        self.tasks
+            .spawn(supervise("subscriber", ended, subscriber, |task| {
+                task.run().boxed()
+            }));
+        self.tasks.close();
+    }
+
+    fn want(&self, topic: &Topic) -> Confirmation {
+        self.table.change(|table| table.want(topic))
+    }
+
+    fn release(&self, topic: &Topic) {
+        self.table
+            .change(|table| table.release(topic, Instant::now()));
+    }
+
+    fn publish(
+        &self,
+        topics: SmallVec<[Topic; 1]>,
+        envelope: Bytes,
+    ) -> BoxFuture<'_, Result<usize, PublishError>> {
+        let channels = topics
+            .iter()
+            .map(|topic| self.settings.namespace.channel(topic))
+            .collect();
+        let publishing = self.publisher.publish(channels, envelope);
+        async move {
+            let published = publishing.await;
+            if published.is_err() {
+                self.table.doubt();
+            }
+            let receivers = published?;
+            let own = topics
+                .iter()
+                .filter(|topic| self.table.is_confirmed(topic))
+                .count();
+            Ok(receivers.saturating_sub(own))
+        }
+        .boxed()
+    }
+
+    fn listening<'a>(&'a self, topic: &'a Topic) -> BoxFuture<'a, Result<usize, Arc<str>>> {
+        let channel = self.settings.namespace.channel(topic);
+        async move {
+            let mut link = match self.questions.get().await {
+                Ok(link) => link,
+                Err(RunError::User(error)) => return Err(explain(&error)),
+                Err(RunError::TimedOut) => {
+                    return Err("redis accepted no connection in time".into());
+                }
+            };
+            link.subscribers(&channel)
+                .await
+                .map_err(|error| explain(&error))
+        }
+        .boxed()
+    }
+
+    fn stop(&self) -> BoxFuture<'_, ()> {
+        self.ended.cancel();
+        self.tasks.wait().boxed()
+    }
+}
+
+impl Drop for RedisBus {
+    fn drop(&mut self) {
+        self.ended.cancel();
+    }
+}
+
+/// Runs a task until it returns or the bus ends. A panic is a bug, but must not leave the node deaf.
+async fn supervise<T>(
+    name: &'static str,
+    ended: CancellationToken,
+    mut state: T,
+    run: impl for<'a> Fn(&'a mut T) -> BoxFuture<'a, ()>,
+) {
+    loop {
+        let guarded = AssertUnwindSafe(run(&mut state)).catch_unwind();
+        match ended.run_until_cancelled(guarded).await {
+            None | Some(Ok(())) => return,
+            Some(Err(_)) => {
+                tracing::error!(task = name, "a task of the bus panicked and begins again")
+            }
+        }
+        tokio::time::sleep(RESTART).await;
+    }
+}
+
+/// A failure in Redis' own words, and what to do about it where that is known.
+fn explain(error: &RedisError) -> Arc<str> {
+    let words = match (error.kind(), error.code(), error.detail()) {
+        (_, Some(code), Some(detail)) => format!("{code} {detail}"),
+        (ErrorKind::Io, ..) => io_words(error),
+        _ => error.to_string(),
+    };
+    with_advice(&words)
+}
+
+fn io_words(error: &RedisError) -> String {
+    let source = error.source().map(ToString::to_string);
+    source.unwrap_or_else(|| error.to_string())
+}
+
+/// Appends what to do about an answer of Redis, where that is known.
+fn with_advice(words: &str) -> Arc<str> {
+    let code = words.split(' ').next().unwrap_or_default();
+    let advice = match code {
+        "NOPERM" => {
+            "grant the node's user: resetchannels &<namespace>:* +subscribe +unsubscribe +publish +pubsub"
+        }
+        "NOAUTH" => "put the password into the URL: redis://:password@host",
+        "WRONGPASS" => "check user name and password in the URL",
+        "READONLY" => "this Redis is a replica: point the URL to the primary",
+        _ => return words.into(),
+    };
+    format!("{words} ({advice})").into()
+}

@@ -1,0 +1,129 @@
+//! Whether the bus still carries messages from end to end.
+//!
+//! A probe is published on the node's own channel and has to come back through its subscriber. It
+//! finds what no error tells: a black-holed link, a frozen Redis, two connections that ended up on
+//! different servers.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// Probes that may stay out before the connection is given up.
+const MISSES: u32 = 2;
+/// A probe is missed after this part of the interval, so that a fault is found within two intervals.
+const PATIENCE: u32 = 2;
+/// After a probe that could not be published, the next follows after this part of the interval.
+const RETRY: u32 = 5;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// Publish a probe.
+    Send,
+    /// The connection is dead.
+    Lost,
+    /// Nothing to do until then.
+    Wait(Instant),
+}
+
+#[derive(Debug)]
+pub(crate) struct Probe {
+    interval: Duration,
+    next: Instant,
+    sent: Option<Instant>,
+    misses: u32,
+}
+
+impl Probe {
+    /// The first one is due at once.
+    pub(crate) fn new(interval: Duration, now: Instant) -> Self {
+        Self {
+            interval,
+            next: now,
+            sent: None,
+            misses: 0,
+        }
+    }
+
+    pub(crate) fn poll(&mut self, now: Instant) -> Verdict {
+        let due = match self.sent {
+            Some(sent) => sent + self.interval / PATIENCE,
+            None => self.next,
+        };
+        if now < due {
+            return Verdict::Wait(due);
+        }
+        self.misses += u32::from(self.sent.is_some());
+        if self.misses >= MISSES {
+            return Verdict::Lost;
+        }
+        self.sent = Some(now);
+        Verdict::Send
+    }
+
+    /// It came back.
+    pub(crate) fn returned(&mut self, now: Instant) {
+        (self.sent, self.misses) = (None, 0);
+        self.next = now + self.interval;
+    }
+
+    /// It could not be published, which says nothing about the subscriber's connection.
+    pub(crate) fn unsent(&mut self, now: Instant) {
+        self.sent = None;
+        self.next = now + self.interval / RETRY;
+    }
+
+    /// Something looks wrong: probe now rather than later.
+    pub(crate) fn hurry(&mut self, now: Instant) {
+        self.next = self.next.min(now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const S: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn a_dead_link_is_found_within_two_intervals() {
+        let start = Instant::now();
+        let mut probe = Probe::new(4 * S, start);
+        assert_eq!(probe.poll(start), Verdict::Send);
+        probe.returned(start);
+        // The link dies now.
+        assert_eq!(probe.poll(start), Verdict::Wait(start + 4 * S));
+        assert_eq!(probe.poll(start + 4 * S), Verdict::Send);
+        assert_eq!(probe.poll(start + 6 * S), Verdict::Send);
+        assert_eq!(probe.poll(start + 8 * S), Verdict::Lost);
+    }
+
+    #[test]
+    fn a_late_probe_is_a_sign_of_life() {
+        let start = Instant::now();
+        let mut probe = Probe::new(4 * S, start);
+        assert_eq!(probe.poll(start), Verdict::Send);
+        assert_eq!(probe.poll(start + 2 * S), Verdict::Send);
+        probe.returned(start + 3 * S);
+        assert_eq!(probe.poll(start + 4 * S), Verdict::Wait(start + 7 * S));
+        probe.hurry(start + 4 * S);
+        assert_eq!(probe.poll(start + 4 * S), Verdict::Send);
+        assert_eq!(
+            probe.poll(start + 6 * S),
+            Verdict::Send,
+            "the earlier miss is forgotten"
+        );
+    }
+
+    #[test]
+    fn a_failing_publisher_does_not_cost_the_subscriber() {
+        let start = Instant::now();
+        let mut probe = Probe::new(5 * S, start);
+        for n in 0..10 {
+            let now = start + n * S;
+            assert_eq!(probe.poll(now), Verdict::Send);
+            probe.unsent(now);
+            probe.hurry(now);
+            probe.unsent(now);
+        }
+    }
+}

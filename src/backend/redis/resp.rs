@@ -1,0 +1,333 @@
+//! What Redis says on a subscriber connection (RESP2, with RESP3 pushes understood as well), read in
+//! place: a message is handed on as slices of the read buffer.
+//!
+//! A message larger than the limit is skipped as it arrives, so that no publisher can make a node
+//! allocate.
+
+use bytes::{Buf, BytesMut};
+
+/// One thing that Redis said.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Reply<'a> {
+    Message {
+        channel: &'a [u8],
+        payload: &'a [u8],
+    },
+    /// A message too large to be one of ours; it will be skipped.
+    Oversized,
+    /// The answer to a SUBSCRIBE or an UNSUBSCRIBE of one channel.
+    Answered {
+        channel: &'a [u8],
+    },
+    Error(&'a [u8]),
+    /// Anything else: OK, PONG, an integer.
+    Other,
+}
+
+/// Redis broke its own protocol; only a new connection helps.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Broken;
+
+/// Bytes as they arrive, and what of them is to be skipped.
+#[derive(Debug)]
+pub(crate) struct Reader {
+    buffer: BytesMut,
+    skip: usize,
+    limit: usize,
+}
+
+/// Room for one read.
+const CHUNK: usize = 64 * 1024;
+/// Longest line: errors and lengths.
+const MAX_LINE: usize = 4 * 1024;
+/// Longest channel name: a namespace, a kind and an encoded id.
+const MAX_NAME: usize = 1024;
+
+impl Reader {
+    /// `limit` is the size of the largest message that is wanted, in bytes.
+    pub(crate) fn new(limit: usize) -> Self {
+        Self {
+            buffer: BytesMut::with_capacity(CHUNK),
+            skip: 0,
+            limit,
+        }
+    }
+
+    /// Where the next bytes go.
+    pub(crate) fn space(&mut self) -> &mut BytesMut {
+        if self.buffer.is_empty() && self.buffer.capacity() > CHUNK {
+            self.buffer = BytesMut::new();
+        }
+        self.buffer.reserve(CHUNK / 4);
+        &mut self.buffer
+    }
+
+    /// Hands on every reply that is complete.
+    pub(crate) fn read(&mut self, mut on: impl FnMut(Reply<'_>)) -> Result<(), Broken> {
+        let mut used = 0;
+        let result = loop {
+            let skipped = self.skip.min(self.buffer.len() - used);
+            self.skip -= skipped;
+            used += skipped;
+            match parse(&self.buffer[used..], self.limit) {
+                Ok(Some((length, reply))) => {
+                    on(reply);
+                    // What is longer than the buffer is skipped as it arrives.
+                    self.skip = length;
+                }
+                Ok(None) => break Ok(()),
+                Err(broken) => break Err(broken),
+            }
+        };
+        self.buffer.advance(used);
+        result
+    }
+}
+
+/// The first reply and its length, if it is complete.
+fn parse(input: &[u8], limit: usize) -> Result<Option<(usize, Reply<'_>)>, Broken> {
+    let mut cursor = Cursor { input, at: 0 };
+    let Some((kind, line)) = cursor.line()? else {
+        return Ok(None);
+    };
+    let reply = match kind {
+        b'+' | b':' | b'_' | b',' | b'#' | b'(' => Reply::Other,
+        b'-' => Reply::Error(line),
+        b'$' => match cursor.text(line, limit)? {
+            Some(_) => Reply::Other,
+            None => return Ok(None),
+        },
+        b'*' | b'>' => match cursor.push(number(line)?, limit)? {
+            Some(reply) => reply,
+            None => return Ok(None),
+        },
+        _ => return Err(Broken),
+    };
+    Ok(Some((cursor.at, reply)))
+}
+
+struct Cursor<'a> {
+    input: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Cursor<'a> {
+    /// A line's first byte and the rest.
+    fn line(&mut self) -> Result<Option<(u8, &'a [u8])>, Broken> {
+        let rest = &self.input[self.at..];
+        let Some(end) = rest.iter().take(MAX_LINE).position(|byte| *byte == b'\n') else {
+            return if rest.len() < MAX_LINE {
+                Ok(None)
+            } else {
+                Err(Broken)
+            };
+        };
+        let line = rest[..end].strip_suffix(b"\r").ok_or(Broken)?;
+        let (kind, line) = line.split_first().ok_or(Broken)?;
+        self.at += end + 1;
+        Ok(Some((*kind, line)))
+    }
+
+    /// The string whose length line was just read.
+    fn text(&mut self, length: &[u8], limit: usize) -> Result<Option<&'a [u8]>, Broken> {
+        let length = number(length)?;
+        if length > limit {
+            return Err(Broken);
+        }
+        let Some(text) = self.input[self.at..].get(..length + 2) else {
+            return Ok(None);
+        };
+        self.at += length + 2;
+        text.strip_suffix(b"\r\n").ok_or(Broken).map(Some)
+    }
+
+    fn bulk(&mut self, limit: usize) -> Result<Option<&'a [u8]>, Broken> {
+        match self.line()? {
+            Some((b'$', length)) => self.text(length, limit),
+            // UNSUBSCRIBE of nothing answers a null channel.
+            Some((b'_', _)) => Ok(Some(b"")),
+            Some(_) => Err(Broken),
+            None => Ok(None),
+        }
+    }
+
+    /// The elements of an array or a push: a kind, and mostly a channel and something.
+    fn push(&mut self, elements: usize, limit: usize) -> Result<Option<Reply<'a>>, Broken> {
+        let Some(kind) = self.bulk(MAX_NAME)? else {
+            return Ok(None);
+        };
+        let Some(second) = self.bulk(MAX_NAME)? else {
+            return Ok(None);
+        };
+        match (kind, elements) {
+            (b"message", 3) => self.message(second, limit),
+            (b"subscribe" | b"unsubscribe", 3) => match self.line()? {
+                Some((b':', _)) => Ok(Some(Reply::Answered { channel: second })),
+                Some(_) => Err(Broken),
+                None => Ok(None),
+            },
+            (b"pong", 2) => Ok(Some(Reply::Other)),
+            _ => Err(Broken),
+        }
+    }
+
+    fn message(&mut self, channel: &'a [u8], limit: usize) -> Result<Option<Reply<'a>>, Broken> {
+        let length = match self.line()? {
+            Some((b'$', length)) => length,
+            Some(_) => return Err(Broken),
+            None => return Ok(None),
+        };
+        let size = number(length)?;
+        if size > limit {
+            self.at = self
+                .at
+                .checked_add(size)
+                .and_then(|at| at.checked_add(2))
+                .ok_or(Broken)?;
+            return Ok(Some(Reply::Oversized));
+        }
+        let payload = self.text(length, limit)?;
+        Ok(payload.map(|payload| Reply::Message { channel, payload }))
+    }
+}
+
+fn number(digits: &[u8]) -> Result<usize, Broken> {
+    if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
+        return Err(Broken);
+    }
+    std::str::from_utf8(digits)
+        .ok()
+        .and_then(|digits| digits.parse().ok())
+        .ok_or(Broken)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn message(channel: &str, payload: &[u8]) -> Vec<u8> {
+        let mut out = format!(
+            "*3\r\n$7\r\nmessage\r\n${}\r\n{channel}\r\n${}\r\n",
+            channel.len(),
+            payload.len()
+        )
+        .into_bytes();
+        out.extend(payload);
+        out.extend(b"\r\n");
+        out
+    }
+
+    /// Everything said, written down, when the input arrives in pieces.
+    fn read(
+        limit: usize,
+        pieces: impl IntoIterator<Item = Vec<u8>>,
+    ) -> Result<Vec<String>, Broken> {
+        let mut reader = Reader::new(limit);
+        let mut said = Vec::new();
+        for piece in pieces {
+            reader.space().extend_from_slice(&piece);
+            reader.read(|reply| {
+                said.push(match reply {
+                    Reply::Message { channel, payload } => {
+                        format!("{}={}", channel.escape_ascii(), payload.escape_ascii())
+                    }
+                    Reply::Answered { channel } => format!("answered {}", channel.escape_ascii()),
+                    Reply::Error(text) => format!("error {}", text.escape_ascii()),
+                    other => format!("{other:?}"),
+                });
+            })?;
+            assert!(reader.buffer.capacity() <= 2 * CHUNK + limit);
+        }
+        Ok(said)
+    }
+
+    fn conversation() -> (Vec<u8>, Vec<&'static str>) {
+        let mut input = b"+OK\r\n*3\r\n$9\r\nsubscribe\r\n$3\r\nn:u\r\n:1\r\n".to_vec();
+        input.extend(message("n:u", b"a\r\nb"));
+        input.extend(message("n:u", b""));
+        input.extend(message("n:u", &[b'x'; 300]));
+        input.extend(b"*2\r\n$4\r\npong\r\n$0\r\n\r\n-NOPERM no\r\n");
+        input.extend(b">3\r\n$11\r\nunsubscribe\r\n$3\r\nn:u\r\n:0\r\n");
+        let said = vec![
+            "Other",
+            "answered n:u",
+            "n:u=a\\r\\nb",
+            "n:u=",
+            "Oversized",
+            "Other",
+            "error NOPERM no",
+            "answered n:u",
+        ];
+        (input, said)
+    }
+
+    proptest! {
+        #[test]
+        fn any_split_of_the_stream_says_the_same(mut cuts in proptest::collection::vec(0usize..500, 0..12)) {
+            let (input, expected) = conversation();
+            cuts.retain(|cut| *cut < input.len());
+            cuts.sort_unstable();
+            let ends = cuts.iter().copied().chain([input.len()]);
+            let starts = [0].into_iter().chain(cuts.iter().copied());
+            let pieces = starts.zip(ends).map(|(start, end)| input[start..end].to_vec());
+            prop_assert_eq!(read(256, pieces).unwrap(), expected);
+        }
+
+        #[test]
+        fn garbage_is_an_error_never_a_panic(bytes: Vec<u8>, text in "[*>$:+\\-0-9a-z\r\n]{0,60}") {
+            let _ = read(256, [bytes]);
+            let _ = read(256, [text.into_bytes()]);
+        }
+    }
+
+    #[test]
+    fn a_message_over_the_limit_is_skipped_without_being_kept() {
+        let mut reader = Reader::new(1024);
+        let mut input = message("n:u", &vec![b'x'; 40_000_000]);
+        input.extend(message("n:u", b"after"));
+        let mut said = Vec::new();
+        for piece in input.chunks(10_000) {
+            reader.space().extend_from_slice(piece);
+            let seen = |reply: Reply<'_>| said.push(format!("{reply:?}").starts_with("Message"));
+            reader.read(seen).unwrap();
+            assert!(
+                reader.buffer.capacity() < 1_000_000,
+                "{}",
+                reader.buffer.capacity()
+            );
+        }
+        assert_eq!(said, [false, true]);
+    }
+
+    #[test]
+    fn a_broken_stream_is_noticed() {
+        for input in [
+            "x\r\n",
+            "+OK\n",
+            "*3\r\n$7\r\nmessage\r\n$99999\r\n",
+            "$-5\r\n",
+            "*2\r\n$3\r\nfoo\r\n$3\r\nbar\r\n",
+            "\r\n",
+            "$18446744073709551615\r\n",
+        ] {
+            assert_eq!(
+                read(256, [input.as_bytes().to_vec()]),
+                Err(Broken),
+                "{input:?}"
+            );
+        }
+        assert_eq!(read(256, [vec![b'+'; MAX_LINE + 1]]), Err(Broken));
+    }
+
+    #[test]
+    fn memory_of_a_large_message_is_given_back() {
+        let mut reader = Reader::new(10_000_000);
+        for piece in message("n:u", &vec![b'x'; 5_000_000]).chunks(60_000) {
+            reader.space().extend_from_slice(piece);
+            reader.read(|_| ()).unwrap();
+        }
+        assert!(reader.space().capacity() <= CHUNK);
+    }
+}

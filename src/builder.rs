@@ -1,0 +1,236 @@
+//! Settings of a node.
+
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+
+use crate::backend::Backend;
+use crate::cluster::Cluster;
+use crate::config::{Config, Identify, Unauthenticated};
+use crate::error::ConnectError;
+use crate::id::UserId;
+use crate::node::Node;
+use crate::origin::Origin;
+use crate::outbox::SlowConsumer;
+use crate::topic::Namespace;
+
+/// Settings of a node, then [`start`](Self::start).
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// use std::time::Duration;
+/// use axum_cluster::{Cluster, UserId};
+///
+/// #[derive(Clone)]
+/// struct CurrentUser { id: u64 } // what your auth middleware leaves in the extensions
+///
+/// let cluster = Cluster::builder()
+///     .namespace("shop-prod")
+///     .identify(|user: &CurrentUser| Some(UserId::from(user.id)))
+///     .allow_origin("https://shop.example")
+///     .max_sockets_per_user(20)
+///     .ping_interval(Duration::from_secs(15))
+///     .start();
+/// # }
+/// ```
+#[derive(Debug, Clone)]
+#[must_use = "a builder does nothing until `start`"]
+pub struct Builder {
+    config: Config,
+    backend: Backend,
+    /// The first setting that makes no sense.
+    problem: Option<ConnectError>,
+}
+
+impl Builder {
+    pub(crate) fn new() -> Self {
+        let namespace = Namespace::new(Namespace::DEFAULT).expect("the default is valid");
+        Self {
+            config: Config::new(namespace),
+            backend: Backend::memory(),
+            problem: None,
+        }
+    }
+
+    /// The Redis that connects the nodes; see [`Backend::redis`] for the forms of the URL. Default: none,
+    /// the node is alone in memory.
+    pub fn redis(self, url: impl AsRef<str>) -> Self {
+        match Backend::redis(url) {
+            Ok(backend) => self.backend(backend),
+            Err(error) => self.wrong(error),
+        }
+    }
+
+    /// What connects the nodes. Default: [`Backend::memory`].
+    pub fn backend(mut self, backend: Backend) -> Self {
+        self.backend = backend;
+        self
+    }
+
+    /// Keeps clusters on one Redis apart: 1 to 64 of `A-Z a-z 0-9 . _ -`. Default: `cluster`. Redis'
+    /// database numbers do not separate pub/sub, so staging and production need two namespaces.
+    pub fn namespace(mut self, name: impl AsRef<str>) -> Self {
+        let name = name.as_ref();
+        match Namespace::new(name) {
+            Some(namespace) => {
+                self.config.namespace = namespace;
+                self
+            }
+            None => self.wrong(ConnectError::Setting(format!(
+                "the namespace {name:?} is not usable: 1 to 64 of A-Z a-z 0-9 . _ - are needed"
+            ))),
+        }
+    }
+
+    /// Finds the user in the type that the app's auth middleware leaves in the request's extensions.
+    /// Default: a [`UserId`] itself. `None` means there is no user.
+    pub fn identify<T: Send + Sync + 'static>(
+        mut self,
+        identify: impl Fn(&T) -> Option<UserId> + Send + Sync + 'static,
+    ) -> Self {
+        self.config.identify = Identify::by(identify);
+        self
+    }
+
+    /// What happens to an upgrade without a user. Default: [`Unauthenticated::Close`].
+    pub fn unauthenticated(mut self, unauthenticated: Unauthenticated) -> Self {
+        self.config.unauthenticated = unauthenticated;
+        self
+    }
+
+    /// Lets pages of another origin in: exact scheme, host and port, such as `https://shop.example`.
+    /// Default: only pages of the request's own host and port. May be called several times.
+    pub fn allow_origin(mut self, origin: impl AsRef<str>) -> Self {
+        let origin = origin.as_ref();
+        match Origin::parse(origin) {
+            Some(origin) => {
+                self.config.origins.allow(origin);
+                self
+            }
+            None => self.wrong(ConnectError::Setting(format!(
+                "the origin {origin:?} is not usable: scheme://host or scheme://host:port is needed"
+            ))),
+        }
+    }
+
+    /// Lets pages of any origin in. Only for apps that do not authenticate by cookie: with cookies,
+    /// any page a user visits could act in the user's name (cross-site WebSocket hijacking).
+    pub fn allow_any_origin(mut self) -> Self {
+        self.config.origins.allow_any();
+        self
+    }
+
+    /// Most sockets of one user on this node; further upgrades get 429. Default: no limit.
+    pub fn max_sockets_per_user(mut self, sockets: usize) -> Self {
+        self.config.limits.sockets_per_user = Some(sockets);
+        self
+    }
+
+    /// Most sockets on this node; further upgrades get 503. Default: no limit.
+    pub fn max_sockets(mut self, sockets: usize) -> Self {
+        self.config.limits.sockets = Some(sockets);
+        self
+    }
+
+    /// Largest message a client may send, in bytes; a larger one closes its socket with 1009. Default:
+    /// 64 KiB, so that a client cannot make the node hold much.
+    pub fn max_message_size(mut self, bytes: usize) -> Self {
+        self.config.max_message_size = bytes;
+        self
+    }
+
+    /// What may wait for a slow client, in messages and in bytes of payload; at either limit
+    /// [`slow_consumer`](Self::slow_consumer) decides. Default: 256 messages and 1 MiB. A single message
+    /// of any size fits into an empty outbox.
+    pub fn outbox(mut self, messages: usize, bytes: usize) -> Self {
+        self.config.outbox.messages = messages;
+        self.config.outbox.bytes = bytes;
+        self
+    }
+
+    /// What happens at the limits of the outbox. Default: [`SlowConsumer::Close`].
+    pub fn slow_consumer(mut self, policy: SlowConsumer) -> Self {
+        self.config.outbox.policy = policy;
+        self
+    }
+
+    /// A client that was silent this long is pinged (±10 %, so that pings spread). Default: 25 s, since
+    /// common proxies cut silent connections at 60 s.
+    pub fn ping_interval(mut self, interval: Duration) -> Self {
+        self.config.ping_interval = interval;
+        self
+    }
+
+    /// A client that stays silent this long after a ping is gone (1006). Default: 20 s.
+    pub fn pong_timeout(mut self, timeout: Duration) -> Self {
+        self.config.pong_timeout = timeout;
+        self
+    }
+
+    /// A client that accepts not one byte this long, while there is something to send, is closed.
+    /// Default: 10 s.
+    pub fn write_timeout(mut self, timeout: Duration) -> Self {
+        self.config.write_timeout = timeout;
+        self
+    }
+
+    /// The longest a send waits for Redis, and an upgrade for its subscription. Default: 2 s.
+    pub fn publish_timeout(mut self, timeout: Duration) -> Self {
+        self.config.publish_timeout = timeout;
+        self
+    }
+
+    /// How often the bus is proved from end to end; a fault that no error tells is found within two
+    /// intervals. Default: 5 s.
+    pub fn probe_interval(mut self, interval: Duration) -> Self {
+        self.config.probe_interval = interval;
+        self
+    }
+
+    /// How long a user's subscription outlives the last socket, so that a page reload costs Redis
+    /// nothing. Default: 2 s. Until then `is_online` may still be true.
+    pub fn linger(mut self, linger: Duration) -> Self {
+        self.config.linger = linger;
+        self
+    }
+
+    /// Starts the node; the bus comes up in the background.
+    ///
+    /// # Panics
+    /// When a setting makes no sense (the text says which and why), or outside a tokio runtime.
+    #[track_caller]
+    pub fn start(self) -> Cluster {
+        match self.try_start() {
+            Ok(cluster) => cluster,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// Like [`start`](Self::start), but returns what makes no sense.
+    ///
+    /// # Errors
+    /// [`ConnectError::Url`] or [`ConnectError::Setting`], saying which and why.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    #[track_caller]
+    pub fn try_start(self) -> Result<Cluster, ConnectError> {
+        if let Some(problem) = self.problem {
+            return Err(problem);
+        }
+        if let Some(problem) = self.config.problem() {
+            return Err(ConnectError::Setting(problem));
+        }
+        assert!(
+            Handle::try_current().is_ok(),
+            "a cluster starts tasks: call this within a tokio runtime, such as `#[tokio::main]`"
+        );
+        Ok(Cluster::of(Node::start(self.config, &self.backend)))
+    }
+
+    fn wrong(mut self, problem: ConnectError) -> Self {
+        self.problem.get_or_insert(problem);
+        self
+    }
+}

@@ -1,0 +1,109 @@
+//! Why a socket ended.
+
+use std::fmt;
+
+use crate::message::Utf8Bytes;
+
+/// A close code and its reason ([RFC 6455, section 7.4](https://www.rfc-editor.org/rfc/rfc6455#section-7.4)).
+///
+/// What ends a socket by itself:
+///
+/// | code | when |
+/// |---|---|
+/// | 1000 | the handler returned, or dropped its [`Socket`](crate::Socket) |
+/// | 1002, 1007 | the client broke the protocol, or sent text that is not UTF-8 |
+/// | 1006 | the client vanished or stayed silent (never sent, only reported) |
+/// | 1009 | the client sent more than `max_message_size` |
+/// | 1011 | the handler panicked |
+/// | 1012 | the node is shutting down: reconnect |
+/// | 1013 | the client reads too slowly: try again later |
+/// | 4401 | the identity expired |
+/// | 4403 | no identity |
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Close {
+    /// The code.
+    pub code: u16,
+    /// The reason, at most 123 bytes on the wire; a longer one is cut at a character boundary.
+    pub reason: Utf8Bytes,
+}
+
+impl Close {
+    /// The purpose was fulfilled.
+    pub const NORMAL: u16 = 1000;
+    /// The client broke the protocol.
+    pub const PROTOCOL_ERROR: u16 = 1002;
+    /// The client's Close frame had no code. Never sent.
+    pub const NO_STATUS: u16 = 1005;
+    /// The client vanished without a Close frame. Never sent.
+    pub const ABNORMAL: u16 = 1006;
+    /// Text that is not UTF-8.
+    pub const INVALID_DATA: u16 = 1007;
+    /// A message over the limit.
+    pub const TOO_BIG: u16 = 1009;
+    /// The handler panicked.
+    pub const INTERNAL_ERROR: u16 = 1011;
+    /// The node is shutting down.
+    pub const RESTART: u16 = 1012;
+    /// The client reads too slowly.
+    pub const TRY_AGAIN_LATER: u16 = 1013;
+    /// The identity expired.
+    pub const EXPIRED: u16 = 4401;
+    /// No identity.
+    pub const UNAUTHENTICATED: u16 = 4403;
+
+    /// Longest reason that fits into a control frame beside the code.
+    const MAX_REASON: usize = 123;
+
+    /// A close with this code and reason.
+    pub fn new(code: u16, reason: impl Into<Utf8Bytes>) -> Self {
+        Self {
+            code,
+            reason: reason.into(),
+        }
+    }
+
+    pub(crate) const fn from_static(code: u16, reason: &'static str) -> Self {
+        Self {
+            code,
+            reason: Utf8Bytes::from_static(reason),
+        }
+    }
+
+    /// Whether this code may stand in a Close frame: 1000–1003, 1007–1014 and 3000–4999.
+    pub fn is_sendable(&self) -> bool {
+        matches!(self.code, 1000..=1003 | 1007..=1014 | 3000..=4999)
+    }
+
+    /// The reason as it goes onto the wire.
+    pub(crate) fn wire_reason(&self) -> &str {
+        &self.reason[..self.reason.floor_char_boundary(Self::MAX_REASON)]
+    }
+}
+
+impl fmt::Display for Close {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.code, self.reason)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_reason_is_cut_between_characters() {
+        let close = Close::new(4000, "é".repeat(100));
+        assert_eq!(close.wire_reason().len(), 122);
+        assert_eq!(Close::new(4000, "short").wire_reason(), "short");
+    }
+
+    #[test]
+    fn reserved_codes_are_not_sendable() {
+        for code in [0, 999, 1004, 1005, 1006, 1015, 2999, 5000] {
+            assert!(!Close::new(code, "").is_sendable(), "{code}");
+        }
+        for code in [1000, 1012, 3000, 4403, 4999] {
+            assert!(Close::new(code, "").is_sendable(), "{code}");
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! This process's membership in the cluster.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::{Stream, StreamExt};
+use tokio::time::timeout;
+
+use crate::broadcast::Broadcaster;
+use crate::builder::Builder;
+use crate::config::READY;
+use crate::error::ConnectError;
+use crate::health::{Health, Stats};
+use crate::layer::ClusterLayer;
+use crate::node::Node;
+
+/// This process's node in the cluster. Cheap to clone; the node lives until the last handle (this,
+/// a [`ClusterLayer`], a [`Broadcaster`]) and the last socket are gone, or until
+/// [`shutdown`](Self::shutdown).
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), axum_cluster::ConnectError> {
+/// use axum_cluster::{Backend, Cluster, Health};
+///
+/// let cluster = Cluster::builder().backend(Backend::memory()).start();
+/// cluster.ready().await?;
+/// assert_eq!(cluster.health(), Health::Up);
+/// assert_eq!(cluster.stats().sockets, 0);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Cluster {
+    node: Arc<Node>,
+}
+
+impl Cluster {
+    /// Starts a node on this Redis with all defaults and waits until the bus is up, at most 5 s. To
+    /// start without waiting, use [`builder`](Self::builder).
+    ///
+    /// # Errors
+    /// [`ConnectError::Url`] for a malformed URL, [`ConnectError::Unreachable`] with Redis' own reason
+    /// when it is not up in time.
+    ///
+    /// # Cancel safety
+    /// Cancelled, nothing is left behind.
+    pub async fn connect(redis_url: impl AsRef<str>) -> Result<Self, ConnectError> {
+        let cluster = Self::builder().redis(redis_url).try_start()?;
+        cluster.ready().await?;
+        Ok(cluster)
+    }
+
+    /// Starts a node with settings of your own.
+    pub fn builder() -> Builder {
+        Builder::new()
+    }
+
+    /// The layer that puts this node into every request.
+    pub fn layer(&self) -> ClusterLayer {
+        ClusterLayer::of(self.clone())
+    }
+
+    /// Sends to users, rooms and sockets anywhere in the cluster.
+    pub fn broadcaster(&self) -> Broadcaster {
+        Broadcaster::of(self.node.clone())
+    }
+
+    /// Waits until the bus is up, at most 5 s.
+    ///
+    /// # Errors
+    /// [`ConnectError::Unreachable`] with the reason when it is not up in time. The node goes on trying.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn ready(&self) -> Result<(), ConnectError> {
+        let mut changes = self.node.health().changes();
+        let up = async {
+            while let Some(health) = changes.next().await {
+                match health {
+                    Health::Up => return Ok(()),
+                    Health::Degraded { .. } => {}
+                    Health::Draining | Health::Down => break,
+                }
+            }
+            Err(ConnectError::Unreachable(
+                "the cluster was shut down".into(),
+            ))
+        };
+        timeout(READY, up).await.unwrap_or_else(|_| {
+            Err(ConnectError::Unreachable(match self.health() {
+                Health::Degraded { reason, .. } => reason,
+                health => health.to_string().into(),
+            }))
+        })
+    }
+
+    /// How the node stands towards the bus now.
+    pub fn health(&self) -> Health {
+        self.node.health().get()
+    }
+
+    /// Every change of health, beginning with the present state. A reader that keeps up misses no
+    /// outage however short; one that lags more than 64 changes behind misses the oldest. Ends with
+    /// the node.
+    pub fn health_changes(&self) -> impl Stream<Item = Health> + Send + Unpin + use<> {
+        self.node.health().changes()
+    }
+
+    /// Counts of this node.
+    pub fn stats(&self) -> Stats {
+        self.node.stats()
+    }
+
+    /// Ends the node's part in the cluster: from now on upgrades get 503; every socket is closed with
+    /// 1012 at a random moment of `window`, so that the clients do not all reconnect at once; then
+    /// their tasks are awaited and the bus is left. Returns at the latest 5 s after the window.
+    ///
+    /// Run it in the server's shutdown signal, while the server still answers:
+    ///
+    /// ```no_run
+    /// # use std::time::Duration;
+    /// # async fn serve(cluster: axum_cluster::Cluster, app: axum::Router) -> std::io::Result<()> {
+    /// let listener = tokio::net::TcpListener::bind("0.0.0.0:3000").await?;
+    /// axum::serve(listener, app)
+    ///     .with_graceful_shutdown(async move {
+    ///         let _ = tokio::signal::ctrl_c().await;
+    ///         cluster.shutdown(Duration::from_secs(30)).await;
+    ///     })
+    ///     .await
+    /// # }
+    /// ```
+    ///
+    /// # Cancel safety
+    /// Cancelled, the node stays draining; call it again to go on.
+    pub async fn shutdown(&self, window: Duration) {
+        self.node.shutdown(window).await;
+    }
+
+    pub(crate) fn of(node: Arc<Node>) -> Self {
+        Self { node }
+    }
+}

@@ -1,0 +1,133 @@
+//! Every setting and its default, in one place.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::Extensions;
+
+use crate::close::Close;
+use crate::id::UserId;
+use crate::origin::OriginPolicy;
+use crate::outbox::{OutboxLimits, SlowConsumer};
+use crate::registry::Limits;
+use crate::topic::Namespace;
+
+/// How long the closing handshake may take, a stalled upgrade too.
+pub(crate) const CLOSING: Duration = Duration::from_secs(5);
+/// How long [`Cluster::ready`](crate::Cluster::ready) waits.
+pub(crate) const READY: Duration = Duration::from_secs(5);
+
+/// What happens to an upgrade without a user.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Unauthenticated {
+    /// Upgrade, then close with 4403 "authentication required": the default, since a browser cannot
+    /// read the status of a refused handshake.
+    #[default]
+    Close,
+    /// Upgrade, then close with a code and reason of your own.
+    CloseWith(Close),
+    /// Refuse the handshake with 401.
+    Reject,
+}
+
+/// Finds the user in a request's extensions.
+#[derive(Clone)]
+pub(crate) struct Identify(Arc<IdentifyFn>);
+
+type IdentifyFn = dyn Fn(&Extensions) -> Option<UserId> + Send + Sync;
+
+impl Identify {
+    pub(crate) fn by<T: Send + Sync + 'static>(
+        identify: impl Fn(&T) -> Option<UserId> + Send + Sync + 'static,
+    ) -> Self {
+        Self(Arc::new(move |extensions| {
+            extensions.get::<T>().and_then(&identify)
+        }))
+    }
+
+    pub(crate) fn user(&self, extensions: &Extensions) -> Option<UserId> {
+        (self.0)(extensions)
+    }
+}
+
+impl fmt::Debug for Identify {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Identify")
+    }
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Config {
+    pub(crate) namespace: Namespace,
+    pub(crate) identify: Identify,
+    pub(crate) unauthenticated: Unauthenticated,
+    pub(crate) origins: OriginPolicy,
+    pub(crate) limits: Limits,
+    pub(crate) max_message_size: usize,
+    pub(crate) outbox: OutboxLimits,
+    pub(crate) ping_interval: Duration,
+    pub(crate) pong_timeout: Duration,
+    pub(crate) write_timeout: Duration,
+    pub(crate) publish_timeout: Duration,
+    pub(crate) probe_interval: Duration,
+    pub(crate) linger: Duration,
+}
+
+impl Config {
+    /// The defaults; each is explained where [`Builder`](crate::Builder) sets it.
+    pub(crate) fn new(namespace: Namespace) -> Self {
+        Self {
+            namespace,
+            identify: Identify::by(|user: &UserId| Some(user.clone())),
+            unauthenticated: Unauthenticated::default(),
+            origins: OriginPolicy::default(),
+            limits: Limits::default(),
+            max_message_size: 64 * 1024,
+            outbox: OutboxLimits {
+                messages: 256,
+                bytes: 1024 * 1024,
+                policy: SlowConsumer::Close,
+            },
+            ping_interval: Duration::from_secs(25),
+            pong_timeout: Duration::from_secs(20),
+            write_timeout: Duration::from_secs(10),
+            publish_timeout: Duration::from_secs(2),
+            probe_interval: Duration::from_secs(5),
+            linger: Duration::from_secs(2),
+        }
+    }
+
+    /// What makes no sense, if anything.
+    pub(crate) fn problem(&self) -> Option<String> {
+        let durations = [
+            ("ping_interval", self.ping_interval),
+            ("pong_timeout", self.pong_timeout),
+            ("write_timeout", self.write_timeout),
+            ("publish_timeout", self.publish_timeout),
+            ("probe_interval", self.probe_interval),
+        ];
+        let zero = durations.iter().find(|(_, duration)| duration.is_zero());
+        if let Some((name, _)) = zero {
+            return Some(format!("{name} is zero: it must be longer than nothing"));
+        }
+        let longest = Duration::from_secs(24 * 60 * 60);
+        let long = durations
+            .into_iter()
+            .chain([("linger", self.linger)])
+            .find(|(_, d)| *d > longest);
+        if let Some((name, _)) = long {
+            return Some(format!("{name} is longer than a day"));
+        }
+        let counts = [
+            ("max_message_size", Some(self.max_message_size)),
+            ("outbox messages", Some(self.outbox.messages)),
+            ("outbox bytes", Some(self.outbox.bytes)),
+            ("max_sockets", self.limits.sockets),
+            ("max_sockets_per_user", self.limits.sockets_per_user),
+        ];
+        let zero = counts.iter().find(|(_, count)| *count == Some(0));
+        zero.map(|(name, _)| format!("{name} is zero: nothing could ever pass"))
+    }
+}

@@ -1,0 +1,160 @@
+//! How the node stands, and what it counted.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use futures::Stream;
+use futures::stream;
+use parking_lot::Mutex;
+use tokio::sync::broadcast;
+use tokio::sync::broadcast::error::RecvError;
+
+/// How the node stands towards the bus.
+///
+/// Local delivery works in every state but [`Down`](Health::Down).
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum Health {
+    /// Every wanted subscription is confirmed and the probe came back: messages travel both ways.
+    Up,
+    /// The bus is not usable. The node serves its own sockets and returns by itself.
+    Degraded {
+        /// Since when.
+        since: SystemTime,
+        /// Why, in Redis' own words where it has spoken, with the fix where one is known.
+        reason: Arc<str>,
+    },
+    /// [`Cluster::shutdown`](crate::Cluster::shutdown) has begun: no new sockets.
+    Draining,
+    /// Shut down: sends fail, nothing is left on the bus.
+    Down,
+}
+
+impl fmt::Display for Health {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Up => f.write_str("up"),
+            Self::Degraded { reason, .. } => write!(f, "degraded: {reason}"),
+            Self::Draining => f.write_str("draining"),
+            Self::Down => f.write_str("down"),
+        }
+    }
+}
+
+/// How many changes a reader may lag behind before the oldest are merged.
+const HISTORY: usize = 64;
+
+/// The current health, and everyone who watches it.
+#[derive(Debug)]
+pub(crate) struct HealthCell {
+    current: Mutex<Health>,
+    changes: broadcast::Sender<Health>,
+}
+
+impl HealthCell {
+    pub(crate) fn new(initial: Health) -> Self {
+        Self {
+            current: Mutex::new(initial),
+            changes: broadcast::Sender::new(HISTORY),
+        }
+    }
+
+    pub(crate) fn get(&self) -> Health {
+        self.current.lock().clone()
+    }
+
+    /// Moves on to what `next` makes of the current state; `None` leaves it. Returns whether it changed.
+    pub(crate) fn update(&self, next: impl FnOnce(&Health) -> Option<Health>) -> bool {
+        let mut current = self.current.lock();
+        let Some(health) = next(&current) else {
+            return false;
+        };
+        if health == *current {
+            return false;
+        }
+        *current = health.clone();
+        // Fails only when nobody watches.
+        let _ = self.changes.send(health);
+        true
+    }
+
+    /// Begins with the current state; ends with the node.
+    pub(crate) fn changes(&self) -> impl Stream<Item = Health> + Send + Unpin + use<> {
+        let current = self.current.lock();
+        let state = (Some(current.clone()), self.changes.subscribe());
+        drop(current);
+        Box::pin(stream::unfold(state, |(first, mut changes)| async move {
+            if let Some(health) = first {
+                return Some((health, (None, changes)));
+            }
+            loop {
+                match changes.recv().await {
+                    Ok(health) => return Some((health, (None, changes))),
+                    Err(RecvError::Lagged(_)) => {}
+                    Err(RecvError::Closed) => return None,
+                }
+            }
+        }))
+    }
+}
+
+/// Plain numbers of one node. Counters grow from its start; `sockets`, `users` and `rooms` are now.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Sockets registered here now.
+    pub sockets: u64,
+    /// Users with a socket here now.
+    pub users: u64,
+    /// Rooms with a member here now.
+    pub rooms: u64,
+    /// Sends and closes begun on this node.
+    pub sent: u64,
+    /// Messages taken by outboxes of this node, whoever sent them.
+    pub delivered: u64,
+    /// Messages discarded because a client read too slowly.
+    pub dropped: u64,
+    /// Sockets closed because their client read too slowly.
+    pub slow_closed: u64,
+    /// Outages of the bus during which messages from other nodes may have been missed. One per outage.
+    pub bus_gaps: u64,
+    /// Messages from the bus that made no sense.
+    pub bus_garbage: u64,
+    /// Times the bus came back after it had been lost.
+    pub bus_reconnects: u64,
+    /// Publishes that failed, certainly or possibly.
+    pub bus_publish_failures: u64,
+    /// Upgrades refused because of their `Origin`.
+    pub origins_refused: u64,
+    /// Upgrades refused because of a limit on sockets.
+    pub limits_refused: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::StreamExt;
+
+    use super::*;
+
+    fn degraded(reason: &str) -> Health {
+        Health::Degraded {
+            since: SystemTime::UNIX_EPOCH,
+            reason: reason.into(),
+        }
+    }
+
+    #[tokio::test]
+    async fn an_outage_between_two_reads_is_seen() {
+        let cell = HealthCell::new(Health::Up);
+        let mut changes = cell.changes();
+        assert_eq!(changes.next().await, Some(Health::Up));
+        cell.update(|_| Some(degraded("gone")));
+        cell.update(|_| Some(Health::Up));
+        assert!(!cell.update(|_| Some(Health::Up)), "no change, no event");
+        assert_eq!(changes.next().await, Some(degraded("gone")));
+        assert_eq!(changes.next().await, Some(Health::Up));
+        drop(cell);
+        assert_eq!(changes.next().await, None);
+    }
+}

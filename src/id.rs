@@ -1,0 +1,267 @@
+//! Ids: of users, of nodes and of sockets.
+
+use std::fmt;
+use std::num::ParseIntError;
+use std::str::FromStr;
+use std::sync::Arc;
+
+/// Longest user id and room name, in bytes.
+pub(crate) const MAX_NAME: usize = 256;
+
+/// Who a socket belongs to: 1 to 256 bytes, compared bytewise.
+///
+/// Existing auth middleware puts one into the request's extensions, and every
+/// [`ClusterSocket`](crate::ClusterSocket) behind it is registered under this id.
+///
+/// The `From` conversions never fail. An unusable id (empty, or longer than 256 bytes) is refused
+/// where it is used: a send returns [`SendError`](crate::SendError), an upgrade answers 400.
+/// [`UserId::try_new`] refuses it at once.
+///
+/// ```
+/// use axum_cluster::UserId;
+///
+/// assert_eq!(UserId::from("alice"), UserId::from(String::from("alice")));
+/// assert_eq!(UserId::from(42).as_str(), "42");
+/// assert!(UserId::try_new("").is_err());
+/// ```
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct UserId(Arc<str>);
+
+impl UserId {
+    /// Takes an id, checked.
+    ///
+    /// # Errors
+    /// When the id is empty or longer than 256 bytes.
+    pub fn try_new(id: impl Into<String>) -> Result<Self, InvalidId> {
+        let id = id.into();
+        check_name(&id)?;
+        Ok(Self(id.into()))
+    }
+
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// The rule for user ids and room names.
+pub(crate) fn check_name(name: &str) -> Result<(), InvalidId> {
+    match name.len() {
+        0 => Err(InvalidId::Empty),
+        1..=MAX_NAME => Ok(()),
+        bytes => Err(InvalidId::TooLong { bytes }),
+    }
+}
+
+impl From<&str> for UserId {
+    fn from(id: &str) -> Self {
+        Self(id.into())
+    }
+}
+
+impl From<String> for UserId {
+    fn from(id: String) -> Self {
+        Self(id.into())
+    }
+}
+
+impl From<&String> for UserId {
+    fn from(id: &String) -> Self {
+        Self(id.as_str().into())
+    }
+}
+
+impl From<&UserId> for UserId {
+    fn from(id: &UserId) -> Self {
+        id.clone()
+    }
+}
+
+macro_rules! from_number {
+    ($($number:ty),*) => {$(
+        impl From<$number> for UserId {
+            fn from(id: $number) -> Self {
+                Self(id.to_string().into())
+            }
+        }
+    )*};
+}
+
+from_number!(u32, i32, u64, i64);
+
+impl AsRef<str> for UserId {
+    fn as_ref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for UserId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for UserId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "UserId({:?})", self.as_str())
+    }
+}
+
+/// Why a user id or a room name cannot be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum InvalidId {
+    /// It has no bytes.
+    Empty,
+    /// It has more than 256 bytes.
+    TooLong {
+        /// How many it has.
+        bytes: usize,
+    },
+}
+
+impl fmt::Display for InvalidId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Empty => f.write_str("the id is empty: 1 to 256 bytes are needed"),
+            Self::TooLong { bytes } => {
+                write!(
+                    f,
+                    "the id has {bytes} bytes: at most {MAX_NAME} are allowed"
+                )
+            }
+        }
+    }
+}
+
+impl std::error::Error for InvalidId {}
+
+/// Identity of a node, random at every start, so that a restarted process is never taken for its
+/// old self.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct NodeId(pub(crate) u64);
+
+impl NodeId {
+    pub(crate) fn random() -> Self {
+        Self(fastrand::u64(..))
+    }
+}
+
+impl fmt::Display for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+impl fmt::Debug for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "NodeId({self})")
+    }
+}
+
+/// One socket in the whole cluster.
+///
+/// Unique for as long as the cluster lives, and never reused. Its text form goes through
+/// `Display` and `FromStr`, so it can travel in your own messages.
+///
+/// ```
+/// use axum_cluster::SocketId;
+///
+/// let id: SocketId = "00000000000000ff-2a".parse()?;
+/// assert_eq!(id.to_string(), "00000000000000ff-2a");
+/// # Ok::<(), axum_cluster::InvalidSocketId>(())
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct SocketId {
+    pub(crate) node: NodeId,
+    pub(crate) number: u64,
+}
+
+impl fmt::Display for SocketId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{:x}", self.node, self.number)
+    }
+}
+
+impl fmt::Debug for SocketId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SocketId({self})")
+    }
+}
+
+impl FromStr for SocketId {
+    type Err = InvalidSocketId;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let hex = |digits: &str| -> Result<u64, InvalidSocketId> {
+            if !digits
+                .bytes()
+                .all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+            {
+                return Err(InvalidSocketId);
+            }
+            u64::from_str_radix(digits, 16).map_err(|_: ParseIntError| InvalidSocketId)
+        };
+        let (node, number) = text.split_once('-').ok_or(InvalidSocketId)?;
+        if node.len() != 16 || number.starts_with('0') && number.len() > 1 {
+            return Err(InvalidSocketId);
+        }
+        Ok(Self {
+            node: NodeId(hex(node)?),
+            number: hex(number)?,
+        })
+    }
+}
+
+/// The text is not a [`SocketId`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct InvalidSocketId;
+
+impl fmt::Display for InvalidSocketId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(
+            "not a socket id: 16 hexadecimal digits, a hyphen and a hexadecimal number are needed",
+        )
+    }
+}
+
+impl std::error::Error for InvalidSocketId {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn user_ids_are_one_to_256_bytes() {
+        assert_eq!(UserId::try_new(""), Err(InvalidId::Empty));
+        assert!(UserId::try_new("x").is_ok());
+        assert!(UserId::try_new("x".repeat(256)).is_ok());
+        assert_eq!(
+            UserId::try_new("é".repeat(129)),
+            Err(InvalidId::TooLong { bytes: 258 })
+        );
+    }
+
+    #[test]
+    fn socket_ids_travel_as_text() {
+        for number in [0, 1, 0xff, u64::MAX] {
+            let id = SocketId {
+                node: NodeId(7),
+                number,
+            };
+            assert_eq!(id.to_string().parse(), Ok(id));
+        }
+        for text in [
+            "",
+            "-",
+            "7-1",
+            "0000000000000007",
+            "0000000000000007-",
+            "0000000000000007-01",
+            "000000000000000G-1",
+            "+000000000000007-1",
+        ] {
+            assert_eq!(text.parse::<SocketId>(), Err(InvalidSocketId), "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! The Tower layer: puts the cluster into every request.
+
+use std::task::{Context, Poll};
+
+use http::Request;
+use tower_layer::Layer;
+use tower_service::Service;
+
+use crate::broadcast::Broadcaster;
+use crate::cluster::Cluster;
+use crate::error::ConnectError;
+
+/// Makes everything behind it part of the cluster: every request carries the [`Broadcaster`], and
+/// [`ClusterSocket`](crate::ClusterSocket) can be extracted.
+///
+/// It fits any tower service over `http::Request<B>`. Its place relative to the auth middleware
+/// does not matter, as long as both wrap the route. Clones share one node.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// use axum::{Router, routing::post};
+/// use axum_cluster::{Broadcaster, Cluster, SendError};
+///
+/// async fn greet(cluster: Broadcaster) -> Result<(), SendError> {
+///     cluster.to_all().send("hello").await?;
+///     Ok(())
+/// }
+///
+/// let cluster = Cluster::builder().start(); // no Redis named: in memory
+/// let app: Router = Router::new().route("/greet", post(greet)).layer(cluster.layer());
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct ClusterLayer {
+    cluster: Cluster,
+    broadcaster: Broadcaster,
+}
+
+impl ClusterLayer {
+    /// The short form of [`Cluster::builder()`](Cluster::builder)`.redis(url).start().layer()`. Connects
+    /// in the background; until Redis is there, the node serves its own sockets.
+    ///
+    /// # Panics
+    /// When the URL is malformed or unsupported ([`try_new`](Self::try_new) returns the error), or
+    /// outside a tokio runtime.
+    pub fn new(redis_url: impl AsRef<str>) -> Self {
+        Cluster::builder().redis(redis_url).start().layer()
+    }
+
+    /// Like [`new`](Self::new), but returns what is wrong with the URL.
+    ///
+    /// # Errors
+    /// [`ConnectError::Url`] names the part of the URL that is wrong.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub fn try_new(redis_url: impl AsRef<str>) -> Result<Self, ConnectError> {
+        Ok(Cluster::builder().redis(redis_url).try_start()?.layer())
+    }
+
+    /// The node behind it: health, statistics, shutdown.
+    pub fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
+    pub(crate) fn of(cluster: Cluster) -> Self {
+        let broadcaster = cluster.broadcaster();
+        Self {
+            cluster,
+            broadcaster,
+        }
+    }
+}
+
+impl<S> Layer<S> for ClusterLayer {
+    type Service = ClusterService<S>;
+
+    fn layer(&self, inner: S) -> ClusterService<S> {
+        ClusterService {
+            inner,
+            broadcaster: self.broadcaster.clone(),
+        }
+    }
+}
+
+/// What [`ClusterLayer`] makes of a service: the same response, error and future.
+#[derive(Clone, Debug)]
+pub struct ClusterService<S> {
+    inner: S,
+    broadcaster: Broadcaster,
+}
+
+impl<S, B> Service<Request<B>> for ClusterService<S>
+where
+    S: Service<Request<B>>,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<B>) -> S::Future {
+        request.extensions_mut().insert(self.broadcaster.clone());
+        self.inner.call(request)
+    }
+}

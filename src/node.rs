@@ -1,0 +1,532 @@
+//! The centre of a process: reserves, registers, delivers, sends, hears and drains.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use std::time::{Duration, SystemTime};
+
+use futures::future::join;
+use parking_lot::{Mutex, RwLock};
+use smallvec::SmallVec;
+use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio_util::task::TaskTracker;
+
+use crate::backend::{Backend, Bus, BusSettings, Listener};
+use crate::close::Close;
+use crate::config::{CLOSING, Config};
+use crate::error::{QueryError, QueryErrorKind, SendError, SendErrorKind};
+use crate::health::{Health, HealthCell, Stats};
+use crate::id::{InvalidId, NodeId, SocketId, UserId};
+use crate::message::{Message, Utf8Bytes};
+use crate::outbox::{Outbox, OutboxLimits, Pushed};
+use crate::recent::RecentUnions;
+use crate::registry::{Full, Member, Registry};
+use crate::scope::{Route, Scope, Selection};
+use crate::topic::Topic;
+use crate::wire::{self, Action, MAX_ENVELOPE};
+
+/// This process's node. Handles and sockets share it; its tasks hold it weakly.
+#[derive(Debug)]
+pub(crate) struct Node {
+    id: NodeId,
+    config: Config,
+    bus: Box<dyn Bus>,
+    registry: RwLock<Registry<Arc<Outbox>>>,
+    unions: Mutex<RecentUnions>,
+    next_socket: AtomicU64,
+    next_union: AtomicU64,
+    health: HealthCell,
+    outage: Mutex<Outage>,
+    counters: Counters,
+    tasks: TaskTracker,
+    draining: AtomicBool,
+    stopped: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    sent: AtomicU64,
+    delivered: AtomicU64,
+    dropped: AtomicU64,
+    slow_closed: AtomicU64,
+    bus_gaps: AtomicU64,
+    bus_garbage: AtomicU64,
+    bus_reconnects: AtomicU64,
+    bus_publish_failures: AtomicU64,
+    origins_refused: AtomicU64,
+    limits_refused: AtomicU64,
+}
+
+/// What is known of the bus beside its health.
+#[derive(Debug, Default)]
+struct Outage {
+    /// The bus has been up or has failed: it is no longer just starting.
+    known: bool,
+    ever_up: bool,
+    /// Messages may have been missed in the present outage.
+    gap: bool,
+}
+
+/// Why a socket may not enter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Refused {
+    InvalidUser(InvalidId),
+    Draining,
+    Full(Full),
+}
+
+/// What a send carries.
+#[derive(Debug, Clone)]
+pub(crate) enum Parcel {
+    Message(Message),
+    Close(Close),
+}
+
+impl Node {
+    /// Must be called within a tokio runtime.
+    pub(crate) fn start(config: Config, backend: &Backend) -> Arc<Self> {
+        let id = NodeId::random();
+        let settings = BusSettings {
+            namespace: config.namespace.clone(),
+            publish_timeout: config.publish_timeout,
+            probe_interval: config.probe_interval,
+            linger: config.linger,
+        };
+        let starting = Health::Degraded {
+            since: SystemTime::now(),
+            reason: "connecting to the bus".into(),
+        };
+        let node = Arc::new(Self {
+            id,
+            bus: backend.open(id, settings),
+            config,
+            registry: RwLock::new(Registry::new()),
+            unions: Mutex::default(),
+            next_socket: AtomicU64::new(1),
+            next_union: AtomicU64::new(1),
+            health: HealthCell::new(starting),
+            outage: Mutex::default(),
+            counters: Counters::default(),
+            tasks: TaskTracker::new(),
+            draining: AtomicBool::new(false),
+            stopped: AtomicBool::new(false),
+        });
+        tracing::info!(node = %id, namespace = node.config.namespace.as_str(), "node started");
+        let listener = Arc::downgrade(&node);
+        node.bus.start(listener);
+        // Single sockets are reached through it, and the probe comes back on it. Never released: it
+        // lives as long as the bus.
+        node.bus.want(&Topic::node(id));
+        node
+    }
+
+    pub(crate) fn config(&self) -> &Config {
+        &self.config
+    }
+
+    pub(crate) fn health(&self) -> &HealthCell {
+        &self.health
+    }
+
+    /// Where the tasks of sockets run, so that a shutdown can wait for them.
+    pub(crate) fn tasks(&self) -> &TaskTracker {
+        &self.tasks
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(SeqCst)
+    }
+
+    pub(crate) fn count_refused_origin(&self) {
+        self.counters.origins_refused.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn count_slow_close(&self, dropped: usize) {
+        self.counters.slow_closed.fetch_add(1, Relaxed);
+        self.counters.dropped.fetch_add(dropped as u64, Relaxed);
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        let registry = self.registry.read();
+        let count = |counter: &AtomicU64| counter.load(Relaxed);
+        let Counters {
+            sent,
+            delivered,
+            dropped,
+            slow_closed,
+            bus_gaps,
+            bus_garbage,
+            bus_reconnects,
+            bus_publish_failures,
+            origins_refused,
+            limits_refused,
+        } = &self.counters;
+        Stats {
+            sockets: registry.sockets() as u64,
+            users: registry.users() as u64,
+            rooms: registry.rooms() as u64,
+            sent: count(sent),
+            delivered: count(delivered),
+            dropped: count(dropped),
+            slow_closed: count(slow_closed),
+            bus_gaps: count(bus_gaps),
+            bus_garbage: count(bus_garbage),
+            bus_reconnects: count(bus_reconnects),
+            bus_publish_failures: count(bus_publish_failures),
+            origins_refused: count(origins_refused),
+            limits_refused: count(limits_refused),
+        }
+    }
+
+    // Admission ------------------------------------------------------------------------------------
+
+    /// Takes a place for a socket of this user, and makes sure the cluster's messages for the user
+    /// come here. In an outage it does not wait for that.
+    pub(crate) async fn reserve(self: &Arc<Self>, user: UserId) -> Result<Reservation, Refused> {
+        let topic = Topic::user(&user).map_err(Refused::InvalidUser)?;
+        if self.is_draining() {
+            return Err(Refused::Draining);
+        }
+        let claimed = self.registry.write().claim(&topic, self.config.limits);
+        claimed.map_err(|full| {
+            self.counters.limits_refused.fetch_add(1, Relaxed);
+            Refused::Full(full)
+        })?;
+        let confirmations = (self.bus.want(&Topic::all()), self.bus.want(&topic));
+        let reservation = Reservation {
+            node: self.clone(),
+            user,
+            topic,
+        };
+        if !self.is_cut_off() {
+            let deadline = self.config.publish_timeout;
+            join(
+                confirmations.0.wait(deadline),
+                confirmations.1.wait(deadline),
+            )
+            .await;
+        }
+        Ok(reservation)
+    }
+
+    /// Puts a socket into a room; returns when the cluster's messages for the room come here.
+    pub(crate) async fn join(&self, id: SocketId, room: &Topic) -> Option<()> {
+        // Wanted before it is joined: the end of the socket releases every room it has joined.
+        let confirmation = self.bus.want(room);
+        let joined = self.registry.write().join(id, room);
+        if joined != Some(true) {
+            self.bus.release(room);
+        }
+        joined?;
+        if !self.is_cut_off() {
+            confirmation.wait(self.config.publish_timeout).await;
+        }
+        Some(())
+    }
+
+    pub(crate) fn leave(&self, id: SocketId, room: &Topic) {
+        let left = self.registry.write().leave(id, room);
+        if left {
+            self.bus.release(room);
+        }
+    }
+
+    /// The bus is known not to answer. While it is just starting, waiting for it makes sense.
+    fn is_cut_off(&self) -> bool {
+        let known = self.outage.lock().known;
+        known && matches!(self.health.get(), Health::Degraded { .. })
+    }
+
+    // Delivery -------------------------------------------------------------------------------------
+
+    /// Hands a parcel to the sockets of this node, never waiting for one. Returns how many took it.
+    fn deliver(&self, scope: &Scope<'_>, parcel: impl FnOnce() -> Parcel) -> usize {
+        let members = self.registry.read().select(scope);
+        if members.is_empty() {
+            return 0;
+        }
+        match parcel() {
+            Parcel::Message(message) => {
+                let limits = &self.config.outbox;
+                let take = |member: &&Arc<Outbox>| self.push(member, message.clone(), limits);
+                let taken = members.iter().filter(take).count();
+                self.counters.delivered.fetch_add(taken as u64, Relaxed);
+                taken
+            }
+            Parcel::Close(close) => members.iter().filter(|m| m.close(close.clone())).count(),
+        }
+    }
+
+    fn push(&self, outbox: &Arc<Outbox>, message: Message, limits: &OutboxLimits) -> bool {
+        match outbox.push(message, limits) {
+            Pushed::Taken => true,
+            Pushed::Replaced(lost) => {
+                self.counters.dropped.fetch_add(lost as u64, Relaxed);
+                true
+            }
+            Pushed::Overflowed(lost) => {
+                self.count_slow_close(lost);
+                let (socket, user) = (outbox.id(), outbox.user());
+                tracing::warn!(%socket, %user, dropped = lost, "slow consumer closed");
+                false
+            }
+            Pushed::Closed => false,
+        }
+    }
+
+    /// Delivers here, then publishes once for all other nodes. Returns the sockets here and, where it
+    /// can be known, the other nodes.
+    pub(crate) async fn send(
+        &self,
+        selection: &Selection,
+        parcel: Parcel,
+        local_only: bool,
+    ) -> Result<(usize, Option<usize>), SendError> {
+        if self.stopped.load(SeqCst) {
+            return Err(SendError::refused(SendErrorKind::Down));
+        }
+        let scope = selection.scope();
+        let (topics, union) = match selection.route() {
+            _ if local_only => (SmallVec::new(), None),
+            Route::Separate(topics) => (topics, None),
+            Route::Union(topics) => (topics, Some(self.next_union.fetch_add(1, Relaxed))),
+        };
+        let own = Topic::node(self.id);
+        let topics: SmallVec<[Topic; 1]> =
+            topics.into_iter().filter(|topic| *topic != own).collect();
+        let envelope = match topics.is_empty() {
+            true => None,
+            false => Some(self.envelope(union, &scope, &parcel)?),
+        };
+        self.counters.sent.fetch_add(1, Relaxed);
+        let local = self.deliver(&scope, || parcel);
+        let single = scope.targets.len() == 1 && !local_only;
+        let nodes = match envelope {
+            None => 0,
+            Some(envelope) => self.bus.publish(topics, envelope).await.map_err(|error| {
+                self.counters.bus_publish_failures.fetch_add(1, Relaxed);
+                SendError {
+                    local,
+                    kind: SendErrorKind::Bus(error),
+                }
+            })?,
+        };
+        Ok((local, single.then_some(nodes)))
+    }
+
+    fn envelope(
+        &self,
+        union: Option<u64>,
+        scope: &Scope<'_>,
+        parcel: &Parcel,
+    ) -> Result<bytes::Bytes, SendError> {
+        let action = match parcel {
+            Parcel::Message(message) => Action::from(message),
+            Parcel::Close(close) => Action::from(close),
+        };
+        let envelope = wire::encode(self.id, union, scope, &action);
+        if envelope.len() > MAX_ENVELOPE {
+            let (bytes, limit) = (envelope.len(), MAX_ENVELOPE);
+            return Err(SendError::refused(SendErrorKind::TooLarge { bytes, limit }));
+        }
+        Ok(envelope)
+    }
+
+    /// Whether the user has a socket here, or another node listens for it.
+    pub(crate) async fn is_online(&self, user: &UserId) -> Result<bool, QueryError> {
+        let fail = |kind| QueryError { kind };
+        let topic = Topic::user(user).map_err(|error| fail(QueryErrorKind::InvalidId(error)))?;
+        if self.registry.read().has_member(&topic) {
+            return Ok(true);
+        }
+        let nodes = self.bus.listening(&topic).await;
+        nodes
+            .map(|nodes| nodes > 0)
+            .map_err(|reason| fail(QueryErrorKind::Bus(reason)))
+    }
+
+    // The end --------------------------------------------------------------------------------------
+
+    /// Refuses new sockets, closes the others at random moments of the window, waits for their
+    /// tasks and leaves the bus. May be called again when it was cancelled.
+    pub(crate) async fn shutdown(&self, window: Duration) {
+        let start = Instant::now();
+        let deadline = start + window + CLOSING;
+        self.draining.store(true, SeqCst);
+        if self
+            .health
+            .update(|health| (*health != Health::Down).then_some(Health::Draining))
+        {
+            tracing::info!(node = %self.id, sockets = self.stats().sockets, "draining");
+        }
+        let mut moments: Vec<(Instant, Arc<Outbox>)> = {
+            let registry = self.registry.read();
+            let at =
+                |outbox: &Arc<Outbox>| (start + window.mul_f64(fastrand::f64()), outbox.clone());
+            registry.members().map(at).collect()
+        };
+        moments.sort_unstable_by_key(|(moment, _)| *moment);
+        for (moment, outbox) in moments {
+            sleep_until(moment).await;
+            outbox.close(restarting());
+        }
+        self.tasks.close();
+        // Past the deadline every stream is gone; only handlers can still run.
+        let _ = timeout_at(deadline, self.tasks.wait()).await;
+        self.stopped.store(true, SeqCst);
+        let _ = timeout_at(deadline, self.bus.stop()).await;
+        if self.health.update(|_| Some(Health::Down)) {
+            tracing::info!(node = %self.id, "node stopped");
+        }
+    }
+}
+
+fn restarting() -> Close {
+    Close::from_static(Close::RESTART, "the server restarts, please reconnect")
+}
+
+impl Listener for Node {
+    fn heard(&self, topic: &str, bytes: &[u8]) {
+        let Ok(envelope) = wire::decode(bytes) else {
+            return self.garbage();
+        };
+        if envelope.origin == Some(self.id) {
+            return;
+        }
+        if let (Some(origin), Some(union)) = (envelope.origin, envelope.union)
+            && !self.unions.lock().is_first(origin, union)
+        {
+            return;
+        }
+        let mut scope = envelope.scope;
+        if envelope.union.is_none() {
+            scope.targets.push(topic);
+        }
+        match envelope.action {
+            Action::Text(text) => {
+                self.deliver(&scope, || {
+                    Parcel::Message(Message::Text(Utf8Bytes::from(&*text)))
+                });
+            }
+            Action::Binary(bytes) => {
+                self.deliver(&scope, || {
+                    Parcel::Message(Message::from(bytes.into_owned()))
+                });
+            }
+            Action::Close { code, reason } => {
+                self.deliver(&scope, || Parcel::Close(Close::new(code, &*reason)));
+            }
+            Action::Probe | Action::Unknown => {}
+        }
+    }
+
+    fn garbage(&self) {
+        self.counters.bus_garbage.fetch_add(1, Relaxed);
+    }
+
+    fn up(&self) {
+        let mut outage = self.outage.lock();
+        let changed = self.health.update(|health| match health {
+            Health::Degraded { .. } => Some(Health::Up),
+            _ => None,
+        });
+        if changed {
+            let gap = std::mem::take(&mut outage.gap);
+            if gap {
+                self.counters.bus_reconnects.fetch_add(1, Relaxed);
+            }
+            tracing::info!(node = %self.id, gap, "the bus is up");
+        }
+        (outage.known, outage.ever_up) = (true, true);
+    }
+
+    fn down(&self, reason: Arc<str>, deaf: bool) {
+        let mut outage = self.outage.lock();
+        outage.known = true;
+        if deaf && outage.ever_up && !outage.gap {
+            outage.gap = true;
+            self.counters.bus_gaps.fetch_add(1, Relaxed);
+        }
+        let changed = self.health.update(|health| match health {
+            Health::Up => Some(Health::Degraded {
+                since: SystemTime::now(),
+                reason: reason.clone(),
+            }),
+            Health::Degraded { since, .. } => Some(Health::Degraded {
+                since: *since,
+                reason: reason.clone(),
+            }),
+            Health::Draining | Health::Down => None,
+        });
+        if changed {
+            tracing::warn!(node = %self.id, %reason, gap = outage.gap, "the bus is down; local delivery goes on");
+        }
+    }
+}
+
+/// A place for a socket whose user the cluster already listens for. Dropping it gives both back.
+#[derive(Debug)]
+pub(crate) struct Reservation {
+    node: Arc<Node>,
+    user: UserId,
+    topic: Topic,
+}
+
+impl Reservation {
+    pub(crate) fn node(&self) -> &Arc<Node> {
+        &self.node
+    }
+
+    pub(crate) fn user(&self) -> &UserId {
+        &self.user
+    }
+
+    /// From now on the socket is reachable from every node; what comes waits in the outbox.
+    pub(crate) fn register(self) -> (Arc<Outbox>, Registration) {
+        let node = &self.node;
+        let id = SocketId {
+            node: node.id,
+            number: node.next_socket.fetch_add(1, Relaxed),
+        };
+        let outbox = Arc::new(Outbox::new(id, self.user.clone()));
+        node.registry
+            .write()
+            .insert(self.topic.clone(), outbox.clone());
+        // A drain that began meanwhile may have looked before this one was there.
+        if node.is_draining() {
+            outbox.close(restarting());
+        }
+        tracing::debug!(socket = %id, user = %self.user, "socket opened");
+        (
+            outbox,
+            Registration {
+                id,
+                reservation: self,
+            },
+        )
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.node.registry.write().unclaim(&self.topic);
+        self.node.bus.release(&self.topic);
+        self.node.bus.release(&Topic::all());
+    }
+}
+
+/// A reachable socket. Dropping it makes it unreachable and gives everything back.
+#[derive(Debug)]
+pub(crate) struct Registration {
+    id: SocketId,
+    reservation: Reservation,
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        let node = &self.reservation.node;
+        let rooms = node.registry.write().remove(self.id).unwrap_or_default();
+        for room in &rooms {
+            node.bus.release(room);
+        }
+    }
+}

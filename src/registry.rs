@@ -1,0 +1,448 @@
+//! Which socket of this node is on which topic.
+//!
+//! Generic over what a socket is reached by, so that the rules are tested without any I/O.
+
+use std::collections::{HashMap, HashSet};
+
+use indexmap::IndexMap;
+
+use crate::id::{SocketId, UserId};
+use crate::scope::Scope;
+use crate::topic::{ALL, ROOM, Topic, USER, socket_of};
+
+/// A socket as the rules see it.
+pub(crate) trait Member: Clone {
+    fn id(&self) -> SocketId;
+    fn user(&self) -> &UserId;
+}
+
+/// The limits that admission respects. Reservations count, so they are exact.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Limits {
+    pub(crate) sockets: Option<usize>,
+    pub(crate) sockets_per_user: Option<usize>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Full {
+    Node,
+    User,
+}
+
+#[derive(Debug)]
+pub(crate) struct Registry<M> {
+    sockets: IndexMap<SocketId, Entry<M>>,
+    groups: HashMap<Topic, Group<M>>,
+    /// Sockets and reservations.
+    claims: usize,
+    users: usize,
+    rooms: usize,
+}
+
+#[derive(Debug)]
+struct Entry<M> {
+    member: M,
+    user: Topic,
+    rooms: Vec<Topic>,
+}
+
+/// The sockets on one topic.
+#[derive(Debug)]
+struct Group<M> {
+    /// For a user: its sockets and reservations. Unused for a room.
+    claims: usize,
+    members: Members<M>,
+}
+
+/// Nearly every user has one socket here, so one needs no map.
+#[derive(Debug)]
+enum Members<M> {
+    None,
+    One(M),
+    Many(IndexMap<SocketId, M>),
+}
+
+impl<M: Member> Registry<M> {
+    pub(crate) fn new() -> Self {
+        Self {
+            sockets: IndexMap::new(),
+            groups: HashMap::new(),
+            claims: 0,
+            users: 0,
+            rooms: 0,
+        }
+    }
+
+    pub(crate) fn sockets(&self) -> usize {
+        self.sockets.len()
+    }
+
+    pub(crate) fn users(&self) -> usize {
+        self.users
+    }
+
+    pub(crate) fn rooms(&self) -> usize {
+        self.rooms
+    }
+
+    /// Takes a place for a socket of this user, until [`unclaim`](Self::unclaim) gives it back.
+    pub(crate) fn claim(&mut self, user: &Topic, limits: Limits) -> Result<(), Full> {
+        if limits.sockets.is_some_and(|limit| self.claims >= limit) {
+            return Err(Full::Node);
+        }
+        let taken = self.groups.get(user).map_or(0, |group| group.claims);
+        if limits.sockets_per_user.is_some_and(|limit| taken >= limit) {
+            return Err(Full::User);
+        }
+        self.group(user).claims += 1;
+        self.claims += 1;
+        Ok(())
+    }
+
+    pub(crate) fn unclaim(&mut self, user: &Topic) {
+        let Some(group) = self.groups.get_mut(user) else {
+            return;
+        };
+        group.claims -= 1;
+        self.claims -= 1;
+        if group.is_unused() {
+            self.groups.remove(user);
+        }
+    }
+
+    /// Puts a socket that has a claim onto its user's topic.
+    pub(crate) fn insert(&mut self, user: Topic, member: M) {
+        self.add_to(&user, member.clone());
+        self.sockets.insert(
+            member.id(),
+            Entry {
+                member,
+                user,
+                rooms: Vec::new(),
+            },
+        );
+    }
+
+    /// Takes a socket off every topic; its claim stays. Returns its rooms.
+    pub(crate) fn remove(&mut self, id: SocketId) -> Option<Vec<Topic>> {
+        let entry = self.sockets.swap_remove(&id)?;
+        for topic in entry.rooms.iter().chain([&entry.user]) {
+            self.remove_from(topic, id);
+        }
+        Some(entry.rooms)
+    }
+
+    /// Whether the socket newly joined; `None` when it is not registered.
+    pub(crate) fn join(&mut self, id: SocketId, room: &Topic) -> Option<bool> {
+        let entry = self.sockets.get_mut(&id)?;
+        if entry.rooms.contains(room) {
+            return Some(false);
+        }
+        entry.rooms.push(room.clone());
+        let member = entry.member.clone();
+        self.add_to(room, member);
+        Some(true)
+    }
+
+    /// Whether the socket was in the room.
+    pub(crate) fn leave(&mut self, id: SocketId, room: &Topic) -> bool {
+        let Some(entry) = self.sockets.get_mut(&id) else {
+            return false;
+        };
+        let Some(at) = entry.rooms.iter().position(|joined| joined == room) else {
+            return false;
+        };
+        entry.rooms.swap_remove(at);
+        self.remove_from(room, id);
+        true
+    }
+
+    /// Who is meant: each socket once, however often it matches.
+    pub(crate) fn select(&self, scope: &Scope<'_>) -> Vec<M> {
+        let mut selected = Vec::new();
+        let mut seen = HashSet::new();
+        for topic in &scope.targets {
+            self.each_on(topic, |member| {
+                if scope.except.contains(&member.id())
+                    || scope.except_users.contains(&member.user().as_str())
+                    || scope.targets.len() > 1 && !seen.insert(member.id())
+                {
+                    return;
+                }
+                selected.push(member.clone());
+            });
+        }
+        selected
+    }
+
+    /// Every socket.
+    pub(crate) fn members(&self) -> impl Iterator<Item = &M> {
+        self.sockets.values().map(|entry| &entry.member)
+    }
+
+    /// Whether a user has a socket here.
+    pub(crate) fn has_member(&self, topic: &Topic) -> bool {
+        let group = self.groups.get(topic);
+        group.is_some_and(|group| !matches!(group.members, Members::None))
+    }
+
+    fn each_on<'a>(&'a self, topic: &str, mut visit: impl FnMut(&'a M)) {
+        if topic == ALL {
+            self.members().for_each(visit);
+        } else if let Some(id) = socket_of(topic) {
+            self.sockets
+                .get(&id)
+                .into_iter()
+                .for_each(|entry| visit(&entry.member));
+        } else if let Some(group) = self.groups.get(topic) {
+            match &group.members {
+                Members::None => {}
+                Members::One(member) => visit(member),
+                Members::Many(members) => members.values().for_each(visit),
+            }
+        }
+    }
+
+    fn group(&mut self, topic: &Topic) -> &mut Group<M> {
+        let empty = || Group {
+            claims: 0,
+            members: Members::None,
+        };
+        self.groups.entry(topic.clone()).or_insert_with(empty)
+    }
+
+    fn add_to(&mut self, topic: &Topic, member: M) {
+        if self.group(topic).add(member) {
+            *self.count(topic) += 1;
+        }
+    }
+
+    fn remove_from(&mut self, topic: &Topic, id: SocketId) {
+        let Some(group) = self.groups.get_mut(topic) else {
+            return;
+        };
+        let emptied = group.remove(id);
+        if group.is_unused() {
+            self.groups.remove(topic);
+        }
+        if emptied {
+            *self.count(topic) -= 1;
+        }
+    }
+
+    /// The counter of topics of this kind that have a member.
+    fn count(&mut self, topic: &Topic) -> &mut usize {
+        debug_assert!(topic.as_str().starts_with(USER) || topic.as_str().starts_with(ROOM));
+        if topic.as_str().starts_with(USER) {
+            &mut self.users
+        } else {
+            &mut self.rooms
+        }
+    }
+}
+
+impl<M: Member> Group<M> {
+    /// Whether this is the first member.
+    fn add(&mut self, member: M) -> bool {
+        match std::mem::replace(&mut self.members, Members::None) {
+            Members::None => {
+                self.members = Members::One(member);
+                true
+            }
+            Members::One(first) => {
+                self.members = Members::Many([first, member].map(|m| (m.id(), m)).into());
+                false
+            }
+            Members::Many(mut members) => {
+                members.insert(member.id(), member);
+                self.members = Members::Many(members);
+                false
+            }
+        }
+    }
+
+    /// Whether this was the last member.
+    fn remove(&mut self, id: SocketId) -> bool {
+        match &mut self.members {
+            Members::One(member) if member.id() == id => self.members = Members::None,
+            Members::Many(members) => {
+                members.swap_remove(&id);
+                if members.is_empty() {
+                    self.members = Members::None;
+                } else {
+                    return false;
+                }
+            }
+            Members::None | Members::One(_) => return false,
+        }
+        true
+    }
+
+    fn is_unused(&self) -> bool {
+        self.claims == 0 && matches!(self.members, Members::None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use smallvec::smallvec;
+
+    use super::*;
+    use crate::id::NodeId;
+
+    #[derive(Clone, Debug, PartialEq)]
+    struct Fake(SocketId, UserId);
+
+    impl Member for Fake {
+        fn id(&self) -> SocketId {
+            self.0
+        }
+        fn user(&self) -> &UserId {
+            &self.1
+        }
+    }
+
+    fn id(number: u64) -> SocketId {
+        SocketId {
+            node: NodeId(1),
+            number,
+        }
+    }
+
+    fn user(name: &str) -> Topic {
+        Topic::user(&UserId::from(name)).unwrap()
+    }
+
+    fn room(name: &str) -> Topic {
+        Topic::room(name).unwrap()
+    }
+
+    fn connect(registry: &mut Registry<Fake>, number: u64, name: &str) {
+        registry.claim(&user(name), Limits::default()).unwrap();
+        registry.insert(user(name), Fake(id(number), name.into()));
+    }
+
+    fn numbers(registry: &Registry<Fake>, scope: &Scope<'_>) -> Vec<u64> {
+        let mut numbers: Vec<_> = registry.select(scope).iter().map(|m| m.0.number).collect();
+        numbers.sort_unstable();
+        numbers
+    }
+
+    fn targets<'a>(targets: impl IntoIterator<Item = &'a str>) -> Scope<'a> {
+        Scope {
+            targets: targets.into_iter().collect(),
+            ..Scope::default()
+        }
+    }
+
+    #[test]
+    fn a_socket_matched_several_ways_is_selected_once() {
+        let mut registry = Registry::new();
+        connect(&mut registry, 1, "alice");
+        connect(&mut registry, 2, "alice");
+        connect(&mut registry, 3, "bob");
+        registry.join(id(1), &room("x"));
+        registry.join(id(3), &room("x"));
+        let socket = Topic::socket(id(1));
+        assert_eq!(
+            numbers(&registry, &targets(["u:alice", "r:x", socket.as_str()])),
+            [1, 2, 3]
+        );
+        assert_eq!(
+            numbers(&registry, &targets(["u:alic", "u:alicee", "u:Alice"])),
+            [0; 0]
+        );
+        assert_eq!(numbers(&registry, &targets(["all"])), [1, 2, 3]);
+        let scope = Scope {
+            except: smallvec![id(2)],
+            except_users: smallvec!["bob"],
+            ..targets(["all"])
+        };
+        assert_eq!(numbers(&registry, &scope), [1]);
+    }
+
+    #[test]
+    fn limits_count_reservations() {
+        let mut registry = Registry::<Fake>::new();
+        let limits = Limits {
+            sockets: Some(3),
+            sockets_per_user: Some(2),
+        };
+        registry.claim(&user("a"), limits).unwrap();
+        registry.claim(&user("a"), limits).unwrap();
+        assert_eq!(registry.claim(&user("a"), limits), Err(Full::User));
+        registry.claim(&user("b"), limits).unwrap();
+        assert_eq!(registry.claim(&user("c"), limits), Err(Full::Node));
+        registry.unclaim(&user("a"));
+        registry.insert(user("a"), Fake(id(1), "a".into()));
+        registry.claim(&user("a"), limits).unwrap();
+        assert_eq!(registry.claim(&user("a"), limits), Err(Full::Node));
+    }
+
+    #[derive(Clone, Debug)]
+    enum Op {
+        Connect(u8),
+        Remove(u8),
+        Join(u8, u8),
+        Leave(u8, u8),
+    }
+
+    fn op() -> impl Strategy<Value = Op> {
+        prop_oneof![
+            (0u8..3).prop_map(Op::Connect),
+            any::<u8>().prop_map(Op::Remove),
+            (any::<u8>(), 0u8..3).prop_map(|(s, r)| Op::Join(s, r)),
+            (any::<u8>(), 0u8..3).prop_map(|(s, r)| Op::Leave(s, r)),
+        ]
+    }
+
+    proptest! {
+        /// Against the plainest possible model: a list of sockets with their user and rooms.
+        #[test]
+        fn every_history_agrees_with_a_list(ops in proptest::collection::vec(op(), 0..80)) {
+            let mut registry = Registry::new();
+            let mut model: Vec<(u64, u8, HashSet<u8>)> = Vec::new();
+            let mut next = 0;
+            for op in ops {
+                let pick = |s: u8, model: &Vec<_>| (!model.is_empty()).then(|| s as usize % model.len());
+                match op {
+                    Op::Connect(u) => {
+                        connect(&mut registry, next, &u.to_string());
+                        model.push((next, u, HashSet::new()));
+                        next += 1;
+                    }
+                    Op::Remove(s) => if let Some(at) = pick(s, &model) {
+                        let (number, user_number, rooms) = model.remove(at);
+                        prop_assert_eq!(registry.remove(id(number)).map(|left| left.len()), Some(rooms.len()));
+                        prop_assert!(registry.remove(id(number)).is_none());
+                        registry.unclaim(&user(&user_number.to_string()));
+                    },
+                    Op::Join(s, r) => if let Some(at) = pick(s, &model) {
+                        let new = model[at].2.insert(r);
+                        prop_assert_eq!(registry.join(id(model[at].0), &room(&r.to_string())), Some(new));
+                    },
+                    Op::Leave(s, r) => if let Some(at) = pick(s, &model) {
+                        let was = model[at].2.remove(&r);
+                        prop_assert_eq!(registry.leave(id(model[at].0), &room(&r.to_string())), was);
+                    },
+                }
+            }
+            for n in 0u8..3 {
+                let of_user: Vec<u64> = model.iter().filter(|m| m.1 == n).map(|m| m.0).collect();
+                let in_room: Vec<u64> = model.iter().filter(|m| m.2.contains(&n)).map(|m| m.0).collect();
+                prop_assert_eq!(numbers(&registry, &targets([user(&n.to_string()).as_str()])), of_user);
+                prop_assert_eq!(numbers(&registry, &targets([room(&n.to_string()).as_str()])), in_room);
+            }
+            let users: HashSet<u8> = model.iter().map(|m| m.1).collect();
+            let rooms: HashSet<u8> = model.iter().flat_map(|m| m.2.clone()).collect();
+            prop_assert_eq!((registry.sockets(), registry.users(), registry.rooms()), (model.len(), users.len(), rooms.len()));
+            for (number, user_number, _) in model {
+                registry.remove(id(number));
+                registry.unclaim(&user(&user_number.to_string()));
+            }
+            prop_assert!(registry.groups.is_empty() && registry.sockets.is_empty());
+            prop_assert_eq!((registry.claims, registry.users, registry.rooms), (0, 0, 0));
+        }
+    }
+}

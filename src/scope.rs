@@ -1,0 +1,155 @@
+//! Who a message is for, and on which channels it has to travel.
+
+use std::collections::HashSet;
+
+use smallvec::{SmallVec, smallvec};
+
+use crate::id::{SocketId, UserId};
+use crate::topic::{ALL, Topic, USER};
+
+/// A union of topics and its exceptions, as the sender named them.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Selection {
+    targets: SmallVec<[Topic; 1]>,
+    pub(crate) except: SmallVec<[SocketId; 1]>,
+    pub(crate) except_users: SmallVec<[UserId; 1]>,
+}
+
+/// The same, borrowed: what the registry and the envelope work with.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Scope<'a> {
+    pub(crate) targets: SmallVec<[&'a str; 1]>,
+    pub(crate) except: SmallVec<[SocketId; 1]>,
+    pub(crate) except_users: SmallVec<[&'a str; 1]>,
+}
+
+/// Which topics carry a selection over the bus.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Route {
+    /// Each copy concerns its own topic alone; no socket is on two of them.
+    Separate(SmallVec<[Topic; 1]>),
+    /// Each copy names the whole union, and every node acts on the first it hears.
+    Union(SmallVec<[Topic; 1]>),
+}
+
+/// A union of more topics travels once to every node instead of once per topic: copies that name
+/// all the others would grow with the square.
+const MAX_UNION_COPIES: usize = 16;
+
+impl Selection {
+    pub(crate) fn add(&mut self, topic: Topic) {
+        self.targets.push(topic);
+    }
+
+    /// Removes what is named twice, so that nobody is addressed twice.
+    pub(crate) fn normalize(&mut self) {
+        if self.targets.len() < 2 {
+            return;
+        }
+        if self.targets.iter().any(|topic| topic.as_str() == ALL) {
+            self.targets = smallvec![Topic::all()];
+            return;
+        }
+        let mut seen = HashSet::with_capacity(self.targets.len());
+        self.targets.retain(|topic| seen.insert(topic.clone()));
+    }
+
+    pub(crate) fn scope(&self) -> Scope<'_> {
+        Scope {
+            targets: self.targets.iter().map(Topic::as_str).collect(),
+            except: self.except.clone(),
+            except_users: self.except_users.iter().map(UserId::as_str).collect(),
+        }
+    }
+
+    /// How a normalized selection travels.
+    pub(crate) fn route(&self) -> Route {
+        let users_only = self
+            .targets
+            .iter()
+            .all(|topic| topic.as_str().starts_with(USER));
+        match self.targets.as_slice() {
+            [topic] if topic.as_socket().is_none() => Route::Separate(smallvec![topic.clone()]),
+            _ if users_only => Route::Separate(self.targets.clone()),
+            targets if targets.len() > MAX_UNION_COPIES => Route::Union(smallvec![Topic::all()]),
+            targets => {
+                let mut carriers: SmallVec<[Topic; 1]> = SmallVec::new();
+                for carrier in targets.iter().map(Topic::carrier) {
+                    if !carriers.contains(&carrier) {
+                        carriers.push(carrier);
+                    }
+                }
+                Route::Union(carriers)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::NodeId;
+
+    fn user(id: &str) -> Topic {
+        Topic::user(&UserId::from(id)).unwrap()
+    }
+
+    fn selection(topics: impl IntoIterator<Item = Topic>) -> Selection {
+        let mut selection = Selection {
+            targets: topics.into_iter().collect(),
+            ..Selection::default()
+        };
+        selection.normalize();
+        selection
+    }
+
+    #[test]
+    fn one_topic_and_many_users_travel_separately() {
+        let room = Topic::room("r").unwrap();
+        assert_eq!(
+            selection([room.clone()]).route(),
+            Route::Separate(smallvec![room])
+        );
+        assert_eq!(
+            selection([user("a"), user("b"), user("a")]).route(),
+            Route::Separate(smallvec![user("a"), user("b")])
+        );
+        assert_eq!(selection([]).route(), Route::Separate(smallvec![]));
+    }
+
+    #[test]
+    fn overlapping_topics_travel_as_a_union() {
+        let room = Topic::room("r").unwrap();
+        assert_eq!(
+            selection([user("a"), room.clone()]).route(),
+            Route::Union(smallvec![user("a"), room])
+        );
+        let many = (0..MAX_UNION_COPIES + 1).map(|n| Topic::room(&n.to_string()).unwrap());
+        assert_eq!(
+            selection(many).route(),
+            Route::Union(smallvec![Topic::all()])
+        );
+    }
+
+    #[test]
+    fn sockets_of_one_node_share_a_carrier() {
+        let node = NodeId(7);
+        let socket = |number| Topic::socket(SocketId { node, number });
+        assert_eq!(
+            selection([socket(1), socket(2)]).route(),
+            Route::Union(smallvec![Topic::node(node)])
+        );
+        assert_eq!(
+            selection([socket(1)]).route(),
+            Route::Union(smallvec![Topic::node(node)])
+        );
+    }
+
+    #[test]
+    fn all_absorbs_the_rest() {
+        assert_eq!(
+            selection([user("a"), Topic::all(), user("b")]).route(),
+            Route::Separate(smallvec![Topic::all()])
+        );
+    }
+}

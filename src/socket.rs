@@ -1,0 +1,190 @@
+//! The handler's end of one registered WebSocket.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use futures::{Sink, Stream};
+
+use crate::close::Close;
+use crate::error::{Closed, JoinError};
+use crate::id::{SocketId, UserId};
+use crate::inbox::Inbox;
+use crate::message::Message;
+use crate::node::Node;
+use crate::outbox::Outbox;
+use crate::registry::Member;
+use crate::topic::Topic;
+
+/// A registered WebSocket: as long as you hold it, every node reaches it.
+///
+/// It is a `Stream<Item = Message>` and a `Sink<Message>` too, so it can be split and forwarded. Pings
+/// are answered and the heartbeat is kept whether or not the handler reads.
+///
+/// Dropping it closes normally (1000), or with 1011 while panicking; what was sent before still goes
+/// out.
+///
+/// ```
+/// # use axum::response::Response;
+/// use axum_cluster::{ClusterSocket, Message};
+///
+/// async fn ws(socket: ClusterSocket) -> Response {
+///     socket.on_upgrade(|mut socket| async move {
+///         while let Some(message) = socket.recv().await {
+///             if message.as_text() == Some("bye") {
+///                 break;
+///             }
+///             if socket.send(message).await.is_err() {
+///                 break;
+///             }
+///         }
+///     })
+/// }
+/// ```
+#[derive(Debug)]
+pub struct Socket {
+    node: Arc<Node>,
+    outbox: Arc<Outbox>,
+    inbox: Arc<Inbox>,
+}
+
+impl Socket {
+    pub(crate) fn new(node: Arc<Node>, outbox: Arc<Outbox>, inbox: Arc<Inbox>) -> Self {
+        Self {
+            node,
+            outbox,
+            inbox,
+        }
+    }
+
+    /// Its identity in the whole cluster.
+    pub fn id(&self) -> SocketId {
+        self.outbox.id()
+    }
+
+    /// Whose it is.
+    pub fn user(&self) -> &UserId {
+        self.outbox.user()
+    }
+
+    /// The client's next message. `None` when the socket has ended;
+    /// [`close_reason`](Self::close_reason) then says why.
+    ///
+    /// A handler that does not read stops the reading from the network, so that a client cannot fill
+    /// the memory.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: a message is either returned or still there.
+    pub async fn recv(&mut self) -> Option<Message> {
+        poll_fn(|cx| self.inbox.poll_next(cx)).await
+    }
+
+    /// Sends to this client alone. Waits for room in the outbox, so a fast handler is slowed down to
+    /// the speed of its client instead of being closed as a slow consumer.
+    ///
+    /// # Errors
+    /// [`Closed`] when the socket has ended; nothing was sent.
+    ///
+    /// # Cancel safety
+    /// Cancelled while it waits, the message is not sent.
+    pub async fn send(&mut self, message: impl Into<Message>) -> Result<(), Closed> {
+        let message = message.into();
+        poll_fn(|cx| self.poll_room(cx)).await?;
+        self.outbox
+            .push_into_room(message)
+            .map_err(|close| Closed { close })
+    }
+
+    /// Joins a room, which exists while somebody is in it. Returns when messages to the room from
+    /// any node come here; in an outage of the bus it does not wait for that. Joining twice is
+    /// joining once.
+    ///
+    /// # Errors
+    /// When the room's name is empty or longer than 256 bytes, or the socket has ended.
+    ///
+    /// # Cancel safety
+    /// Cancelled, the socket is in the room, though perhaps not yet for other nodes.
+    pub async fn join(&self, room: impl AsRef<str>) -> Result<(), JoinError> {
+        let room = Topic::room(room.as_ref()).map_err(JoinError::InvalidRoom)?;
+        let joined = self.node.join(self.id(), &room).await;
+        joined.ok_or_else(|| {
+            JoinError::Closed(Closed {
+                close: self.ending(),
+            })
+        })
+    }
+
+    /// Leaves a room, at once. A room it is not in is left already.
+    pub fn leave(&self, room: impl AsRef<str>) {
+        if let Ok(room) = Topic::room(room.as_ref()) {
+            self.node.leave(self.id(), &room);
+        }
+    }
+
+    /// Closes after what was sent, and waits until the client has answered, at most 5 s.
+    ///
+    /// # Cancel safety
+    /// Cancelled, the closing goes on without you.
+    pub async fn close(&mut self, close: Close) {
+        self.outbox.close(close);
+        poll_fn(|cx| self.outbox.poll_finished(cx)).await;
+    }
+
+    /// What ended the socket, whoever began it; `None` while it lives.
+    pub fn close_reason(&self) -> Option<Close> {
+        self.outbox.close_reason()
+    }
+
+    fn poll_room(&self, cx: &mut Context<'_>) -> Poll<Result<(), Closed>> {
+        let room = self.outbox.poll_room(cx, &self.node.config().outbox);
+        room.map_err(|close| Closed { close })
+    }
+
+    fn ending(&self) -> Close {
+        self.close_reason()
+            .unwrap_or_else(|| Close::from_static(Close::NORMAL, ""))
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        self.outbox.close(if std::thread::panicking() {
+            Close::from_static(Close::INTERNAL_ERROR, "the handler panicked")
+        } else {
+            Close::from_static(Close::NORMAL, "")
+        });
+    }
+}
+
+impl Stream for Socket {
+    type Item = Message;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Message>> {
+        self.inbox.poll_next(cx)
+    }
+}
+
+/// Flushing is immediate: what the outbox took is on its way.
+impl Sink<Message> for Socket {
+    type Error = Closed;
+
+    fn poll_ready(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), Closed>> {
+        self.poll_room(cx)
+    }
+
+    fn start_send(self: Pin<&mut Self>, message: Message) -> Result<(), Closed> {
+        self.outbox
+            .push_into_room(message)
+            .map_err(|close| Closed { close })
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Result<(), Closed>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), Closed>> {
+        self.outbox.close(Close::from_static(Close::NORMAL, ""));
+        self.outbox.poll_finished(cx).map(Ok)
+    }
+}

@@ -1,0 +1,437 @@
+//! What the bytes on a channel mean.
+//!
+//! ```text
+//! byte 0       version, 1
+//! byte 1       kind: 0 probe, 1 text, 2 binary, 3 close
+//! byte 2       flags: 1 union, 2 except sockets, 4 except users
+//! bytes 3-10   origin node
+//! union        u64 id, u32 count, then topics (u16 length, bytes)
+//! sockets      u32 count, then sockets (u64 node, u64 number)
+//! users        u32 count, then user ids (u16 length, bytes)
+//! rest         the payload; for a close: u16 code, reason
+//! ```
+//! Integers are big-endian. A message that starts with `{` is a foreign publisher's JSON instead.
+
+use std::borrow::Cow;
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use crate::close::Close;
+use crate::id::{NodeId, SocketId};
+use crate::message::Message;
+use crate::scope::Scope;
+
+/// Largest envelope that travels: larger ones are refused before sending and skipped, unread, on
+/// arrival.
+pub(crate) const MAX_ENVELOPE: usize = 16 * 1024 * 1024;
+
+const VERSION: u8 = 1;
+
+const PROBE: u8 = 0;
+const TEXT: u8 = 1;
+const BINARY: u8 = 2;
+const CLOSE: u8 = 3;
+
+const UNION: u8 = 1;
+const EXCEPT: u8 = 2;
+const EXCEPT_USERS: u8 = 4;
+
+/// One message between nodes.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Envelope<'a> {
+    /// Absent when a foreign publisher wrote it.
+    pub(crate) origin: Option<NodeId>,
+    /// Present when copies travel on several channels: act on the first, ignore the others.
+    pub(crate) union: Option<u64>,
+    /// With no targets, the channel it came on is the target.
+    pub(crate) scope: Scope<'a>,
+    pub(crate) action: Action<'a>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Action<'a> {
+    Text(Cow<'a, str>),
+    Binary(Cow<'a, [u8]>),
+    Close {
+        code: u16,
+        reason: Cow<'a, str>,
+    },
+    Probe,
+    /// A kind that a later version knows.
+    Unknown,
+}
+
+impl<'a> From<&'a Message> for Action<'a> {
+    fn from(message: &'a Message) -> Self {
+        match message {
+            Message::Text(text) => Self::Text(Cow::Borrowed(text)),
+            Message::Binary(bytes) => Self::Binary(Cow::Borrowed(bytes)),
+        }
+    }
+}
+
+impl<'a> From<&'a Close> for Action<'a> {
+    fn from(close: &'a Close) -> Self {
+        Self::Close {
+            code: close.code,
+            reason: Cow::Borrowed(close.wire_reason()),
+        }
+    }
+}
+
+/// The bytes make no sense.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Garbage;
+
+/// Writes an envelope; `origin` must be present and the action known.
+pub(crate) fn encode(
+    origin: NodeId,
+    union: Option<u64>,
+    scope: &Scope<'_>,
+    action: &Action<'_>,
+) -> Bytes {
+    let (kind, payload): (u8, &[u8]) = match action {
+        Action::Probe | Action::Unknown => (PROBE, &[]),
+        Action::Text(text) => (TEXT, text.as_bytes()),
+        Action::Binary(bytes) => (BINARY, bytes),
+        Action::Close { reason, .. } => (CLOSE, reason.as_bytes()),
+    };
+    let flag = |present: bool, flag: u8| if present { flag } else { 0 };
+    let flags = flag(union.is_some(), UNION)
+        | flag(!scope.except.is_empty(), EXCEPT)
+        | flag(!scope.except_users.is_empty(), EXCEPT_USERS);
+
+    let mut out = Vec::with_capacity(13 + payload.len());
+    out.extend([VERSION, kind, flags]);
+    out.extend(origin.0.to_be_bytes());
+    if let Some(id) = union {
+        out.extend(id.to_be_bytes());
+        put_names(&mut out, &scope.targets);
+    }
+    if !scope.except.is_empty() {
+        out.extend((scope.except.len() as u32).to_be_bytes());
+        for socket in &scope.except {
+            out.extend(socket.node.0.to_be_bytes());
+            out.extend(socket.number.to_be_bytes());
+        }
+    }
+    if !scope.except_users.is_empty() {
+        put_names(&mut out, &scope.except_users);
+    }
+    if let Action::Close { code, .. } = action {
+        out.extend(code.to_be_bytes());
+    }
+    out.extend(payload);
+    out.into()
+}
+
+/// Names are checked to be at most 256 bytes (768 encoded) before they get here.
+fn put_names(out: &mut Vec<u8>, names: &[&str]) {
+    out.extend((names.len() as u32).to_be_bytes());
+    for name in names {
+        out.extend((name.len() as u16).to_be_bytes());
+        out.extend(name.as_bytes());
+    }
+}
+
+/// Reads what came on a channel. Allocates no more than a small multiple of the input.
+pub(crate) fn decode(bytes: &[u8]) -> Result<Envelope<'_>, Garbage> {
+    if bytes.first() == Some(&b'{') {
+        return foreign(bytes);
+    }
+    let mut input = Input(bytes);
+    if input.byte()? != VERSION {
+        return Err(Garbage);
+    }
+    let (kind, flags) = (input.byte()?, input.byte()?);
+    if flags & !(UNION | EXCEPT | EXCEPT_USERS) != 0 {
+        return Err(Garbage);
+    }
+    let origin = Some(NodeId(input.u64()?));
+    let mut scope = Scope::default();
+    let mut union = None;
+    if flags & UNION != 0 {
+        union = Some(input.u64()?);
+        for _ in 0..input.u32()? {
+            scope.targets.push(input.name()?);
+        }
+    }
+    if flags & EXCEPT != 0 {
+        for _ in 0..input.u32()? {
+            scope.except.push(SocketId {
+                node: NodeId(input.u64()?),
+                number: input.u64()?,
+            });
+        }
+    }
+    if flags & EXCEPT_USERS != 0 {
+        for _ in 0..input.u32()? {
+            scope.except_users.push(input.name()?);
+        }
+    }
+    let action = match kind {
+        PROBE => Action::Probe,
+        TEXT => Action::Text(Cow::Borrowed(text(input.0)?)),
+        BINARY => Action::Binary(Cow::Borrowed(input.0)),
+        CLOSE => Action::Close {
+            code: input.u16()?,
+            reason: Cow::Borrowed(text(input.0)?),
+        },
+        _ => Action::Unknown,
+    };
+    Ok(Envelope {
+        origin,
+        union,
+        scope,
+        action,
+    })
+}
+
+fn text(bytes: &[u8]) -> Result<&str, Garbage> {
+    std::str::from_utf8(bytes).map_err(|_| Garbage)
+}
+
+/// What another program published: exactly one of these keys; further keys are ignored.
+#[derive(Deserialize)]
+struct Foreign<'a> {
+    #[serde(borrow)]
+    text: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    json: Option<&'a RawValue>,
+    #[serde(borrow)]
+    base64: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    close: Option<ForeignClose<'a>>,
+}
+
+#[derive(Deserialize)]
+struct ForeignClose<'a> {
+    code: u16,
+    #[serde(borrow, default)]
+    reason: Cow<'a, str>,
+}
+
+fn foreign(bytes: &[u8]) -> Result<Envelope<'_>, Garbage> {
+    let foreign: Foreign<'_> = serde_json::from_slice(bytes).map_err(|_| Garbage)?;
+    let action = match foreign {
+        Foreign {
+            text: Some(text),
+            json: None,
+            base64: None,
+            close: None,
+        } => Action::Text(text),
+        Foreign {
+            text: None,
+            json: Some(json),
+            base64: None,
+            close: None,
+        } => Action::Text(Cow::Borrowed(json.get())),
+        Foreign {
+            text: None,
+            json: None,
+            base64: Some(base64),
+            close: None,
+        } => Action::Binary(
+            BASE64_STANDARD
+                .decode(&*base64)
+                .map_err(|_| Garbage)?
+                .into(),
+        ),
+        Foreign {
+            text: None,
+            json: None,
+            base64: None,
+            close: Some(close),
+        } => Action::Close {
+            code: close.code,
+            reason: close.reason,
+        },
+        _ => return Err(Garbage),
+    };
+    Ok(Envelope {
+        origin: None,
+        union: None,
+        scope: Scope::default(),
+        action,
+    })
+}
+
+/// What is left to read.
+struct Input<'a>(&'a [u8]);
+
+impl<'a> Input<'a> {
+    fn take(&mut self, count: usize) -> Result<&'a [u8], Garbage> {
+        let (taken, rest) = self.0.split_at_checked(count).ok_or(Garbage)?;
+        self.0 = rest;
+        Ok(taken)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], Garbage> {
+        self.take(N)?.try_into().map_err(|_| Garbage)
+    }
+
+    fn byte(&mut self) -> Result<u8, Garbage> {
+        self.array().map(u8::from_be_bytes)
+    }
+
+    fn u16(&mut self) -> Result<u16, Garbage> {
+        self.array().map(u16::from_be_bytes)
+    }
+
+    fn u32(&mut self) -> Result<u32, Garbage> {
+        self.array().map(u32::from_be_bytes)
+    }
+
+    fn u64(&mut self) -> Result<u64, Garbage> {
+        self.array().map(u64::from_be_bytes)
+    }
+
+    fn name(&mut self) -> Result<&'a str, Garbage> {
+        let length = self.u16()?;
+        text(self.take(length.into())?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use smallvec::smallvec;
+
+    use super::*;
+
+    fn action() -> impl Strategy<Value = Action<'static>> {
+        prop_oneof![
+            Just(Action::Probe),
+            ".*".prop_map(|text| Action::Text(text.into())),
+            any::<Vec<u8>>().prop_map(|bytes| Action::Binary(bytes.into())),
+            (any::<u16>(), ".{0,20}").prop_map(|(code, reason)| Action::Close {
+                code,
+                reason: reason.into()
+            }),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read(
+            origin: u64,
+            union in proptest::option::of(any::<u64>()),
+            targets in proptest::collection::vec("[a-z:%0-9]{1,30}", 0..4),
+            except in proptest::collection::vec(any::<(u64, u64)>(), 0..4),
+            users in proptest::collection::vec(".{1,30}", 0..4),
+            action in action(),
+        ) {
+            let origin = NodeId(origin);
+            let scope = Scope {
+                targets: union.iter().flat_map(|_| targets.iter().map(String::as_str)).collect(),
+                except: except.iter().map(|&(node, number)| SocketId { node: NodeId(node), number }).collect(),
+                except_users: users.iter().map(String::as_str).collect(),
+            };
+            let bytes = encode(origin, union, &scope, &action);
+            let written = Envelope { origin: Some(origin), union, scope, action };
+            prop_assert_eq!(decode(&bytes), Ok(written));
+        }
+
+        #[test]
+        fn garbage_is_an_error_never_a_panic(bytes: Vec<u8>, json in "\\{.{0,40}") {
+            let _ = decode(&bytes);
+            let _ = decode(json.as_bytes());
+        }
+
+        #[test]
+        fn a_truncated_head_is_garbage(cut in 0usize..40) {
+            let scope = Scope { targets: smallvec!["u:a", "r:b"], ..Scope::default() };
+            let bytes = encode(NodeId(1), Some(2), &scope, &Action::Binary(vec![].into()));
+            prop_assume!(cut < bytes.len());
+            prop_assert_eq!(decode(&bytes[..cut]), Err(Garbage));
+        }
+    }
+
+    fn action_of(json: &str) -> Result<Action<'_>, Garbage> {
+        decode(json.as_bytes()).map(|envelope| {
+            assert_eq!(envelope.origin, None);
+            envelope.action
+        })
+    }
+
+    #[test]
+    fn json_from_any_language_is_read() {
+        assert_eq!(
+            action_of(r#"{"text": "h\u00e9 \"x\""}"#),
+            Ok(Action::Text("hé \"x\"".into()))
+        );
+        assert_eq!(
+            action_of(r#"{"json": {"a": [1, 2.50]} }"#),
+            Ok(Action::Text(r#"{"a": [1, 2.50]}"#.into()))
+        );
+        assert_eq!(
+            action_of(r#"{"base64": "AP8="}"#),
+            Ok(Action::Binary(vec![0, 255].into()))
+        );
+        assert_eq!(
+            action_of(r#"{"text": "", "from": "a later version"}"#),
+            Ok(Action::Text("".into()))
+        );
+        assert_eq!(
+            action_of(r#"{"close": {"code": 4000, "reason": "bye"}}"#),
+            Ok(Action::Close {
+                code: 4000,
+                reason: "bye".into()
+            })
+        );
+    }
+
+    #[test]
+    fn nonsense_is_garbage() {
+        let deep = format!("{{\"x\":{}", "[".repeat(100_000));
+        for bytes in [
+            "",
+            "null",
+            "{",
+            "{}",
+            "{\"text\":1}",
+            "{\"text\":\"a\",\"json\":1}",
+            "{\"base64\":\"*\"}",
+            "\u{ff}",
+            &deep,
+        ] {
+            assert_eq!(decode(bytes.as_bytes()), Err(Garbage), "{:.40}", bytes);
+        }
+        let mut later = encode(NodeId(1), None, &Scope::default(), &Action::Probe).to_vec();
+        later[0] = 255;
+        assert_eq!(decode(&later), Err(Garbage));
+        // A count that promises more than there is must not be believed.
+        assert_eq!(
+            decode(&[1, 1, EXCEPT, 0, 0, 0, 0, 0, 0, 0, 0, 255, 255, 255, 255]),
+            Err(Garbage)
+        );
+        assert_eq!(
+            decode(&[1, TEXT, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff]),
+            Err(Garbage),
+            "text that is not UTF-8"
+        );
+    }
+
+    #[test]
+    fn a_kind_of_a_later_version_is_ignored_not_garbage() {
+        let bytes = [1, 200, 0, 0, 0, 0, 0, 0, 0, 0, 9, 1, 2, 3];
+        assert_eq!(
+            decode(&bytes).map(|envelope| envelope.action),
+            Ok(Action::Unknown)
+        );
+    }
+
+    #[test]
+    fn deep_json_is_carried_as_text_without_recursion() {
+        let json = format!(
+            "{{\"json\":{}{}}}",
+            "[".repeat(100_000),
+            "]".repeat(100_000)
+        );
+        assert!(matches!(action_of(&json), Ok(Action::Text(text)) if text.len() == 200_000));
+    }
+}
