@@ -113,8 +113,7 @@ impl Node {
         tracing::info!(node = %id, namespace = node.config.namespace.as_str(), "node started");
         let listener = Arc::downgrade(&node);
         node.bus.start(listener);
-        // Single sockets are reached through it, and the probe comes back on it. Never released: it
-        // lives as long as the bus.
+        // Single sockets are reached through it. Never released: it lives as long as the bus.
         node.bus.want(&Topic::node(id));
         node
     }

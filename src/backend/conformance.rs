@@ -1,1 +1,273 @@
+//! What every bus must do, run against each of them.
 
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use bytes::Bytes;
+use smallvec::smallvec;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+use super::{Backend, Bus, BusSettings, Confirmation, Listener};
+use crate::id::NodeId;
+use crate::topic::{Namespace, Topic};
+
+#[path = "../../tests/support/redis.rs"]
+mod redis_server;
+
+use redis_server::RedisServer;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A node that only writes down what it is told.
+struct Recorder {
+    told: mpsc::UnboundedSender<Told>,
+}
+
+#[derive(Debug, PartialEq)]
+enum Told {
+    Heard(String, Vec<u8>),
+    Garbage,
+    Up,
+    Down,
+}
+
+impl Recorder {
+    fn tell(&self, told: Told) {
+        let _ = self.told.send(told);
+    }
+}
+
+impl Listener for Recorder {
+    fn heard(&self, topic: &str, bytes: &[u8]) {
+        self.tell(Told::Heard(topic.to_owned(), bytes.to_owned()));
+    }
+
+    fn garbage(&self) {
+        self.tell(Told::Garbage);
+    }
+
+    fn up(&self) {
+        self.tell(Told::Up);
+    }
+
+    fn down(&self, _: Arc<str>, _: bool) {
+        self.tell(Told::Down);
+    }
+}
+
+struct End {
+    bus: Box<dyn Bus>,
+    told: mpsc::UnboundedReceiver<Told>,
+    _listener: Arc<Recorder>,
+}
+
+impl End {
+    /// A started bus that is up.
+    async fn open(backend: &Backend, namespace: &str) -> Self {
+        let node = NodeId::random();
+        let bus = backend.open(
+            node,
+            BusSettings {
+                namespace: Namespace::new(namespace).unwrap(),
+                publish_timeout: PATIENCE,
+                probe_interval: PATIENCE,
+                linger: Duration::from_millis(1),
+            },
+        );
+        let (sender, told) = mpsc::unbounded_channel();
+        let listener = Arc::new(Recorder { told: sender });
+        let weak: Weak<Recorder> = Arc::downgrade(&listener);
+        bus.start(weak);
+        bus.want(&Topic::node(node));
+        let mut end = Self {
+            bus,
+            told,
+            _listener: listener,
+        };
+        assert_eq!(end.next().await, Told::Up);
+        end
+    }
+
+    async fn next(&mut self) -> Told {
+        let told = timeout(PATIENCE, self.told.recv()).await;
+        told.expect("something is told")
+            .expect("the listener lives")
+    }
+
+    async fn hears(&mut self, topic: &Topic, bytes: &str) {
+        let expected = Told::Heard(topic.as_str().to_owned(), bytes.as_bytes().to_owned());
+        assert_eq!(self.next().await, expected);
+    }
+
+    async fn want(&self, topic: &Topic) {
+        if let Confirmation::Pending(confirmed) = self.bus.want(topic) {
+            timeout(PATIENCE, confirmed)
+                .await
+                .expect("in time")
+                .expect("confirmed");
+        }
+    }
+
+    async fn publish(&self, topic: &Topic, bytes: &str) -> usize {
+        let published = self.bus.publish(
+            smallvec![topic.clone()],
+            Bytes::copy_from_slice(bytes.as_bytes()),
+        );
+        published.await.unwrap()
+    }
+
+    /// Waits until this many nodes listen.
+    async fn until_listening(&self, topic: &Topic, nodes: usize) {
+        let reached = async {
+            while self.bus.listening(topic).await.unwrap() != nodes {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        timeout(PATIENCE, reached)
+            .await
+            .expect("the number of listening nodes");
+    }
+}
+
+fn room(name: &str) -> Topic {
+    Topic::room(name).unwrap()
+}
+
+async fn a_wanted_topic_is_heard_once_and_counted(backend: Backend) {
+    let (a, mut b, mut c) = (
+        End::open(&backend, "x").await,
+        End::open(&backend, "x").await,
+        End::open(&backend, "x").await,
+    );
+    let (topic, fence) = (room("r"), room("fence"));
+    assert_eq!(a.publish(&topic, "nobody").await, 0);
+    for end in [&b, &c] {
+        end.want(&topic).await;
+        end.want(&fence).await;
+    }
+    assert_eq!(a.publish(&topic, "both").await, 2);
+    assert_eq!(a.publish(&room("rr"), "another topic").await, 0);
+    assert_eq!(a.publish(&fence, "done").await, 2);
+    for end in [&mut b, &mut c] {
+        end.hears(&topic, "both").await;
+        end.hears(&fence, "done").await;
+    }
+}
+
+async fn a_node_does_not_count_itself(backend: Backend) {
+    let a = End::open(&backend, "x").await;
+    a.want(&room("r")).await;
+    assert_eq!(a.publish(&room("r"), "hello").await, 0);
+}
+
+async fn a_topic_is_heard_until_the_last_reason_is_gone(backend: Backend) {
+    let (a, mut b) = (
+        End::open(&backend, "x").await,
+        End::open(&backend, "x").await,
+    );
+    let topic = room("r");
+    b.want(&topic).await;
+    b.want(&topic).await;
+    b.bus.release(&topic);
+    assert_eq!(a.publish(&topic, "still here").await, 1);
+    b.hears(&topic, "still here").await;
+    a.until_listening(&topic, 1).await;
+    b.bus.release(&topic);
+    a.until_listening(&topic, 0).await;
+    assert_eq!(a.publish(&topic, "gone").await, 0);
+}
+
+async fn order_holds(backend: Backend) {
+    let (a, mut b) = (
+        End::open(&backend, "x").await,
+        End::open(&backend, "x").await,
+    );
+    let topic = room("r");
+    b.want(&topic).await;
+    let texts: Vec<String> = (0..1000).map(|n| n.to_string()).collect();
+    futures::future::join_all(texts.iter().map(|text| a.publish(&topic, text))).await;
+    for text in &texts {
+        b.hears(&topic, text).await;
+    }
+}
+
+async fn several_topics_are_one_publication(backend: Backend) {
+    let (a, mut b) = (
+        End::open(&backend, "x").await,
+        End::open(&backend, "x").await,
+    );
+    b.want(&room("1")).await;
+    b.want(&room("2")).await;
+    let topics = smallvec![room("1"), room("2"), room("3")];
+    assert_eq!(
+        a.bus
+            .publish(topics, Bytes::from_static(b"u"))
+            .await
+            .unwrap(),
+        2
+    );
+    b.hears(&room("1"), "u").await;
+    b.hears(&room("2"), "u").await;
+}
+
+async fn namespaces_never_meet(backend: Backend) {
+    let (a, mut b) = (
+        End::open(&backend, "x").await,
+        End::open(&backend, "x.y").await,
+    );
+    let (topic, fence) = (room("r"), room("fence"));
+    b.want(&topic).await;
+    b.want(&fence).await;
+    assert_eq!(a.publish(&topic, "to x").await, 0);
+    let other = End::open(&backend, "x.y").await;
+    assert_eq!(other.publish(&fence, "done").await, 1);
+    b.hears(&fence, "done").await;
+}
+
+async fn a_stopped_node_leaves_nothing(backend: Backend) {
+    let (a, b) = (
+        End::open(&backend, "x").await,
+        End::open(&backend, "x").await,
+    );
+    b.want(&room("r")).await;
+    a.until_listening(&room("r"), 1).await;
+    b.bus.stop().await;
+    a.until_listening(&room("r"), 0).await;
+    let c = End::open(&backend, "x").await;
+    c.want(&room("r")).await;
+    a.until_listening(&room("r"), 1).await;
+    drop(c);
+    a.until_listening(&room("r"), 0).await;
+}
+
+macro_rules! on_every_bus {
+    ($($name:ident)*) => {
+        mod memory {
+            use super::*;
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $name() {
+                super::$name(Backend::memory()).await;
+            })*
+        }
+
+        mod redis {
+            use super::*;
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $name() {
+                let server = RedisServer::start();
+                super::$name(Backend::redis(server.url()).unwrap()).await;
+            })*
+        }
+    };
+}
+
+on_every_bus! {
+    a_wanted_topic_is_heard_once_and_counted
+    a_node_does_not_count_itself
+    a_topic_is_heard_until_the_last_reason_is_gone
+    order_holds
+    several_topics_are_one_publication
+    namespaces_never_meet
+    a_stopped_node_leaves_nothing
+}

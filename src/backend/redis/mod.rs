@@ -61,10 +61,13 @@ impl RedisBus {
             .retry_connection(false)
             .build_unchecked(links.clone());
         let (publisher, queue) = Publisher::new(links, settings.publish_timeout);
+        let table = Arc::new(Table::new(settings.linger));
+        // The probe comes back on it: wanted from the first connection to the last.
+        table.change(|table| table.want(&Topic::node(node)));
         Self {
             node,
             endpoint,
-            table: Arc::new(Table::new(settings.linger)),
+            table,
             settings,
             publisher: Arc::new(publisher),
             queue: Mutex::new(Some(queue)),

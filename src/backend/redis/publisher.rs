@@ -69,36 +69,48 @@ impl Publisher {
         )
     }
 
-    /// Publishes on every channel; resolves to the receivers Redis counted, in sum.
-    pub(crate) async fn publish(
+    /// Publishes on every channel; resolves to the receivers Redis counted, in sum. Queued by the call
+    /// itself, not by the first poll, so that the order of calls is the order on the wire.
+    pub(crate) fn publish(
         &self,
         channels: SmallVec<[String; 1]>,
         envelope: Bytes,
-    ) -> Result<usize, PublishError> {
+    ) -> impl Future<Output = Result<usize, PublishError>> + Send + use<> {
         let deadline = Instant::now() + self.deadline;
         let units = (channels.len() * (1 + envelope.len() / UNIT)).min(QUEUE) as u32;
-        let waiting = self.room.clone().acquire_many_owned(units);
-        let room = match timeout_at(deadline, waiting).await {
-            Ok(Ok(room)) => room,
-            Ok(Err(_)) => return Err(stopped()),
-            Err(_) => {
-                return Err(PublishError::not_sent(
-                    "too many publications are waiting for redis",
-                ));
-            }
-        };
         let (reply, answer) = oneshot::channel();
-        let publication = Publication {
-            channels,
-            envelope,
-            deadline,
-            reply,
-            _room: room,
+        let queue = self.queue.clone();
+        let enqueue = move |room| {
+            let publication = Publication {
+                channels,
+                envelope,
+                deadline,
+                reply,
+                _room: room,
+            };
+            queue.send(publication).map_err(|_| stopped())
         };
-        self.queue.send(publication).map_err(|_| stopped())?;
-        answer
-            .await
-            .unwrap_or_else(|_| Err(PublishError::maybe_sent("the cluster was shut down")))
+        let enqueued = match self.room.clone().try_acquire_many_owned(units) {
+            Ok(room) => Ok(enqueue(room)),
+            // Whoever waits already comes first: released room goes to them.
+            Err(_) => Err((self.room.clone().acquire_many_owned(units), enqueue)),
+        };
+        async move {
+            match enqueued {
+                Ok(enqueued) => enqueued?,
+                Err((waiting, enqueue)) => match timeout_at(deadline, waiting).await {
+                    Ok(Ok(room)) => enqueue(room)?,
+                    Ok(Err(_)) => return Err(stopped()),
+                    Err(_) => {
+                        let crowded = "too many publications are waiting for redis";
+                        return Err(PublishError::not_sent(crowded));
+                    }
+                },
+            }
+            answer
+                .await
+                .unwrap_or_else(|_| Err(PublishError::maybe_sent("the cluster was shut down")))
+        }
     }
 }
 

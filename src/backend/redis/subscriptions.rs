@@ -399,7 +399,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(2000))]
+        #![proptest_config(ProptestConfig::with_cases(500))]
 
         #[test]
         fn no_interleaving_leaves_a_wanted_topic_deaf(events in proptest::collection::vec(event(), 0..120)) {

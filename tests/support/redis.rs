@@ -1,0 +1,132 @@
+//! A redis-server process of one test: killed, frozen and restarted at will, ended with its value.
+
+use std::net::{TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// How long a server may take to answer before the test gives up.
+const START: Duration = Duration::from_secs(20);
+
+#[derive(Debug)]
+pub struct RedisServer {
+    port: u16,
+    dir: PathBuf,
+    options: Vec<String>,
+    process: Option<Child>,
+}
+
+impl RedisServer {
+    pub fn start() -> Self {
+        Self::with_options(&[])
+    }
+
+    /// With further command-line options, such as `["--requirepass", "secret"]`.
+    pub fn with_options(options: &[&str]) -> Self {
+        let mut server = Self::absent();
+        server.options = options.iter().map(ToString::to_string).collect();
+        server.restart();
+        server
+    }
+
+    /// A free port where no server is yet; [`restart`](Self::restart) brings it.
+    pub fn absent() -> Self {
+        let port = free_port();
+        let dir = std::env::temp_dir().join(format!("redis-of-test-{}-{port}", std::process::id()));
+        std::fs::create_dir_all(&dir).expect("a directory for the server");
+        Self {
+            port,
+            dir,
+            options: Vec::new(),
+            process: None,
+        }
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    pub fn unix_socket(&self) -> PathBuf {
+        self.dir.join("redis.sock")
+    }
+
+    pub fn restart(&mut self) {
+        self.kill();
+        let mut command = Command::new("redis-server");
+        command
+            .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1"])
+            .args(["--save", "", "--appendonly", "no", "--dir"])
+            .arg(&self.dir)
+            .arg("--unixsocket")
+            .arg(self.unix_socket())
+            .args(&self.options)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        let process = command.spawn();
+        self.process = Some(process.expect("redis-server is installed: `tests/run` does it"));
+        let deadline = Instant::now() + START;
+        while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
+            assert!(Instant::now() < deadline, "redis-server does not answer");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Ends it without warning, as a crash would.
+    pub fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.kill().expect("it is our child");
+            process.wait().expect("it is our child");
+        }
+    }
+
+    /// Stops it without closing a connection, as a hung machine would.
+    pub fn freeze(&self) {
+        self.signal("-STOP");
+    }
+
+    pub fn thaw(&self) {
+        self.signal("-CONT");
+    }
+
+    /// Runs a command and returns what `redis-cli` prints.
+    pub fn cli(&self, arguments: &[&str]) -> String {
+        let output = Command::new("redis-cli")
+            .args(["-p", &self.port.to_string()])
+            .args(arguments)
+            .output()
+            .expect("redis-cli comes with redis-server");
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    }
+
+    /// How often each command was called, as Redis counts.
+    pub fn calls(&self, command: &str) -> u64 {
+        let stats = self.cli(&["INFO", "commandstats"]);
+        let prefix = format!("cmdstat_{command}:calls=");
+        let line = stats.lines().find_map(|line| line.strip_prefix(&prefix));
+        line.and_then(|line| line.split(',').next()?.parse().ok())
+            .unwrap_or(0)
+    }
+
+    fn signal(&self, signal: &str) {
+        let pid = self.process.as_ref().expect("it runs").id().to_string();
+        let status = Command::new("kill").args([signal, &pid]).status();
+        assert!(status.expect("kill runs").success());
+    }
+}
+
+impl Drop for RedisServer {
+    fn drop(&mut self) {
+        self.kill();
+        // Left-over files are no reason to fail a test.
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+pub fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.local_addr().expect("it is bound").port()
+}
