@@ -1,0 +1,102 @@
+//! Nodes, clients and faults for the integration tests.
+
+#![allow(dead_code, reason = "each test binary uses a part")]
+
+pub mod client;
+pub mod node;
+pub mod proxy;
+pub mod redis;
+
+use std::time::Duration;
+
+use axum_cluster::{Backend, Builder, Cluster};
+
+pub use client::Client;
+pub use node::TestNode;
+pub use redis::RedisServer;
+
+/// How long an event may take before the test gives up. Long, since the machine may be busy: no
+/// test passes by it.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Waits for an event, not for ever.
+pub async fn soon<T>(what: &str, event: impl Future<Output = T>) -> T {
+    match tokio::time::timeout(PATIENCE, event).await {
+        Ok(value) => value,
+        Err(_) => panic!("{what}: nothing happened for {PATIENCE:?}"),
+    }
+}
+
+/// Waits until a condition holds that nothing announces.
+pub async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let holds = async {
+        while !condition().await {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    soon(what, holds).await;
+}
+
+/// One kind of cluster: a backend, and the server behind it.
+pub struct Lab {
+    pub backend: Backend,
+    pub redis: Option<RedisServer>,
+}
+
+impl Lab {
+    pub fn memory() -> Self {
+        Self { backend: Backend::memory(), redis: None }
+    }
+
+    pub fn redis() -> Self {
+        let server = RedisServer::start();
+        let backend = Backend::redis(server.url()).expect("a good url");
+        Self { backend, redis: Some(server) }
+    }
+
+    pub fn server(&mut self) -> &mut RedisServer {
+        self.redis.as_mut().expect("a lab with redis")
+    }
+
+    /// Settings of a node of this lab. Short times, since the tests wait for them.
+    pub fn builder(&self) -> Builder {
+        Cluster::builder()
+            .backend(self.backend.clone())
+            .linger(Duration::from_millis(50))
+            .probe_interval(Duration::from_millis(500))
+    }
+
+    pub async fn node(&self) -> TestNode {
+        let node = TestNode::start(self.builder().start()).await;
+        node.cluster.ready().await.expect("the bus comes up");
+        node
+    }
+
+    pub async fn nodes<const N: usize>(&self) -> [TestNode; N] {
+        let mut nodes = Vec::new();
+        for _ in 0..N {
+            nodes.push(self.node().await);
+        }
+        nodes.try_into().unwrap_or_else(|_| unreachable!("N were started"))
+    }
+}
+
+/// Defines each test for the memory bus and for Redis.
+macro_rules! on_every_bus {
+    ($($name:ident)*) => {
+        mod memory {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $name() {
+                super::$name(crate::support::Lab::memory()).await;
+            })*
+        }
+
+        mod redis {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $name() {
+                super::$name(crate::support::Lab::redis()).await;
+            })*
+        }
+    };
+}
+pub(crate) use on_every_bus;
