@@ -1,0 +1,231 @@
+//! How sockets begin and end (rows L1 to L7).
+
+use std::time::Duration;
+
+use axum::extract::ws::WebSocketUpgrade;
+use axum::http::StatusCode;
+use axum::{Router, middleware, routing::any};
+use axum_cluster::{Broadcaster, Close, ClusterSocket, SendError, Unauthenticated};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+
+use crate::support::client::{Event, text};
+use crate::support::node::{Ended, authenticate, serve};
+use crate::support::{Client, Lab, TestNode, on_every_bus, until};
+
+on_every_bus! {
+    one_of_two_tabs_closes
+    the_last_socket_leaves_nothing
+    a_new_socket_meets_the_last_ones_end_and_is_never_deaf
+    every_kind_of_end_unregisters_and_the_node_lives
+    a_client_lost_during_the_handshake_is_unregistered
+    a_hanging_handler_does_not_keep_its_socket_registered
+}
+
+/// L1.
+async fn one_of_two_tabs_closes(lab: Lab) {
+    let [a, b] = lab.nodes().await;
+    let (mut one, mut two) = (a.client("alice").await, a.client("alice").await);
+    one.close(1000).await;
+    until("one socket is left", async || a.cluster.stats().sockets == 1).await;
+    assert_eq!(a.broadcaster.to_user("alice").send("here").await.unwrap().local(), 1);
+    assert_eq!(b.broadcaster.to_user("alice").send("there").await.unwrap().nodes(), Some(1));
+    assert_eq!(two.event().await, text("here"));
+    assert_eq!(two.event().await, text("there"));
+}
+
+/// L2. The subscription outlives the socket for the linger, and no longer.
+async fn the_last_socket_leaves_nothing(mut lab: Lab) {
+    let [a, b] = lab.nodes().await;
+    let mut client = a.client("alice").await;
+    assert_eq!(client.ask("join lobby").await, "joined");
+    assert_eq!(b.broadcaster.to_user("alice").send("x").await.unwrap().nodes(), Some(1));
+    client.close(1000).await;
+    a.until_empty().await;
+    let stats = a.cluster.stats();
+    assert_eq!((stats.sockets, stats.users, stats.rooms), (0, 0, 0));
+    for audience in [b.broadcaster.to_user("alice"), b.broadcaster.to_room("lobby"), b.broadcaster.to_all()] {
+        until("nobody listens", async || {
+            audience.clone().send("x").await.unwrap().nodes() == Some(0)
+        })
+        .await;
+    }
+    if lab.redis.is_some() {
+        let channels = lab.server().cli(&["PUBSUB", "CHANNELS"]);
+        let left: Vec<&str> = channels.lines().filter(|channel| !channel.contains(":n:")).collect();
+        assert_eq!(left, [""; 0], "only the nodes' own channels are left");
+    }
+}
+
+/// L4: the race of the last socket's end with a new one's beginning, with no linger to hide it.
+async fn a_new_socket_meets_the_last_ones_end_and_is_never_deaf(lab: Lab) {
+    let a = TestNode::start(lab.builder().linger(Duration::ZERO).start()).await;
+    let b = TestNode::start(lab.builder().linger(Duration::ZERO).start()).await;
+    for node in [&a, &b] {
+        node.cluster.ready().await.unwrap();
+    }
+    let churn = |task: u32| {
+        let (addr, broadcaster) = (a.addr, b.broadcaster.clone());
+        async move {
+            let user = format!("user-{task}");
+            let mut last = Client::connect(addr, &user).await;
+            for n in 0..250 {
+                let ((), mut next) = tokio::join!(last.close(1000), Client::connect(addr, &user));
+                let delivery = broadcaster.to_user(&user).send(n.to_string()).await.unwrap();
+                assert_eq!(delivery.nodes(), Some(1), "registered but deaf");
+                assert_eq!(next.event().await, text(&n.to_string()));
+                last = next;
+            }
+        }
+    };
+    futures::future::join_all((0..4).map(churn)).await;
+}
+
+/// L5, with the reason each ending gives.
+async fn every_kind_of_end_unregisters_and_the_node_lives(lab: Lab) {
+    let [mut a] = lab.nodes().await;
+    let cases = [
+        ("return", Event::Closed(1000, String::new())),
+        ("panic", Event::Closed(1011, "the handler panicked".into())),
+        ("close 4000", Event::Closed(4000, "asked".into())),
+    ];
+    for (command, expected) in cases {
+        let mut client = a.client("alice").await;
+        client.send(command).await;
+        assert_eq!(client.event().await, expected, "{command}");
+        a.until_empty().await;
+    }
+    let mut leaving = a.client("bob").await;
+    leaving.close(4321).await;
+    let close = Some(Close::new(4321, "bye"));
+    let bobs = loop {
+        let end = a.next_end().await;
+        if end.user == "bob" {
+            break end;
+        }
+    };
+    assert_eq!(bobs, Ended { user: "bob".into(), close });
+
+    drop(a.client("carol").await);
+    let end = a.next_end().await;
+    assert_eq!((end.user.as_str(), end.close.map(|close| close.code)), ("carol", Some(1006)));
+    a.until_empty().await;
+
+    let mut client = a.client("alice").await;
+    assert_eq!(client.ask("still there?").await, "still there?");
+}
+
+/// L6: the connection ends before the client has read the answer.
+async fn a_client_lost_during_the_handshake_is_unregistered(lab: Lab) {
+    let [a] = lab.nodes().await;
+    for _ in 0..50 {
+        let mut stream = TcpStream::connect(a.addr).await.unwrap();
+        stream.write_all(&handshake(a.addr.to_string().as_str(), "GET")).await.unwrap();
+        drop(stream);
+    }
+    let mut control = a.client("bob").await;
+    assert_eq!(control.ask("hello").await, "hello");
+    until("only bob is left", async || a.cluster.stats().sockets == 1).await;
+    assert_eq!(a.broadcaster.to_user("alice").send("x").await.unwrap().local(), 0);
+}
+
+fn handshake(host: &str, method: &str) -> Vec<u8> {
+    format!(
+        "{method} /ws HTTP/1.1\r\nHost: {host}\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nx-user: alice\r\n\r\n"
+    )
+    .into_bytes()
+}
+
+/// A handler that never comes back holds its own task, but no place and no subscription.
+async fn a_hanging_handler_does_not_keep_its_socket_registered(lab: Lab) {
+    let [a] = lab.nodes().await;
+    let mut client = a.client("alice").await;
+    client.send("sleep").await;
+    client.close(1000).await;
+    a.until_empty().await;
+}
+
+/// L7: what is missing is named.
+#[tokio::test]
+async fn a_missing_layer_is_a_500_that_names_it() {
+    async fn ws(socket: ClusterSocket) -> axum::response::Response {
+        socket.on_upgrade(|_| async {})
+    }
+    async fn notify(cluster: Broadcaster) -> Result<(), SendError> {
+        cluster.to_all().send("x").await.map(|_| ())
+    }
+    let app = Router::new().route("/ws", any(ws)).route("/notify", any(notify));
+    let (addr, _server) = serve(app.layer(middleware::from_fn(authenticate))).await;
+    for path in ["/ws", "/notify"] {
+        let refusal = Client::try_connect(addr, path, &[("x-user", "alice")]).await;
+        let (status, body) = refusal.unwrap_err();
+        assert_eq!(status, 500);
+        assert!(body.contains("ClusterLayer"), "{body}");
+    }
+}
+
+#[tokio::test]
+async fn a_missing_user_is_closed_with_4403_or_refused_with_401() {
+    let lab = Lab::memory();
+    let default = TestNode::start(lab.builder().start()).await;
+    let mut client = Client::try_connect(default.addr, "/ws", &[]).await.unwrap();
+    assert_eq!(client.event().await, Event::Closed(4403, "authentication required".into()));
+
+    let own = Unauthenticated::CloseWith(Close::new(4000, "who are you?"));
+    let own = TestNode::start(lab.builder().unauthenticated(own).start()).await;
+    let mut client = Client::try_connect(own.addr, "/ws", &[]).await.unwrap();
+    assert_eq!(client.event().await, Event::Closed(4000, "who are you?".into()));
+
+    let strict = lab.builder().unauthenticated(Unauthenticated::Reject).start();
+    let strict = TestNode::start(strict).await;
+    let refusal = Client::try_connect(strict.addr, "/ws", &[]).await.unwrap_err();
+    assert_eq!(refusal.0, StatusCode::UNAUTHORIZED);
+
+    for mut node in [default, own, strict] {
+        assert_eq!(node.cluster.stats().sockets, 0);
+        assert!(node.ended.try_recv().is_err(), "no handler ran");
+        // Control: with a user it does.
+        let mut client = node.client("alice").await;
+        client.send("return").await;
+        assert_eq!(node.next_end().await.user, "alice");
+    }
+}
+
+#[tokio::test]
+async fn two_extractors_of_one_upgrade_are_refused_with_the_fix() {
+    async fn ours_second(_: WebSocketUpgrade, socket: ClusterSocket) -> axum::response::Response {
+        socket.on_upgrade(|_| async {})
+    }
+    async fn ours_first(socket: ClusterSocket, _: WebSocketUpgrade) -> axum::response::Response {
+        socket.on_upgrade(|_| async {})
+    }
+    let cluster = Lab::memory().builder().start();
+    let app = Router::new().route("/second", any(ours_second)).route("/first", any(ours_first));
+    let app = app.layer(cluster.layer()).layer(middleware::from_fn(authenticate));
+    let (addr, _server) = serve(app).await;
+    let (status, body) = Client::try_connect(addr, "/second", &[("x-user", "a")]).await.unwrap_err();
+    assert_eq!(status, 500);
+    assert!(body.contains("WebSocketUpgrade") && body.contains("alone"), "{body}");
+    let (status, _) = Client::try_connect(addr, "/first", &[("x-user", "a")]).await.unwrap_err();
+    assert!(status >= 400);
+    assert_eq!(cluster.stats().sockets, 0, "the place was given back");
+}
+
+#[tokio::test]
+async fn the_order_of_layers_does_not_matter() {
+    async fn ws(socket: ClusterSocket) -> axum::response::Response {
+        socket.on_upgrade(|mut socket| async move {
+            let user = socket.user().to_string();
+            let _ = socket.send(user).await;
+        })
+    }
+    let cluster = Lab::memory().builder().start();
+    let route = Router::new().route("/ws", any(ws));
+    let auth_outside = route.clone().layer(cluster.layer()).layer(middleware::from_fn(authenticate));
+    let auth_inside = route.layer(middleware::from_fn(authenticate)).layer(cluster.layer());
+    for app in [auth_outside, auth_inside] {
+        let (addr, _server) = serve(app).await;
+        assert_eq!(Client::connect(addr, "alice").await.event().await, text("alice"));
+    }
+}
