@@ -1,5 +1,7 @@
 //! One layer makes the WebSockets of any axum app work across a cluster, through Redis.
 
+#![warn(unreachable_pub)]
+
 mod backend;
 mod broadcast;
 mod builder;
