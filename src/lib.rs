@@ -1,4 +1,77 @@
-//! One layer makes the WebSockets of any axum app work across a cluster, through Redis.
+//! One layer makes the WebSockets of any axum app work across a cluster: a handler says *who* a message
+//! is for, and it reaches every device of that user on whichever process holds it, through Redis.
+//!
+//! Plain [RFC 6455](https://www.rfc-editor.org/rfc/rfc6455) on the wire: no client library, no sticky
+//! sessions, no protocol of its own.
+//!
+//! ```no_run
+//! use axum::extract::{Path, Request};
+//! use axum::middleware::{self, Next};
+//! use axum::response::Response;
+//! use axum::{Router, routing::{any, post}};
+//! use axum_cluster::{Broadcaster, ClusterLayer, ClusterSocket, SendError, UserId};
+//!
+//! #[tokio::main]
+//! async fn main() -> std::io::Result<()> {
+//!     let app = Router::new()
+//!         .route("/ws", any(ws))
+//!         .route("/notify/{user}", post(notify))
+//!         .layer(ClusterLayer::new("redis://127.0.0.1:6379")) // connects in the background
+//!         .layer(middleware::from_fn(auth));
+//!     let listener = tokio::net::TcpListener::bind("127.0.0.1:3000").await?;
+//!     axum::serve(listener, app).await
+//! }
+//!
+//! async fn ws(socket: ClusterSocket) -> Response {
+//!     socket.on_upgrade(|mut socket| async move {
+//!         while let Some(message) = socket.recv().await {
+//!             let _ = socket.send(message).await;
+//!         }
+//!     })
+//! }
+//!
+//! async fn notify(cluster: Broadcaster, Path(user): Path<String>, text: String) -> Result<String, SendError> {
+//!     let delivery = cluster.to_user(user).send(text).await?;
+//!     Ok(format!("{} sockets here, {:?} other nodes", delivery.local(), delivery.nodes()))
+//! }
+//!
+//! /// Stands for your own: anything that puts a `UserId` into the extensions.
+//! async fn auth(mut request: Request, next: Next) -> Response {
+//!     request.extensions_mut().insert(UserId::from("alice"));
+//!     next.run(request).await
+//! }
+//! ```
+//!
+//! # How it fits together
+//! - [`ClusterLayer`] puts a [`Broadcaster`] into every request. It and the auth middleware must both wrap
+//!   the route; which is outside does not matter.
+//! - [`ClusterSocket`] is the extractor: it knows the user, checks the origin and the handshake, and waits
+//!   until the cluster's messages for the user come here. `on_upgrade` makes it a [`Socket`].
+//! - [`Broadcaster`] says who: [`to_user`](Broadcaster::to_user), [`to_room`](Broadcaster::to_room),
+//!   [`to_socket`](Broadcaster::to_socket), [`to_all`](Broadcaster::to_all), in any union, with exceptions.
+//! - [`Cluster`] is the node itself: [`health`](Cluster::health), [`stats`](Cluster::stats),
+//!   [`shutdown`](Cluster::shutdown); [`Cluster::builder`] has the settings.
+//!
+//! # What it promises
+//! 1. Every socket of the addressed user, on every node, exactly once each, while the bus is up. Messages
+//!    of one sender to one audience arrive in the order sent. Text stays text and binary binary.
+//! 2. Existing means reachable: when a handler holds a `Socket`, a send from any node reaches it.
+//! 3. Local delivery never depends on Redis. Without Redis the process serves its own sockets, says that it
+//!    is [`Degraded`](Health::Degraded), and returns by itself. A probe proves the bus from end to end;
+//!    a gap is counted, never hidden.
+//! 4. One slow or dead client hurts nobody else: bounded memory per socket, in messages and bytes.
+//! 5. Nothing leaks: every ending is one [`Close`], after which everything is back where it was.
+//! 6. One Redis command per send, whatever the number of nodes. Never KEYS, SCAN or PSUBSCRIBE.
+//!
+//! # What it does not promise
+//! Redis pub/sub delivers at most once: what is sent while a node is cut off does not reach its sockets
+//! later. [`Cluster::health_changes`] and [`Stats::bus_gaps`] tell when that happened.
+//!
+//! # Names on the bus
+//! Other programs may send as well: `PUBLISH cluster:u:alice '{"text": "hello"}'` reaches every device of
+//! alice. Channels are `{namespace}:u:{user}`, `{namespace}:r:{room}` and `{namespace}:all`, with bytes
+//! outside `A-Z a-z 0-9 - . _ ~` as upper-case `%XX`; a message is one of `{"text": ".."}`, `{"json": ..}`,
+//! `{"base64": ".."}` (binary) and `{"close": {"code": 4001, "reason": ".."}}`.
 
 #![warn(unreachable_pub)]
 

@@ -13,6 +13,11 @@ use crate::id::NodeId;
 use crate::topic::{Namespace, Topic};
 
 #[path = "../../tests/support/redis.rs"]
+#[expect(
+    dead_code,
+    unreachable_pub,
+    reason = "shared with the integration tests, which use more of it"
+)]
 mod redis_server;
 
 use redis_server::RedisServer;

@@ -20,7 +20,10 @@ impl Watch {
     }
 
     async fn until_up(&mut self) {
-        soon("the bus is up", async { while self.next().await != Health::Up {} }).await;
+        soon("the bus is up", async {
+            while self.next().await != Health::Up {}
+        })
+        .await;
     }
 
     /// The reason of the next outage.
@@ -43,7 +46,11 @@ impl Watch {
 /// Subscriptions of one channel, as Redis counts them.
 fn subscribers(server: &RedisServer, channel: &str) -> u64 {
     let reply = server.cli(&["PUBSUB", "NUMSUB", channel]);
-    reply.lines().last().and_then(|count| count.parse().ok()).expect("a count")
+    reply
+        .lines()
+        .last()
+        .and_then(|count| count.parse().ok())
+        .expect("a count")
 }
 
 /// B1.
@@ -51,17 +58,34 @@ fn subscribers(server: &RedisServer, channel: &str) -> u64 {
 async fn an_absent_redis_degrades_the_node_until_it_appears() {
     let mut server = RedisServer::absent();
     let builder = Lab::memory().builder().redis(server.url());
-    let (a, b) = (TestNode::start(builder.clone().start()).await, TestNode::start(builder.start()).await);
+    let (a, b) = (
+        TestNode::start(builder.clone().start()).await,
+        TestNode::start(builder.start()).await,
+    );
     let mut watches = [Watch::new(&a), Watch::new(&b)];
     let mut client = a.client("alice").await;
     while !watches[0].until_degraded().await.contains("refused") {}
 
     // The node serves its own sockets, and says that it could not reach the others.
-    let error = a.broadcaster.to_user("alice").send("local").await.unwrap_err();
+    let error = a
+        .broadcaster
+        .to_user("alice")
+        .send("local")
+        .await
+        .unwrap_err();
     assert_eq!((error.local(), error.maybe_sent()), (1, false));
     assert!(error.to_string().contains("refused"), "{error}");
     assert_eq!(client.event().await, text("local"));
-    assert_eq!(a.broadcaster.to_user("alice").local().send("near").await.unwrap().local(), 1);
+    assert_eq!(
+        a.broadcaster
+            .to_user("alice")
+            .local()
+            .send("near")
+            .await
+            .unwrap()
+            .local(),
+        1
+    );
     assert_eq!(client.event().await, text("near"));
     let admitted_meanwhile = a.client("bob").await;
 
@@ -69,10 +93,30 @@ async fn an_absent_redis_degrades_the_node_until_it_appears() {
     for watch in &mut watches {
         watch.until_up().await;
     }
-    assert_eq!(b.broadcaster.to_user("alice").send("healed").await.unwrap().nodes(), Some(1));
+    assert_eq!(
+        b.broadcaster
+            .to_user("alice")
+            .send("healed")
+            .await
+            .unwrap()
+            .nodes(),
+        Some(1)
+    );
     assert_eq!(client.event().await, text("healed"));
-    assert_eq!(b.broadcaster.to_user("bob").send("x").await.unwrap().nodes(), Some(1));
-    assert_eq!(a.cluster.stats().bus_gaps, 0, "nothing was missed that was never there");
+    assert_eq!(
+        b.broadcaster
+            .to_user("bob")
+            .send("x")
+            .await
+            .unwrap()
+            .nodes(),
+        Some(1)
+    );
+    assert_eq!(
+        a.cluster.stats().bus_gaps,
+        0,
+        "nothing was missed that was never there"
+    );
     drop(admitted_meanwhile);
 }
 
@@ -80,7 +124,9 @@ async fn an_absent_redis_degrades_the_node_until_it_appears() {
 #[tokio::test(flavor = "multi_thread")]
 async fn connect_tells_the_reason_within_its_deadline() {
     let server = RedisServer::absent();
-    let ConnectError::Unreachable(reason) = soon("the deadline", Cluster::connect(server.url())).await.unwrap_err()
+    let ConnectError::Unreachable(reason) = soon("the deadline", Cluster::connect(server.url()))
+        .await
+        .unwrap_err()
     else {
         panic!("unreachable");
     };
@@ -89,13 +135,21 @@ async fn connect_tells_the_reason_within_its_deadline() {
     let server = RedisServer::with_options(&["--requirepass", "s3cret"]);
     for (url, part) in [
         (server.url(), "NOAUTH"),
-        (format!("redis://:wrong@127.0.0.1:{}", server.port()), "WRONGPASS"),
+        (
+            format!("redis://:wrong@127.0.0.1:{}", server.port()),
+            "WRONGPASS",
+        ),
     ] {
-        let error = soon("the deadline", Cluster::connect(&url)).await.unwrap_err().to_string();
+        let error = soon("the deadline", Cluster::connect(&url))
+            .await
+            .unwrap_err()
+            .to_string();
         assert!(error.contains(part) && !error.contains("wrong@"), "{error}");
     }
     let good = format!("redis://:s3cret@127.0.0.1:{}", server.port());
-    let cluster = Cluster::connect(&good).await.expect("control: the right password");
+    let cluster = Cluster::connect(&good)
+        .await
+        .expect("control: the right password");
     assert!(!format!("{cluster:?}").contains("s3cret"));
 }
 
@@ -115,16 +169,37 @@ async fn redis_may_be_killed_again_and_again() {
         for watch in &mut watches {
             watch.until_degraded().await;
         }
-        assert_eq!(a.broadcaster.to_user("alice").local().send("near").await.unwrap().local(), 1);
+        assert_eq!(
+            a.broadcaster
+                .to_user("alice")
+                .local()
+                .send("near")
+                .await
+                .unwrap()
+                .local(),
+            1
+        );
         assert_eq!(client.event().await, text("near"));
-        let error = b.broadcaster.to_user("alice").send("lost").await.unwrap_err();
-        assert!(error.to_string().contains("other nodes"), "control: the bus is gone: {error}");
+        let error = b
+            .broadcaster
+            .to_user("alice")
+            .send("lost")
+            .await
+            .unwrap_err();
+        assert!(
+            error.to_string().contains("other nodes"),
+            "control: the bus is gone: {error}"
+        );
 
         lab.server().restart();
         for watch in &mut watches {
             watch.until_up().await;
         }
-        for audience in [b.broadcaster.to_user("alice"), b.broadcaster.to_room("lobby"), b.broadcaster.to_all()] {
+        for audience in [
+            b.broadcaster.to_user("alice"),
+            b.broadcaster.to_room("lobby"),
+            b.broadcaster.to_all(),
+        ] {
             assert_eq!(audience.send("healed").await.unwrap().nodes(), Some(1));
             assert_eq!(client.event().await, text("healed"));
         }
@@ -153,10 +228,24 @@ async fn a_long_outage_is_one_gap() {
     assert!(failures > 10, "control");
     lab.server().restart();
     watch.until_up().await;
-    until("the other node is back", async || b.cluster.health() == Health::Up).await;
-    assert_eq!(b.broadcaster.to_user("alice").send("healed").await.unwrap().nodes(), Some(1));
+    until("the other node is back", async || {
+        b.cluster.health() == Health::Up
+    })
+    .await;
+    assert_eq!(
+        b.broadcaster
+            .to_user("alice")
+            .send("healed")
+            .await
+            .unwrap()
+            .nodes(),
+        Some(1)
+    );
     assert_eq!(client.event().await, text("healed"));
-    assert_eq!((a.cluster.stats().bus_gaps, b.cluster.stats().bus_gaps), (1, 1));
+    assert_eq!(
+        (a.cluster.stats().bus_gaps, b.cluster.stats().bus_gaps),
+        (1, 1)
+    );
 }
 
 /// B3.
@@ -174,17 +263,36 @@ async fn who_comes_and_goes_during_an_outage_is_right_afterwards() {
     let mut comes = soon("an upgrade during the outage", a.client("comes")).await;
     assert_eq!(soon("a join", comes.ask("join lobby")).await, "joined");
     leaves.close(1000).await;
-    until("the one who left is gone", async || a.cluster.stats().sockets == 2).await;
+    until("the one who left is gone", async || {
+        a.cluster.stats().sockets == 2
+    })
+    .await;
 
     lab.server().restart();
     for watch in &mut watches {
         watch.until_up().await;
     }
     for (user, client) in [("stays", &mut stays), ("comes", &mut comes)] {
-        assert_eq!(b.broadcaster.to_user(user).send("you").await.unwrap().nodes(), Some(1));
+        assert_eq!(
+            b.broadcaster
+                .to_user(user)
+                .send("you")
+                .await
+                .unwrap()
+                .nodes(),
+            Some(1)
+        );
         assert_eq!(client.event().await, text("you"));
     }
-    assert_eq!(b.broadcaster.to_room("lobby").send("room").await.unwrap().nodes(), Some(1));
+    assert_eq!(
+        b.broadcaster
+            .to_room("lobby")
+            .send("room")
+            .await
+            .unwrap()
+            .nodes(),
+        Some(1)
+    );
     assert_eq!(comes.event().await, text("room"));
     assert_eq!(subscribers(lab.server(), "cluster:u:leaves"), 0);
 }
@@ -204,7 +312,15 @@ async fn killed_subscribers_heal_without_duplicates() {
             watch.until_up().await;
         }
         let sent = format!("after {n}");
-        assert_eq!(b.broadcaster.to_user("alice").send(sent.as_str()).await.unwrap().nodes(), Some(1));
+        assert_eq!(
+            b.broadcaster
+                .to_user("alice")
+                .send(sent.as_str())
+                .await
+                .unwrap()
+                .nodes(),
+            Some(1)
+        );
         assert_eq!(client.event().await, text(&sent));
         assert_eq!(subscribers(lab.server(), "cluster:u:alice"), 1, "no leak");
     }
@@ -222,7 +338,11 @@ async fn killed_publishers_heal_without_duplicates() {
     let (mut sent, mut unsent, mut killed) = (Vec::new(), Vec::new(), 0);
     for n in 0..200 {
         if n % 10 == 5 {
-            killed += lab.server().cli(&["CLIENT", "KILL", "TYPE", "normal"]).parse::<u32>().unwrap();
+            killed += lab
+                .server()
+                .cli(&["CLIENT", "KILL", "TYPE", "normal"])
+                .parse::<u32>()
+                .unwrap();
         }
         match b.broadcaster.to_user("alice").send(n.to_string()).await {
             Ok(delivery) => {
@@ -235,14 +355,27 @@ async fn killed_publishers_heal_without_duplicates() {
     }
     assert!(killed >= 20, "control: {killed} connections were killed");
     assert!(sent.len() >= 150, "it heals: {} were sent", sent.len());
-    until("a fence can be sent", async || b.broadcaster.to_all().send("fence").await.is_ok()).await;
+    until("a fence can be sent", async || {
+        b.broadcaster.to_all().send("fence").await.is_ok()
+    })
+    .await;
     let heard = client.before("fence").await;
-    assert!(sent.iter().all(|event| heard.contains(event)), "a message was lost");
-    assert!(!unsent.iter().any(|event| heard.contains(event)), "certainly not sent, but heard");
+    assert!(
+        sent.iter().all(|event| heard.contains(event)),
+        "a message was lost"
+    );
+    assert!(
+        !unsent.iter().any(|event| heard.contains(event)),
+        "certainly not sent, but heard"
+    );
     let mut once = heard.clone();
     once.dedup();
     assert_eq!(once, heard, "a duplicate");
-    assert_eq!((a.cluster.stats().bus_gaps, b.cluster.stats().bus_gaps), (0, 0), "nobody was deaf");
+    assert_eq!(
+        (a.cluster.stats().bus_gaps, b.cluster.stats().bus_gaps),
+        (0, 0),
+        "nobody was deaf"
+    );
 }
 
 /// B5: no error, no FIN, nothing: only the probe can tell.
@@ -256,25 +389,51 @@ async fn a_black_hole_is_found_by_the_probe() {
     let mut watch = Watch::new(&a);
     watch.until_up().await;
     let mut client = a.client("alice").await;
-    assert_eq!(b.broadcaster.to_user("alice").send("before").await.unwrap().nodes(), Some(1));
+    assert_eq!(
+        b.broadcaster
+            .to_user("alice")
+            .send("before")
+            .await
+            .unwrap()
+            .nodes(),
+        Some(1)
+    );
     assert_eq!(client.event().await, text("before"));
 
     proxy.black_hole();
     let vanished = Instant::now();
-    let into_the_hole = b.broadcaster.to_user("alice").send("into the hole").await.unwrap();
-    assert_eq!(into_the_hole.nodes(), Some(1), "control: Redis still counts the dead subscriber");
+    let into_the_hole = b
+        .broadcaster
+        .to_user("alice")
+        .send("into the hole")
+        .await
+        .unwrap();
+    assert_eq!(
+        into_the_hole.nodes(),
+        Some(1),
+        "control: Redis still counts the dead subscriber"
+    );
     watch.until_degraded().await;
     let noticed = vanished.elapsed();
     proxy.heal();
     watch.until_up().await;
     assert_eq!(a.cluster.stats().bus_gaps, 1);
     until("the user is heard again", async || {
-        b.broadcaster.to_user("alice").send("after").await.unwrap().nodes() >= Some(1)
+        b.broadcaster
+            .to_user("alice")
+            .send("after")
+            .await
+            .unwrap()
+            .nodes()
+            >= Some(1)
     })
     .await;
     assert_eq!(client.event().await, text("after"));
     // The probe interval of the lab is 500 ms; keep-alive would need at least 5 s.
-    assert!(noticed < Duration::from_secs(5), "{noticed:?}: the probe did not find it");
+    assert!(
+        noticed < Duration::from_secs(5),
+        "{noticed:?}: the probe did not find it"
+    );
 }
 
 /// B5: Redis is stopped, its connections stay open.
@@ -304,7 +463,11 @@ async fn a_frozen_redis_is_found_and_survived() {
         watch.until_up().await;
     }
     until("alice is heard from b again", async || {
-        b.broadcaster.to_user("alice").send("fence").await.is_ok_and(|sent| sent.nodes() == Some(1))
+        b.broadcaster
+            .to_user("alice")
+            .send("fence")
+            .await
+            .is_ok_and(|sent| sent.nodes() == Some(1))
     })
     .await;
     client.before("fence").await;
@@ -322,7 +485,11 @@ async fn garbage_is_dropped_and_counted() {
         .iter()
         .map(|text| text.as_bytes().to_vec())
         .collect();
-    garbage.extend([vec![255; 50], vec![1], vec![1, 1, 2, 0, 0, 0, 0, 0, 0, 0, 0, 255, 255, 255, 255]]);
+    garbage.extend([
+        vec![255; 50],
+        vec![1],
+        vec![1, 1, 2, 0, 0, 0, 0, 0, 0, 0, 0, 255, 255, 255, 255],
+    ]);
     garbage.push(vec![b'x'; 20 * 1024 * 1024]);
     for bytes in &garbage {
         for channel in ["cluster:u:alice", "cluster:all"] {
@@ -349,20 +516,35 @@ async fn forty_megabytes_are_survived_with_and_without_redis_cutting_us_off() {
     let _: usize = limited.publish("cluster:u:alice", &huge).await.unwrap();
     watch.until_degraded().await;
     watch.until_up().await;
-    assert_eq!(a.cluster.stats().bus_gaps, 1, "Redis' default cut us off, which is no secret");
+    assert_eq!(
+        a.cluster.stats().bus_gaps,
+        1,
+        "Redis' default cut us off, which is no secret"
+    );
 
-    lab.server().cli(&["CONFIG", "SET", "client-output-buffer-limit", "pubsub 0 0 0"]);
+    lab.server().cli(&[
+        "CONFIG",
+        "SET",
+        "client-output-buffer-limit",
+        "pubsub 0 0 0",
+    ]);
     let mut unlimited = foreign(lab.server()).await;
     let _: usize = unlimited.publish("cluster:u:alice", &huge).await.unwrap();
     b.broadcaster.to_user("alice").send("fence").await.unwrap();
     assert_eq!(client.before("fence").await, []);
-    assert_eq!((a.cluster.stats().bus_garbage, a.cluster.stats().bus_gaps), (1, 1));
+    assert_eq!(
+        (a.cluster.stats().bus_garbage, a.cluster.stats().bus_gaps),
+        (1, 1)
+    );
 }
 
 async fn foreign(server: &RedisServer) -> redis::aio::MultiplexedConnection {
     let client = redis::Client::open(server.url()).expect("a good url");
     let config = redis::AsyncConnectionConfig::new().set_response_timeout(None);
-    client.get_multiplexed_async_connection_with_config(&config).await.expect("redis answers")
+    client
+        .get_multiplexed_async_connection_with_config(&config)
+        .await
+        .expect("redis answers")
 }
 
 /// B12, and what every send costs: one command, whatever the number of nodes.
@@ -394,10 +576,16 @@ async fn a_send_is_one_command_with_two_nodes_and_with_six() {
         }
         let after = (lab.server().calls("publish"), all_calls(lab.server()));
         let publishes = after.0 - before.0;
-        assert!((300..=300 + probes()).contains(&publishes), "{publishes} publishes for 300 sends");
+        assert!(
+            (300..=300 + probes()).contains(&publishes),
+            "{publishes} publishes for 300 sends"
+        );
         let commands = after.1 - before.1;
         // INFO itself is the other command.
-        assert!(commands <= 300 + probes() + 4, "{commands} commands for 300 sends");
+        assert!(
+            commands <= 300 + probes() + 4,
+            "{commands} commands for 300 sends"
+        );
         for client in &mut clients {
             assert_eq!(client.event().await, text("x"));
         }
@@ -409,7 +597,9 @@ async fn a_send_is_one_command_with_two_nodes_and_with_six() {
 
 fn all_calls(server: &RedisServer) -> u64 {
     let stats = server.cli(&["INFO", "commandstats"]);
-    let calls = stats.lines().filter_map(|line| line.split("calls=").nth(1)?.split(',').next());
+    let calls = stats
+        .lines()
+        .filter_map(|line| line.split("calls=").nth(1)?.split(',').next());
     calls.filter_map(|calls| calls.parse::<u64>().ok()).sum()
 }
 
@@ -428,7 +618,10 @@ async fn a_million_foreign_keys_do_not_slow_a_send() {
     })
     .await;
     let full = quickest_send(&a).await;
-    assert!(full < empty * 5, "{empty:?} without and {full:?} with a million keys");
+    assert!(
+        full < empty * 5,
+        "{empty:?} without and {full:?} with a million keys"
+    );
     assert_eq!(client.event().await, text("x"));
 }
 
@@ -453,7 +646,10 @@ async fn an_idle_node_costs_next_to_nothing() {
     assert!((1..=12).contains(&calls), "{calls} commands in six seconds");
     drop(cluster);
     until("its connections are gone", async || {
-        !server.cli(&["CLIENT", "LIST"]).lines().any(|client| !client.contains("cmd=client"))
+        !server
+            .cli(&["CLIENT", "LIST"])
+            .lines()
+            .any(|client| !client.contains("cmd=client"))
     })
     .await;
 }
@@ -475,7 +671,15 @@ async fn the_documented_acl_line_is_enough_and_unix_sockets_work() {
     }
     let mut client = b.client("alice").await;
     assert!(a.broadcaster.is_online("alice").await.unwrap());
-    assert_eq!(a.broadcaster.to_user("alice").send("hi").await.unwrap().nodes(), Some(1));
+    assert_eq!(
+        a.broadcaster
+            .to_user("alice")
+            .send("hi")
+            .await
+            .unwrap()
+            .nodes(),
+        Some(1)
+    );
     assert_eq!(client.event().await, text("hi"));
 
     // Another namespace is not in the user's channels: the reason names the fix.
@@ -487,7 +691,10 @@ async fn the_documented_acl_line_is_enough_and_unix_sockets_work() {
             break reason;
         }
     };
-    assert!(reason.contains("+subscribe +unsubscribe +publish"), "{reason}");
+    assert!(
+        reason.contains("+subscribe +unsubscribe +publish"),
+        "{reason}"
+    );
     drop(client);
     assert_eq!(b.cluster.stats().bus_gaps, 0);
 }
@@ -504,8 +711,16 @@ async fn one_union_is_one_copy_even_after_a_reconnect() {
     watch.until_degraded().await;
     watch.until_up().await;
     for _ in 0..100 {
-        a.broadcaster.to_user("alice").to_room("x").send("once").await.unwrap();
+        a.broadcaster
+            .to_user("alice")
+            .to_room("x")
+            .send("once")
+            .await
+            .unwrap();
     }
     a.broadcaster.to_all().send("fence").await.unwrap();
-    assert_eq!(client.before("fence").await, vec![Event::Text("once".into()); 100]);
+    assert_eq!(
+        client.before("fence").await,
+        vec![Event::Text("once".into()); 100]
+    );
 }

@@ -17,33 +17,54 @@ async fn a_slow_consumer_is_closed_and_the_others_get_everything() {
     let mut quick = node.client("quick").await;
     let padding = "x".repeat(1024);
     for n in 0..10_000 {
-        node.broadcaster.to_all().send(format!("{n} {padding}")).await.unwrap();
-        let Event::Text(message) = quick.event().await else { panic!("the quick one was closed") };
+        node.broadcaster
+            .to_all()
+            .send(format!("{n} {padding}"))
+            .await
+            .unwrap();
+        let Event::Text(message) = quick.event().await else {
+            panic!("the quick one was closed")
+        };
         assert!(message.starts_with(&format!("{n} ")));
     }
     let end = node.next_end().await;
-    assert_eq!((end.user.as_str(), end.close.map(|c| c.code)), ("slow", Some(1013)));
+    assert_eq!(
+        (end.user.as_str(), end.close.map(|c| c.code)),
+        ("slow", Some(1013))
+    );
     let stats = node.cluster.stats();
     assert_eq!((stats.sockets, stats.slow_closed), (1, 1));
-    assert!(stats.dropped > 0, "what was queued is discarded and counted");
+    assert!(
+        stats.dropped > 0,
+        "what was queued is discarded and counted"
+    );
 }
 
 /// C1, the other policy: the newest are kept, the loss is counted.
 #[tokio::test(flavor = "multi_thread")]
 async fn with_drop_oldest_the_newest_messages_survive() {
-    let builder = Lab::memory().builder().outbox(16, 1 << 20).slow_consumer(SlowConsumer::DropOldest);
+    let builder = Lab::memory()
+        .builder()
+        .outbox(16, 1 << 20)
+        .slow_consumer(SlowConsumer::DropOldest);
     let node = TestNode::start(builder.start()).await;
     let mut client = node.client("alice").await;
     let payload = "x".repeat(100_000);
     for n in 0..1000 {
-        let sent = node.broadcaster.to_user("alice").send(format!("{n:04}{payload}")).await;
+        let sent = node
+            .broadcaster
+            .to_user("alice")
+            .send(format!("{n:04}{payload}"))
+            .await;
         assert_eq!(sent.unwrap().local(), 1);
     }
     let dropped = node.cluster.stats().dropped as usize;
     assert!(dropped > 0, "control: the client was too slow");
     let mut last = None;
     for _ in 0..1000 - dropped {
-        let Event::Text(text) = client.event().await else { panic!("closed") };
+        let Event::Text(text) = client.event().await else {
+            panic!("closed")
+        };
         let number: u32 = text[..4].parse().unwrap();
         assert!(last < Some(number), "in order");
         last = Some(number);
@@ -56,15 +77,25 @@ async fn with_drop_oldest_the_newest_messages_survive() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_silent_client_is_given_up() {
     let quick = Duration::from_millis(100);
-    let builder = Lab::memory().builder().ping_interval(quick).pong_timeout(quick);
+    let builder = Lab::memory()
+        .builder()
+        .ping_interval(quick)
+        .pong_timeout(quick);
     let mut node = TestNode::start(builder.start()).await;
     // Reads nothing, so answers no ping.
     let _silent = node.client("silent").await;
     let mut alive = node.client("alive").await;
     let answering = tokio::spawn(async move { alive.event().await });
     let end = node.next_end().await;
-    assert_eq!((end.user.as_str(), end.close.map(|c| c.code)), ("silent", Some(1006)));
-    assert_eq!(node.cluster.stats().sockets, 1, "control: who answers pings stays");
+    assert_eq!(
+        (end.user.as_str(), end.close.map(|c| c.code)),
+        ("silent", Some(1006))
+    );
+    assert_eq!(
+        node.cluster.stats().sockets,
+        1,
+        "control: who answers pings stays"
+    );
     node.broadcaster.to_all().send("you live").await.unwrap();
     assert_eq!(answering.await.unwrap(), text("you live"));
 }
@@ -74,10 +105,17 @@ async fn a_silent_client_is_given_up() {
 async fn a_message_over_the_limit_closes_with_1009() {
     let mut node = TestNode::start(Lab::memory().builder().max_message_size(1000).start()).await;
     let mut client = node.client("alice").await;
-    assert_eq!(client.ask(&"x".repeat(1000)).await.len(), 1000, "control: the limit itself passes");
+    assert_eq!(
+        client.ask(&"x".repeat(1000)).await.len(),
+        1000,
+        "control: the limit itself passes"
+    );
     client.send(&"x".repeat(1001)).await;
     assert!(matches!(client.event().await, Event::Closed(1009, _)));
-    assert_eq!(node.next_end().await.close.map(|close| close.code), Some(1009));
+    assert_eq!(
+        node.next_end().await.close.map(|close| close.code),
+        Some(1009)
+    );
 
     // A header that promises 16 MiB, and nothing after it.
     let mut client = node.client("bob").await;
@@ -101,7 +139,11 @@ async fn a_message_over_the_limit_closes_with_1009() {
 async fn broken_frames_are_answered_with_their_code() {
     let mut node = TestNode::start(Lab::memory().builder().start()).await;
     let breaches: [(&str, &[u8], u16); 6] = [
-        ("text that is not UTF-8", &[0x81, 0x81, 0, 0, 0, 0, 0xff], 1007),
+        (
+            "text that is not UTF-8",
+            &[0x81, 0x81, 0, 0, 0, 0, 0xff],
+            1007,
+        ),
         ("a reserved bit", &[0xc1, 0x80, 0, 0, 0, 0], 1002),
         ("a reserved opcode", &[0x83, 0x80, 0, 0, 0, 0], 1002),
         ("no mask", &[0x81, 0x01, b'x'], 1002),
@@ -111,8 +153,15 @@ async fn broken_frames_are_answered_with_their_code() {
     for (what, frame, code) in breaches {
         let mut client = node.client("alice").await;
         client.raw().write_all(frame).await.unwrap();
-        assert!(matches!(client.event().await, Event::Closed(c, _) if c == code), "{what}");
-        assert_eq!(node.next_end().await.close.map(|close| close.code), Some(code), "{what}");
+        assert!(
+            matches!(client.event().await, Event::Closed(c, _) if c == code),
+            "{what}"
+        );
+        assert_eq!(
+            node.next_end().await.close.map(|close| close.code),
+            Some(code),
+            "{what}"
+        );
     }
     node.until_empty().await;
 }
@@ -120,25 +169,57 @@ async fn broken_frames_are_answered_with_their_code() {
 /// C6.
 #[tokio::test]
 async fn a_foreign_origin_is_refused_before_the_upgrade() {
-    let node = TestNode::start(Lab::memory().builder().allow_origin("https://shop.example").start()).await;
+    let node = TestNode::start(
+        Lab::memory()
+            .builder()
+            .allow_origin("https://shop.example")
+            .start(),
+    )
+    .await;
     let own = format!("http://{}", node.addr);
     for origin in [own.as_str(), "https://shop.example"] {
-        let client = Client::try_connect(node.addr, "/ws", &[("x-user", "a"), ("origin", origin)]).await;
+        let client =
+            Client::try_connect(node.addr, "/ws", &[("x-user", "a"), ("origin", origin)]).await;
         assert!(client.is_ok(), "control: {origin}");
     }
     let suffixed = format!("{own}.evil.com");
     let other_scheme = "http://shop.example";
-    for origin in ["https://evil.com", &suffixed, "http://127.0.0.1:1", "null", other_scheme, ""] {
+    for origin in [
+        "https://evil.com",
+        &suffixed,
+        "http://127.0.0.1:1",
+        "null",
+        other_scheme,
+        "",
+    ] {
         let headers = [("x-user", "a"), ("origin", origin)];
-        let (status, body) = Client::try_connect(node.addr, "/ws", &headers).await.unwrap_err();
+        let (status, body) = Client::try_connect(node.addr, "/ws", &headers)
+            .await
+            .unwrap_err();
         assert_eq!(status, 403, "{origin:?}");
         assert!(body.contains("allow_origin"), "{body}");
     }
-    let twice = [("x-user", "a"), ("origin", own.as_str()), ("origin", own.as_str())];
-    assert_eq!(Client::try_connect(node.addr, "/ws", &twice).await.unwrap_err().0, 403);
+    let twice = [
+        ("x-user", "a"),
+        ("origin", own.as_str()),
+        ("origin", own.as_str()),
+    ];
+    assert_eq!(
+        Client::try_connect(node.addr, "/ws", &twice)
+            .await
+            .unwrap_err()
+            .0,
+        403
+    );
     // Even without a user it is 403, not a 4403 after an upgrade.
     let foreign = [("origin", "https://evil.com")];
-    assert_eq!(Client::try_connect(node.addr, "/ws", &foreign).await.unwrap_err().0, 403);
+    assert_eq!(
+        Client::try_connect(node.addr, "/ws", &foreign)
+            .await
+            .unwrap_err()
+            .0,
+        403
+    );
     assert_eq!(node.cluster.stats().origins_refused, 8);
 }
 
@@ -148,8 +229,14 @@ async fn only_a_known_protocol_is_echoed_never_a_token() {
     let node = TestNode::start(Lab::memory().builder().start()).await;
     let header = "sec-websocket-protocol";
     let offered = [("x-user", "a"), (header, "bearer, s3cret, superchat, chat")];
-    let client = Client::try_connect(node.addr, "/ws", &offered).await.unwrap();
-    assert_eq!(client.response.headers()[header], "chat", "the server's first choice");
+    let client = Client::try_connect(node.addr, "/ws", &offered)
+        .await
+        .unwrap();
+    assert_eq!(
+        client.response.headers()[header],
+        "chat",
+        "the server's first choice"
+    );
     let mut raw = tokio::net::TcpStream::connect(node.addr).await.unwrap();
     let request = format!(
         "GET /ws HTTP/1.1\r\nHost: {}\r\nConnection: upgrade\r\nUpgrade: websocket\r\nx-user: a\r\n\
@@ -159,34 +246,55 @@ async fn only_a_known_protocol_is_echoed_never_a_token() {
     );
     raw.write_all(request.as_bytes()).await.unwrap();
     let mut answer = vec![0; 4096];
-    let count = tokio::io::AsyncReadExt::read(&mut raw, &mut answer).await.unwrap();
+    let count = tokio::io::AsyncReadExt::read(&mut raw, &mut answer)
+        .await
+        .unwrap();
     let answer = String::from_utf8_lossy(&answer[..count]).to_lowercase();
-    assert!(answer.starts_with("http/1.1 101") && !answer.contains("s3cret"), "{answer}");
+    assert!(
+        answer.starts_with("http/1.1 101") && !answer.contains("s3cret"),
+        "{answer}"
+    );
     assert!(!answer.contains(header));
 }
 
 /// C8: exact, though everybody comes at once.
 #[tokio::test(flavor = "multi_thread")]
 async fn limits_on_sockets_are_exact() {
-    let builder = Lab::memory().builder().max_sockets(10).max_sockets_per_user(4);
+    let builder = Lab::memory()
+        .builder()
+        .max_sockets(10)
+        .max_sockets_per_user(4);
     let node = TestNode::start(builder.start()).await;
     let user = [("x-user", "alice")];
     let attempts = join_all((0..20).map(|_| Client::try_connect(node.addr, "/ws", &user))).await;
     let (admitted, refused): (Vec<_>, Vec<_>) = attempts.into_iter().partition(Result::is_ok);
     assert_eq!(admitted.len(), 4);
-    assert!(refused.iter().all(|r| r.as_ref().is_err_and(|(status, _)| *status == 429)));
+    assert!(
+        refused
+            .iter()
+            .all(|r| r.as_ref().is_err_and(|(status, _)| *status == 429))
+    );
     let users: Vec<String> = (0..20).map(|n| format!("u{n}")).collect();
     let attempts = users.iter().map(|user| {
         let addr = node.addr;
         async move { Client::try_connect(addr, "/ws", &[("x-user", user)]).await }
     });
-    let (others, refused): (Vec<_>, Vec<_>) =
-        join_all(attempts).await.into_iter().partition(Result::is_ok);
+    let (others, refused): (Vec<_>, Vec<_>) = join_all(attempts)
+        .await
+        .into_iter()
+        .partition(Result::is_ok);
     assert_eq!(others.len(), 6);
-    assert!(refused.iter().all(|r| r.as_ref().is_err_and(|(status, _)| *status == 503)));
+    assert!(
+        refused
+            .iter()
+            .all(|r| r.as_ref().is_err_and(|(status, _)| *status == 503))
+    );
     assert_eq!(node.cluster.stats().limits_refused, 30);
     drop(admitted);
-    until("places are given back", async || node.cluster.stats().sockets == 6).await;
+    until("places are given back", async || {
+        node.cluster.stats().sockets == 6
+    })
+    .await;
     assert!(Client::try_connect(node.addr, "/ws", &user).await.is_ok());
 }
 
@@ -194,16 +302,31 @@ async fn limits_on_sockets_are_exact() {
 #[tokio::test]
 async fn a_handler_that_does_not_read_neither_deafens_nor_kills_its_client() {
     let quick = Duration::from_millis(100);
-    let builder = Lab::memory().builder().ping_interval(quick).pong_timeout(quick);
+    let builder = Lab::memory()
+        .builder()
+        .ping_interval(quick)
+        .pong_timeout(quick);
     let node = TestNode::start(builder.start()).await;
     let mut client = node.client("alice").await;
     client.send("sleep").await;
     for n in 0..100 {
         client.send(&n.to_string()).await;
     }
-    node.broadcaster.to_user("alice").send("still heard").await.unwrap();
+    node.broadcaster
+        .to_user("alice")
+        .send("still heard")
+        .await
+        .unwrap();
     assert_eq!(client.event().await, text("still heard"));
     tokio::time::sleep(quick * 5).await;
-    node.broadcaster.to_user("alice").close(Close::new(4001, "out")).await.unwrap();
-    assert_eq!(client.event().await, Event::Closed(4001, "out".into()), "not 1006");
+    node.broadcaster
+        .to_user("alice")
+        .close(Close::new(4001, "out"))
+        .await
+        .unwrap();
+    assert_eq!(
+        client.event().await,
+        Event::Closed(4001, "out".into()),
+        "not 1006"
+    );
 }

@@ -3,9 +3,9 @@
 use axum_cluster::{Close, SendError};
 use futures::future::join_all;
 
+use crate::support::Lab;
 use crate::support::client::{Event, text};
 use crate::support::node::id_of;
-use crate::support::{Lab, on_every_bus};
 
 on_every_bus! {
     every_socket_of_the_user_on_every_node_once
@@ -60,12 +60,23 @@ async fn a_socket_matched_several_ways_gets_one_copy(lab: Lab) {
     let mut bystander = b.client("bob").await;
     assert_eq!(bystander.ask("join y").await, "joined");
     let id = id_of(&mut clients[1]).await;
-    let audience = a.broadcaster.to_user("alice").to_room("x").to_room("y").to_socket(id);
+    let audience = a
+        .broadcaster
+        .to_user("alice")
+        .to_room("x")
+        .to_room("y")
+        .to_socket(id);
     let delivery = audience.to_user("alice").send("once").await.unwrap();
     assert_eq!((delivery.local(), delivery.nodes()), (1, None));
     let users = a.broadcaster.to_users(["alice", "bob", "alice", "nobody"]);
     assert_eq!(users.send("users").await.unwrap().local(), 1);
-    a.broadcaster.to_all().to_user("alice").to_room("x").send("fence").await.unwrap();
+    a.broadcaster
+        .to_all()
+        .to_user("alice")
+        .to_room("x")
+        .send("fence")
+        .await
+        .unwrap();
     for client in clients.iter_mut().chain([&mut bystander]) {
         assert_eq!(client.before("fence").await, [text("once"), text("users")]);
     }
@@ -95,10 +106,23 @@ async fn text_stays_text_and_binary_binary(lab: Lab) {
     let mut clients = [a.client("alice").await, b.client("alice").await];
     let big: Vec<u8> = (0..1024 * 1024).map(|n: u32| (n % 251) as u8).collect();
     let big_text = "é\0\r\n{".repeat(200_000);
-    for bytes in [vec![], vec![0xff, 0xfe, 0], b"{\"text\":\"no\"}".to_vec(), big] {
-        a.broadcaster.to_user("alice").send(bytes.clone()).await.unwrap();
+    for bytes in [
+        vec![],
+        vec![0xff, 0xfe, 0],
+        b"{\"text\":\"no\"}".to_vec(),
+        big,
+    ] {
+        a.broadcaster
+            .to_user("alice")
+            .send(bytes.clone())
+            .await
+            .unwrap();
         for client in &mut clients {
-            assert!(client.event().await == Event::Binary(bytes.clone()), "{} bytes", bytes.len());
+            assert!(
+                client.event().await == Event::Binary(bytes.clone()),
+                "{} bytes",
+                bytes.len()
+            );
         }
     }
     for words in ["", "héllo 🦀", "{\"text\":\"no\"}", &big_text] {
@@ -118,7 +142,11 @@ async fn ten_thousand_messages_arrive_in_order(lab: Lab) {
     }
     let mut clients = [a.client("alice").await, b.client("alice").await];
     for n in 0..2_000 {
-        a.broadcaster.to_user("alice").send(n.to_string()).await.unwrap();
+        a.broadcaster
+            .to_user("alice")
+            .send(n.to_string())
+            .await
+            .unwrap();
     }
     let send = |n: u32| a.broadcaster.to_user("alice").send(n.to_string());
     for result in join_all((2_000..10_000).map(send)).await {
@@ -136,8 +164,28 @@ async fn odd_ids_work_and_never_meet(lab: Lab) {
     let [a, b] = lab.nodes().await;
     let long = "x".repeat(256);
     let ids = [
-        "*", "?", "[x]", "{tag}", "a:b", "a", "b", "constructor", "__proto__", " ", "a b", "\r\n", "\0", "🦀",
-        "\u{e9}", "e\u{301}", "%2A", "all", "u:a", "../x", "\\", &long,
+        "*",
+        "?",
+        "[x]",
+        "{tag}",
+        "a:b",
+        "a",
+        "b",
+        "constructor",
+        "__proto__",
+        " ",
+        "a b",
+        "\r\n",
+        "\0",
+        "🦀",
+        "\u{e9}",
+        "e\u{301}",
+        "%2A",
+        "all",
+        "u:a",
+        "../x",
+        "\\",
+        &long,
     ];
     let mut clients = Vec::new();
     for id in ids {
@@ -145,7 +193,12 @@ async fn odd_ids_work_and_never_meet(lab: Lab) {
         clients.push((id, b.client(id).await));
     }
     for id in ids {
-        let delivery = a.broadcaster.to_user(id).send(format!("for {id}")).await.unwrap();
+        let delivery = a
+            .broadcaster
+            .to_user(id)
+            .send(format!("for {id}"))
+            .await
+            .unwrap();
         assert_eq!((delivery.local(), delivery.nodes()), (1, Some(1)), "{id:?}");
     }
     a.broadcaster.to_all().send("fence").await.unwrap();
@@ -163,13 +216,23 @@ async fn unusable_ids_are_refused_where_they_are_used(lab: Lab) {
         assert_eq!((error.local(), error.maybe_sent()), (0, false));
     };
     refused(a.broadcaster.to_user("").send("x").await, "empty");
-    refused(a.broadcaster.to_room(&long).to_user("a").send("x").await, "257");
-    refused(a.broadcaster.to_users(["a", &long]).local().send("x").await, "257");
-    refused(a.broadcaster.to_user("a").close(Close::new(1006, "")).await, "1006");
+    refused(
+        a.broadcaster.to_room(&long).to_user("a").send("x").await,
+        "257",
+    );
+    refused(
+        a.broadcaster.to_users(["a", &long]).local().send("x").await,
+        "257",
+    );
+    refused(
+        a.broadcaster.to_user("a").close(Close::new(1006, "")).await,
+        "1006",
+    );
     assert!(a.broadcaster.is_online("").await.is_err());
     for (user, part) in [("", "empty"), (long.as_str(), "257")] {
         let header = crate::support::client::user_header(user);
-        let refusal = crate::support::Client::try_connect(a.addr, "/ws", &[("x-user", &header)]).await;
+        let refusal =
+            crate::support::Client::try_connect(a.addr, "/ws", &[("x-user", &header)]).await;
         let (status, body) = refusal.unwrap_err();
         assert_eq!(status, 400);
         assert!(body.contains(part), "{body}");
@@ -184,7 +247,13 @@ async fn unusable_ids_are_refused_where_they_are_used(lab: Lab) {
 async fn local_reaches_only_this_node(lab: Lab) {
     let [a, b] = lab.nodes().await;
     let (mut here, mut there) = (a.client("alice").await, b.client("alice").await);
-    let delivery = a.broadcaster.to_user("alice").local().send("near").await.unwrap();
+    let delivery = a
+        .broadcaster
+        .to_user("alice")
+        .local()
+        .send("near")
+        .await
+        .unwrap();
     assert_eq!((delivery.local(), delivery.nodes()), (1, None));
     a.broadcaster.to_user("alice").send("fence").await.unwrap();
     assert_eq!(here.before("fence").await, [text("near")]);
@@ -198,17 +267,34 @@ async fn an_audience_nobody_is_in_is_fine(lab: Lab) {
     let id = id_of(&mut client).await;
     client.close(1000).await;
     b.until_empty().await;
-    for audience in [a.broadcaster.to_user("nobody"), a.broadcaster.to_room("nowhere")] {
+    for audience in [
+        a.broadcaster.to_user("nobody"),
+        a.broadcaster.to_room("nowhere"),
+    ] {
         let delivery = audience.send("x").await.unwrap();
         assert_eq!((delivery.local(), delivery.nodes()), (0, Some(0)));
     }
-    assert_eq!(a.broadcaster.to_socket(id).send("x").await.unwrap().local(), 0);
-    assert_eq!(b.broadcaster.to_socket(id).send("x").await.unwrap().nodes(), Some(0));
+    assert_eq!(
+        a.broadcaster.to_socket(id).send("x").await.unwrap().local(),
+        0
+    );
+    assert_eq!(
+        b.broadcaster.to_socket(id).send("x").await.unwrap().nodes(),
+        Some(0)
+    );
     let strange = "0123456789abcdef-1".parse().unwrap();
     let delivery = a.broadcaster.to_socket(strange).send("x").await.unwrap();
     assert_eq!((delivery.local(), delivery.nodes()), (0, Some(0)));
     let none: [&str; 0] = [];
-    assert_eq!(a.broadcaster.to_users(none).send("x").await.unwrap().local(), 0);
+    assert_eq!(
+        a.broadcaster
+            .to_users(none)
+            .send("x")
+            .await
+            .unwrap()
+            .local(),
+        0
+    );
 }
 
 /// D9: no sleep, no retry, five hundred times.
@@ -230,13 +316,23 @@ async fn a_close_comes_after_the_message_before_it(lab: Lab) {
         let user = format!("user-{n}");
         let mut clients = [a.client(&user).await, b.client(&user).await];
         a.broadcaster.to_user(&user).send("first").await.unwrap();
-        let delivery = a.broadcaster.to_user(&user).close(Close::new(4001, "logged out")).await;
+        let delivery = a
+            .broadcaster
+            .to_user(&user)
+            .close(Close::new(4001, "logged out"))
+            .await;
         assert_eq!(delivery.unwrap().local(), 1);
         for client in &mut clients {
             assert_eq!(client.event().await, text("first"));
-            assert_eq!(client.event().await, Event::Closed(4001, "logged out".into()));
+            assert_eq!(
+                client.event().await,
+                Event::Closed(4001, "logged out".into())
+            );
         }
-        assert_eq!(b.next_end().await.close, Some(Close::new(4001, "logged out")));
+        assert_eq!(
+            b.next_end().await.close,
+            Some(Close::new(4001, "logged out"))
+        );
     }
 }
 
@@ -244,9 +340,19 @@ async fn exceptions_are_respected_everywhere(lab: Lab) {
     let [a, b] = lab.nodes().await;
     let mut spared = b.client("alice").await;
     let mut also_spared = b.client("bob").await;
-    let mut meant = [a.client("alice").await, b.client("alice").await, a.client("carol").await];
+    let mut meant = [
+        a.client("alice").await,
+        b.client("alice").await,
+        a.client("carol").await,
+    ];
     let id = id_of(&mut spared).await;
-    a.broadcaster.to_all().except(id).except_user("bob").send("not you").await.unwrap();
+    a.broadcaster
+        .to_all()
+        .except(id)
+        .except_user("bob")
+        .send("not you")
+        .await
+        .unwrap();
     a.broadcaster.to_all().send("fence").await.unwrap();
     for client in &mut meant {
         assert_eq!(client.before("fence").await, [text("not you")]);
@@ -264,7 +370,12 @@ async fn one_socket_is_reached_from_anywhere(lab: Lab) {
     assert_eq!((from_afar.local(), from_afar.nodes()), (0, Some(1)));
     let from_near = b.broadcaster.to_socket(id).send("from near").await.unwrap();
     assert_eq!((from_near.local(), from_near.nodes()), (1, Some(0)));
-    a.broadcaster.to_socket(id).to_socket(other_id).send("both").await.unwrap();
+    a.broadcaster
+        .to_socket(id)
+        .to_socket(other_id)
+        .send("both")
+        .await
+        .unwrap();
     a.broadcaster.to_all().send("fence").await.unwrap();
     let mut heard = one.before("fence").await;
     heard.sort_by_key(|event| format!("{event:?}"));
@@ -314,7 +425,11 @@ async fn namespaces_on_one_redis_never_meet() {
     let url = lab.server().url();
     let mut nodes = Vec::new();
     for (namespace, database) in [("prod", 0), ("prod", 1), ("staging", 0), ("prod-2", 1)] {
-        let cluster = lab.builder().redis(format!("{url}/{database}")).namespace(namespace).start();
+        let cluster = lab
+            .builder()
+            .redis(format!("{url}/{database}"))
+            .namespace(namespace)
+            .start();
         cluster.ready().await.unwrap();
         nodes.push(crate::support::TestNode::start(cluster).await);
     }
@@ -323,14 +438,26 @@ async fn namespaces_on_one_redis_never_meet() {
         clients.push(node.client("alice").await);
     }
     for (n, node) in nodes.iter().enumerate() {
-        node.broadcaster.to_user("alice").send(format!("from {n}")).await.unwrap();
+        node.broadcaster
+            .to_user("alice")
+            .send(format!("from {n}"))
+            .await
+            .unwrap();
     }
     for (n, node) in nodes.iter().enumerate() {
-        node.broadcaster.to_all().send(format!("fence {n}")).await.unwrap();
+        node.broadcaster
+            .to_all()
+            .send(format!("fence {n}"))
+            .await
+            .unwrap();
     }
     let mut heard = clients[0].before("fence 1").await;
     heard.retain(|event| *event != text("fence 0"));
-    assert_eq!(heard, [text("from 0"), text("from 1")], "one namespace, two database numbers");
+    assert_eq!(
+        heard,
+        [text("from 0"), text("from 1")],
+        "one namespace, two database numbers"
+    );
     assert_eq!(clients[2].before("fence 2").await, [text("from 2")]);
     assert_eq!(clients[3].before("fence 3").await, [text("from 3")]);
 }

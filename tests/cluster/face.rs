@@ -9,10 +9,10 @@ use axum::http::Request;
 use axum::response::{IntoResponse, Response};
 use axum::{Router, middleware, routing::any};
 use axum_cluster::{
-    Broadcaster, Close, Cluster, ClusterLayer, ClusterSocket, ConnectError, Health, SendError, Socket,
-    UserId,
+    Broadcaster, Close, Cluster, ClusterLayer, ClusterSocket, ConnectError, Health, SendError,
+    Socket, UserId,
 };
-use futures::{SinkExt, StreamExt};
+use futures::StreamExt;
 use tower::{Layer, Service, ServiceExt};
 
 use crate::support::client::{Event, text};
@@ -27,7 +27,12 @@ where
 {
     let ws = async move |socket: ClusterSocket| socket.on_upgrade(handler);
     let app = Router::new().route("/ws", any(ws));
-    serve(app.layer(cluster.layer()).layer(middleware::from_fn(authenticate))).await.0
+    serve(
+        app.layer(cluster.layer())
+            .layer(middleware::from_fn(authenticate)),
+    )
+    .await
+    .0
 }
 
 #[tokio::test]
@@ -50,16 +55,25 @@ async fn a_handler_that_sends_much_is_slowed_down_to_its_client() {
     let cluster = Cluster::builder().outbox(4, 100_000).start();
     let addr = serve_handler(&cluster, |mut socket| async move {
         for n in 0..2000 {
-            socket.send(format!("{n} {}", "x".repeat(10_000))).await.expect("room comes");
+            socket
+                .send(format!("{n} {}", "x".repeat(10_000)))
+                .await
+                .expect("room comes");
         }
     })
     .await;
     let mut client = Client::connect(addr, "alice").await;
     for n in 0..2000 {
-        let Event::Text(message) = client.event().await else { panic!("closed at {n}") };
+        let Event::Text(message) = client.event().await else {
+            panic!("closed at {n}")
+        };
         assert!(message.starts_with(&format!("{n} ")));
     }
-    assert_eq!(client.event().await, Event::Closed(1000, String::new()), "nothing queued is lost");
+    assert_eq!(
+        client.event().await,
+        Event::Closed(1000, String::new()),
+        "nothing queued is lost"
+    );
     assert_eq!(cluster.stats().slow_closed, 0);
 }
 
@@ -72,11 +86,18 @@ async fn after_the_end_sends_and_joins_say_why() {
         while socket.recv().await.is_some() {}
         let send = socket.send("too late").await.unwrap_err();
         let join = socket.join("lobby").await.unwrap_err();
-        report.send((send.close().clone(), join.to_string(), socket.recv().await)).unwrap();
+        report
+            .send((send.close().clone(), join.to_string(), socket.recv().await))
+            .unwrap();
     })
     .await;
     let mut client = Client::connect(addr, "alice").await;
-    cluster.broadcaster().to_user("alice").close(Close::new(4001, "out")).await.unwrap();
+    cluster
+        .broadcaster()
+        .to_user("alice")
+        .close(Close::new(4001, "out"))
+        .await
+        .unwrap();
     assert_eq!(client.event().await, Event::Closed(4001, "out".into()));
     let (send, join, recv) = soon("the report", reports.recv()).await.unwrap();
     assert_eq!((send, recv), (Close::new(4001, "out"), None));
@@ -88,14 +109,17 @@ async fn after_the_end_sends_and_joins_say_why() {
 async fn an_expired_identity_closes_with_4401() {
     async fn ws(socket: ClusterSocket) -> Response {
         let soon = SystemTime::now() + Duration::from_millis(100);
-        socket.expires_at(soon).on_upgrade(|mut socket| async move {
-            while socket.recv().await.is_some() {}
-        })
+        socket
+            .expires_at(soon)
+            .on_upgrade(|mut socket| async move { while socket.recv().await.is_some() {} })
     }
     let cluster = Cluster::builder().start();
     let app = Router::new().route("/ws", any(ws));
-    let (addr, _server) =
-        serve(app.layer(cluster.layer()).layer(middleware::from_fn(authenticate))).await;
+    let (addr, _server) = serve(
+        app.layer(cluster.layer())
+            .layer(middleware::from_fn(authenticate)),
+    )
+    .await;
     let mut client = Client::connect(addr, "alice").await;
     assert!(matches!(client.event().await, Event::Closed(4401, _)));
     until("unregistered", async || cluster.stats().sockets == 0).await;
@@ -120,13 +144,21 @@ async fn an_optional_socket_and_an_own_user_type() {
     let cluster = Cluster::builder()
         .identify(|user: &CurrentUser| (user.id != 0).then(|| UserId::from(user.id)))
         .start();
-    for (id, expected) in [(42, text("42")), (0, Event::Closed(4403, "authentication required".into()))] {
-        let app = Router::new().route("/ws", any(page_or_socket)).layer(cluster.layer());
+    for (id, expected) in [
+        (42, text("42")),
+        (0, Event::Closed(4403, "authentication required".into())),
+    ] {
+        let app = Router::new()
+            .route("/ws", any(page_or_socket))
+            .layer(cluster.layer());
         let (addr, _server) = serve(app.layer(Extension(CurrentUser { id }))).await;
         let mut client = Client::try_connect(addr, "/ws", &[]).await.unwrap();
         assert_eq!(client.event().await, expected);
         let page = http_get(addr, "/ws").await;
-        assert!(page.contains("200 OK") && page.ends_with("a page"), "{page}");
+        assert!(
+            page.contains("200 OK") && page.ends_with("a page"),
+            "{page}"
+        );
     }
 }
 
@@ -143,10 +175,18 @@ async fn http_get(addr: std::net::SocketAddr, path: &str) -> String {
 #[tokio::test]
 async fn a_broadcaster_works_as_extractor_as_state_and_in_tasks() {
     async fn extracted(cluster: Broadcaster) -> Result<String, SendError> {
-        cluster.to_user("alice").send("extracted").await.map(|sent| sent.local().to_string())
+        cluster
+            .to_user("alice")
+            .send("extracted")
+            .await
+            .map(|sent| sent.local().to_string())
     }
     async fn from_state(State(cluster): State<Broadcaster>) -> Result<String, SendError> {
-        cluster.to_user("alice").send_json(&["json", "2"]).await.map(|sent| sent.local().to_string())
+        cluster
+            .to_user("alice")
+            .send_json(&["json", "2"])
+            .await
+            .map(|sent| sent.local().to_string())
     }
     let node = TestNode::start(Lab::memory().builder().start()).await;
     let mut client = node.client("alice").await;
@@ -177,7 +217,12 @@ async fn the_layer_fits_services_that_know_nothing_of_axum() {
         Ok::<_, Infallible>(NotAResponse(carried))
     });
     let mut service = cluster.layer().layer(service);
-    let answer = service.ready().await.unwrap().call(Request::new(vec![1])).await;
+    let answer = service
+        .ready()
+        .await
+        .unwrap()
+        .call(Request::new(vec![1]))
+        .await;
     assert_eq!(answer, Ok(NotAResponse(true)));
 }
 
@@ -186,12 +231,21 @@ async fn a_failed_send_is_a_503_that_names_the_problem() {
     let server = RedisServer::absent();
     let cluster = Cluster::builder().redis(server.url()).start();
     async fn notify(cluster: Broadcaster) -> Result<String, SendError> {
-        cluster.to_user("alice").send("x").await.map(|_| "sent".into())
+        cluster
+            .to_user("alice")
+            .send("x")
+            .await
+            .map(|_| "sent".into())
     }
-    let app = Router::new().route("/notify", any(notify)).layer(cluster.layer());
+    let app = Router::new()
+        .route("/notify", any(notify))
+        .layer(cluster.layer());
     let (addr, _server) = serve(app).await;
     let response = http_get(addr, "/notify").await;
-    assert!(response.contains("503") && response.contains("refused"), "{response}");
+    assert!(
+        response.contains("503") && response.contains("refused"),
+        "{response}"
+    );
 }
 
 #[tokio::test]
@@ -200,27 +254,58 @@ async fn settings_that_make_no_sense_are_named() {
         let error = builder.clone().try_start().unwrap_err().to_string();
         assert!(error.contains(part), "{error}");
         let panic = catch_unwind(AssertUnwindSafe(|| builder.start())).unwrap_err();
-        assert!(panic.downcast_ref::<String>().is_some_and(|text| text.contains(part)));
+        assert!(
+            panic
+                .downcast_ref::<String>()
+                .is_some_and(|text| text.contains(part))
+        );
     };
     let builder = Cluster::builder;
-    wrong(builder().ping_interval(Duration::ZERO), "ping_interval is zero");
-    wrong(builder().publish_timeout(Duration::ZERO), "publish_timeout is zero");
-    wrong(builder().probe_interval(Duration::MAX), "probe_interval is longer");
+    wrong(
+        builder().ping_interval(Duration::ZERO),
+        "ping_interval is zero",
+    );
+    wrong(
+        builder().publish_timeout(Duration::ZERO),
+        "publish_timeout is zero",
+    );
+    wrong(
+        builder().probe_interval(Duration::MAX),
+        "probe_interval is longer",
+    );
     wrong(builder().linger(Duration::MAX), "linger is longer");
     wrong(builder().max_message_size(0), "max_message_size is zero");
     wrong(builder().outbox(0, 1), "outbox messages is zero");
-    wrong(builder().max_sockets_per_user(0), "max_sockets_per_user is zero");
+    wrong(
+        builder().max_sockets_per_user(0),
+        "max_sockets_per_user is zero",
+    );
     wrong(builder().namespace(""), "namespace \"\"");
     wrong(builder().namespace("a:b"), "A-Z a-z 0-9 . _ -");
     wrong(builder().allow_origin("shop.example"), "scheme://host");
-    wrong(builder().allow_origin("https://shop.example/"), "scheme://host");
+    wrong(
+        builder().allow_origin("https://shop.example/"),
+        "scheme://host",
+    );
     wrong(builder().redis("redis://:s3cret@host:port"), "port");
     let error = ClusterLayer::try_new("http://localhost").unwrap_err();
-    assert!(matches!(&error, ConnectError::Url(text) if text.contains("http")), "{error}");
+    assert!(
+        matches!(&error, ConnectError::Url(text) if text.contains("http")),
+        "{error}"
+    );
     let panic = catch_unwind(|| ClusterLayer::new("redis://:s3cret@")).unwrap_err();
     let panic = panic.downcast_ref::<String>().cloned().unwrap_or_default();
-    assert!(panic.contains("redis url") && !panic.contains("s3cret"), "{panic}");
-    assert!(Cluster::builder().linger(Duration::ZERO).try_start().is_ok(), "control");
+    assert!(
+        panic.contains("redis url") && !panic.contains("s3cret"),
+        "{panic}"
+    );
+    assert!(
+        Cluster::builder()
+            .linger(Duration::ZERO)
+            .try_start()
+            .is_ok(),
+        "control"
+    );
 }
 
 #[test]
@@ -242,7 +327,9 @@ async fn shutdown_drains_and_leaves_nothing() {
         socket.on_upgrade(|mut socket| async move { while socket.recv().await.is_some() {} })
     }
     let app = Router::new().route("/ws", any(ws));
-    let app = app.layer(cluster.layer()).layer(middleware::from_fn(authenticate));
+    let app = app
+        .layer(cluster.layer())
+        .layer(middleware::from_fn(authenticate));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
@@ -252,7 +339,9 @@ async fn shutdown_drains_and_leaves_nothing() {
             let _ = stopped.await;
             draining.shutdown(Duration::from_secs(2)).await;
         };
-        axum::serve(listener, app).with_graceful_shutdown(signal).await
+        axum::serve(listener, app)
+            .with_graceful_shutdown(signal)
+            .await
     });
     let mut clients = Vec::new();
     for n in 0..20 {
@@ -262,15 +351,23 @@ async fn shutdown_drains_and_leaves_nothing() {
     let mut watch = Box::pin(cluster.health_changes());
     let start = std::time::Instant::now();
     stop.send(()).unwrap();
-    soon("draining", async { while watch.next().await != Some(Health::Draining) {} }).await;
-    let refusal = Client::try_connect(addr, "/ws", &[("x-user", "late")]).await.unwrap_err();
+    soon("draining", async {
+        while watch.next().await != Some(Health::Draining) {}
+    })
+    .await;
+    let refusal = Client::try_connect(addr, "/ws", &[("x-user", "late")])
+        .await
+        .unwrap_err();
     assert_eq!(refusal.0, 503);
     let mut moments = Vec::new();
     for client in &mut clients {
         assert!(matches!(client.event().await, Event::Closed(1012, _)));
         moments.push(start.elapsed());
     }
-    assert!(moments.last().unwrap() > &Duration::from_millis(500), "spread over the window");
+    assert!(
+        moments.last().unwrap() > &Duration::from_millis(500),
+        "spread over the window"
+    );
     soon("the server ends", serving).await.unwrap().unwrap();
     assert_eq!(cluster.health(), Health::Down);
     assert_eq!(cluster.stats().sockets, 0);
@@ -286,9 +383,15 @@ async fn a_dropped_node_leaves_the_bus() {
     let server = RedisServer::start();
     let broadcaster = Broadcaster::connect(server.url()).await.unwrap();
     broadcaster.to_user("alice").send("x").await.unwrap();
-    assert!(server.cli(&["PUBSUB", "CHANNELS"]).contains("cluster:n:"), "control");
+    assert!(
+        server.cli(&["PUBSUB", "CHANNELS"]).contains("cluster:n:"),
+        "control"
+    );
     drop(broadcaster);
-    until("nothing is left", async || server.cli(&["PUBSUB", "CHANNELS"]).is_empty()).await;
+    until("nothing is left", async || {
+        server.cli(&["PUBSUB", "CHANNELS"]).is_empty()
+    })
+    .await;
 }
 
 /// A worker without sockets, in a namespace of its own.
@@ -298,7 +401,11 @@ async fn a_publisher_without_sockets_reaches_users() {
     let [node] = lab.nodes().await;
     let mut client = node.client("alice").await;
     let worker = Broadcaster::connect(lab.server().url()).await.unwrap();
-    let delivery = worker.to_user("alice").send("from the worker").await.unwrap();
+    let delivery = worker
+        .to_user("alice")
+        .send("from the worker")
+        .await
+        .unwrap();
     assert_eq!((delivery.local(), delivery.nodes()), (0, Some(1)));
     assert!(worker.is_online("alice").await.unwrap());
     assert_eq!(client.event().await, text("from the worker"));

@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 
 use crate::support::client::{Event, text};
 use crate::support::node::{Ended, authenticate, serve};
-use crate::support::{Client, Lab, TestNode, on_every_bus, until};
+use crate::support::{Client, Lab, TestNode, until};
 
 on_every_bus! {
     one_of_two_tabs_closes
@@ -27,9 +27,28 @@ async fn one_of_two_tabs_closes(lab: Lab) {
     let [a, b] = lab.nodes().await;
     let (mut one, mut two) = (a.client("alice").await, a.client("alice").await);
     one.close(1000).await;
-    until("one socket is left", async || a.cluster.stats().sockets == 1).await;
-    assert_eq!(a.broadcaster.to_user("alice").send("here").await.unwrap().local(), 1);
-    assert_eq!(b.broadcaster.to_user("alice").send("there").await.unwrap().nodes(), Some(1));
+    until("one socket is left", async || {
+        a.cluster.stats().sockets == 1
+    })
+    .await;
+    assert_eq!(
+        a.broadcaster
+            .to_user("alice")
+            .send("here")
+            .await
+            .unwrap()
+            .local(),
+        1
+    );
+    assert_eq!(
+        b.broadcaster
+            .to_user("alice")
+            .send("there")
+            .await
+            .unwrap()
+            .nodes(),
+        Some(1)
+    );
     assert_eq!(two.event().await, text("here"));
     assert_eq!(two.event().await, text("there"));
 }
@@ -39,12 +58,24 @@ async fn the_last_socket_leaves_nothing(mut lab: Lab) {
     let [a, b] = lab.nodes().await;
     let mut client = a.client("alice").await;
     assert_eq!(client.ask("join lobby").await, "joined");
-    assert_eq!(b.broadcaster.to_user("alice").send("x").await.unwrap().nodes(), Some(1));
+    assert_eq!(
+        b.broadcaster
+            .to_user("alice")
+            .send("x")
+            .await
+            .unwrap()
+            .nodes(),
+        Some(1)
+    );
     client.close(1000).await;
     a.until_empty().await;
     let stats = a.cluster.stats();
     assert_eq!((stats.sockets, stats.users, stats.rooms), (0, 0, 0));
-    for audience in [b.broadcaster.to_user("alice"), b.broadcaster.to_room("lobby"), b.broadcaster.to_all()] {
+    for audience in [
+        b.broadcaster.to_user("alice"),
+        b.broadcaster.to_room("lobby"),
+        b.broadcaster.to_all(),
+    ] {
         until("nobody listens", async || {
             audience.clone().send("x").await.unwrap().nodes() == Some(0)
         })
@@ -52,7 +83,10 @@ async fn the_last_socket_leaves_nothing(mut lab: Lab) {
     }
     if lab.redis.is_some() {
         let channels = lab.server().cli(&["PUBSUB", "CHANNELS"]);
-        let left: Vec<&str> = channels.lines().filter(|channel| !channel.contains(":n:")).collect();
+        let left: Vec<&str> = channels
+            .lines()
+            .filter(|channel| !channel.contains(":n:"))
+            .collect();
         assert_eq!(left, [""; 0], "only the nodes' own channels are left");
     }
 }
@@ -71,7 +105,11 @@ async fn a_new_socket_meets_the_last_ones_end_and_is_never_deaf(lab: Lab) {
             let mut last = Client::connect(addr, &user).await;
             for n in 0..250 {
                 let ((), mut next) = tokio::join!(last.close(1000), Client::connect(addr, &user));
-                let delivery = broadcaster.to_user(&user).send(n.to_string()).await.unwrap();
+                let delivery = broadcaster
+                    .to_user(&user)
+                    .send(n.to_string())
+                    .await
+                    .unwrap();
                 assert_eq!(delivery.nodes(), Some(1), "registered but deaf");
                 assert_eq!(next.event().await, text(&n.to_string()));
                 last = next;
@@ -104,11 +142,20 @@ async fn every_kind_of_end_unregisters_and_the_node_lives(lab: Lab) {
             break end;
         }
     };
-    assert_eq!(bobs, Ended { user: "bob".into(), close });
+    assert_eq!(
+        bobs,
+        Ended {
+            user: "bob".into(),
+            close
+        }
+    );
 
     drop(a.client("carol").await);
     let end = a.next_end().await;
-    assert_eq!((end.user.as_str(), end.close.map(|close| close.code)), ("carol", Some(1006)));
+    assert_eq!(
+        (end.user.as_str(), end.close.map(|close| close.code)),
+        ("carol", Some(1006))
+    );
     a.until_empty().await;
 
     let mut client = a.client("alice").await;
@@ -120,13 +167,24 @@ async fn a_client_lost_during_the_handshake_is_unregistered(lab: Lab) {
     let [a] = lab.nodes().await;
     for _ in 0..50 {
         let mut stream = TcpStream::connect(a.addr).await.unwrap();
-        stream.write_all(&handshake(a.addr.to_string().as_str(), "GET")).await.unwrap();
+        stream
+            .write_all(&handshake(a.addr.to_string().as_str(), "GET"))
+            .await
+            .unwrap();
         drop(stream);
     }
     let mut control = a.client("bob").await;
     assert_eq!(control.ask("hello").await, "hello");
     until("only bob is left", async || a.cluster.stats().sockets == 1).await;
-    assert_eq!(a.broadcaster.to_user("alice").send("x").await.unwrap().local(), 0);
+    assert_eq!(
+        a.broadcaster
+            .to_user("alice")
+            .send("x")
+            .await
+            .unwrap()
+            .local(),
+        0
+    );
 }
 
 fn handshake(host: &str, method: &str) -> Vec<u8> {
@@ -155,7 +213,9 @@ async fn a_missing_layer_is_a_500_that_names_it() {
     async fn notify(cluster: Broadcaster) -> Result<(), SendError> {
         cluster.to_all().send("x").await.map(|_| ())
     }
-    let app = Router::new().route("/ws", any(ws)).route("/notify", any(notify));
+    let app = Router::new()
+        .route("/ws", any(ws))
+        .route("/notify", any(notify));
     let (addr, _server) = serve(app.layer(middleware::from_fn(authenticate))).await;
     for path in ["/ws", "/notify"] {
         let refusal = Client::try_connect(addr, path, &[("x-user", "alice")]).await;
@@ -170,16 +230,27 @@ async fn a_missing_user_is_closed_with_4403_or_refused_with_401() {
     let lab = Lab::memory();
     let default = TestNode::start(lab.builder().start()).await;
     let mut client = Client::try_connect(default.addr, "/ws", &[]).await.unwrap();
-    assert_eq!(client.event().await, Event::Closed(4403, "authentication required".into()));
+    assert_eq!(
+        client.event().await,
+        Event::Closed(4403, "authentication required".into())
+    );
 
     let own = Unauthenticated::CloseWith(Close::new(4000, "who are you?"));
     let own = TestNode::start(lab.builder().unauthenticated(own).start()).await;
     let mut client = Client::try_connect(own.addr, "/ws", &[]).await.unwrap();
-    assert_eq!(client.event().await, Event::Closed(4000, "who are you?".into()));
+    assert_eq!(
+        client.event().await,
+        Event::Closed(4000, "who are you?".into())
+    );
 
-    let strict = lab.builder().unauthenticated(Unauthenticated::Reject).start();
+    let strict = lab
+        .builder()
+        .unauthenticated(Unauthenticated::Reject)
+        .start();
     let strict = TestNode::start(strict).await;
-    let refusal = Client::try_connect(strict.addr, "/ws", &[]).await.unwrap_err();
+    let refusal = Client::try_connect(strict.addr, "/ws", &[])
+        .await
+        .unwrap_err();
     assert_eq!(refusal.0, StatusCode::UNAUTHORIZED);
 
     for mut node in [default, own, strict] {
@@ -201,13 +272,24 @@ async fn two_extractors_of_one_upgrade_are_refused_with_the_fix() {
         socket.on_upgrade(|_| async {})
     }
     let cluster = Lab::memory().builder().start();
-    let app = Router::new().route("/second", any(ours_second)).route("/first", any(ours_first));
-    let app = app.layer(cluster.layer()).layer(middleware::from_fn(authenticate));
+    let app = Router::new()
+        .route("/second", any(ours_second))
+        .route("/first", any(ours_first));
+    let app = app
+        .layer(cluster.layer())
+        .layer(middleware::from_fn(authenticate));
     let (addr, _server) = serve(app).await;
-    let (status, body) = Client::try_connect(addr, "/second", &[("x-user", "a")]).await.unwrap_err();
+    let (status, body) = Client::try_connect(addr, "/second", &[("x-user", "a")])
+        .await
+        .unwrap_err();
     assert_eq!(status, 500);
-    assert!(body.contains("WebSocketUpgrade") && body.contains("alone"), "{body}");
-    let (status, _) = Client::try_connect(addr, "/first", &[("x-user", "a")]).await.unwrap_err();
+    assert!(
+        body.contains("WebSocketUpgrade") && body.contains("alone"),
+        "{body}"
+    );
+    let (status, _) = Client::try_connect(addr, "/first", &[("x-user", "a")])
+        .await
+        .unwrap_err();
     assert!(status >= 400);
     assert_eq!(cluster.stats().sockets, 0, "the place was given back");
 }
@@ -222,10 +304,18 @@ async fn the_order_of_layers_does_not_matter() {
     }
     let cluster = Lab::memory().builder().start();
     let route = Router::new().route("/ws", any(ws));
-    let auth_outside = route.clone().layer(cluster.layer()).layer(middleware::from_fn(authenticate));
-    let auth_inside = route.layer(middleware::from_fn(authenticate)).layer(cluster.layer());
+    let auth_outside = route
+        .clone()
+        .layer(cluster.layer())
+        .layer(middleware::from_fn(authenticate));
+    let auth_inside = route
+        .layer(middleware::from_fn(authenticate))
+        .layer(cluster.layer());
     for app in [auth_outside, auth_inside] {
         let (addr, _server) = serve(app).await;
-        assert_eq!(Client::connect(addr, "alice").await.event().await, text("alice"));
+        assert_eq!(
+            Client::connect(addr, "alice").await.event().await,
+            text("alice")
+        );
     }
 }

@@ -1,7 +1,28 @@
 //! The crate as its users meet it: real servers, real clients, a real Redis.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 #[path = "../support/mod.rs"]
 mod support;
+
+/// Defines each test for the memory bus and for Redis.
+macro_rules! on_every_bus {
+    ($($name:ident)*) => {
+        mod memory {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $name() {
+                super::$name(crate::support::Lab::memory()).await;
+            })*
+        }
+
+        mod redis {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $name() {
+                super::$name(crate::support::Lab::redis()).await;
+            })*
+        }
+    };
+}
 
 mod bus;
 mod clients;

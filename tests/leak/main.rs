@@ -35,9 +35,15 @@ async fn leave_nothing(lab: Lab) {
     let after = Remains::of(&lab, &a).await;
     assert_eq!(after.tasks, before.tasks, "tasks");
     assert_eq!(after.channels, before.channels, "channels on redis");
-    assert_eq!(after.connections, before.connections, "connections to redis");
+    assert_eq!(
+        after.connections, before.connections,
+        "connections to redis"
+    );
     let grown = after.bytes.saturating_sub(before.bytes);
-    assert!(grown < 16 * SOCKETS, "{grown} bytes stayed after {SOCKETS} sockets");
+    assert!(
+        grown < 16 * SOCKETS,
+        "{grown} bytes stayed after {SOCKETS} sockets"
+    );
 }
 
 /// Distinct users, each of whom joins a room, hears from the other node, and leaves.
@@ -47,8 +53,16 @@ async fn churn(node: &mut TestNode, b: &TestNode) {
         .for_each_concurrent(AT_ONCE, |n| async move {
             let user = format!("user-{n}");
             let mut client = Client::connect(a.addr, &user).await;
-            assert_eq!(client.ask(&format!("join room-{}", n % 100)).await, "joined");
-            let delivery = b.broadcaster.to_user(&user).send("hello").await.expect("the bus is up");
+            assert_eq!(
+                client.ask(&format!("join room-{}", n % 100)).await,
+                "joined"
+            );
+            let delivery = b
+                .broadcaster
+                .to_user(&user)
+                .send("hello")
+                .await
+                .expect("the bus is up");
             assert_eq!(delivery.nodes(), Some(1));
             client.event().await;
             if n % 2 == 0 {
@@ -83,12 +97,16 @@ impl Remains {
         .await;
         let server = lab.redis.as_ref();
         let own_channels = || {
-            let channels = server.map_or(String::new(), |server| server.cli(&["PUBSUB", "CHANNELS"]));
+            let channels =
+                server.map_or(String::new(), |server| server.cli(&["PUBSUB", "CHANNELS"]));
             let mut channels: Vec<String> = channels.lines().map(str::to_owned).collect();
             channels.sort_unstable();
             channels.join(" ")
         };
-        until("the linger is over", async || !own_channels().contains(":u:")).await;
+        until("the linger is over", async || {
+            !own_channels().contains(":u:")
+        })
+        .await;
         let clients = server.map_or(String::new(), |server| server.cli(&["CLIENT", "LIST"]));
         assert_eq!(node.cluster.stats().bus_gaps, 0);
         Self {

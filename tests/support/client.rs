@@ -48,28 +48,41 @@ impl Client {
         path: &str,
         headers: &[(&str, &str)],
     ) -> Result<Self, (u16, String)> {
-        let mut request = format!("ws://{addr}{path}").into_client_request().expect("a good url");
+        let mut request = format!("ws://{addr}{path}")
+            .into_client_request()
+            .expect("a good url");
         for (name, value) in headers {
             let name = HeaderName::from_bytes(name.as_bytes()).expect("a good name");
-            request.headers_mut().append(name, HeaderValue::from_str(value).expect("a good value"));
+            request
+                .headers_mut()
+                .append(name, HeaderValue::from_str(value).expect("a good value"));
         }
         let stream = TcpStream::connect(addr).await.expect("the server listens");
         match soon("handshake", client_async(request, stream)).await {
             Ok((stream, response)) => Ok(Self { stream, response }),
             Err(Error::Http(response)) => {
                 let body = response.body().clone().unwrap_or_default();
-                Err((response.status().as_u16(), String::from_utf8_lossy(&body).into_owned()))
+                Err((
+                    response.status().as_u16(),
+                    String::from_utf8_lossy(&body).into_owned(),
+                ))
             }
             Err(error) => panic!("the handshake failed: {error}"),
         }
     }
 
     pub async fn send(&mut self, text: &str) {
-        self.stream.send(Message::text(text)).await.expect("the server reads");
+        self.stream
+            .send(Message::text(text))
+            .await
+            .expect("the server reads");
     }
 
     pub async fn send_binary(&mut self, bytes: Vec<u8>) {
-        self.stream.send(Message::Binary(Bytes::from(bytes))).await.expect("the server reads");
+        self.stream
+            .send(Message::Binary(Bytes::from(bytes)))
+            .await
+            .expect("the server reads");
     }
 
     pub async fn close(&mut self, code: u16) {
@@ -77,7 +90,10 @@ impl Client {
             code: code.into(),
             reason: "bye".into(),
         };
-        self.stream.close(Some(frame)).await.expect("the server reads");
+        self.stream
+            .close(Some(frame))
+            .await
+            .expect("the server reads");
     }
 
     /// The stream underneath, to break the rules with.

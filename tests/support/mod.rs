@@ -45,13 +45,19 @@ pub struct Lab {
 
 impl Lab {
     pub fn memory() -> Self {
-        Self { backend: Backend::memory(), redis: None }
+        Self {
+            backend: Backend::memory(),
+            redis: None,
+        }
     }
 
     pub fn redis() -> Self {
         let server = RedisServer::start();
         let backend = Backend::redis(server.url()).expect("a good url");
-        Self { backend, redis: Some(server) }
+        Self {
+            backend,
+            redis: Some(server),
+        }
     }
 
     pub fn server(&mut self) -> &mut RedisServer {
@@ -77,26 +83,8 @@ impl Lab {
         for _ in 0..N {
             nodes.push(self.node().await);
         }
-        nodes.try_into().unwrap_or_else(|_| unreachable!("N were started"))
+        nodes
+            .try_into()
+            .unwrap_or_else(|_| unreachable!("N were started"))
     }
 }
-
-/// Defines each test for the memory bus and for Redis.
-macro_rules! on_every_bus {
-    ($($name:ident)*) => {
-        mod memory {
-            $(#[tokio::test(flavor = "multi_thread")]
-            async fn $name() {
-                super::$name(crate::support::Lab::memory()).await;
-            })*
-        }
-
-        mod redis {
-            $(#[tokio::test(flavor = "multi_thread")]
-            async fn $name() {
-                super::$name(crate::support::Lab::redis()).await;
-            })*
-        }
-    };
-}
-pub(crate) use on_every_bus;

@@ -35,10 +35,18 @@ impl TestNode {
     pub async fn start(cluster: Cluster) -> Self {
         let (sender, ended) = mpsc::unbounded_channel();
         let app = Router::new().route("/ws", any(ws)).with_state(sender);
-        let app = app.layer(cluster.layer()).layer(middleware::from_fn(authenticate));
+        let app = app
+            .layer(cluster.layer())
+            .layer(middleware::from_fn(authenticate));
         let (addr, server) = serve(app).await;
         let broadcaster = cluster.broadcaster();
-        Self { cluster, broadcaster, addr, ended, server }
+        Self {
+            cluster,
+            broadcaster,
+            addr,
+            ended,
+            server,
+        }
     }
 
     pub async fn client(&self, user: &str) -> Client {
@@ -47,7 +55,9 @@ impl TestNode {
 
     /// How the next handler ends.
     pub async fn next_end(&mut self) -> Ended {
-        soon("a handler's end", self.ended.recv()).await.expect("the app lives")
+        soon("a handler's end", self.ended.recv())
+            .await
+            .expect("the app lives")
     }
 
     /// Waits until no socket is registered here.
@@ -80,12 +90,17 @@ pub async fn authenticate(mut request: Request, next: Next) -> Response {
 }
 
 async fn ws(State(ended): State<mpsc::UnboundedSender<Ended>>, socket: ClusterSocket) -> Response {
-    socket.protocols(["chat", "superchat"]).on_upgrade(|mut socket| async move {
-        obey(&mut socket).await;
-        let end = Ended { user: socket.user().to_string(), close: socket.close_reason() };
-        // Nobody may be interested.
-        let _ = ended.send(end);
-    })
+    socket
+        .protocols(["chat", "superchat"])
+        .on_upgrade(|mut socket| async move {
+            obey(&mut socket).await;
+            let end = Ended {
+                user: socket.user().to_string(),
+                close: socket.close_reason(),
+            };
+            // Nobody may be interested.
+            let _ = ended.send(end);
+        })
 }
 
 /// Does what the client says, and echoes what is no command.

@@ -32,7 +32,9 @@ impl Proxy {
             while let Ok((from, _)) = listener.accept().await {
                 let mode = modes.subscribe();
                 tokio::spawn(async move {
-                    let Ok(to) = TcpStream::connect(("127.0.0.1", port)).await else { return };
+                    let Ok(to) = TcpStream::connect(("127.0.0.1", port)).await else {
+                        return;
+                    };
                     let ((from_read, from_write), (to_read, to_write)) =
                         (from.into_split(), to.into_split());
                     tokio::join!(
@@ -42,7 +44,11 @@ impl Proxy {
                 });
             }
         });
-        Self { addr, mode, accepting }
+        Self {
+            addr,
+            mode,
+            accepting,
+        }
     }
 
     pub fn url(&self) -> String {
