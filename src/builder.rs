@@ -13,6 +13,7 @@ use crate::node::Node;
 use crate::origin::Origin;
 use crate::outbox::SlowConsumer;
 use crate::topic::Namespace;
+use crate::ws::handshake::is_token;
 
 /// Settings of a node, then [`start`](Self::start).
 ///
@@ -97,6 +98,28 @@ impl Builder {
     pub fn unauthenticated(mut self, unauthenticated: Unauthenticated) -> Self {
         self.config.unauthenticated = unauthenticated;
         self
+    }
+
+    /// The subprotocols that the app speaks, best first; [`ClusterSocket::protocols`] names others for one
+    /// handler. Default: none. Name them here when clients offer any: a browser gives up on an upgrade
+    /// that chooses none of its offers, and would never see the 4403 of a missing user.
+    ///
+    /// [`ClusterSocket::protocols`]: crate::ClusterSocket::protocols
+    pub fn protocols<P: Into<String>>(mut self, protocols: impl IntoIterator<Item = P>) -> Self {
+        self.config.protocols = protocols.into_iter().map(Into::into).collect();
+        match self
+            .config
+            .protocols
+            .iter()
+            .find(|protocol| !is_token(protocol))
+        {
+            None => self,
+            Some(wrong) => {
+                let problem =
+                    format!("the subprotocol {wrong:?} is not a token of RFC 9110, section 5.6.2");
+                self.wrong(ConnectError::Setting(problem))
+            }
+        }
     }
 
     /// Lets pages of another origin in: exact scheme, host and port, such as `https://shop.example`.

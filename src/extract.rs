@@ -57,7 +57,8 @@ impl ClusterSocket {
         self.reservation.user()
     }
 
-    /// The subprotocols this handler speaks, best first. The first that the client offers is chosen
+    /// The subprotocols this handler speaks, best first, instead of those of
+    /// [`Builder::protocols`](crate::Builder::protocols). The first that the client offers is chosen
     /// and echoed (RFC 6455, section 4.2.2); nothing else that the client offered is, so a token may
     /// be offered beside.
     pub fn protocols<P: AsRef<str>>(mut self, known: impl IntoIterator<Item = P>) -> Self {
@@ -139,7 +140,9 @@ impl<S: Sync> FromRequestParts<S> for ClusterSocket {
             node.count_refused_origin();
             return Err(Kind::Origin.into());
         }
-        let handshake = Handshake::check(parts).map_err(Kind::Handshake)?;
+        let mut handshake = Handshake::check(parts).map_err(Kind::Handshake)?;
+        let protocols = config.protocols.iter().map(String::as_str);
+        handshake.choose_protocol(&parts.headers, protocols);
         let upgrade = parts
             .extensions
             .remove::<OnUpgrade>()

@@ -117,6 +117,12 @@ impl Handshake {
     }
 }
 
+/// Whether a name can be a subprotocol: a token of RFC 9110, section 5.6.2.
+pub(crate) fn is_token(name: &str) -> bool {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
+    !name.is_empty() && name.bytes().all(allowed)
+}
+
 /// Answers the key, which must be 16 bytes in base64.
 fn accept(headers: &HeaderMap) -> Option<HeaderValue> {
     let key = headers.get(SEC_WEBSOCKET_KEY)?.as_bytes();

@@ -282,6 +282,7 @@ async fn settings_that_make_no_sense_are_named() {
     );
     wrong(builder().namespace(""), "namespace \"\"");
     wrong(builder().namespace("a:b"), "A-Z a-z 0-9 . _ -");
+    wrong(builder().protocols(["chat", "no, token"]), "no, token");
     wrong(builder().allow_origin("shop.example"), "scheme://host");
     wrong(
         builder().allow_origin("https://shop.example/"),

@@ -253,7 +253,19 @@ async fn a_missing_user_is_closed_with_4403_or_refused_with_401() {
         .unwrap_err();
     assert_eq!(refusal.0, StatusCode::UNAUTHORIZED);
 
-    for mut node in [default, own, strict] {
+    // A browser that offers protocols sees the close only when one of them is chosen.
+    let speaking = TestNode::start(lab.builder().protocols(["chat"]).start()).await;
+    let offered = [("sec-websocket-protocol", "chat, bearer, s3cret")];
+    let mut client = Client::try_connect(speaking.addr, "/ws", &offered)
+        .await
+        .unwrap();
+    assert_eq!(client.response.headers()["sec-websocket-protocol"], "chat");
+    assert_eq!(
+        client.event().await,
+        Event::Closed(4403, "authentication required".into())
+    );
+
+    for mut node in [default, own, strict, speaking] {
         assert_eq!(node.cluster.stats().sockets, 0);
         assert!(node.ended.try_recv().is_err(), "no handler ran");
         // Control: with a user it does.
