@@ -88,6 +88,9 @@ mod health;
 mod heartbeat;
 mod id;
 mod inbox;
+#[cfg(feature = "internals")]
+#[doc(hidden)]
+pub mod internals;
 mod layer;
 mod message;
 mod node;

@@ -52,6 +52,13 @@ pub(crate) enum Pushed {
     Closed,
 }
 
+impl Pushed {
+    /// Whether the client will get it.
+    pub(crate) fn is_taken(self) -> bool {
+        matches!(self, Self::Taken | Self::Replaced(_))
+    }
+}
+
 /// What the driver has to do next.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Next {
@@ -186,6 +193,11 @@ impl Outbox {
     /// messages are lost.
     pub(crate) fn abandon(&self, close: Close) -> usize {
         self.close(close);
+        self.discard()
+    }
+
+    /// Forgets what is queued. Returns how many messages are lost.
+    pub(crate) fn discard(&self) -> usize {
         self.state.lock().queue.discard()
     }
 

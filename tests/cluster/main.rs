@@ -30,3 +30,4 @@ mod delivery;
 mod face;
 mod interop;
 mod lifecycle;
+mod programs;

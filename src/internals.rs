@@ -1,0 +1,85 @@
+//! A window for the project's own benches and fuzz targets. Not part of the public API.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use parking_lot::RwLock;
+use smallvec::smallvec;
+
+use crate::config::Config;
+use crate::id::{NodeId, SocketId, UserId};
+use crate::message::Message;
+use crate::outbox::{Outbox, OutboxLimits};
+use crate::registry::{Limits, Registry};
+use crate::scope::Scope;
+use crate::topic::{ALL, Namespace, Topic};
+use crate::wire::{self, Action};
+
+/// Writes the envelope of a message to one topic.
+pub fn encode(message: &Message) -> Bytes {
+    wire::encode(NodeId(1), None, &Scope::default(), &Action::from(message))
+}
+
+/// Reads an envelope; whether it made sense.
+pub fn decode(bytes: &[u8]) -> bool {
+    wire::decode(bytes).is_ok()
+}
+
+/// A node's registry with sockets that nobody drives.
+#[derive(Debug)]
+pub struct FanOut {
+    registry: RwLock<Registry<Arc<Outbox>>>,
+    outboxes: Vec<Arc<Outbox>>,
+    limits: OutboxLimits,
+}
+
+impl FanOut {
+    /// So many sockets, each of a user of its own.
+    pub fn new(sockets: u64) -> Self {
+        let mut registry = Registry::new();
+        let mut outboxes = Vec::new();
+        for number in 0..sockets {
+            let user = UserId::from(number);
+            let topic = Topic::user(&user).expect("a number is a valid id");
+            registry
+                .claim(&topic, Limits::default())
+                .expect("there is no limit");
+            let outbox = Arc::new(Outbox::new(
+                SocketId {
+                    node: NodeId(1),
+                    number,
+                },
+                user,
+            ));
+            registry.insert(topic, outbox.clone());
+            outboxes.push(outbox);
+        }
+        let namespace = Namespace::new(Namespace::DEFAULT).expect("the default is valid");
+        let limits = Config::new(namespace).outbox;
+        Self {
+            registry: RwLock::new(registry),
+            outboxes,
+            limits,
+        }
+    }
+
+    /// What a node does for one message to all of its sockets.
+    pub fn deliver(&self, message: &Message) -> usize {
+        let scope = Scope {
+            targets: smallvec![ALL],
+            ..Scope::default()
+        };
+        let members = self.registry.read().select(&scope);
+        members
+            .iter()
+            .filter(|outbox| outbox.push(message.clone(), &self.limits).is_taken())
+            .count()
+    }
+
+    /// Empties the outboxes, as their tasks would.
+    pub fn drain(&self) {
+        for outbox in &self.outboxes {
+            outbox.discard();
+        }
+    }
+}
