@@ -256,20 +256,19 @@ impl Node {
     }
 
     fn push(&self, outbox: &Arc<Outbox>, message: Message, limits: &OutboxLimits) -> bool {
-        match outbox.push(message, limits) {
-            Pushed::Taken => true,
+        let pushed = outbox.push(message, limits);
+        match pushed {
+            Pushed::Taken | Pushed::Closed => {}
             Pushed::Replaced(lost) => {
                 self.counters.dropped.fetch_add(lost as u64, Relaxed);
-                true
             }
             Pushed::Overflowed(lost) => {
                 self.count_slow_close(lost);
                 let (socket, user) = (outbox.id(), outbox.user());
                 tracing::warn!(%socket, %user, dropped = lost, "slow consumer closed");
-                false
             }
-            Pushed::Closed => false,
         }
+        pushed.is_taken()
     }
 
     /// Delivers here, then publishes once for all other nodes. Returns the sockets here and, where it
