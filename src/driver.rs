@@ -1,55 +1,42 @@
-//! The task that owns one stream: it moves messages between the client, the inbox and the outbox,
-//! keeps the heartbeat, and brings the socket to its one end.
+//! The task that owns one stream: it reads for the handler, finishes what senders could not write, and
+//! brings the socket to its one end. Time is the sweeper's.
 
-use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
-use pin_project::pin_project;
-use tokio::time::{Instant, Sleep, sleep_until};
+use bytes::{Bytes, BytesMut};
 
 use crate::close::Close;
-use crate::config::{CLOSING, Config};
-use crate::heartbeat::{Beat, Heartbeat};
 use crate::inbox::Inbox;
-use crate::node::{Node, Registration};
-use crate::outbox::{Next, Outbox};
+use crate::node::Registration;
+use crate::outbox::{Outbox, Phase};
 use crate::registry::Member;
-use crate::ws::{Frame, WsStream};
+use crate::ws::frame::{Decoder, Frame, Heard, Violation};
+use crate::ws::{Io, Opened};
 
 /// Resolves when the stream is gone. Dropping it ends the socket as well.
-#[pin_project(project = Parts)]
 #[derive(Debug)]
 pub(crate) struct Driver {
-    node: Arc<Node>,
-    stream: WsStream,
+    io: Io,
     socket: Ending,
+    decoder: Decoder,
+    /// What hyper had read beyond the handshake.
+    early: Bytes,
+    /// The handler does not read.
+    paused: bool,
     state: State,
-    heartbeat: Heartbeat,
-    /// Since when the peer has accepted nothing, and what it had accepted until then.
-    stalled: Option<(Instant, u64)>,
-    write_timeout: Duration,
-    expires_at: Option<Instant>,
-    #[pin]
-    timer: Sleep,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Open,
-    /// The socket has ended; what is queued and the Close frame are still to be written.
-    Flushing {
-        deadline: Instant,
-    },
-    /// The Close frame is queued; the peer's is awaited.
-    Closing {
-        deadline: Instant,
-    },
-    /// Nothing more to say; the peer's end of the stream is awaited.
-    Draining {
-        deadline: Instant,
-    },
+    /// We have said our Close; the client's is awaited.
+    Closing,
+    /// Both have, or the client broke the rules: our side is to be shut …
+    Shutting,
+    /// … and the client's end of the stream is awaited. Closing with unread bytes would reset the
+    /// connection and could destroy the Close frame on its way.
+    Draining,
     Done,
 }
 
@@ -58,20 +45,20 @@ enum State {
 struct Ending {
     outbox: Arc<Outbox>,
     inbox: Arc<Inbox>,
-    registration: Option<Registration>,
+    registration: Registration,
 }
 
 impl Ending {
     /// Unreachable from now on, and the handler hears nothing more.
     fn unregister(&mut self) {
-        self.registration = None;
+        self.registration.unregister();
         self.inbox.end();
     }
 }
 
 impl Drop for Ending {
     fn drop(&mut self) {
-        self.outbox.close(Close::from_static(
+        self.outbox.abandon(Close::from_static(
             Close::ABNORMAL,
             "the socket's task was dropped",
         ));
@@ -86,238 +73,182 @@ impl Drop for Ending {
 
 impl Driver {
     pub(crate) fn new(
-        node: Arc<Node>,
-        stream: WsStream,
+        opened: Opened,
         outbox: Arc<Outbox>,
         inbox: Arc<Inbox>,
-        registration: Option<Registration>,
-        expires_at: Option<Instant>,
+        registration: Registration,
+        max_message_size: usize,
     ) -> Self {
-        let now = Instant::now();
-        let Config {
-            ping_interval,
-            pong_timeout,
-            write_timeout,
-            ..
-        } = *node.config();
+        let Opened { io, writer, early } = opened;
+        outbox.open(writer);
+        let socket = Ending {
+            outbox,
+            inbox,
+            registration,
+        };
+        let decoder = Decoder::new(max_message_size);
         Self {
-            node,
-            stream,
-            socket: Ending {
-                outbox,
-                inbox,
-                registration,
-            },
+            io,
+            socket,
+            decoder,
+            early,
+            paused: false,
             state: State::Open,
-            heartbeat: Heartbeat::new(ping_interval, pong_timeout, fastrand::f64(), now),
-            stalled: None,
-            write_timeout,
-            expires_at,
-            timer: sleep_until(now),
         }
+    }
+
+    fn advance(&mut self, cx: &mut Context<'_>) {
+        self.notice_the_end();
+        self.read(cx);
+        self.notice_the_end();
+        let written = self.write(cx);
+        if self.state == State::Shutting && written {
+            self.socket.outbox.shut();
+            match self.io.poll_shutdown(cx) {
+                Poll::Ready(Ok(())) => self.state = State::Draining,
+                Poll::Ready(Err(_)) => self.state = State::Done,
+                Poll::Pending => {}
+            }
+        }
+        if self.state == State::Draining {
+            self.drain(cx);
+        }
+    }
+
+    /// Somebody may have ended the socket: the handler, a kick, a drain, a full outbox, the sweeper.
+    fn notice_the_end(&mut self) {
+        match self.socket.outbox.phase() {
+            Phase::Open => {}
+            Phase::Closing if self.state == State::Open => {
+                self.socket.unregister();
+                self.state = State::Closing;
+            }
+            Phase::Closing => {}
+            Phase::Killed => {
+                self.socket.unregister();
+                self.state = State::Done;
+            }
+        }
+    }
+
+    fn read(&mut self, cx: &mut Context<'_>) {
+        if !self.early.is_empty() {
+            let mut early = BytesMut::from(std::mem::take(&mut self.early));
+            self.hear(&mut early);
+        }
+        while matches!(self.state, State::Open | State::Closing) {
+            let full = self.state == State::Open && self.socket.inbox.poll_room(cx).is_pending();
+            if full != std::mem::replace(&mut self.paused, full) {
+                self.socket.outbox.pause(full);
+            }
+            if full {
+                return;
+            }
+            // The buffer is the thread's: it is lent for as long as the bytes are looked at.
+            let Self {
+                io,
+                socket,
+                decoder,
+                state,
+                ..
+            } = self;
+            let read = io.poll_read(cx, |bytes| hear(bytes, socket, decoder, state));
+            match read {
+                Poll::Pending => return,
+                Poll::Ready(Ok(true)) => {}
+                Poll::Ready(Ok(false) | Err(_)) => self.vanish(),
+            }
+        }
+    }
+
+    fn hear(&mut self, bytes: &mut [u8]) {
+        hear(bytes, &mut self.socket, &mut self.decoder, &mut self.state);
+    }
+
+    /// Whether everything is written.
+    fn write(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.state == State::Done {
+            return false;
+        }
+        let Self { io, socket, .. } = self;
+        let written = socket
+            .outbox
+            .poll_write(cx, |cx, slices| io.poll_write(cx, slices));
+        match written {
+            Poll::Ready(Ok(())) => match self.io.poll_flush(cx) {
+                Poll::Ready(Ok(())) => return true,
+                Poll::Ready(Err(_)) => self.vanish(),
+                Poll::Pending => {}
+            },
+            Poll::Ready(Err(_)) => self.vanish(),
+            Poll::Pending => {}
+        }
+        false
+    }
+
+    /// Reads and forgets until the client's end.
+    fn drain(&mut self, cx: &mut Context<'_>) {
+        loop {
+            match self.io.poll_read(cx, |bytes| bytes.is_empty()) {
+                Poll::Pending => return,
+                Poll::Ready(Ok(false)) => {}
+                Poll::Ready(Ok(true) | Err(_)) => {
+                    self.state = State::Done;
+                    return;
+                }
+            }
+        }
+    }
+
+    fn vanish(&mut self) {
+        let vanished = Close::from_static(Close::ABNORMAL, "the connection was lost");
+        self.socket.outbox.abandon(vanished);
+        self.socket.unregister();
+        self.state = State::Done;
     }
 }
 
 impl Future for Driver {
     type Output = ();
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        loop {
-            let now = Instant::now();
-            let mut driver = self.as_mut().project();
-            driver.notice_the_end(now);
-            driver.read(cx, now);
-            driver.notice_the_end(now);
-            let flushed = driver.write(cx, now);
-            driver.drain(cx, flushed);
-            let wake = driver.keep_time(now);
-            if *driver.state == State::Done {
-                return Poll::Ready(());
-            }
-            // A timer that is set too early costs one wake-up; setting it at every message, more.
-            if wake < driver.timer.deadline() || driver.timer.is_elapsed() {
-                driver.timer.as_mut().reset(wake);
-            }
-            if driver.timer.poll(cx).is_pending() {
-                return Poll::Pending;
-            }
-        }
-    }
-}
-
-impl Parts<'_> {
-    /// Somebody may have ended the socket: the handler, a kick, a drain, a full outbox.
-    fn notice_the_end(&mut self, now: Instant) {
-        if *self.state == State::Open && self.socket.outbox.close_reason().is_some() {
-            self.socket.unregister();
-            *self.state = State::Flushing {
-                deadline: now + CLOSING,
-            };
-        }
-    }
-
-    fn read(&mut self, cx: &mut Context<'_>, now: Instant) {
-        while matches!(
-            self.state,
-            State::Open | State::Flushing { .. } | State::Closing { .. }
-        ) {
-            if *self.state == State::Open && self.socket.inbox.poll_room(cx).is_pending() {
-                // We are not listening, so silence says nothing about the client.
-                self.heartbeat.seen(now);
-                return;
-            }
-            let Poll::Ready(frame) = self.stream.poll_next(cx) else {
-                return;
-            };
-            match frame {
-                Some(Ok(frame)) => {
-                    self.heartbeat.seen(now);
-                    match frame {
-                        Frame::Message(message) => self.socket.inbox.push(message),
-                        Frame::Alive => {}
-                        Frame::Close(close) => self.end(
-                            close,
-                            State::Closing {
-                                deadline: now + CLOSING,
-                            },
-                        ),
-                    }
-                }
-                Some(Err(close)) => self.fail(close, now),
-                None => self.end(
-                    vanished(),
-                    State::Draining {
-                        deadline: now + CLOSING,
-                    },
-                ),
-            }
-        }
-    }
-
-    /// Whether everything is with the peer's side.
-    fn write(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
-        while matches!(self.state, State::Open | State::Flushing { .. }) {
-            match self.stream.poll_ready(cx) {
-                Poll::Ready(Ok(())) => {}
-                Poll::Ready(Err(close)) => {
-                    self.fail(close, now);
-                    break;
-                }
-                Poll::Pending => break,
-            }
-            let written = match self.socket.outbox.poll_next(cx) {
-                Poll::Ready(Next::Send(message)) => self.stream.send(message),
-                Poll::Ready(Next::Close(close)) => {
-                    self.socket.unregister();
-                    *self.state = State::Closing {
-                        deadline: now + CLOSING,
-                    };
-                    self.stream.close(&close)
-                }
-                Poll::Pending => break,
-            };
-            if let Err(close) = written {
-                self.fail(close, now);
-            }
-        }
-        if *self.state == State::Done {
-            return false;
-        }
-        match self.stream.poll_flush(cx) {
-            Poll::Ready(Ok(())) => *self.stalled = None,
-            Poll::Ready(Err(close)) => self.fail(close, now),
-            Poll::Pending => {
-                let written = self.stream.written();
-                if self.stalled.is_none_or(|(_, before)| before < written) {
-                    *self.stalled = Some((now, written));
-                }
-            }
-        }
-        self.stalled.is_none()
-    }
-
-    fn drain(&mut self, cx: &mut Context<'_>, flushed: bool) {
-        let draining = flushed && matches!(self.state, State::Draining { .. });
-        if draining && self.stream.poll_drain(cx).is_ready() {
-            *self.state = State::Done;
-        }
-    }
-
-    /// Does what is due; returns when to look again.
-    fn keep_time(&mut self, now: Instant) -> Instant {
-        match *self.state {
-            State::Open => self.keep_open(now),
-            State::Flushing { deadline }
-            | State::Closing { deadline }
-            | State::Draining { deadline } => {
-                if deadline <= now {
-                    *self.state = State::Done;
-                }
-                deadline
-            }
-            State::Done => now,
-        }
-    }
-
-    fn keep_open(&mut self, now: Instant) -> Instant {
-        if self.expires_at.is_some_and(|end| end <= now) {
-            self.socket
-                .outbox
-                .close(Close::from_static(Close::EXPIRED, "the identity expired"));
-            return now;
-        }
-        let stall_ends = self.stalled.map(|(since, _)| since + *self.write_timeout);
-        if stall_ends.is_some_and(|end| end <= now) {
-            let close = Close::from_static(Close::TRY_AGAIN_LATER, "the client accepts nothing");
-            self.node
-                .count_slow_close(self.socket.outbox.abandon(close));
-            *self.state = State::Done;
-            return now;
-        }
-        let beat = loop {
-            match self.heartbeat.poll(now) {
-                Beat::Wait(until) => break until,
-                Beat::Ping => {
-                    if let Err(close) = self.stream.ping() {
-                        self.fail(close, now);
-                        return now;
-                    }
-                }
-                Beat::Dead => {
-                    self.end(
-                        Close::from_static(Close::ABNORMAL, "no sign of life"),
-                        State::Done,
-                    );
-                    return now;
-                }
-            }
-        };
-        let ends = [*self.expires_at, stall_ends];
-        ends.into_iter().flatten().fold(beat, Instant::min)
-    }
-
-    /// The peer has ended it, or is gone: nobody reads what is still queued.
-    fn end(&mut self, close: Close, next: State) {
-        self.socket.outbox.abandon(close);
-        self.socket.unregister();
-        *self.state = next;
-    }
-
-    /// The stream broke, or the client broke the rules. It is told, if it can be.
-    fn fail(&mut self, close: Close, now: Instant) {
-        let told =
-            *self.state == State::Open && close.is_sendable() && self.stream.close(&close).is_ok();
-        let next = if told {
-            State::Draining {
-                deadline: now + CLOSING,
-            }
+    fn poll(self: std::pin::Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let driver = self.get_mut();
+        driver.advance(cx);
+        if driver.state == State::Done {
+            Poll::Ready(())
         } else {
-            State::Done
-        };
-        self.end(close, next);
+            Poll::Pending
+        }
     }
 }
 
-fn vanished() -> Close {
-    Close::from_static(Close::ABNORMAL, "the connection was lost")
+/// Takes what a client sent; whether the stream goes on.
+fn hear(bytes: &mut [u8], socket: &mut Ending, decoder: &mut Decoder, state: &mut State) -> bool {
+    if bytes.is_empty() {
+        return false;
+    }
+    socket.outbox.seen();
+    let mut rest = bytes;
+    while !rest.is_empty() && matches!(state, State::Open | State::Closing) {
+        match decoder.decode(rest) {
+            Ok((used, heard)) => {
+                rest = &mut rest[used..];
+                match heard {
+                    Some(Heard::Message(message)) => socket.inbox.push(message),
+                    Some(Heard::Ping(payload)) => socket.outbox.pong(Frame::pong(&payload)),
+                    Some(Heard::Close(close)) => end(socket, state, close),
+                    Some(Heard::Pong) | None => {}
+                }
+            }
+            Err(violation) => end(socket, state, Violation::close(violation)),
+        }
+    }
+    true
+}
+
+/// The client has ended it, or broken the rules.
+fn end(socket: &mut Ending, state: &mut State, close: Close) {
+    socket.outbox.answer(close);
+    socket.unregister();
+    *state = State::Shutting;
 }

@@ -24,7 +24,7 @@ use crate::inbox::Inbox;
 use crate::node::{Node, Refused, Reservation};
 use crate::registry::{Full, Member};
 use crate::socket::Socket;
-use crate::ws::WsStream;
+use crate::ws::Opened;
 use crate::ws::handshake::{Handshake, HandshakeError, is_wanted};
 
 /// A WebSocket handshake of a known user, for whom the cluster already listens; then
@@ -97,22 +97,27 @@ impl ClusterSocket {
                     .duration_since(SystemTime::now())
                     .unwrap_or(Duration::ZERO)
         });
-        let (outbox, registration) = self.reservation.register();
+        let (outbox, registration) = self.reservation.register(expires_at);
         let inbox = Arc::new(Inbox::default());
         let socket = Socket::new(node.clone(), outbox.clone(), inbox.clone());
-        let upgrade = self.upgrade;
-        node.clone().tasks().spawn(async move {
-            let Some(stream) = upgraded(upgrade, &node).await else {
+        let (upgrade, limit) = (self.upgrade, node.config().max_message_size);
+        node.tasks().spawn(async move {
+            let Some(opened) = opened(upgrade).await else {
                 // The client left during the handshake.
-                outbox.close(Close::from_static(Close::ABNORMAL, "the handshake was not completed"));
+                outbox.abandon(Close::from_static(
+                    Close::ABNORMAL,
+                    "the handshake was not completed",
+                ));
                 outbox.finish();
                 return;
             };
-            let driver = Driver::new(node, stream, outbox.clone(), inbox, Some(registration), expires_at);
+            let (id, user) = (outbox.id(), outbox.user().clone());
+            let driver = Driver::new(opened, outbox, inbox, registration, limit);
             let handler = AssertUnwindSafe(async move { handler(socket).await }).catch_unwind();
-            let ((), handled) = join(driver, handler).await;
+            // The handler first: what it says leaves in the same turn.
+            let (handled, ()) = join(handler, driver).await;
             if handled.is_err() {
-                tracing::error!(socket = %outbox.id(), user = %outbox.user(), "the handler panicked");
+                tracing::error!(socket = %id, %user, "the handler panicked");
             }
         });
         self.handshake.response()
@@ -120,9 +125,8 @@ impl ClusterSocket {
 }
 
 /// The stream, when the client has its answer.
-async fn upgraded(upgrade: OnUpgrade, node: &Node) -> Option<WsStream> {
-    let upgraded = timeout(CLOSING, upgrade).await.ok()?.ok()?;
-    Some(WsStream::new(upgraded, node.config().max_message_size).await)
+async fn opened(upgrade: OnUpgrade) -> Option<Opened> {
+    timeout(CLOSING, upgrade).await.ok()?.ok().map(Opened::new)
 }
 
 impl<S: Sync> FromRequestParts<S> for ClusterSocket {
@@ -287,10 +291,10 @@ impl Refusal {
             upgrade,
             close,
         } = self;
-        node.clone().tasks().spawn(async move {
+        node.tasks().spawn(async move {
             let refusing = async {
-                if let Some(stream) = upgraded(upgrade, &node).await {
-                    stream.refuse(&close).await;
+                if let Some(opened) = opened(upgrade).await {
+                    opened.refuse(&close).await;
                 }
             };
             let _ = timeout(CLOSING, refusing).await;

@@ -10,51 +10,67 @@ pub(crate) enum Beat {
     Ping,
     /// Nothing came back in time.
     Dead,
-    /// Nothing until then.
-    Wait(Instant),
+    Wait,
+}
+
+/// What all sockets of a node have in common.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct HeartbeatTimes {
+    pub(crate) ping_interval: Duration,
+    pub(crate) pong_timeout: Duration,
+    pub(crate) write_timeout: Duration,
+}
+
+impl HeartbeatTimes {
+    /// How often to look, so that nothing is late by more than a small part of itself.
+    pub(crate) fn tick(&self) -> Duration {
+        let shortest = self
+            .ping_interval
+            .min(self.pong_timeout)
+            .min(self.write_timeout);
+        (shortest / 8).clamp(Duration::from_millis(5), Duration::from_secs(1))
+    }
 }
 
 /// One client's heartbeat. Anything it sends proves it alive; a ping is sent only into silence.
 #[derive(Debug)]
 pub(crate) struct Heartbeat {
-    interval: Duration,
-    timeout: Duration,
     last_seen: Instant,
     pinged: Option<Instant>,
 }
 
 impl Heartbeat {
-    /// `jitter` in 0.0..1.0 spreads the pings of sockets that opened together over ±10 %.
-    pub(crate) fn new(interval: Duration, timeout: Duration, jitter: f64, now: Instant) -> Self {
-        let interval = interval.mul_f64(0.9 + 0.2 * jitter);
+    pub(crate) fn new(now: Instant) -> Self {
         Self {
-            interval,
-            timeout,
             last_seen: now,
             pinged: None,
         }
     }
 
-    /// The client sent something, or we were not listening: silence says nothing.
+    /// The client sent something.
     pub(crate) fn seen(&mut self, now: Instant) {
         self.last_seen = now;
         self.pinged = None;
     }
 
-    /// Asks what to do; [`Beat::Ping`] is said once.
-    pub(crate) fn poll(&mut self, now: Instant) -> Beat {
-        let (due, beat) = match self.pinged {
-            None => (self.last_seen + self.interval, Beat::Ping),
-            Some(at) => (at + self.timeout, Beat::Dead),
-        };
-        if now < due {
-            return Beat::Wait(due);
+    /// Asks what to do; [`Beat::Ping`] is said once. The socket's number spreads the pings of those
+    /// that opened together over ±10 %.
+    pub(crate) fn poll(&mut self, now: Instant, times: &HeartbeatTimes, number: u64) -> Beat {
+        match self.pinged {
+            Some(at) if at + times.pong_timeout <= now => Beat::Dead,
+            None if self.last_seen + spread(times.ping_interval, number) <= now => {
+                self.pinged = Some(now);
+                Beat::Ping
+            }
+            _ => Beat::Wait,
         }
-        if beat == Beat::Ping {
-            self.pinged = Some(now);
-        }
-        beat
     }
+}
+
+/// 90 % to 110 % of the interval. Consecutive numbers land far apart.
+fn spread(interval: Duration, number: u64) -> Duration {
+    let permille = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+    interval.mul_f64(0.9 + (permille % 1000) as f64 / 5000.0)
 }
 
 #[cfg(test)]
@@ -62,33 +78,46 @@ mod tests {
     use super::*;
 
     const S: Duration = Duration::from_secs(1);
+    const TIMES: HeartbeatTimes = HeartbeatTimes {
+        ping_interval: Duration::from_secs(25),
+        pong_timeout: Duration::from_secs(20),
+        write_timeout: S,
+    };
 
     #[test]
-    fn silence_is_pinged_and_then_dead() {
+    fn silence_is_pinged_once_and_then_dead() {
         let start = Instant::now();
-        let mut heart = Heartbeat::new(25 * S, 20 * S, 0.5, start);
-        assert_eq!(heart.poll(start), Beat::Wait(start + 25 * S));
-        assert_eq!(heart.poll(start + 25 * S), Beat::Ping);
-        assert_eq!(heart.poll(start + 26 * S), Beat::Wait(start + 45 * S));
-        assert_eq!(heart.poll(start + 45 * S), Beat::Dead);
+        let mut heart = Heartbeat::new(start);
+        assert_eq!(heart.poll(start + 22 * S, &TIMES, 7), Beat::Wait);
+        assert_eq!(heart.poll(start + 28 * S, &TIMES, 7), Beat::Ping);
+        assert_eq!(heart.poll(start + 47 * S, &TIMES, 7), Beat::Wait);
+        assert_eq!(heart.poll(start + 48 * S, &TIMES, 7), Beat::Dead);
     }
 
     #[test]
     fn whatever_the_client_sends_keeps_it_alive() {
         let start = Instant::now();
-        let mut heart = Heartbeat::new(25 * S, 20 * S, 0.5, start);
-        assert_eq!(heart.poll(start + 25 * S), Beat::Ping);
-        heart.seen(start + 44 * S);
-        assert_eq!(heart.poll(start + 45 * S), Beat::Wait(start + 69 * S));
+        let mut heart = Heartbeat::new(start);
+        assert_eq!(heart.poll(start + 28 * S, &TIMES, 7), Beat::Ping);
+        heart.seen(start + 47 * S);
+        assert_eq!(heart.poll(start + 69 * S, &TIMES, 7), Beat::Wait);
+        assert_eq!(heart.poll(start + 75 * S, &TIMES, 7), Beat::Ping);
     }
 
     #[test]
     fn sockets_that_opened_together_are_spread() {
-        let start = Instant::now();
-        let due = |jitter| match Heartbeat::new(25 * S, S, jitter, start).poll(start) {
-            Beat::Wait(at) => at - start,
-            beat => panic!("{beat:?}"),
-        };
-        assert_eq!((due(0.0), due(1.0)), (22 * S + S / 2, 27 * S + S / 2));
+        let all: Vec<Duration> = (0..1000).map(|number| spread(100 * S, number)).collect();
+        assert!(all.iter().all(|time| (90 * S..=110 * S).contains(time)));
+        for tenth in 0..10 {
+            let from = 90 * S + tenth * 2 * S;
+            let here = all
+                .iter()
+                .filter(|time| (from..from + 2 * S).contains(time))
+                .count();
+            assert!(
+                (50..200).contains(&here),
+                "{here} of 1000 between {from:?} and two seconds later"
+            );
+        }
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use http::Request;
 use parking_lot::RwLock;
 use smallvec::smallvec;
 
@@ -14,6 +15,8 @@ use crate::registry::{Limits, Registry};
 use crate::scope::Scope;
 use crate::topic::{ALL, Namespace, Topic};
 use crate::wire::{self, Action};
+use crate::ws::frame::{Decoder, Frame};
+use crate::ws::handshake::Handshake;
 
 /// Writes the envelope of a message to one topic.
 pub fn encode(message: &Message) -> Bytes {
@@ -23,6 +26,35 @@ pub fn encode(message: &Message) -> Bytes {
 /// Reads an envelope; whether it made sense.
 pub fn decode(bytes: &[u8]) -> bool {
     wire::decode(bytes).is_ok()
+}
+
+/// Reads a client's frames that come in pieces of this size; what was heard, written down.
+pub fn frames(bytes: &[u8], limit: usize, piece: usize) -> (Vec<String>, Option<String>) {
+    let mut decoder = Decoder::new(limit);
+    let mut heard = Vec::new();
+    for piece in bytes.chunks(piece.max(1)) {
+        let mut piece = piece.to_vec();
+        let mut rest = &mut piece[..];
+        while !rest.is_empty() {
+            match decoder.decode(rest) {
+                Ok((used, said)) => {
+                    heard.extend(said.map(|said| format!("{said:?}")));
+                    rest = &mut rest[used..];
+                }
+                Err(violation) => return (heard, Some(format!("{violation:?}"))),
+            }
+        }
+    }
+    (heard, None)
+}
+
+/// Checks a handshake; whether it may be answered.
+pub fn handshake(request: Request<()>) -> bool {
+    let (parts, ()) = request.into_parts();
+    Handshake::check(&parts).is_ok_and(|mut handshake| {
+        handshake.choose_protocol(&parts.headers, ["chat"]);
+        handshake.response().status().is_informational()
+    })
 }
 
 /// A node's registry with sockets that nobody drives.
@@ -44,13 +76,11 @@ impl FanOut {
             registry
                 .claim(&topic, Limits::default())
                 .expect("there is no limit");
-            let outbox = Arc::new(Outbox::new(
-                SocketId {
-                    node: NodeId(1),
-                    number,
-                },
-                user,
-            ));
+            let id = SocketId {
+                node: NodeId(1),
+                number,
+            };
+            let outbox = Arc::new(Outbox::new(id, user, None));
             registry.insert(topic, outbox.clone());
             outboxes.push(outbox);
         }
@@ -63,23 +93,22 @@ impl FanOut {
         }
     }
 
-    /// What a node does for one message to all of its sockets.
+    /// What a node does for one message to all of its sockets, but for the system calls.
     pub fn deliver(&self, message: &Message) -> usize {
         let scope = Scope {
             targets: smallvec![ALL],
             ..Scope::default()
         };
         let members = self.registry.read().select(&scope);
+        let frame = Frame::message(message);
         members
             .iter()
-            .filter(|outbox| outbox.push(message.clone(), &self.limits).is_taken())
+            .filter(|outbox| outbox.send(&frame, &self.limits).is_taken())
             .count()
     }
 
     /// Empties the outboxes, as their tasks would.
     pub fn drain(&self) {
-        for outbox in &self.outboxes {
-            outbox.discard();
-        }
+        self.outboxes.iter().for_each(|outbox| outbox.forget());
     }
 }

@@ -1,13 +1,16 @@
 //! The centre of a process: reserves, registers, delivers, sends, hears and drains.
 
-use std::sync::Arc;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
 
 use futures::future::join;
+use indexmap::IndexMap;
 use parking_lot::{Mutex, RwLock};
 use smallvec::SmallVec;
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::task::yield_now;
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tokio_util::task::TaskTracker;
 
 use crate::backend::{Backend, Bus, BusSettings, Listener};
@@ -15,14 +18,16 @@ use crate::close::Close;
 use crate::config::{CLOSING, Config};
 use crate::error::{QueryError, QueryErrorKind, SendError, SendErrorKind};
 use crate::health::{Health, HealthCell, Stats};
+use crate::heartbeat::HeartbeatTimes;
 use crate::id::{InvalidId, NodeId, SocketId, UserId};
-use crate::message::{Message, Utf8Bytes};
-use crate::outbox::{Outbox, OutboxLimits, Pushed};
+use crate::message::Message;
+use crate::outbox::{Outbox, Pushed, Swept};
 use crate::recent::RecentUnions;
 use crate::registry::{Full, Member, Registry};
 use crate::scope::{Route, Scope, Selection};
 use crate::topic::Topic;
 use crate::wire::{self, Action, MAX_ENVELOPE};
+use crate::ws::frame::Frame;
 
 /// This process's node. Handles and sockets share it; its tasks hold it weakly.
 #[derive(Debug)]
@@ -38,6 +43,10 @@ pub(crate) struct Node {
     outage: Mutex<Outage>,
     counters: Counters,
     tasks: TaskTracker,
+    /// Every socket whose stream is not gone, for the sweeper.
+    live: Mutex<IndexMap<u64, Arc<Outbox>>>,
+    /// Sockets with frames of the present wake of the bus.
+    collected: Mutex<Vec<Arc<Outbox>>>,
     draining: AtomicBool,
     stopped: AtomicBool,
 }
@@ -107,6 +116,8 @@ impl Node {
             outage: Mutex::default(),
             counters: Counters::default(),
             tasks: TaskTracker::new(),
+            live: Mutex::default(),
+            collected: Mutex::default(),
             draining: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
         });
@@ -115,6 +126,7 @@ impl Node {
         node.bus.start(listener);
         // Single sockets are reached through it. Never released: it lives as long as the bus.
         node.bus.want(&Topic::node(id));
+        tokio::spawn(sweep(Arc::downgrade(&node)));
         node
     }
 
@@ -137,11 +149,6 @@ impl Node {
 
     pub(crate) fn count_refused_origin(&self) {
         self.counters.origins_refused.fetch_add(1, Relaxed);
-    }
-
-    pub(crate) fn count_slow_close(&self, dropped: usize) {
-        self.counters.slow_closed.fetch_add(1, Relaxed);
-        self.counters.dropped.fetch_add(dropped as u64, Relaxed);
     }
 
     pub(crate) fn stats(&self) -> Stats {
@@ -237,38 +244,88 @@ impl Node {
 
     // Delivery -------------------------------------------------------------------------------------
 
-    /// Hands a parcel to the sockets of this node, never waiting for one. Returns how many took it.
-    fn deliver(&self, scope: &Scope<'_>, parcel: impl FnOnce() -> Parcel) -> usize {
+    /// Hands a parcel to the sockets of this node, writing as far as the kernel takes it and never
+    /// waiting for one. Lets other tasks run between chunks. Returns how many took it.
+    async fn deliver(&self, scope: &Scope<'_>, parcel: &Parcel) -> usize {
         let members = self.registry.read().select(scope);
         if members.is_empty() {
             return 0;
         }
-        match parcel() {
+        match parcel {
             Parcel::Message(message) => {
+                let frame = Frame::message(message);
                 let limits = &self.config.outbox;
-                let take = |member: &&Arc<Outbox>| self.push(member, message.clone(), limits);
-                let taken = members.iter().filter(take).count();
+                let take = |outbox: &Arc<Outbox>| self.note(outbox, outbox.send(&frame, limits));
+                let taken = in_chunks(&members, take).await;
                 self.counters.delivered.fetch_add(taken as u64, Relaxed);
                 taken
             }
-            Parcel::Close(close) => members.iter().filter(|m| m.close(close.clone())).count(),
+            Parcel::Close(close) => in_chunks(&members, |outbox| outbox.close(close.clone())).await,
         }
     }
 
-    fn push(&self, outbox: &Arc<Outbox>, message: Message, limits: &OutboxLimits) -> bool {
-        let pushed = outbox.push(message, limits);
+    /// The same for what the bus brought: collected, so that all of one wake leaves each socket in one
+    /// write.
+    fn collect(&self, scope: &Scope<'_>, frame: impl FnOnce() -> Frame) {
+        let members = self.registry.read().select(scope);
+        if members.is_empty() {
+            return;
+        }
+        let frame = frame();
+        let mut taken = 0;
+        for outbox in members {
+            let (pushed, first) = outbox.collect(&frame, &self.config.outbox);
+            taken += u64::from(self.note(&outbox, pushed));
+            if first {
+                self.collected.lock().push(outbox);
+            }
+        }
+        self.counters.delivered.fetch_add(taken, Relaxed);
+    }
+
+    /// Counts what became of a frame; whether it was taken.
+    fn note(&self, outbox: &Arc<Outbox>, pushed: Pushed) -> bool {
         match pushed {
             Pushed::Taken | Pushed::Closed => {}
             Pushed::Replaced(lost) => {
                 self.counters.dropped.fetch_add(lost as u64, Relaxed);
             }
-            Pushed::Overflowed(lost) => {
-                self.count_slow_close(lost);
-                let (socket, user) = (outbox.id(), outbox.user());
-                tracing::warn!(%socket, %user, dropped = lost, "slow consumer closed");
-            }
+            Pushed::Overflowed(lost) => self.note_slow(outbox, lost),
         }
         pushed.is_taken()
+    }
+
+    fn note_slow(&self, outbox: &Arc<Outbox>, lost: usize) {
+        self.counters.slow_closed.fetch_add(1, Relaxed);
+        self.counters.dropped.fetch_add(lost as u64, Relaxed);
+        let (socket, user) = (outbox.id(), outbox.user());
+        tracing::warn!(%socket, %user, dropped = lost, "slow consumer closed");
+    }
+
+    /// Keeps time for all sockets.
+    fn sweep(&self, times: &HeartbeatTimes) {
+        let now = Instant::now();
+        let mut from = 0;
+        loop {
+            let live = self.live.lock();
+            let Some(chunk) = live
+                .as_slice()
+                .get_range(from..(from + CHUNK).min(live.len()))
+            else {
+                return;
+            };
+            let chunk: Vec<Arc<Outbox>> = chunk.values().cloned().collect();
+            drop(live);
+            if chunk.is_empty() {
+                return;
+            }
+            from += chunk.len();
+            for outbox in &chunk {
+                if let Swept::Stalled(lost) = outbox.sweep(now, times) {
+                    self.note_slow(outbox, lost);
+                }
+            }
+        }
     }
 
     /// Delivers here, then publishes once for all other nodes. Returns the sockets here and, where it
@@ -296,7 +353,7 @@ impl Node {
             false => Some(self.envelope(union, &scope, &parcel)?),
         };
         self.counters.sent.fetch_add(1, Relaxed);
-        let local = self.deliver(&scope, || parcel);
+        let local = self.deliver(&scope, &parcel).await;
         let single = scope.targets.len() == 1 && !local_only;
         let nodes = match envelope {
             None => 0,
@@ -378,6 +435,45 @@ impl Node {
     }
 }
 
+/// How many sockets are served before other tasks may run: about 0.4 ms of writing.
+const CHUNK: usize = 128;
+
+async fn in_chunks(members: &[Arc<Outbox>], serve: impl Fn(&Arc<Outbox>) -> bool) -> usize {
+    let mut served = 0;
+    for (n, chunk) in members.chunks(CHUNK).enumerate() {
+        if n > 0 {
+            yield_now().await;
+        }
+        served += chunk.iter().filter(|outbox| serve(outbox)).count();
+    }
+    served
+}
+
+/// Sweeps as long as the node lives.
+async fn sweep(node: Weak<Node>) {
+    let Some(config) = node.upgrade().map(|node| node.config.clone()) else {
+        return;
+    };
+    let Config {
+        ping_interval,
+        pong_timeout,
+        write_timeout,
+        ..
+    } = config;
+    let times = HeartbeatTimes {
+        ping_interval,
+        pong_timeout,
+        write_timeout,
+    };
+    loop {
+        sleep(times.tick()).await;
+        let Some(node) = node.upgrade() else { return };
+        if catch_unwind(AssertUnwindSafe(|| node.sweep(&times))).is_err() {
+            tracing::error!("the sweeper panicked and goes on");
+        }
+    }
+}
+
 fn restarting() -> Close {
     Close::from_static(Close::RESTART, "the server restarts, please reconnect")
 }
@@ -400,21 +496,24 @@ impl Listener for Node {
             scope.targets.push(topic);
         }
         match envelope.action {
-            Action::Text(text) => {
-                self.deliver(&scope, || {
-                    Parcel::Message(Message::Text(Utf8Bytes::from(&*text)))
-                });
-            }
-            Action::Binary(bytes) => {
-                self.deliver(&scope, || {
-                    Parcel::Message(Message::from(bytes.into_owned()))
-                });
-            }
+            Action::Text(text) => self.collect(&scope, || Frame::text(&text)),
+            Action::Binary(bytes) => self.collect(&scope, || Frame::binary(&bytes)),
             Action::Close { code, reason } => {
-                self.deliver(&scope, || Parcel::Close(Close::new(code, &*reason)));
+                for outbox in self.registry.read().select(&scope) {
+                    outbox.close(Close::new(code, &*reason));
+                }
             }
             Action::Probe | Action::Unknown => {}
         }
+    }
+
+    fn settle(&self) -> bool {
+        let mut collected = self.collected.lock();
+        let rest = collected.len().saturating_sub(CHUNK);
+        let chunk = collected.split_off(rest);
+        drop(collected);
+        chunk.iter().for_each(|outbox| outbox.write_collected());
+        rest > 0
     }
 
     fn garbage(&self) {
@@ -479,13 +578,15 @@ impl Reservation {
     }
 
     /// From now on the socket is reachable from every node; what comes waits in the outbox.
-    pub(crate) fn register(self) -> (Arc<Outbox>, Registration) {
-        let node = &self.node;
+    pub(crate) fn register(self, expires_at: Option<Instant>) -> (Arc<Outbox>, Registration) {
+        let node = self.node.clone();
+        let number = node.next_socket.fetch_add(1, Relaxed);
         let id = SocketId {
             node: node.id,
-            number: node.next_socket.fetch_add(1, Relaxed),
+            number,
         };
-        let outbox = Arc::new(Outbox::new(id, self.user.clone()));
+        let outbox = Arc::new(Outbox::new(id, self.user.clone(), expires_at));
+        node.live.lock().insert(number, outbox.clone());
         node.registry
             .write()
             .insert(self.topic.clone(), outbox.clone());
@@ -497,8 +598,9 @@ impl Reservation {
         (
             outbox,
             Registration {
+                node,
                 id,
-                reservation: self,
+                reservation: Some(self),
             },
         )
     }
@@ -512,19 +614,37 @@ impl Drop for Reservation {
     }
 }
 
-/// A reachable socket. Dropping it makes it unreachable and gives everything back.
+/// A socket that is reachable until [`unregister`](Self::unregister), and watched over until this is
+/// dropped.
 #[derive(Debug)]
 pub(crate) struct Registration {
+    node: Arc<Node>,
     id: SocketId,
-    reservation: Reservation,
+    reservation: Option<Reservation>,
+}
+
+impl Registration {
+    /// Makes it unreachable and gives its place back.
+    pub(crate) fn unregister(&mut self) {
+        if self.reservation.is_none() {
+            return;
+        }
+        let rooms = self
+            .node
+            .registry
+            .write()
+            .remove(self.id)
+            .unwrap_or_default();
+        for room in &rooms {
+            self.node.bus.release(room);
+        }
+        self.reservation = None;
+    }
 }
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        let node = &self.reservation.node;
-        let rooms = node.registry.write().remove(self.id).unwrap_or_default();
-        for room in &rooms {
-            node.bus.release(room);
-        }
+        self.unregister();
+        self.node.live.lock().swap_remove(&self.id.number);
     }
 }

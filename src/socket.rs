@@ -16,6 +16,7 @@ use crate::node::Node;
 use crate::outbox::Outbox;
 use crate::registry::Member;
 use crate::topic::Topic;
+use crate::ws::frame::Frame;
 
 /// A registered WebSocket: as long as you hold it, every node reaches it.
 ///
@@ -92,7 +93,7 @@ impl Socket {
         let message = message.into();
         poll_fn(|cx| self.poll_room(cx)).await?;
         self.outbox
-            .push_into_room(message)
+            .push_into_room(Frame::message(&message))
             .map_err(|close| Closed { close })
     }
 
@@ -175,7 +176,7 @@ impl Sink<Message> for Socket {
 
     fn start_send(self: Pin<&mut Self>, message: Message) -> Result<(), Closed> {
         self.outbox
-            .push_into_room(message)
+            .push_into_room(Frame::message(&message))
             .map_err(|close| Closed { close })
     }
 

@@ -48,6 +48,10 @@ impl Listener for Recorder {
         self.tell(Told::Heard(topic.to_owned(), bytes.to_owned()));
     }
 
+    fn settle(&self) -> bool {
+        false
+    }
+
     fn garbage(&self) {
         self.tell(Told::Garbage);
     }

@@ -103,8 +103,12 @@ pub(crate) trait Bus: fmt::Debug + Send + Sync {
 
 /// Who hears. Calls come from the bus's own task: they must neither block nor wait.
 pub(crate) trait Listener: Send + Sync {
-    /// A message came on a topic's channel.
+    /// A message came on a topic's channel. It is delivered by the next [`settle`](Self::settle).
     fn heard(&self, topic: &str, bytes: &[u8]);
+
+    /// Delivers a part of what was heard; whether there is more. Called until there is not, whenever
+    /// what came in one wake is heard.
+    fn settle(&self) -> bool;
 
     /// Something came that cannot be a message.
     fn garbage(&self);

@@ -1,35 +1,51 @@
 //! The bytes of an upgraded request: the TCP stream itself where it can be had.
 
-use std::io;
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::io::{self, ErrorKind, IoSlice};
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use hyper_util::server::conn::auto::upgrade::downcast;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
-/// An upgraded stream that counts what the peer accepted, which shows whether it makes progress.
-#[derive(Debug)]
-pub(crate) struct Io {
-    stream: Stream,
-    written: u64,
+use super::frame::Frame;
+use crate::close::Close;
+
+/// What one read takes at most. One buffer a thread serves all its sockets, so an idle socket has none.
+const READ: usize = 64 * 1024;
+
+thread_local! {
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
+/// The reading side of an upgraded stream; over TLS and HTTP/2 both sides.
 #[derive(Debug)]
-enum Stream {
-    Tcp(TcpStream),
-    /// TLS, HTTP/2, or a server of another kind.
+pub(crate) enum Io {
+    /// The writing side is the outbox's, where senders use it by themselves.
+    Tcp(OwnedReadHalf),
+    /// TLS, HTTP/2, or a server of another kind: only the socket's task writes.
     Other(TokioIo<Upgraded>),
 }
 
-impl Io {
-    /// Takes the stream out of hyper, with what it had already read. On TCP it sets `TCP_NODELAY`,
-    /// which servers leave off: a message after a message would wait for the first one's
-    /// acknowledgement, 40 ms on Linux.
-    pub(crate) fn new(upgraded: Upgraded) -> (Self, Bytes) {
+/// What the end of a handshake leaves.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    pub(crate) io: Io,
+    pub(crate) writer: Option<OwnedWriteHalf>,
+    /// What hyper had read beyond the handshake.
+    pub(crate) early: Bytes,
+}
+
+impl Opened {
+    /// Takes the stream out of hyper. On TCP it sets `TCP_NODELAY`, which servers leave off: a message
+    /// after a message would wait for the first one's acknowledgement, 40 ms on Linux.
+    pub(crate) fn new(upgraded: Upgraded) -> Self {
         let parts =
             downcast::<TokioIo<TcpStream>>(upgraded).map(|parts| (parts.io, parts.read_buf));
         let parts = parts.or_else(|upgraded| {
@@ -37,65 +53,90 @@ impl Io {
                 .downcast::<TokioIo<TcpStream>>()
                 .map(|parts| (parts.io, parts.read_buf))
         });
-        let (stream, read) = match parts {
-            Ok((io, read)) => {
+        match parts {
+            Ok((io, early)) => {
                 let stream = io.into_inner();
                 // A failure costs latency and nothing else.
                 let _ = stream.set_nodelay(true);
-                (Stream::Tcp(stream), read)
+                let (reader, writer) = stream.into_split();
+                Self {
+                    io: Io::Tcp(reader),
+                    writer: Some(writer),
+                    early,
+                }
             }
-            Err(upgraded) => (Stream::Other(TokioIo::new(upgraded)), Bytes::new()),
-        };
-        (Self { stream, written: 0 }, read)
-    }
-
-    /// Bytes the peer's side accepted so far.
-    pub(crate) fn written(&self) -> u64 {
-        self.written
-    }
-}
-
-impl AsyncRead for Io {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().stream {
-            Stream::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
-            Stream::Other(stream) => Pin::new(stream).poll_read(cx, buf),
+            Err(upgraded) => {
+                let io = Io::Other(TokioIo::new(upgraded));
+                Self {
+                    io,
+                    writer: None,
+                    early: Bytes::new(),
+                }
+            }
         }
     }
+
+    /// Says goodbye to a client that never becomes a socket.
+    pub(crate) async fn refuse(self, close: &Close) {
+        let (frame, mut io) = (Frame::close(close), self.io);
+        let said = match (&mut io, self.writer) {
+            (_, Some(mut writer)) => writer.write_all(frame.as_bytes()).await,
+            (Io::Other(stream), None) => match stream.write_all(frame.as_bytes()).await {
+                Ok(()) => stream.shutdown().await,
+                failed => failed,
+            },
+            (Io::Tcp(_), None) => Ok(()),
+        };
+        while said.is_ok()
+            && poll_fn(|cx| io.poll_read(cx, |read| !read.is_empty()))
+                .await
+                .unwrap_or(false)
+        {}
+    }
 }
 
-impl AsyncWrite for Io {
-    fn poll_write(
-        self: Pin<&mut Self>,
+impl Io {
+    /// Reads once and hands on what came; nothing at the end of the stream.
+    pub(crate) fn poll_read<T>(
+        &mut self,
         cx: &mut Context<'_>,
-        buf: &[u8],
+        take: impl FnOnce(&mut [u8]) -> T,
+    ) -> Poll<io::Result<T>> {
+        BUFFER.with_borrow_mut(|buffer| {
+            buffer.resize(READ, 0);
+            let mut read = ReadBuf::new(buffer);
+            ready!(match self {
+                Self::Tcp(stream) => Pin::new(stream).poll_read(cx, &mut read),
+                Self::Other(stream) => Pin::new(stream).poll_read(cx, &mut read),
+            })?;
+            Poll::Ready(Ok(take(read.filled_mut())))
+        })
+    }
+
+    /// Writes where nobody else does; a TCP stream is written by its outbox.
+    pub(crate) fn poll_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        let written = match &mut this.stream {
-            Stream::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
-            Stream::Other(stream) => Pin::new(stream).poll_write(cx, buf),
-        };
-        if let Poll::Ready(Ok(count)) = written {
-            this.written += count as u64;
-        }
-        written
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().stream {
-            Stream::Tcp(stream) => Pin::new(stream).poll_flush(cx),
-            Stream::Other(stream) => Pin::new(stream).poll_flush(cx),
+        match self {
+            Self::Tcp(_) => Poll::Ready(Err(ErrorKind::NotConnected.into())),
+            Self::Other(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
         }
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().stream {
-            Stream::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
-            Stream::Other(stream) => Pin::new(stream).poll_shutdown(cx),
+    pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Tcp(_) => Poll::Ready(Ok(())),
+            Self::Other(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    /// Shuts the writing side; that of a TCP stream is shut by dropping it.
+    pub(crate) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Tcp(_) => Poll::Ready(Ok(())),
+            Self::Other(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }

@@ -1,7 +1,7 @@
-//! The WebSocket underneath: the handshake's rules and the engine that owns one upgraded stream.
+//! The WebSocket underneath: the rules of handshake and frames, and the bytes of an upgraded request.
 
+pub(crate) mod frame;
 pub(crate) mod handshake;
 mod io;
-mod stream;
 
-pub(crate) use stream::{Frame, WsStream};
+pub(crate) use io::{Io, Opened};

@@ -76,11 +76,12 @@ async fn with_drop_oldest_the_newest_messages_survive() {
 /// C2: nothing but silence, without FIN.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_silent_client_is_given_up() {
-    let quick = Duration::from_millis(100);
+    // Long enough for a busy machine to answer a ping.
+    let (interval, timeout) = (Duration::from_millis(200), Duration::from_secs(3));
     let builder = Lab::memory()
         .builder()
-        .ping_interval(quick)
-        .pong_timeout(quick);
+        .ping_interval(interval)
+        .pong_timeout(timeout);
     let mut node = TestNode::start(builder.start()).await;
     // Reads nothing, so answers no ping.
     let _silent = node.client("silent").await;

@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use smallvec::smallvec;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Notify;
+use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::endpoint::Endpoint;
@@ -133,7 +134,11 @@ impl Subscriber {
             tokio::select! {
                 count = read.read_buf(reader.space()) => match count {
                     Ok(0) => return "redis closed the connection".into(),
-                    Ok(_) => if let Err(reason) = session.read() { return reason },
+                    Ok(_) => {
+                        let read = session.read();
+                        self.settle().await;
+                        if let Err(reason) = read { return reason }
+                    }
                     Err(error) => return error.to_string().into(),
                 },
                 count = write.write(output), if !output.is_empty() => match count {
@@ -147,6 +152,17 @@ impl Subscriber {
                 () = self.table.doubted.notified() => session.probe.hurry(Instant::now()),
                 () = sleep_until(wake) => {}
             }
+        }
+    }
+
+    /// Delivers what was heard, letting other tasks run in between.
+    async fn settle(&self) {
+        while self
+            .listener
+            .upgrade()
+            .is_some_and(|listener| listener.settle())
+        {
+            yield_now().await;
         }
     }
 
