@@ -4,17 +4,16 @@
 use std::time::Duration;
 
 use axum::extract::Request;
-use axum::middleware::{self, Next};
-use axum::response::{Html, IntoResponse, Redirect, Response};
-use axum::{Extension, Form, Router, routing::any, routing::get, routing::post};
-use axum_cluster::{Backend, Broadcaster, Cluster, ClusterSocket, Socket, UserId};
+use axum::middleware::{Next, from_fn};
+use axum::response::{Html, Response};
+use axum::{Extension, Router, routing::any, routing::get, routing::post};
+use axum_cluster::{Audience, Backend, Broadcaster, Cluster, ClusterSocket, UserId};
 use axum_extra::extract::cookie::{Cookie, CookieJar, SameSite};
-use futures::future::try_join_all;
 use serde::{Deserialize, Serialize};
-use tokio::net::TcpListener;
+use serde_json::json;
 
-/// What a page says.
-#[derive(Deserialize)]
+/// What a page says. It is passed on with the speaker's name, which is never taken from the page.
+#[derive(Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "lowercase")]
 enum Say {
     Direct { to: String, text: String },
@@ -24,160 +23,94 @@ enum Say {
     Here { to: String },
 }
 
-/// What a page hears.
-#[derive(Serialize)]
-#[serde(tag = "type", rename_all = "lowercase")]
-enum Hear<'a> {
-    Welcome {
-        name: &'a str,
-        port: u16,
-    },
-    Direct {
-        from: &'a str,
-        to: &'a str,
-        text: &'a str,
-    },
-    Room {
-        room: &'a str,
-        from: &'a str,
-        text: &'a str,
-    },
-    /// Somebody came; whoever is there answers with `Here`, so the newcomer learns who is online.
-    Joined {
-        user: &'a str,
-    },
-    Here {
-        user: &'a str,
-    },
-    Left {
-        user: &'a str,
-    },
-}
-
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let port: u16 = std::env::var("PORT").as_deref().unwrap_or("3001").parse()?;
-    let (backend, ports) = match std::env::var("REDIS_URL") {
-        Ok(url) => (Backend::redis(url)?, vec![port]),
-        Err(_) => (Backend::memory(), vec![port, port + 1]),
-    };
-    try_join_all(ports.into_iter().map(|port| serve(backend.clone(), port))).await?;
+    if let Ok(url) = std::env::var("REDIS_URL") {
+        return Ok(serve(Backend::redis(url)?, port).await?);
+    }
+    let hub = Backend::memory();
+    tokio::try_join!(serve(hub.clone(), port), serve(hub, port + 1))?;
     Ok(())
 }
 
 async fn serve(backend: Backend, port: u16) -> std::io::Result<()> {
-    let cluster = Cluster::builder()
-        .namespace("chat")
-        .backend(backend)
-        .start();
+    let cluster = Cluster::builder().backend(backend).start();
     let app = Router::new()
         .route("/", get(Html(include_str!("chat.html"))))
         .route("/login", post(login))
         .route("/ws", any(ws))
         .layer(cluster.layer())
-        .layer(middleware::from_fn(authenticate))
+        .layer(from_fn(auth))
         .layer(Extension(port));
-    let listener = TcpListener::bind(("127.0.0.1", port)).await?;
+    let listener = tokio::net::TcpListener::bind(("127.0.0.1", port)).await?;
     println!("http://127.0.0.1:{port}");
+    let stop = async move {
+        let _ = tokio::signal::ctrl_c().await;
+        cluster.shutdown(Duration::from_millis(500)).await;
+    };
     axum::serve(listener, app)
-        .with_graceful_shutdown(async move {
-            let _ = tokio::signal::ctrl_c().await;
-            cluster.shutdown(Duration::from_millis(500)).await;
-        })
+        .with_graceful_shutdown(stop)
         .await
 }
 
-#[derive(Deserialize)]
-struct Login {
-    name: String,
+/// Cookies do not know ports, so every node names its own: two windows can be two people.
+async fn login(port: Extension<u16>, jar: CookieJar, name: String) -> CookieJar {
+    let cookie = Cookie::build((format!("name-{}", port.0), name.trim().to_owned()));
+    let cookie = cookie.path("/").http_only(true).same_site(SameSite::Lax);
+    jar.add(cookie)
 }
 
-/// Cookies do not know ports, so each node has its own: two windows can be two people.
-async fn login(
-    Extension(port): Extension<u16>,
-    jar: CookieJar,
-    Form(login): Form<Login>,
-) -> Response {
-    let cookie = Cookie::build((format!("name-{port}"), login.name))
-        .path("/")
-        .http_only(true);
-    (jar.add(cookie.same_site(SameSite::Lax)), Redirect::to("/")).into_response()
-}
-
-async fn authenticate(
-    Extension(port): Extension<u16>,
-    jar: CookieJar,
-    mut request: Request,
-    next: Next,
-) -> Response {
-    if let Some(name) = jar.get(&format!("name-{port}"))
-        && let Ok(name) = UserId::try_new(name.value())
-    {
+async fn auth(port: Extension<u16>, jar: CookieJar, mut request: Request, next: Next) -> Response {
+    let name = jar.get(&format!("name-{}", port.0)).map(Cookie::value);
+    if let Some(Ok(name)) = name.map(UserId::try_new) {
         request.extensions_mut().insert(name);
     }
     next.run(request).await
 }
 
-async fn ws(
-    socket: ClusterSocket,
-    Extension(port): Extension<u16>,
-    cluster: Broadcaster,
-) -> Response {
-    socket.on_upgrade(move |mut socket| async move {
-        let name = socket.user().to_string();
-        hear(
-            cluster.to_socket(socket.id()),
-            Hear::Welcome { name: &name, port },
-        )
-        .await;
-        hear(
-            cluster.to_all().except(socket.id()),
-            Hear::Joined { user: &name },
+async fn ws(socket: ClusterSocket, port: Extension<u16>, cluster: Broadcaster) -> Response {
+    socket.on_upgrade(async move |mut socket| {
+        let (id, me) = (socket.id(), (socket.user().clone(), port.0));
+        tell(cluster.to_socket(id), &me, json!({ "type": "welcome" })).await;
+        // Whoever hears it answers with `here`, so a newcomer learns who is online.
+        tell(
+            cluster.to_all().except(id),
+            &me,
+            json!({ "type": "joined" }),
         )
         .await;
         while let Some(message) = socket.recv().await {
-            if let Ok(say) = serde_json::from_slice(message.as_bytes()) {
-                obey(say, &name, &socket, &cluster).await;
+            let Ok(say) = serde_json::from_slice(message.as_bytes()) else {
+                continue;
+            };
+            let audience = match &say {
+                Say::Direct { to, .. } => cluster.to_user(to).to_user(&me.0),
+                Say::Here { to } => cluster.to_user(to),
+                Say::Room { room, .. } | Say::Join { room } | Say::Leave { room } => {
+                    cluster.to_room(room)
+                }
+            };
+            match &say {
+                Say::Join { room } => drop(socket.join(room).await),
+                Say::Leave { room } => socket.leave(room),
+                _ => {}
             }
+            tell(audience, &me, say).await;
         }
-        drop(socket);
-        // Longer than the linger: a reload is no good-bye.
-        tokio::time::sleep(Duration::from_secs(3)).await;
-        if !cluster.is_online(&name).await.unwrap_or(true) {
-            hear(cluster.to_all(), Hear::Left { user: &name }).await;
-        }
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            if !cluster.is_online(&me.0).await.unwrap_or(true) {
+                tell(cluster.to_all(), &me, json!({ "type": "left" })).await;
+            }
+        });
     })
 }
 
-async fn obey(say: Say, name: &str, socket: &Socket, cluster: &Broadcaster) {
-    match say {
-        Say::Direct { to, text } => {
-            let message = Hear::Direct {
-                from: name,
-                to: &to,
-                text: &text,
-            };
-            hear(cluster.to_users([to.as_str(), name]), message).await;
-        }
-        Say::Room { room, text } => {
-            hear(
-                cluster.to_room(&room),
-                Hear::Room {
-                    room: &room,
-                    from: name,
-                    text: &text,
-                },
-            )
-            .await;
-        }
-        Say::Join { room } => drop(socket.join(room).await),
-        Say::Leave { room } => socket.leave(room),
-        Say::Here { to } => hear(cluster.to_user(to), Hear::Here { user: name }).await,
-    }
-}
-
-/// A chat goes on when a node is cut off: what failed is printed, not fatal.
-async fn hear(audience: axum_cluster::Audience, message: Hear<'_>) {
+async fn tell(audience: Audience, (name, port): &(UserId, u16), say: impl Serialize) {
+    let mut message = json!(say);
+    message["user"] = json!(name.as_str());
+    message["node"] = json!(port);
     if let Err(error) = audience.send_json(&message).await {
         eprintln!("{error}");
     }

@@ -59,7 +59,8 @@ struct Group<M> {
 enum Members<M> {
     None,
     One(M),
-    Many(IndexMap<SocketId, M>),
+    /// Boxed, so that the many groups of one stay small.
+    Many(Box<IndexMap<SocketId, M>>),
 }
 
 impl<M: Member> Registry<M> {
@@ -250,7 +251,8 @@ impl<M: Member> Group<M> {
                 true
             }
             Members::One(first) => {
-                self.members = Members::Many([first, member].map(|m| (m.id(), m)).into());
+                let members = IndexMap::from([first, member].map(|m| (m.id(), m)));
+                self.members = Members::Many(Box::new(members));
                 false
             }
             Members::Many(mut members) => {

@@ -18,7 +18,7 @@ use crate::topic::{Namespace, Topic};
 /// What several nodes share: who wants which channel.
 #[derive(Default)]
 pub(crate) struct Hub {
-    channels: RwLock<HashMap<String, Vec<Interest>>>,
+    channels: RwLock<HashMap<String, SmallVec<[Interest; 1]>>>,
 }
 
 struct Interest {
@@ -137,7 +137,7 @@ impl Bus for MemoryBus {
         let channels = self.hub.channels.read();
         let nodes = channels
             .get(&self.namespace.channel(topic))
-            .map_or(0, Vec::len);
+            .map_or(0, SmallVec::len);
         future::ready(Ok(nodes)).boxed()
     }
 

@@ -59,6 +59,12 @@ impl Opened {
                 // A failure costs latency and nothing else.
                 let _ = stream.set_nodelay(true);
                 let (reader, writer) = stream.into_split();
+                // Even an empty slice would pin hyper's buffer of 8 KiB.
+                let early = if early.is_empty() {
+                    Bytes::new()
+                } else {
+                    early
+                };
                 Self {
                     io: Io::Tcp(reader),
                     writer: Some(writer),

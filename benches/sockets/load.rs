@@ -1,0 +1,98 @@
+//! The client: raw TCP, as little work as possible.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Instant;
+
+use futures::stream::{self, StreamExt};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
+use tokio::net::tcp::OwnedWriteHalf;
+
+use crate::process::own_figure;
+
+/// Connects to each target, `port/prefix/from/to`, 100 at a time; then reads and counts.
+#[tokio::main(flavor = "current_thread")]
+pub async fn run(targets: &[&str]) {
+    let bytes = Arc::new(AtomicU64::new(0));
+    let start = Instant::now();
+    let mut writers = Vec::new();
+    for target in targets {
+        let parts: Vec<&str> = target.split('/').collect();
+        let [port, prefix, from, to] = parts[..] else {
+            panic!("port/prefix/from/to: {target}")
+        };
+        let addr = SocketAddr::from(([127, 0, 0, 1], port.parse().expect("a port")));
+        let numbers = from.parse::<usize>().expect("from")..to.parse().expect("to");
+        let connecting = stream::iter(numbers).map(|n| connect(addr, prefix, n, bytes.clone()));
+        writers.extend(connecting.buffer_unordered(100).collect::<Vec<_>>().await);
+    }
+    let connected = start.elapsed().as_micros() as u64;
+    println!("0");
+    let mut commands = BufReader::new(tokio::io::stdin()).lines();
+    while let Ok(Some(command)) = commands.next_line().await {
+        let answer = match command.split_once(' ').unwrap_or((&command, "")) {
+            ("bytes", _) => bytes.load(Relaxed),
+            ("connected", _) => connected,
+            ("shout", size) => shout(&mut writers, size.parse().expect("a size")).await,
+            _ => own_figure(&command).expect("a known command"),
+        };
+        println!("{answer}");
+    }
+}
+
+async fn connect(
+    addr: SocketAddr,
+    prefix: &str,
+    n: usize,
+    bytes: Arc<AtomicU64>,
+) -> OwnedWriteHalf {
+    let mut stream = TcpStream::connect(addr).await.expect("the server listens");
+    if prefix != "raw" {
+        let request = format!(
+            "GET /ws/{prefix}{n} HTTP/1.1\r\nHost: {addr}\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        );
+        stream
+            .write_all(request.as_bytes())
+            .await
+            .expect("the server reads");
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"\r\n\r\n") {
+            answer.push(stream.read_u8().await.expect("the server answers"));
+        }
+        assert!(
+            answer.starts_with(b"HTTP/1.1 101"),
+            "{}",
+            String::from_utf8_lossy(&answer)
+        );
+    }
+    let (mut reader, writer) = stream.into_split();
+    tokio::spawn(async move {
+        let mut buffer = [0; 4096];
+        while reader.readable().await.is_ok() {
+            match reader.try_read(&mut buffer) {
+                Ok(0) => return,
+                Ok(count) => drop(bytes.fetch_add(count as u64, Relaxed)),
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                Err(_) => return,
+            }
+        }
+        // Keeps the compiler from moving the reader away before the end.
+        drop(reader.read(&mut buffer).await);
+    });
+    writer
+}
+
+/// A masked binary message of this size from each socket.
+async fn shout(writers: &mut [OwnedWriteHalf], size: u16) -> u64 {
+    let mut frame = vec![0x82, 0x80 | 126];
+    frame.extend(size.to_be_bytes());
+    frame.extend([0; 4]);
+    frame.resize(frame.len() + usize::from(size), b'x');
+    for writer in writers.iter_mut() {
+        writer.write_all(&frame).await.expect("the server reads");
+    }
+    writers.len() as u64
+}

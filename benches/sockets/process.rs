@@ -1,0 +1,132 @@
+//! The processes of a bench: each takes commands as lines and answers each with a number.
+
+use std::io::{BufRead, BufReader, Write};
+use std::ops::Range;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// A process, ended with its value.
+pub struct Process {
+    child: Child,
+    commands: ChildStdin,
+    answers: BufReader<ChildStdout>,
+    /// What it said first; a server's port.
+    pub port: u64,
+}
+
+impl Process {
+    pub fn start(arguments: &[&str]) -> Self {
+        let mut child = Command::new(std::env::current_exe().expect("we run"))
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("we can start ourselves");
+        let commands = child.stdin.take().expect("piped");
+        let answers = BufReader::new(child.stdout.take().expect("piped"));
+        let mut process = Self {
+            child,
+            commands,
+            answers,
+            port: 0,
+        };
+        process.port = process.answer();
+        process
+    }
+
+    /// A client with a socket for each of these users on each of these servers.
+    pub fn load(targets: &[(&Process, &str, Range<usize>)]) -> Self {
+        let mut arguments = vec!["load".to_owned()];
+        for (server, prefix, users) in targets {
+            arguments.push(format!(
+                "{}/{prefix}/{}/{}",
+                server.port, users.start, users.end
+            ));
+        }
+        Self::start(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
+    pub fn ask(&mut self, command: &str) -> u64 {
+        writeln!(self.commands, "{command}").expect("it reads");
+        self.answer()
+    }
+
+    /// CPU microseconds that a command takes.
+    pub fn cpu_of(&mut self, command: &str) -> f64 {
+        let before = self.ask("cpu");
+        self.ask(command);
+        (self.ask("cpu") - before) as f64
+    }
+
+    /// Waits for an answer.
+    pub fn until(&mut self, question: &str, answer: u64) {
+        let deadline = Instant::now() + Duration::from_secs(120);
+        loop {
+            let now = self.ask(question);
+            if now == answer || answer > 0 && now > answer {
+                return;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "{question}: {now} instead of {answer}"
+            );
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn answer(&mut self) -> u64 {
+        let mut line = String::new();
+        self.answers.read_line(&mut line).expect("it answers");
+        line.trim()
+            .parse()
+            .unwrap_or_else(|_| panic!("an answer: {line:?}"))
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+pub fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// Commands that every process knows.
+pub fn own_figure(command: &str) -> Option<u64> {
+    match command {
+        "rss" => Some(resident_bytes()),
+        "cpu" => Some(cpu_microseconds()),
+        _ => None,
+    }
+}
+
+fn resident_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").expect("linux");
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .expect("a figure");
+    line.trim()
+        .trim_end_matches(" kB")
+        .parse::<u64>()
+        .expect("a number")
+        * 1024
+}
+
+/// User and system time of all threads, also of those that ended: 10 ms at a time.
+fn cpu_microseconds() -> u64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").expect("linux");
+    let fields: Vec<&str> = stat
+        .rsplit(')')
+        .next()
+        .expect("a name")
+        .split_whitespace()
+        .collect();
+    let ticks = |at: usize| fields[at].parse::<u64>().expect("a number");
+    (ticks(11) + ticks(12)) * 10_000
+}

@@ -1,0 +1,233 @@
+//! The servers that are compared.
+
+use std::collections::HashMap;
+use std::io::{BufRead, Write};
+use std::net::TcpListener as BlockingListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use axum::extract::ws::{Message as AxumMessage, WebSocket, WebSocketUpgrade};
+use axum::extract::{Path, Request, State};
+use axum::middleware::{self, Next};
+use axum::response::Response;
+use axum::{Router, routing::any};
+use axum_cluster::{Backend, Broadcaster, Cluster, ClusterSocket, UserId};
+use futures::future::{join, join_all};
+use futures::stream::{self, SplitSink, SplitStream};
+use futures::{SinkExt, StreamExt};
+use parking_lot::Mutex;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+
+use crate::process::own_figure;
+
+/// Users that sends go to in turn.
+const USERS: usize = 1_000;
+
+fn payload() -> String {
+    "x".repeat(128)
+}
+
+/// This crate.
+#[tokio::main]
+pub async fn cluster(backend: &str) {
+    let backend = match backend {
+        "memory" => Backend::memory(),
+        url => Backend::redis(url).expect("a good url"),
+    };
+    let cluster = Cluster::builder().backend(backend).start();
+    cluster.ready().await.expect("the bus comes up");
+    let heard = Arc::new(AtomicU64::new(0));
+    let app = Router::new()
+        .route("/ws/{user}", any(socket))
+        .with_state(heard.clone());
+    let app = app
+        .layer(cluster.layer())
+        .layer(middleware::from_fn(user_of_path));
+    tokio::spawn(serve(app));
+    let broadcaster = cluster.broadcaster();
+    let mut commands = BufReader::new(tokio::io::stdin()).lines();
+    while let Ok(Some(command)) = commands.next_line().await {
+        let answer = match command.split(' ').collect::<Vec<_>>()[..] {
+            ["sockets"] => cluster.stats().sockets,
+            ["heard"] => heard.load(Relaxed),
+            ["big", size] => {
+                let message = vec![b'x'; size.parse().expect("a size")];
+                broadcaster
+                    .to_all()
+                    .local()
+                    .send(message)
+                    .await
+                    .expect("local")
+                    .local() as u64
+            }
+            ["local", rounds] => {
+                for _ in 0..number(rounds) {
+                    broadcaster
+                        .to_all()
+                        .local()
+                        .send(payload())
+                        .await
+                        .expect("local");
+                }
+                0
+            }
+            ["batches", rounds, size] => {
+                for _ in 0..number(rounds) {
+                    let sends = (0..number(size)).map(|_| broadcaster.to_all().send(payload()));
+                    join_all(sends).await;
+                }
+                0
+            }
+            ["unicast", count, window] => {
+                let user = |n| format!("user-{}", n % USERS);
+                in_flight(count, window, |n| send(&broadcaster, Some(user(n)))).await
+            }
+            ["broadcast", count, window] => {
+                in_flight(count, window, |_| send(&broadcaster, None)).await
+            }
+            _ => own_figure(&command).expect("a known command"),
+        };
+        println!("{answer}");
+    }
+}
+
+async fn send(broadcaster: &Broadcaster, user: Option<String>) {
+    let audience = match user {
+        Some(user) => broadcaster.to_user(user),
+        None => broadcaster.to_all(),
+    };
+    audience.send(payload()).await.expect("the bus is up");
+}
+
+async fn in_flight<F: Future>(count: &str, window: &str, one: impl Fn(usize) -> F) -> u64 {
+    let all = stream::iter(0..number(count))
+        .map(one)
+        .buffer_unordered(number(window));
+    all.count().await as u64
+}
+
+async fn socket(State(heard): State<Arc<AtomicU64>>, socket: ClusterSocket) -> Response {
+    socket.on_upgrade(move |mut socket| async move {
+        while let Some(message) = socket.recv().await {
+            heard.fetch_add(message.len() as u64, Relaxed);
+        }
+    })
+}
+
+async fn user_of_path(mut request: Request, next: Next) -> Response {
+    let user = request.uri().path().rsplit('/').next().unwrap_or_default();
+    let user = UserId::from(user);
+    request.extensions_mut().insert(user);
+    next.run(request).await
+}
+
+type Sockets = Arc<Mutex<HashMap<String, Vec<mpsc::Sender<AxumMessage>>>>>;
+
+/// What one would write by hand, for one process and without a bus.
+#[tokio::main]
+pub async fn plain_axum() {
+    let sockets = Sockets::default();
+    let app = Router::new()
+        .route("/ws/{user}", any(plain_socket))
+        .with_state(sockets.clone());
+    tokio::spawn(serve(app));
+    let mut commands = BufReader::new(tokio::io::stdin()).lines();
+    while let Ok(Some(command)) = commands.next_line().await {
+        let answer = match command.split(' ').collect::<Vec<_>>()[..] {
+            ["unicast", count, window] => {
+                let user = |n| format!("user-{}", n % USERS);
+                in_flight(count, window, |n| plain_send(&sockets, Some(user(n)))).await
+            }
+            ["broadcast", count, window] => {
+                in_flight(count, window, |_| plain_send(&sockets, None)).await
+            }
+            _ => own_figure(&command).expect("a known command"),
+        };
+        println!("{answer}");
+    }
+}
+
+async fn plain_send(sockets: &Sockets, user: Option<String>) {
+    let senders: Vec<_> = match user {
+        Some(user) => sockets.lock().get(&user).cloned().unwrap_or_default(),
+        None => sockets.lock().values().flatten().cloned().collect(),
+    };
+    let message = AxumMessage::from(payload());
+    for sender in senders {
+        // Ended meanwhile.
+        let _ = sender.send(message.clone()).await;
+    }
+}
+
+async fn plain_socket(
+    State(sockets): State<Sockets>,
+    Path(user): Path<String>,
+    upgrade: WebSocketUpgrade,
+) -> Response {
+    upgrade
+        .read_buffer_size(4096)
+        .on_upgrade(|socket| async move {
+            let (sender, messages) = mpsc::channel(256);
+            sockets.lock().entry(user).or_default().push(sender);
+            let (sink, stream) = socket.split();
+            join(plain_write(sink, messages), plain_read(stream)).await;
+        })
+}
+
+async fn plain_write(
+    mut sink: SplitSink<WebSocket, AxumMessage>,
+    mut messages: mpsc::Receiver<AxumMessage>,
+) {
+    while let Some(message) = messages.recv().await {
+        if sink.send(message).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn plain_read(mut stream: SplitStream<WebSocket>) {
+    while let Some(Ok(_)) = stream.next().await {}
+}
+
+async fn serve(app: Router) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    println!("{}", listener.local_addr().expect("bound").port());
+    axum::serve(listener, app).await.expect("it serves");
+}
+
+/// Nothing but `send(2)`.
+pub fn floor() {
+    let listener = BlockingListener::bind("127.0.0.1:0").expect("a free port");
+    println!("{}", listener.local_addr().expect("bound").port());
+    let streams = Arc::new(Mutex::new(Vec::new()));
+    let accepted = streams.clone();
+    std::thread::spawn(move || {
+        while let Ok((stream, _)) = listener.accept() {
+            stream.set_nodelay(true).expect("tcp");
+            accepted.lock().push(stream);
+        }
+    });
+    let mut frame = vec![0x81, 126, 0, 128];
+    frame.extend(payload().into_bytes());
+    for command in std::io::stdin().lock().lines().map_while(Result::ok) {
+        let answer = match command.split(' ').collect::<Vec<_>>()[..] {
+            ["send", rounds, size] => {
+                let frames = frame.repeat(number(size));
+                for _ in 0..number(rounds) {
+                    for stream in streams.lock().iter_mut() {
+                        stream.write_all(&frames).expect("the client reads");
+                    }
+                }
+                0
+            }
+            _ => own_figure(&command).expect("a known command"),
+        };
+        println!("{answer}");
+    }
+}
+
+fn number(text: &str) -> usize {
+    text.parse().expect("a number")
+}

@@ -1,0 +1,142 @@
+//! Frames that wait for the kernel, as rules: whole, in order, and bounded.
+
+use std::collections::VecDeque;
+use std::io::{self, ErrorKind, IoSlice};
+
+use crate::ws::frame::Frame;
+
+/// What to do with a client that reads more slowly than messages come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum SlowConsumer {
+    /// Close it with 1013 and discard what was queued: it reconnects and starts afresh. The default,
+    /// since a client that silently lost messages is wrong without knowing it.
+    #[default]
+    Close,
+    /// Discard its oldest messages and go on; for feeds where only the newest counts.
+    DropOldest,
+}
+
+/// How much an outbox holds.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct OutboxLimits {
+    pub(crate) messages: usize,
+    pub(crate) bytes: usize,
+    pub(crate) policy: SlowConsumer,
+}
+
+impl OutboxLimits {
+    /// Whether one more frame fits. Any single frame fits into an empty outbox.
+    pub(crate) fn admits(&self, queue: &Queue, frame: &Frame) -> bool {
+        queue.is_empty() || queue.len() < self.messages && queue.bytes + frame.len() <= self.bytes
+    }
+}
+
+/// The frames of one socket, of which the first may be partly written.
+#[derive(Default)]
+pub(crate) struct Queue {
+    frames: VecDeque<Frame>,
+    bytes: usize,
+    /// How much of the first frame is written: it can no longer be dropped.
+    written: usize,
+}
+
+impl Queue {
+    pub(crate) fn push(&mut self, frame: Frame) {
+        self.bytes += frame.len();
+        self.frames.push_back(frame);
+    }
+
+    /// Takes a frame of which this much is written already.
+    pub(crate) fn push_begun(&mut self, frame: Frame, written: usize) {
+        debug_assert!(self.is_empty() && written < frame.len());
+        self.written = written;
+        self.push(frame);
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.frames.is_empty()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.frames.len()
+    }
+
+    /// Whether the handler may add to it.
+    pub(crate) fn has_room(&self, limits: &OutboxLimits) -> bool {
+        self.is_empty() || self.len() < limits.messages && self.bytes < limits.bytes
+    }
+
+    /// Bytes still to be written.
+    pub(crate) fn left(&self) -> usize {
+        self.bytes - self.written
+    }
+
+    /// Forgets this much from the front.
+    pub(crate) fn advance(&mut self, mut count: usize) {
+        while let Some(first) = self.frames.front() {
+            let left = first.len() - self.written;
+            if count < left {
+                self.written += count;
+                return;
+            }
+            count -= left;
+            self.written = 0;
+            self.bytes -= first.len();
+            self.frames.pop_front();
+        }
+        // Gives the memory back.
+        *self = Self::default();
+    }
+
+    /// Writes as much as is taken; `WouldBlock` when something is left.
+    pub(crate) fn write(
+        &mut self,
+        mut write: impl FnMut(&[IoSlice<'_>]) -> io::Result<usize>,
+    ) -> io::Result<()> {
+        while !self.frames.is_empty() {
+            let mut slices = [IoSlice::new(&[]); SLICES];
+            let mut count = 0;
+            for (slice, frame) in slices.iter_mut().zip(&self.frames) {
+                let written = if count == 0 { self.written } else { 0 };
+                *slice = IoSlice::new(&frame.as_bytes()[written..]);
+                count += 1;
+            }
+            match write(&slices[..count]) {
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                Ok(written) => self.advance(written),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Drops the oldest frame that is not begun. Whether there was one.
+    pub(crate) fn drop_oldest(&mut self) -> bool {
+        let oldest = usize::from(self.written > 0);
+        let dropped = self.frames.remove(oldest);
+        self.bytes -= dropped.as_ref().map_or(0, Frame::len);
+        dropped.is_some()
+    }
+
+    /// Drops every frame that is not begun. Returns how many.
+    pub(crate) fn discard(&mut self) -> usize {
+        let begun = usize::from(self.written > 0);
+        let lost = self.frames.len() - begun.min(self.frames.len());
+        self.frames.truncate(begun);
+        self.frames.shrink_to_fit();
+        self.bytes = self.frames.iter().map(Frame::len).sum();
+        lost
+    }
+}
+
+#[cfg(test)]
+impl Queue {
+    pub(crate) fn capacity(&self) -> usize {
+        self.frames.capacity()
+    }
+}
+
+/// Most frames in one `writev`.
+const SLICES: usize = 32;

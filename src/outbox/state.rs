@@ -1,0 +1,141 @@
+//! What an outbox keeps under its lock, and the steps that are taken there.
+
+use std::task::Waker;
+
+use tokio::net::tcp::OwnedWriteHalf;
+use tokio::time::Instant;
+
+use super::queue::{OutboxLimits, Queue, SlowConsumer};
+use crate::close::Close;
+use crate::config::CLOSING;
+use crate::heartbeat::Heartbeat;
+use crate::ws::frame::Frame;
+
+/// How a socket ends, and when that must be over.
+pub(super) struct End {
+    pub(super) close: Close,
+    pub(super) deadline: Instant,
+}
+
+pub(super) struct State {
+    pub(super) queue: Queue,
+    /// Where senders write by themselves. Absent during the handshake, over TLS and HTTP/2, and after
+    /// the end: then the socket's task does it.
+    pub(super) stream: Option<OwnedWriteHalf>,
+    /// Frames of one wake of the bus are collected, to leave in one write.
+    pub(super) collecting: bool,
+    /// Set once, by the first thing that ends the socket. Boxed, since nearly all sockets have none.
+    pub(super) end: Option<Box<End>>,
+    pub(super) expires_at: Option<Instant>,
+    /// Since when the kernel has accepted nothing.
+    pub(super) stalled: Option<Instant>,
+    pub(super) heartbeat: Heartbeat,
+    /// The handler does not read, so nothing the client sends is seen.
+    pub(super) paused: bool,
+    pub(super) killed: bool,
+    /// The stream is gone.
+    pub(super) finished: bool,
+    pub(super) driver: Option<Waker>,
+    /// The handler, waiting for room or for the end.
+    pub(super) handler: Option<Waker>,
+}
+
+impl State {
+    pub(super) fn new(expires_at: Option<Instant>) -> Self {
+        Self {
+            queue: Queue::default(),
+            stream: None,
+            collecting: false,
+            end: None,
+            expires_at,
+            stalled: None,
+            heartbeat: Heartbeat::new(Instant::now()),
+            paused: false,
+            killed: false,
+            finished: false,
+            driver: None,
+            handler: None,
+        }
+    }
+
+    /// Writes what is queued, as far as the kernel takes it. An error is left for the socket's
+    /// task to find.
+    pub(super) fn write_queue(&mut self) {
+        self.collecting = false;
+        let Some(stream) = &self.stream else {
+            return wake(self.driver.take());
+        };
+        let before = self.queue.left();
+        if self
+            .queue
+            .write(|slices| stream.try_write_vectored(slices))
+            .is_err()
+        {
+            self.note_progress(self.queue.left() < before);
+            wake(self.driver.take());
+        } else {
+            self.stalled = None;
+        }
+    }
+
+    pub(super) fn note_progress(&mut self, progress: bool) {
+        if progress || self.stalled.is_none() {
+            self.stalled = Some(Instant::now());
+        }
+    }
+
+    /// Makes room, if there is a way. Returns how many messages that cost, or that the client is too
+    /// slow.
+    pub(super) fn make_room(
+        &mut self,
+        frame: &Frame,
+        limits: &OutboxLimits,
+    ) -> Result<usize, usize> {
+        if !limits.admits(&self.queue, frame) && self.collecting {
+            self.write_queue();
+        }
+        let mut dropped = 0;
+        while !limits.admits(&self.queue, frame) {
+            if limits.policy == SlowConsumer::Close || !self.queue.drop_oldest() {
+                let lost = self.queue.discard() + 1;
+                self.end(Close::from_static(Close::TRY_AGAIN_LATER, "slow consumer"));
+                return Err(lost);
+            }
+            dropped += 1;
+        }
+        Ok(dropped)
+    }
+
+    /// The first close wins; it is said after what is queued.
+    pub(super) fn end(&mut self, close: Close) {
+        self.queue.push(Frame::close(&close));
+        self.note_end(close);
+        self.write_queue();
+        self.wake_all();
+    }
+
+    pub(super) fn note_end(&mut self, close: Close) {
+        self.end = Some(Box::new(End {
+            close,
+            deadline: Instant::now() + CLOSING,
+        }));
+    }
+
+    pub(super) fn wake_all(&mut self) {
+        wake(self.driver.take());
+        wake(self.handler.take());
+    }
+
+    /// Ends it at once, without a word.
+    pub(super) fn kill(&mut self, close: Close) {
+        self.note_end(close);
+        self.killed = true;
+        self.wake_all();
+    }
+}
+
+pub(super) fn wake(waker: Option<Waker>) {
+    if let Some(waker) = waker {
+        waker.wake();
+    }
+}
