@@ -331,3 +331,97 @@ async fn a_handler_that_does_not_read_neither_deafens_nor_kills_its_client() {
         "not 1006"
     );
 }
+
+/// RFC 8441: a WebSocket is one stream of an HTTP/2 connection, beside others.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_websocket_over_http2_works_the_same() {
+    let mut node = TestNode::start(Lab::memory().builder().start()).await;
+    let stream = tokio::net::TcpStream::connect(node.addr).await.unwrap();
+    let (mut requests, connection) = h2::client::handshake(stream).await.unwrap();
+    let connection = tokio::spawn(connection);
+    until("the server offers extended CONNECT", async || {
+        requests.is_extended_connect_protocol_enabled()
+    })
+    .await;
+    let request = |user: &str| {
+        axum::http::Request::builder()
+            .method("CONNECT")
+            .uri(format!("http://{}/ws", node.addr))
+            .extension(h2::ext::Protocol::from_static("websocket"))
+            .header("sec-websocket-version", "13")
+            .header("x-user", user)
+            .body(())
+            .unwrap()
+    };
+    let (response, mut sender) = requests.send_request(request("alice"), false).unwrap();
+    let response = response.await.unwrap();
+    assert_eq!(response.status(), 200);
+    let mut body = response.into_body();
+    let (second, _second_sender) = requests.send_request(request("bob"), false).unwrap();
+    assert_eq!(second.await.unwrap().status(), 200);
+    until("both are registered", async || {
+        node.cluster.stats().sockets == 2
+    })
+    .await;
+
+    let masked_hello = b"\x81\x85\0\0\0\0hello";
+    sender
+        .send_data(masked_hello.to_vec().into(), false)
+        .unwrap();
+    assert_eq!(read_h2(&mut body, 7).await, b"\x81\x05hello");
+    node.broadcaster.to_user("alice").send("you").await.unwrap();
+    assert_eq!(read_h2(&mut body, 5).await, b"\x81\x03you");
+    node.broadcaster
+        .to_user("alice")
+        .close(Close::new(4001, "out"))
+        .await
+        .unwrap();
+    assert_eq!(read_h2(&mut body, 7).await, b"\x88\x05\x0f\xa1out");
+    sender
+        .send_data(b"\x88\x82\0\0\0\0\x0f\xa1".to_vec().into(), true)
+        .unwrap();
+    assert_eq!(node.next_end().await.close, Some(Close::new(4001, "out")));
+    until("only bob is left", async || {
+        node.cluster.stats().sockets == 1
+    })
+    .await;
+    connection.abort();
+    node.until_empty().await;
+}
+
+async fn read_h2(body: &mut h2::RecvStream, count: usize) -> Vec<u8> {
+    let mut read = Vec::new();
+    while read.len() < count {
+        let data = crate::support::soon("data", body.data())
+            .await
+            .unwrap()
+            .unwrap();
+        body.flow_control().release_capacity(data.len()).unwrap();
+        read.extend(data);
+    }
+    read
+}
+
+/// C5: nothing that a client does or leaves undone lasts for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_closing_that_is_never_answered_ends_all_the_same() {
+    let mut node = TestNode::start(Lab::memory().builder().start()).await;
+    let mut silent = node.client("silent").await;
+    silent.send("close 4000").await;
+    let end = node.next_end().await;
+    assert_eq!(
+        end.close,
+        Some(Close::new(4000, "asked")),
+        "`Socket::close` returned"
+    );
+    node.until_empty().await;
+
+    // Half of a frame, then the end of the client's side.
+    let mut half = node.client("half").await;
+    half.raw().write_all(&[0x81, 0x85, 0, 0]).await.unwrap();
+    half.raw().shutdown().await.unwrap();
+    assert_eq!(
+        node.next_end().await.close.map(|close| close.code),
+        Some(1006)
+    );
+}
