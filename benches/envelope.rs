@@ -1,34 +1,48 @@
 //! Writing and reading an envelope, against a copy of the payload and a look at its UTF-8.
 
+mod support;
+
 use std::hint::black_box;
 
 use axum_cluster::Message;
 use axum_cluster::internals::{decode, encode};
-use criterion::{Criterion, criterion_group, criterion_main};
+use bytes::Bytes;
+use criterion::Criterion;
+
+fn main() {
+    support::compare("envelope", envelope);
+}
 
 fn envelope(criterion: &mut Criterion) {
     for size in [128, 1024] {
-        let text = "x".repeat(size);
-        let message = Message::from(text.as_str());
-        let mut group = criterion.benchmark_group(format!("envelope/{size}"));
-        group.bench_function("floor: copy", |b| {
-            b.iter(|| black_box(text.as_bytes()).to_vec())
+        let payload = "x".repeat(size);
+        let text = Message::from(payload.as_str());
+        let binary = Message::from(payload.clone().into_bytes());
+        let json = Bytes::from(format!(r#"{{"text": "{payload}"}}"#));
+
+        let mut group = criterion.benchmark_group(format!("encode {size} B"));
+        group.bench_function(support::FLOOR, |bencher| {
+            bencher.iter(|| black_box(payload.as_bytes()).to_vec());
         });
-        group.bench_function("encode", |b| b.iter(|| encode(black_box(&message))));
-        group.bench_function("floor: utf-8", |b| {
-            b.iter(|| std::str::from_utf8(black_box(text.as_bytes())).is_ok());
+        group.bench_function("text", |bencher| {
+            bencher.iter(|| encode(black_box(&text)));
         });
-        let encoded = encode(&message);
-        group.bench_function("decode", |b| {
-            b.iter(|| assert!(decode(black_box(&encoded))))
+        group.finish();
+
+        let mut group = criterion.benchmark_group(format!("decode {size} B"));
+        group.bench_function(support::FLOOR, |bencher| {
+            bencher.iter(|| assert!(std::str::from_utf8(black_box(payload.as_bytes())).is_ok()));
         });
-        let json = format!("{{\"text\":\"{text}\"}}");
-        group.bench_function("decode json", |b| {
-            b.iter(|| assert!(decode(black_box(json.as_bytes()))))
-        });
+        let envelopes = [
+            ("text", encode(&text)),
+            ("binary", encode(&binary)),
+            ("json", json),
+        ];
+        for (kind, envelope) in envelopes {
+            group.bench_function(kind, |bencher| {
+                bencher.iter(|| assert!(decode(black_box(&envelope))));
+            });
+        }
         group.finish();
     }
 }
-
-criterion_group!(benches, envelope);
-criterion_main!(benches);

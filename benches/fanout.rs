@@ -1,44 +1,66 @@
-//! One message to 1, 100 and 10,000 outboxes, against the plainest thing that could work: the same
-//! message pushed into as many locked queues.
+//! One message to 1, 100 and 10,000 outboxes, against pushing it into as many plain locked queues.
+
+mod support;
 
 use std::collections::VecDeque;
 use std::hint::black_box;
+use std::time::{Duration, Instant};
 
 use axum_cluster::Message;
 use axum_cluster::internals::FanOut;
-use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use bytes::Bytes;
+use criterion::{Criterion, Throughput};
 use parking_lot::Mutex;
 
+/// In rooms of whatever size: the caches always see the same memory.
+const SOCKETS: usize = 10_000;
+
+fn main() {
+    support::compare("fanout", fan_out);
+}
+
 fn fan_out(criterion: &mut Criterion) {
+    let payload = Bytes::from("x".repeat(128));
     let message = Message::from("x".repeat(128));
-    for sockets in [1, 100, 10_000] {
-        let mut group = criterion.benchmark_group(format!("fanout/{sockets}"));
-        group.throughput(Throughput::Elements(sockets));
-        let queues: Vec<Mutex<VecDeque<Message>>> = (0..sockets)
-            .map(|_| Mutex::new(VecDeque::with_capacity(4)))
-            .collect();
-        group.bench_function("floor", |bencher| {
-            bencher.iter_batched(
-                || queues.iter().for_each(|queue| queue.lock().clear()),
-                |()| {
-                    queues
-                        .iter()
-                        .for_each(|queue| queue.lock().push_back(message.clone()))
-                },
-                BatchSize::PerIteration,
-            );
+    for size in [1, 100, SOCKETS] {
+        let rooms = SOCKETS / size;
+        let mut group = criterion.benchmark_group(format!("1 to {size}"));
+        group.throughput(Throughput::Elements(size as u64));
+
+        let queues: Vec<_> = (0..SOCKETS).map(|_| roomy_queue()).collect();
+        let empty = || queues.iter().for_each(|queue| queue.lock().clear());
+        let push = |room: usize| {
+            for queue in &queues[black_box(room) * size..][..size] {
+                queue.lock().push_back(payload.clone());
+            }
+        };
+        group.bench_function(support::FLOOR, |bencher| {
+            bencher.iter_custom(|messages| time(messages, rooms, empty, push));
         });
-        let node = FanOut::new(sockets);
+
+        let node = FanOut::new(rooms, size);
+        let deliver = |room| assert_eq!(node.deliver(black_box(room), &message), size);
         group.bench_function("deliver", |bencher| {
-            bencher.iter_batched(
-                || node.drain(),
-                |()| assert_eq!(black_box(node.deliver(&message)), sockets as usize),
-                BatchSize::PerIteration,
-            );
+            bencher.iter_custom(|messages| time(messages, rooms, || node.drain(), deliver));
         });
         group.finish();
     }
 }
 
-criterion_group!(benches, fan_out);
-criterion_main!(benches);
+fn roomy_queue() -> Mutex<VecDeque<Bytes>> {
+    Mutex::new(VecDeque::with_capacity(4))
+}
+
+/// One message to one room after the other; whenever all have had one, they are emptied off the clock.
+fn time(mut messages: u64, rooms: usize, empty: impl Fn(), send: impl Fn(usize)) -> Duration {
+    let mut elapsed = Duration::ZERO;
+    while messages > 0 {
+        let round = messages.min(rooms as u64);
+        empty();
+        let start = Instant::now();
+        (0..round as usize).for_each(&send);
+        elapsed += start.elapsed();
+        messages -= round;
+    }
+    elapsed
+}

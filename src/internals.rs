@@ -11,9 +11,9 @@ use crate::config::Config;
 use crate::id::{NodeId, SocketId, UserId};
 use crate::message::Message;
 use crate::outbox::{Outbox, OutboxLimits};
-use crate::registry::{Limits, Registry};
+use crate::registry::{Limits, Member, Registry};
 use crate::scope::Scope;
-use crate::topic::{ALL, Namespace, Topic};
+use crate::topic::{Namespace, Topic};
 use crate::wire::{self, Action};
 use crate::ws::frame::{Decoder, Frame};
 use crate::ws::handshake::Handshake;
@@ -57,46 +57,50 @@ pub fn handshake(request: Request<()>) -> bool {
     })
 }
 
-/// A node's registry with sockets that nobody drives.
+/// A node's registry with sockets that nobody drives, each of a user of its own.
 #[derive(Debug)]
 pub struct FanOut {
     registry: RwLock<Registry<Arc<Outbox>>>,
+    rooms: Vec<Topic>,
     outboxes: Vec<Arc<Outbox>>,
     limits: OutboxLimits,
 }
 
 impl FanOut {
-    /// So many sockets, each of a user of its own.
-    pub fn new(sockets: u64) -> Self {
-        let mut registry = Registry::new();
-        let mut outboxes = Vec::new();
-        for number in 0..sockets {
-            let user = UserId::from(number);
-            let topic = Topic::user(&user).expect("a number is a valid id");
-            registry
-                .claim(&topic, Limits::default())
-                .expect("there is no limit");
-            let id = SocketId {
-                node: NodeId(1),
-                number,
-            };
-            let outbox = Arc::new(Outbox::new(id, user, None));
-            registry.insert(topic, outbox.clone());
-            outboxes.push(outbox);
-        }
+    /// So many rooms with so many sockets each.
+    pub fn new(rooms: usize, sockets: usize) -> Self {
         let namespace = Namespace::new(Namespace::DEFAULT).expect("the default is valid");
-        let limits = Config::new(namespace).outbox;
-        Self {
-            registry: RwLock::new(registry),
-            outboxes,
-            limits,
+        let mut fan_out = Self {
+            registry: RwLock::new(Registry::new()),
+            rooms: Vec::new(),
+            outboxes: Vec::new(),
+            limits: Config::new(namespace).outbox,
+        };
+        for number in 0..rooms {
+            let room = Topic::room(&number.to_string()).expect("a number is a valid name");
+            (0..sockets).for_each(|_| fan_out.connect(&room));
+            fan_out.rooms.push(room);
         }
+        fan_out
     }
 
-    /// What a node does for one message to all of its sockets, but for the system calls.
-    pub fn deliver(&self, message: &Message) -> usize {
+    fn connect(&mut self, room: &Topic) {
+        let number = self.outboxes.len() as u64;
+        let (node, user) = (NodeId(1), UserId::from(number));
+        let topic = Topic::user(&user).expect("a number is a valid id");
+        let outbox = Arc::new(Outbox::new(SocketId { node, number }, user, None));
+        let registry = self.registry.get_mut();
+        let claimed = registry.claim(&topic, Limits::default());
+        claimed.expect("there is no limit");
+        registry.insert(topic, outbox.clone());
+        registry.join(outbox.id(), room);
+        self.outboxes.push(outbox);
+    }
+
+    /// What a node does for one message to a room, but for the system calls.
+    pub fn deliver(&self, room: usize, message: &Message) -> usize {
         let scope = Scope {
-            targets: smallvec![ALL],
+            targets: smallvec![self.rooms[room].as_str()],
             ..Scope::default()
         };
         let members = self.registry.read().select(&scope);

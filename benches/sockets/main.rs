@@ -92,7 +92,11 @@ fn fan_out() {
     for (sockets, rounds) in [(1_000, 300), (10_000, 40)] {
         let mut server = Process::start(&["cluster", "memory"]);
         let mut floor = Process::start(&["floor"]);
-        let _load = Process::load(&[(&server, "user-", 0..sockets), (&floor, "raw", 0..sockets)]);
+        // A process each, for the limit of open files.
+        let _loads = [
+            Process::load(&[(&server, "user-", 0..sockets)]),
+            Process::load(&[(&floor, "raw", 0..sockets)]),
+        ];
         let delivered = (sockets * rounds) as f64;
         let mut ratios = Vec::new();
         let mut costs = Vec::new();
