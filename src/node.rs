@@ -33,6 +33,9 @@ use crate::ws::frame::Frame;
 #[derive(Debug)]
 pub(crate) struct Node {
     id: NodeId,
+    /// The topic of this node, and that of every socket.
+    own: Topic,
+    all: Topic,
     config: Config,
     bus: Box<dyn Bus>,
     registry: RwLock<Registry<Arc<Outbox>>>,
@@ -106,6 +109,8 @@ impl Node {
         };
         let node = Arc::new(Self {
             id,
+            own: Topic::node(id),
+            all: Topic::all(),
             bus: backend.open(id, settings),
             config,
             registry: RwLock::new(Registry::new()),
@@ -125,7 +130,7 @@ impl Node {
         let listener = Arc::downgrade(&node);
         node.bus.start(listener);
         // Single sockets are reached through it. Never released: it lives as long as the bus.
-        node.bus.want(&Topic::node(id));
+        node.bus.want(&node.own);
         tokio::spawn(sweep(Arc::downgrade(&node)));
         node
     }
@@ -197,7 +202,7 @@ impl Node {
             self.counters.limits_refused.fetch_add(1, Relaxed);
             Refused::Full(full)
         })?;
-        let confirmations = (self.bus.want(&Topic::all()), self.bus.want(&topic));
+        let confirmations = (self.bus.want(&self.all), self.bus.want(&topic));
         let reservation = Reservation {
             node: self.clone(),
             user,
@@ -345,9 +350,10 @@ impl Node {
             Route::Separate(topics) => (topics, None),
             Route::Union(topics) => (topics, Some(self.next_union.fetch_add(1, Relaxed))),
         };
-        let own = Topic::node(self.id);
-        let topics: SmallVec<[Topic; 1]> =
-            topics.into_iter().filter(|topic| *topic != own).collect();
+        let topics: SmallVec<[Topic; 1]> = topics
+            .into_iter()
+            .filter(|topic| *topic != self.own)
+            .collect();
         let envelope = match topics.is_empty() {
             true => None,
             false => Some(self.envelope(union, &scope, &parcel)?),
@@ -610,7 +616,7 @@ impl Drop for Reservation {
     fn drop(&mut self) {
         self.node.registry.write().unclaim(&self.topic);
         self.node.bus.release(&self.topic);
-        self.node.bus.release(&Topic::all());
+        self.node.bus.release(&self.node.all);
     }
 }
 

@@ -139,6 +139,7 @@ impl<M: Member> Registry<M> {
         if entry.rooms.contains(room) {
             return Some(false);
         }
+        entry.rooms.reserve_exact(1);
         entry.rooms.push(room.clone());
         let member = entry.member.clone();
         self.add_to(room, member);

@@ -105,7 +105,13 @@ pub(crate) fn encode(
         | flag(!scope.except.is_empty(), EXCEPT)
         | flag(!scope.except_users.is_empty(), EXCEPT_USERS);
 
-    let mut out = Vec::with_capacity(13 + payload.len());
+    // Exact for nearly all: with room to spare, turning it into `Bytes` would allocate once more.
+    let code = if matches!(action, Action::Close { .. }) {
+        2
+    } else {
+        0
+    };
+    let mut out = Vec::with_capacity(11 + code + payload.len());
     out.extend([VERSION, kind, flags]);
     out.extend(origin.0.to_be_bytes());
     if let Some(id) = union {

@@ -122,8 +122,8 @@ fn batches() {
         let mut server = Process::start(&["cluster", &redis.url()]);
         let mut sender = Process::start(&["cluster", &redis.url()]);
         let mut floor = Process::start(&["floor"]);
-        let mut load =
-            Process::load(&[(&server, "user-", 0..sockets), (&floor, "raw", 0..sockets)]);
+        let mut load = Process::load(&[(&server, "user-", 0..sockets)]);
+        let _raw = Process::load(&[(&floor, "raw", 0..sockets)]);
         let rounds = ROUNDS * 1_000 / sockets;
         let delivered = (sockets * rounds * 8) as f64;
         let mut ratios = Vec::new();

@@ -70,7 +70,13 @@ impl Frame {
 
     fn new(opcode: u8, parts: &[&[u8]]) -> Self {
         let length: usize = parts.iter().map(|part| part.len()).sum();
-        let mut frame = Vec::with_capacity(MAX_HEADER - 4 + length);
+        // Exact: with room to spare, turning it into `Bytes` would allocate once more.
+        let header = match length {
+            0..=125 => 2,
+            126..=0xffff => 4,
+            _ => 10,
+        };
+        let mut frame = Vec::with_capacity(header + length);
         frame.push(FIN | opcode);
         match length {
             0..=125 => frame.push(length as u8),
