@@ -13,7 +13,7 @@ use axum::response::{IntoResponse, Response};
 use axum::{Extension, Router, routing::any, routing::post};
 use axum_cluster::{Broadcaster, Close, Cluster, ClusterSocket, UserId};
 use axum_extra::extract::cookie::{Cookie, CookieJar, SameSite};
-use jsonwebtoken::{DecodingKey, EncodingKey, Header, Validation, decode, encode};
+use jsonwebtoken::{DecodingKey, EncodingKey, Validation, get_current_timestamp};
 use serde::{Deserialize, Serialize};
 
 #[derive(Serialize, Deserialize)]
@@ -29,107 +29,89 @@ struct CurrentUser {
     expires: SystemTime,
 }
 
-/// Every node needs the same secret; this one is for the demo alone.
-static SECRET: LazyLock<String> =
-    LazyLock::new(|| env_or("JWT_SECRET", "a demo secret that everybody knows"));
+/// Every node needs the same secret; the default is for the demo alone.
+static SECRET: LazyLock<String> = LazyLock::new(|| env_or("JWT_SECRET", "everybody knows this"));
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    tracing_subscriber::fmt::init();
     let port: u16 = env_or("PORT", "3001").parse()?;
-    let builder = Cluster::builder()
-        .protocols(["chat"])
+    let mut cluster = Cluster::builder()
+        .protocols(["chat"]) // the only one ever echoed, so the token is not
         .identify(|user: &CurrentUser| Some(UserId::from(&user.id)));
-    let cluster = match std::env::var("REDIS_URL") {
-        Ok(url) => builder.redis(url).try_start()?,
-        Err(_) => builder.start(),
-    };
+    if let Ok(url) = std::env::var("REDIS_URL") {
+        cluster = cluster.redis(url);
+    }
     let app = Router::new()
         .route("/ws", any(ws))
         .route("/login/{user}", post(login))
         .route("/logout", post(logout))
-        .layer(cluster.layer())
+        .layer(cluster.try_start()?.layer())
         .layer(middleware::from_fn(authenticate));
     let listener = tokio::net::TcpListener::bind(("127.0.0.1", port)).await?;
     println!("listening on ws://127.0.0.1:{port}/ws");
     Ok(axum::serve(listener, app).await?)
 }
 
-/// Verifies the token, if there is one; whoever needs a user refuses without.
+/// Verifies the token if there is one; what needs a user refuses a request without.
 async fn authenticate(jar: CookieJar, mut request: Request, next: Next) -> Response {
-    let cookie = jar.get("token").map(|cookie| cookie.value().to_owned());
+    let (key, rules) = (
+        DecodingKey::from_secret(SECRET.as_bytes()),
+        Validation::default(),
+    );
+    let cookie = jar.get("token").map(Cookie::value);
     if let Some(token) = cookie.or_else(|| bearer(request.headers()))
-        && let Ok(token) = decode::<Claims>(
-            &token,
-            &DecodingKey::from_secret(SECRET.as_bytes()),
-            &Validation::default(),
-        )
+        && let Ok(token) = jsonwebtoken::decode::<Claims>(token, &key, &rules)
     {
-        let expires = UNIX_EPOCH + Duration::from_secs(token.claims.exp);
-        request.extensions_mut().insert(CurrentUser {
-            id: token.claims.sub,
-            expires,
-        });
+        let (id, expires) = (token.claims.sub, Duration::from_secs(token.claims.exp));
+        let expires = UNIX_EPOCH + expires;
+        request.extensions_mut().insert(CurrentUser { id, expires });
     }
     next.run(request).await
 }
 
-/// A browser cannot set headers on a WebSocket; the offer `bearer, <token>` is the usual way out.
-fn bearer(headers: &HeaderMap) -> Option<String> {
+/// A browser cannot set headers on a WebSocket; offering `bearer, <token>` is the usual way out.
+fn bearer(headers: &HeaderMap) -> Option<&str> {
     let offered = headers.get(SEC_WEBSOCKET_PROTOCOL)?.to_str().ok()?;
     let mut offered = offered.split(',').map(str::trim);
     offered.find(|protocol| *protocol == "bearer")?;
-    offered.next().map(str::to_owned)
+    offered.next()
 }
 
-async fn ws(socket: ClusterSocket, Extension(user): Extension<CurrentUser>) -> Response {
-    socket
-        .expires_at(user.expires)
-        .on_upgrade(|mut socket| async move {
-            while let Some(message) = socket.recv().await {
-                let _ = socket.send(message).await;
-            }
-        })
+async fn ws(socket: ClusterSocket, user: Extension<CurrentUser>) -> Response {
+    let socket = socket.expires_at(user.expires);
+    socket.on_upgrade(async |mut socket| {
+        while let Some(message) = socket.recv().await {
+            let _ = socket.send(message).await;
+        }
+    })
 }
 
-async fn login(Path(user): Path<String>, jar: CookieJar) -> Result<Response, StatusCode> {
-    let ttl = env_or("TTL_SECONDS", "60").parse().unwrap_or(60);
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    let claims = Claims {
-        sub: user,
-        exp: (now + Duration::from_secs(ttl)).as_secs(),
-    };
-    let token = encode(
-        &Header::default(),
-        &claims,
-        &EncodingKey::from_secret(SECRET.as_bytes()),
-    )
-    .map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)?;
-    let cookie = Cookie::build(("token", token.clone()))
-        .path("/")
-        .http_only(true);
-    Ok((jar.add(cookie.same_site(SameSite::Lax)), token).into_response())
+async fn login(Path(sub): Path<String>, jar: CookieJar) -> Result<impl IntoResponse, StatusCode> {
+    let ttl: u64 = env_or("TTL_SECONDS", "60").parse().unwrap_or(60);
+    let exp = get_current_timestamp() + ttl;
+    let (header, key) = (
+        Default::default(),
+        EncodingKey::from_secret(SECRET.as_bytes()),
+    );
+    let token = jsonwebtoken::encode(&header, &Claims { sub, exp }, &key);
+    let token = token.map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)?;
+    let cookie = Cookie::build(("token", token.clone())).path("/");
+    Ok((
+        jar.add(cookie.http_only(true).same_site(SameSite::Lax)),
+        token,
+    ))
 }
 
 async fn logout(
     cluster: Broadcaster,
     user: Option<Extension<CurrentUser>>,
     jar: CookieJar,
-) -> Response {
-    let Some(Extension(user)) = user else {
-        return StatusCode::UNAUTHORIZED.into_response();
-    };
+) -> Result<impl IntoResponse, StatusCode> {
+    let Extension(user) = user.ok_or(StatusCode::UNAUTHORIZED)?;
+    let goodbye = Close::new(4001, "logged out");
+    let closed = cluster.to_user(user.id).close(goodbye).await;
     let jar = jar.remove(Cookie::build("token").path("/"));
-    match cluster
-        .to_user(user.id)
-        .close(Close::new(4001, "logged out"))
-        .await
-    {
-        Ok(_) => (jar, "logged out").into_response(),
-        Err(error) => (jar, error).into_response(),
-    }
+    Ok((jar, closed.map(|_| "logged out")))
 }
 
 fn env_or(name: &str, default: &str) -> String {

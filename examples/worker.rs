@@ -1,45 +1,50 @@
 //! Run with `cargo run --example worker -- alice "your order has shipped"`: a process without sockets
-//! that sends to a user wherever the user is connected. REDIS_URL defaults to `redis://127.0.0.1:6379`.
-//! Without arguments it sends the time to everybody once a second.
+//! that reaches a user at whichever node the user is. REDIS_URL defaults to `redis://127.0.0.1:6379`.
+//! Without arguments it counts, once a second, for everybody in the room `news`. With the `chat` example
+//! on the same Redis, its pages show what the worker says.
 
-use std::time::{Duration, SystemTime};
+use std::error::Error;
+use std::process::ExitCode;
+use std::time::Duration;
 
-use axum_cluster::{Broadcaster, SendError};
+use axum_cluster::{Audience, Broadcaster, SendError};
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let redis_url = std::env::var("REDIS_URL").unwrap_or("redis://127.0.0.1:6379".into());
-    let broadcaster = Broadcaster::connect(redis_url).await?;
+async fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    match arguments.as_slice() {
-        [] => tell_the_time(broadcaster).await,
-        [user, text] => {
-            let delivery = broadcaster.to_user(user).send(text.as_str()).await?;
-            println!("{} nodes took it", delivery.nodes().unwrap_or(0));
-            Ok(())
+    match work(&arguments).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
         }
-        _ => Err("two arguments are needed: a user and a text".into()),
     }
 }
 
-async fn tell_the_time(broadcaster: Broadcaster) -> Result<(), Box<dyn std::error::Error>> {
+async fn work(arguments: &[String]) -> Result<(), Box<dyn Error>> {
+    let redis_url = std::env::var("REDIS_URL").unwrap_or("redis://127.0.0.1:6379".into());
+    let cluster = Broadcaster::connect(redis_url).await?;
+    match arguments {
+        [] => count(cluster.to_room("news")).await,
+        [user, text] => send(cluster.to_user(user), text).await?,
+        _ => return Err("two arguments are needed: a user and a text".into()),
+    }
+    Ok(())
+}
+
+/// A failed send is no reason to stop: the connection returns by itself.
+async fn count(news: Audience) {
     let mut every = tokio::time::interval(Duration::from_secs(1));
-    loop {
+    for number in 1_u64.. {
         every.tick().await;
-        let now = humantime::format_rfc3339_seconds(SystemTime::now());
-        match broadcaster.to_all().send(now.to_string()).await {
-            Ok(delivery) => println!("{now}: {} nodes took it", delivery.nodes().unwrap_or(0)),
-            Err(error) => report(&error),
+        if let Err(error) = send(news.clone(), &number.to_string()).await {
+            eprintln!("{error}");
         }
     }
 }
 
-/// A failed send is an event like any other: the next one may succeed.
-fn report(error: &SendError) {
-    let doubt = if error.maybe_sent() {
-        "it may have been sent"
-    } else {
-        "it was not sent"
-    };
-    eprintln!("{error}; {doubt}");
+async fn send(audience: Audience, text: &str) -> Result<(), SendError> {
+    let delivery = audience.send(text).await?;
+    println!("{} nodes took it", delivery.nodes().unwrap_or(0));
+    Ok(())
 }

@@ -103,6 +103,16 @@ impl Endpoint {
         &self.login
     }
 
+    /// The command that logs in, if there is a password.
+    pub(crate) fn auth(&self) -> Option<Vec<u8>> {
+        let password = self.login.password()?;
+        let mut auth = redis::cmd("AUTH");
+        if let Some(user) = self.login.username() {
+            auth.arg(user);
+        }
+        Some(auth.arg(password).get_packed_command())
+    }
+
     /// Opens a connection; nothing has been said on it yet.
     pub(crate) async fn connect(&self) -> io::Result<Pin<Box<dyn Stream>>> {
         match &self.addr {

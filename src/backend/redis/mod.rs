@@ -2,6 +2,8 @@
 //! questions.
 
 mod endpoint;
+mod links;
+mod pipeline;
 mod probe;
 mod publisher;
 mod resp;
@@ -25,7 +27,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub(crate) use self::endpoint::Endpoint;
-use self::publisher::{Links, PublishQueue, Publisher};
+use self::links::Links;
+use self::publisher::{PublishQueue, Publisher};
 use self::subscriber::{Subscriber, Table};
 use super::{Bus, BusSettings, Confirmation, Listener};
 use crate::error::PublishError;
@@ -59,8 +62,8 @@ impl RedisBus {
             .max_size(POOL)
             .connection_timeout(settings.publish_timeout)
             .retry_connection(false)
-            .build_unchecked(links.clone());
-        let (publisher, queue) = Publisher::new(links, settings.publish_timeout);
+            .build_unchecked(links);
+        let (publisher, queue) = Publisher::new(endpoint.clone(), settings.publish_timeout);
         let table = Arc::new(Table::new(settings.linger));
         // The probe comes back on it: wanted from the first connection to the last.
         table.change(|table| table.want(&Topic::node(node)));

@@ -5,20 +5,15 @@
 //! messages/s at 1.2 µs against 59 k at 16 µs with a pool checkout per message.)
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use bb8_redis::bb8::ManageConnection;
 use bytes::Bytes;
-use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Pipeline, RedisError, Value};
 use smallvec::SmallVec;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
-use tokio::task::AbortHandle;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
 use super::endpoint::Endpoint;
-use super::explain;
+use super::pipeline::{Counted, Pipeline};
 use crate::error::PublishError;
 
 /// Most publications in one pipeline.
@@ -42,7 +37,7 @@ pub(crate) struct Publisher {
 #[derive(Debug)]
 pub(crate) struct PublishQueue {
     waiting: mpsc::UnboundedReceiver<Publication>,
-    links: Links,
+    endpoint: Arc<Endpoint>,
 }
 
 #[derive(Debug)]
@@ -56,7 +51,7 @@ struct Publication {
 }
 
 impl Publisher {
-    pub(crate) fn new(links: Links, deadline: Duration) -> (Self, PublishQueue) {
+    pub(crate) fn new(endpoint: Arc<Endpoint>, deadline: Duration) -> (Self, PublishQueue) {
         let (queue, waiting) = mpsc::unbounded_channel();
         let room = Arc::new(Semaphore::new(QUEUE));
         (
@@ -65,7 +60,7 @@ impl Publisher {
                 room,
                 deadline,
             },
-            PublishQueue { waiting, links },
+            PublishQueue { waiting, endpoint },
         )
     }
 
@@ -121,7 +116,7 @@ fn stopped() -> PublishError {
 impl PublishQueue {
     /// Publishes until every [`Publisher`] is gone. Nothing waits longer than its own deadline.
     pub(crate) async fn run(&mut self) {
-        let mut link: Option<Link> = None;
+        let mut pipeline: Option<Pipeline> = None;
         let mut failed: Option<(Instant, Arc<str>)> = None;
         let mut batch = Vec::with_capacity(BATCH);
         while self.waiting.recv_many(&mut batch, BATCH).await > 0 {
@@ -134,13 +129,16 @@ impl PublishQueue {
             let Some(first) = batch.first() else { continue };
             let deadline = first.deadline;
 
-            if link.as_ref().is_none_or(Link::is_dead) {
+            if !pipeline.as_mut().is_some_and(Pipeline::is_alive) {
                 if let Some((_, reason)) = failed.as_ref().filter(|(until, _)| now < *until) {
                     fail(batch.drain(..), &PublishError::not_sent(reason.clone()));
                     continue;
                 }
-                match self.links.open(deadline).await {
-                    Ok(opened) => link = Some(opened),
+                let opening = timeout_at(deadline, Pipeline::open(&self.endpoint)).await;
+                match opening
+                    .unwrap_or_else(|_| Err("redis did not accept a connection in time".into()))
+                {
+                    Ok(opened) => pipeline = Some(opened),
                     Err(reason) => {
                         fail(batch.drain(..), &PublishError::not_sent(reason.clone()));
                         failed = Some((Instant::now() + PAUSE, reason));
@@ -148,19 +146,18 @@ impl PublishQueue {
                     }
                 }
             }
-            let Some(open) = &mut link else { continue };
-            match timeout_at(deadline, open.publish(&batch)).await {
-                Ok(Ok(replies)) => answer(batch.drain(..), &replies),
-                Ok(Err(error)) => {
-                    fail(batch.drain(..), &PublishError::maybe_sent(explain(&error)));
-                    link = None;
+            let Some(open) = &mut pipeline else { continue };
+            for publication in &batch {
+                for channel in &publication.channels {
+                    open.add(channel, &publication.envelope);
                 }
-                Err(_) => {
-                    fail(
-                        batch.drain(..),
-                        &PublishError::maybe_sent("redis did not answer in time"),
-                    );
-                    link = None;
+            }
+            let publishing = timeout_at(deadline, open.exchange()).await;
+            match publishing.unwrap_or_else(|_| Err("redis did not answer in time".into())) {
+                Ok(replies) => answer(batch.drain(..), replies),
+                Err(reason) => {
+                    fail(batch.drain(..), &PublishError::maybe_sent(reason));
+                    pipeline = None;
                 }
             }
         }
@@ -175,134 +172,21 @@ fn fail(batch: impl Iterator<Item = Publication>, error: &PublishError) {
 }
 
 /// Gives each publication the replies to its own commands.
-fn answer(batch: impl Iterator<Item = Publication>, mut replies: &[Value]) {
+fn answer(batch: impl Iterator<Item = Publication>, replies: Vec<Counted>) {
+    let mut replies = replies.into_iter();
     for publication in batch {
-        let (own, rest) = replies.split_at(publication.channels.len().min(replies.len()));
-        replies = rest;
-        let _ = publication
-            .reply
-            .send(own.iter().try_fold(0, |nodes, reply| match reply {
-                Value::Int(count) => Ok(nodes + usize::try_from(*count).unwrap_or(0)),
-                Value::ServerError(error) => {
-                    let error = RedisError::from(error.clone());
-                    // Redis refuses a command whole, but an earlier one of a union may have gone out.
-                    let refused = PublishError::not_sent(explain(&error));
-                    Err(PublishError {
-                        maybe_sent: nodes > 0,
-                        ..refused
-                    })
-                }
-                _ => Err(PublishError::maybe_sent("redis gave no count")),
-            }));
-    }
-}
-
-/// How links are made, for bb8 and for the publisher.
-#[derive(Debug, Clone)]
-pub(crate) struct Links {
-    endpoint: Arc<Endpoint>,
-    /// The longest wait for a connection or an answer.
-    deadline: Duration,
-}
-
-/// A connection that knows when it is dead; bb8-redis' own manager never does.
-#[derive(Debug)]
-pub(crate) struct Link {
-    connection: MultiplexedConnection,
-    dead: Arc<AtomicBool>,
-    driver: AbortHandle,
-}
-
-impl Links {
-    pub(crate) fn new(endpoint: Arc<Endpoint>, deadline: Duration) -> Self {
-        Self { endpoint, deadline }
-    }
-
-    async fn open(&self, deadline: Instant) -> Result<Link, Arc<str>> {
-        match timeout_at(deadline, self.connect()).await {
-            Ok(link) => link.map_err(|error| explain(&error)),
-            Err(_) => Err("redis did not accept a connection in time".into()),
+        let mut sum = Ok(0);
+        for reply in replies.by_ref().take(publication.channels.len()) {
+            sum = match (sum, reply) {
+                (Ok(nodes), Ok(count)) => Ok(nodes + count),
+                // Redis refuses a command whole, but an earlier one of a union may have gone out.
+                (Ok(nodes), Err(reason)) => Err(PublishError {
+                    maybe_sent: nodes > 0,
+                    reason,
+                }),
+                (failed, _) => failed,
+            };
         }
-    }
-}
-
-impl ManageConnection for Links {
-    type Connection = Link;
-    type Error = RedisError;
-
-    async fn connect(&self) -> Result<Link, RedisError> {
-        let connecting = async {
-            let stream = self.endpoint.connect().await?;
-            let config = AsyncConnectionConfig::new().set_response_timeout(Some(self.deadline));
-            MultiplexedConnection::new_with_config(self.endpoint.login(), stream, config).await
-        };
-        let timed_out = |_| RedisError::from(std::io::Error::from(std::io::ErrorKind::TimedOut));
-        let (connection, driver) = timeout(self.deadline, connecting)
-            .await
-            .map_err(timed_out)??;
-        let dead = Arc::new(AtomicBool::new(false));
-        let ended = dead.clone();
-        let driver = tokio::spawn(async move {
-            driver.await;
-            ended.store(true, Ordering::Release);
-        });
-        Ok(Link {
-            connection,
-            dead,
-            driver: driver.abort_handle(),
-        })
-    }
-
-    async fn is_valid(&self, link: &mut Link) -> Result<(), RedisError> {
-        if link.is_dead() {
-            return Err(std::io::Error::from(std::io::ErrorKind::NotConnected).into());
-        }
-        Ok(())
-    }
-
-    fn has_broken(&self, link: &mut Link) -> bool {
-        link.is_dead()
-    }
-}
-
-impl Link {
-    fn is_dead(&self) -> bool {
-        self.dead.load(Ordering::Acquire)
-    }
-
-    async fn publish(&mut self, batch: &[Publication]) -> Result<Vec<Value>, RedisError> {
-        let count = batch
-            .iter()
-            .map(|publication| publication.channels.len())
-            .sum();
-        let mut pipeline = Pipeline::with_capacity(count);
-        for publication in batch {
-            for channel in &publication.channels {
-                pipeline
-                    .cmd("PUBLISH")
-                    .arg(channel)
-                    .arg(&publication.envelope[..]);
-            }
-        }
-        self.connection
-            .send_packed_commands(&pipeline, 0, count)
-            .await
-    }
-
-    /// How many subscribers a channel has.
-    pub(crate) async fn subscribers(&mut self, channel: &str) -> Result<usize, RedisError> {
-        let mut command = redis::cmd("PUBSUB");
-        command.arg("NUMSUB").arg(channel);
-        let counted: Result<(String, usize), _> = command.query_async(&mut self.connection).await;
-        if counted.as_ref().is_err_and(RedisError::is_timeout) {
-            self.dead.store(true, Ordering::Release);
-        }
-        counted.map(|(_, count)| count)
-    }
-}
-
-impl Drop for Link {
-    fn drop(&mut self) {
-        self.driver.abort();
+        let _ = publication.reply.send(sum);
     }
 }

@@ -1,5 +1,5 @@
-//! What Redis says on a subscriber connection (RESP2, with RESP3 pushes understood as well), read in
-//! place: a message is handed on as slices of the read buffer.
+//! What Redis says to a subscriber and to a publisher (RESP2, with RESP3 pushes understood as well), read
+//! in place: a message is handed on as slices of the read buffer.
 //!
 //! A message larger than the limit is skipped as it arrives, so that no publisher can make a node
 //! allocate.
@@ -20,7 +20,8 @@ pub(crate) enum Reply<'a> {
         channel: &'a [u8],
     },
     Error(&'a [u8]),
-    /// Anything else: OK, PONG, an integer.
+    Integer(usize),
+    /// Anything else: OK, PONG.
     Other,
 }
 
@@ -91,7 +92,8 @@ fn parse(input: &[u8], limit: usize) -> Result<Option<(usize, Reply<'_>)>, Broke
         return Ok(None);
     };
     let reply = match kind {
-        b'+' | b':' | b'_' | b',' | b'#' | b'(' => Reply::Other,
+        b':' => Reply::Integer(number(line)?),
+        b'+' | b'_' | b',' | b'#' | b'(' => Reply::Other,
         b'-' => Reply::Error(line),
         b'$' => match cursor.text(line, limit)? {
             Some(_) => Reply::Other,

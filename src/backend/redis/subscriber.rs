@@ -191,13 +191,8 @@ impl<'a> Session<'a> {
     fn new(subscriber: &'a Subscriber, failures: &'a mut u32) -> Self {
         let now = Instant::now();
         let mut output = BytesMut::new();
-        let login = subscriber.endpoint.login();
-        if let Some(password) = login.password() {
-            let mut auth = redis::cmd("AUTH");
-            if let Some(user) = login.username() {
-                auth.arg(user);
-            }
-            output.extend_from_slice(&auth.arg(password).get_packed_command());
+        if let Some(auth) = subscriber.endpoint.auth() {
+            output.extend_from_slice(&auth);
         }
         Self {
             subscriber,
@@ -304,7 +299,7 @@ impl<'a> Session<'a> {
             Reply::Error(words) => {
                 refused.get_or_insert(with_advice(&String::from_utf8_lossy(words)));
             }
-            Reply::Other => {}
+            Reply::Integer(_) | Reply::Other => {}
         });
         match (refused, read) {
             (Some(reason), _) => Err(reason),

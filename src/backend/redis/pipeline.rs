@@ -1,0 +1,137 @@
+//! The connection that publishes: commands written as bytes, counts read in place, all by the task that
+//! owns it. (Measured against a multiplexed connection with a task of its own: see benches/README.md.)
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use bytes::{BufMut, BytesMut};
+use futures::FutureExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::endpoint::{Endpoint, Stream};
+use super::resp::{Reader, Reply};
+use super::with_advice;
+
+/// What Redis says to one PUBLISH: how many received it, or why it was refused.
+pub(crate) type Counted = Result<usize, Arc<str>>;
+
+/// Memory that is kept between batches.
+const KEPT: usize = 256 * 1024;
+
+pub(crate) struct Pipeline {
+    stream: Pin<Box<dyn Stream>>,
+    reader: Reader,
+    output: BytesMut,
+    /// Replies that are still to come.
+    owed: usize,
+}
+
+impl Pipeline {
+    pub(crate) async fn open(endpoint: &Endpoint) -> Result<Self, Arc<str>> {
+        let stream = endpoint
+            .connect()
+            .await
+            .map_err(|error| error.to_string())?;
+        let mut pipeline = Self {
+            stream,
+            reader: Reader::new(KEPT),
+            output: BytesMut::new(),
+            owed: 0,
+        };
+        if let Some(auth) = endpoint.auth() {
+            pipeline.output.extend_from_slice(&auth);
+            pipeline.owed = 1;
+            let replies = pipeline.exchange().await?;
+            replies.into_iter().collect::<Result<Vec<_>, _>>()?;
+        }
+        Ok(pipeline)
+    }
+
+    /// Whether the connection still stands, as far as the kernel knows.
+    pub(crate) fn is_alive(&mut self) -> bool {
+        // Redis says nothing unasked but its farewell.
+        self.stream
+            .read_buf(self.reader.space())
+            .now_or_never()
+            .is_none()
+    }
+
+    /// Adds a PUBLISH to what [`exchange`](Self::exchange) writes.
+    pub(crate) fn add(&mut self, channel: &str, envelope: &[u8]) {
+        self.output.put_slice(b"*3\r\n$7\r\nPUBLISH\r\n");
+        put_bulk(&mut self.output, channel.as_bytes());
+        put_bulk(&mut self.output, envelope);
+        self.owed += 1;
+    }
+
+    /// Writes what was added and returns the replies in its order. After an error, or cancelled, the
+    /// connection is useless.
+    pub(crate) async fn exchange(&mut self) -> Result<Vec<Counted>, Arc<str>> {
+        let written = self.stream.write_all(&self.output).await;
+        self.output.clear();
+        if self.output.capacity() > KEPT {
+            self.output = BytesMut::new();
+        }
+        written.map_err(|error| error.to_string())?;
+        self.stream
+            .flush()
+            .await
+            .map_err(|error| error.to_string())?;
+        let owed = std::mem::take(&mut self.owed);
+        let mut replies = Vec::with_capacity(owed);
+        while replies.len() < owed {
+            match self.stream.read_buf(self.reader.space()).await {
+                Ok(0) => return Err("redis closed the connection".into()),
+                Ok(_) => {}
+                Err(error) => return Err(error.to_string().into()),
+            }
+            let read = self.reader.read(|reply| {
+                replies.push(match reply {
+                    Reply::Integer(received) => Ok(received),
+                    Reply::Error(words) => Err(with_advice(&String::from_utf8_lossy(words))),
+                    _ => Ok(0),
+                });
+            });
+            read.map_err(|_| "redis broke its own protocol")?;
+        }
+        Ok(replies)
+    }
+}
+
+fn put_bulk(output: &mut BytesMut, bytes: &[u8]) {
+    let mut digits = [0; 20];
+    let mut at = digits.len();
+    let mut left = bytes.len();
+    loop {
+        at -= 1;
+        digits[at] = b'0' + (left % 10) as u8;
+        left /= 10;
+        if left == 0 {
+            break;
+        }
+    }
+    output.reserve(bytes.len() + digits.len() + 5);
+    output.put_u8(b'$');
+    output.put_slice(&digits[at..]);
+    output.put_slice(b"\r\n");
+    output.put_slice(bytes);
+    output.put_slice(b"\r\n");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_are_what_redis_reads() {
+        for (bytes, expected) in [
+            (&b""[..], "$0\r\n\r\n"),
+            (b"abc", "$3\r\nabc\r\n"),
+            (&[b'x'; 10], "$10\r\nxxxxxxxxxx\r\n"),
+        ] {
+            let mut output = BytesMut::new();
+            put_bulk(&mut output, bytes);
+            assert_eq!(output, expected);
+        }
+    }
+}
