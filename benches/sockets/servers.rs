@@ -5,6 +5,7 @@ use std::io::{BufRead, Write};
 use std::net::TcpListener as BlockingListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
 use axum::extract::ws::{Message as AxumMessage, WebSocket, WebSocketUpgrade};
 use axum::extract::{Path, Request, State};
@@ -19,6 +20,7 @@ use parking_lot::Mutex;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
 
 use crate::process::own_figure;
 
@@ -30,9 +32,18 @@ fn payload() -> String {
 }
 
 /// This crate.
+pub fn cluster(backend: &str) {
+    on_a_worker(cluster_server(backend.to_owned()));
+}
+
+/// Runs as a task among others, not on the thread that blocks on it: each wake-up of that costs a switch.
 #[tokio::main]
-pub async fn cluster(backend: &str) {
-    let backend = match backend {
+async fn on_a_worker(server: impl Future<Output = ()> + Send + 'static) {
+    tokio::spawn(server).await.expect("it runs");
+}
+
+async fn cluster_server(backend: String) {
+    let backend = match backend.as_str() {
         "memory" => Backend::memory(),
         url => Backend::redis(url).expect("a good url"),
     };
@@ -126,8 +137,11 @@ async fn user_of_path(mut request: Request, next: Next) -> Response {
 type Sockets = Arc<Mutex<HashMap<String, Vec<mpsc::Sender<AxumMessage>>>>>;
 
 /// What one would write by hand, for one process and without a bus.
-#[tokio::main]
-pub async fn plain_axum() {
+pub fn plain_axum() {
+    on_a_worker(plain_server());
+}
+
+async fn plain_server() {
     let sockets = Sockets::default();
     let app = Router::new()
         .route("/ws/{user}", any(plain_socket))
@@ -136,17 +150,31 @@ pub async fn plain_axum() {
     let mut commands = BufReader::new(tokio::io::stdin()).lines();
     while let Ok(Some(command)) = commands.next_line().await {
         let answer = match command.split(' ').collect::<Vec<_>>()[..] {
-            ["unicast", count, window] => {
+            ["unicast", count, rate] => {
                 let user = |n| format!("user-{}", n % USERS);
-                in_flight(count, window, |n| plain_send(&sockets, Some(user(n)))).await
+                at_rate(count, rate, |n| plain_send(&sockets, Some(user(n)))).await
             }
-            ["broadcast", count, window] => {
-                in_flight(count, window, |_| plain_send(&sockets, None)).await
+            ["broadcast", count, rate] => {
+                at_rate(count, rate, |_| plain_send(&sockets, None)).await
             }
             _ => own_figure(&command).expect("a known command"),
         };
         println!("{answer}");
     }
+}
+
+/// One after the other, but not faster than so many a second.
+async fn at_rate<F: Future>(count: &str, rate: &str, one: impl Fn(usize) -> F) -> u64 {
+    let start = Instant::now();
+    let pause = Duration::from_secs(1).div_f64(number(rate) as f64);
+    for n in 0..number(count) {
+        let due = start + pause * n as u32;
+        if due > Instant::now() {
+            sleep_until(due).await;
+        }
+        one(n).await;
+    }
+    count.parse().unwrap_or(0)
 }
 
 async fn plain_send(sockets: &Sockets, user: Option<String>) {
