@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 
 use crate::close::Close;
 use crate::inbox::Inbox;
@@ -20,8 +20,6 @@ pub(crate) struct Driver {
     io: Io,
     socket: Ending,
     decoder: Decoder,
-    /// What hyper had read beyond the handshake.
-    early: Bytes,
     /// The handler does not read.
     paused: bool,
     state: State,
@@ -87,14 +85,23 @@ impl Driver {
             registration,
         };
         let decoder = Decoder::new(max_message_size);
-        Self {
+        let mut driver = Self {
             io,
             socket,
             decoder,
-            early,
             paused: false,
             state: State::Open,
+        };
+        if !early.is_empty() {
+            let Self {
+                socket,
+                decoder,
+                state,
+                ..
+            } = &mut driver;
+            hear(&mut BytesMut::from(early), socket, decoder, state);
         }
+        driver
     }
 
     fn advance(&mut self, cx: &mut Context<'_>) {
@@ -132,10 +139,6 @@ impl Driver {
     }
 
     fn read(&mut self, cx: &mut Context<'_>) {
-        if !self.early.is_empty() {
-            let mut early = BytesMut::from(std::mem::take(&mut self.early));
-            self.hear(&mut early);
-        }
         while matches!(self.state, State::Open | State::Closing) {
             let full = self.state == State::Open && self.socket.inbox.poll_room(cx).is_pending();
             if full != std::mem::replace(&mut self.paused, full) {
@@ -159,10 +162,6 @@ impl Driver {
                 Poll::Ready(Ok(false) | Err(_)) => self.vanish(),
             }
         }
-    }
-
-    fn hear(&mut self, bytes: &mut [u8]) {
-        hear(bytes, &mut self.socket, &mut self.decoder, &mut self.state);
     }
 
     /// Whether everything is written.

@@ -1,14 +1,14 @@
 //! The door: from a request to a registered socket.
 
 use std::fmt;
-use std::panic::AssertUnwindSafe;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use axum_core::extract::{FromRequestParts, OptionalFromRequestParts};
 use axum_core::response::{IntoResponse, Response};
-use futures::FutureExt;
 use futures::future::join;
+use futures::{FutureExt, TryFutureExt};
 use http::header::SEC_WEBSOCKET_PROTOCOL;
 use http::request::Parts;
 use http::{HeaderMap, StatusCode};
@@ -101,6 +101,7 @@ impl ClusterSocket {
         let inbox = Arc::new(Inbox::default());
         let socket = Socket::new(node.clone(), outbox.clone(), inbox.clone());
         let (upgrade, limit) = (self.upgrade, node.config().max_message_size);
+        let tasks = node.tasks().clone();
         node.tasks().spawn(async move {
             let Some(opened) = opened(upgrade).await else {
                 // The client left during the handshake.
@@ -113,11 +114,18 @@ impl ClusterSocket {
             };
             let (id, user) = (outbox.id(), outbox.user().clone());
             let driver = Driver::new(opened, outbox, inbox, registration, limit);
-            let handler = AssertUnwindSafe(async move { handler(socket).await }).catch_unwind();
-            // The handler first: what it says leaves in the same turn.
-            let (handled, ()) = join(handler, driver).await;
-            if handled.is_err() {
-                tracing::error!(socket = %id, %user, "the handler panicked");
+            let panicked = move |_| tracing::error!(socket = %id, %user, "the handler panicked");
+            // A task of their own, which holds nothing of the handshake. The handler comes first: what
+            // it says leaves in the same turn.
+            match catch_unwind(AssertUnwindSafe(|| handler(socket))) {
+                Ok(handling) => {
+                    let handling = AssertUnwindSafe(handling).catch_unwind();
+                    tasks.spawn(join(handling.unwrap_or_else(panicked), driver));
+                }
+                Err(panic) => {
+                    panicked(panic);
+                    tasks.spawn(driver);
+                }
             }
         });
         self.handshake.response()

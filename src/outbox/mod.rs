@@ -19,7 +19,7 @@ use tokio::time::Instant;
 pub(crate) use self::queue::OutboxLimits;
 use self::queue::Queue;
 pub use self::queue::SlowConsumer;
-use self::state::{State, wake};
+use self::state::{State, try_write, wake};
 use crate::close::Close;
 use crate::heartbeat::{Beat, Heartbeat, HeartbeatTimes};
 use crate::id::{SocketId, UserId};
@@ -365,7 +365,7 @@ fn write_when_ready(
     slices: &[IoSlice<'_>],
 ) -> Poll<io::Result<usize>> {
     loop {
-        match stream.try_write_vectored(slices) {
+        match try_write(stream, slices) {
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
                 ready!(stream.as_ref().poll_write_ready(cx))?;
             }

@@ -1,5 +1,6 @@
 //! What an outbox keeps under its lock, and the steps that are taken there.
 
+use std::io::{self, IoSlice};
 use std::task::Waker;
 
 use tokio::net::tcp::OwnedWriteHalf;
@@ -68,7 +69,7 @@ impl State {
         let before = self.queue.left();
         if self
             .queue
-            .write(|slices| stream.try_write_vectored(slices))
+            .write(|slices| try_write(stream, slices))
             .is_err()
         {
             self.note_progress(self.queue.left() < before);
@@ -131,6 +132,14 @@ impl State {
         self.note_end(close);
         self.killed = true;
         self.wake_all();
+    }
+}
+
+/// `send` is cheaper than `writev` of one.
+pub(super) fn try_write(stream: &OwnedWriteHalf, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+    match slices {
+        [one] => stream.try_write(one),
+        many => stream.try_write_vectored(many),
     }
 }
 

@@ -133,7 +133,8 @@ pub(crate) struct Decoder {
     have: usize,
     frame: Option<Head>,
     control: Vec<u8>,
-    message: Option<Partial>,
+    /// Boxed, since nearly all messages come in one piece.
+    message: Option<Box<Partial>>,
 }
 
 /// The frame whose payload is being read.
@@ -277,9 +278,11 @@ impl Decoder {
             return whole(head.opcode == TEXT, chunk).map(Some);
         }
         let text = head.opcode == TEXT;
-        let message = self.message.get_or_insert_with(|| Partial {
-            text,
-            ..Partial::default()
+        let message = self.message.get_or_insert_with(|| {
+            Box::new(Partial {
+                text,
+                ..Partial::default()
+            })
         });
         message.extend(chunk, complete && head.fin)?;
         if !complete || !head.fin {

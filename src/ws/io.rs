@@ -30,7 +30,7 @@ pub(crate) enum Io {
     /// The writing side is the outbox's, where senders use it by themselves.
     Tcp(OwnedReadHalf),
     /// TLS, HTTP/2, or a server of another kind: only the socket's task writes.
-    Other(TokioIo<Upgraded>),
+    Other(Box<TokioIo<Upgraded>>),
 }
 
 /// What the end of a handshake leaves.
@@ -72,7 +72,7 @@ impl Opened {
                 }
             }
             Err(upgraded) => {
-                let io = Io::Other(TokioIo::new(upgraded));
+                let io = Io::Other(Box::new(TokioIo::new(upgraded)));
                 Self {
                     io,
                     writer: None,
