@@ -37,6 +37,9 @@ use crate::ws::handshake::{Handshake, HandshakeError, is_wanted};
 /// origin, 405/426/400 for what is no handshake, 4403 or 401 without a user, 400 for an unusable
 /// user id, 429 or 503 at a limit.
 ///
+/// Extract it before an `Extension` of the app's own user type: an upgrade without a user then gets its
+/// 4403, and not the 500 of the missing extension.
+///
 /// `Option<ClusterSocket>` is `None` when the request asks for no WebSocket at all, so that one
 /// route can serve both a page and its socket.
 ///
@@ -60,7 +63,7 @@ impl ClusterSocket {
     /// The subprotocols this handler speaks, best first, instead of those of
     /// [`Builder::protocols`](crate::Builder::protocols). The first that the client offers is chosen
     /// and echoed (RFC 6455, section 4.2.2); nothing else that the client offered is, so a token may
-    /// be offered beside.
+    /// be offered beside. An upgrade without a user never gets here: see `Builder::protocols`.
     pub fn protocols<P: AsRef<str>>(mut self, known: impl IntoIterator<Item = P>) -> Self {
         let known: Vec<P> = known.into_iter().collect();
         self.handshake
@@ -91,11 +94,12 @@ impl ClusterSocket {
         Fut: Future<Output = ()> + Send + 'static,
     {
         let node = self.reservation.node().clone();
-        let expires_at = self.expires_at.map(|time| {
-            Instant::now()
-                + time
-                    .duration_since(SystemTime::now())
-                    .unwrap_or(Duration::ZERO)
+        // A time too far off to be named is never.
+        let expires_at = self.expires_at.and_then(|time| {
+            let left = time
+                .duration_since(SystemTime::now())
+                .unwrap_or(Duration::ZERO);
+            Instant::now().checked_add(left)
         });
         let (outbox, registration) = self.reservation.register(expires_at);
         let inbox = Arc::new(Inbox::default());
