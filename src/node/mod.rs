@@ -1,11 +1,13 @@
 //! The centre of a process: reserves, registers, delivers, sends, hears and drains.
 
+mod admission;
+mod hearing;
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
 
-use futures::future::join;
 use indexmap::IndexMap;
 use parking_lot::{Mutex, RwLock};
 use smallvec::SmallVec;
@@ -13,17 +15,19 @@ use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tokio_util::task::TaskTracker;
 
-use crate::backend::{Backend, Bus, BusSettings, Listener};
+pub(crate) use self::admission::{Refused, Registration, Reservation};
+use self::hearing::Outage;
+use crate::backend::{Backend, Bus, BusSettings};
 use crate::close::Close;
 use crate::config::{CLOSING, Config};
 use crate::error::{QueryError, QueryErrorKind, SendError, SendErrorKind};
 use crate::health::{Health, HealthCell, Stats};
 use crate::heartbeat::HeartbeatTimes;
-use crate::id::{InvalidId, NodeId, SocketId, UserId};
+use crate::id::{NodeId, UserId};
 use crate::message::Message;
 use crate::outbox::{Outbox, Pushed, Swept};
 use crate::recent::RecentUnions;
-use crate::registry::{Full, Member, Registry};
+use crate::registry::{Member, Registry};
 use crate::scope::{Route, Scope, Selection};
 use crate::topic::Topic;
 use crate::wire::{self, Action, MAX_ENVELOPE};
@@ -66,24 +70,6 @@ struct Counters {
     bus_publish_failures: AtomicU64,
     origins_refused: AtomicU64,
     limits_refused: AtomicU64,
-}
-
-/// What is known of the bus beside its health.
-#[derive(Debug, Default)]
-struct Outage {
-    /// The bus has been up or has failed: it is no longer just starting.
-    known: bool,
-    ever_up: bool,
-    /// Messages may have been missed in the present outage.
-    gap: bool,
-}
-
-/// Why a socket may not enter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Refused {
-    InvalidUser(InvalidId),
-    Draining,
-    Full(Full),
 }
 
 /// What a send carries.
@@ -186,65 +172,6 @@ impl Node {
             origins_refused: count(origins_refused),
             limits_refused: count(limits_refused),
         }
-    }
-
-    // Admission ------------------------------------------------------------------------------------
-
-    /// Takes a place for a socket of this user, and makes sure the cluster's messages for the user
-    /// come here. In an outage it does not wait for that.
-    pub(crate) async fn reserve(self: &Arc<Self>, user: UserId) -> Result<Reservation, Refused> {
-        let topic = Topic::user(&user).map_err(Refused::InvalidUser)?;
-        if self.is_draining() {
-            return Err(Refused::Draining);
-        }
-        let claimed = self.registry.write().claim(&topic, self.config.limits);
-        claimed.map_err(|full| {
-            self.counters.limits_refused.fetch_add(1, Relaxed);
-            Refused::Full(full)
-        })?;
-        let confirmations = (self.bus.want(&self.all), self.bus.want(&topic));
-        let reservation = Reservation {
-            node: self.clone(),
-            user,
-            topic,
-        };
-        if !self.is_cut_off() {
-            let deadline = self.config.publish_timeout;
-            join(
-                confirmations.0.wait(deadline),
-                confirmations.1.wait(deadline),
-            )
-            .await;
-        }
-        Ok(reservation)
-    }
-
-    /// Puts a socket into a room; returns when the cluster's messages for the room come here.
-    pub(crate) async fn join(&self, id: SocketId, room: &Topic) -> Option<()> {
-        // Wanted before it is joined: the end of the socket releases every room it has joined.
-        let confirmation = self.bus.want(room);
-        let joined = self.registry.write().join(id, room);
-        if joined != Some(true) {
-            self.bus.release(room);
-        }
-        joined?;
-        if !self.is_cut_off() {
-            confirmation.wait(self.config.publish_timeout).await;
-        }
-        Some(())
-    }
-
-    pub(crate) fn leave(&self, id: SocketId, room: &Topic) {
-        let left = self.registry.write().leave(id, room);
-        if left {
-            self.bus.release(room);
-        }
-    }
-
-    /// The bus is known not to answer. While it is just starting, waiting for it makes sense.
-    fn is_cut_off(&self) -> bool {
-        let known = self.outage.lock().known;
-        known && matches!(self.health.get(), Health::Degraded { .. })
     }
 
     // Delivery -------------------------------------------------------------------------------------
@@ -482,175 +409,4 @@ async fn sweep(node: Weak<Node>) {
 
 fn restarting() -> Close {
     Close::from_static(Close::RESTART, "the server restarts, please reconnect")
-}
-
-impl Listener for Node {
-    fn heard(&self, topic: &str, bytes: &[u8]) {
-        let Ok(envelope) = wire::decode(bytes) else {
-            return self.garbage();
-        };
-        if envelope.origin == Some(self.id) {
-            return;
-        }
-        if let (Some(origin), Some(union)) = (envelope.origin, envelope.union)
-            && !self.unions.lock().is_first(origin, union)
-        {
-            return;
-        }
-        let mut scope = envelope.scope;
-        if envelope.union.is_none() {
-            scope.targets.push(topic);
-        }
-        match envelope.action {
-            Action::Text(text) => self.collect(&scope, || Frame::text(&text)),
-            Action::Binary(bytes) => self.collect(&scope, || Frame::binary(&bytes)),
-            Action::Close { code, reason } => {
-                for outbox in self.registry.read().select(&scope) {
-                    outbox.close(Close::new(code, &*reason));
-                }
-            }
-            Action::Probe | Action::Unknown => {}
-        }
-    }
-
-    fn settle(&self) -> bool {
-        let mut collected = self.collected.lock();
-        let rest = collected.len().saturating_sub(CHUNK);
-        let chunk = collected.split_off(rest);
-        drop(collected);
-        chunk.iter().for_each(|outbox| outbox.write_collected());
-        rest > 0
-    }
-
-    fn garbage(&self) {
-        self.counters.bus_garbage.fetch_add(1, Relaxed);
-    }
-
-    fn up(&self) {
-        let mut outage = self.outage.lock();
-        let changed = self.health.update(|health| match health {
-            Health::Degraded { .. } => Some(Health::Up),
-            _ => None,
-        });
-        if changed {
-            let gap = std::mem::take(&mut outage.gap);
-            if gap {
-                self.counters.bus_reconnects.fetch_add(1, Relaxed);
-            }
-            tracing::info!(node = %self.id, gap, "the bus is up");
-        }
-        (outage.known, outage.ever_up) = (true, true);
-    }
-
-    fn down(&self, reason: Arc<str>, deaf: bool) {
-        let mut outage = self.outage.lock();
-        outage.known = true;
-        if deaf && outage.ever_up && !outage.gap {
-            outage.gap = true;
-            self.counters.bus_gaps.fetch_add(1, Relaxed);
-        }
-        let changed = self.health.update(|health| match health {
-            Health::Up => Some(Health::Degraded {
-                since: SystemTime::now(),
-                reason: reason.clone(),
-            }),
-            Health::Degraded { since, .. } => Some(Health::Degraded {
-                since: *since,
-                reason: reason.clone(),
-            }),
-            Health::Draining | Health::Down => None,
-        });
-        if changed {
-            tracing::warn!(node = %self.id, %reason, gap = outage.gap, "the bus is down; local delivery goes on");
-        }
-    }
-}
-
-/// A place for a socket whose user the cluster already listens for. Dropping it gives both back.
-#[derive(Debug)]
-pub(crate) struct Reservation {
-    node: Arc<Node>,
-    user: UserId,
-    topic: Topic,
-}
-
-impl Reservation {
-    pub(crate) fn node(&self) -> &Arc<Node> {
-        &self.node
-    }
-
-    pub(crate) fn user(&self) -> &UserId {
-        &self.user
-    }
-
-    /// From now on the socket is reachable from every node; what comes waits in the outbox.
-    pub(crate) fn register(self, expires_at: Option<Instant>) -> (Arc<Outbox>, Registration) {
-        let node = self.node.clone();
-        let number = node.next_socket.fetch_add(1, Relaxed);
-        let id = SocketId {
-            node: node.id,
-            number,
-        };
-        let outbox = Arc::new(Outbox::new(id, self.user.clone(), expires_at));
-        node.live.lock().insert(number, outbox.clone());
-        node.registry
-            .write()
-            .insert(self.topic.clone(), outbox.clone());
-        // A drain that began meanwhile may have looked before this one was there.
-        if node.is_draining() {
-            outbox.close(restarting());
-        }
-        tracing::debug!(socket = %id, user = %self.user, "socket opened");
-        (
-            outbox,
-            Registration {
-                node,
-                id,
-                reservation: Some(self),
-            },
-        )
-    }
-}
-
-impl Drop for Reservation {
-    fn drop(&mut self) {
-        self.node.registry.write().unclaim(&self.topic);
-        self.node.bus.release(&self.topic);
-        self.node.bus.release(&self.node.all);
-    }
-}
-
-/// A socket that is reachable until [`unregister`](Self::unregister), and watched over until this is
-/// dropped.
-#[derive(Debug)]
-pub(crate) struct Registration {
-    node: Arc<Node>,
-    id: SocketId,
-    reservation: Option<Reservation>,
-}
-
-impl Registration {
-    /// Makes it unreachable and gives its place back.
-    pub(crate) fn unregister(&mut self) {
-        if self.reservation.is_none() {
-            return;
-        }
-        let rooms = self
-            .node
-            .registry
-            .write()
-            .remove(self.id)
-            .unwrap_or_default();
-        for room in &rooms {
-            self.node.bus.release(room);
-        }
-        self.reservation = None;
-    }
-}
-
-impl Drop for Registration {
-    fn drop(&mut self) {
-        self.unregister();
-        self.node.live.lock().swap_remove(&self.id.number);
-    }
 }

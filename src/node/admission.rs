@@ -1,0 +1,171 @@
+//! How a socket becomes reachable, and stops being it: a place, then a registration, each a value that
+//! undoes itself.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use futures::future::join;
+use tokio::time::Instant;
+
+use super::{Node, restarting};
+use crate::health::Health;
+use crate::id::{InvalidId, SocketId, UserId};
+use crate::outbox::Outbox;
+use crate::registry::Full;
+use crate::topic::Topic;
+
+/// Why a socket may not enter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Refused {
+    InvalidUser(InvalidId),
+    Draining,
+    Full(Full),
+}
+
+impl Node {
+    /// Takes a place for a socket of this user, and makes sure the cluster's messages for the user
+    /// come here. In an outage it does not wait for that.
+    pub(crate) async fn reserve(self: &Arc<Self>, user: UserId) -> Result<Reservation, Refused> {
+        let topic = Topic::user(&user).map_err(Refused::InvalidUser)?;
+        if self.is_draining() {
+            return Err(Refused::Draining);
+        }
+        let claimed = self.registry.write().claim(&topic, self.config.limits);
+        claimed.map_err(|full| {
+            self.counters.limits_refused.fetch_add(1, Relaxed);
+            Refused::Full(full)
+        })?;
+        let confirmations = (self.bus.want(&self.all), self.bus.want(&topic));
+        let reservation = Reservation {
+            node: self.clone(),
+            user,
+            topic,
+        };
+        if !self.is_cut_off() {
+            let deadline = self.config.publish_timeout;
+            join(
+                confirmations.0.wait(deadline),
+                confirmations.1.wait(deadline),
+            )
+            .await;
+        }
+        Ok(reservation)
+    }
+
+    /// Puts a socket into a room; returns when the cluster's messages for the room come here.
+    pub(crate) async fn join(&self, id: SocketId, room: &Topic) -> Option<()> {
+        // Wanted before it is joined: the end of the socket releases every room it has joined.
+        let confirmation = self.bus.want(room);
+        let joined = self.registry.write().join(id, room);
+        if joined != Some(true) {
+            self.bus.release(room);
+        }
+        joined?;
+        if !self.is_cut_off() {
+            confirmation.wait(self.config.publish_timeout).await;
+        }
+        Some(())
+    }
+
+    pub(crate) fn leave(&self, id: SocketId, room: &Topic) {
+        let left = self.registry.write().leave(id, room);
+        if left {
+            self.bus.release(room);
+        }
+    }
+
+    /// The bus is known not to answer. While it is just starting, waiting for it makes sense.
+    fn is_cut_off(&self) -> bool {
+        let known = self.outage.lock().known;
+        known && matches!(self.health.get(), Health::Degraded { .. })
+    }
+}
+
+/// A place for a socket whose user the cluster already listens for. Dropping it gives both back.
+#[derive(Debug)]
+pub(crate) struct Reservation {
+    node: Arc<Node>,
+    user: UserId,
+    topic: Topic,
+}
+
+impl Reservation {
+    pub(crate) fn node(&self) -> &Arc<Node> {
+        &self.node
+    }
+
+    pub(crate) fn user(&self) -> &UserId {
+        &self.user
+    }
+
+    /// From now on the socket is reachable from every node; what comes waits in the outbox.
+    pub(crate) fn register(self, expires_at: Option<Instant>) -> (Arc<Outbox>, Registration) {
+        let node = self.node.clone();
+        let number = node.next_socket.fetch_add(1, Relaxed);
+        let id = SocketId {
+            node: node.id,
+            number,
+        };
+        let outbox = Arc::new(Outbox::new(id, self.user.clone(), expires_at));
+        node.live.lock().insert(number, outbox.clone());
+        node.registry
+            .write()
+            .insert(self.topic.clone(), outbox.clone());
+        // A drain that began meanwhile may have looked before this one was there.
+        if node.is_draining() {
+            outbox.close(restarting());
+        }
+        tracing::debug!(socket = %id, user = %self.user, "socket opened");
+        (
+            outbox,
+            Registration {
+                node,
+                id,
+                reservation: Some(self),
+            },
+        )
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.node.registry.write().unclaim(&self.topic);
+        self.node.bus.release(&self.topic);
+        self.node.bus.release(&self.node.all);
+    }
+}
+
+/// A socket that is reachable until [`unregister`](Self::unregister), and watched over until this is
+/// dropped.
+#[derive(Debug)]
+pub(crate) struct Registration {
+    node: Arc<Node>,
+    id: SocketId,
+    reservation: Option<Reservation>,
+}
+
+impl Registration {
+    /// Makes it unreachable and gives its place back.
+    pub(crate) fn unregister(&mut self) {
+        if self.reservation.is_none() {
+            return;
+        }
+        let rooms = self
+            .node
+            .registry
+            .write()
+            .remove(self.id)
+            .unwrap_or_default();
+        for room in &rooms {
+            self.node.bus.release(room);
+        }
+        self.reservation = None;
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        self.unregister();
+        self.node.live.lock().swap_remove(&self.id.number);
+    }
+}

@@ -1,0 +1,104 @@
+//! What the bus tells the node: messages, and how the bus itself stands.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::SystemTime;
+
+use super::{CHUNK, Node};
+use crate::backend::Listener;
+use crate::close::Close;
+use crate::health::Health;
+use crate::wire::{self, Action};
+use crate::ws::frame::Frame;
+
+/// What is known of the bus beside its health.
+#[derive(Debug, Default)]
+pub(super) struct Outage {
+    /// The bus has been up or has failed: it is no longer just starting.
+    pub(super) known: bool,
+    pub(super) ever_up: bool,
+    /// Messages may have been missed in the present outage.
+    pub(super) gap: bool,
+}
+
+impl Listener for Node {
+    fn heard(&self, topic: &str, bytes: &[u8]) {
+        let Ok(envelope) = wire::decode(bytes) else {
+            return self.garbage();
+        };
+        if envelope.origin == Some(self.id) {
+            return;
+        }
+        if let (Some(origin), Some(union)) = (envelope.origin, envelope.union)
+            && !self.unions.lock().is_first(origin, union)
+        {
+            return;
+        }
+        let mut scope = envelope.scope;
+        if envelope.union.is_none() {
+            scope.targets.push(topic);
+        }
+        match envelope.action {
+            Action::Text(text) => self.collect(&scope, || Frame::text(&text)),
+            Action::Binary(bytes) => self.collect(&scope, || Frame::binary(&bytes)),
+            Action::Close { code, reason } => {
+                for outbox in self.registry.read().select(&scope) {
+                    outbox.close(Close::new(code, &*reason));
+                }
+            }
+            Action::Probe | Action::Unknown => {}
+        }
+    }
+
+    fn settle(&self) -> bool {
+        let mut collected = self.collected.lock();
+        let rest = collected.len().saturating_sub(CHUNK);
+        let chunk = collected.split_off(rest);
+        drop(collected);
+        chunk.iter().for_each(|outbox| outbox.write_collected());
+        rest > 0
+    }
+
+    fn garbage(&self) {
+        self.counters.bus_garbage.fetch_add(1, Relaxed);
+    }
+
+    fn up(&self) {
+        let mut outage = self.outage.lock();
+        let changed = self.health.update(|health| match health {
+            Health::Degraded { .. } => Some(Health::Up),
+            _ => None,
+        });
+        if changed {
+            let gap = std::mem::take(&mut outage.gap);
+            if gap {
+                self.counters.bus_reconnects.fetch_add(1, Relaxed);
+            }
+            tracing::info!(node = %self.id, gap, "the bus is up");
+        }
+        (outage.known, outage.ever_up) = (true, true);
+    }
+
+    fn down(&self, reason: Arc<str>, deaf: bool) {
+        let mut outage = self.outage.lock();
+        outage.known = true;
+        if deaf && outage.ever_up && !outage.gap {
+            outage.gap = true;
+            self.counters.bus_gaps.fetch_add(1, Relaxed);
+        }
+        let changed = self.health.update(|health| match health {
+            Health::Up => Some(Health::Degraded {
+                since: SystemTime::now(),
+                reason: reason.clone(),
+            }),
+            Health::Degraded { since, .. } => Some(Health::Degraded {
+                since: *since,
+                reason: reason.clone(),
+            }),
+            Health::Draining | Health::Down => None,
+        });
+        if changed {
+            tracing::warn!(node = %self.id, %reason, gap = outage.gap, "the bus is down; local delivery goes on");
+        }
+    }
+}
