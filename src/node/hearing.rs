@@ -42,7 +42,9 @@ impl Listener for Node {
             Action::Text(text) => self.collect(&scope, || Frame::text(&text)),
             Action::Binary(bytes) => self.collect(&scope, || Frame::binary(&bytes)),
             Action::Close { code, reason } => {
-                for outbox in self.registry.read().select(&scope) {
+                // Closing writes: not under the registry's lock.
+                let members = self.registry.read().select(&scope);
+                for outbox in members {
                     outbox.close(Close::new(code, &*reason));
                 }
             }
