@@ -218,6 +218,21 @@ impl Builder {
         self
     }
 
+    /// How long a node that has gone silent still counts as there (the others say hello three times as
+    /// often): for [`Cluster::nodes`] and presence, not for delivery. Default: 15 s, so that a node may
+    /// lose two hellos.
+    pub fn lease(mut self, lease: Duration) -> Self {
+        self.config.lease = lease;
+        self
+    }
+
+    /// What [`Cluster::nodes`] calls this node. Default: the environment's `HOSTNAME`, which names the pod
+    /// or container, else nothing.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.config.name = name.into();
+        self
+    }
+
     /// Starts the node; the bus comes up in the background.
     ///
     /// # Panics

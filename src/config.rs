@@ -74,6 +74,8 @@ pub(crate) struct Config {
     pub(crate) publish_timeout: Duration,
     pub(crate) probe_interval: Duration,
     pub(crate) linger: Duration,
+    pub(crate) lease: Duration,
+    pub(crate) name: String,
 }
 
 impl Config {
@@ -98,6 +100,8 @@ impl Config {
             publish_timeout: Duration::from_secs(2),
             probe_interval: Duration::from_secs(5),
             linger: Duration::from_secs(2),
+            lease: Duration::from_secs(15),
+            name: std::env::var("HOSTNAME").unwrap_or_default(),
         }
     }
 
@@ -109,6 +113,7 @@ impl Config {
             ("write_timeout", self.write_timeout),
             ("publish_timeout", self.publish_timeout),
             ("probe_interval", self.probe_interval),
+            ("lease", self.lease),
         ];
         let zero = durations.iter().find(|(_, duration)| duration.is_zero());
         if let Some((name, _)) = zero {

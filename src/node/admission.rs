@@ -3,15 +3,17 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::SystemTime;
 
 use futures::future::join;
 use tokio::time::Instant;
 
 use super::{Node, restarting};
+use crate::backend::Confirmation;
 use crate::health::Health;
 use crate::id::{InvalidId, SocketId, UserId};
 use crate::outbox::Outbox;
-use crate::registry::Full;
+use crate::registry::{About, Full};
 use crate::topic::Topic;
 
 /// Why a socket may not enter.
@@ -54,6 +56,12 @@ impl Node {
 
     /// Puts a socket into a room; returns when the cluster's messages for the room come here.
     pub(crate) async fn join(&self, id: SocketId, room: &Topic) -> Option<()> {
+        let confirmation = self.begin_join(id, room)?;
+        self.settled(confirmation).await;
+        Some(())
+    }
+
+    pub(super) fn begin_join(&self, id: SocketId, room: &Topic) -> Option<Confirmation> {
         // Wanted before it is joined: the end of the socket releases every room it has joined.
         let confirmation = self.bus.want(room);
         let joined = self.registry.write().join(id, room);
@@ -61,10 +69,14 @@ impl Node {
             self.bus.release(room);
         }
         joined?;
+        Some(confirmation)
+    }
+
+    /// Waits until a topic is heard. In an outage of the bus it does not.
+    pub(super) async fn settled(&self, confirmation: Confirmation) {
         if !self.is_cut_off() {
             confirmation.wait(self.config.publish_timeout).await;
         }
-        Some(())
     }
 
     pub(crate) fn leave(&self, id: SocketId, room: &Topic) {
@@ -99,7 +111,11 @@ impl Reservation {
     }
 
     /// From now on the socket is reachable from every node; what comes waits in the outbox.
-    pub(crate) fn register(self, expires_at: Option<Instant>) -> (Arc<Outbox>, Registration) {
+    pub(crate) fn register(
+        self,
+        expires_at: Option<Instant>,
+        description: Option<Box<str>>,
+    ) -> (Arc<Outbox>, Registration) {
         let node = self.node.clone();
         let number = node.next_socket.fetch_add(1, Relaxed);
         let id = SocketId {
@@ -108,9 +124,13 @@ impl Reservation {
         };
         let outbox = Arc::new(Outbox::new(id, self.user.clone(), expires_at));
         node.live.lock().insert(number, outbox.clone());
+        let about = About {
+            connected_at: SystemTime::now(),
+            description,
+        };
         node.registry
             .write()
-            .insert(self.topic.clone(), outbox.clone());
+            .insert(self.topic.clone(), outbox.clone(), about);
         // A drain that began meanwhile may have looked before this one was there.
         if node.is_draining() {
             outbox.close(restarting());

@@ -7,7 +7,8 @@ use axum::extract::{Request, State};
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::{Router, routing::any};
-use axum_cluster::{Broadcaster, Close, Cluster, ClusterSocket, Socket, SocketId, UserId};
+use axum_cluster::{Broadcaster, Close, Cluster, ClusterSocket, NodeId, Socket, SocketId, UserId};
+use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -47,6 +48,10 @@ impl TestNode {
             ended,
             server,
         }
+    }
+
+    pub fn id(&self) -> NodeId {
+        self.cluster.id()
     }
 
     pub async fn client(&self, user: &str) -> Client {
@@ -92,6 +97,7 @@ pub async fn authenticate(mut request: Request, next: Next) -> Response {
 async fn ws(State(ended): State<mpsc::UnboundedSender<Ended>>, socket: ClusterSocket) -> Response {
     socket
         .protocols(["chat", "superchat"])
+        .describe(json!({ "device": "test" }))
         .on_upgrade(|mut socket| async move {
             obey(&mut socket).await;
             let end = Ended {

@@ -13,6 +13,8 @@ enum Mode {
     Forward,
     /// Bytes vanish; nobody is told.
     BlackHole,
+    /// Links end, new ones too.
+    Cut,
 }
 
 #[derive(Debug)]
@@ -60,6 +62,11 @@ impl Proxy {
         self.mode.send_replace(Mode::BlackHole);
     }
 
+    /// From now on links end at once, old ones and new ones.
+    pub fn cut(&self) {
+        self.mode.send_replace(Mode::Cut);
+    }
+
     /// New links work again; what was swallowed is gone, and old links stay dead.
     pub fn heal(&self) {
         self.mode.send_replace(Mode::Forward);
@@ -81,10 +88,10 @@ async fn pump(
     loop {
         let count = tokio::select! {
             count = from.read(&mut buffer) => count.unwrap_or(0),
-            swallowed = async { mode.wait_for(|mode| *mode == Mode::BlackHole).await.is_ok() } => {
-                if swallowed {
-                    // Holds both ends open and does nothing with them.
-                    std::future::pending::<()>().await;
+            fault = async { mode.wait_for(|mode| *mode != Mode::Forward).await.map_or(Mode::Cut, |mode| *mode) } => {
+                if fault == Mode::BlackHole {
+                    // Holds both ends open and does nothing with them, until they are cut.
+                    let _ = mode.wait_for(|mode| *mode == Mode::Cut).await;
                 }
                 return;
             }
