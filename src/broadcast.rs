@@ -14,6 +14,7 @@ use crate::extract::ClusterRejection;
 use crate::id::{InvalidId, SocketId, UserId, check_name};
 use crate::message::Message;
 use crate::node::Node;
+use crate::presence::Presence;
 use crate::roster::{Count, Roster};
 use crate::scope::Selection;
 use crate::topic::Topic;
@@ -107,6 +108,45 @@ impl Broadcaster {
         let online = self.node.online(&users).await?;
         let online = users.into_iter().zip(online).filter(|(_, online)| *online);
         Ok(online.map(|(user, _)| user).collect())
+    }
+
+    /// Who comes online and goes offline in the whole cluster, beginning with everybody who is online.
+    /// Costs a message per change, to the nodes that listen, and nothing while no node does.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// # let cluster = axum_cluster::Cluster::builder().start();
+    /// use axum_cluster::PresenceChange;
+    /// use futures::StreamExt;
+    ///
+    /// let mut presence = cluster.broadcaster().presence();
+    /// # cluster.shutdown(std::time::Duration::ZERO).await;
+    /// while let Some(change) = presence.next().await {
+    ///     match change {
+    ///         PresenceChange::Online(user) => println!("{user} is online"),
+    ///         PresenceChange::Offline(user) => println!("{user} has gone"),
+    ///     }
+    /// }
+    /// # }
+    /// ```
+    pub fn presence(&self) -> Presence {
+        self.node.presence(Topic::all(), None)
+    }
+
+    /// The same for some users only; one whose id is unusable is never online.
+    pub fn presence_of<U: Into<UserId>>(&self, users: impl IntoIterator<Item = U>) -> Presence {
+        let users = users.into_iter().map(Into::into).collect();
+        self.node.presence(Topic::all(), Some(users))
+    }
+
+    /// Who comes to a room and goes from it, whether or not they stay online: a user is there from the
+    /// first socket that joins until the last has left or ended.
+    ///
+    /// # Errors
+    /// When the room's name is empty or longer than 256 bytes.
+    pub fn presence_in(&self, room: impl AsRef<str>) -> Result<Presence, InvalidId> {
+        Ok(self.node.presence(Topic::room(room.as_ref())?, None))
     }
 
     pub(crate) fn of(node: Arc<Node>) -> Self {

@@ -226,6 +226,13 @@ impl Builder {
         self
     }
 
+    /// How long a user stays online in [`Broadcaster::presence`](crate::Broadcaster::presence) after the last
+    /// socket, so that a page reload or a reconnect is no change. Default: 5 s.
+    pub fn presence_grace(mut self, grace: Duration) -> Self {
+        self.config.presence_grace = grace;
+        self
+    }
+
     /// What [`Cluster::nodes`] calls this node. Default: the environment's `HOSTNAME`, which names the pod
     /// or container, else nothing.
     pub fn name(mut self, name: impl Into<String>) -> Self {

@@ -75,6 +75,7 @@ pub(crate) struct Config {
     pub(crate) probe_interval: Duration,
     pub(crate) linger: Duration,
     pub(crate) lease: Duration,
+    pub(crate) presence_grace: Duration,
     pub(crate) name: String,
 }
 
@@ -101,6 +102,7 @@ impl Config {
             probe_interval: Duration::from_secs(5),
             linger: Duration::from_secs(2),
             lease: Duration::from_secs(15),
+            presence_grace: Duration::from_secs(5),
             name: std::env::var("HOSTNAME").unwrap_or_default(),
         }
     }
@@ -122,7 +124,10 @@ impl Config {
         let longest = Duration::from_secs(24 * 60 * 60);
         let long = durations
             .into_iter()
-            .chain([("linger", self.linger)])
+            .chain([
+                ("linger", self.linger),
+                ("presence_grace", self.presence_grace),
+            ])
             .find(|(_, d)| *d > longest);
         if let Some((name, _)) = long {
             return Some(format!("{name} is longer than a day"));

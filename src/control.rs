@@ -13,8 +13,13 @@ pub(crate) enum Control {
     Ask { id: u64, what: Ask },
     /// Wants an empty answer at once, unless the real one is under way.
     Ping { id: u64 },
-    /// A node is there, said again and again. With `reply`, everybody is to say it too.
-    Hello { node: NodeInfo, reply: bool },
+    /// A node is there, said again and again, and for so many milliseconds unless it says so once
+    /// more. With `reply`, everybody is to say it too.
+    Hello {
+        node: NodeInfo,
+        lease: u64,
+        reply: bool,
+    },
     /// A node leaves.
     Bye,
 }

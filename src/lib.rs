@@ -99,6 +99,7 @@ mod message;
 mod node;
 mod origin;
 mod outbox;
+mod presence;
 mod recent;
 mod registry;
 mod roster;
@@ -122,5 +123,6 @@ pub use id::{InvalidId, InvalidNodeId, InvalidSocketId, NodeId, SocketId, UserId
 pub use layer::{ClusterLayer, ClusterService};
 pub use message::{Message, Utf8Bytes};
 pub use outbox::SlowConsumer;
+pub use presence::{Presence, PresenceChange};
 pub use roster::{Count, NodeInfo, Roster, SocketInfo};
 pub use socket::Socket;

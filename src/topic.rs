@@ -54,6 +54,11 @@ impl Topic {
         Self(NODES.into())
     }
 
+    /// A topic whose users can be watched, by its name.
+    pub(crate) fn with_presence(name: &str) -> Option<Self> {
+        (name == ALL || name.starts_with(ROOM)).then(|| Self(name.into()))
+    }
+
     /// Where the comings and goings on a topic are told.
     pub(crate) fn presence(&self) -> Self {
         Self(format!("{PRESENCE}{}", self.0).into())

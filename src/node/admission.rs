@@ -13,7 +13,7 @@ use crate::backend::Confirmation;
 use crate::health::Health;
 use crate::id::{InvalidId, SocketId, UserId};
 use crate::outbox::Outbox;
-use crate::registry::{About, Full};
+use crate::registry::{About, Full, Member};
 use crate::topic::Topic;
 
 /// Why a socket may not enter.
@@ -55,20 +55,21 @@ impl Node {
     }
 
     /// Puts a socket into a room; returns when the cluster's messages for the room come here.
-    pub(crate) async fn join(&self, id: SocketId, room: &Topic) -> Option<()> {
-        let confirmation = self.begin_join(id, room)?;
+    pub(crate) async fn join(&self, socket: &Arc<Outbox>, room: &Topic) -> Option<()> {
+        let confirmation = self.begin_join(socket, room)?;
         self.settled(confirmation).await;
         Some(())
     }
 
-    pub(super) fn begin_join(&self, id: SocketId, room: &Topic) -> Option<Confirmation> {
+    pub(super) fn begin_join(&self, socket: &Arc<Outbox>, room: &Topic) -> Option<Confirmation> {
         // Wanted before it is joined: the end of the socket releases every room it has joined.
         let confirmation = self.bus.want(room);
-        let joined = self.registry.write().join(id, room);
+        let joined = self.registry.write().join(socket.id(), room);
         if joined != Some(true) {
             self.bus.release(room);
         }
         joined?;
+        self.desk.touch(socket.user(), [room]);
         Some(confirmation)
     }
 
@@ -79,10 +80,11 @@ impl Node {
         }
     }
 
-    pub(crate) fn leave(&self, id: SocketId, room: &Topic) {
-        let left = self.registry.write().leave(id, room);
+    pub(crate) fn leave(&self, socket: &Arc<Outbox>, room: &Topic) {
+        let left = self.registry.write().leave(socket.id(), room);
         if left {
             self.bus.release(room);
+            self.desk.touch(socket.user(), [room]);
         }
     }
 
@@ -131,6 +133,7 @@ impl Reservation {
         node.registry
             .write()
             .insert(self.topic.clone(), outbox.clone(), about);
+        node.desk.touch(&self.user, [&node.all]);
         // A drain that began meanwhile may have looked before this one was there.
         if node.is_draining() {
             outbox.close(restarting());
@@ -167,19 +170,16 @@ pub(crate) struct Registration {
 impl Registration {
     /// Makes it unreachable and gives its place back.
     pub(crate) fn unregister(&mut self) {
-        if self.reservation.is_none() {
+        let Some(reservation) = self.reservation.take() else {
             return;
-        }
-        let rooms = self
-            .node
-            .registry
-            .write()
-            .remove(self.id)
-            .unwrap_or_default();
+        };
+        let node = &self.node;
+        let rooms = node.registry.write().remove(self.id).unwrap_or_default();
         for room in &rooms {
-            self.node.bus.release(room);
+            node.bus.release(room);
         }
-        self.reservation = None;
+        node.desk
+            .touch(&reservation.user, rooms.iter().chain([&node.all]));
     }
 }
 

@@ -10,6 +10,7 @@ use serde::de::IgnoredAny;
 use smallvec::smallvec;
 use tokio::task::yield_now;
 
+use super::attendance::Event;
 use super::{CHUNK, Node};
 use crate::backend::{Confirmation, Listener};
 use crate::close::Close;
@@ -55,10 +56,11 @@ impl Node {
                     self.tasks.spawn(open.answer(Answer::default()));
                 }
             }
-            Ok(Control::Hello { node, reply }) => {
-                self.node_said_hello(node);
+            Ok(Control::Hello { node, lease, reply }) => {
+                self.node_said_hello(node, lease);
                 if reply {
                     self.greet(origin);
+                    self.desk.tell(Event::Joined(origin));
                 }
             }
             Ok(Control::Bye) => self.node_left(origin),
@@ -138,7 +140,7 @@ impl Node {
                     return (0, confirmation);
                 };
                 let joined = members.iter().filter_map(|outbox| {
-                    confirmation = self.begin_join(outbox.id(), &room)?;
+                    confirmation = self.begin_join(outbox, &room)?;
                     Some(())
                 });
                 joined.count()
@@ -147,9 +149,7 @@ impl Node {
                 let Ok(room) = Topic::room(room) else {
                     return (0, confirmation);
                 };
-                members
-                    .iter()
-                    .for_each(|outbox| self.leave(outbox.id(), &room));
+                members.iter().for_each(|outbox| self.leave(outbox, &room));
                 members.len()
             }
             _ => members.len(),

@@ -163,7 +163,7 @@ impl Node {
             kind: QueryErrorKind::Bus(error.reason),
         })?;
         for info in answers_in(&answers).filter_map(|answer| answer.node) {
-            self.node_said_hello(info);
+            self.members.lock().described(info);
         }
         let mut others: Vec<NodeInfo> = self.members.lock().infos().cloned().collect();
         others.sort_unstable_by_key(|info| (info.started_at, info.id));

@@ -56,7 +56,12 @@ impl Listener for Node {
                     self.heard_answer(origin, id, more, part);
                 }
             }
-            Action::Presence(_) | Action::Control(_) | Action::Probe | Action::Unknown => {}
+            Action::Presence(json) => {
+                if let Some(origin) = envelope.origin {
+                    self.heard_presence(origin, json);
+                }
+            }
+            Action::Control(_) | Action::Probe | Action::Unknown => {}
         }
     }
 

@@ -1,12 +1,14 @@
 //! This node among the others: it says hello again and again, and notices who no longer does.
 
 use std::sync::Weak;
+use std::time::Duration;
 
 use futures::StreamExt;
 use smallvec::smallvec;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::Node;
+use super::attendance::Event;
 use crate::control::Control;
 use crate::health::Health;
 use crate::id::NodeId;
@@ -28,10 +30,12 @@ impl Node {
         }
     }
 
-    pub(super) fn node_said_hello(&self, info: NodeInfo) {
+    pub(super) fn node_said_hello(&self, info: NodeInfo, lease: u64) {
         let (id, name) = (info.id, info.name.clone());
-        if self.members.lock().heard(info, Instant::now()) {
+        let lease = Duration::from_millis(lease);
+        if self.members.lock().heard(info, lease, Instant::now()) {
             tracing::info!(node = %self.id, other = %id, name, "a node joined");
+            self.desk.tell(Event::Joined(id));
         }
     }
 
@@ -39,6 +43,7 @@ impl Node {
         if self.members.lock().left(id) {
             tracing::info!(node = %self.id, other = %id, "a node left");
         }
+        self.desk.tell(Event::Left(id));
         let questions: Vec<_> = self.questions.lock().values().cloned().collect();
         for question in questions {
             question.update(|gathering| gathering.left(id));
@@ -54,8 +59,9 @@ impl Node {
     }
 
     async fn say_hello(&self, to: Topic, reply: bool) {
-        let node = self.introduce();
-        self.say_to(to, &Control::Hello { node, reply }).await;
+        let (node, lease) = (self.introduce(), self.config.lease.as_millis() as u64);
+        let hello = Control::Hello { node, lease, reply };
+        self.say_to(to, &hello).await;
     }
 
     pub(super) async fn say_goodbye(&self) {
@@ -97,6 +103,7 @@ pub(super) async fn attend(node: Weak<Node>) {
         let returned = !was_up;
         if returned {
             node.members.lock().spare(Instant::now());
+            node.desk.tell(Event::Returned);
         }
         let expired = node.members.lock().expire(Instant::now());
         expired.into_iter().for_each(|id| node.node_left(id));

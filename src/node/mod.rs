@@ -3,6 +3,7 @@
 mod admission;
 mod answering;
 mod asking;
+mod attendance;
 mod hearing;
 mod membership;
 
@@ -22,8 +23,8 @@ use tokio_util::task::TaskTracker;
 pub(crate) use self::admission::{Refused, Registration, Reservation};
 use self::answering::Answering;
 use self::asking::Question;
+use self::attendance::{Desk, Event};
 use self::hearing::Outage;
-use self::membership::attend;
 use crate::backend::{Backend, Bus, BusSettings};
 use crate::close::Close;
 use crate::config::{CLOSING, Config};
@@ -68,6 +69,8 @@ pub(crate) struct Node {
     answering: Answering,
     rosters: Arc<Share<Selection, Arc<Roster>>>,
     counts: Arc<Share<Selection, Count>>,
+    /// What the presence task is told.
+    desk: Desk,
     tasks: TaskTracker,
     /// Every socket whose stream is not gone, for the sweeper.
     live: Mutex<IndexMap<u64, Arc<Outbox>>>,
@@ -110,11 +113,12 @@ impl Node {
             me: me.clone(),
             id,
             started_at: SystemTime::now(),
-            members: Mutex::new(Members::new(config.lease)),
+            members: Mutex::default(),
             questions: Mutex::default(),
             answering: Answering::default(),
             rosters: Arc::new(Share::new()),
             counts: Arc::new(Share::new()),
+            desk: Desk::default(),
             own: Topic::node(id),
             all: Topic::all(),
             bus: backend.open(id, settings),
@@ -139,7 +143,8 @@ impl Node {
         node.bus.want(&node.own);
         node.bus.want(&Topic::nodes());
         tokio::spawn(sweep(Arc::downgrade(&node)));
-        tokio::spawn(attend(Arc::downgrade(&node)));
+        tokio::spawn(membership::attend(Arc::downgrade(&node)));
+        tokio::spawn(attendance::attend(Arc::downgrade(&node)));
         node
     }
 
@@ -393,6 +398,7 @@ impl Node {
         // Past the deadline every stream is gone; only handlers can still run.
         let _ = timeout_at(deadline, self.tasks.wait()).await;
         self.stopped.store(true, SeqCst);
+        self.desk.tell(Event::Stop);
         let _ = timeout_at(deadline, self.say_goodbye()).await;
         let _ = timeout_at(deadline, self.bus.stop()).await;
         if self.health.update(|_| Some(Health::Down)) {

@@ -30,5 +30,6 @@ mod delivery;
 mod face;
 mod interop;
 mod lifecycle;
+mod presence;
 mod programs;
 mod roster;

@@ -365,7 +365,7 @@ impl Silent {
         }
         let talk = client.get_multiplexed_async_connection().await.unwrap();
         let mut node = Self { id, heard, talk };
-        let hello = br#"{"hello":{"reply":false,"node":{"id":"00000000000000ab","name":"old","started_at":1,"sockets":0,"users":0,"version":"0.1.0","colour":"red"}}}"#;
+        let hello = br#"{"hello":{"reply":false,"lease":15000,"node":{"id":"00000000000000ab","name":"old","started_at":1,"sockets":0,"users":0,"version":"0.1.0","colour":"red"}}}"#;
         node.say(hello).await;
         node
     }

@@ -65,6 +65,15 @@ impl TestNode {
             .expect("the app lives")
     }
 
+    /// Waits until this user has no socket here.
+    pub async fn until_empty_of(&self, user: &str) {
+        until("the user is gone", async || {
+            let count = self.broadcaster.to_user(user).local().count().await;
+            count.expect("the node lives").sockets() == 0
+        })
+        .await;
+    }
+
     /// Waits until no socket is registered here.
     pub async fn until_empty(&self) {
         until("no socket here", async || self.cluster.stats().sockets == 0).await;
