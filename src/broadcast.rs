@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use axum_core::extract::FromRequestParts;
+use futures::Stream;
 use http::request::Parts;
 use serde::Serialize;
 
@@ -10,6 +11,7 @@ use crate::close::Close;
 use crate::cluster::Cluster;
 use crate::error::{ConnectError, QueryError, SendError, SendErrorKind};
 use crate::extract::ClusterRejection;
+use crate::gap::Gap;
 use crate::id::{InvalidId, SocketId, UserId};
 use crate::message::Message;
 use crate::node::{Node, Parcel};
@@ -79,6 +81,11 @@ impl Broadcaster {
     /// When the id is unusable or Redis does not answer.
     pub async fn is_online(&self, user: impl Into<UserId>) -> Result<bool, QueryError> {
         self.node.is_online(&user.into()).await
+    }
+
+    /// When messages may have been missed here: see [`Cluster::gaps`].
+    pub fn gaps(&self) -> impl Stream<Item = Gap> + Send + Unpin + use<> {
+        self.node.gaps().stream()
     }
 
     pub(crate) fn of(node: Arc<Node>) -> Self {
