@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use axum_core::extract::FromRequestParts;
+use futures::Stream;
 use http::request::Parts;
 use serde::Serialize;
 
@@ -11,6 +12,7 @@ use crate::cluster::Cluster;
 use crate::control::Ask;
 use crate::error::{ConnectError, QueryError, SendError, SendErrorKind};
 use crate::extract::ClusterRejection;
+use crate::gap::Gap;
 use crate::id::{InvalidId, SocketId, UserId, check_name};
 use crate::message::Message;
 use crate::node::Node;
@@ -147,6 +149,11 @@ impl Broadcaster {
     /// When the room's name is empty or longer than 256 bytes.
     pub fn presence_in(&self, room: impl AsRef<str>) -> Result<Presence, InvalidId> {
         Ok(self.node.presence(Topic::room(room.as_ref())?, None))
+    }
+
+    /// When messages may have been missed here: see [`Cluster::gaps`].
+    pub fn gaps(&self) -> impl Stream<Item = Gap> + Send + Unpin + use<> {
+        self.node.gaps().stream()
     }
 
     pub(crate) fn of(node: Arc<Node>) -> Self {

@@ -10,6 +10,7 @@ use crate::broadcast::Broadcaster;
 use crate::builder::Builder;
 use crate::config::READY;
 use crate::error::{ConnectError, QueryError};
+use crate::gap::Gap;
 use crate::health::{Health, Stats};
 use crate::id::NodeId;
 use crate::layer::ClusterLayer;
@@ -112,6 +113,14 @@ impl Cluster {
     /// the node.
     pub fn health_changes(&self) -> impl Stream<Item = Health> + Send + Unpin + use<> {
         self.node.health().changes()
+    }
+
+    /// The gaps that end from now on, one for each outage of the bus in which messages of other nodes may
+    /// have been missed; none for a Redis that was absent from the start. A stream that begins in an
+    /// outage tells of that outage. A reader that keeps up misses none; one that lags more than 16
+    /// behind misses the oldest. Ends with the node.
+    pub fn gaps(&self) -> impl Stream<Item = Gap> + Send + Unpin + use<> {
+        self.node.gaps().stream()
     }
 
     /// Counts of this node.

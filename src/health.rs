@@ -4,8 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use futures::Stream;
-use futures::stream;
+use futures::{Stream, StreamExt, stream};
 use parking_lot::Mutex;
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
@@ -42,7 +41,7 @@ impl fmt::Display for Health {
     }
 }
 
-/// How many changes a reader may lag behind before the oldest are merged.
+/// How many changes a reader may lag behind before it misses the oldest.
 const HISTORY: usize = 64;
 
 /// The current health, and everyone who watches it.
@@ -82,21 +81,25 @@ impl HealthCell {
     /// Begins with the current state; ends with the node.
     pub(crate) fn changes(&self) -> impl Stream<Item = Health> + Send + Unpin + use<> {
         let current = self.current.lock();
-        let state = (Some(current.clone()), self.changes.subscribe());
+        let (first, changes) = (current.clone(), self.changes.subscribe());
         drop(current);
-        Box::pin(stream::unfold(state, |(first, mut changes)| async move {
-            if let Some(health) = first {
-                return Some((health, (None, changes)));
-            }
-            loop {
-                match changes.recv().await {
-                    Ok(health) => return Some((health, (None, changes))),
-                    Err(RecvError::Lagged(_)) => {}
-                    Err(RecvError::Closed) => return None,
-                }
-            }
-        }))
+        stream::iter([first]).chain(follow(changes))
     }
+}
+
+/// What is sent from now on; a reader that lags too far behind goes on with the oldest that is left.
+pub(crate) fn follow<T: Clone + Send + 'static>(
+    sent: broadcast::Receiver<T>,
+) -> impl Stream<Item = T> + Send + Unpin + use<T> {
+    Box::pin(stream::unfold(sent, |mut sent| async move {
+        loop {
+            match sent.recv().await {
+                Ok(next) => return Some((next, sent)),
+                Err(RecvError::Lagged(_)) => {}
+                Err(RecvError::Closed) => return None,
+            }
+        }
+    }))
 }
 
 /// Plain numbers of one node. Counters grow from its start; `sockets`, `users`, `rooms`
@@ -122,6 +125,8 @@ pub struct Stats {
     pub slow_closed: u64,
     /// Outages of the bus during which messages from other nodes may have been missed. One per outage.
     pub bus_gaps: u64,
+    /// How long those of them were, in sum, that are over.
+    pub bus_gap_millis: u64,
     /// Messages from the bus that made no sense.
     pub bus_garbage: u64,
     /// Times the bus came back after it had been lost.
@@ -139,8 +144,6 @@ pub struct Stats {
 
 #[cfg(test)]
 mod tests {
-    use futures::StreamExt;
-
     use super::*;
 
     fn degraded(reason: &str) -> Health {

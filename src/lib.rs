@@ -58,14 +58,15 @@
 //! 2. Existing means reachable: when a handler holds a `Socket`, a send from any node reaches it.
 //! 3. Local delivery never depends on Redis. Without Redis the process serves its own sockets, says that it
 //!    is [`Degraded`](Health::Degraded), and returns by itself. A probe proves the bus from end to end;
-//!    a gap is counted, never hidden.
+//!    a [`Gap`] is told, never hidden.
 //! 4. One slow or dead client hurts nobody else: bounded memory per socket, in messages and bytes.
 //! 5. Nothing leaks: every ending is one [`Close`], after which everything is back where it was.
 //! 6. One Redis command per send, whatever the number of nodes. Never KEYS, SCAN or PSUBSCRIBE.
 //!
 //! # What it does not promise
 //! Redis pub/sub delivers at most once: what is sent while a node is cut off does not reach its sockets
-//! later. [`Cluster::health_changes`] and [`Stats::bus_gaps`] tell when that happened.
+//! later. Afterwards every handler that asks is told the [`Gap`]: [`Socket::gaps`], [`Broadcaster::gaps`],
+//! [`Cluster::gaps`]. [`Cluster::health_changes`] tells of the outage itself, and [`Stats::bus_gaps`] counts.
 //!
 //! # Names on the bus
 //! Other programs may send as well: `PUBLISH cluster:u:alice '{"text": "hello"}'` reaches every device of
@@ -85,6 +86,7 @@ mod control;
 mod driver;
 mod error;
 mod extract;
+mod gap;
 mod gather;
 mod health;
 mod heartbeat;
@@ -118,6 +120,7 @@ pub use cluster::Cluster;
 pub use config::Unauthenticated;
 pub use error::{Closed, ConnectError, JoinError, QueryError, SendError};
 pub use extract::{ClusterRejection, ClusterSocket};
+pub use gap::Gap;
 pub use health::{Health, Stats};
 pub use id::{InvalidId, InvalidNodeId, InvalidSocketId, NodeId, SocketId, UserId};
 pub use layer::{ClusterLayer, ClusterService};

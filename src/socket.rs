@@ -9,6 +9,7 @@ use futures::{Sink, Stream};
 
 use crate::close::Close;
 use crate::error::{Closed, JoinError};
+use crate::gap::Gap;
 use crate::id::{SocketId, UserId};
 use crate::inbox::Inbox;
 use crate::message::Message;
@@ -121,6 +122,46 @@ impl Socket {
         if let Ok(room) = Topic::room(room.as_ref()) {
             self.node.leave(&self.outbox, &room);
         }
+    }
+
+    /// When messages for this socket may have been missed: each outage of the bus that is over, as a
+    /// [`Gap`]. Tell the client, or send again what it may lack. The stream borrows nothing, so that it can
+    /// stand beside [`recv`](Self::recv); a socket that does not ask pays nothing. More at
+    /// [`Cluster::gaps`](crate::Cluster::gaps).
+    ///
+    /// ```
+    /// # use axum::{Router, response::Response, routing::any};
+    /// use axum_cluster::{ClusterSocket, Message};
+    /// use futures::StreamExt;
+    ///
+    /// async fn ws(socket: ClusterSocket) -> Response {
+    ///     socket.on_upgrade(|mut socket| async move {
+    ///         let mut gaps = socket.gaps();
+    ///         loop {
+    ///             let answer = tokio::select! {
+    ///                 message = socket.recv() => match message {
+    ///                     Some(message) => message,
+    ///                     None => break,
+    ///                 },
+    ///                 Some(gap) = gaps.next() => {
+    ///                     let seconds = gap.span().as_secs() + 1;
+    ///                     Message::from(format!(r#"{{"resync": {seconds}}}"#))
+    ///                 }
+    ///             };
+    ///             if socket.send(answer).await.is_err() {
+    ///                 break;
+    ///             }
+    ///         }
+    ///     })
+    /// }
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// # let cluster = axum_cluster::Cluster::builder().start();
+    /// # let _app: Router = Router::new().route("/ws", any(ws)).layer(cluster.layer());
+    /// # }
+    /// ```
+    pub fn gaps(&self) -> impl Stream<Item = Gap> + Send + Unpin + use<> {
+        self.node.gaps().stream()
     }
 
     /// Closes after what was sent, and waits until the client has answered, at most 5 s.

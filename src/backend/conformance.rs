@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use smallvec::smallvec;
 use tokio::sync::mpsc;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::{Backend, Bus, BusSettings, Confirmation, Listener};
 use crate::id::NodeId;
@@ -57,7 +57,7 @@ impl Listener for Recorder {
         self.tell(Told::Garbage);
     }
 
-    fn up(&self) {
+    fn up(&self, _: Instant) {
         self.tell(Told::Up);
     }
 

@@ -9,6 +9,7 @@ use futures::FutureExt;
 use futures::future::{self, BoxFuture};
 use parking_lot::RwLock;
 use smallvec::SmallVec;
+use tokio::time::Instant;
 
 use super::{Bus, Confirmation, Listener};
 use crate::error::PublishError;
@@ -66,7 +67,7 @@ impl Bus for MemoryBus {
     fn start(&self, listener: Weak<dyn Listener>) {
         *self.listener.write() = Some(listener.clone());
         if let Some(listener) = listener.upgrade() {
-            listener.up();
+            listener.up(Instant::now());
         }
     }
 

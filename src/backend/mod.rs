@@ -13,6 +13,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use smallvec::SmallVec;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use self::memory::{Hub, MemoryBus};
 use self::redis::{Endpoint, RedisBus};
@@ -113,8 +114,9 @@ pub(crate) trait Listener: Send + Sync {
     /// Something came that cannot be a message.
     fn garbage(&self);
 
-    /// The bus is usable: everything wanted is confirmed and the probe came back.
-    fn up(&self);
+    /// The bus is usable: everything wanted is confirmed, and the probe that was published at `proven`
+    /// came back. Said for every probe.
+    fn up(&self, proven: Instant);
 
     /// The bus is not usable. `deaf`: messages may be missed from now on.
     fn down(&self, reason: Arc<str>, deaf: bool);

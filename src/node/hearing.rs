@@ -4,9 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::SystemTime;
 
+use tokio::time::Instant;
+
 use super::{CHUNK, Node};
 use crate::backend::Listener;
 use crate::close::Close;
+use crate::gap::Gap;
 use crate::health::Health;
 use crate::wire::{self, Action};
 use crate::ws::frame::Frame;
@@ -16,9 +19,10 @@ use crate::ws::frame::Frame;
 pub(super) struct Outage {
     /// The bus has been up or has failed: it is no longer just starting.
     pub(super) known: bool,
-    pub(super) ever_up: bool,
-    /// Messages may have been missed in the present outage.
-    pub(super) gap: bool,
+    /// When the bus was last known to work.
+    proven: Option<Instant>,
+    /// Messages may have been missed in the present outage, since then.
+    gap: Option<Instant>,
 }
 
 impl Listener for Node {
@@ -78,27 +82,30 @@ impl Listener for Node {
         self.counters.bus_garbage.fetch_add(1, Relaxed);
     }
 
-    fn up(&self) {
+    fn up(&self, proven: Instant) {
         let mut outage = self.outage.lock();
+        (outage.known, outage.proven) = (true, Some(proven));
+        let gap = outage.gap.take().map(|from| Gap::between(from, proven));
         let changed = self.health.update(|health| match health {
             Health::Degraded { .. } => Some(Health::Up),
             _ => None,
         });
-        if changed {
-            let gap = std::mem::take(&mut outage.gap);
-            if gap {
-                self.counters.bus_reconnects.fetch_add(1, Relaxed);
-            }
-            tracing::info!(node = %self.id, gap, "the bus is up");
+        if let Some(gap) = gap {
+            self.counters.bus_reconnects.fetch_add(1, Relaxed);
+            let millis = gap.span().as_millis() as u64;
+            self.counters.bus_gap_millis.fetch_add(millis, Relaxed);
+            self.gaps.tell(gap);
         }
-        (outage.known, outage.ever_up) = (true, true);
+        if changed {
+            tracing::info!(node = %self.id, gap = ?gap.map(|gap| gap.span()), "the bus is up");
+        }
     }
 
     fn down(&self, reason: Arc<str>, deaf: bool) {
         let mut outage = self.outage.lock();
         outage.known = true;
-        if deaf && outage.ever_up && !outage.gap {
-            outage.gap = true;
+        if deaf && outage.gap.is_none() && outage.proven.is_some() {
+            outage.gap = outage.proven;
             self.counters.bus_gaps.fetch_add(1, Relaxed);
         }
         let changed = self.health.update(|health| match health {
@@ -113,7 +120,7 @@ impl Listener for Node {
             Health::Draining | Health::Down => None,
         });
         if changed {
-            tracing::warn!(node = %self.id, %reason, gap = outage.gap, "the bus is down; local delivery goes on");
+            tracing::warn!(node = %self.id, %reason, gap = outage.gap.is_some(), "the bus is down; local delivery goes on");
         }
     }
 }

@@ -29,6 +29,7 @@ use crate::backend::{Backend, Bus, BusSettings};
 use crate::close::Close;
 use crate::config::{CLOSING, Config};
 use crate::error::{QueryError, QueryErrorKind, SendError, SendErrorKind};
+use crate::gap::Gaps;
 use crate::health::{Health, HealthCell, Stats};
 use crate::heartbeat::HeartbeatTimes;
 use crate::id::{NodeId, UserId};
@@ -60,6 +61,7 @@ pub(crate) struct Node {
     next_socket: AtomicU64,
     next_union: AtomicU64,
     health: HealthCell,
+    gaps: Gaps,
     outage: Mutex<Outage>,
     counters: Counters,
     members: Mutex<Members>,
@@ -87,6 +89,7 @@ struct Counters {
     dropped: AtomicU64,
     slow_closed: AtomicU64,
     bus_gaps: AtomicU64,
+    bus_gap_millis: AtomicU64,
     bus_garbage: AtomicU64,
     bus_reconnects: AtomicU64,
     bus_publish_failures: AtomicU64,
@@ -128,6 +131,7 @@ impl Node {
             next_socket: AtomicU64::new(1),
             next_union: AtomicU64::new(1),
             health: HealthCell::new(starting),
+            gaps: Gaps::new(),
             outage: Mutex::default(),
             counters: Counters::default(),
             tasks: TaskTracker::new(),
@@ -160,6 +164,10 @@ impl Node {
         &self.health
     }
 
+    pub(crate) fn gaps(&self) -> &Gaps {
+        &self.gaps
+    }
+
     /// Where the tasks of sockets run, so that a shutdown can wait for them.
     pub(crate) fn tasks(&self) -> &TaskTracker {
         &self.tasks
@@ -182,6 +190,7 @@ impl Node {
             dropped,
             slow_closed,
             bus_gaps,
+            bus_gap_millis,
             bus_garbage,
             bus_reconnects,
             bus_publish_failures,
@@ -199,6 +208,7 @@ impl Node {
             dropped: count(dropped),
             slow_closed: count(slow_closed),
             bus_gaps: count(bus_gaps),
+            bus_gap_millis: count(bus_gap_millis),
             bus_garbage: count(bus_garbage),
             bus_reconnects: count(bus_reconnects),
             bus_publish_failures: count(bus_publish_failures),

@@ -28,6 +28,7 @@ mod bus;
 mod clients;
 mod delivery;
 mod face;
+mod gaps;
 mod interop;
 mod lifecycle;
 mod presence;

@@ -184,7 +184,8 @@ struct Session<'a> {
     probe: Probe,
     publishing: Option<BoxFuture<'a, Result<usize, PublishError>>>,
     own_topic: Topic,
-    own_probe: Bytes,
+    /// Probes that may still come back, and when they were published.
+    probes: Vec<(Bytes, Instant)>,
 }
 
 impl<'a> Session<'a> {
@@ -203,7 +204,7 @@ impl<'a> Session<'a> {
             probe: Probe::new(subscriber.settings.probe_interval, now),
             publishing: None,
             own_topic: Topic::node(subscriber.node),
-            own_probe: wire::encode(subscriber.node, None, &Scope::default(), &Action::Probe),
+            probes: Vec::new(),
         }
     }
 
@@ -236,7 +237,8 @@ impl<'a> Session<'a> {
                 Verdict::Lost => return Err("the probe did not come back: redis is silent".into()),
                 Verdict::Send => {
                     let channel = self.subscriber.settings.namespace.channel(&self.own_topic);
-                    let probe = self.own_probe.clone();
+                    let probe = self.numbered_probe();
+                    self.probes.push((probe.clone(), now));
                     self.publishing = Some(
                         self.subscriber
                             .publisher
@@ -246,6 +248,17 @@ impl<'a> Session<'a> {
                 }
             }
         }
+    }
+
+    /// No two are alike: one that was published on an earlier connection proves nothing about this one.
+    fn numbered_probe(&self) -> Bytes {
+        let number = Some(fastrand::u64(..));
+        wire::encode(
+            self.subscriber.node,
+            number,
+            &Scope::default(),
+            &Action::Probe,
+        )
     }
 
     fn write(&mut self, step: &Step) {
@@ -273,7 +286,7 @@ impl<'a> Session<'a> {
             reader,
             probe,
             own_topic,
-            own_probe,
+            probes,
             heard_at,
             failures,
             ..
@@ -282,12 +295,21 @@ impl<'a> Session<'a> {
         let mut refused: Option<Arc<str>> = None;
         let read = reader.read(|reply| match reply {
             Reply::Message { channel, payload } => match namespace.topic(channel) {
-                Some(topic) if topic == own_topic.as_str() && *payload == own_probe[..] => {
+                Some(topic) => {
+                    let is_returned = |(sent, _): &(Bytes, _)| *payload == sent[..];
+                    let returned = match topic == own_topic.as_str() {
+                        true => probes.iter().position(is_returned),
+                        false => None,
+                    };
+                    let Some(returned) = returned else {
+                        return subscriber.tell(|listener| listener.heard(topic, payload));
+                    };
+                    let (_, proven) = probes.swap_remove(returned);
+                    probes.clear();
                     probe.returned(*heard_at);
                     **failures = 0;
-                    subscriber.tell(|listener| listener.up());
+                    subscriber.tell(|listener| listener.up(proven));
                 }
-                Some(topic) => subscriber.tell(|listener| listener.heard(topic, payload)),
                 None => subscriber.tell(|listener| listener.garbage()),
             },
             Reply::Oversized => subscriber.tell(|listener| listener.garbage()),
@@ -311,6 +333,7 @@ impl<'a> Session<'a> {
     fn published(&mut self, published: Result<usize, PublishError>) {
         self.publishing = None;
         if let Err(error) = published {
+            self.probes.clear();
             self.probe.unsent(Instant::now());
             self.subscriber
                 .tell(|listener| listener.down(error.reason, false));
