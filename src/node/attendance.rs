@@ -24,7 +24,7 @@ use crate::scope::Scope;
 use crate::topic::Topic;
 use crate::wire::{self, Action};
 
-/// Changes of so long are told together.
+/// Who comes and goes here within so long is told together.
 const GATHER: Duration = Duration::from_millis(10);
 /// What could not be told is told again after this long.
 const RETRY: Duration = Duration::from_secs(1);
@@ -112,6 +112,10 @@ impl Desk {
         self.watched.store(!mail.watched.is_empty(), SeqCst);
     }
 
+    fn is_touched(&self) -> bool {
+        !self.mail.lock().news.touched.is_empty()
+    }
+
     fn take(&self) -> News {
         std::mem::take(&mut self.mail.lock().news)
     }
@@ -159,7 +163,11 @@ pub(super) async fn attend(node: Weak<Node>) {
     loop {
         let next = attendance.next_look();
         tokio::select! {
-            () = arrived.notified() => sleep(GATHER).await,
+            () = arrived.notified() => {
+                if node.upgrade().is_some_and(|node| node.desk.is_touched()) {
+                    sleep(GATHER).await;
+                }
+            }
             () = async { sleep_until(next.unwrap_or_else(Instant::now)).await }, if next.is_some() => {}
         }
         let Some(node) = node.upgrade() else { break };
