@@ -28,6 +28,8 @@ mod bus;
 mod clients;
 mod delivery;
 mod face;
+mod faults;
 mod interop;
 mod lifecycle;
 mod programs;
+mod tls;

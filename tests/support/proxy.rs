@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -13,6 +14,8 @@ enum Mode {
     Forward,
     /// Bytes vanish; nobody is told.
     BlackHole,
+    /// Only answers vanish.
+    Deaf,
 }
 
 #[derive(Debug)]
@@ -24,6 +27,11 @@ pub struct Proxy {
 
 impl Proxy {
     pub async fn to(port: u16) -> Self {
+        Self::slow(port, Duration::ZERO).await
+    }
+
+    /// Holds back whatever passes for so long.
+    pub async fn slow(port: u16, delay: Duration) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let addr = listener.local_addr().expect("it is bound");
         let mode = Arc::new(watch::Sender::new(Mode::Forward));
@@ -32,14 +40,21 @@ impl Proxy {
             while let Ok((from, _)) = listener.accept().await {
                 let mode = modes.subscribe();
                 tokio::spawn(async move {
+                    let answers = mode.clone();
                     let Ok(to) = TcpStream::connect(("127.0.0.1", port)).await else {
                         return;
                     };
                     let ((from_read, from_write), (to_read, to_write)) =
                         (from.into_split(), to.into_split());
                     tokio::join!(
-                        pump(from_read, to_write, mode.clone()),
-                        pump(to_read, from_write, mode)
+                        pump(from_read, to_write, mode, &[Mode::BlackHole], delay),
+                        pump(
+                            to_read,
+                            from_write,
+                            answers,
+                            &[Mode::BlackHole, Mode::Deaf],
+                            delay
+                        )
                     );
                 });
             }
@@ -60,6 +75,11 @@ impl Proxy {
         self.mode.send_replace(Mode::BlackHole);
     }
 
+    /// From now on links carry what is asked and no answer, old ones and new ones.
+    pub fn deafen(&self) {
+        self.mode.send_replace(Mode::Deaf);
+    }
+
     /// New links work again; what was swallowed is gone, and old links stay dead.
     pub fn heal(&self) {
         self.mode.send_replace(Mode::Forward);
@@ -76,12 +96,14 @@ async fn pump(
     mut from: tokio::net::tcp::OwnedReadHalf,
     mut to: tokio::net::tcp::OwnedWriteHalf,
     mut mode: watch::Receiver<Mode>,
+    swallow: &[Mode],
+    delay: Duration,
 ) {
     let mut buffer = vec![0; 64 * 1024];
     loop {
         let count = tokio::select! {
             count = from.read(&mut buffer) => count.unwrap_or(0),
-            swallowed = async { mode.wait_for(|mode| *mode == Mode::BlackHole).await.is_ok() } => {
+            swallowed = async { mode.wait_for(|mode| swallow.contains(mode)).await.is_ok() } => {
                 if swallowed {
                     // Holds both ends open and does nothing with them.
                     std::future::pending::<()>().await;
@@ -89,6 +111,9 @@ async fn pump(
                 return;
             }
         };
+        if delay > Duration::ZERO {
+            tokio::time::sleep(delay).await;
+        }
         if count == 0 || to.write_all(&buffer[..count]).await.is_err() {
             return;
         }
