@@ -13,11 +13,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqC
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
 
+use futures::future::join;
 use indexmap::IndexMap;
 use parking_lot::{Mutex, RwLock};
 use smallvec::SmallVec;
 use tokio::task::yield_now;
-use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tokio_util::task::TaskTracker;
 
 pub(crate) use self::admission::{Refused, Registration, Reservation};
@@ -405,18 +406,29 @@ impl Node {
             outbox.close(restarting());
         }
         self.tasks.close();
-        // Past the deadline every stream is gone; only handlers can still run.
-        let _ = timeout_at(deadline, self.tasks.wait()).await;
+        if timeout_at(deadline - LEAVING, self.tasks.wait())
+            .await
+            .is_err()
+        {
+            // They had their time to answer. Without streams only handlers can still run.
+            let rest: Vec<Arc<Outbox>> = self.live.lock().values().cloned().collect();
+            rest.iter().for_each(|outbox| outbox.cut());
+        }
         self.stopped.store(true, SeqCst);
         self.desk.tell(Event::Stop);
-        let _ = timeout_at(deadline, self.say_goodbye()).await;
-        let _ = timeout_at(deadline, self.bus.stop()).await;
+        let leaving = async {
+            let _ = timeout(LEAVING / 2, self.say_goodbye()).await;
+            self.bus.stop().await;
+        };
+        let _ = timeout_at(deadline, join(self.tasks.wait(), leaving)).await;
         if self.health.update(|_| Some(Health::Down)) {
             tracing::info!(node = %self.id, "node stopped");
         }
     }
 }
 
+/// How long before the end of a shutdown the bus is left, with or without an answer of every client.
+const LEAVING: Duration = Duration::from_millis(500);
 /// How many sockets are served before other tasks may run: about 0.4 ms of writing.
 const CHUNK: usize = 128;
 
