@@ -411,6 +411,7 @@ mod tests {
 
     use proptest::prelude::*;
     use tokio::io::AsyncReadExt;
+    use tokio::net::tcp::OwnedReadHalf;
     use tokio::net::{TcpListener, TcpStream};
 
     use super::*;
@@ -544,6 +545,38 @@ mod tests {
             outbox.push_into_room(Frame::text("2")),
             Err(Close::new(1000, ""))
         );
+    }
+
+    /// An outbox that shares a stream, and the client's end of it.
+    async fn connected() -> (Arc<Outbox>, TcpStream, OwnedReadHalf) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap())
+            .await
+            .unwrap();
+        let (server, _) = listener.accept().await.unwrap();
+        socket2::SockRef::from(&server)
+            .set_send_buffer_size(4096)
+            .unwrap();
+        let (reader, writer) = server.into_split();
+        writer.writable().await.unwrap();
+        let outbox = Arc::new(outbox());
+        outbox.open(Some(writer));
+        (outbox, client, reader)
+    }
+
+    #[tokio::test]
+    async fn whoever_makes_room_wakes_the_handler() {
+        let limits = limits(2, 1000, SlowConsumer::Close);
+        let (outbox, _client, _reader) = connected().await;
+        let flag = Arc::new(Flag::default());
+        let waker = Waker::from(flag.clone());
+        for _ in 0..2 {
+            assert!(outbox.collect(&Frame::text("x"), &limits).0.is_taken());
+        }
+        let room = outbox.poll_room(&mut Context::from_waker(&waker), &limits);
+        assert!(room.is_pending(), "no room while the bus delivers");
+        outbox.write_collected();
+        assert!(*flag.0.lock(), "the driver has nothing left to do");
     }
 
     #[test]
@@ -707,17 +740,7 @@ mod tests {
     /// little, the task finishes the rest.
     #[tokio::test(flavor = "multi_thread")]
     async fn senders_and_task_share_one_stream_without_tearing_a_frame() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let mut client = TcpStream::connect(listener.local_addr().unwrap())
-            .await
-            .unwrap();
-        let (server, _) = listener.accept().await.unwrap();
-        socket2::SockRef::from(&server)
-            .set_send_buffer_size(4096)
-            .unwrap();
-        let (_reader, writer) = server.into_split();
-        let outbox = Arc::new(outbox());
-        outbox.open(Some(writer));
+        let (outbox, mut client, _reader) = connected().await;
         let task = {
             let outbox = outbox.clone();
             tokio::spawn(std::future::poll_fn(move |cx| {
