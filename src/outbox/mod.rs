@@ -223,11 +223,11 @@ impl Outbox {
         self.state.lock().paused = paused;
     }
 
-    /// Answers a ping, unless the client reads nothing anyway: pings must not fill the memory.
+    /// Answers a ping.
     pub(crate) fn pong(&self, frame: Frame) {
         let mut state = self.state.lock();
-        if state.end.is_none() && state.stalled.is_none() {
-            state.queue.push(frame);
+        if state.end.is_none() {
+            state.queue.push_pong(frame);
         }
     }
 
@@ -525,6 +525,18 @@ mod tests {
         expected.extend(Frame::close(&Close::new(4000, "first")).as_bytes());
         assert_eq!(written(&outbox), expected);
         assert_eq!(outbox.close_reason(), Some(Close::new(4000, "first")));
+    }
+
+    #[test]
+    fn pings_do_not_fill_the_memory_and_the_newest_is_answered() {
+        let outbox = outbox();
+        for n in 0..100_000u32 {
+            outbox.pong(Frame::pong(&n.to_be_bytes()));
+        }
+        let pongs = written(&outbox);
+        let one = Frame::pong(&[0; 4]).len();
+        assert!(pongs.len() <= 20 * one, "{} bytes", pongs.len());
+        assert!(pongs.ends_with(&99_999u32.to_be_bytes()));
     }
 
     #[test]
