@@ -140,11 +140,25 @@ impl Outbox {
         )
     }
 
+    /// Ends the socket like [`close`](Self::close), but says so with what else is collected. Whether that is
+    /// the first of it.
+    pub(crate) fn collect_close(&self, close: &Close) -> bool {
+        let mut state = self.state.lock();
+        if state.end.is_some() {
+            return false;
+        }
+        state.queue_close(close.clone());
+        !std::mem::replace(&mut state.collecting, true)
+    }
+
     /// Writes what was collected, in one write where the kernel takes it.
     pub(crate) fn write_collected(&self) {
         let mut state = self.state.lock();
         if state.collecting {
             state.write_queue();
+        }
+        if state.end.is_some() {
+            state.wake_all();
         }
     }
 
@@ -525,6 +539,34 @@ mod tests {
         expected.extend(Frame::close(&Close::new(4000, "first")).as_bytes());
         assert_eq!(written(&outbox), expected);
         assert_eq!(outbox.close_reason(), Some(Close::new(4000, "first")));
+    }
+
+    #[tokio::test]
+    async fn a_collected_close_leaves_after_the_messages_in_the_same_write() {
+        let limits = limits(8, 1000, SlowConsumer::Close);
+        let (outbox, mut client, _reader) = connected().await;
+        let flag = Arc::new(Flag::default());
+        let waker = Waker::from(flag.clone());
+        let finished = outbox.poll_finished(&mut Context::from_waker(&waker));
+        assert!(finished.is_pending());
+        let close = Close::new(4000, "kicked");
+        assert!(outbox.collect(&Frame::text("last words"), &limits).1);
+        assert!(!outbox.collect_close(&close), "not the first of this wake");
+        assert!(!outbox.collect_close(&Close::new(4001, "second")));
+        assert_eq!(
+            outbox.collect(&Frame::text("late"), &limits).0,
+            Pushed::Closed
+        );
+        let nothing = client.try_read(&mut [0; 1]).map_err(|error| error.kind());
+        assert_eq!(nothing, Err(ErrorKind::WouldBlock), "written too early");
+
+        outbox.write_collected();
+        assert!(*flag.0.lock(), "its tasks must notice the end");
+        let mut expected = frames(["last words"]);
+        expected.extend(Frame::close(&close).as_bytes());
+        let mut read = vec![0; expected.len()];
+        client.read_exact(&mut read).await.unwrap();
+        assert_eq!(read, expected);
     }
 
     #[test]

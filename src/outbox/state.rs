@@ -111,10 +111,14 @@ impl State {
 
     /// The first close wins; it is said after what is queued.
     pub(super) fn end(&mut self, close: Close) {
-        self.queue.push(Frame::close(&close));
-        self.note_end(close);
+        self.queue_close(close);
         self.write_queue();
         self.wake_all();
+    }
+
+    pub(super) fn queue_close(&mut self, close: Close) {
+        self.queue.push(Frame::close(&close));
+        self.note_end(close);
     }
 
     pub(super) fn note_end(&mut self, close: Close) {
