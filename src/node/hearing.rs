@@ -4,10 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::SystemTime;
 
+use smallvec::SmallVec;
+
 use super::{CHUNK, Node};
 use crate::backend::Listener;
 use crate::close::Close;
 use crate::health::Health;
+use crate::outbox::Outbox;
 use crate::wire::{self, Action};
 use crate::ws::frame::Frame;
 
@@ -42,11 +45,12 @@ impl Listener for Node {
             Action::Text(text) => self.collect(&scope, || Frame::text(&text)),
             Action::Binary(bytes) => self.collect(&scope, || Frame::binary(&bytes)),
             Action::Close { code, reason } => {
-                // Closing writes: not under the registry's lock.
+                let close = Close::new(code, &*reason);
                 let members = self.registry.read().select(&scope);
-                for outbox in members {
-                    outbox.close(Close::new(code, &*reason));
-                }
+                let first = members
+                    .into_iter()
+                    .filter(|outbox| outbox.collect_close(&close));
+                self.collected.lock().extend(first);
             }
             Action::Probe | Action::Unknown => {}
         }
@@ -55,7 +59,7 @@ impl Listener for Node {
     fn settle(&self) -> bool {
         let mut collected = self.collected.lock();
         let rest = collected.len().saturating_sub(CHUNK);
-        let chunk = collected.split_off(rest);
+        let chunk: SmallVec<[Arc<Outbox>; CHUNK]> = collected.drain(rest..).collect();
         drop(collected);
         chunk.iter().for_each(|outbox| outbox.write_collected());
         rest > 0
