@@ -13,6 +13,7 @@ use http::header::SEC_WEBSOCKET_PROTOCOL;
 use http::request::Parts;
 use http::{HeaderMap, StatusCode};
 use hyper::upgrade::OnUpgrade;
+use tokio::task::unconstrained;
 use tokio::time::{Instant, timeout};
 
 use crate::broadcast::Broadcaster;
@@ -118,6 +119,7 @@ impl ClusterSocket {
             };
             let (id, user) = (outbox.id(), outbox.user().clone());
             let driver = Driver::new(opened, outbox, inbox, registration, limit);
+            let driver = unconstrained(driver);
             let panicked = move |_| tracing::error!(socket = %id, %user, "the handler panicked");
             // A task of their own, which holds nothing of the handshake. The handler comes first: what
             // it says leaves in the same turn.
