@@ -232,9 +232,12 @@ impl Outbox {
         self.state.lock().heartbeat.seen(Instant::now());
     }
 
-    /// While the handler does not read, silence says nothing about the client.
+    /// While the handler does not read, silence says nothing about the client. It is pinged all the same:
+    /// writing is the only way to notice that it is gone.
     pub(crate) fn pause(&self, paused: bool) {
-        self.state.lock().paused = paused;
+        let mut state = self.state.lock();
+        state.paused = paused;
+        state.heartbeat.seen(Instant::now());
     }
 
     /// Answers a ping.
@@ -358,15 +361,13 @@ impl Outbox {
             ));
             return Swept::Stalled(lost);
         }
-        if state.paused {
-            state.heartbeat.seen(now);
-        }
         match state.heartbeat.poll(now, times, self.id.number) {
             Beat::Wait => {}
             Beat::Ping => {
                 state.queue.push(Frame::ping());
                 state.write_queue();
             }
+            Beat::Dead if state.paused => state.heartbeat.seen(now),
             Beat::Dead => state.kill(Close::from_static(Close::ABNORMAL, "no sign of life")),
         }
         Swept::Fine
@@ -666,8 +667,15 @@ mod tests {
 
         let busy_handler = outbox();
         busy_handler.pause(true);
-        busy_handler.sweep(start + seconds(1000), &times);
-        assert_eq!(ended(&busy_handler), None);
+        for (second, expected) in [(30, true), (51, false), (80, true)] {
+            busy_handler.sweep(start + seconds(second), &times);
+            let pinged = written(&busy_handler) == Frame::ping().as_bytes();
+            assert_eq!(
+                (pinged, ended(&busy_handler)),
+                (expected, None),
+                "{second} s"
+            );
+        }
 
         let stalled = outbox();
         stalled.send(&Frame::text("x"), &limits(9, 99, SlowConsumer::DropOldest));
