@@ -14,7 +14,9 @@ use crate::registry::Member;
 use crate::ws::frame::{Decoder, Frame, Heard, Violation};
 use crate::ws::{Io, Opened};
 
-/// Resolves when the stream is gone. Dropping it ends the socket as well.
+/// Resolves when the stream is gone. Dropping it ends the socket as well. It bounds its turns by itself and
+/// is to be polled [`unconstrained`](tokio::task::unconstrained): a handler in the same task may use up
+/// tokio's budget every time, and would leave it none to read with.
 #[derive(Debug)]
 pub(crate) struct Driver {
     io: Io,
@@ -146,7 +148,10 @@ impl Driver {
     }
 
     fn read(&mut self, cx: &mut Context<'_>) {
-        while matches!(self.state, State::Open | State::Closing) {
+        for _ in 0..READS {
+            if !matches!(self.state, State::Open | State::Closing) {
+                return;
+            }
             let full = self.state == State::Open && self.socket.inbox.poll_room(cx).is_pending();
             if full != std::mem::replace(&mut self.paused, full) {
                 self.socket.outbox.pause(full);
@@ -169,6 +174,7 @@ impl Driver {
                 Poll::Ready(Ok(false) | Err(_)) => self.vanish(),
             }
         }
+        cx.waker().wake_by_ref();
     }
 
     /// Whether everything is written.
@@ -194,7 +200,7 @@ impl Driver {
 
     /// Reads and forgets until the client's end.
     fn drain(&mut self, cx: &mut Context<'_>) {
-        loop {
+        for _ in 0..READS {
             match self.io.poll_read(cx, |bytes| bytes.is_empty()) {
                 Poll::Pending => return,
                 Poll::Ready(Ok(false)) => {}
@@ -204,6 +210,7 @@ impl Driver {
                 }
             }
         }
+        cx.waker().wake_by_ref();
     }
 
     fn vanish(&mut self) {
@@ -264,3 +271,6 @@ fn end(socket: &mut Ending, state: &mut State, close: Close) {
     socket.unregister();
     *state = State::Shutting;
 }
+
+/// Most reads in one turn, so that other tasks may run: 1 MiB.
+const READS: usize = 16;

@@ -14,6 +14,7 @@ use http::request::Parts;
 use http::{HeaderMap, StatusCode};
 use hyper::upgrade::OnUpgrade;
 use serde::Serialize;
+use tokio::task::unconstrained;
 use tokio::time::{Instant, timeout};
 
 use crate::broadcast::Broadcaster;
@@ -154,6 +155,7 @@ impl ClusterSocket {
             };
             let (id, user) = (outbox.id(), outbox.user().clone());
             let driver = Driver::new(opened, outbox, inbox, registration, limit);
+            let driver = unconstrained(driver);
             let panicked = move |_| tracing::error!(socket = %id, %user, "the handler panicked");
             // A task of their own, which holds nothing of the handshake. The handler comes first: what
             // it says leaves in the same turn.

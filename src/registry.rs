@@ -6,6 +6,7 @@ use std::collections::{HashMap, HashSet};
 use std::time::SystemTime;
 
 use indexmap::IndexMap;
+use smallvec::SmallVec;
 
 use crate::id::{SocketId, UserId};
 use crate::roster::SocketInfo;
@@ -172,8 +173,8 @@ impl<M: Member> Registry<M> {
     }
 
     /// Who is meant: each socket once, however often it matches.
-    pub(crate) fn select(&self, scope: &Scope<'_>) -> Vec<M> {
-        let mut selected = Vec::new();
+    pub(crate) fn select(&self, scope: &Scope<'_>) -> SmallVec<[M; 4]> {
+        let mut selected = SmallVec::new();
         let mut seen = HashSet::new();
         for topic in &scope.targets {
             self.each_on(topic, |member| {

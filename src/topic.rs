@@ -133,7 +133,7 @@ impl Namespace {
 
     /// The Redis channel of a topic.
     pub(crate) fn channel(&self, topic: &Topic) -> String {
-        format!("{}:{}", self.0, topic.as_str())
+        [&*self.0, ":", topic.as_str()].concat()
     }
 
     /// The topic's name in one of our channels.

@@ -122,7 +122,7 @@ impl Node {
     }
 
     /// What is asked of the sockets of this node; how many it concerned, and what it takes until it is
-    /// done.
+    /// done. A Close leaves with the next [`settle`](Listener::settle).
     pub(super) fn carry_out(&self, scope: &Scope<'_>, what: &Ask) -> (usize, Confirmation) {
         let mut confirmation = Confirmation::Ready;
         let members = match what {
@@ -131,9 +131,8 @@ impl Node {
         };
         let count = match what {
             Ask::Close { code, reason } => {
-                let close = Close::new(*code, reason.as_str());
-                let closed = members.iter().filter(|outbox| outbox.close(close.clone()));
-                closed.count()
+                self.collect_close(&members, &Close::new(*code, reason.as_str()));
+                members.len()
             }
             Ask::Join { room } => {
                 let Ok(room) = Topic::room(room) else {
@@ -157,11 +156,18 @@ impl Node {
         (count, confirmation)
     }
 
+    pub(super) fn collect_close(&self, members: &[Arc<Outbox>], close: &Close) {
+        let first = members.iter().filter(|outbox| outbox.collect_close(close));
+        self.collected.lock().extend(first.cloned());
+    }
+
     /// The sockets that are meant and have not ended.
     pub(super) fn members_of(&self, scope: &Scope<'_>) -> Vec<Arc<Outbox>> {
-        let mut members = self.registry.read().select(scope);
-        members.retain(|outbox| outbox.close_reason().is_none());
-        members
+        let members = self.registry.read().select(scope);
+        let alive = members
+            .into_iter()
+            .filter(|outbox| outbox.close_reason().is_none());
+        alive.collect()
     }
 
     /// What rosters tell of these sockets; other tasks may run in between, and the registry is never

@@ -10,9 +10,11 @@ use futures::future::join_all;
 use parking_lot::Mutex;
 use smallvec::smallvec;
 use tokio::sync::Notify;
+use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until};
 
 use super::Node;
+use crate::backend::Listener;
 use crate::control::{Answer, Ask, Control};
 use crate::error::{PublishError, QueryError, QueryErrorKind, SendError, SendErrorKind};
 use crate::gather::{Answers, Gathering};
@@ -75,6 +77,9 @@ impl Node {
         }
         self.counters.sent.fetch_add(1, Relaxed);
         let (local, confirmation) = self.carry_out(&selection.scope(), &what);
+        while self.settle() {
+            yield_now().await;
+        }
         let mut outcome = Outcome {
             local,
             nodes: 0,

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::SystemTime;
 
+use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use super::{CHUNK, Node};
@@ -11,6 +12,7 @@ use crate::backend::Listener;
 use crate::close::Close;
 use crate::gap::Gap;
 use crate::health::Health;
+use crate::outbox::Outbox;
 use crate::wire::{self, Action};
 use crate::ws::frame::Frame;
 
@@ -49,11 +51,7 @@ impl Listener for Node {
             Action::Text(text) => self.collect(&scope, || Frame::text(&text)),
             Action::Binary(bytes) => self.collect(&scope, || Frame::binary(&bytes)),
             Action::Close { code, reason } => {
-                // Closing writes: not under the registry's lock.
-                let members = self.registry.read().select(&scope);
-                for outbox in members {
-                    outbox.close(Close::new(code, &*reason));
-                }
+                self.collect_close(&self.members_of(&scope), &Close::new(code, &*reason));
             }
             Action::Answer { id, more, part } => {
                 if let Some(origin) = envelope.origin {
@@ -72,7 +70,7 @@ impl Listener for Node {
     fn settle(&self) -> bool {
         let mut collected = self.collected.lock();
         let rest = collected.len().saturating_sub(CHUNK);
-        let chunk = collected.split_off(rest);
+        let chunk: SmallVec<[Arc<Outbox>; CHUNK]> = collected.drain(rest..).collect();
         drop(collected);
         chunk.iter().for_each(|outbox| outbox.write_collected());
         rest > 0

@@ -312,15 +312,12 @@ impl Node {
             return Err(SendError::refused(SendErrorKind::Down));
         }
         let scope = selection.scope();
-        let (topics, union) = match selection.route() {
+        let (mut topics, union) = match selection.route() {
             _ if local_only => (SmallVec::new(), None),
             Route::Separate(topics) => (topics, None),
             Route::Union(topics) => (topics, Some(self.next_union.fetch_add(1, Relaxed))),
         };
-        let topics: SmallVec<[Topic; 1]> = topics
-            .into_iter()
-            .filter(|topic| *topic != self.own)
-            .collect();
+        topics.retain(|topic| *topic != self.own);
         let envelope = match topics.is_empty() {
             true => None,
             false => Some(self.envelope(union, &scope, message)?),

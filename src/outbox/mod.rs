@@ -140,11 +140,25 @@ impl Outbox {
         )
     }
 
+    /// Ends the socket like [`close`](Self::close), but says so with what else is collected. Whether that is
+    /// the first of it.
+    pub(crate) fn collect_close(&self, close: &Close) -> bool {
+        let mut state = self.state.lock();
+        if state.end.is_some() {
+            return false;
+        }
+        state.queue_close(close.clone());
+        !std::mem::replace(&mut state.collecting, true)
+    }
+
     /// Writes what was collected, in one write where the kernel takes it.
     pub(crate) fn write_collected(&self) {
         let mut state = self.state.lock();
         if state.collecting {
             state.write_queue();
+        }
+        if state.end.is_some() {
+            state.wake_all();
         }
     }
 
@@ -218,16 +232,19 @@ impl Outbox {
         self.state.lock().heartbeat.seen(Instant::now());
     }
 
-    /// While the handler does not read, silence says nothing about the client.
+    /// While the handler does not read, silence says nothing about the client. It is pinged all the same:
+    /// writing is the only way to notice that it is gone.
     pub(crate) fn pause(&self, paused: bool) {
-        self.state.lock().paused = paused;
+        let mut state = self.state.lock();
+        state.paused = paused;
+        state.heartbeat.seen(Instant::now());
     }
 
-    /// Answers a ping, unless the client reads nothing anyway: pings must not fill the memory.
+    /// Answers a ping.
     pub(crate) fn pong(&self, frame: Frame) {
         let mut state = self.state.lock();
-        if state.end.is_none() && state.stalled.is_none() {
-            state.queue.push(frame);
+        if state.end.is_none() {
+            state.queue.push_pong(frame);
         }
     }
 
@@ -353,15 +370,13 @@ impl Outbox {
             ));
             return Swept::Stalled(lost);
         }
-        if state.paused {
-            state.heartbeat.seen(now);
-        }
         match state.heartbeat.poll(now, times, self.id.number) {
             Beat::Wait => {}
             Beat::Ping => {
                 state.queue.push(Frame::ping());
                 state.write_queue();
             }
+            Beat::Dead if state.paused => state.heartbeat.seen(now),
             Beat::Dead => state.kill(Close::from_static(Close::ABNORMAL, "no sign of life")),
         }
         Swept::Fine
@@ -420,6 +435,7 @@ mod tests {
 
     use proptest::prelude::*;
     use tokio::io::AsyncReadExt;
+    use tokio::net::tcp::OwnedReadHalf;
     use tokio::net::{TcpListener, TcpStream};
 
     use super::*;
@@ -535,6 +551,46 @@ mod tests {
         assert_eq!(outbox.close_reason(), Some(Close::new(4000, "first")));
     }
 
+    #[tokio::test]
+    async fn a_collected_close_leaves_after_the_messages_in_the_same_write() {
+        let limits = limits(8, 1000, SlowConsumer::Close);
+        let (outbox, mut client, _reader) = connected().await;
+        let flag = Arc::new(Flag::default());
+        let waker = Waker::from(flag.clone());
+        let finished = outbox.poll_finished(&mut Context::from_waker(&waker));
+        assert!(finished.is_pending());
+        let close = Close::new(4000, "kicked");
+        assert!(outbox.collect(&Frame::text("last words"), &limits).1);
+        assert!(!outbox.collect_close(&close), "not the first of this wake");
+        assert!(!outbox.collect_close(&Close::new(4001, "second")));
+        assert_eq!(
+            outbox.collect(&Frame::text("late"), &limits).0,
+            Pushed::Closed
+        );
+        let nothing = client.try_read(&mut [0; 1]).map_err(|error| error.kind());
+        assert_eq!(nothing, Err(ErrorKind::WouldBlock), "written too early");
+
+        outbox.write_collected();
+        assert!(*flag.0.lock(), "its tasks must notice the end");
+        let mut expected = frames(["last words"]);
+        expected.extend(Frame::close(&close).as_bytes());
+        let mut read = vec![0; expected.len()];
+        client.read_exact(&mut read).await.unwrap();
+        assert_eq!(read, expected);
+    }
+
+    #[test]
+    fn pings_do_not_fill_the_memory_and_the_newest_is_answered() {
+        let outbox = outbox();
+        for n in 0..100_000u32 {
+            outbox.pong(Frame::pong(&n.to_be_bytes()));
+        }
+        let pongs = written(&outbox);
+        let one = Frame::pong(&[0; 4]).len();
+        assert!(pongs.len() <= 20 * one, "{} bytes", pongs.len());
+        assert!(pongs.ends_with(&99_999u32.to_be_bytes()));
+    }
+
     #[test]
     fn the_handler_waits_for_room_and_is_woken() {
         let limits = limits(1, 1000, SlowConsumer::Close);
@@ -553,6 +609,38 @@ mod tests {
             outbox.push_into_room(Frame::text("2")),
             Err(Close::new(1000, ""))
         );
+    }
+
+    /// An outbox that shares a stream, and the client's end of it.
+    async fn connected() -> (Arc<Outbox>, TcpStream, OwnedReadHalf) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap())
+            .await
+            .unwrap();
+        let (server, _) = listener.accept().await.unwrap();
+        socket2::SockRef::from(&server)
+            .set_send_buffer_size(4096)
+            .unwrap();
+        let (reader, writer) = server.into_split();
+        writer.writable().await.unwrap();
+        let outbox = Arc::new(outbox());
+        outbox.open(Some(writer));
+        (outbox, client, reader)
+    }
+
+    #[tokio::test]
+    async fn whoever_makes_room_wakes_the_handler() {
+        let limits = limits(2, 1000, SlowConsumer::Close);
+        let (outbox, _client, _reader) = connected().await;
+        let flag = Arc::new(Flag::default());
+        let waker = Waker::from(flag.clone());
+        for _ in 0..2 {
+            assert!(outbox.collect(&Frame::text("x"), &limits).0.is_taken());
+        }
+        let room = outbox.poll_room(&mut Context::from_waker(&waker), &limits);
+        assert!(room.is_pending(), "no room while the bus delivers");
+        outbox.write_collected();
+        assert!(*flag.0.lock(), "the driver has nothing left to do");
     }
 
     #[test]
@@ -588,8 +676,15 @@ mod tests {
 
         let busy_handler = outbox();
         busy_handler.pause(true);
-        busy_handler.sweep(start + seconds(1000), &times);
-        assert_eq!(ended(&busy_handler), None);
+        for (second, expected) in [(30, true), (51, false), (80, true)] {
+            busy_handler.sweep(start + seconds(second), &times);
+            let pinged = written(&busy_handler) == Frame::ping().as_bytes();
+            assert_eq!(
+                (pinged, ended(&busy_handler)),
+                (expected, None),
+                "{second} s"
+            );
+        }
 
         let stalled = outbox();
         stalled.send(&Frame::text("x"), &limits(9, 99, SlowConsumer::DropOldest));
@@ -716,17 +811,7 @@ mod tests {
     /// little, the task finishes the rest.
     #[tokio::test(flavor = "multi_thread")]
     async fn senders_and_task_share_one_stream_without_tearing_a_frame() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let mut client = TcpStream::connect(listener.local_addr().unwrap())
-            .await
-            .unwrap();
-        let (server, _) = listener.accept().await.unwrap();
-        socket2::SockRef::from(&server)
-            .set_send_buffer_size(4096)
-            .unwrap();
-        let (_reader, writer) = server.into_split();
-        let outbox = Arc::new(outbox());
-        outbox.open(Some(writer));
+        let (outbox, mut client, _reader) = connected().await;
         let task = {
             let outbox = outbox.clone();
             tokio::spawn(std::future::poll_fn(move |cx| {

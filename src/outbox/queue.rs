@@ -47,6 +47,20 @@ impl Queue {
         self.frames.push_back(frame);
     }
 
+    /// Takes a pong. When some wait already it replaces the newest, since only the last ping needs an answer
+    /// (RFC 6455, section 5.5.3).
+    pub(crate) fn push_pong(&mut self, frame: Frame) {
+        if self.len() >= PONGS
+            && let Some(last) = self.frames.back_mut()
+            && last.is_pong()
+        {
+            self.bytes = self.bytes - last.len() + frame.len();
+            *last = frame;
+        } else {
+            self.push(frame);
+        }
+    }
+
     /// Takes a frame of which this much is written already.
     pub(crate) fn push_begun(&mut self, frame: Frame, written: usize) {
         debug_assert!(self.is_empty() && written < frame.len());
@@ -138,5 +152,7 @@ impl Queue {
     }
 }
 
+/// So many frames wait before a pong replaces another; more than one, so that none is begun.
+const PONGS: usize = 16;
 /// Most frames in one `writev`.
 const SLICES: usize = 32;

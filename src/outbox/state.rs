@@ -67,15 +67,17 @@ impl State {
             return wake(self.driver.take());
         };
         let before = self.queue.left();
-        if self
-            .queue
-            .write(|slices| try_write(stream, slices))
-            .is_err()
-        {
-            self.note_progress(self.queue.left() < before);
-            wake(self.driver.take());
-        } else {
-            self.stalled = None;
+        let written = self.queue.write(|slices| try_write(stream, slices));
+        let progress = self.queue.left() < before;
+        if progress {
+            wake(self.handler.take());
+        }
+        match written {
+            Ok(()) => self.stalled = None,
+            Err(_) => {
+                self.note_progress(progress);
+                wake(self.driver.take());
+            }
         }
     }
 
@@ -109,10 +111,14 @@ impl State {
 
     /// The first close wins; it is said after what is queued.
     pub(super) fn end(&mut self, close: Close) {
-        self.queue.push(Frame::close(&close));
-        self.note_end(close);
+        self.queue_close(close);
         self.write_queue();
         self.wake_all();
+    }
+
+    pub(super) fn queue_close(&mut self, close: Close) {
+        self.queue.push(Frame::close(&close));
+        self.note_end(close);
     }
 
     pub(super) fn note_end(&mut self, close: Close) {

@@ -60,6 +60,10 @@ impl Frame {
         Self::new(PONG, &[payload])
     }
 
+    pub(crate) fn is_pong(&self) -> bool {
+        self.0.first() == Some(&(FIN | PONG))
+    }
+
     pub(crate) fn as_bytes(&self) -> &[u8] {
         &self.0
     }

@@ -27,6 +27,7 @@ macro_rules! on_every_bus {
 mod bus;
 mod clients;
 mod delivery;
+mod engine;
 mod face;
 mod faults;
 mod gaps;

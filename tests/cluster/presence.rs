@@ -193,7 +193,7 @@ async fn readers_come_and_go_and_leave_nothing(lab: Lab) {
         let bob = a.client("bob").await;
         assert_eq!(next(&mut last).await, online("bob"));
         drop(bob);
-        a.until_empty_of("bob").await;
+        a.until_empty().await;
         drop(last);
         until("nobody watches", async || !is_watched()).await;
     }

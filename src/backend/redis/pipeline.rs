@@ -41,7 +41,8 @@ impl Pipeline {
         if let Some(auth) = endpoint.auth() {
             pipeline.output.extend_from_slice(&auth);
             pipeline.owed = 1;
-            let replies = pipeline.exchange().await?;
+            let mut replies = Vec::new();
+            pipeline.exchange(&mut replies).await?;
             replies.into_iter().collect::<Result<Vec<_>, _>>()?;
         }
         Ok(pipeline)
@@ -64,9 +65,9 @@ impl Pipeline {
         self.owed += 1;
     }
 
-    /// Writes what was added and returns the replies in its order. After an error, or cancelled, the
+    /// Writes what was added and reads the replies in its order. After an error, or cancelled, the
     /// connection is useless.
-    pub(crate) async fn exchange(&mut self) -> Result<Vec<Counted>, Arc<str>> {
+    pub(crate) async fn exchange(&mut self, replies: &mut Vec<Counted>) -> Result<(), Arc<str>> {
         let written = self.stream.write_all(&self.output).await;
         self.output.clear();
         if self.output.capacity() > KEPT {
@@ -78,7 +79,6 @@ impl Pipeline {
             .await
             .map_err(|error| error.to_string())?;
         let owed = std::mem::take(&mut self.owed);
-        let mut replies = Vec::with_capacity(owed);
         while replies.len() < owed {
             match self.stream.read_buf(self.reader.space()).await {
                 Ok(0) => return Err("redis closed the connection".into()),
@@ -94,7 +94,7 @@ impl Pipeline {
             });
             read.map_err(|_| "redis broke its own protocol")?;
         }
-        Ok(replies)
+        Ok(())
     }
 }
 

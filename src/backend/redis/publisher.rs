@@ -8,6 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::future::Either;
+use futures::{FutureExt, TryFutureExt};
 use smallvec::SmallVec;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
@@ -45,10 +47,12 @@ struct Publication {
     channels: SmallVec<[String; 1]>,
     envelope: Bytes,
     deadline: Instant,
-    reply: oneshot::Sender<Result<usize, PublishError>>,
-    /// Gives its room back with the reply.
-    _room: OwnedSemaphorePermit,
+    reply: oneshot::Sender<Published>,
+    /// Given back with the reply.
+    room: OwnedSemaphorePermit,
 }
+
+type Published = Result<usize, PublishError>;
 
 impl Publisher {
     pub(crate) fn new(endpoint: Arc<Endpoint>, deadline: Duration) -> (Self, PublishQueue) {
@@ -74,39 +78,45 @@ impl Publisher {
         let deadline = Instant::now() + self.deadline;
         let units = (channels.len() * (1 + envelope.len() / UNIT)).min(QUEUE) as u32;
         let (reply, answer) = oneshot::channel();
-        let queue = self.queue.clone();
-        let enqueue = move |room| {
-            let publication = Publication {
-                channels,
-                envelope,
-                deadline,
-                reply,
-                _room: room,
-            };
-            queue.send(publication).map_err(|_| stopped())
+        let publication = move |room| Publication {
+            channels,
+            envelope,
+            deadline,
+            reply,
+            room,
         };
-        let enqueued = match self.room.clone().try_acquire_many_owned(units) {
-            Ok(room) => Ok(enqueue(room)),
-            // Whoever waits already comes first: released room goes to them.
-            Err(_) => Err((self.room.clone().acquire_many_owned(units), enqueue)),
-        };
-        async move {
-            match enqueued {
-                Ok(enqueued) => enqueued?,
-                Err((waiting, enqueue)) => match timeout_at(deadline, waiting).await {
-                    Ok(Ok(room)) => enqueue(room)?,
-                    Ok(Err(_)) => return Err(stopped()),
-                    Err(_) => {
-                        let crowded = "too many publications are waiting for redis";
-                        return Err(PublishError::not_sent(crowded));
-                    }
-                },
+        let queued = match self.room.clone().try_acquire_many_owned(units) {
+            Ok(room) => self.queue.send(publication(room)).map_err(|_| stopped()),
+            Err(_) => {
+                // Whoever waits already comes first: released room goes to them.
+                let (room, queue) = (
+                    self.room.clone().acquire_many_owned(units),
+                    self.queue.clone(),
+                );
+                let waiting = async move {
+                    let room = timeout_at(deadline, room).await.map_err(|_| crowded())?;
+                    let room = room.map_err(|_| stopped())?;
+                    queue.send(publication(room)).map_err(|_| stopped())
+                };
+                // Boxed, since it is rare and would make every publication large.
+                return Either::Right(waiting.boxed().and_then(|()| answered(answer)));
             }
-            answer
-                .await
-                .unwrap_or_else(|_| Err(PublishError::maybe_sent("the cluster was shut down")))
-        }
+        };
+        Either::Left(async move {
+            queued?;
+            answered(answer).await
+        })
     }
+}
+
+async fn answered(answer: oneshot::Receiver<Published>) -> Published {
+    answer
+        .await
+        .unwrap_or_else(|_| Err(PublishError::maybe_sent("the cluster was shut down")))
+}
+
+fn crowded() -> PublishError {
+    PublishError::not_sent("too many publications are waiting for redis")
 }
 
 fn stopped() -> PublishError {
@@ -119,6 +129,7 @@ impl PublishQueue {
         let mut pipeline: Option<Pipeline> = None;
         let mut failed: Option<(Instant, Arc<str>)> = None;
         let mut batch = Vec::with_capacity(BATCH);
+        let mut replies = Vec::with_capacity(BATCH);
         while self.waiting.recv_many(&mut batch, BATCH).await > 0 {
             let now = Instant::now();
             let expired = batch.extract_if(.., |publication| publication.deadline <= now);
@@ -152,11 +163,12 @@ impl PublishQueue {
                     open.add(channel, &publication.envelope);
                 }
             }
-            let publishing = timeout_at(deadline, open.exchange()).await;
+            let publishing = timeout_at(deadline, open.exchange(&mut replies)).await;
             match publishing.unwrap_or_else(|_| Err("redis did not answer in time".into())) {
-                Ok(replies) => answer(batch.drain(..), replies),
+                Ok(()) => answer(batch.drain(..), replies.drain(..)),
                 Err(reason) => {
                     fail(batch.drain(..), &PublishError::maybe_sent(reason));
+                    replies.clear();
                     pipeline = None;
                 }
             }
@@ -172,8 +184,8 @@ fn fail(batch: impl Iterator<Item = Publication>, error: &PublishError) {
 }
 
 /// Gives each publication the replies to its own commands.
-fn answer(batch: impl Iterator<Item = Publication>, replies: Vec<Counted>) {
-    let mut replies = replies.into_iter();
+fn answer(batch: impl Iterator<Item = Publication>, mut replies: impl Iterator<Item = Counted>) {
+    let mut rooms: Option<OwnedSemaphorePermit> = None;
     for publication in batch {
         let mut sum = Ok(0);
         for reply in replies.by_ref().take(publication.channels.len()) {
@@ -186,6 +198,11 @@ fn answer(batch: impl Iterator<Item = Publication>, replies: Vec<Counted>) {
                 }),
                 (failed, _) => failed,
             };
+        }
+        // Given back all at once: each time takes a lock.
+        match &mut rooms {
+            Some(rooms) => rooms.merge(publication.room),
+            None => rooms = Some(publication.room),
         }
         let _ = publication.reply.send(sum);
     }
