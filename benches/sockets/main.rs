@@ -29,7 +29,8 @@ fn main() {
     {
         ["load", targets @ ..] => load::run(targets),
         ["cluster", backend] => servers::cluster(backend),
-        ["axum"] => servers::plain_axum(),
+        ["axum"] => servers::plain_axum(false),
+        ["axum", "nodelay"] => servers::plain_axum(true),
         ["floor"] => servers::floor(),
         wanted => {
             let all = [
@@ -150,6 +151,7 @@ fn batches() {
 /// Two nodes and Redis against one plain axum process without, doing the same deliveries.
 fn against_axum(
     what: &str,
+    plain: &[&str],
     sockets: usize,
     kind: &str,
     sends: usize,
@@ -161,7 +163,7 @@ fn against_axum(
         Process::start(&["cluster", &redis.url()]),
         Process::start(&["cluster", &redis.url()]),
     ];
-    let mut axum = Process::start(&["axum"]);
+    let mut axum = Process::start(plain);
     let mut load = Process::load(&[
         (&nodes[0], "user-", 0..sockets),
         (&nodes[1], "user-", 0..sockets),
@@ -200,12 +202,22 @@ fn against_axum(
 
 fn unicast() {
     let what = "unicast, 2 nodes and Redis, 256 in flight, against plain axum on one node";
-    against_axum(what, 1_000, "unicast", 150_000, 256, 300_000);
+    against_axum(what, &["axum"], 1_000, "unicast", 150_000, 256, 300_000);
+    let what = "the same, against plain axum with TCP_NODELAY";
+    against_axum(
+        what,
+        &["axum", "nodelay"],
+        1_000,
+        "unicast",
+        150_000,
+        256,
+        300_000,
+    );
 }
 
 fn broadcast() {
     let what = "broadcast to 2,000 on 2 nodes, 8 in flight, against plain axum on one node";
-    against_axum(what, 1_000, "broadcast", 150, 8, 300_000);
+    against_axum(what, &["axum"], 1_000, "broadcast", 150, 8, 300_000);
 }
 
 /// What a send costs its node when the others do not hold the user.

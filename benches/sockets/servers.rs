@@ -11,6 +11,7 @@ use axum::extract::ws::{Message as AxumMessage, WebSocket, WebSocketUpgrade};
 use axum::extract::{Path, Request, State};
 use axum::middleware::{self, Next};
 use axum::response::Response;
+use axum::serve::ListenerExt;
 use axum::{Router, routing::any};
 use axum_cluster::{Backend, Broadcaster, Cluster, ClusterSocket, UserId};
 use futures::future::{join, join_all};
@@ -47,7 +48,11 @@ async fn cluster_server(backend: String) {
         "memory" => Backend::memory(),
         url => Backend::redis(url).expect("a good url"),
     };
-    let cluster = Cluster::builder().backend(backend).start();
+    // The raw client answers no ping, and on a busy machine a bench takes its time.
+    let cluster = Cluster::builder()
+        .backend(backend)
+        .pong_timeout(Duration::from_secs(3600))
+        .start();
     cluster.ready().await.expect("the bus comes up");
     let heard = Arc::new(AtomicU64::new(0));
     let app = Router::new()
@@ -56,7 +61,7 @@ async fn cluster_server(backend: String) {
     let app = app
         .layer(cluster.layer())
         .layer(middleware::from_fn(user_of_path));
-    tokio::spawn(serve(app));
+    tokio::spawn(serve(app, false));
     let broadcaster = cluster.broadcaster();
     let online = Arc::new(AtomicU64::new(0));
     let mut commands = BufReader::new(tokio::io::stdin()).lines();
@@ -161,17 +166,19 @@ async fn user_of_path(mut request: Request, next: Next) -> Response {
 
 type Sockets = Arc<Mutex<HashMap<String, Vec<mpsc::Sender<AxumMessage>>>>>;
 
-/// What one would write by hand, for one process and without a bus.
-pub fn plain_axum() {
-    on_a_worker(plain_server());
+/// What one would write by hand, for one process and without a bus. With `nodelay` it sends every message at
+/// once, as this crate does; without, as servers do unless told otherwise, a message waits until the client
+/// has acknowledged the one before, and may leave with others.
+pub fn plain_axum(nodelay: bool) {
+    on_a_worker(plain_server(nodelay));
 }
 
-async fn plain_server() {
+async fn plain_server(nodelay: bool) {
     let sockets = Sockets::default();
     let app = Router::new()
         .route("/ws/{user}", any(plain_socket))
         .with_state(sockets.clone());
-    tokio::spawn(serve(app));
+    tokio::spawn(serve(app, nodelay));
     let mut commands = BufReader::new(tokio::io::stdin()).lines();
     while let Ok(Some(command)) = commands.next_line().await {
         let answer = match command.split(' ').collect::<Vec<_>>()[..] {
@@ -244,9 +251,10 @@ async fn plain_read(mut stream: SplitStream<WebSocket>) {
     while let Some(Ok(_)) = stream.next().await {}
 }
 
-async fn serve(app: Router) {
+async fn serve(app: Router, nodelay: bool) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     println!("{}", listener.local_addr().expect("bound").port());
+    let listener = listener.tap_io(move |stream| stream.set_nodelay(nodelay).expect("tcp"));
     axum::serve(listener, app).await.expect("it serves");
 }
 

@@ -732,14 +732,18 @@ mod tests {
         WriteCollected,
         /// The task writes; the kernel takes this much.
         Write(usize),
+        Close,
+        CollectClose,
     }
 
     fn step() -> impl Strategy<Value = Step> {
         prop_oneof![
-            (0usize..40).prop_map(Step::Send),
-            (0usize..40).prop_map(Step::Collect),
-            Just(Step::WriteCollected),
-            (0usize..60).prop_map(Step::Write),
+            8 => (0usize..40).prop_map(Step::Send),
+            8 => (0usize..40).prop_map(Step::Collect),
+            8 => Just(Step::WriteCollected),
+            8 => (0usize..60).prop_map(Step::Write),
+            1 => Just(Step::Close),
+            1 => Just(Step::CollectClose),
         ]
     }
 
@@ -768,6 +772,14 @@ mod tests {
                     }
                     Step::WriteCollected => {
                         outbox.write_collected();
+                        continue;
+                    }
+                    Step::Close => {
+                        outbox.close(Close::new(4000, "closed"));
+                        continue;
+                    }
+                    Step::CollectClose => {
+                        outbox.collect_close(&Close::new(4001, "collected"));
                         continue;
                     }
                     Step::Write(mut room) => {
