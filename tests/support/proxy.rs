@@ -109,7 +109,7 @@ async fn pump(
     let mut buffer = vec![0; 64 * 1024];
     loop {
         let count = tokio::select! {
-            count = from.read(&mut buffer) => count.unwrap_or(0),
+            biased;
             fault = async {
                 let faulty = |mode: &Mode| *mode == Mode::Cut || swallow.contains(mode);
                 mode.wait_for(faulty).await.map_or(Mode::Cut, |mode| *mode)
@@ -120,6 +120,7 @@ async fn pump(
                 }
                 return;
             }
+            count = from.read(&mut buffer) => count.unwrap_or(0),
         };
         if delay > Duration::ZERO {
             tokio::time::sleep(delay).await;
