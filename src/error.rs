@@ -117,6 +117,8 @@ impl IntoResponse for SendError {
 #[derive(Debug, Clone)]
 pub(crate) struct PublishError {
     pub(crate) maybe_sent: bool,
+    /// The publisher stood on a replica: its subscriber may as well.
+    pub(crate) on_replica: bool,
     pub(crate) reason: Arc<str>,
 }
 
@@ -124,6 +126,7 @@ impl PublishError {
     pub(crate) fn not_sent(reason: impl Into<Arc<str>>) -> Self {
         Self {
             maybe_sent: false,
+            on_replica: false,
             reason: reason.into(),
         }
     }
@@ -131,6 +134,7 @@ impl PublishError {
     pub(crate) fn maybe_sent(reason: impl Into<Arc<str>>) -> Self {
         Self {
             maybe_sent: true,
+            on_replica: false,
             reason: reason.into(),
         }
     }

@@ -142,6 +142,10 @@ impl Bus for MemoryBus {
         future::ready(Ok(nodes)).boxed()
     }
 
+    fn queued(&self) -> usize {
+        0
+    }
+
     fn stop(&self) -> BoxFuture<'_, ()> {
         *self.listener.write() = None;
         self.leave();
