@@ -63,6 +63,7 @@ impl Drop for Ending {
         self.unregister();
         self.outbox.finish();
         if let Some(close) = self.outbox.close_reason() {
+            self.registration.note_close(&close);
             let socket = self.outbox.id();
             tracing::debug!(%socket, code = close.code, reason = %close.reason, "socket closed");
         }

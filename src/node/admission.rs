@@ -8,6 +8,7 @@ use futures::future::join;
 use tokio::time::Instant;
 
 use super::{Node, restarting};
+use crate::close::Close;
 use crate::health::Health;
 use crate::id::{InvalidId, SocketId, UserId};
 use crate::outbox::Outbox;
@@ -145,6 +146,11 @@ pub(crate) struct Registration {
 }
 
 impl Registration {
+    /// Counts how the socket ended.
+    pub(crate) fn note_close(&self, close: &Close) {
+        self.node.counters.note_close(close);
+    }
+
     /// Makes it unreachable and gives its place back.
     pub(crate) fn unregister(&mut self) {
         if self.reservation.is_none() {

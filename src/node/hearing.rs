@@ -15,14 +15,31 @@ use crate::wire::{self, Action};
 use crate::ws::frame::Frame;
 
 /// What is known of the bus beside its health.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Outage {
+    started: Instant,
     /// The bus has been up or has failed: it is no longer just starting.
     pub(super) known: bool,
     /// When the bus was last known to work.
     proven: Option<Instant>,
     /// Messages may have been missed in the present outage, since then.
     gap: Option<Instant>,
+}
+
+impl Outage {
+    pub(super) fn new(started: Instant) -> Self {
+        Self {
+            started,
+            known: false,
+            proven: None,
+            gap: None,
+        }
+    }
+
+    /// When the bus was last known to work, or the node started.
+    pub(super) fn proven_at(&self) -> Instant {
+        self.proven.unwrap_or(self.started)
+    }
 }
 
 impl Listener for Node {
