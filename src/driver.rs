@@ -49,7 +49,9 @@ struct Ending {
 impl Ending {
     /// Unreachable from now on, and the handler hears nothing more.
     fn unregister(&mut self) {
-        self.registration.unregister();
+        if let Some(close) = self.outbox.close_reason() {
+            self.registration.unregister(&close);
+        }
         self.inbox.end();
     }
 }
@@ -63,7 +65,6 @@ impl Drop for Ending {
         self.unregister();
         self.outbox.finish();
         if let Some(close) = self.outbox.close_reason() {
-            self.registration.note_close(&close);
             let socket = self.outbox.id();
             tracing::debug!(%socket, code = close.code, reason = %close.reason, "socket closed");
         }

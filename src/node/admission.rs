@@ -146,13 +146,15 @@ pub(crate) struct Registration {
 }
 
 impl Registration {
-    /// Counts how the socket ended.
-    pub(crate) fn note_close(&self, close: &Close) {
-        self.node.counters.note_close(close);
+    /// Makes it unreachable, gives its place back and counts how it ended.
+    pub(crate) fn unregister(&mut self, close: &Close) {
+        if self.reservation.is_some() {
+            self.node.counters.note_close(close);
+            self.give_back();
+        }
     }
 
-    /// Makes it unreachable and gives its place back.
-    pub(crate) fn unregister(&mut self) {
+    fn give_back(&mut self) {
         if self.reservation.is_none() {
             return;
         }
@@ -171,7 +173,7 @@ impl Registration {
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        self.unregister();
+        self.give_back();
         self.node.live.lock().swap_remove(&self.id.number);
     }
 }

@@ -101,7 +101,7 @@ impl Listener for Node {
             self.gaps.tell(gap);
         }
         if changed {
-            tracing::info!(node = %self.id, gap = ?gap.map(|gap| gap.span()), "the bus is up");
+            tracing::info!(node = %self.id, gap = ?gap.map(|gap| gap.span()), "the bus is up: messages travel between the nodes");
         }
     }
 
@@ -124,7 +124,7 @@ impl Listener for Node {
             Health::Draining | Health::Down => None,
         });
         if changed {
-            tracing::warn!(node = %self.id, %reason, gap = outage.gap.is_some(), "the bus is down; local delivery goes on");
+            tracing::warn!(node = %self.id, %reason, gap = outage.gap.is_some(), "the bus is down: this node serves its own sockets and tries again by itself");
         }
     }
 }

@@ -53,8 +53,11 @@ async fn every_outage_is_one_gap_with_its_span() {
     for outage in 1..=3 {
         let last_proof = a.cluster.stats().bus_gap_millis;
         let start = SystemTime::now();
+        let killing = Instant::now();
         lab.server().kill();
         until_degraded(&a).await;
+        let since = killing.elapsed();
+        assert!(a.cluster.stats().bus_probe_age_millis >= since.as_millis() as u64);
         let down = SystemTime::now();
         let mut during = a.broadcaster.gaps();
         assert!(
@@ -62,6 +65,7 @@ async fn every_outage_is_one_gap_with_its_span() {
             "it is not over, so its end is not known"
         );
         let restarting = SystemTime::now();
+        let restarted = Instant::now();
         lab.server().restart();
         let gap = next_gap(&mut before).await;
         assert_eq!(next_gap(&mut during).await, gap);
@@ -71,6 +75,7 @@ async fn every_outage_is_one_gap_with_its_span() {
             "{gap:?}"
         );
         let stats = a.cluster.stats();
+        assert!(stats.bus_probe_age_millis <= restarted.elapsed().as_millis() as u64);
         assert_eq!(stats.bus_gaps, outage);
         assert_eq!(
             stats.bus_gap_millis - last_proof,
@@ -495,4 +500,51 @@ fn signal(program: &Running, signal: &str) {
     let pid = program.0.id().to_string();
     let status = Command::new("kill").args([signal, &pid]).status();
     assert!(status.unwrap().success());
+}
+
+/// What an operator reads afterwards: every socket that ended, once, by its code.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_end_is_counted_by_its_code() {
+    let lab = Lab::memory();
+    let [mut node] = lab.nodes().await;
+    for command in ["return", "panic", "close 4001", "close 1002"] {
+        let mut client = node.client("alice").await;
+        client.send(command).await;
+        assert!(matches!(client.event().await, Event::Closed(..)));
+        drop(client);
+        // A handler that panics tells nobody.
+        if command != "panic" {
+            node.next_end().await;
+        }
+    }
+    let mut leaves = node.client("alice").await;
+    leaves.close(1001).await;
+    node.next_end().await;
+    let mut vanishes = node.client("alice").await;
+    assert_eq!(vanishes.ask("hello").await, "hello");
+    drop(vanishes);
+    node.next_end().await;
+    let mut talks = node.client("alice").await;
+    talks.send(&"x".repeat(100_000)).await;
+    node.next_end().await;
+    drop((leaves, talks));
+    let mut stays = node.client("alice").await;
+    let sent_away = async move { stays.event().await };
+    tokio::join!(node.cluster.shutdown(Duration::ZERO), sent_away);
+    let stats = node.cluster.stats();
+    let counted = [
+        ("normal", stats.closed_normal),
+        ("going away", stats.closed_going_away),
+        ("abnormal", stats.closed_abnormal),
+        ("protocol", stats.closed_protocol),
+        ("too big", stats.closed_too_big),
+        ("panicked", stats.closed_panicked),
+        ("restart", stats.closed_restart),
+        ("other", stats.closed_other),
+    ];
+    for (kind, count) in counted {
+        assert_eq!(count, 1, "{kind}: {stats:?}");
+    }
+    let rest = stats.closed_no_status + stats.closed_slow + stats.closed_expired;
+    assert_eq!(rest, 0, "{stats:?}");
 }

@@ -208,7 +208,10 @@ async fn supervise<T>(
         match ended.run_until_cancelled(guarded).await {
             None | Some(Ok(())) => return,
             Some(Err(_)) => {
-                tracing::error!(task = name, "a task of the bus panicked and begins again")
+                tracing::error!(
+                    task = name,
+                    "a task of the bus panicked and begins again: please report it"
+                )
             }
         }
         tokio::time::sleep(RESTART).await;
