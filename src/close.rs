@@ -30,6 +30,8 @@ pub struct Close {
 impl Close {
     /// The purpose was fulfilled.
     pub const NORMAL: u16 = 1000;
+    /// The client leaves, as a browser that closes the page.
+    pub const GOING_AWAY: u16 = 1001;
     /// The client broke the protocol.
     pub const PROTOCOL_ERROR: u16 = 1002;
     /// The client's Close frame had no code. Never sent.

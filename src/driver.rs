@@ -57,7 +57,9 @@ struct Ending {
 impl Ending {
     /// Unreachable from now on, and the handler hears nothing more.
     fn unregister(&mut self) {
-        self.registration.unregister();
+        if let Some(close) = self.outbox.close_reason() {
+            self.registration.unregister(&close);
+        }
         self.inbox.end();
     }
 }

@@ -121,6 +121,8 @@ impl IntoResponse for SendError {
 #[derive(Debug, Clone)]
 pub(crate) struct PublishError {
     pub(crate) maybe_sent: bool,
+    /// The publisher stood on a replica: its subscriber may as well.
+    pub(crate) on_replica: bool,
     pub(crate) reason: Arc<str>,
 }
 
@@ -128,6 +130,7 @@ impl PublishError {
     pub(crate) fn not_sent(reason: impl Into<Arc<str>>) -> Self {
         Self {
             maybe_sent: false,
+            on_replica: false,
             reason: reason.into(),
         }
     }
@@ -135,6 +138,7 @@ impl PublishError {
     pub(crate) fn maybe_sent(reason: impl Into<Arc<str>>) -> Self {
         Self {
             maybe_sent: true,
+            on_replica: false,
             reason: reason.into(),
         }
     }

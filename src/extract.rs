@@ -156,7 +156,7 @@ impl ClusterSocket {
             let (id, user) = (outbox.id(), outbox.user().clone());
             let driver = Driver::new(opened, outbox, inbox, registration, limit);
             let driver = unconstrained(driver);
-            let panicked = move |_| tracing::error!(socket = %id, %user, "the handler panicked");
+            let panicked = move |_| tracing::error!(socket = %id, %user, "the handler panicked: its socket is closed with 1011, the node goes on");
             // A task of their own, which holds nothing of the handshake. The handler comes first: what
             // it says leaves in the same turn.
             match catch_unwind(AssertUnwindSafe(|| handler(socket))) {

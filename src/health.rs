@@ -102,8 +102,8 @@ pub(crate) fn follow<T: Clone + Send + 'static>(
     }))
 }
 
-/// Plain numbers of one node. Counters grow from its start; `sockets`, `users`, `rooms`
-/// and `nodes` are now.
+/// Plain numbers of one node. Counters grow from its start; `sockets`, `users`, `rooms`, `nodes`,
+/// `bus_probe_age_millis` and `bus_publish_queue` are now.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
 pub struct Stats {
@@ -119,20 +119,61 @@ pub struct Stats {
     pub sent: u64,
     /// Messages taken by outboxes of this node, whoever sent them.
     pub delivered: u64,
-    /// Messages discarded because a client read too slowly.
+    /// Messages discarded because a client read too slowly: the sum of the next three.
     pub dropped: u64,
+    /// Of those, the ones that made room for newer ones
+    /// ([`SlowConsumer::DropOldest`](crate::SlowConsumer::DropOldest)).
+    pub dropped_oldest: u64,
+    /// Of those, the ones still queued when their outbox was full and the socket was closed.
+    pub dropped_full: u64,
+    /// Of those, the ones still queued when the client had accepted nothing for `write_timeout`.
+    pub dropped_stalled: u64,
     /// Sockets closed because their client read too slowly.
     pub slow_closed: u64,
+    /// Sockets that ended with 1000: the handler returned, or the client said goodbye. Every socket whose
+    /// handshake was completed is counted by exactly one of these fields.
+    pub closed_normal: u64,
+    /// With 1001: the browser left the page.
+    pub closed_going_away: u64,
+    /// With 1005: the client gave no code.
+    pub closed_no_status: u64,
+    /// With 1006: the client vanished or stayed silent.
+    pub closed_abnormal: u64,
+    /// With 1002 or 1007: the client broke the protocol.
+    pub closed_protocol: u64,
+    /// With 1009: the client sent more than `max_message_size`.
+    pub closed_too_big: u64,
+    /// With 1011: the handler panicked.
+    pub closed_panicked: u64,
+    /// With 1012: the node was shut down.
+    pub closed_restart: u64,
+    /// With 1013: the client read too slowly.
+    pub closed_slow: u64,
+    /// With 4401: the identity expired.
+    pub closed_expired: u64,
+    /// With any other code, such as those of your own.
+    pub closed_other: u64,
     /// Outages of the bus during which messages from other nodes may have been missed. One per outage.
     pub bus_gaps: u64,
-    /// How long those of them were, in sum, that are over.
+    /// The length of all gaps that are over, in milliseconds.
     pub bus_gap_millis: u64,
     /// Messages from the bus that made no sense.
     pub bus_garbage: u64,
     /// Times the bus came back after it had been lost.
     pub bus_reconnects: u64,
-    /// Publishes that failed, certainly or possibly.
+    /// Milliseconds since the probe was published that last proved the bus, or since the start. More than
+    /// two probe intervals is an outage. Grows for ever on [`Backend::memory`](crate::Backend::memory), which
+    /// is proved once.
+    pub bus_probe_age_millis: u64,
+    /// Publishes that failed, certainly or possibly: the sum of the next two.
     pub bus_publish_failures: u64,
+    /// Of those, the ones that certainly were not sent.
+    pub bus_publish_unsent: u64,
+    /// Of those, the ones that other nodes may have got all the same.
+    pub bus_publish_uncertain: u64,
+    /// Publishes that wait for Redis now; one of more than 1 KiB counts once for each. At most 65,536, then
+    /// further ones wait outside, and fail after `publish_timeout`.
+    pub bus_publish_queue: u64,
     /// Upgrades refused because of their `Origin`.
     pub origins_refused: u64,
     /// Upgrades refused because of a limit on sockets.

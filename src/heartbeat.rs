@@ -48,6 +48,12 @@ impl Heartbeat {
         }
     }
 
+    /// The process slept, and with it the ears for this client.
+    pub(crate) fn excuse(&mut self, slept: Duration, now: Instant) {
+        self.last_seen = excused(self.last_seen, slept, now);
+        self.pinged = self.pinged.map(|at| excused(at, slept, now));
+    }
+
     /// The client gave a sign of life.
     pub(crate) fn seen(&mut self, now: Instant) {
         self.last_seen = now;
@@ -66,6 +72,31 @@ impl Heartbeat {
             _ => Beat::Wait,
         }
     }
+}
+
+/// Notices when the process itself did not run: it was stopped, or starved.
+#[derive(Debug)]
+pub(crate) struct Pulse {
+    tick: Duration,
+    last: Instant,
+}
+
+impl Pulse {
+    pub(crate) fn new(tick: Duration, now: Instant) -> Self {
+        Self { tick, last: now }
+    }
+
+    /// To be called every tick; returns how long nothing ran. To be late by a tick is usual.
+    pub(crate) fn beat(&mut self, now: Instant) -> Duration {
+        let since = now.saturating_duration_since(self.last);
+        self.last = now;
+        since.saturating_sub(2 * self.tick)
+    }
+}
+
+/// A moment of the past, without the time in which the process slept. What happened since it woke stays.
+pub(crate) fn excused(at: Instant, slept: Duration, now: Instant) -> Instant {
+    (at + slept).min(now.max(at))
 }
 
 /// 90 % to 110 % of the interval. Consecutive numbers land far apart.
@@ -103,6 +134,35 @@ mod tests {
         heart.seen(start + 47 * S);
         assert_eq!(heart.poll(start + 69 * S, &TIMES, 7), Beat::Wait);
         assert_eq!(heart.poll(start + 75 * S, &TIMES, 7), Beat::Ping);
+    }
+
+    #[test]
+    fn time_in_which_the_process_slept_counts_for_nobody() {
+        let start = Instant::now();
+        let mut pulse = Pulse::new(S, start);
+        let mut heart = Heartbeat::new(start);
+        assert_eq!(pulse.beat(start + S), Duration::ZERO);
+        assert_eq!(pulse.beat(start + 3 * S), Duration::ZERO, "a tick late");
+        assert_eq!(heart.poll(start + 28 * S, &TIMES, 7), Beat::Ping);
+        pulse.beat(start + 28 * S);
+        // Stopped for a hundred seconds; what the client sent meanwhile is not read yet.
+        let woken = start + 128 * S;
+        let slept = pulse.beat(woken);
+        assert_eq!(slept, 98 * S);
+        heart.excuse(slept, woken);
+        assert_eq!(heart.poll(woken, &TIMES, 7), Beat::Wait);
+        assert_eq!(heart.poll(woken + 17 * S, &TIMES, 7), Beat::Wait);
+        assert_eq!(heart.poll(woken + 18 * S, &TIMES, 7), Beat::Dead);
+    }
+
+    #[test]
+    fn what_happened_after_waking_is_not_moved_into_the_future() {
+        let start = Instant::now();
+        let woken = start + 100 * S;
+        assert_eq!(excused(woken, 98 * S, woken), woken);
+        assert_eq!(excused(start, 98 * S, woken), start + 98 * S);
+        let later = woken + S;
+        assert_eq!(excused(later, 98 * S, woken), later, "read while we swept");
     }
 
     #[test]

@@ -143,6 +143,10 @@ impl Bus for MemoryBus {
         future::ready(Ok(nodes.collect())).boxed()
     }
 
+    fn queued(&self) -> usize {
+        0
+    }
+
     fn stop(&self) -> BoxFuture<'_, ()> {
         *self.listener.write() = None;
         self.leave();

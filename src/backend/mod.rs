@@ -98,6 +98,9 @@ pub(crate) trait Bus: fmt::Debug + Send + Sync {
     /// How many nodes hear each of these topics.
     fn listening<'a>(&'a self, topics: &'a [Topic]) -> BoxFuture<'a, Result<Vec<usize>, Arc<str>>>;
 
+    /// How much waits to be published, in publications of 1 KiB.
+    fn queued(&self) -> usize;
+
     /// Leaves the bus; resolves when nothing of this node is left there.
     fn stop(&self) -> BoxFuture<'_, ()>;
 }

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::{Node, restarting};
 use crate::backend::Confirmation;
+use crate::close::Close;
 use crate::health::Health;
 use crate::id::{InvalidId, SocketId, UserId};
 use crate::outbox::Outbox;
@@ -168,8 +169,15 @@ pub(crate) struct Registration {
 }
 
 impl Registration {
-    /// Makes it unreachable and gives its place back.
-    pub(crate) fn unregister(&mut self) {
+    /// Makes it unreachable, gives its place back and counts how it ended.
+    pub(crate) fn unregister(&mut self, close: &Close) {
+        if self.reservation.is_some() {
+            self.node.counters.note_close(close);
+            self.give_back();
+        }
+    }
+
+    fn give_back(&mut self) {
         let Some(reservation) = self.reservation.take() else {
             return;
         };
@@ -185,7 +193,7 @@ impl Registration {
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        self.unregister();
+        self.give_back();
         self.node.live.lock().swap_remove(&self.id.number);
     }
 }

@@ -87,7 +87,7 @@ impl Node {
         };
         if !local_only {
             let answers = self.ask(selection, what).await.map_err(|error| {
-                self.counters.bus_publish_failures.fetch_add(1, Relaxed);
+                self.counters.note_failed_publish(error.maybe_sent);
                 let kind = SendErrorKind::Bus(error);
                 SendError { local, kind }
             })?;

@@ -17,14 +17,31 @@ use crate::wire::{self, Action};
 use crate::ws::frame::Frame;
 
 /// What is known of the bus beside its health.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Outage {
+    started: Instant,
     /// The bus has been up or has failed: it is no longer just starting.
     pub(super) known: bool,
     /// When the bus was last known to work.
     proven: Option<Instant>,
     /// Messages may have been missed in the present outage, since then.
     gap: Option<Instant>,
+}
+
+impl Outage {
+    pub(super) fn new(started: Instant) -> Self {
+        Self {
+            started,
+            known: false,
+            proven: None,
+            gap: None,
+        }
+    }
+
+    /// When the bus was last known to work, or the node started.
+    pub(super) fn proven_at(&self) -> Instant {
+        self.proven.unwrap_or(self.started)
+    }
 }
 
 impl Listener for Node {
@@ -95,7 +112,7 @@ impl Listener for Node {
             self.gaps.tell(gap);
         }
         if changed {
-            tracing::info!(node = %self.id, gap = ?gap.map(|gap| gap.span()), "the bus is up");
+            tracing::info!(node = %self.id, gap = ?gap.map(|gap| gap.span()), "the bus is up: messages travel between the nodes");
         }
     }
 
@@ -118,7 +135,7 @@ impl Listener for Node {
             Health::Draining | Health::Down => None,
         });
         if changed {
-            tracing::warn!(node = %self.id, %reason, gap = outage.gap.is_some(), "the bus is down; local delivery goes on");
+            tracing::warn!(node = %self.id, %reason, gap = outage.gap.is_some(), "the bus is down: this node serves its own sockets and tries again by itself");
         }
     }
 }

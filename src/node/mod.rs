@@ -4,11 +4,12 @@ mod admission;
 mod answering;
 mod asking;
 mod attendance;
+mod counters;
 mod hearing;
 mod membership;
+mod sweeper;
 
 use std::collections::HashMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
@@ -18,25 +19,26 @@ use indexmap::IndexMap;
 use parking_lot::{Mutex, RwLock};
 use smallvec::SmallVec;
 use tokio::task::yield_now;
-use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tokio_util::task::TaskTracker;
 
 pub(crate) use self::admission::{Refused, Registration, Reservation};
 use self::answering::Answering;
 use self::asking::Question;
 use self::attendance::{Desk, Event};
+use self::counters::Counters;
 use self::hearing::Outage;
+use self::sweeper::sweep;
 use crate::backend::{Backend, Bus, BusSettings};
 use crate::close::Close;
 use crate::config::{CLOSING, Config};
 use crate::error::{QueryError, QueryErrorKind, SendError, SendErrorKind};
 use crate::gap::Gaps;
-use crate::health::{Health, HealthCell, Stats};
-use crate::heartbeat::HeartbeatTimes;
+use crate::health::{Health, HealthCell};
 use crate::id::{NodeId, UserId};
 use crate::members::Members;
 use crate::message::Message;
-use crate::outbox::{Outbox, Pushed, Swept};
+use crate::outbox::{Outbox, Pushed};
 use crate::recent::RecentUnions;
 use crate::registry::{Member, Registry};
 use crate::roster::{Count, Roster};
@@ -83,22 +85,6 @@ pub(crate) struct Node {
     stopped: AtomicBool,
 }
 
-#[derive(Debug, Default)]
-struct Counters {
-    sent: AtomicU64,
-    delivered: AtomicU64,
-    dropped: AtomicU64,
-    slow_closed: AtomicU64,
-    bus_gaps: AtomicU64,
-    bus_gap_millis: AtomicU64,
-    bus_garbage: AtomicU64,
-    bus_reconnects: AtomicU64,
-    bus_publish_failures: AtomicU64,
-    origins_refused: AtomicU64,
-    limits_refused: AtomicU64,
-    questions_refused: AtomicU64,
-}
-
 impl Node {
     /// Must be called within a tokio runtime.
     pub(crate) fn start(config: Config, backend: &Backend) -> Arc<Self> {
@@ -133,7 +119,7 @@ impl Node {
             next_union: AtomicU64::new(1),
             health: HealthCell::new(starting),
             gaps: Gaps::new(),
-            outage: Mutex::default(),
+            outage: Mutex::new(Outage::new(Instant::now())),
             counters: Counters::default(),
             tasks: TaskTracker::new(),
             live: Mutex::default(),
@@ -182,43 +168,6 @@ impl Node {
         self.counters.origins_refused.fetch_add(1, Relaxed);
     }
 
-    pub(crate) fn stats(&self) -> Stats {
-        let registry = self.registry.read();
-        let count = |counter: &AtomicU64| counter.load(Relaxed);
-        let Counters {
-            sent,
-            delivered,
-            dropped,
-            slow_closed,
-            bus_gaps,
-            bus_gap_millis,
-            bus_garbage,
-            bus_reconnects,
-            bus_publish_failures,
-            origins_refused,
-            limits_refused,
-            questions_refused,
-        } = &self.counters;
-        Stats {
-            sockets: registry.sockets() as u64,
-            users: registry.users() as u64,
-            rooms: registry.rooms() as u64,
-            nodes: 1 + self.members.lock().ids().count() as u64,
-            sent: count(sent),
-            delivered: count(delivered),
-            dropped: count(dropped),
-            slow_closed: count(slow_closed),
-            bus_gaps: count(bus_gaps),
-            bus_gap_millis: count(bus_gap_millis),
-            bus_garbage: count(bus_garbage),
-            bus_reconnects: count(bus_reconnects),
-            bus_publish_failures: count(bus_publish_failures),
-            origins_refused: count(origins_refused),
-            limits_refused: count(limits_refused),
-            questions_refused: count(questions_refused),
-        }
-    }
-
     // Delivery -------------------------------------------------------------------------------------
 
     /// Hands a message to the sockets of this node, writing as far as the kernel takes it and never
@@ -260,44 +209,21 @@ impl Node {
         match pushed {
             Pushed::Taken | Pushed::Closed => {}
             Pushed::Replaced(lost) => {
-                self.counters.dropped.fetch_add(lost as u64, Relaxed);
+                self.counters.dropped_oldest.fetch_add(lost as u64, Relaxed);
             }
-            Pushed::Overflowed(lost) => self.note_slow(outbox, lost),
+            Pushed::Overflowed(lost) => {
+                self.counters.dropped_full.fetch_add(lost as u64, Relaxed);
+                self.note_slow(outbox, lost);
+            }
         }
         pushed.is_taken()
     }
 
     fn note_slow(&self, outbox: &Arc<Outbox>, lost: usize) {
         self.counters.slow_closed.fetch_add(1, Relaxed);
-        self.counters.dropped.fetch_add(lost as u64, Relaxed);
         let (socket, user) = (outbox.id(), outbox.user());
-        tracing::warn!(%socket, %user, dropped = lost, "slow consumer closed");
-    }
-
-    /// Keeps time for all sockets.
-    fn sweep(&self, times: &HeartbeatTimes) {
-        let now = Instant::now();
-        let mut from = 0;
-        loop {
-            let live = self.live.lock();
-            let Some(chunk) = live
-                .as_slice()
-                .get_range(from..(from + CHUNK).min(live.len()))
-            else {
-                return;
-            };
-            let chunk: Vec<Arc<Outbox>> = chunk.values().cloned().collect();
-            drop(live);
-            if chunk.is_empty() {
-                return;
-            }
-            from += chunk.len();
-            for outbox in &chunk {
-                if let Swept::Stalled(lost) = outbox.sweep(now, times) {
-                    self.note_slow(outbox, lost);
-                }
-            }
-        }
+        tracing::warn!(%socket, %user, dropped = lost, "slow consumer closed with 1013: if many are, send less or \
+            raise Builder::outbox");
     }
 
     /// Delivers here, then publishes once for all other nodes. Returns the sockets here and, where it
@@ -328,7 +254,7 @@ impl Node {
         let nodes = match envelope {
             None => 0,
             Some(envelope) => self.bus.publish(topics, envelope).await.map_err(|error| {
-                self.counters.bus_publish_failures.fetch_add(1, Relaxed);
+                self.counters.note_failed_publish(error.maybe_sent);
                 SendError {
                     local,
                     kind: SendErrorKind::Bus(error),
@@ -438,31 +364,6 @@ async fn in_chunks(members: &[Arc<Outbox>], serve: impl Fn(&Arc<Outbox>) -> bool
         served += chunk.iter().filter(|outbox| serve(outbox)).count();
     }
     served
-}
-
-/// Sweeps as long as the node lives.
-async fn sweep(node: Weak<Node>) {
-    let Some(config) = node.upgrade().map(|node| node.config.clone()) else {
-        return;
-    };
-    let Config {
-        ping_interval,
-        pong_timeout,
-        write_timeout,
-        ..
-    } = config;
-    let times = HeartbeatTimes {
-        ping_interval,
-        pong_timeout,
-        write_timeout,
-    };
-    loop {
-        sleep(times.tick()).await;
-        let Some(node) = node.upgrade() else { return };
-        if catch_unwind(AssertUnwindSafe(|| node.sweep(&times))).is_err() {
-            tracing::error!("the sweeper panicked and goes on");
-        }
-    }
 }
 
 fn restarting() -> Close {

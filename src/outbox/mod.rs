@@ -11,6 +11,7 @@ use std::fmt;
 use std::io::{self, ErrorKind, IoSlice};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::net::tcp::OwnedWriteHalf;
@@ -345,9 +346,13 @@ impl Outbox {
 
     // The sweeper ----------------------------------------------------------------------------------
 
-    /// Does what time demands: pings, gives up the silent and the stalled, ends what has expired.
-    pub(crate) fn sweep(&self, now: Instant, times: &HeartbeatTimes) -> Swept {
+    /// Does what time demands: pings, gives up the silent and the stalled, ends what has expired. Time in
+    /// which the process slept is demanded of nobody; an identity expires all the same.
+    pub(crate) fn sweep(&self, now: Instant, slept: Duration, times: &HeartbeatTimes) -> Swept {
         let mut state = self.state.lock();
+        if !slept.is_zero() {
+            state.excuse(slept, now);
+        }
         if let Some(end) = &state.end {
             if end.deadline <= now {
                 state.killed = true;
@@ -656,7 +661,7 @@ mod tests {
 
     #[test]
     fn time_ends_the_silent_the_stalled_the_expired_and_the_endless() {
-        let seconds = std::time::Duration::from_secs;
+        let seconds = Duration::from_secs;
         let times = HeartbeatTimes {
             ping_interval: seconds(25),
             pong_timeout: seconds(20),
@@ -666,9 +671,12 @@ mod tests {
         let start = Instant::now();
 
         let silent = outbox();
-        assert_eq!(silent.sweep(start + seconds(30), &times), Swept::Fine);
+        assert_eq!(
+            silent.sweep(start + seconds(30), Duration::ZERO, &times),
+            Swept::Fine
+        );
         assert_eq!(written(&silent), Frame::ping().as_bytes());
-        silent.sweep(start + seconds(51), &times);
+        silent.sweep(start + seconds(51), Duration::ZERO, &times);
         assert_eq!(
             (ended(&silent), silent.phase()),
             (Some(1006), Phase::Killed)
@@ -677,7 +685,7 @@ mod tests {
         let busy_handler = outbox();
         busy_handler.pause(true);
         for (second, expected) in [(30, true), (51, false), (80, true)] {
-            busy_handler.sweep(start + seconds(second), &times);
+            busy_handler.sweep(start + seconds(second), Duration::ZERO, &times);
             let pinged = written(&busy_handler) == Frame::ping().as_bytes();
             assert_eq!(
                 (pinged, ended(&busy_handler)),
@@ -694,10 +702,10 @@ mod tests {
                 .poll_write(&mut cx, |_, _| Poll::Pending)
                 .is_pending()
         );
-        stalled.sweep(start + seconds(9), &times);
+        stalled.sweep(start + seconds(9), Duration::ZERO, &times);
         assert_eq!(ended(&stalled), None);
         assert_eq!(
-            stalled.sweep(start + seconds(11), &times),
+            stalled.sweep(start + seconds(11), Duration::ZERO, &times),
             Swept::Stalled(1)
         );
         assert_eq!(
@@ -713,15 +721,62 @@ mod tests {
             "a".into(),
             Some(start + seconds(2)),
         );
-        expiring.sweep(start + seconds(1), &times);
+        expiring.sweep(start + seconds(1), Duration::ZERO, &times);
         assert_eq!(ended(&expiring), None);
-        expiring.sweep(start + seconds(3), &times);
+        expiring.sweep(start + seconds(3), Duration::ZERO, &times);
         assert_eq!(
             (ended(&expiring), expiring.phase()),
             (Some(4401), Phase::Closing)
         );
-        expiring.sweep(Instant::now() + CLOSING, &times);
+        expiring.sweep(Instant::now() + CLOSING, Duration::ZERO, &times);
         assert_eq!(expiring.phase(), Phase::Killed);
+    }
+
+    #[test]
+    fn a_process_that_slept_gives_nobody_up_for_it() {
+        let seconds = Duration::from_secs;
+        let times = HeartbeatTimes {
+            ping_interval: seconds(25),
+            pong_timeout: seconds(20),
+            write_timeout: seconds(10),
+        };
+        let start = Instant::now();
+        let woken = start + seconds(1000);
+        let slept = seconds(995);
+        let blocked = |outbox: &Outbox| {
+            let mut cx = Context::from_waker(Waker::noop());
+            outbox
+                .poll_write(&mut cx, |_, _| Poll::Pending)
+                .is_pending()
+        };
+
+        let pinged = outbox();
+        pinged.sweep(start + seconds(30), Duration::ZERO, &times);
+        let stalled = outbox();
+        stalled.send(&Frame::text("x"), &limits(9, 99, SlowConsumer::Close));
+        assert!(blocked(&stalled));
+        let closing = outbox();
+        closing.close(Close::new(4000, ""));
+        assert!(blocked(&closing));
+        let expiring = Outbox::new(pinged.id, "a".into(), Some(start + seconds(2)));
+
+        for outbox in [&pinged, &stalled, &closing, &expiring] {
+            assert_eq!(outbox.sweep(woken, slept, &times), Swept::Fine);
+        }
+        assert_eq!(pinged.close_reason(), None);
+        assert_eq!(stalled.close_reason(), None);
+        assert_eq!(closing.phase(), Phase::Closing);
+        assert_eq!(
+            expiring.close_reason().map(|close| close.code),
+            Some(Close::EXPIRED),
+            "an identity is no better for it"
+        );
+
+        // Their time goes on where it stood.
+        for outbox in [&pinged, &stalled, &closing] {
+            outbox.sweep(woken + seconds(21), Duration::ZERO, &times);
+            assert_eq!(outbox.phase(), Phase::Killed);
+        }
     }
 
     /// One thing that happens to an outbox.

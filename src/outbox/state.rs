@@ -2,6 +2,7 @@
 
 use std::io::{self, IoSlice};
 use std::task::Waker;
+use std::time::Duration;
 
 use tokio::net::tcp::OwnedWriteHalf;
 use tokio::time::Instant;
@@ -9,7 +10,7 @@ use tokio::time::Instant;
 use super::queue::{OutboxLimits, Queue, SlowConsumer};
 use crate::close::Close;
 use crate::config::CLOSING;
-use crate::heartbeat::Heartbeat;
+use crate::heartbeat::{Heartbeat, excused};
 use crate::ws::frame::Frame;
 
 /// How a socket ends, and when that must be over.
@@ -126,6 +127,15 @@ impl State {
             close,
             deadline: Instant::now() + CLOSING,
         }));
+    }
+
+    /// The process slept: nobody could have done anything in that time.
+    pub(super) fn excuse(&mut self, slept: Duration, now: Instant) {
+        self.heartbeat.excuse(slept, now);
+        self.stalled = self.stalled.map(|since| excused(since, slept, now));
+        if let Some(end) = &mut self.end {
+            end.deadline = excused(end.deadline, slept, now + CLOSING);
+        }
     }
 
     pub(super) fn wake_all(&mut self) {

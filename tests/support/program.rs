@@ -7,7 +7,7 @@ use super::{soon, until};
 
 /// A running program, killed without warning with its value.
 #[derive(Debug)]
-pub struct Program(Child);
+pub struct Program(pub Child);
 
 impl Drop for Program {
     fn drop(&mut self) {
@@ -53,7 +53,7 @@ pub async fn worker(redis_url: &str, trusted: Option<&Path>) -> Output {
 }
 
 /// An example that `cargo test` has built.
-fn example(name: &str) -> Command {
+pub fn example(name: &str) -> Command {
     let tests = std::env::current_exe().expect("this test is a program");
     let target = tests
         .ancestors()

@@ -1,7 +1,8 @@
-//! A TCP link that can be cut or swallowed.
+//! A TCP link that can be swallowed, or led to another server.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering::SeqCst};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -16,14 +17,17 @@ enum Mode {
     BlackHole,
     /// Links end, new ones too.
     Cut,
-    /// Only answers vanish.
+    /// Only answers vanish …
     Deaf,
+    /// … or only those of links that have subscribed, and what these say.
+    DeafSubscribers,
 }
 
 #[derive(Debug)]
 pub struct Proxy {
     pub addr: SocketAddr,
     mode: Arc<watch::Sender<Mode>>,
+    target: Arc<AtomicU16>,
     accepting: JoinHandle<()>,
 }
 
@@ -37,10 +41,11 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let addr = listener.local_addr().expect("it is bound");
         let mode = Arc::new(watch::Sender::new(Mode::Forward));
-        let modes = mode.clone();
+        let target = Arc::new(AtomicU16::new(port));
+        let (modes, targets) = (mode.clone(), target.clone());
         let accepting = tokio::spawn(async move {
             while let Ok((from, _)) = listener.accept().await {
-                let mode = modes.subscribe();
+                let (mode, port) = (modes.subscribe(), targets.load(SeqCst));
                 tokio::spawn(async move {
                     let answers = mode.clone();
                     let Ok(to) = TcpStream::connect(("127.0.0.1", port)).await else {
@@ -48,13 +53,22 @@ impl Proxy {
                     };
                     let ((from_read, from_write), (to_read, to_write)) =
                         (from.into_split(), to.into_split());
+                    let subscribed = AtomicBool::new(false);
                     tokio::join!(
-                        pump(from_read, to_write, mode, &[Mode::BlackHole], delay),
+                        pump(
+                            from_read,
+                            to_write,
+                            mode,
+                            &[Mode::BlackHole],
+                            &subscribed,
+                            delay
+                        ),
                         pump(
                             to_read,
                             from_write,
                             answers,
                             &[Mode::BlackHole, Mode::Deaf],
+                            &subscribed,
                             delay
                         )
                     );
@@ -64,6 +78,7 @@ impl Proxy {
         Self {
             addr,
             mode,
+            target,
             accepting,
         }
     }
@@ -87,6 +102,16 @@ impl Proxy {
         self.mode.send_replace(Mode::Deaf);
     }
 
+    /// From now on links that subscribe carry nothing and do not end, old ones and new ones. Others work.
+    pub fn deafen_subscribers(&self) {
+        self.mode.send_replace(Mode::DeafSubscribers);
+    }
+
+    /// Leads new links to another server, as a name that is resolved anew; old ones stay where they are.
+    pub fn lead_to(&self, port: u16) {
+        self.target.store(port, SeqCst);
+    }
+
     /// New links work again; what was swallowed is gone, and old links stay dead.
     pub fn heal(&self) {
         self.mode.send_replace(Mode::Forward);
@@ -104,15 +129,20 @@ async fn pump(
     mut to: tokio::net::tcp::OwnedWriteHalf,
     mut mode: watch::Receiver<Mode>,
     swallow: &[Mode],
+    subscribed: &AtomicBool,
     delay: Duration,
 ) {
+    let is_faulty = |mode: &Mode| match mode {
+        Mode::Cut => true,
+        Mode::DeafSubscribers => subscribed.load(SeqCst),
+        mode => swallow.contains(mode),
+    };
     let mut buffer = vec![0; 64 * 1024];
     loop {
         let count = tokio::select! {
             biased;
             fault = async {
-                let faulty = |mode: &Mode| *mode == Mode::Cut || swallow.contains(mode);
-                mode.wait_for(faulty).await.map_or(Mode::Cut, |mode| *mode)
+                mode.wait_for(is_faulty).await.map_or(Mode::Cut, |mode| *mode)
             } => {
                 if fault != Mode::Cut {
                     // Holds both ends open and does nothing with them, until they are cut.
@@ -124,6 +154,12 @@ async fn pump(
         };
         if delay > Duration::ZERO {
             tokio::time::sleep(delay).await;
+        }
+        if buffer[..count]
+            .windows(11)
+            .any(|bytes| bytes == b"SUBSCRIBE\r\n")
+        {
+            subscribed.store(true, SeqCst);
         }
         if count == 0 || to.write_all(&buffer[..count]).await.is_err() {
             return;

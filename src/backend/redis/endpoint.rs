@@ -26,6 +26,9 @@ const KEEPALIVE: Duration = Duration::from_secs(5);
 #[cfg(target_os = "linux")]
 const USER_TIMEOUT: Duration = Duration::from_secs(6);
 
+/// Asks Redis who it is, its role among others: a question that needs no permission.
+pub(crate) const HELLO: &[u8] = b"*1\r\n$5\r\nHELLO\r\n";
+
 /// A Redis server and who we are to it.
 pub(crate) struct Endpoint {
     addr: Addr,

@@ -1,18 +1,20 @@
 //! The bus over Redis pub/sub: one connection that listens, one that publishes, and a small pool for
 //! questions.
 
+mod advice;
 mod endpoint;
 mod links;
 mod pipeline;
 mod probe;
 mod publisher;
 mod resp;
+mod session;
 mod subscriber;
 mod subscriptions;
 
 use std::error::Error as _;
 use std::panic::AssertUnwindSafe;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Once, Weak};
 use std::time::Duration;
 
 use bb8_redis::bb8::{Pool, RunError};
@@ -26,6 +28,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::advice::Advice;
 pub(crate) use self::endpoint::Endpoint;
 use self::links::Links;
 use self::publisher::{PublishQueue, Publisher};
@@ -45,6 +48,7 @@ const RESTART: Duration = Duration::from_millis(100);
 pub(crate) struct RedisBus {
     node: NodeId,
     endpoint: Arc<Endpoint>,
+    advice: Arc<Advice>,
     settings: BusSettings,
     table: Arc<Table>,
     publisher: Arc<Publisher>,
@@ -63,13 +67,17 @@ impl RedisBus {
             .connection_timeout(settings.publish_timeout)
             .retry_connection(false)
             .build_unchecked(links);
-        let (publisher, queue) = Publisher::new(endpoint.clone(), settings.publish_timeout);
+        let user = endpoint.login().username();
+        let advice = Arc::new(Advice::new(user, &settings.namespace));
+        let (publisher, queue) =
+            Publisher::new(endpoint.clone(), advice.clone(), settings.publish_timeout);
         let table = Arc::new(Table::new(settings.linger));
         // The probe comes back on it: wanted from the first connection to the last.
         table.change(|table| table.want(&Topic::node(node)));
         Self {
             node,
             endpoint,
+            advice,
             table,
             settings,
             publisher: Arc::new(publisher),
@@ -78,6 +86,18 @@ impl RedisBus {
             tasks: TaskTracker::new(),
             ended: CancellationToken::new(),
         }
+    }
+}
+
+impl RedisBus {
+    /// A failure in Redis' own words, and what to do about it where that is known.
+    fn explain(&self, error: &RedisError) -> Arc<str> {
+        let words = match (error.kind(), error.code(), error.detail()) {
+            (_, Some(code), Some(detail)) => format!("{code} {detail}"),
+            (ErrorKind::Io, ..) => io_words(error),
+            _ => error.to_string(),
+        };
+        self.advice.on(&words)
     }
 }
 
@@ -93,11 +113,13 @@ impl Bus for RedisBus {
             }));
         let subscriber = Subscriber {
             endpoint: self.endpoint.clone(),
+            advice: self.advice.clone(),
             node: self.node,
             settings: self.settings.clone(),
             table: self.table.clone(),
             publisher: self.publisher.clone(),
             listener,
+            told_no_role: Once::new(),
         };
         let ended = self.ended.clone();
         self.tasks
@@ -147,16 +169,20 @@ impl Bus for RedisBus {
         async move {
             let mut link = match self.questions.get().await {
                 Ok(link) => link,
-                Err(RunError::User(error)) => return Err(explain(&error)),
+                Err(RunError::User(error)) => return Err(self.explain(&error)),
                 Err(RunError::TimedOut) => {
                     return Err("redis accepted no connection in time".into());
                 }
             };
             link.subscribers(&channels)
                 .await
-                .map_err(|error| explain(&error))
+                .map_err(|error| self.explain(&error))
         }
         .boxed()
+    }
+
+    fn queued(&self) -> usize {
+        self.publisher.queued()
     }
 
     fn stop(&self) -> BoxFuture<'_, ()> {
@@ -183,39 +209,17 @@ async fn supervise<T>(
         match ended.run_until_cancelled(guarded).await {
             None | Some(Ok(())) => return,
             Some(Err(_)) => {
-                tracing::error!(task = name, "a task of the bus panicked and begins again")
+                tracing::error!(
+                    task = name,
+                    "a task of the bus panicked and begins again: please report it"
+                )
             }
         }
         tokio::time::sleep(RESTART).await;
     }
 }
 
-/// A failure in Redis' own words, and what to do about it where that is known.
-fn explain(error: &RedisError) -> Arc<str> {
-    let words = match (error.kind(), error.code(), error.detail()) {
-        (_, Some(code), Some(detail)) => format!("{code} {detail}"),
-        (ErrorKind::Io, ..) => io_words(error),
-        _ => error.to_string(),
-    };
-    with_advice(&words)
-}
-
 fn io_words(error: &RedisError) -> String {
     let source = error.source().map(ToString::to_string);
     source.unwrap_or_else(|| error.to_string())
-}
-
-/// Appends what to do about an answer of Redis, where that is known.
-fn with_advice(words: &str) -> Arc<str> {
-    let code = words.split(' ').next().unwrap_or_default();
-    let advice = match code {
-        "NOPERM" => {
-            "grant the node's user: resetchannels &<namespace>:* +subscribe +unsubscribe +publish +pubsub"
-        }
-        "NOAUTH" => "put the password into the URL: redis://:password@host",
-        "WRONGPASS" => "check user name and password in the URL",
-        "READONLY" => "this Redis is a replica: point the URL to the primary",
-        _ => return words.into(),
-    };
-    format!("{words} ({advice})").into()
 }

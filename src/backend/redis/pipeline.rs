@@ -8,12 +8,28 @@ use bytes::{BufMut, BytesMut};
 use futures::FutureExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::endpoint::{Endpoint, Stream};
+use super::advice::{Advice, REPLICA, is_replica, tells_no_role};
+use super::endpoint::{Endpoint, HELLO, Stream};
 use super::resp::{Reader, Reply};
-use super::with_advice;
 
 /// What Redis says to one PUBLISH: how many received it, or why it was refused.
 pub(crate) type Counted = Result<usize, Arc<str>>;
+
+/// Why a connection is of no use, or no longer.
+#[derive(Debug)]
+pub(crate) struct Unusable {
+    pub(crate) on_replica: bool,
+    pub(crate) reason: Arc<str>,
+}
+
+impl<T: Into<Arc<str>>> From<T> for Unusable {
+    fn from(reason: T) -> Self {
+        Self {
+            on_replica: false,
+            reason: reason.into(),
+        }
+    }
+}
 
 /// Memory that is kept between batches.
 const KEPT: usize = 256 * 1024;
@@ -22,12 +38,16 @@ pub(crate) struct Pipeline {
     stream: Pin<Box<dyn Stream>>,
     reader: Reader,
     output: BytesMut,
+    advice: Arc<Advice>,
     /// Replies that are still to come.
     owed: usize,
+    /// The first of them says whether this is a replica.
+    asked: bool,
 }
 
 impl Pipeline {
-    pub(crate) async fn open(endpoint: &Endpoint) -> Result<Self, Arc<str>> {
+    /// Logs in, and makes sure that this is no replica.
+    pub(crate) async fn open(endpoint: &Endpoint, advice: &Arc<Advice>) -> Result<Self, Unusable> {
         let stream = endpoint
             .connect()
             .await
@@ -36,7 +56,9 @@ impl Pipeline {
             stream,
             reader: Reader::new(KEPT),
             output: BytesMut::new(),
+            advice: advice.clone(),
             owed: 0,
+            asked: false,
         };
         if let Some(auth) = endpoint.auth() {
             pipeline.output.extend_from_slice(&auth);
@@ -45,6 +67,8 @@ impl Pipeline {
             pipeline.exchange(&mut replies).await?;
             replies.into_iter().collect::<Result<Vec<_>, _>>()?;
         }
+        pipeline.ask_role();
+        pipeline.exchange(&mut Vec::new()).await?;
         Ok(pipeline)
     }
 
@@ -57,6 +81,14 @@ impl Pipeline {
             .is_none()
     }
 
+    /// Makes the next [`exchange`](Self::exchange) fail if this is a replica by now. To be called before
+    /// anything is added to it.
+    pub(crate) fn ask_role(&mut self) {
+        self.output.put_slice(HELLO);
+        self.owed += 1;
+        self.asked = true;
+    }
+
     /// Adds a PUBLISH to what [`exchange`](Self::exchange) writes.
     pub(crate) fn add(&mut self, channel: &str, envelope: &[u8]) {
         self.output.put_slice(b"*3\r\n$7\r\nPUBLISH\r\n");
@@ -67,7 +99,7 @@ impl Pipeline {
 
     /// Writes what was added and reads the replies in its order. After an error, or cancelled, the
     /// connection is useless.
-    pub(crate) async fn exchange(&mut self, replies: &mut Vec<Counted>) -> Result<(), Arc<str>> {
+    pub(crate) async fn exchange(&mut self, replies: &mut Vec<Counted>) -> Result<(), Unusable> {
         let written = self.stream.write_all(&self.output).await;
         self.output.clear();
         if self.output.capacity() > KEPT {
@@ -79,6 +111,7 @@ impl Pipeline {
             .await
             .map_err(|error| error.to_string())?;
         let owed = std::mem::take(&mut self.owed);
+        let mut on_replica = false;
         while replies.len() < owed {
             match self.stream.read_buf(self.reader.space()).await {
                 Ok(0) => return Err("redis closed the connection".into()),
@@ -88,11 +121,25 @@ impl Pipeline {
             let read = self.reader.read(|reply| {
                 replies.push(match reply {
                     Reply::Integer(received) => Ok(received),
-                    Reply::Error(words) => Err(with_advice(&String::from_utf8_lossy(words))),
+                    Reply::Error(words) => Err(self.advice.on(&String::from_utf8_lossy(words))),
+                    Reply::Hello { role } => {
+                        on_replica |= role.is_some_and(is_replica);
+                        Ok(0)
+                    }
                     _ => Ok(0),
                 });
             });
             read.map_err(|_| "redis broke its own protocol")?;
+        }
+        if std::mem::take(&mut self.asked)
+            && let Err(words) = replies.remove(0)
+            && !tells_no_role(&words)
+        {
+            return Err(words.into());
+        }
+        if on_replica {
+            let reason = REPLICA.into();
+            return Err(Unusable { on_replica, reason });
         }
         Ok(())
     }

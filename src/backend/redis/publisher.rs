@@ -10,12 +10,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::Either;
 use futures::{FutureExt, TryFutureExt};
-use smallvec::SmallVec;
+use smallvec::{SmallVec, smallvec};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 
+use super::advice::Advice;
 use super::endpoint::Endpoint;
-use super::pipeline::{Counted, Pipeline};
+use super::pipeline::{Counted, Pipeline, Unusable};
 use crate::error::PublishError;
 
 /// Most publications in one pipeline.
@@ -40,12 +41,15 @@ pub(crate) struct Publisher {
 pub(crate) struct PublishQueue {
     waiting: mpsc::UnboundedReceiver<Publication>,
     endpoint: Arc<Endpoint>,
+    advice: Arc<Advice>,
 }
 
 #[derive(Debug)]
 struct Publication {
     channels: SmallVec<[String; 1]>,
     envelope: Bytes,
+    /// It wants to know whether it went to a replica.
+    is_probe: bool,
     deadline: Instant,
     reply: oneshot::Sender<Published>,
     /// Given back with the reply.
@@ -55,7 +59,11 @@ struct Publication {
 type Published = Result<usize, PublishError>;
 
 impl Publisher {
-    pub(crate) fn new(endpoint: Arc<Endpoint>, deadline: Duration) -> (Self, PublishQueue) {
+    pub(crate) fn new(
+        endpoint: Arc<Endpoint>,
+        advice: Arc<Advice>,
+        deadline: Duration,
+    ) -> (Self, PublishQueue) {
         let (queue, waiting) = mpsc::unbounded_channel();
         let room = Arc::new(Semaphore::new(QUEUE));
         (
@@ -64,7 +72,11 @@ impl Publisher {
                 room,
                 deadline,
             },
-            PublishQueue { waiting, endpoint },
+            PublishQueue {
+                waiting,
+                endpoint,
+                advice,
+            },
         )
     }
 
@@ -75,12 +87,36 @@ impl Publisher {
         channels: SmallVec<[String; 1]>,
         envelope: Bytes,
     ) -> impl Future<Output = Result<usize, PublishError>> + Send + use<> {
+        self.enqueue(channels, envelope, false)
+    }
+
+    /// Publishes on one channel, and fails if that was on a replica.
+    pub(crate) fn probe(
+        &self,
+        channel: String,
+        envelope: Bytes,
+    ) -> impl Future<Output = Result<usize, PublishError>> + Send + use<> {
+        self.enqueue(smallvec![channel], envelope, true)
+    }
+
+    /// Publications that wait for Redis, in units of [`UNIT`] bytes.
+    pub(crate) fn queued(&self) -> usize {
+        QUEUE - self.room.available_permits()
+    }
+
+    fn enqueue(
+        &self,
+        channels: SmallVec<[String; 1]>,
+        envelope: Bytes,
+        is_probe: bool,
+    ) -> impl Future<Output = Result<usize, PublishError>> + Send + use<> {
         let deadline = Instant::now() + self.deadline;
         let units = (channels.len() * (1 + envelope.len() / UNIT)).min(QUEUE) as u32;
         let (reply, answer) = oneshot::channel();
         let publication = move |room| Publication {
             channels,
             envelope,
+            is_probe,
             deadline,
             reply,
             room,
@@ -127,7 +163,7 @@ impl PublishQueue {
     /// Publishes until every [`Publisher`] is gone. Nothing waits longer than its own deadline.
     pub(crate) async fn run(&mut self) {
         let mut pipeline: Option<Pipeline> = None;
-        let mut failed: Option<(Instant, Arc<str>)> = None;
+        let mut failed: Option<(Instant, PublishError)> = None;
         let mut batch = Vec::with_capacity(BATCH);
         let mut replies = Vec::with_capacity(BATCH);
         while self.waiting.recv_many(&mut batch, BATCH).await > 0 {
@@ -141,23 +177,28 @@ impl PublishQueue {
             let deadline = first.deadline;
 
             if !pipeline.as_mut().is_some_and(Pipeline::is_alive) {
-                if let Some((_, reason)) = failed.as_ref().filter(|(until, _)| now < *until) {
-                    fail(batch.drain(..), &PublishError::not_sent(reason.clone()));
+                if let Some((_, error)) = failed.as_ref().filter(|(until, _)| now < *until) {
+                    fail(batch.drain(..), error);
                     continue;
                 }
-                let opening = timeout_at(deadline, Pipeline::open(&self.endpoint)).await;
-                match opening
+                let opening = Pipeline::open(&self.endpoint, &self.advice);
+                let opened = timeout_at(deadline, opening).await;
+                match opened
                     .unwrap_or_else(|_| Err("redis did not accept a connection in time".into()))
                 {
                     Ok(opened) => pipeline = Some(opened),
-                    Err(reason) => {
-                        fail(batch.drain(..), &PublishError::not_sent(reason.clone()));
-                        failed = Some((Instant::now() + PAUSE, reason));
+                    Err(unusable) => {
+                        let error = unusable.into_error(false);
+                        fail(batch.drain(..), &error);
+                        failed = Some((Instant::now() + PAUSE, error));
                         continue;
                     }
                 }
             }
             let Some(open) = &mut pipeline else { continue };
+            if batch.iter().any(|publication| publication.is_probe) {
+                open.ask_role();
+            }
             for publication in &batch {
                 for channel in &publication.channels {
                     open.add(channel, &publication.envelope);
@@ -166,12 +207,23 @@ impl PublishQueue {
             let publishing = timeout_at(deadline, open.exchange(&mut replies)).await;
             match publishing.unwrap_or_else(|_| Err("redis did not answer in time".into())) {
                 Ok(()) => answer(batch.drain(..), replies.drain(..)),
-                Err(reason) => {
-                    fail(batch.drain(..), &PublishError::maybe_sent(reason));
+                Err(unusable) => {
+                    fail(batch.drain(..), &unusable.into_error(true));
                     replies.clear();
                     pipeline = None;
                 }
             }
+        }
+    }
+}
+
+impl Unusable {
+    fn into_error(self, maybe_sent: bool) -> PublishError {
+        let Self { on_replica, reason } = self;
+        PublishError {
+            maybe_sent,
+            on_replica,
+            reason,
         }
     }
 }
@@ -194,6 +246,7 @@ fn answer(batch: impl Iterator<Item = Publication>, mut replies: impl Iterator<I
                 // Redis refuses a command whole, but an earlier one of a union may have gone out.
                 (Ok(nodes), Err(reason)) => Err(PublishError {
                     maybe_sent: nodes > 0,
+                    on_replica: false,
                     reason,
                 }),
                 (failed, _) => failed,

@@ -19,6 +19,10 @@ pub(crate) enum Reply<'a> {
     Answered {
         channel: &'a [u8],
     },
+    /// The answer to HELLO; the role is absent where Redis does not tell it.
+    Hello {
+        role: Option<&'a [u8]>,
+    },
     Error(&'a [u8]),
     Integer(usize),
     /// Anything else: OK, PONG.
@@ -43,6 +47,10 @@ const CHUNK: usize = 64 * 1024;
 const MAX_LINE: usize = 4 * 1024;
 /// Longest channel name: a namespace, a kind and an encoded id.
 const MAX_NAME: usize = 1024;
+/// Most elements of a HELLO, and of what is in it: the modules of the server.
+const MAX_FIELDS: usize = 1024;
+/// The list of modules, a module, its arguments.
+const MAX_DEPTH: usize = 3;
 
 impl Reader {
     /// `limit` is the size of the largest message that is wanted, in bytes.
@@ -169,6 +177,52 @@ impl<'a> Cursor<'a> {
                 None => Ok(None),
             },
             (b"pong", 2) => Ok(Some(Reply::Other)),
+            (b"server", 4..=MAX_FIELDS) if elements.is_multiple_of(2) => {
+                self.hello(elements / 2 - 1)
+            }
+            _ => Err(Broken),
+        }
+    }
+
+    /// The fields of a HELLO after its first.
+    fn hello(&mut self, fields: usize) -> Result<Option<Reply<'a>>, Broken> {
+        let mut role = None;
+        for _ in 0..fields {
+            let Some(name) = self.bulk(MAX_NAME)? else {
+                return Ok(None);
+            };
+            let start = self.at;
+            if self.value(MAX_DEPTH)?.is_none() {
+                return Ok(None);
+            }
+            if name == b"role" {
+                self.at = start;
+                role = self.bulk(MAX_NAME)?;
+            }
+        }
+        Ok(Some(Reply::Hello { role }))
+    }
+
+    /// Skips a value of any kind.
+    fn value(&mut self, depth: usize) -> Result<Option<()>, Broken> {
+        let Some((kind, line)) = self.line()? else {
+            return Ok(None);
+        };
+        match kind {
+            b'$' => Ok(self.text(line, MAX_LINE)?.map(|_| ())),
+            b'*' if depth > 0 => {
+                let elements = number(line)?;
+                if elements > MAX_FIELDS {
+                    return Err(Broken);
+                }
+                for _ in 0..elements {
+                    if self.value(depth - 1)?.is_none() {
+                        return Ok(None);
+                    }
+                }
+                Ok(Some(()))
+            }
+            b':' | b'+' | b'_' | b'#' => Ok(Some(())),
             _ => Err(Broken),
         }
     }
@@ -237,6 +291,7 @@ mod tests {
                     }
                     Reply::Answered { channel } => format!("answered {}", channel.escape_ascii()),
                     Reply::Error(text) => format!("error {}", text.escape_ascii()),
+                    Reply::Hello { role: Some(role) } => format!("role {}", role.escape_ascii()),
                     other => format!("{other:?}"),
                 });
             })?;
@@ -251,6 +306,10 @@ mod tests {
         input.extend(message("n:u", b""));
         input.extend(message("n:u", &[b'x'; 300]));
         input.extend(b"*2\r\n$4\r\npong\r\n$0\r\n\r\n-NOPERM no\r\n");
+        input.extend(b"*8\r\n$6\r\nserver\r\n$5\r\nredis\r\n$5\r\nproto\r\n:2\r\n");
+        input.extend(b"$4\r\nrole\r\n$7\r\nreplica\r\n$7\r\nmodules\r\n*1\r\n*2\r\n");
+        input.extend(b"$4\r\nargs\r\n*1\r\n$1\r\nx\r\n");
+        input.extend(b"*4\r\n$6\r\nserver\r\n$5\r\nredis\r\n$5\r\nproto\r\n:2\r\n");
         input.extend(b">3\r\n$11\r\nunsubscribe\r\n$3\r\nn:u\r\n:0\r\n");
         let said = vec![
             "Other",
@@ -260,6 +319,8 @@ mod tests {
             "Oversized",
             "Other",
             "error NOPERM no",
+            "role replica",
+            "Hello { role: None }",
             "answered n:u",
         ];
         (input, said)
@@ -267,7 +328,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_split_of_the_stream_says_the_same(mut cuts in proptest::collection::vec(0usize..500, 0..12)) {
+        fn any_split_of_the_stream_says_the_same(mut cuts in proptest::collection::vec(0usize..700, 0..12)) {
             let (input, expected) = conversation();
             cuts.retain(|cut| *cut < input.len());
             cuts.sort_unstable();
@@ -311,6 +372,8 @@ mod tests {
             "*3\r\n$7\r\nmessage\r\n$99999\r\n",
             "$-5\r\n",
             "*2\r\n$3\r\nfoo\r\n$3\r\nbar\r\n",
+            "*4\r\n$6\r\nserver\r\n$5\r\nredis\r\n$1\r\nx\r\n*9999\r\n",
+            "*4\r\n$6\r\nserver\r\n$5\r\nredis\r\n$1\r\nx\r\n*1\r\n*1\r\n*1\r\n*1\r\n:1\r\n",
             "\r\n",
             "$18446744073709551615\r\n",
         ] {

@@ -1,36 +1,26 @@
 //! The listening side: one connection under endless supervision, messages handed on as they are read.
 
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Once, Weak};
 use std::time::Duration;
 
-use bytes::{Buf, Bytes, BytesMut};
-use futures::FutureExt;
-use futures::future::BoxFuture;
+use bytes::Buf;
 use parking_lot::Mutex;
-use smallvec::smallvec;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Notify;
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
+use super::advice::Advice;
 use super::endpoint::Endpoint;
-use super::probe::{Probe, Verdict};
 use super::publisher::Publisher;
-use super::resp::{Broken, Reader, Reply};
-use super::subscriptions::{Step, Subscriptions};
-use super::with_advice;
+use super::resp::Reader;
+use super::session::{SILENCE, Session};
+use super::subscriptions::Subscriptions;
 use crate::backend::{BusSettings, Listener};
-use crate::error::PublishError;
 use crate::id::NodeId;
-use crate::scope::Scope;
 use crate::topic::Topic;
-use crate::wire::{self, Action, MAX_ENVELOPE};
+use crate::wire::MAX_ENVELOPE;
 
-/// Topics in one SUBSCRIBE: 100,000 take 0.18 s in batches of 1,000 and 8 s one by one; all in one
-/// command would get the connection killed.
-const BATCH: usize = 1000;
-/// How long Redis may say nothing while answers are owed.
-const SILENCE: Duration = Duration::from_secs(5);
 /// Reconnecting: the first pause, doubled each time up to the longest, and a random part of it
 /// taken, so that a fleet of nodes does not return in one moment.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -39,7 +29,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// The subscriptions, shared by those who want and the task that subscribes.
 #[derive(Debug)]
 pub(crate) struct Table {
-    subscriptions: Mutex<Subscriptions>,
+    pub(super) subscriptions: Mutex<Subscriptions>,
     changed: Notify,
     doubted: Notify,
 }
@@ -90,11 +80,14 @@ impl Drop for Connected<'_> {
 #[derive(Debug)]
 pub(crate) struct Subscriber {
     pub(crate) endpoint: Arc<Endpoint>,
+    pub(crate) advice: Arc<Advice>,
     pub(crate) node: NodeId,
     pub(crate) settings: BusSettings,
     pub(crate) table: Arc<Table>,
     pub(crate) publisher: Arc<Publisher>,
     pub(crate) listener: Weak<dyn Listener>,
+    /// Said once that Redis does not tell its role.
+    pub(crate) told_no_role: Once,
 }
 
 impl Subscriber {
@@ -120,22 +113,20 @@ impl Subscriber {
         let (mut read, mut write) = tokio::io::split(stream);
         let _connected = Connected::new(&self.table);
         let mut session = Session::new(self, failures);
+        let mut reader = Reader::new(MAX_ENVELOPE);
         loop {
             let wake = match session.advance(Instant::now()) {
                 Ok(wake) => wake,
                 Err(reason) => return reason,
             };
             let Session {
-                reader,
-                output,
-                publishing,
-                ..
+                output, publishing, ..
             } = &mut session;
             tokio::select! {
                 count = read.read_buf(reader.space()) => match count {
                     Ok(0) => return "redis closed the connection".into(),
                     Ok(_) => {
-                        let read = session.read();
+                        let read = session.read(&mut reader);
                         self.settle().await;
                         if let Err(reason) = read { return reason }
                     }
@@ -146,10 +137,10 @@ impl Subscriber {
                     Err(error) => return error.to_string().into(),
                 },
                 published = async { publishing.as_mut().expect("checked").await }, if publishing.is_some() => {
-                    session.published(published);
+                    if let Err(reason) = session.published(published) { return reason }
                 }
                 () = self.table.changed.notified() => {}
-                () = self.table.doubted.notified() => session.probe.hurry(Instant::now()),
+                () = self.table.doubted.notified() => session.hurry(),
                 () = sleep_until(wake) => {}
             }
         }
@@ -166,177 +157,9 @@ impl Subscriber {
         }
     }
 
-    fn tell(&self, what: impl FnOnce(&dyn Listener)) {
+    pub(super) fn tell(&self, what: impl FnOnce(&dyn Listener)) {
         if let Some(listener) = self.listener.upgrade() {
             what(&*listener);
-        }
-    }
-}
-
-/// One connection's state.
-struct Session<'a> {
-    subscriber: &'a Subscriber,
-    failures: &'a mut u32,
-    reader: Reader,
-    /// What is still to be written.
-    output: BytesMut,
-    heard_at: Instant,
-    probe: Probe,
-    publishing: Option<BoxFuture<'a, Result<usize, PublishError>>>,
-    own_topic: Topic,
-    /// Probes that may still come back, and when they were published.
-    probes: Vec<(Bytes, Instant)>,
-}
-
-impl<'a> Session<'a> {
-    fn new(subscriber: &'a Subscriber, failures: &'a mut u32) -> Self {
-        let now = Instant::now();
-        let mut output = BytesMut::new();
-        if let Some(auth) = subscriber.endpoint.auth() {
-            output.extend_from_slice(&auth);
-        }
-        Self {
-            subscriber,
-            failures,
-            reader: Reader::new(MAX_ENVELOPE),
-            output,
-            heard_at: now,
-            probe: Probe::new(subscriber.settings.probe_interval, now),
-            publishing: None,
-            own_topic: Topic::node(subscriber.node),
-            probes: Vec::new(),
-        }
-    }
-
-    /// Does what is due; returns when to look again.
-    fn advance(&mut self, now: Instant) -> Result<Instant, Arc<str>> {
-        let mut subscriptions = self.subscriber.table.subscriptions.lock();
-        if self.output.is_empty() {
-            let step = subscriptions.step(now, BATCH);
-            self.write(&step);
-        }
-        let (restored, expiry) = (subscriptions.is_restored(), subscriptions.next_expiry());
-        drop(subscriptions);
-
-        let wake = if restored {
-            self.advance_probe(now)?
-        } else {
-            let end = self.heard_at + SILENCE;
-            if end <= now {
-                return Err("redis does not answer".into());
-            }
-            end
-        };
-        Ok(expiry.map_or(wake, |expiry| expiry.min(wake)))
-    }
-
-    fn advance_probe(&mut self, now: Instant) -> Result<Instant, Arc<str>> {
-        loop {
-            match self.probe.poll(now) {
-                Verdict::Wait(until) => return Ok(until),
-                Verdict::Lost => return Err("the probe did not come back: redis is silent".into()),
-                Verdict::Send => {
-                    let channel = self.subscriber.settings.namespace.channel(&self.own_topic);
-                    let probe = self.numbered_probe();
-                    self.probes.push((probe.clone(), now));
-                    self.publishing = Some(
-                        self.subscriber
-                            .publisher
-                            .publish(smallvec![channel], probe)
-                            .boxed(),
-                    );
-                }
-            }
-        }
-    }
-
-    /// No two are alike: one that was published on an earlier connection proves nothing about this one.
-    fn numbered_probe(&self) -> Bytes {
-        let number = Some(fastrand::u64(..));
-        wire::encode(
-            self.subscriber.node,
-            number,
-            &Scope::default(),
-            &Action::Probe,
-        )
-    }
-
-    fn write(&mut self, step: &Step) {
-        let namespace = &self.subscriber.settings.namespace;
-        for (name, topics) in [
-            ("SUBSCRIBE", &step.subscribe),
-            ("UNSUBSCRIBE", &step.unsubscribe),
-        ] {
-            if topics.is_empty() {
-                continue;
-            }
-            let mut command = redis::cmd(name);
-            for topic in topics {
-                command.arg(namespace.channel(topic));
-            }
-            self.output.extend_from_slice(&command.get_packed_command());
-        }
-    }
-
-    /// Hands on what was read.
-    fn read(&mut self) -> Result<(), Arc<str>> {
-        self.heard_at = Instant::now();
-        let Self {
-            subscriber,
-            reader,
-            probe,
-            own_topic,
-            probes,
-            heard_at,
-            failures,
-            ..
-        } = self;
-        let namespace = &subscriber.settings.namespace;
-        let mut refused: Option<Arc<str>> = None;
-        let read = reader.read(|reply| match reply {
-            Reply::Message { channel, payload } => match namespace.topic(channel) {
-                Some(topic) => {
-                    let is_returned = |(sent, _): &(Bytes, _)| *payload == sent[..];
-                    let returned = match topic == own_topic.as_str() {
-                        true => probes.iter().position(is_returned),
-                        false => None,
-                    };
-                    let Some(returned) = returned else {
-                        return subscriber.tell(|listener| listener.heard(topic, payload));
-                    };
-                    let (_, proven) = probes.swap_remove(returned);
-                    probes.clear();
-                    probe.returned(*heard_at);
-                    **failures = 0;
-                    subscriber.tell(|listener| listener.up(proven));
-                }
-                None => subscriber.tell(|listener| listener.garbage()),
-            },
-            Reply::Oversized => subscriber.tell(|listener| listener.garbage()),
-            Reply::Answered { channel } => {
-                if let Some(topic) = namespace.topic(channel) {
-                    subscriber.table.subscriptions.lock().answered(topic);
-                }
-            }
-            Reply::Error(words) => {
-                refused.get_or_insert(with_advice(&String::from_utf8_lossy(words)));
-            }
-            Reply::Integer(_) | Reply::Other => {}
-        });
-        match (refused, read) {
-            (Some(reason), _) => Err(reason),
-            (None, Err(Broken)) => Err("redis broke its own protocol".into()),
-            (None, Ok(())) => Ok(()),
-        }
-    }
-
-    fn published(&mut self, published: Result<usize, PublishError>) {
-        self.publishing = None;
-        if let Err(error) = published {
-            self.probes.clear();
-            self.probe.unsent(Instant::now());
-            self.subscriber
-                .tell(|listener| listener.down(error.reason, false));
         }
     }
 }
