@@ -129,6 +129,9 @@ pub struct Stats {
     pub origins_refused: u64,
     /// Upgrades refused because of a limit on sockets.
     pub limits_refused: u64,
+    /// Upgrades for which the limit of a user's sockets in the cluster was checked against this node's
+    /// sockets alone, since Redis did not answer.
+    pub limits_unchecked: u64,
 }
 
 #[cfg(test)]

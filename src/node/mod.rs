@@ -70,6 +70,7 @@ struct Counters {
     bus_publish_failures: AtomicU64,
     origins_refused: AtomicU64,
     limits_refused: AtomicU64,
+    limits_unchecked: AtomicU64,
 }
 
 /// What a send carries.
@@ -88,6 +89,7 @@ impl Node {
             publish_timeout: config.publish_timeout,
             probe_interval: config.probe_interval,
             linger: config.linger,
+            slots: config.slots,
         };
         let starting = Health::Degraded {
             since: SystemTime::now(),
@@ -156,6 +158,7 @@ impl Node {
             bus_publish_failures,
             origins_refused,
             limits_refused,
+            limits_unchecked,
         } = &self.counters;
         Stats {
             sockets: registry.sockets() as u64,
@@ -171,6 +174,7 @@ impl Node {
             bus_publish_failures: count(bus_publish_failures),
             origins_refused: count(origins_refused),
             limits_refused: count(limits_refused),
+            limits_unchecked: count(limits_unchecked),
         }
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bb8_redis::bb8::ManageConnection;
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, RedisError};
+use redis::{AsyncConnectionConfig, Pipeline, RedisError, RedisResult, Value};
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
@@ -83,10 +83,25 @@ impl Link {
         let mut command = redis::cmd("PUBSUB");
         command.arg("NUMSUB").arg(channel);
         let counted: Result<(String, usize), _> = command.query_async(&mut self.connection).await;
-        if counted.as_ref().is_err_and(RedisError::is_timeout) {
+        self.note(counted).map(|(_, count)| count)
+    }
+
+    /// Runs commands; each has an answer of its own.
+    pub(crate) async fn run(
+        &mut self,
+        commands: &mut Pipeline,
+    ) -> RedisResult<Vec<RedisResult<Value>>> {
+        let answers = commands.ignore_errors();
+        let answers = answers.query_async(&mut self.connection).await;
+        self.note(answers)
+    }
+
+    /// A connection that did not answer in time is of no further use.
+    fn note<T>(&self, answer: RedisResult<T>) -> RedisResult<T> {
+        if answer.as_ref().is_err_and(RedisError::is_timeout) {
             self.dead.store(true, Ordering::Release);
         }
-        counted.map(|(_, count)| count)
+        answer
     }
 }
 

@@ -7,6 +7,7 @@ mod pipeline;
 mod probe;
 mod publisher;
 mod resp;
+mod slots;
 mod subscriber;
 mod subscriptions;
 
@@ -15,12 +16,12 @@ use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use bb8_redis::bb8::{Pool, RunError};
+use bb8_redis::bb8::{Pool, PooledConnection, RunError};
 use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
-use redis::{ErrorKind, RedisError};
+use redis::{ErrorKind, Pipeline, RedisError, RedisResult, Value};
 use smallvec::SmallVec;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -29,7 +30,9 @@ use tokio_util::task::TaskTracker;
 pub(crate) use self::endpoint::Endpoint;
 use self::links::Links;
 use self::publisher::{PublishQueue, Publisher};
+use self::slots::{Keeper, SlotTable};
 use self::subscriber::{Subscriber, Table};
+use super::slots::Slots;
 use super::{Bus, BusSettings, Confirmation, Listener};
 use crate::error::PublishError;
 use crate::id::NodeId;
@@ -51,6 +54,8 @@ pub(crate) struct RedisBus {
     /// Taken by [`Bus::start`].
     queue: Mutex<Option<PublishQueue>>,
     questions: Pool<Links>,
+    /// Where sockets per user are limited.
+    slots: Option<Arc<SlotTable>>,
     tasks: TaskTracker,
     ended: CancellationToken,
 }
@@ -64,6 +69,10 @@ impl RedisBus {
             .retry_connection(false)
             .build_unchecked(links);
         let (publisher, queue) = Publisher::new(endpoint.clone(), settings.publish_timeout);
+        let slots = settings.slots.map(|limit| {
+            let table = SlotTable::new(node, limit, settings.publish_timeout);
+            Arc::new(table)
+        });
         let table = Arc::new(Table::new(settings.linger));
         // The probe comes back on it: wanted from the first connection to the last.
         table.change(|table| table.want(&Topic::node(node)));
@@ -75,6 +84,7 @@ impl RedisBus {
             publisher: Arc::new(publisher),
             queue: Mutex::new(Some(queue)),
             questions,
+            slots,
             tasks: TaskTracker::new(),
             ended: CancellationToken::new(),
         }
@@ -91,12 +101,27 @@ impl Bus for RedisBus {
             .spawn(supervise("publisher", ended, queue, |queue| {
                 queue.run().boxed()
             }));
+        if let Some(slots) = &self.slots {
+            slots.start(listener.clone());
+            let keeper = Keeper::new(
+                slots.clone(),
+                self.questions.clone(),
+                self.node,
+                &self.settings,
+            );
+            let (leaving, ended) = (keeper.clone(), self.ended.clone());
+            self.tasks.spawn(async move {
+                supervise("slots", ended, keeper, |keeper| keeper.run().boxed()).await;
+                leaving.leave().await;
+            });
+        }
         let subscriber = Subscriber {
             endpoint: self.endpoint.clone(),
             node: self.node,
             settings: self.settings.clone(),
             table: self.table.clone(),
             publisher: self.publisher.clone(),
+            slots: self.slots.clone(),
             listener,
         };
         let ended = self.ended.clone();
@@ -144,18 +169,16 @@ impl Bus for RedisBus {
     fn listening<'a>(&'a self, topic: &'a Topic) -> BoxFuture<'a, Result<usize, Arc<str>>> {
         let channel = self.settings.namespace.channel(topic);
         async move {
-            let mut link = match self.questions.get().await {
-                Ok(link) => link,
-                Err(RunError::User(error)) => return Err(explain(&error)),
-                Err(RunError::TimedOut) => {
-                    return Err("redis accepted no connection in time".into());
-                }
-            };
+            let mut link = link(&self.questions).await?;
             link.subscribers(&channel)
                 .await
                 .map_err(|error| explain(&error))
         }
         .boxed()
+    }
+
+    fn slots(&self) -> Option<&dyn Slots> {
+        self.slots.as_deref().map(|slots| slots as &dyn Slots)
     }
 
     fn stop(&self) -> BoxFuture<'_, ()> {
@@ -187,6 +210,23 @@ async fn supervise<T>(
         }
         tokio::time::sleep(RESTART).await;
     }
+}
+
+async fn link(links: &Pool<Links>) -> Result<PooledConnection<'_, Links>, Arc<str>> {
+    links.get().await.map_err(|error| match error {
+        RunError::User(error) => explain(&error),
+        RunError::TimedOut => "redis accepted no connection in time".into(),
+    })
+}
+
+/// Runs commands on a link of the pool.
+async fn ask(
+    links: &Pool<Links>,
+    commands: &mut Pipeline,
+) -> Result<Vec<RedisResult<Value>>, Arc<str>> {
+    let mut link = link(links).await?;
+    let answers = link.run(commands).await;
+    answers.map_err(|error| explain(&error))
 }
 
 /// A failure in Redis' own words, and what to do about it where that is known.

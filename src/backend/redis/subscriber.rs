@@ -17,6 +17,7 @@ use super::endpoint::Endpoint;
 use super::probe::{Probe, Verdict};
 use super::publisher::Publisher;
 use super::resp::{Broken, Reader, Reply};
+use super::slots::SlotTable;
 use super::subscriptions::{Step, Subscriptions};
 use super::with_advice;
 use crate::backend::{BusSettings, Listener};
@@ -94,6 +95,7 @@ pub(crate) struct Subscriber {
     pub(crate) settings: BusSettings,
     pub(crate) table: Arc<Table>,
     pub(crate) publisher: Arc<Publisher>,
+    pub(super) slots: Option<Arc<SlotTable>>,
     pub(crate) listener: Weak<dyn Listener>,
 }
 
@@ -104,6 +106,9 @@ impl Subscriber {
         loop {
             let reason = self.listen(&mut failures).await;
             self.table.subscriptions.lock().disconnected();
+            if let Some(slots) = &self.slots {
+                slots.doubt();
+            }
             self.tell(|listener| listener.down(reason, true));
             sleep(pause(failures, fastrand::f64())).await;
             failures += 1;

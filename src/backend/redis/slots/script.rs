@@ -1,0 +1,171 @@
+//! What is said to Redis about slots, and what its answers mean.
+
+use std::time::Duration;
+
+use redis::{Cmd, Value};
+use sha1::{Digest, Sha1};
+
+use super::book::{Verdict, Writes};
+use crate::id::NodeId;
+use crate::slot::{OverLimit, SlotLimit};
+use crate::topic::{Namespace, Topic};
+
+/// One script for every operation: joining and leaving send it whole, the others name it by its digest.
+const SCRIPT: &str = include_str!("slots.lua");
+
+/// Writes the commands of one node.
+#[derive(Debug, Clone)]
+pub(super) struct Script {
+    digest: String,
+    leases: String,
+    own: String,
+    node: String,
+    lease: Duration,
+}
+
+impl Script {
+    pub(super) fn new(namespace: &Namespace, node: NodeId, lease: Duration) -> Self {
+        let digest = Sha1::digest(SCRIPT);
+        let leases = format!("{}:slots", namespace.as_str());
+        Self {
+            digest: digest.iter().map(|byte| format!("{byte:02x}")).collect(),
+            own: format!("{leases}:{node}"),
+            leases,
+            node: node.to_string(),
+            lease,
+        }
+    }
+
+    /// Begins an epoch; `anew` forgets what Redis knew of this node.
+    pub(super) fn join(&self, epoch: u64, anew: bool) -> Cmd {
+        let mut command = self.whole("join", epoch);
+        command.arg(if anew { "anew" } else { "" });
+        command
+    }
+
+    /// Leaves nothing behind.
+    pub(super) fn leave(&self) -> Cmd {
+        self.whole("leave", 0)
+    }
+
+    pub(super) fn renew(&self, epoch: u64) -> Cmd {
+        self.by_digest("renew", epoch)
+    }
+
+    pub(super) fn write(&self, epoch: u64, writes: &Writes) -> Cmd {
+        let mut command = self.by_digest("write", epoch);
+        for (user, slots) in writes {
+            command.arg(user.as_str()).arg(slots);
+        }
+        command
+    }
+
+    pub(super) fn claim(&self, epoch: u64, user: &Topic, number: u64, limit: SlotLimit) -> Cmd {
+        let mut command = self.by_digest("claim", epoch);
+        command
+            .arg(user.as_str())
+            .arg(format!("{number:x}"))
+            .arg(limit.sockets)
+            .arg(match limit.over {
+                OverLimit::Refuse => "refuse",
+                OverLimit::CloseOldest => "replace",
+            });
+        command
+    }
+
+    fn whole(&self, operation: &str, epoch: u64) -> Cmd {
+        let mut command = redis::cmd("EVAL");
+        command.arg(SCRIPT);
+        self.operation(&mut command, operation, epoch);
+        command
+    }
+
+    fn by_digest(&self, operation: &str, epoch: u64) -> Cmd {
+        let mut command = redis::cmd("EVALSHA");
+        command.arg(&self.digest);
+        self.operation(&mut command, operation, epoch);
+        command
+    }
+
+    fn operation(&self, command: &mut Cmd, operation: &str, epoch: u64) {
+        command.arg(2).arg(&self.leases).arg(&self.own);
+        command.arg(operation).arg(&self.node).arg(epoch);
+        command.arg(self.lease.as_millis() as u64);
+    }
+}
+
+/// The answer to a claim.
+pub(super) fn verdict(answer: &Value) -> Option<Verdict> {
+    let Value::Array(parts) = answer else {
+        return matches!(answer, Value::Int(0)).then_some(Verdict::Refused);
+    };
+    let mut parts = parts.iter().map(text);
+    let since = parts.next()??.parse().ok()?;
+    let replaced = parts.map(|socket| socket?.parse().ok());
+    Some(Verdict::Granted {
+        since,
+        replaced: replaced.collect::<Option<_>>()?,
+    })
+}
+
+/// The answer to a renewal: users and numbers of sockets that lost their slot.
+pub(super) fn replaced(answer: &Value) -> Vec<(&str, u64)> {
+    let pairs = text(answer).unwrap_or_default().split_terminator(',');
+    pairs
+        .filter_map(|pair| {
+            let (user, number) = pair.split_once('=')?;
+            Some((user, u64::from_str_radix(number, 16).ok()?))
+        })
+        .collect()
+}
+
+fn text(value: &Value) -> Option<&str> {
+    match value {
+        Value::BulkString(bytes) => std::str::from_utf8(bytes).ok(),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::SocketId;
+
+    fn bulk(text: &str) -> Value {
+        Value::BulkString(text.as_bytes().to_vec())
+    }
+
+    #[test]
+    fn answers_are_read_and_nonsense_is_none() {
+        let socket = SocketId {
+            node: NodeId(7),
+            number: 0x2a,
+        };
+        let granted = Value::Array(vec![bulk("1700000000000000"), bulk(&socket.to_string())]);
+        let since = 1_700_000_000_000_000;
+        let expected = Verdict::Granted {
+            since,
+            replaced: vec![socket],
+        };
+        assert_eq!(verdict(&granted), Some(expected));
+        assert_eq!(verdict(&Value::Int(0)), Some(Verdict::Refused));
+        for nonsense in [
+            Value::Nil,
+            Value::Int(1),
+            bulk("0"),
+            Value::Array(vec![]),
+            Value::Array(vec![bulk("soon")]),
+            Value::Array(vec![bulk("1"), bulk("7-2a")]),
+            Value::Array(vec![Value::Int(1)]),
+        ] {
+            assert_eq!(verdict(&nonsense), None, "{nonsense:?}");
+        }
+    }
+
+    #[test]
+    fn a_renewal_tells_who_was_replaced() {
+        assert_eq!(replaced(&bulk("")), []);
+        let told = bulk("u:a%2C=1,u:b=ff,nonsense,u:c=x,");
+        assert_eq!(replaced(&told), [("u:a%2C", 1), ("u:b", 0xff)]);
+    }
+}
