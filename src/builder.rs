@@ -157,8 +157,8 @@ impl Builder {
     /// per end. The slots of a node that died come back with its lease, three
     /// [`probe_interval`](Self::probe_interval)s. While Redis does not answer, each node counts its own
     /// sockets ([`Stats::limits_unchecked`](crate::Stats::limits_unchecked)), so that a user may have up to
-    /// so many on every node; they stay, and count again afterwards. The same holds for about a second
-    /// after Redis was restarted without its data.
+    /// so many on every node; they stay, and count again afterwards. So it is after Redis was restarted
+    /// without its data, until every node has reconnected.
     ///
     /// With an ACL, the node's user needs more than for the rest:
     /// `~<namespace>:slots* +eval +evalsha +time +hget +hset +hdel +hexists +unlink +pexpire +zadd +zrem

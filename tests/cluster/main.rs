@@ -31,3 +31,4 @@ mod face;
 mod interop;
 mod lifecycle;
 mod programs;
+mod slots;

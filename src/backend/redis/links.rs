@@ -1,4 +1,4 @@
-//! Connections for questions, pooled by bb8.
+//! Connections for questions, pooled by bb8, and for slots.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -74,7 +74,7 @@ impl ManageConnection for Links {
 }
 
 impl Link {
-    fn is_dead(&self) -> bool {
+    pub(super) fn is_dead(&self) -> bool {
         self.dead.load(Ordering::Acquire)
     }
 
@@ -83,7 +83,10 @@ impl Link {
         let mut command = redis::cmd("PUBSUB");
         command.arg("NUMSUB").arg(channel);
         let counted: Result<(String, usize), _> = command.query_async(&mut self.connection).await;
-        self.note(counted).map(|(_, count)| count)
+        if counted.as_ref().is_err_and(RedisError::is_timeout) {
+            self.dead.store(true, Ordering::Release);
+        }
+        counted.map(|(_, count)| count)
     }
 
     /// Runs commands; each has an answer of its own.
@@ -91,17 +94,8 @@ impl Link {
         &mut self,
         commands: &mut Pipeline,
     ) -> RedisResult<Vec<RedisResult<Value>>> {
-        let answers = commands.ignore_errors();
-        let answers = answers.query_async(&mut self.connection).await;
-        self.note(answers)
-    }
-
-    /// A connection that did not answer in time is of no further use.
-    fn note<T>(&self, answer: RedisResult<T>) -> RedisResult<T> {
-        if answer.as_ref().is_err_and(RedisError::is_timeout) {
-            self.dead.store(true, Ordering::Release);
-        }
-        answer
+        let commands = commands.ignore_errors();
+        commands.query_async(&mut self.connection).await
     }
 }
 

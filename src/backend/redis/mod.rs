@@ -16,12 +16,12 @@ use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use bb8_redis::bb8::{Pool, PooledConnection, RunError};
+use bb8_redis::bb8::{Pool, RunError};
 use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
-use redis::{ErrorKind, Pipeline, RedisError, RedisResult, Value};
+use redis::{ErrorKind, RedisError};
 use smallvec::SmallVec;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -103,13 +103,11 @@ impl Bus for RedisBus {
             }));
         if let Some(slots) = &self.slots {
             slots.start(listener.clone());
-            let keeper = Keeper::new(
-                slots.clone(),
-                self.questions.clone(),
-                self.node,
-                &self.settings,
-            );
-            let (leaving, ended) = (keeper.clone(), self.ended.clone());
+            let keeper = || {
+                let links = Links::new(self.endpoint.clone(), self.settings.publish_timeout);
+                Keeper::new(slots.clone(), links, self.node, &self.settings)
+            };
+            let (keeper, mut leaving, ended) = (keeper(), keeper(), self.ended.clone());
             self.tasks.spawn(async move {
                 supervise("slots", ended, keeper, |keeper| keeper.run().boxed()).await;
                 leaving.leave().await;
@@ -169,7 +167,13 @@ impl Bus for RedisBus {
     fn listening<'a>(&'a self, topic: &'a Topic) -> BoxFuture<'a, Result<usize, Arc<str>>> {
         let channel = self.settings.namespace.channel(topic);
         async move {
-            let mut link = link(&self.questions).await?;
+            let mut link = match self.questions.get().await {
+                Ok(link) => link,
+                Err(RunError::User(error)) => return Err(explain(&error)),
+                Err(RunError::TimedOut) => {
+                    return Err("redis accepted no connection in time".into());
+                }
+            };
             link.subscribers(&channel)
                 .await
                 .map_err(|error| explain(&error))
@@ -210,23 +214,6 @@ async fn supervise<T>(
         }
         tokio::time::sleep(RESTART).await;
     }
-}
-
-async fn link(links: &Pool<Links>) -> Result<PooledConnection<'_, Links>, Arc<str>> {
-    links.get().await.map_err(|error| match error {
-        RunError::User(error) => explain(&error),
-        RunError::TimedOut => "redis accepted no connection in time".into(),
-    })
-}
-
-/// Runs commands on a link of the pool.
-async fn ask(
-    links: &Pool<Links>,
-    commands: &mut Pipeline,
-) -> Result<Vec<RedisResult<Value>>, Arc<str>> {
-    let mut link = link(links).await?;
-    let answers = link.run(commands).await;
-    answers.map_err(|error| explain(&error))
 }
 
 /// A failure in Redis' own words, and what to do about it where that is known.

@@ -106,9 +106,6 @@ impl Subscriber {
         loop {
             let reason = self.listen(&mut failures).await;
             self.table.subscriptions.lock().disconnected();
-            if let Some(slots) = &self.slots {
-                slots.doubt();
-            }
             self.tell(|listener| listener.down(reason, true));
             sleep(pause(failures, fastrand::f64())).await;
             failures += 1;
@@ -122,6 +119,9 @@ impl Subscriber {
             Ok(Err(error)) => return error.to_string().into(),
             Err(_) => return "redis did not accept a connection in time".into(),
         };
+        if let Some(slots) = &self.slots {
+            slots.doubt();
+        }
         let (mut read, mut write) = tokio::io::split(stream);
         let _connected = Connected::new(&self.table);
         let mut session = Session::new(self, failures);
@@ -324,7 +324,7 @@ impl<'a> Session<'a> {
 }
 
 /// The pause before the next attempt; `random` in 0.0..1.0.
-fn pause(failures: u32, random: f64) -> Duration {
+pub(super) fn pause(failures: u32, random: f64) -> Duration {
     let longest = FIRST_PAUSE
         .saturating_mul(1 << failures.min(16))
         .min(LONGEST_PAUSE);

@@ -368,6 +368,21 @@ mod tests {
     }
 
     #[test]
+    fn much_is_written_in_steps_and_claims_wait_for_the_last() {
+        let mut book = joined(1, OverLimit::Refuse);
+        let topic = |number: u64| Topic::room(&number.to_string()).unwrap();
+        for number in 0..WRITES as u64 + 1 {
+            book.hold(&topic(number), number, 0);
+            book.release(&topic(number), number);
+        }
+        let _waits = book.claim(&topic(0), u64::MAX, 0);
+        let batch = book.next_batch();
+        assert_eq!((batch.writes.len(), batch.claims.len()), (WRITES, 0));
+        let batch = book.next_batch();
+        assert_eq!((batch.writes.len(), batch.claims.len()), (1, 1));
+    }
+
+    #[test]
     fn a_slot_granted_to_a_socket_that_left_is_given_back() {
         let mut book = joined(2, OverLimit::Refuse);
         let answer = book.claim(&user(1), 7, 0);
@@ -413,7 +428,7 @@ mod tests {
         book.outage(0);
         for number in 0..=REMEMBERED as u64 {
             let user = Topic::room(&number.to_string()).unwrap();
-            let _ = book.claim(&user, number, 0);
+            drop(book.claim(&user, number, 0));
             book.release(&user, number);
         }
         book.outage(1);

@@ -3,28 +3,28 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bb8_redis::bb8::Pool;
-use redis::Value;
+use bb8_redis::bb8::ManageConnection;
+use redis::{Pipeline, RedisResult, Value};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::book::Batch;
-use super::script::{Script, replaced, verdict};
+use super::script::{Script, advise, replaced, verdict};
 use super::{SlotTable, now};
 use crate::backend::BusSettings;
-use crate::backend::redis::links::Links;
-use crate::backend::redis::{ask, explain};
+use crate::backend::redis::explain;
+use crate::backend::redis::links::{Link, Links};
+use crate::backend::redis::subscriber::pause;
 use crate::id::NodeId;
 
 /// A lease is this many renewals long.
 const MARGIN: u32 = 3;
-/// The longest pause before Redis is tried again; a random part of it is taken. Short, since meanwhile
-/// the limit is only this node's.
-const PAUSE: Duration = Duration::from_secs(1);
 
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(in crate::backend::redis) struct Keeper {
     table: Arc<SlotTable>,
-    links: Pool<Links>,
+    links: Links,
+    /// Its own: it waits for nobody's question, and an answer is owed to it alone.
+    link: Option<Link>,
     script: Script,
     renewal: Duration,
     /// Raised whenever something that was said may still be on its way: Redis then ignores it.
@@ -34,7 +34,7 @@ pub(in crate::backend::redis) struct Keeper {
 impl Keeper {
     pub(in crate::backend::redis) fn new(
         table: Arc<SlotTable>,
-        links: Pool<Links>,
+        links: Links,
         node: NodeId,
         settings: &BusSettings,
     ) -> Self {
@@ -42,6 +42,7 @@ impl Keeper {
         Self {
             table,
             links,
+            link: None,
             script: Script::new(&settings.namespace, node, renewal * MARGIN),
             renewal,
             epoch: 0,
@@ -63,16 +64,19 @@ impl Keeper {
                 if self.table.change(|book| book.outage(now())) {
                     tracing::warn!(%reason, "sockets per user are limited by this node's own count for now");
                 }
-                sleep(PAUSE.mul_f64(fastrand::f64())).await;
+                tokio::select! {
+                    () = sleep(pause(failures, fastrand::f64())) => {}
+                    () = self.table.doubted.notified() => {}
+                }
             }
         }
     }
 
     /// Deletes what this node has in Redis, if Redis answers.
-    pub(in crate::backend::redis) async fn leave(&self) {
+    pub(in crate::backend::redis) async fn leave(&mut self) {
         let mut pipeline = redis::pipe();
         pipeline.add_command(self.script.leave());
-        if let Err(reason) = ask(&self.links, &mut pipeline).await {
+        if let Err(reason) = self.ask(&mut pipeline).await {
             tracing::debug!(%reason, "the slots stay in redis until their lease ends");
         }
     }
@@ -83,10 +87,10 @@ impl Keeper {
         let anew = self.table.book.lock().is_anew();
         let mut pipeline = redis::pipe();
         pipeline.add_command(self.script.join(self.epoch, anew));
-        let answers = ask(&self.links, &mut pipeline).await?;
+        let answers = self.ask(&mut pipeline).await?;
         let created = match answers.into_iter().next() {
             Some(Ok(Value::Int(created))) => created == 1,
-            Some(Err(error)) => return Err(explain(&error)),
+            Some(Err(error)) => return Err(advise(explain(&error))),
             Some(Ok(_)) | None => return Err(nonsense()),
         };
         if self.table.change(|book| book.joined(created)) {
@@ -96,7 +100,7 @@ impl Keeper {
     }
 
     /// Speaks until something fails; returns what.
-    async fn serve(&self, failures: &mut u32) -> Arc<str> {
+    async fn serve(&mut self, failures: &mut u32) -> Arc<str> {
         let mut renew_at = Instant::now() + self.renewal;
         loop {
             let batch = self.table.book.lock().next_batch();
@@ -120,7 +124,7 @@ impl Keeper {
     }
 
     /// Says one batch and takes the answers.
-    async fn exchange(&self, renews: bool, mut batch: Batch) -> Result<(), Arc<str>> {
+    async fn exchange(&mut self, renews: bool, mut batch: Batch) -> Result<(), Arc<str>> {
         let mut pipeline = redis::pipe();
         if renews {
             pipeline.add_command(self.script.renew(self.epoch));
@@ -132,7 +136,7 @@ impl Keeper {
             let limit = self.table.limit;
             pipeline.add_command(self.script.claim(self.epoch, user, *number, limit));
         }
-        let answered = match ask(&self.links, &mut pipeline).await {
+        let answered = match self.ask(&mut pipeline).await {
             Ok(answers) => self.take(renews, &mut batch, answers),
             Err(reason) => Err(reason),
         };
@@ -142,16 +146,32 @@ impl Keeper {
         answered
     }
 
+    /// Runs commands, on a new connection when there is none that works.
+    async fn ask(&mut self, commands: &mut Pipeline) -> Result<Vec<RedisResult<Value>>, Arc<str>> {
+        let mut link = match self.link.take().filter(|link| !link.is_dead()) {
+            Some(link) => link,
+            None => {
+                let connecting = self.links.connect().await;
+                connecting.map_err(|error| explain(&error))?
+            }
+        };
+        let answers = link.run(commands).await;
+        // After an error, or cancelled, it is of no further use.
+        let answers = answers.map_err(|error| explain(&error))?;
+        self.link = Some(link);
+        Ok(answers)
+    }
+
     /// Takes the answers to a batch, in its order, and out of it what is answered.
     fn take(
         &self,
         renews: bool,
         batch: &mut Batch,
-        answers: Vec<redis::RedisResult<Value>>,
+        answers: Vec<RedisResult<Value>>,
     ) -> Result<(), Arc<str>> {
         let mut answers = answers.into_iter();
         let mut next = || match answers.next() {
-            Some(answer) => answer.map_err(|error| explain(&error)),
+            Some(answer) => answer.map_err(|error| advise(explain(&error))),
             None => Err(nonsense()),
         };
         if renews {

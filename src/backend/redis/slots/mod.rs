@@ -52,7 +52,7 @@ impl SlotTable {
         let _ = self.listener.set(listener);
     }
 
-    /// Redis may have been restarted: find out soon whether it still knows the slots.
+    /// Redis is reached anew and may have forgotten the slots: find out now.
     pub(super) fn doubt(&self) {
         self.doubted.notify_one();
     }

@@ -1,5 +1,6 @@
 //! What is said to Redis about slots, and what its answers mean.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use redis::{Cmd, Value};
@@ -12,6 +13,10 @@ use crate::topic::{Namespace, Topic};
 
 /// One script for every operation: joining and leaving send it whole, the others name it by its digest.
 const SCRIPT: &str = include_str!("slots.lua");
+
+/// What the script needs beside the permissions of the bus.
+const PERMISSIONS: &str = "~<namespace>:slots* +eval +evalsha +time +hget +hset +hdel +hexists +unlink \
+    +pexpire +zadd +zrem +zrangebyscore +zremrangebyscore";
 
 /// Writes the commands of one node.
 #[derive(Debug, Clone)]
@@ -119,6 +124,15 @@ pub(super) fn replaced(answer: &Value) -> Vec<(&str, u64)> {
         .collect()
 }
 
+/// A refusal of Redis, and what to grant where a permission is missing.
+pub(super) fn advise(reason: Arc<str>) -> Arc<str> {
+    let missing = ["NOPERM", "The user executing the script", "ACL failure"];
+    if !missing.iter().any(|words| reason.contains(words)) {
+        return reason;
+    }
+    format!("{reason} (slots need: {PERMISSIONS})").into()
+}
+
 fn text(value: &Value) -> Option<&str> {
     match value {
         Value::BulkString(bytes) => std::str::from_utf8(bytes).ok(),
@@ -167,5 +181,24 @@ mod tests {
         assert_eq!(replaced(&bulk("")), []);
         let told = bulk("u:a%2C=1,u:b=ff,nonsense,u:c=x,");
         assert_eq!(replaced(&told), [("u:a%2C", 1), ("u:b", 0xff)]);
+    }
+
+    #[test]
+    fn a_missing_permission_names_the_line_that_grants_it() {
+        for refusal in [
+            "NOPERM this user has no permissions to run the 'eval' command",
+            "ERR The user executing the script can't run this command or subcommand script: 104a",
+            "ERR ACL failure in script: User half has no permissions to run the 'time' command",
+        ] {
+            let advice = advise(refusal.into());
+            assert!(
+                advice.starts_with(refusal) && advice.contains("+evalsha"),
+                "{advice}"
+            );
+        }
+        assert_eq!(
+            &*advise("OOM command not allowed".into()),
+            "OOM command not allowed"
+        );
     }
 }
