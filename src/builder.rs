@@ -12,6 +12,7 @@ use crate::id::UserId;
 use crate::node::Node;
 use crate::origin::Origin;
 use crate::outbox::SlowConsumer;
+use crate::slot::{OverLimit, SlotLimit};
 use crate::topic::Namespace;
 use crate::ws::handshake::is_token;
 
@@ -150,6 +151,23 @@ impl Builder {
         self
     }
 
+    /// Most sockets of one user in the whole cluster, and what happens at the limit. Default: no limit.
+    ///
+    /// Exact however many nodes admit at once: Redis decides, with one command per upgrade and at most one
+    /// per end. The slots of a node that died come back with its lease, three
+    /// [`probe_interval`](Self::probe_interval)s. While Redis does not answer, each node counts its own
+    /// sockets ([`Stats::limits_unchecked`](crate::Stats::limits_unchecked)), so that a user may have up to
+    /// so many on every node; they stay, and count again afterwards. So it is after Redis was restarted
+    /// without its data, until every node has reconnected.
+    ///
+    /// With an ACL, the node's user needs more than for the rest:
+    /// `~<namespace>:slots* +eval +evalsha +time +hget +hset +hdel +hexists +unlink +pexpire +zadd +zrem
+    /// +zrangebyscore +zremrangebyscore`. Without it the limit is each node's own, and the log says so.
+    pub fn max_sockets_per_user_in_cluster(mut self, sockets: usize, over: OverLimit) -> Self {
+        self.config.slots = Some(SlotLimit { sockets, over });
+        self
+    }
+
     /// Most sockets on this node; further upgrades get 503. Default: no limit.
     pub fn max_sockets(mut self, sockets: usize) -> Self {
         self.config.limits.sockets = Some(sockets);
@@ -205,7 +223,8 @@ impl Builder {
     }
 
     /// How often the bus is proved from end to end; a fault that no error tells is found within two
-    /// intervals. Default: 5 s.
+    /// intervals. Also how often the node's lease on its slots is renewed, which is three intervals long.
+    /// Default: 5 s.
     pub fn probe_interval(mut self, interval: Duration) -> Self {
         self.config.probe_interval = interval;
         self

@@ -19,6 +19,7 @@ use crate::message::Utf8Bytes;
 /// | 1013 | the client reads too slowly: try again later |
 /// | 4401 | the identity expired |
 /// | 4403 | no identity |
+/// | 4409 | replaced by a newer socket of the user ([`OverLimit::CloseOldest`](crate::OverLimit::CloseOldest)) |
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Close {
     /// The code.
@@ -52,6 +53,8 @@ impl Close {
     pub const EXPIRED: u16 = 4401;
     /// No identity.
     pub const UNAUTHENTICATED: u16 = 4403;
+    /// Replaced by a newer socket of the same user.
+    pub const REPLACED: u16 = 4409;
 
     /// Longest reason that fits into a control frame beside the code.
     const MAX_REASON: usize = 123;

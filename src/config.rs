@@ -11,6 +11,7 @@ use crate::id::UserId;
 use crate::origin::OriginPolicy;
 use crate::outbox::{OutboxLimits, SlowConsumer};
 use crate::registry::Limits;
+use crate::slot::SlotLimit;
 use crate::topic::Namespace;
 
 /// How long the closing handshake may take, a stalled upgrade too.
@@ -66,6 +67,7 @@ pub(crate) struct Config {
     pub(crate) protocols: Vec<String>,
     pub(crate) origins: OriginPolicy,
     pub(crate) limits: Limits,
+    pub(crate) slots: Option<SlotLimit>,
     pub(crate) max_message_size: usize,
     pub(crate) outbox: OutboxLimits,
     pub(crate) ping_interval: Duration,
@@ -89,6 +91,7 @@ impl Config {
             protocols: Vec::new(),
             origins: OriginPolicy::default(),
             limits: Limits::default(),
+            slots: None,
             max_message_size: 64 * 1024,
             outbox: OutboxLimits {
                 messages: 256,
@@ -138,6 +141,10 @@ impl Config {
             ("outbox bytes", Some(self.outbox.bytes)),
             ("max_sockets", self.limits.sockets),
             ("max_sockets_per_user", self.limits.sockets_per_user),
+            (
+                "max_sockets_per_user_in_cluster",
+                self.slots.map(|limit| limit.sockets),
+            ),
         ];
         let zero = counts.iter().find(|(_, count)| *count == Some(0));
         zero.map(|(name, _)| format!("{name} is zero: nothing could ever pass"))

@@ -181,6 +181,9 @@ pub struct Stats {
     /// Questions of other nodes (rosters, commands) that were not answered because 1,024 were being
     /// answered.
     pub questions_refused: u64,
+    /// Upgrades for which the limit of a user's sockets in the cluster was checked against this node's
+    /// sockets alone, since Redis did not answer.
+    pub limits_unchecked: u64,
 }
 
 #[cfg(test)]

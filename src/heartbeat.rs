@@ -173,7 +173,7 @@ mod tests {
             let from = 90 * S + tenth * 2 * S;
             let here = all
                 .iter()
-                .filter(|time| (from..from + 2 * S).contains(time))
+                .filter(|time| (from..from + 2 * S).contains(*time))
                 .count();
             assert!(
                 (50..200).contains(&here),

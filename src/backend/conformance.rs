@@ -9,8 +9,10 @@ use smallvec::smallvec;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
+use super::slots::Slots;
 use super::{Backend, Bus, BusSettings, Confirmation, Listener};
-use crate::id::NodeId;
+use crate::id::{NodeId, SocketId};
+use crate::slot::{OverLimit, SlotLimit};
 use crate::topic::{Namespace, Topic};
 
 #[path = "../../tests/support/redis.rs"]
@@ -19,7 +21,7 @@ use crate::topic::{Namespace, Topic};
     unreachable_pub,
     reason = "shared with the integration tests, which use more of it"
 )]
-mod redis_server;
+pub(super) mod redis_server;
 
 use redis_server::RedisServer;
 
@@ -34,6 +36,7 @@ struct Recorder {
 enum Told {
     Heard(String, Vec<u8>),
     Garbage,
+    Replaced(u64),
     Up,
     Down,
 }
@@ -57,6 +60,10 @@ impl Listener for Recorder {
         self.tell(Told::Garbage);
     }
 
+    fn replaced(&self, number: u64) {
+        self.tell(Told::Replaced(number));
+    }
+
     fn up(&self, _: Instant) {
         self.tell(Told::Up);
     }
@@ -67,6 +74,7 @@ impl Listener for Recorder {
 }
 
 struct End {
+    node: NodeId,
     bus: Box<dyn Bus>,
     told: mpsc::UnboundedReceiver<Told>,
     _listener: Arc<Recorder>,
@@ -75,6 +83,10 @@ struct End {
 impl End {
     /// A started bus that is up.
     async fn open(backend: &Backend, namespace: &str) -> Self {
+        Self::limited(backend, namespace, None).await
+    }
+
+    async fn limited(backend: &Backend, namespace: &str, slots: Option<SlotLimit>) -> Self {
         let node = NodeId::random();
         let bus = backend.open(
             node,
@@ -83,6 +95,7 @@ impl End {
                 publish_timeout: PATIENCE,
                 probe_interval: PATIENCE,
                 linger: Duration::from_millis(1),
+                slots,
             },
         );
         let (sender, told) = mpsc::unbounded_channel();
@@ -91,6 +104,7 @@ impl End {
         bus.start(weak);
         bus.want(&Topic::node(node));
         let mut end = Self {
+            node,
             bus,
             told,
             _listener: listener,
@@ -125,6 +139,33 @@ impl End {
             Bytes::copy_from_slice(bytes.as_bytes()),
         );
         published.await.unwrap()
+    }
+
+    fn slots(&self) -> &dyn Slots {
+        self.bus.slots().expect("a limit is set")
+    }
+
+    /// Claims by the count of the whole cluster; the sockets of other nodes that have to go.
+    async fn claim(&self, user: &Topic, number: u64) -> Option<Vec<SocketId>> {
+        let claim = self.slots().claim(user, number).await;
+        assert!(claim.checked, "the bus answers");
+        claim.granted
+    }
+
+    /// Gives a slot back and waits until the cluster knows.
+    async fn release(&self, user: &Topic, number: u64) {
+        self.slots().release(user, number);
+        // What is released is told before the next claim.
+        let fence = room("fence");
+        self.claim(&fence, u64::MAX).await;
+        self.slots().release(&fence, u64::MAX);
+    }
+
+    fn socket(&self, number: u64) -> SocketId {
+        SocketId {
+            node: self.node,
+            number,
+        }
     }
 
     /// Waits until this many nodes listen.
@@ -251,6 +292,103 @@ async fn a_stopped_node_leaves_nothing(backend: Backend) {
     a.until_listening(&room("r"), 0).await;
 }
 
+fn limit(sockets: usize, over: OverLimit) -> Option<SlotLimit> {
+    Some(SlotLimit { sockets, over })
+}
+
+async fn one_slot_left_has_one_winner(backend: Backend) {
+    let limit = limit(3, OverLimit::Refuse);
+    let (a, b) = (
+        End::limited(&backend, "x", limit).await,
+        End::limited(&backend, "x", limit).await,
+    );
+    let user = room("user");
+    assert_eq!(a.claim(&user, 1).await, Some(vec![]));
+    assert_eq!(b.claim(&user, 1).await, Some(vec![]));
+    let (one, two) = futures::future::join(a.claim(&user, 2), b.claim(&user, 2)).await;
+    assert!(one.is_some() != two.is_some(), "{one:?} {two:?}");
+    assert_eq!(
+        (a.slots().holds(&user, 2), b.slots().holds(&user, 2)),
+        (one.is_some(), two.is_some())
+    );
+    assert_eq!(a.claim(&room("another"), 3).await, Some(vec![]));
+    a.release(&user, 1).await;
+    assert_eq!(b.claim(&user, 4).await, Some(vec![]));
+    assert_eq!(a.claim(&user, 5).await, None);
+}
+
+async fn the_oldest_slot_goes_to_the_newest_socket(backend: Backend) {
+    let limit = limit(2, OverLimit::CloseOldest);
+    let (mut a, mut b) = (
+        End::limited(&backend, "x", limit).await,
+        End::limited(&backend, "x", limit).await,
+    );
+    let user = room("user");
+    assert_eq!(a.claim(&user, 1).await, Some(vec![]));
+    assert_eq!(b.claim(&user, 2).await, Some(vec![]));
+    assert_eq!(b.claim(&user, 3).await, Some(vec![a.socket(1)]));
+    assert_eq!(b.claim(&user, 4).await, Some(vec![]));
+    assert_eq!(b.next().await, Told::Replaced(2), "it is b's own");
+    assert!(!b.slots().holds(&user, 2) && b.slots().holds(&user, 3));
+    assert_eq!(a.claim(&user, 5).await, Some(vec![b.socket(3)]));
+    assert!(a.told.try_recv().is_err(), "a lost none to itself");
+}
+
+async fn slots_of_a_stopped_node_are_free(backend: Backend) {
+    let limit = limit(1, OverLimit::Refuse);
+    let (a, b) = (
+        End::limited(&backend, "x", limit).await,
+        End::limited(&backend, "x", limit).await,
+    );
+    let user = room("user");
+    assert_eq!(a.claim(&user, 1).await, Some(vec![]));
+    assert_eq!(b.claim(&user, 1).await, None);
+    let other = End::limited(&backend, "x.y", limit).await;
+    assert_eq!(other.claim(&user, 1).await, Some(vec![]), "it is elsewhere");
+    a.bus.stop().await;
+    assert_eq!(b.claim(&user, 2).await, Some(vec![]));
+}
+
+async fn slots_are_what_a_list_of_sockets_by_age_says(backend: Backend) {
+    for over in [OverLimit::Refuse, OverLimit::CloseOldest] {
+        let limit = SlotLimit { sockets: 3, over };
+        let mut nodes = Vec::new();
+        for _ in 0..3 {
+            nodes.push(End::limited(&backend, "x", Some(limit)).await);
+        }
+        let users = [room("1"), room("2")];
+        let mut held: [Vec<(usize, u64)>; 2] = Default::default();
+        let seed = fastrand::u64(..);
+        let mut random = fastrand::Rng::with_seed(seed);
+        for number in 0..300 {
+            let (node, user) = (random.usize(..nodes.len()), random.usize(..users.len()));
+            if random.u8(..3) == 0 && !held[user].is_empty() {
+                let (node, number) = held[user].remove(random.usize(..held[user].len()));
+                nodes[node].release(&users[user], number).await;
+                continue;
+            }
+            let lost: Option<Vec<(usize, u64)>> = limit
+                .make_room(held[user].len())
+                .map(|over| held[user].drain(..over).collect());
+            let expected = lost.as_ref().map(|lost| {
+                let others = lost.iter().filter(|(owner, _)| *owner != node);
+                others
+                    .map(|(owner, number)| nodes[*owner].socket(*number))
+                    .collect()
+            });
+            let granted = nodes[node].claim(&users[user], number).await;
+            assert_eq!(granted, expected, "{over:?} at {number}, seed {seed}");
+            if let Some(lost) = lost {
+                held[user].push((node, number));
+                // Their sockets are closed.
+                for (owner, number) in lost {
+                    nodes[owner].release(&users[user], number).await;
+                }
+            }
+        }
+    }
+}
+
 macro_rules! on_every_bus {
     ($($name:ident)*) => {
         mod memory {
@@ -280,4 +418,8 @@ on_every_bus! {
     several_topics_are_one_publication
     namespaces_never_meet
     a_stopped_node_leaves_nothing
+    one_slot_left_has_one_winner
+    the_oldest_slot_goes_to_the_newest_socket
+    slots_of_a_stopped_node_are_free
+    slots_are_what_a_list_of_sockets_by_age_says
 }

@@ -7,19 +7,23 @@ use std::sync::{Arc, Weak};
 use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::{self, BoxFuture};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
-use super::{Bus, Confirmation, Listener};
+use super::slots::{Claim, Slots};
+use super::{Bus, BusSettings, Confirmation, Listener};
 use crate::error::PublishError;
-use crate::id::NodeId;
+use crate::id::{NodeId, SocketId};
+use crate::slot::SlotLimit;
 use crate::topic::{Namespace, Topic};
 
-/// What several nodes share: who wants which channel.
+/// What several nodes share: who wants which channel, and which sockets hold the slots of a user,
+/// oldest first.
 #[derive(Default)]
 pub(crate) struct Hub {
     channels: RwLock<HashMap<String, SmallVec<[Interest; 1]>>>,
+    slots: Mutex<HashMap<String, Vec<SocketId>>>,
 }
 
 struct Interest {
@@ -42,15 +46,17 @@ pub(crate) struct MemoryBus {
     hub: Arc<Hub>,
     node: NodeId,
     namespace: Namespace,
+    limit: Option<SlotLimit>,
     listener: RwLock<Option<Weak<dyn Listener>>>,
 }
 
 impl MemoryBus {
-    pub(crate) fn new(hub: Arc<Hub>, node: NodeId, namespace: Namespace) -> Self {
+    pub(crate) fn new(hub: Arc<Hub>, node: NodeId, settings: BusSettings) -> Self {
         Self {
             hub,
             node,
-            namespace,
+            namespace: settings.namespace,
+            limit: settings.slots,
             listener: RwLock::default(),
         }
     }
@@ -60,6 +66,17 @@ impl MemoryBus {
             interests.retain(|interest| interest.node != self.node);
             !interests.is_empty()
         });
+        self.hub.slots.lock().retain(|_, held| {
+            held.retain(|socket| socket.node != self.node);
+            !held.is_empty()
+        });
+    }
+
+    fn socket(&self, number: u64) -> SocketId {
+        SocketId {
+            node: self.node,
+            number,
+        }
     }
 }
 
@@ -147,10 +164,61 @@ impl Bus for MemoryBus {
         0
     }
 
+    fn slots(&self) -> Option<&dyn Slots> {
+        self.limit.map(|_| self as &dyn Slots)
+    }
+
     fn stop(&self) -> BoxFuture<'_, ()> {
         *self.listener.write() = None;
         self.leave();
         future::ready(()).boxed()
+    }
+}
+
+impl Slots for MemoryBus {
+    fn claim(&self, user: &Topic, number: u64) -> BoxFuture<'_, Claim> {
+        let mut slots = self.hub.slots.lock();
+        let held = slots.entry(self.namespace.channel(user)).or_default();
+        let room = self
+            .limit
+            .map_or(Some(0), |limit| limit.make_room(held.len()));
+        let replaced = room.map(|over| {
+            let replaced: Vec<SocketId> = held.drain(..over).collect();
+            held.push(self.socket(number));
+            replaced
+        });
+        drop(slots);
+        let granted = replaced.map(|replaced| {
+            let (own, others): (Vec<SocketId>, _) = replaced
+                .into_iter()
+                .partition(|socket| socket.node == self.node);
+            let listener = self.listener.read().as_ref().and_then(Weak::upgrade);
+            if let Some(listener) = listener {
+                own.iter()
+                    .for_each(|socket| listener.replaced(socket.number));
+            }
+            others
+        });
+        let checked = true;
+        future::ready(Claim { granted, checked }).boxed()
+    }
+
+    fn release(&self, user: &Topic, number: u64) {
+        let channel = self.namespace.channel(user);
+        let mut slots = self.hub.slots.lock();
+        let Some(held) = slots.get_mut(&channel) else {
+            return;
+        };
+        held.retain(|socket| *socket != self.socket(number));
+        if held.is_empty() {
+            slots.remove(&channel);
+        }
+    }
+
+    fn holds(&self, user: &Topic, number: u64) -> bool {
+        let slots = self.hub.slots.lock();
+        let held = slots.get(&self.namespace.channel(user));
+        held.is_some_and(|held| held.contains(&self.socket(number)))
     }
 }
 

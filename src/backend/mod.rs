@@ -4,6 +4,7 @@
 mod conformance;
 mod memory;
 pub(crate) mod redis;
+mod slots;
 
 use std::fmt;
 use std::sync::{Arc, Weak};
@@ -17,8 +18,10 @@ use tokio::time::Instant;
 
 use self::memory::{Hub, MemoryBus};
 use self::redis::{Endpoint, RedisBus};
+use self::slots::Slots;
 use crate::error::{ConnectError, PublishError};
 use crate::id::NodeId;
+use crate::slot::SlotLimit;
 use crate::topic::{Namespace, Topic};
 
 /// How nodes reach one another.
@@ -61,7 +64,7 @@ impl Backend {
 
     pub(crate) fn open(&self, node: NodeId, settings: BusSettings) -> Box<dyn Bus> {
         match &self.0 {
-            Kind::Memory(hub) => Box::new(MemoryBus::new(hub.clone(), node, settings.namespace)),
+            Kind::Memory(hub) => Box::new(MemoryBus::new(hub.clone(), node, settings)),
             Kind::Redis(endpoint) => Box::new(RedisBus::new(endpoint.clone(), node, settings)),
         }
     }
@@ -74,6 +77,7 @@ pub(crate) struct BusSettings {
     pub(crate) publish_timeout: Duration,
     pub(crate) probe_interval: Duration,
     pub(crate) linger: Duration,
+    pub(crate) slots: Option<SlotLimit>,
 }
 
 /// One node's end of the bus. Dropping it leaves the bus.
@@ -101,6 +105,9 @@ pub(crate) trait Bus: fmt::Debug + Send + Sync {
     /// How much waits to be published, in publications of 1 KiB.
     fn queued(&self) -> usize;
 
+    /// The slots of users, where their sockets in the cluster are limited.
+    fn slots(&self) -> Option<&dyn Slots>;
+
     /// Leaves the bus; resolves when nothing of this node is left there.
     fn stop(&self) -> BoxFuture<'_, ()>;
 }
@@ -116,6 +123,9 @@ pub(crate) trait Listener: Send + Sync {
 
     /// Something came that cannot be a message.
     fn garbage(&self);
+
+    /// A socket of this node lost its slot to a newer one of its user.
+    fn replaced(&self, number: u64);
 
     /// The bus is usable: everything wanted is confirmed, and the probe that was published at `proven`
     /// came back. Said for every probe.

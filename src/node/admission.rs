@@ -11,10 +11,12 @@ use tokio::time::Instant;
 use super::{Node, restarting};
 use crate::backend::Confirmation;
 use crate::close::Close;
+use crate::control::Ask;
 use crate::health::Health;
 use crate::id::{InvalidId, SocketId, UserId};
 use crate::outbox::Outbox;
 use crate::registry::{About, Full, Member};
+use crate::scope::Selection;
 use crate::topic::Topic;
 
 /// Why a socket may not enter.
@@ -39,20 +41,50 @@ impl Node {
             Refused::Full(full)
         })?;
         let confirmations = (self.bus.want(&self.all), self.bus.want(&topic));
+        let number = self.next_socket.fetch_add(1, Relaxed);
         let reservation = Reservation {
             node: self.clone(),
             user,
             topic,
+            number,
         };
-        if !self.is_cut_off() {
-            let deadline = self.config.publish_timeout;
-            join(
-                confirmations.0.wait(deadline),
-                confirmations.1.wait(deadline),
-            )
-            .await;
+        let listening = async {
+            if !self.is_cut_off() {
+                let deadline = self.config.publish_timeout;
+                let (all, user) = confirmations;
+                join(all.wait(deadline), user.wait(deadline)).await;
+            }
+        };
+        let slot = self.slot(&reservation.topic, number);
+        let (slot, ()) = join(slot, listening).await;
+        slot.map(|()| reservation)
+    }
+
+    /// Takes a slot of the user in the whole cluster, where those are limited.
+    async fn slot(self: &Arc<Self>, user: &Topic, number: u64) -> Result<(), Refused> {
+        let Some(slots) = self.bus.slots() else {
+            return Ok(());
+        };
+        let claim = slots.claim(user, number).await;
+        if !claim.checked {
+            self.counters.limits_unchecked.fetch_add(1, Relaxed);
         }
-        Ok(reservation)
+        let Some(others) = claim.granted else {
+            self.counters.limits_refused.fetch_add(1, Relaxed);
+            return Err(Refused::Full(Full::User));
+        };
+        if !others.is_empty() {
+            let mut selection = Selection::default();
+            others
+                .into_iter()
+                .for_each(|socket| selection.add(Topic::socket(socket)));
+            let (node, close) = (self.clone(), Ask::from(&replaced()));
+            self.tasks.spawn(async move {
+                // Should it not arrive, their nodes learn it with the next renewal of their lease.
+                let _ = node.command(&selection, close, false).await;
+            });
+        }
+        Ok(())
     }
 
     /// Puts a socket into a room; returns when the cluster's messages for the room come here.
@@ -102,6 +134,8 @@ pub(crate) struct Reservation {
     node: Arc<Node>,
     user: UserId,
     topic: Topic,
+    /// What the socket will be called; its slot names it already.
+    number: u64,
 }
 
 impl Reservation {
@@ -119,8 +153,7 @@ impl Reservation {
         expires_at: Option<Instant>,
         description: Option<Box<str>>,
     ) -> (Arc<Outbox>, Registration) {
-        let node = self.node.clone();
-        let number = node.next_socket.fetch_add(1, Relaxed);
+        let (node, number) = (self.node.clone(), self.number);
         let id = SocketId {
             node: node.id,
             number,
@@ -139,6 +172,12 @@ impl Reservation {
         if node.is_draining() {
             outbox.close(restarting());
         }
+        // So may who took its slot.
+        if let Some(slots) = node.bus.slots()
+            && !slots.holds(&self.topic, number)
+        {
+            outbox.close(replaced());
+        }
         tracing::debug!(socket = %id, user = %self.user, "socket opened");
         (
             outbox,
@@ -154,6 +193,9 @@ impl Reservation {
 impl Drop for Reservation {
     fn drop(&mut self) {
         self.node.registry.write().unclaim(&self.topic);
+        if let Some(slots) = self.node.bus.slots() {
+            slots.release(&self.topic, self.number);
+        }
         self.node.bus.release(&self.topic);
         self.node.bus.release(&self.node.all);
     }
@@ -196,4 +238,8 @@ impl Drop for Registration {
         self.give_back();
         self.node.live.lock().swap_remove(&self.id.number);
     }
+}
+
+pub(super) fn replaced() -> Close {
+    Close::from_static(Close::REPLACED, "replaced by a newer socket")
 }

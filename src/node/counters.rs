@@ -23,6 +23,7 @@ pub(super) struct Counters {
     publishes_uncertain: AtomicU64,
     pub(super) origins_refused: AtomicU64,
     pub(super) limits_refused: AtomicU64,
+    pub(super) limits_unchecked: AtomicU64,
     pub(super) questions_refused: AtomicU64,
 }
 
@@ -124,6 +125,7 @@ impl Node {
             bus_publish_queue: self.bus.queued() as u64,
             origins_refused: count(&counters.origins_refused),
             limits_refused: count(&counters.limits_refused),
+            limits_unchecked: count(&counters.limits_unchecked),
             questions_refused: count(&counters.questions_refused),
         }
     }

@@ -7,6 +7,7 @@ use std::time::SystemTime;
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
+use super::admission::replaced;
 use super::{CHUNK, Node};
 use crate::backend::Listener;
 use crate::close::Close;
@@ -95,6 +96,13 @@ impl Listener for Node {
 
     fn garbage(&self) {
         self.counters.bus_garbage.fetch_add(1, Relaxed);
+    }
+
+    fn replaced(&self, number: u64) {
+        let outbox = self.live.lock().get(&number).cloned();
+        if let Some(outbox) = outbox {
+            outbox.close(replaced());
+        }
     }
 
     fn up(&self, proven: Instant) {

@@ -94,6 +94,7 @@ impl Node {
             publish_timeout: config.publish_timeout,
             probe_interval: config.probe_interval,
             linger: config.linger,
+            slots: config.slots,
         };
         let starting = Health::Degraded {
             since: SystemTime::now(),

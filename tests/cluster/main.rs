@@ -36,4 +36,5 @@ mod lifecycle;
 mod presence;
 mod programs;
 mod roster;
+mod slots;
 mod tls;

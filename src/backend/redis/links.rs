@@ -1,4 +1,4 @@
-//! Connections for questions, pooled by bb8.
+//! Connections for questions, pooled by bb8, and for slots.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bb8_redis::bb8::ManageConnection;
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, RedisError};
+use redis::{AsyncConnectionConfig, Pipeline, RedisError, RedisResult, Value};
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
@@ -77,7 +77,7 @@ impl ManageConnection for Links {
 }
 
 impl Link {
-    fn is_dead(&self) -> bool {
+    pub(super) fn is_dead(&self) -> bool {
         self.dead.load(Ordering::Acquire)
     }
 
@@ -100,6 +100,15 @@ impl Link {
             .flatten()
             .map(|(_, count)| count)
             .collect())
+    }
+
+    /// Runs commands; each has an answer of its own.
+    pub(crate) async fn run(
+        &mut self,
+        commands: &mut Pipeline,
+    ) -> RedisResult<Vec<RedisResult<Value>>> {
+        let commands = commands.ignore_errors();
+        commands.query_async(&mut self.connection).await
     }
 }
 

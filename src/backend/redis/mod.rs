@@ -9,6 +9,7 @@ mod probe;
 mod publisher;
 mod resp;
 mod session;
+mod slots;
 mod subscriber;
 mod subscriptions;
 
@@ -32,7 +33,9 @@ use self::advice::Advice;
 pub(crate) use self::endpoint::Endpoint;
 use self::links::Links;
 use self::publisher::{PublishQueue, Publisher};
+use self::slots::{Keeper, SlotTable};
 use self::subscriber::{Subscriber, Table};
+use super::slots::Slots;
 use super::{Bus, BusSettings, Confirmation, Listener};
 use crate::error::PublishError;
 use crate::id::NodeId;
@@ -55,6 +58,8 @@ pub(crate) struct RedisBus {
     /// Taken by [`Bus::start`].
     queue: Mutex<Option<PublishQueue>>,
     questions: Pool<Links>,
+    /// Where sockets per user are limited.
+    slots: Option<Arc<SlotTable>>,
     tasks: TaskTracker,
     ended: CancellationToken,
 }
@@ -71,6 +76,10 @@ impl RedisBus {
         let advice = Arc::new(Advice::new(user, &settings.namespace));
         let (publisher, queue) =
             Publisher::new(endpoint.clone(), advice.clone(), settings.publish_timeout);
+        let slots = settings.slots.map(|limit| {
+            let table = SlotTable::new(node, limit, settings.publish_timeout);
+            Arc::new(table)
+        });
         let table = Arc::new(Table::new(settings.linger));
         // The probe comes back on it: wanted from the first connection to the last.
         table.change(|table| table.want(&Topic::node(node)));
@@ -83,21 +92,10 @@ impl RedisBus {
             publisher: Arc::new(publisher),
             queue: Mutex::new(Some(queue)),
             questions,
+            slots,
             tasks: TaskTracker::new(),
             ended: CancellationToken::new(),
         }
-    }
-}
-
-impl RedisBus {
-    /// A failure in Redis' own words, and what to do about it where that is known.
-    fn explain(&self, error: &RedisError) -> Arc<str> {
-        let words = match (error.kind(), error.code(), error.detail()) {
-            (_, Some(code), Some(detail)) => format!("{code} {detail}"),
-            (ErrorKind::Io, ..) => io_words(error),
-            _ => error.to_string(),
-        };
-        self.advice.on(&words)
     }
 }
 
@@ -111,6 +109,24 @@ impl Bus for RedisBus {
             .spawn(supervise("publisher", ended, queue, |queue| {
                 queue.run().boxed()
             }));
+        if let Some(slots) = &self.slots {
+            slots.start(listener.clone());
+            let keeper = || {
+                let links = Links::new(self.endpoint.clone(), self.settings.publish_timeout);
+                Keeper::new(
+                    slots.clone(),
+                    links,
+                    self.advice.clone(),
+                    self.node,
+                    &self.settings,
+                )
+            };
+            let (keeper, mut leaving, ended) = (keeper(), keeper(), self.ended.clone());
+            self.tasks.spawn(async move {
+                supervise("slots", ended, keeper, |keeper| keeper.run().boxed()).await;
+                leaving.leave().await;
+            });
+        }
         let subscriber = Subscriber {
             endpoint: self.endpoint.clone(),
             advice: self.advice.clone(),
@@ -118,6 +134,7 @@ impl Bus for RedisBus {
             settings: self.settings.clone(),
             table: self.table.clone(),
             publisher: self.publisher.clone(),
+            slots: self.slots.clone(),
             listener,
             told_no_role: Once::new(),
         };
@@ -169,20 +186,24 @@ impl Bus for RedisBus {
         async move {
             let mut link = match self.questions.get().await {
                 Ok(link) => link,
-                Err(RunError::User(error)) => return Err(self.explain(&error)),
+                Err(RunError::User(error)) => return Err(explain(&self.advice, &error)),
                 Err(RunError::TimedOut) => {
                     return Err("redis accepted no connection in time".into());
                 }
             };
             link.subscribers(&channels)
                 .await
-                .map_err(|error| self.explain(&error))
+                .map_err(|error| explain(&self.advice, &error))
         }
         .boxed()
     }
 
     fn queued(&self) -> usize {
         self.publisher.queued()
+    }
+
+    fn slots(&self) -> Option<&dyn Slots> {
+        self.slots.as_deref().map(|slots| slots as &dyn Slots)
     }
 
     fn stop(&self) -> BoxFuture<'_, ()> {
@@ -217,6 +238,16 @@ async fn supervise<T>(
         }
         tokio::time::sleep(RESTART).await;
     }
+}
+
+/// A failure in Redis' own words, and what to do about it where that is known.
+fn explain(advice: &Advice, error: &RedisError) -> Arc<str> {
+    let words = match (error.kind(), error.code(), error.detail()) {
+        (_, Some(code), Some(detail)) => format!("{code} {detail}"),
+        (ErrorKind::Io, ..) => io_words(error),
+        _ => error.to_string(),
+    };
+    advice.on(&words)
 }
 
 fn io_words(error: &RedisError) -> String {

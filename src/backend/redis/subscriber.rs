@@ -15,6 +15,7 @@ use super::endpoint::Endpoint;
 use super::publisher::Publisher;
 use super::resp::Reader;
 use super::session::{SILENCE, Session};
+use super::slots::SlotTable;
 use super::subscriptions::Subscriptions;
 use crate::backend::{BusSettings, Listener};
 use crate::id::NodeId;
@@ -85,6 +86,7 @@ pub(crate) struct Subscriber {
     pub(crate) settings: BusSettings,
     pub(crate) table: Arc<Table>,
     pub(crate) publisher: Arc<Publisher>,
+    pub(super) slots: Option<Arc<SlotTable>>,
     pub(crate) listener: Weak<dyn Listener>,
     /// Said once that Redis does not tell its role.
     pub(crate) told_no_role: Once,
@@ -110,6 +112,9 @@ impl Subscriber {
             Ok(Err(error)) => return error.to_string().into(),
             Err(_) => return "redis did not accept a connection in time".into(),
         };
+        if let Some(slots) = &self.slots {
+            slots.doubt();
+        }
         let (mut read, mut write) = tokio::io::split(stream);
         let _connected = Connected::new(&self.table);
         let mut session = Session::new(self, failures);
@@ -165,7 +170,7 @@ impl Subscriber {
 }
 
 /// The pause before the next attempt; `random` in 0.0..1.0.
-fn pause(failures: u32, random: f64) -> Duration {
+pub(super) fn pause(failures: u32, random: f64) -> Duration {
     let longest = FIRST_PAUSE
         .saturating_mul(1 << failures.min(16))
         .min(LONGEST_PAUSE);

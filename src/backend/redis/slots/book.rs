@@ -1,0 +1,553 @@
+//! What a node knows of its slots, and what it has to tell Redis: rules without I/O.
+
+use std::collections::{HashMap, VecDeque};
+use std::fmt::Write;
+
+use indexmap::IndexSet;
+use smallvec::SmallVec;
+use tokio::sync::oneshot;
+
+use crate::backend::slots::Claim;
+use crate::id::{NodeId, SocketId};
+use crate::slot::SlotLimit;
+use crate::topic::Topic;
+
+/// Most users written in one command: 1,000 take Redis about a millisecond.
+const WRITES: usize = 1000;
+/// Most claims in one pipeline.
+const CLAIMS: usize = 256;
+/// Most claims that wait for Redis; a further one is settled here.
+const QUEUE: usize = 64 * 1024;
+/// Users remembered for Redis during an outage; with more, all is written anew.
+const REMEMBERED: usize = 64 * 1024;
+
+/// Users and their slots as they are written.
+pub(super) type Writes = Vec<(Topic, String)>;
+
+/// What Redis says to a claim.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    Granted { since: u64, replaced: Vec<SocketId> },
+    Refused,
+}
+
+/// What Redis is asked and told in one pipeline: first the truth, then the claims.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Batch {
+    pub(super) writes: Writes,
+    pub(super) claims: VecDeque<(Topic, u64)>,
+}
+
+impl Batch {
+    pub(super) fn is_empty(&self) -> bool {
+        self.writes.is_empty() && self.claims.is_empty()
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Book {
+    node: NodeId,
+    limit: SlotLimit,
+    stage: Stage,
+    users: HashMap<Topic, SmallVec<[Entry; 1]>>,
+    /// Users of whom Redis may know something else.
+    dirty: IndexSet<Topic>,
+    /// Redis has to forget all it knows of this node.
+    anew: bool,
+    queue: VecDeque<(Topic, u64)>,
+    /// Sockets of this node that lost their slot and do not know yet.
+    lost: Vec<u64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// Nothing is known of Redis yet: it is worth waiting for.
+    Starting,
+    Joined,
+    Outage,
+}
+
+#[derive(Debug)]
+struct Entry {
+    number: u64,
+    standing: Standing,
+}
+
+#[derive(Debug)]
+enum Standing {
+    Waiting(oneshot::Sender<Claim>),
+    /// Since when, in microseconds: by Redis' clock, or in an outage by this machine's.
+    Held(u64),
+    Lost,
+}
+
+impl Entry {
+    fn held_since(&self) -> Option<u64> {
+        match self.standing {
+            Standing::Held(since) => Some(since),
+            Standing::Waiting(_) | Standing::Lost => None,
+        }
+    }
+}
+
+impl Book {
+    pub(super) fn new(node: NodeId, limit: SlotLimit) -> Self {
+        Self {
+            node,
+            limit,
+            stage: Stage::Starting,
+            users: HashMap::new(),
+            dirty: IndexSet::new(),
+            anew: true,
+            queue: VecDeque::new(),
+            lost: Vec::new(),
+        }
+    }
+
+    // For sockets ----------------------------------------------------------------------------------
+
+    /// Asks for a slot. In an outage the answer is there at once.
+    pub(super) fn claim(
+        &mut self,
+        user: &Topic,
+        number: u64,
+        now: u64,
+    ) -> oneshot::Receiver<Claim> {
+        let (reply, answer) = oneshot::channel();
+        let standing = Standing::Waiting(reply);
+        let entries = self.users.entry(user.clone()).or_default();
+        entries.push(Entry { number, standing });
+        if self.stage == Stage::Outage || self.queue.len() >= QUEUE {
+            self.settle(user, number, now);
+        } else {
+            self.queue.push_back((user.clone(), number));
+        }
+        answer
+    }
+
+    /// Answers a claim that Redis has not answered, by the sockets of this node.
+    pub(super) fn settle(&mut self, user: &Topic, number: u64, now: u64) {
+        let Some(reply) = self.take_waiting(user, number) else {
+            return;
+        };
+        // Redis may have granted it all the same.
+        self.mark(user);
+        let mut held: Vec<(u64, u64)> = self
+            .entries(user)
+            .iter()
+            .filter_map(|entry| Some((entry.held_since()?, entry.number)))
+            .collect();
+        held.sort_unstable();
+        let room = self.limit.make_room(held.len());
+        if let Some(over) = room {
+            held.truncate(over);
+            held.iter()
+                .for_each(|(_, number)| self.lose(user.as_str(), *number));
+            self.hold(user, number, now);
+        }
+        // Fails only when the socket is gone; its release follows.
+        let _ = reply.send(Claim {
+            granted: room.map(|_| Vec::new()),
+            checked: false,
+        });
+    }
+
+    pub(super) fn release(&mut self, user: &Topic, number: u64) {
+        if let Some(standing) = self.remove(user, number)
+            && !matches!(standing, Standing::Waiting(_))
+        {
+            self.mark(user);
+        }
+    }
+
+    pub(super) fn holds(&self, user: &Topic, number: u64) -> bool {
+        let entry = self.entries(user).iter().find(|e| e.number == number);
+        entry.is_some_and(|entry| entry.held_since().is_some())
+    }
+
+    /// A socket of this node has lost its slot to a newer one.
+    pub(super) fn lose(&mut self, user: &str, number: u64) {
+        let entries = self.users.get_mut(user).into_iter().flatten();
+        for entry in entries.filter(|entry| entry.number == number) {
+            if let Standing::Held(_) = entry.standing {
+                entry.standing = Standing::Lost;
+                self.lost.push(number);
+            }
+        }
+    }
+
+    /// The sockets that have to be closed.
+    pub(super) fn take_lost(&mut self) -> Vec<u64> {
+        std::mem::take(&mut self.lost)
+    }
+
+    // For the keeper -------------------------------------------------------------------------------
+
+    /// Nothing is certain of what Redis knows.
+    pub(super) fn begin(&mut self) {
+        self.anew = true;
+    }
+
+    pub(super) fn is_anew(&self) -> bool {
+        self.anew
+    }
+
+    /// Redis counts this node's slots from now on, and has none of them yet when they were `created`.
+    /// Returns whether that ends an outage.
+    pub(super) fn joined(&mut self, created: bool) -> bool {
+        self.anew = false;
+        if created {
+            self.dirty = self.users.keys().cloned().collect();
+        }
+        std::mem::replace(&mut self.stage, Stage::Joined) == Stage::Outage
+    }
+
+    /// Redis does not answer: who waits is answered here. Returns whether an outage begins.
+    pub(super) fn outage(&mut self, now: u64) -> bool {
+        for (user, number) in std::mem::take(&mut self.queue) {
+            self.settle(&user, number, now);
+        }
+        if self.dirty.len() > REMEMBERED {
+            self.dirty = IndexSet::new();
+            self.anew = true;
+        }
+        std::mem::replace(&mut self.stage, Stage::Outage) != Stage::Outage
+    }
+
+    /// What is to be said next.
+    pub(super) fn next_batch(&mut self) -> Batch {
+        let mut batch = Batch::default();
+        while batch.writes.len() < WRITES
+            && let Some(user) = self.dirty.pop()
+        {
+            let slots = self.written(&user);
+            batch.writes.push((user, slots));
+        }
+        // A claim counts what was written: not before all is.
+        while self.dirty.is_empty()
+            && batch.claims.len() < CLAIMS
+            && let Some((user, number)) = self.queue.pop_front()
+        {
+            if self.is_waiting(&user, number) {
+                batch.claims.push_back((user, number));
+            }
+        }
+        batch
+    }
+
+    /// Redis has answered a claim.
+    pub(super) fn answered(&mut self, user: &Topic, number: u64, verdict: Verdict) {
+        let Some(reply) = self.take_waiting(user, number) else {
+            // Its socket is gone, or was answered here meanwhile.
+            return self.mark(user);
+        };
+        let granted = match verdict {
+            Verdict::Refused => None,
+            Verdict::Granted { since, replaced } => {
+                self.hold(user, number, since);
+                let node = self.node;
+                let (own, others): (Vec<SocketId>, _) =
+                    replaced.into_iter().partition(|socket| socket.node == node);
+                own.iter()
+                    .for_each(|socket| self.lose(user.as_str(), socket.number));
+                Some(others)
+            }
+        };
+        let _ = reply.send(Claim {
+            granted,
+            checked: true,
+        });
+    }
+
+    /// Nobody knows what of it Redis has done.
+    pub(super) fn failed(&mut self, batch: Batch) {
+        for (user, _) in batch.writes {
+            self.mark(&user);
+        }
+        for (user, number) in batch.claims.into_iter().rev() {
+            self.mark(&user);
+            self.queue.push_front((user, number));
+        }
+    }
+
+    fn entries(&self, user: &Topic) -> &[Entry] {
+        self.users.get(user).map_or(&[], |entries| entries)
+    }
+
+    fn is_waiting(&self, user: &Topic, number: u64) -> bool {
+        let waiting = |e: &Entry| e.number == number && matches!(e.standing, Standing::Waiting(_));
+        self.entries(user).iter().any(waiting)
+    }
+
+    fn take_waiting(&mut self, user: &Topic, number: u64) -> Option<oneshot::Sender<Claim>> {
+        if !self.is_waiting(user, number) {
+            return None;
+        }
+        match self.remove(user, number)? {
+            Standing::Waiting(reply) => Some(reply),
+            Standing::Held(_) | Standing::Lost => None,
+        }
+    }
+
+    fn hold(&mut self, user: &Topic, number: u64, since: u64) {
+        let standing = Standing::Held(since);
+        let entries = self.users.entry(user.clone()).or_default();
+        entries.push(Entry { number, standing });
+    }
+
+    fn remove(&mut self, user: &Topic, number: u64) -> Option<Standing> {
+        let entries = self.users.get_mut(user)?;
+        let at = entries.iter().position(|entry| entry.number == number)?;
+        let entry = entries.swap_remove(at);
+        if entries.is_empty() {
+            self.users.remove(user);
+        }
+        Some(entry.standing)
+    }
+
+    fn mark(&mut self, user: &Topic) {
+        // Else everyone will be written.
+        if !self.anew {
+            self.dirty.insert(user.clone());
+        }
+    }
+
+    /// A user's slots here, as Redis keeps them.
+    fn written(&self, user: &Topic) -> String {
+        let mut text = String::new();
+        for entry in self.entries(user) {
+            if let Some(since) = entry.held_since() {
+                let _ = write!(text, "{since}:{:x},", entry.number);
+            }
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::slot::OverLimit;
+
+    const NODE: NodeId = NodeId(1);
+
+    fn book(sockets: usize, over: OverLimit) -> Book {
+        Book::new(NODE, SlotLimit { sockets, over })
+    }
+
+    fn joined(sockets: usize, over: OverLimit) -> Book {
+        let mut book = book(sockets, over);
+        book.joined(true);
+        book
+    }
+
+    fn user(name: u8) -> Topic {
+        Topic::room(&name.to_string()).unwrap()
+    }
+
+    fn granted(checked: bool) -> Option<Claim> {
+        let granted = Some(vec![]);
+        Some(Claim { granted, checked })
+    }
+
+    #[test]
+    fn what_was_released_is_written_before_anything_is_claimed() {
+        let mut book = joined(2, OverLimit::Refuse);
+        let mut answer = book.claim(&user(1), 7, 0);
+        assert_eq!(book.next_batch().claims, [(user(1), 7)]);
+        let (since, replaced) = (5, vec![]);
+        book.answered(&user(1), 7, Verdict::Granted { since, replaced });
+        assert_eq!(answer.try_recv().ok(), granted(true));
+        book.release(&user(1), 7);
+        let _waits = book.claim(&user(2), 8, 0);
+        let batch = book.next_batch();
+        assert_eq!(batch.writes, [(user(1), String::new())]);
+        assert_eq!(batch.claims, [(user(2), 8)]);
+    }
+
+    #[test]
+    fn much_is_written_in_steps_and_claims_wait_for_the_last() {
+        let mut book = joined(1, OverLimit::Refuse);
+        let topic = |number: u64| Topic::room(&number.to_string()).unwrap();
+        for number in 0..WRITES as u64 + 1 {
+            book.hold(&topic(number), number, 0);
+            book.release(&topic(number), number);
+        }
+        let _waits = book.claim(&topic(0), u64::MAX, 0);
+        let batch = book.next_batch();
+        assert_eq!((batch.writes.len(), batch.claims.len()), (WRITES, 0));
+        let batch = book.next_batch();
+        assert_eq!((batch.writes.len(), batch.claims.len()), (1, 1));
+    }
+
+    #[test]
+    fn a_slot_granted_to_a_socket_that_left_is_given_back() {
+        let mut book = joined(2, OverLimit::Refuse);
+        let answer = book.claim(&user(1), 7, 0);
+        book.next_batch();
+        drop(answer);
+        book.release(&user(1), 7);
+        assert!(book.next_batch().is_empty(), "redis has not granted it");
+        let (since, replaced) = (5, vec![]);
+        book.answered(&user(1), 7, Verdict::Granted { since, replaced });
+        assert_eq!(book.next_batch().writes, [(user(1), String::new())]);
+    }
+
+    #[test]
+    fn in_an_outage_the_limit_is_this_nodes() {
+        let mut book = joined(2, OverLimit::Refuse);
+        let mut waiting = book.claim(&user(1), 1, 10);
+        assert!(book.outage(11), "it begins");
+        assert!(!book.outage(12), "it goes on");
+        assert_eq!(waiting.try_recv().ok(), granted(false));
+        assert_eq!(book.claim(&user(1), 2, 12).try_recv().ok(), granted(false));
+        let refused = book.claim(&user(1), 3, 13).try_recv().unwrap();
+        assert_eq!((refused.granted, refused.checked), (None, false));
+        assert!(book.joined(true), "it is over");
+        let written = (user(1), "11:1,12:2,".to_owned());
+        assert_eq!(book.next_batch().writes, [written]);
+    }
+
+    #[test]
+    fn in_an_outage_the_oldest_of_this_node_goes() {
+        let mut book = joined(2, OverLimit::CloseOldest);
+        book.outage(0);
+        for (number, since) in [(1, 20), (2, 10), (3, 30)] {
+            let answer = book.claim(&user(1), number, since).try_recv();
+            assert_eq!(answer.ok(), granted(false));
+        }
+        assert_eq!(book.take_lost(), [2]);
+        assert!(!book.holds(&user(1), 2) && book.holds(&user(1), 3));
+    }
+
+    #[test]
+    fn a_million_users_who_leave_in_an_outage_are_not_remembered() {
+        let mut book = joined(1, OverLimit::Refuse);
+        book.outage(0);
+        for number in 0..=REMEMBERED as u64 {
+            let user = Topic::room(&number.to_string()).unwrap();
+            drop(book.claim(&user, number, 0));
+            book.release(&user, number);
+        }
+        book.outage(1);
+        assert!(book.is_anew() && book.dirty.is_empty());
+    }
+
+    /// A Redis of one node: what its hash holds of each user.
+    #[derive(Default)]
+    struct Hash(HashMap<Topic, String>);
+
+    impl Hash {
+        fn write(&mut self, writes: &Writes) {
+            for (user, slots) in writes {
+                match slots.is_empty() {
+                    true => self.0.remove(user),
+                    false => self.0.insert(user.clone(), slots.clone()),
+                };
+            }
+        }
+
+        fn claim(&mut self, user: &Topic, number: u64, limit: usize, now: u64) -> Verdict {
+            let slots = self.0.entry(user.clone()).or_default();
+            if slots.matches(',').count() >= limit {
+                return Verdict::Refused;
+            }
+            *slots += &format!("{now}:{number:x},");
+            let (since, replaced) = (now, vec![]);
+            Verdict::Granted { since, replaced }
+        }
+    }
+
+    #[derive(Debug, Clone)]
+    enum Event {
+        Claim(u8),
+        Release(prop::sample::Index),
+        /// A batch, of which so many commands are answered and one more is carried out without.
+        Batch(usize),
+        Outage,
+        /// Redis was reached again, with its data or without.
+        Joined(bool),
+    }
+
+    fn event() -> impl Strategy<Value = Event> {
+        prop_oneof![
+            4 => (0..3u8).prop_map(Event::Claim),
+            3 => any::<prop::sample::Index>().prop_map(Event::Release),
+            3 => (0..4usize).prop_map(Event::Batch),
+            1 => Just(Event::Outage),
+            1 => any::<bool>().prop_map(Event::Joined),
+        ]
+    }
+
+    proptest! {
+        /// Whatever fails in between: in the end Redis knows exactly the slots that are held here, and
+        /// everyone who asked has an answer.
+        #[test]
+        fn redis_ends_with_the_truth(events in prop::collection::vec(event(), 1..80)) {
+            const LIMIT: usize = 2;
+            let (mut book, mut redis) = (book(LIMIT, OverLimit::Refuse), Hash::default());
+            let mut up = false;
+            let mut asked: Vec<(Topic, u64, oneshot::Receiver<Claim>)> = Vec::new();
+            let end = [Event::Joined(true), Event::Batch(usize::MAX), Event::Batch(usize::MAX)];
+            for (now, event) in events.into_iter().chain(end).enumerate() {
+                let now = now as u64;
+                match event {
+                    Event::Claim(name) => {
+                        let answer = book.claim(&user(name), now, now);
+                        asked.push((user(name), now, answer));
+                    }
+                    Event::Release(_) if asked.is_empty() => {}
+                    Event::Release(which) => {
+                        let (user, number, _) = asked.swap_remove(which.index(asked.len()));
+                        book.release(&user, number);
+                    }
+                    Event::Batch(_) if !up => {}
+                    Event::Batch(answered) => {
+                        let mut batch = book.next_batch();
+                        redis.write(&batch.writes);
+                        if answered > 0 {
+                            batch.writes.clear();
+                        }
+                        for _ in 0..answered {
+                            let Some((user, number)) = batch.claims.pop_front() else { break };
+                            book.answered(&user, number, redis.claim(&user, number, LIMIT, now));
+                        }
+                        if let Some((user, number)) = batch.claims.front() {
+                            redis.claim(user, *number, LIMIT, now);
+                        }
+                        up = batch.is_empty();
+                        book.failed(batch);
+                    }
+                    Event::Outage => {
+                        up = false;
+                        book.outage(now);
+                    }
+                    Event::Joined(kept) => {
+                        let created = book.is_anew() || !kept;
+                        if created {
+                            redis.0.clear();
+                        }
+                        book.joined(created);
+                        up = true;
+                    }
+                }
+            }
+            let mut truth: HashMap<Topic, usize> = HashMap::new();
+            for (user, number, mut answer) in asked {
+                let claim = answer.try_recv().expect("an answer");
+                prop_assert_eq!(claim.granted.is_some(), book.holds(&user, number));
+                if claim.granted.is_some() {
+                    *truth.entry(user).or_default() += 1;
+                }
+            }
+            prop_assert!(truth.values().all(|held| *held <= LIMIT));
+            let known = redis.0.iter().map(|(user, slots)| (user.clone(), slots.matches(',').count()));
+            prop_assert_eq!(known.filter(|(_, held)| *held > 0).collect::<HashMap<_, _>>(), truth);
+            for user in (0..3).map(user) {
+                prop_assert_eq!(redis.0.get(&user).cloned().unwrap_or_default().len(), book.written(&user).len());
+            }
+        }
+    }
+}

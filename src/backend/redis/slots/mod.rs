@@ -1,0 +1,106 @@
+//! Slots over Redis: decided there by one script, kept true by one task, and by the node's own count
+//! while Redis does not answer.
+
+mod book;
+mod keeper;
+mod script;
+
+use std::sync::{OnceLock, Weak};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::time::timeout;
+
+use self::book::Book;
+pub(super) use self::keeper::Keeper;
+use crate::backend::Listener;
+use crate::backend::slots::{Claim, Slots};
+use crate::id::NodeId;
+use crate::slot::SlotLimit;
+use crate::topic::Topic;
+
+/// The slots of this node's sockets, shared by those who claim and the task that keeps Redis informed.
+#[derive(Debug)]
+pub(super) struct SlotTable {
+    book: Mutex<Book>,
+    changed: Notify,
+    doubted: Notify,
+    listener: OnceLock<Weak<dyn Listener>>,
+    limit: SlotLimit,
+    /// The longest wait for Redis.
+    deadline: Duration,
+}
+
+impl SlotTable {
+    pub(super) fn new(node: NodeId, limit: SlotLimit, deadline: Duration) -> Self {
+        Self {
+            book: Mutex::new(Book::new(node, limit)),
+            changed: Notify::new(),
+            doubted: Notify::new(),
+            listener: OnceLock::new(),
+            limit,
+            deadline,
+        }
+    }
+
+    /// Sockets that lose their slot are told to it.
+    pub(super) fn start(&self, listener: Weak<dyn Listener>) {
+        // Set once: a bus starts once.
+        let _ = self.listener.set(listener);
+    }
+
+    /// Redis is reached anew and may have forgotten the slots: find out now.
+    pub(super) fn doubt(&self) {
+        self.doubted.notify_one();
+    }
+
+    fn change<T>(&self, change: impl FnOnce(&mut Book) -> T) -> T {
+        let mut book = self.book.lock();
+        let changed = change(&mut book);
+        let lost = book.take_lost();
+        drop(book);
+        if let Some(listener) = self.listener.get().and_then(Weak::upgrade) {
+            lost.into_iter()
+                .for_each(|number| listener.replaced(number));
+        }
+        changed
+    }
+}
+
+impl Slots for SlotTable {
+    fn claim(&self, user: &Topic, number: u64) -> BoxFuture<'_, Claim> {
+        let user = user.clone();
+        let mut answer = self.change(|book| book.claim(&user, number, now()));
+        self.changed.notify_one();
+        async move {
+            if let Ok(Ok(claim)) = timeout(self.deadline, &mut answer).await {
+                return claim;
+            }
+            self.change(|book| book.settle(&user, number, now()));
+            // Settled just now, or answered in the last moment.
+            answer.try_recv().unwrap_or(Claim {
+                granted: None,
+                checked: false,
+            })
+        }
+        .boxed()
+    }
+
+    fn release(&self, user: &Topic, number: u64) {
+        self.change(|book| book.release(user, number));
+        self.changed.notify_one();
+    }
+
+    fn holds(&self, user: &Topic, number: u64) -> bool {
+        self.book.lock().holds(user, number)
+    }
+}
+
+/// Microseconds of this machine's clock: Redis' own are taken whenever it answers.
+fn now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| since.as_micros() as u64)
+}

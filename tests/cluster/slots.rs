@@ -1,0 +1,519 @@
+//! The limit of a user's sockets in the whole cluster.
+
+use std::time::Duration;
+
+use axum::response::Response;
+use axum::{Router, middleware, routing::any};
+use axum_cluster::{Builder, Cluster, ClusterSocket, Health, OverLimit};
+use futures::future::join_all;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::runtime::Runtime;
+use tokio::sync::mpsc;
+
+use crate::support::client::{Event, text};
+use crate::support::node::{NEVER, authenticate, serve};
+use crate::support::redis::RedisServer;
+use crate::support::{Client, Lab, TestNode, soon, until};
+
+on_every_bus! {
+    one_slot_left_admits_one_upgrade_of_two_nodes
+    of_fifty_upgrades_at_once_five_enter_and_no_slot_leaks
+    the_oldest_socket_is_replaced_on_whichever_node_it_is
+    of_fifty_that_replace_each_other_five_are_left
+    clients_that_leave_during_the_handshake_leave_no_slot
+    a_node_that_shuts_down_gives_its_slots_back
+}
+
+async fn one_slot_left_admits_one_upgrade_of_two_nodes(lab: Lab) {
+    let [a, b] = start(limited(&lab, 2, OverLimit::Refuse)).await;
+    for user in (0..10).map(|n| n.to_string()) {
+        let _first = enter(&a, &user).await;
+        let (one, two) = tokio::join!(attempt(&a, &user), attempt(&b, &user));
+        assert!(one.is_ok() != two.is_ok(), "{one:?} {two:?}");
+    }
+    let (a, b) = (a.cluster.stats(), b.cluster.stats());
+    assert_eq!(a.limits_refused + b.limits_refused, 10);
+    assert_eq!((a.limits_unchecked, b.limits_unchecked), (0, 0));
+}
+
+async fn of_fifty_upgrades_at_once_five_enter_and_no_slot_leaks(lab: Lab) {
+    let nodes: [TestNode; 3] = start(limited(&lab, 5, OverLimit::Refuse)).await;
+    for user in ["alice", "bob", "*?{carol}:=, %"] {
+        let attempts = join_all((0..50).map(|n| attempt(&nodes[n % 3], user))).await;
+        let (entered, refused): (Vec<_>, Vec<_>) = attempts.into_iter().partition(Result::is_ok);
+        assert_eq!(entered.len(), 5, "{user}");
+        assert!(refused.iter().all(|r| r.as_ref().is_err_and(|s| *s == 429)));
+        drop(entered);
+        until_free(&nodes, user, 5).await;
+    }
+}
+
+async fn the_oldest_socket_is_replaced_on_whichever_node_it_is(lab: Lab) {
+    let nodes: [TestNode; 3] = start(limited(&lab, 3, OverLimit::CloseOldest)).await;
+    let mut clients = std::collections::VecDeque::new();
+    // In this order the oldest is on the newcomer's node and on others.
+    for at in [0, 1, 1, 0, 1, 2, 2, 2, 2, 0] {
+        clients.push_back(enter(&nodes[at], "alice").await);
+        if clients.len() > 3 {
+            let mut oldest = clients.pop_front().unwrap();
+            assert_eq!(oldest.event().await, replaced());
+            until_sockets(&nodes, 3).await;
+        }
+        nodes[0]
+            .broadcaster
+            .to_user("alice")
+            .send("still here")
+            .await
+            .unwrap();
+        for client in &mut clients {
+            assert_eq!(client.event().await, text("still here"));
+        }
+    }
+    assert!(
+        nodes
+            .iter()
+            .all(|node| node.cluster.stats().limits_refused == 0)
+    );
+}
+
+async fn of_fifty_that_replace_each_other_five_are_left(lab: Lab) {
+    let nodes: [TestNode; 3] = start(limited(&lab, 5, OverLimit::CloseOldest)).await;
+    let clients = join_all((0..50).map(|n| enter(&nodes[n % 3], "alice"))).await;
+    until_sockets(&nodes, 5).await;
+    nodes[0]
+        .broadcaster
+        .to_user("alice")
+        .send("left")
+        .await
+        .unwrap();
+    let events = join_all(
+        clients
+            .into_iter()
+            .map(async |mut client| client.event().await),
+    )
+    .await;
+    let (left, gone): (Vec<_>, Vec<_>) = events.into_iter().partition(|e| *e == text("left"));
+    assert_eq!(left.len(), 5);
+    assert!(gone.iter().all(|event| *event == replaced()), "{gone:?}");
+}
+
+async fn clients_that_leave_during_the_handshake_leave_no_slot(lab: Lab) {
+    let builder = limited(&lab, 1, OverLimit::Refuse);
+    let [b] = start(builder.clone()).await;
+    let cluster = builder.start();
+    let (sender, mut held) = mpsc::unbounded_channel();
+    let ws = async move |_socket: ClusterSocket| {
+        sender.send(()).unwrap();
+        std::future::pending::<Response>().await
+    };
+    let app = Router::new().route("/ws", any(ws)).layer(cluster.layer());
+    let (addr, _server) = serve(app.layer(middleware::from_fn(authenticate))).await;
+    for user in (0..20).map(|n| n.to_string()) {
+        let mut stream = TcpStream::connect(addr).await.unwrap();
+        let request = format!(
+            "GET /ws HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
+            sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\nx-user: {user}\r\n\r\n"
+        );
+        stream.write_all(request.as_bytes()).await.unwrap();
+        soon("a handshake", held.recv()).await;
+        assert!(is_refused(&b, &user).await, "control: it holds the slot");
+        drop(stream);
+        enter(&b, &user).await;
+    }
+}
+
+async fn a_node_that_shuts_down_gives_its_slots_back(lab: Lab) {
+    let [a, b] = start(limited(&lab, 1, OverLimit::Refuse)).await;
+    let mut client = enter(&a, "alice").await;
+    assert!(is_refused(&b, "alice").await, "control");
+    let leaving = async move { client.event().await };
+    tokio::join!(a.cluster.shutdown(Duration::ZERO), leaving);
+    enter(&b, "alice").await;
+}
+
+/// A process that dies: its tasks are gone without a word, its connections too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_nodes_slots_come_back_with_its_lease_and_notbefore() {
+    let lab = Lab::redis();
+    let server = lab.redis.as_ref().unwrap();
+    // A lease of six seconds.
+    let builder = limited(&lab, 1, OverLimit::Refuse).probe_interval(Duration::from_secs(2));
+    let [b] = start(builder.clone()).await;
+    let process = Runtime::new().unwrap();
+    let dying = process.spawn(async move {
+        let node = TestNode::start(builder.start()).await;
+        let client = node.client("alice").await;
+        (node, client)
+    });
+    let _dead = dying.await.unwrap();
+    assert_eq!(server.cli(&["ZCARD", "cluster:slots"]), "2");
+    process.shutdown_background();
+    assert!(is_refused(&b, "alice").await);
+    assert_eq!(
+        server.cli(&["ZCARD", "cluster:slots"]),
+        "2",
+        "control: the lease is not over"
+    );
+    enter(&b, "alice").await;
+    until("the dead node is forgotten", async || {
+        server.cli(&["ZCARD", "cluster:slots"]) == "1"
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_redis_each_node_counts_its_own_and_afterwards_all_count() {
+    let mut lab = Lab::redis();
+    // Nobody waits for a Redis that is known to be gone.
+    let builder = limited(&lab, 2, OverLimit::Refuse).publish_timeout(NEVER);
+    let nodes: [TestNode; 2] = start(builder).await;
+    let [a, b] = &nodes;
+    let before = (enter(a, "alice").await, enter(b, "alice").await);
+    assert!(
+        is_refused(a, "alice").await,
+        "control: the cluster is counted"
+    );
+    lab.server().kill();
+    for node in &nodes {
+        until("the outage is noticed", async || {
+            matches!(node.cluster.health(), Health::Degraded { .. })
+        })
+        .await;
+    }
+    let during = (
+        attempt(a, "alice").await.unwrap(),
+        attempt(b, "alice").await.unwrap(),
+    );
+    for node in &nodes {
+        assert!(is_refused(node, "alice").await, "the local limit holds");
+        assert!(node.cluster.stats().limits_unchecked >= 2);
+    }
+    lab.server().restart();
+    until("redis knows the four slots again", async || {
+        slots(lab.server(), "alice") == 4
+    })
+    .await;
+    drop(during.0);
+    until("and one less", async || slots(lab.server(), "alice") == 3).await;
+    assert!(is_refused(a, "alice").await && is_refused(b, "alice").await);
+    drop(during.1);
+    until("and one less", async || slots(lab.server(), "alice") == 2).await;
+    let unchecked = nodes.each_ref().map(|n| n.cluster.stats().limits_unchecked);
+    assert!(is_refused(a, "alice").await && is_refused(b, "alice").await);
+    drop(before);
+    until_free(&nodes, "alice", 2).await;
+    let still = nodes.each_ref().map(|n| n.cluster.stats().limits_unchecked);
+    assert_eq!(unchecked, still, "redis decides again");
+}
+
+/// What was asked of a frozen Redis happens when it thaws; nobody waits for it, and nothing of it stays.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frozen_redis_leaves_no_slot_behind() {
+    let mut lab = Lab::redis();
+    let builder = limited(&lab, 2, OverLimit::Refuse).publish_timeout(Duration::from_millis(200));
+    let nodes: [TestNode; 2] = start(builder).await;
+    let [a, b] = &nodes;
+    lab.server().freeze();
+    let during = (
+        attempt(a, "alice").await.unwrap(),
+        attempt(b, "alice").await.unwrap(),
+    );
+    let more = (
+        attempt(a, "alice").await.unwrap(),
+        attempt(b, "alice").await.unwrap(),
+    );
+    assert!(is_refused(a, "alice").await && is_refused(b, "alice").await);
+    assert!(
+        a.cluster.stats().limits_unchecked >= 3,
+        "control: redis did not answer"
+    );
+    lab.server().thaw();
+    until("redis knows the four slots", async || {
+        slots(lab.server(), "alice") == 4
+    })
+    .await;
+    drop((during, more));
+    until_free(&nodes, "alice", 2).await;
+    until("redis knows of none", async || {
+        slots(lab.server(), "alice") == 0
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_redis_forgets_is_written_again() {
+    let lab = Lab::redis();
+    let server = lab.redis.as_ref().unwrap();
+    let builder = limited(&lab, 2, OverLimit::Refuse).probe_interval(Duration::from_secs(1));
+    let nodes: [TestNode; 2] = start(builder).await;
+    let [a, b] = &nodes;
+    let _clients = (enter(a, "alice").await, enter(b, "alice").await);
+    assert_eq!(server.cli(&["FLUSHALL"]), "OK");
+    assert_eq!(slots(server, "alice"), 0, "control: it is forgotten");
+    until("redis knows the two slots again", async || {
+        slots(server, "alice") == 2
+    })
+    .await;
+    assert!(is_refused(a, "alice").await && is_refused(b, "alice").await);
+    assert_eq!(server.cli(&["SCRIPT", "FLUSH"]), "OK");
+    assert!(is_refused(a, "alice").await && is_refused(b, "alice").await);
+    for node in &nodes {
+        assert_eq!(node.cluster.stats().limits_unchecked, 0);
+    }
+}
+
+/// The message that closes a replaced socket may be lost, the slot's hash tells it all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replaced_socket_is_closed_even_when_the_message_was_lost() {
+    let lab = Lab::redis();
+    let server = lab.redis.as_ref().unwrap();
+    let dumb = format!(
+        "ACL SETUSER dumb on >s3cret resetchannels &cluster:* +subscribe +unsubscribe {SLOTS_ACL}"
+    );
+    assert_eq!(cli(server, &dumb), "OK");
+    let builder = limited(&lab, 1, OverLimit::CloseOldest).probe_interval(Duration::from_secs(1));
+    let [b] = start(builder.clone()).await;
+    let url = format!("redis://dumb:s3cret@127.0.0.1:{}", server.port());
+    let a = TestNode::start(builder.redis(url).start()).await;
+    until("the node knows that it cannot publish", async || {
+        matches!(a.cluster.health(), Health::Degraded { reason, .. } if reason.contains("NOPERM"))
+    })
+    .await;
+    let mut oldest = enter(&b, "alice").await;
+    let _newest = enter(&a, "alice").await;
+    assert_eq!(
+        a.cluster.stats().limits_unchecked,
+        0,
+        "the slot was granted by redis"
+    );
+    assert_eq!(
+        a.cluster.stats().bus_publish_failures,
+        1,
+        "control: nobody was told"
+    );
+    assert_eq!(oldest.event().await, replaced());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_key_expires_and_none_is_left() {
+    let lab = Lab::redis();
+    let server = lab.redis.as_ref().unwrap();
+    let nodes: [TestNode; 3] = start(limited(&lab, 2, OverLimit::CloseOldest)).await;
+    let mut clients = Vec::new();
+    for n in 0..12 {
+        clients.push(enter(&nodes[n % 3], &format!("user {}", n % 4)).await);
+    }
+    for command in ["keys", "scan"] {
+        assert_eq!(server.calls(command), 0, "{command}");
+    }
+    let keys = server.cli(&["KEYS", "*"]);
+    assert_eq!(
+        keys.lines().count(),
+        4,
+        "three nodes and their leases: {keys}"
+    );
+    for key in keys.lines() {
+        assert!(key.starts_with("cluster:slots"), "{key}");
+        let left: i64 = server.cli(&["PTTL", key]).parse().unwrap();
+        assert!((1..=15_000).contains(&left), "{key} expires in {left} ms");
+    }
+    let [a, b, c] = nodes;
+    let clients = clients
+        .into_iter()
+        .map(async |mut client| client.event().await);
+    let shutdown = async {
+        a.cluster.shutdown(Duration::ZERO).await;
+        assert_eq!(server.cli(&["ZCARD", "cluster:slots"]), "2");
+        b.cluster.shutdown(Duration::ZERO).await;
+    };
+    tokio::select! {
+        () = shutdown => {}
+        _ = join_all(clients) => panic!("the sockets of c live on"),
+    }
+    c.until_empty().await;
+    // Not shut down, only let go.
+    drop(c);
+    until("nothing is left", async || server.cli(&["DBSIZE"]) == "0").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connect_is_one_command_a_disconnect_at_most_one_and_none_without_a_limit() {
+    let lab = Lab::redis();
+    let server = lab.redis.as_ref().unwrap();
+    let [plain] = start(lab.builder().probe_interval(NEVER)).await;
+    let [node] = start(limited(&lab, 9, OverLimit::Refuse).probe_interval(NEVER)).await;
+    let scripts = || server.calls("evalsha") + server.calls("eval");
+    let before = scripts();
+    for n in 0..50 {
+        drop(enter(&plain, &n.to_string()).await);
+    }
+    plain.until_empty().await;
+    assert_eq!(scripts(), before);
+    let mut clients = Vec::new();
+    for n in 0..50 {
+        clients.push(enter(&node, &n.to_string()).await);
+    }
+    assert_eq!(scripts() - before, 50);
+    drop(clients);
+    until("the slots are free", async || {
+        server.cli(&["HLEN", &own_key(server)]) == "1"
+    })
+    .await;
+    assert!(
+        (51..=100).contains(&(scripts() - before)),
+        "{}",
+        scripts() - before
+    );
+}
+
+/// What `max_sockets_per_user_in_cluster` documents.
+const SLOTS_ACL: &str = "~cluster:slots* +eval +evalsha +time +hget +hset +hdel +hexists +unlink +pexpire +zadd \
+    +zrem +zrangebyscore +zremrangebyscore";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_documented_acl_line_is_enough_and_without_it_the_local_limit_holds() {
+    let lab = Lab::redis();
+    let server = lab.redis.as_ref().unwrap();
+    let bus = "resetchannels &cluster:* +subscribe +unsubscribe +publish +pubsub";
+    for rules in [
+        format!("ACL SETUSER node on >s3cret {bus} {SLOTS_ACL}"),
+        format!("ACL SETUSER older on >s3cret {bus}"),
+        format!("ACL SETUSER half on >s3cret {bus} {SLOTS_ACL} -time"),
+    ] {
+        assert_eq!(cli(server, &rules), "OK", "{rules}");
+    }
+    let builder = |user: &str, over| {
+        let url = format!("redis://{user}:s3cret@127.0.0.1:{}", server.port());
+        let builder = limited(&lab, 2, over).redis(url);
+        builder.publish_timeout(NEVER)
+    };
+    for over in [OverLimit::Refuse, OverLimit::CloseOldest] {
+        let nodes: [TestNode; 2] = start(builder("node", over)).await;
+        let clients = (
+            enter(&nodes[0], "alice").await,
+            enter(&nodes[1], "alice").await,
+        );
+        let third = attempt(&nodes[0], "alice").await;
+        assert_eq!(
+            third.is_ok(),
+            over == OverLimit::CloseOldest,
+            "it is checked"
+        );
+        until_sockets(&nodes, 2).await;
+        for node in &nodes {
+            assert_eq!(node.cluster.stats().limits_unchecked, 0);
+        }
+        drop((clients, third));
+        until_sockets(&nodes, 0).await;
+        for node in &nodes {
+            node.cluster.shutdown(Duration::ZERO).await;
+        }
+    }
+    for user in ["older", "half"] {
+        let [node] = start(builder(user, OverLimit::Refuse)).await;
+        let _clients = (enter(&node, "alice").await, enter(&node, "alice").await);
+        assert!(is_refused(&node, "alice").await, "{user}");
+        assert_eq!(node.cluster.health(), Health::Up);
+        assert_eq!(node.cluster.stats().limits_unchecked, 3);
+    }
+}
+
+#[test]
+fn a_limit_of_none_makes_no_sense() {
+    let builder = Cluster::builder().max_sockets_per_user_in_cluster(0, OverLimit::Refuse);
+    let problem = builder.try_start().unwrap_err().to_string();
+    assert!(
+        problem.contains("max_sockets_per_user_in_cluster is zero"),
+        "{problem}"
+    );
+}
+
+/// Settings with leases long enough for a busy machine.
+fn limited(lab: &Lab, sockets: usize, over: OverLimit) -> Builder {
+    lab.builder()
+        .max_sockets_per_user_in_cluster(sockets, over)
+        .probe_interval(Duration::from_secs(5))
+}
+
+async fn start<const N: usize>(builder: Builder) -> [TestNode; N] {
+    let nodes = join_all((0..N).map(async |_| {
+        let node = TestNode::start(builder.clone().start()).await;
+        node.cluster.ready().await.unwrap();
+        node
+    }));
+    nodes.await.try_into().unwrap()
+}
+
+/// A socket of this user, or the status that refused it.
+async fn attempt(node: &TestNode, user: &str) -> Result<Client, u16> {
+    let user = crate::support::client::user_header(user);
+    let attempt = Client::try_connect(node.addr, "/ws", &[("x-user", &user)]).await;
+    attempt.map_err(|(status, _)| status)
+}
+
+async fn enter(node: &TestNode, user: &str) -> Client {
+    let mut entered = None;
+    until("a free slot", async || {
+        entered = attempt(node, user).await.ok();
+        entered.is_some()
+    })
+    .await;
+    entered.unwrap()
+}
+
+async fn is_refused(node: &TestNode, user: &str) -> bool {
+    attempt(node, user).await.is_err_and(|status| status == 429)
+}
+
+async fn until_sockets(nodes: &[TestNode], count: u64) {
+    until("that many sockets", async || {
+        let sockets = nodes.iter().map(|node| node.cluster.stats().sockets);
+        sockets.sum::<u64>() == count
+    })
+    .await;
+}
+
+/// Waits until exactly so many slots of the user are free.
+async fn until_free(nodes: &[TestNode], user: &str, slots: usize) {
+    until("free slots", async || {
+        let more = (0..=slots).map(|n| attempt(&nodes[n % nodes.len()], user));
+        let entered = join_all(more)
+            .await
+            .iter()
+            .filter(|one| one.is_ok())
+            .count();
+        assert!(entered <= slots, "{entered} of {slots} slots");
+        until_sockets(nodes, 0).await;
+        entered == slots
+    })
+    .await;
+}
+
+fn replaced() -> Event {
+    Event::Closed(4409, "replaced by a newer socket".into())
+}
+
+fn cli(server: &RedisServer, command: &str) -> String {
+    let words: Vec<&str> = command.split_whitespace().collect();
+    server.cli(&words)
+}
+
+/// How many slots of a user Redis knows, on all living nodes.
+fn slots(server: &RedisServer, user: &str) -> usize {
+    let nodes = server.cli(&["ZRANGE", "cluster:slots", "0", "-1"]);
+    let nodes = nodes.lines().filter(|node| !node.is_empty());
+    let slots = nodes.map(|node| {
+        let hash = format!("cluster:slots:{node}");
+        server.cli(&["HGET", &hash, &format!("u:{user}")])
+    });
+    slots.map(|slots| slots.matches(',').count()).sum()
+}
+
+/// The hash of the only node that counts slots.
+fn own_key(server: &RedisServer) -> String {
+    format!(
+        "cluster:slots:{}",
+        server.cli(&["ZRANGE", "cluster:slots", "0", "-1"])
+    )
+}
