@@ -30,4 +30,5 @@ mod delivery;
 mod face;
 mod interop;
 mod lifecycle;
+mod operators;
 mod programs;

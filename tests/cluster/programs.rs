@@ -10,7 +10,7 @@ use crate::support::redis::free_port;
 use crate::support::{Client, Lab, RedisServer, soon, until};
 
 /// An example that `cargo test` has built.
-fn example(name: &str) -> Command {
+pub(crate) fn example(name: &str) -> Command {
     let tests = std::env::current_exe().unwrap();
     let built = tests
         .ancestors()
@@ -26,7 +26,7 @@ fn example(name: &str) -> Command {
 }
 
 /// A running example, ended with its value.
-struct Running(Child);
+pub(crate) struct Running(pub(crate) Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
