@@ -115,7 +115,7 @@ impl Reservation {
         if node.is_draining() {
             outbox.close(restarting());
         }
-        tracing::debug!(socket = %id, user = %self.user, "socket opened");
+        tracing::debug!(socket = %id, user = self.user.as_str(), "socket opened");
         (
             outbox,
             Registration {

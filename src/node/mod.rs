@@ -231,7 +231,7 @@ impl Node {
         self.counters.slow_closed.fetch_add(1, Relaxed);
         self.counters.dropped.fetch_add(lost as u64, Relaxed);
         let (socket, user) = (outbox.id(), outbox.user());
-        tracing::warn!(%socket, %user, dropped = lost, "slow consumer closed");
+        tracing::warn!(%socket, user = user.as_str(), dropped = lost, "slow consumer closed");
     }
 
     /// Keeps time for all sockets.

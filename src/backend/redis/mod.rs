@@ -206,6 +206,8 @@ fn io_words(error: &RedisError) -> String {
 
 /// Appends what to do about an answer of Redis, where that is known.
 fn with_advice(words: &str) -> Arc<str> {
+    // A command that Redis does not know is answered with its arguments: the password, or a message.
+    let words = words.split(", with args").next().unwrap_or(words);
     let code = words.split(' ').next().unwrap_or_default();
     let advice = match code {
         "NOPERM" => {
