@@ -24,6 +24,7 @@ macro_rules! on_every_bus {
     };
 }
 
+mod acl;
 mod bus;
 mod clients;
 mod delivery;
