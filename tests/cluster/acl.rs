@@ -86,6 +86,8 @@ async fn a_worker_sends_and_reads_nothing() {
     }
     let unknown = worker.is_online("alice").await.unwrap_err().to_string();
     assert!(unknown.contains("NOPERM"), "{unknown}");
+    lab.server().cli(&["ACL", "SETUSER", "worker", "+pubsub"]);
+    assert!(worker.is_online("alice").await.unwrap());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -167,7 +167,7 @@ async fn wrong_passwords() -> Vec<&'static str> {
     let port = server.port();
     for login in [":s3cret-wrong@", "user:s3cret-wrong@", ""] {
         let url = format!("redis://{login}127.0.0.1:{port}");
-        let cluster = Cluster::builder().redis(url).start();
+        let cluster = impatient(url);
         until("redis refuses", async || {
             !cluster.health().to_string().contains("connecting")
         })
@@ -185,7 +185,7 @@ async fn a_redis_that_quotes_what_it_refuses() -> Vec<&'static str> {
         let quoted = server.cli(&[command, "s3cret-quoted"]);
         assert!(quoted.contains("s3cret-quoted"), "control: {quoted}");
         let url = format!("redis://{login}127.0.0.1:{}", server.port());
-        let cluster = Cluster::builder().redis(url).start();
+        let cluster = impatient(url);
         until("redis refuses", async || {
             cluster.health().to_string().contains("unknown command")
         })
@@ -197,6 +197,15 @@ async fn a_redis_that_quotes_what_it_refuses() -> Vec<&'static str> {
         show("question", &cluster.broadcaster().is_online("alice").await);
     }
     vec!["unknown command 'AUTH'", "unknown command 'PUBLISH'"]
+}
+
+/// A node that does not wait long for what will not work.
+fn impatient(url: String) -> Cluster {
+    let patience = Duration::from_millis(500);
+    Cluster::builder()
+        .redis(url)
+        .publish_timeout(patience)
+        .start()
 }
 
 fn app(cluster: &Cluster) -> Router {
