@@ -156,7 +156,7 @@ impl ClusterSocket {
             let (id, user) = (outbox.id(), outbox.user().clone());
             let driver = Driver::new(opened, outbox, inbox, registration, limit);
             let driver = unconstrained(driver);
-            let panicked = move |_| tracing::error!(socket = %id, %user, "the handler panicked: its socket is closed with 1011, the node goes on");
+            let panicked = move |_| tracing::error!(socket = %id, user = user.as_str(), "the handler panicked: its socket is closed with 1011, the node goes on");
             // A task of their own, which holds nothing of the handshake. The handler comes first: what
             // it says leaves in the same turn.
             match catch_unwind(AssertUnwindSafe(|| handler(socket))) {
@@ -224,7 +224,10 @@ impl<S: Sync> FromRequestParts<S> for ClusterSocket {
         let reservation = node.reserve(user).await?;
         let mut offered = HeaderMap::new();
         for value in parts.headers.get_all(SEC_WEBSOCKET_PROTOCOL) {
-            offered.append(SEC_WEBSOCKET_PROTOCOL, value.clone());
+            let mut value = value.clone();
+            // It may hold a token, which `Debug` must not show.
+            value.set_sensitive(true);
+            offered.append(SEC_WEBSOCKET_PROTOCOL, value);
         }
         Ok(Self {
             reservation,

@@ -178,7 +178,7 @@ impl Reservation {
         {
             outbox.close(replaced());
         }
-        tracing::debug!(socket = %id, user = %self.user, "socket opened");
+        tracing::debug!(socket = %id, user = self.user.as_str(), "socket opened");
         (
             outbox,
             Registration {

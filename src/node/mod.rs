@@ -223,7 +223,7 @@ impl Node {
     fn note_slow(&self, outbox: &Arc<Outbox>, lost: usize) {
         self.counters.slow_closed.fetch_add(1, Relaxed);
         let (socket, user) = (outbox.id(), outbox.user());
-        tracing::warn!(%socket, %user, dropped = lost, "slow consumer closed with 1013: if many are, send less or \
+        tracing::warn!(%socket, user = user.as_str(), dropped = lost, "slow consumer closed with 1013: if many are, send less or \
             raise Builder::outbox");
     }
 

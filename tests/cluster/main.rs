@@ -24,6 +24,7 @@ macro_rules! on_every_bus {
     };
 }
 
+mod acl;
 mod bus;
 mod clients;
 mod delivery;
@@ -33,6 +34,7 @@ mod faults;
 mod gaps;
 mod interop;
 mod lifecycle;
+mod operators;
 mod presence;
 mod programs;
 mod roster;

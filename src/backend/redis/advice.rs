@@ -23,6 +23,8 @@ impl Advice {
 
     /// Redis' own words, and the fix where one is known.
     pub(crate) fn on(&self, words: &str) -> Arc<str> {
+        // A command that Redis does not know is answered with its arguments: the password, or a message.
+        let words = words.split(", with args").next().unwrap_or(words);
         let known = FIXES.iter().find(|(said, _)| words.starts_with(said));
         match known {
             Some((_, "")) => format!("{words} (grant it: {})", self.acl).into(),

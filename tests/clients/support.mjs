@@ -1,0 +1,114 @@
+// Examples as processes, and clients that wait for events instead of sleeping.
+
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { connect, createServer } from 'node:net';
+import { after } from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { fileURLToPath } from 'node:url';
+import { WebSocket } from 'ws';
+
+/** Everything that a test file has begun, ended with it. */
+const begun = [];
+after(() => Promise.all(begun.map(end => end())));
+
+const built = fileURLToPath(new URL('../../target/debug/examples/', import.meta.url));
+
+export async function freePort() {
+  const server = createServer().listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  const { port } = server.address();
+  server.close();
+  return port;
+}
+
+/** A program that listens on a port: ended with the test file, or restarted by it. */
+export class Program {
+  constructor(port, command, args, env) {
+    Object.assign(this, { port, command, args, env });
+    begun.push(() => this.end('SIGKILL'));
+  }
+
+  static async example(name, env = {}, port = undefined) {
+    port ??= await freePort();
+    const program = new Program(port, built + name, [], { PORT: port, ...env });
+    await program.start();
+    return program;
+  }
+
+  static async redis() {
+    const port = await freePort();
+    const args = ['--port', port, '--bind', '127.0.0.1', '--save', '', '--appendonly', 'no'];
+    const program = new Program(port, 'redis-server', args, {});
+    await program.start();
+    return program;
+  }
+
+  get url() { return `ws://127.0.0.1:${this.port}/ws`; }
+  get page() { return `http://127.0.0.1:${this.port}/`; }
+  get redisUrl() { return `redis://127.0.0.1:${this.port}`; }
+
+  async start() {
+    const env = { ...process.env, ...this.env };
+    this.child = spawn(this.command, this.args, { env, stdio: ['ignore', 'ignore', 'inherit'] });
+    this.ended = once(this.child, 'exit');
+    let refused = true;
+    while (refused) {
+      if (this.child.exitCode !== null) throw new Error(`${this.command} ended by itself`);
+      const stream = connect(this.port, '127.0.0.1');
+      refused = await once(stream, 'connect').then(() => false, () => sleep(20, true));
+      stream.destroy();
+    }
+  }
+
+  async end(signal = 'SIGINT') {
+    this.child.kill(signal);
+    await this.ended;
+  }
+}
+
+/** A `ws` client whose messages can be awaited one after another. */
+export class Client {
+  static async open(url, protocols = [], options = {}) {
+    const client = new Client(url, protocols, options);
+    await once(client.socket, 'open');
+    return client;
+  }
+
+  constructor(url, protocols, options) {
+    this.socket = new WebSocket(url, protocols, options);
+    this.heard = [];
+    this.socket.on('message', (data, binary) => {
+      this.heard.push(binary ? data : data.toString());
+      this.socket.emit('heard');
+    });
+    this.closed = once(this.socket, 'close').then(([code, reason]) => [code, reason.toString()]);
+    begun.push(() => this.socket.terminate());
+  }
+
+  async next() {
+    while (!this.heard.length) await once(this.socket, 'heard');
+    return this.heard.shift();
+  }
+
+  /** The first message that fits; what came before is forgotten. */
+  async find(fits) {
+    for (;;) {
+      const message = JSON.parse(await this.next());
+      if (fits(message)) return message;
+    }
+  }
+
+  say(message) {
+    this.socket.send(JSON.stringify(message));
+  }
+}
+
+/** The status and body that refused a handshake. */
+export async function refusal(url, options) {
+  const socket = new WebSocket(url, options);
+  const [, response] = await once(socket, 'unexpected-response');
+  const body = await new Response(response).text();
+  socket.on('error', () => {}).terminate();
+  return [response.statusCode, body];
+}

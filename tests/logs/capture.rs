@@ -1,0 +1,66 @@
+//! Everything the process logs at TRACE, and the search for secrets in it.
+
+use std::fmt::Debug;
+use std::io;
+use std::sync::{Arc, Mutex};
+
+/// Every secret of the test begins with it.
+pub const MARK: &str = "s3cret";
+
+/// Where the process logs to.
+#[derive(Clone, Default)]
+pub struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    /// Takes all logs of this process from now on.
+    pub fn capture() -> Self {
+        let log = Self::default();
+        let writer = log.clone();
+        tracing_subscriber::fmt()
+            .with_max_level(tracing::Level::TRACE)
+            .with_ansi(false)
+            .with_writer(move || writer.clone())
+            .init();
+        log
+    }
+
+    pub fn take(&self) -> String {
+        let bytes = std::mem::take(&mut *self.0.lock().unwrap());
+        String::from_utf8(bytes).unwrap()
+    }
+}
+
+impl io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Logs a public value as an app might.
+pub fn show(what: &str, value: &impl Debug) {
+    tracing::info!(target: "shown", what, "{value:?} {value:#?}");
+}
+
+/// Where a secret is given away, with what stands around it: plain, or as the numbers of its bytes.
+pub fn leaks(log: &str) -> Vec<&str> {
+    let numbers = |form: fn(&u8) -> String, between| {
+        let numbers: Vec<String> = MARK.as_bytes().iter().map(form).collect();
+        numbers.join(between)
+    };
+    let forms = [
+        MARK.to_owned(),
+        numbers(u8::to_string, ", "),
+        numbers(|byte| format!("{byte:02x}"), ""),
+    ];
+    let found = forms.iter().flat_map(|form| log.match_indices(form));
+    let around = found.map(|(at, _)| {
+        let (from, to) = (at.saturating_sub(120), log.len().min(at + 40));
+        &log[log.floor_char_boundary(from)..log.floor_char_boundary(to)]
+    });
+    around.collect()
+}
