@@ -78,10 +78,10 @@ async fn every_outage_of_a_row_is_noticed_survived_and_one_gap() {
         }
     }
     traffic.passes(20).await;
-    let heard = async || heard_until_fence(&b.broadcaster, &mut client).await;
-    traffic.judge(heard, faults).await;
     stop.cancel();
     assert!(churn.await.unwrap() > 4, "control: visitors came and went");
+    let heard = async || heard_until_fence(&b.broadcaster, &mut client).await;
+    traffic.judge(heard, faults).await;
     for audience in [
         b.broadcaster.to_user("visitor"),
         b.broadcaster.to_room("lobby"),
@@ -149,7 +149,8 @@ async fn killed_publishers_lose_nothing_that_was_said_to_be_sent() {
     traffic.judge(heard, faults).await;
     for node in [&a, &b] {
         assert_eq!(node.cluster.stats().bus_gaps, 0, "nobody was deaf");
-        assert_eq!(node.cluster.health(), Health::Up);
+        // A probe may have been on the connection that was killed.
+        until("it is well", async || node.cluster.health() == Health::Up).await;
     }
     until("no connection is left over", async || {
         lab.server().connections() == connections

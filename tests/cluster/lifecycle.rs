@@ -191,6 +191,28 @@ async fn a_client_lost_during_the_handshake_is_unregistered(lab: Lab) {
     );
 }
 
+/// L5: the socket sits in a task that is aborted, in a handler that never returns.
+#[tokio::test]
+async fn a_socket_dropped_in_the_middle_of_an_await_is_closed() {
+    async fn ws(socket: ClusterSocket) -> axum::response::Response {
+        socket.on_upgrade(|mut socket| async move {
+            socket.recv().await;
+            let holding = tokio::spawn(async move { socket.recv().await });
+            tokio::task::yield_now().await;
+            holding.abort();
+            std::future::pending().await
+        })
+    }
+    let cluster = Lab::memory().builder().start();
+    let app = Router::new().route("/ws", any(ws)).layer(cluster.layer());
+    let (addr, _server) = serve(app.layer(middleware::from_fn(authenticate))).await;
+    let mut client = Client::connect(addr, "alice").await;
+    assert_eq!(cluster.stats().sockets, 1, "control");
+    client.send("drop it").await;
+    assert_eq!(client.event().await, Event::Closed(1000, String::new()));
+    until("it is unregistered", async || cluster.stats().sockets == 0).await;
+}
+
 /// L6: the client is gone before the answer is written, so that there never is a stream.
 #[tokio::test]
 async fn a_client_that_leaves_before_its_answer_is_unregistered() {
