@@ -7,8 +7,8 @@ use crate::support::{Lab, RedisServer, TestNode};
 
 const NODE: &str = "resetchannels &cluster:* +subscribe +unsubscribe +publish +pubsub";
 /// Only what a process without sockets needs; what others send stays unreadable.
-const WORKER: &str = "resetchannels &cluster:u:* &cluster:r:* &cluster:all &cluster:n:* +publish \
-     (+subscribe resetchannels &cluster:n:*)";
+const WORKER: &str = "resetchannels &cluster:u:* &cluster:r:* &cluster:all &cluster:n:* &cluster:nodes +publish \
+     (+subscribe resetchannels &cluster:n:* &cluster:nodes)";
 const FOREIGN: &str = "resetchannels &cluster:u:* &cluster:r:* &cluster:all +publish";
 
 /// Creates a user with these rules; returns the user's URL.

@@ -23,8 +23,7 @@ impl Advice {
 
     /// Redis' own words, and the fix where one is known.
     pub(crate) fn on(&self, words: &str) -> Arc<str> {
-        // A command that Redis does not know is answered with its arguments: the password, or a message.
-        let words = words.split(", with args").next().unwrap_or(words);
+        let words = without_arguments(words);
         let known = FIXES.iter().find(|(said, _)| words.starts_with(said));
         match known {
             Some((_, "")) => format!("{words} (grant it: {})", self.acl).into(),
@@ -32,6 +31,11 @@ impl Advice {
             None => words.into(),
         }
     }
+}
+
+/// A command that Redis does not know is answered with its arguments: the password, or a message.
+pub(crate) fn without_arguments(words: &str) -> &str {
+    words.split(", with args").next().unwrap_or(words)
 }
 
 /// How an answer begins, and the fix; none where the ACL line is it.

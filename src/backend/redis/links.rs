@@ -90,16 +90,16 @@ impl Link {
         for chunk in channels.chunks(BATCH) {
             pipeline.cmd("PUBSUB").arg("NUMSUB").arg(chunk);
         }
-        let counted = pipeline.query_async(&mut self.connection).await;
-        if counted.as_ref().is_err_and(RedisError::is_timeout) {
+        let answers = self.run(&mut pipeline).await;
+        if answers.as_ref().is_err_and(RedisError::is_timeout) {
             self.dead.store(true, Ordering::Release);
         }
-        let counted: Vec<Vec<(String, usize)>> = counted?;
-        Ok(counted
-            .into_iter()
-            .flatten()
-            .map(|(_, count)| count)
-            .collect())
+        let mut counts = Vec::with_capacity(channels.len());
+        for answer in answers? {
+            let counted: Vec<(String, usize)> = redis::from_redis_value(answer?)?;
+            counts.extend(counted.into_iter().map(|(_, count)| count));
+        }
+        Ok(counts)
     }
 
     /// Runs commands; each has an answer of its own.

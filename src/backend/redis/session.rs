@@ -9,7 +9,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use tokio::time::Instant;
 
-use super::advice::{REPLICA, is_replica, tells_no_role};
+use super::advice::{REPLICA, is_replica, tells_no_role, without_arguments};
 use super::endpoint::HELLO;
 use super::probe::{Probe, Verdict};
 use super::resp::{Broken, Reader, Reply};
@@ -169,8 +169,12 @@ impl<'a> Session<'a> {
                 }
                 self.greeted = true;
                 subscriber.told_no_role.call_once(|| {
-                    tracing::warn!(%words, "redis does not tell its role: after a failover, make sure that \
-                        the old primary is not reachable under the URL's host");
+                    let words = without_arguments(&words);
+                    tracing::warn!(
+                        words,
+                        "redis does not tell its role: after a failover, make sure that \
+                        the old primary is not reachable under the URL's host"
+                    );
                 });
             }
             Reply::Integer(_) | Reply::Other => {}
