@@ -13,6 +13,8 @@ enum Mode {
     Forward,
     /// Bytes vanish; nobody is told.
     BlackHole,
+    /// Both ends are told.
+    Cut,
 }
 
 #[derive(Debug)]
@@ -60,6 +62,11 @@ impl Proxy {
         self.mode.send_replace(Mode::BlackHole);
     }
 
+    /// From now on links end, old ones and new ones.
+    pub fn cut(&self) {
+        self.mode.send_replace(Mode::Cut);
+    }
+
     /// New links work again; what was swallowed is gone, and old links stay dead.
     pub fn heal(&self) {
         self.mode.send_replace(Mode::Forward);
@@ -81,8 +88,8 @@ async fn pump(
     loop {
         let count = tokio::select! {
             count = from.read(&mut buffer) => count.unwrap_or(0),
-            swallowed = async { mode.wait_for(|mode| *mode == Mode::BlackHole).await.is_ok() } => {
-                if swallowed {
+            fault = async { mode.wait_for(|mode| *mode != Mode::Forward).await.map(|mode| *mode) } => {
+                if let Ok(Mode::BlackHole) = fault {
                     // Holds both ends open and does nothing with them.
                     std::future::pending::<()>().await;
                 }
