@@ -153,7 +153,7 @@ impl Client {
             is_asking: false,
         };
         visit.pass(manner).await;
-        referee.lock().gone(id, now());
+        referee.lock().gone(id);
         Some(())
     }
 }
@@ -208,7 +208,9 @@ impl Visit<'_> {
                 () = sleep_until(act), if matches!(manner, Manner::Hops | Manner::Pauses) => {
                     act = Instant::now() + seconds(self.client.rng.u64(3..9));
                     if manner == Manner::Pauses {
-                        sleep(seconds(self.client.rng.u64(2..25))).await;
+                        let pause = seconds(self.client.rng.u64(2..25));
+                        // Passed by the end of the soak, too.
+                        let _ = timeout(pause, ending(&mut self.client.ending)).await;
                     } else if !self.is_asking && second_room != self.client.user % ROOMS {
                         match is_there {
                             true => self.exit(second_room).await?,
@@ -275,14 +277,14 @@ impl Visit<'_> {
                 _ = look.tick() => {
                     let limit = now() - UNDER_WAY.as_micros() as u64;
                     let referee = self.client.referee.lock();
-                    let waited = fenced < limit && referee.is_up_since(self.life, limit);
+                    let waited = fenced < limit && referee.has_been_up_since(self.life, limit);
                     if waited || referee.is_settled(self.id) {
                         break;
                     }
                 }
             }
         }
-        self.client.referee.lock().gone(self.id, now());
+        self.client.referee.lock().closes(self.id, now());
         // The node may have died.
         let _ = self.stream.close(None).await;
         while said(&mut self.stream).await.is_some() {}
@@ -292,8 +294,10 @@ impl Visit<'_> {
     /// As if its machine had lost power: nothing is read, nothing answered, nothing closed.
     async fn fall_silent(self) -> Option<()> {
         self.client.referee.lock().vanished(self.id);
+        let mut ending = self.client.ending.clone();
         let given_up = async {
-            while !self.client.referee.lock().was_given_up(self.id) {
+            while !*ending.borrow_and_update() && !self.client.referee.lock().was_given_up(self.id)
+            {
                 sleep(Duration::from_millis(100)).await;
             }
         };

@@ -1,8 +1,9 @@
 //! What one sender sent to one audience, as it says itself.
 
 use std::collections::{HashSet, VecDeque};
+use std::fmt;
 
-use crate::words::Outcome;
+use crate::words::{Outcome, clock};
 
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Entry {
@@ -11,6 +12,13 @@ pub struct Entry {
     pub sent: u64,
     pub done: u64,
     pub outcome: Outcome,
+}
+
+impl fmt::Display for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (sent, done) = (clock(self.sent), clock(self.done));
+        write!(f, "{} {:?} {sent} to {done}", self.number, self.outcome)
+    }
 }
 
 /// The entries of the last [`WINDOW`], by number.

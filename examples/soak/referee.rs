@@ -10,7 +10,7 @@ use axum_cluster::SocketId;
 
 use crate::ledger::{Entry, Ledger};
 use crate::tally::{Occasion, Tally};
-use crate::words::{Life, NODES, Outcome, Stamp, Target, audiences, kind};
+use crate::words::{Life, NODES, Outcome, Stamp, Target, audiences, clock, kind};
 
 /// Missing messages are judged after this long, in microseconds: late ones have come, and gaps are told.
 const PATIENCE: u64 = 20_000_000;
@@ -19,8 +19,8 @@ const PATIENCE: u64 = 20_000_000;
 const NOTICE: u64 = 10_000_000;
 /// A message may be lost to a fault that began this long after it was sent: it was on its way.
 const UNDER_WAY: u64 = 1_000_000;
-/// Losses that are described one by one.
-const DESCRIBED: usize = 40;
+/// Of each kind of failure, so many are described.
+const DESCRIBED: usize = 12;
 
 #[derive(Debug)]
 pub struct Referee {
@@ -37,8 +37,8 @@ pub struct Referee {
     pub endings: BTreeMap<u16, u64>,
     pub tally: Tally,
     pub occasions: Vec<Occasion>,
-    /// How often what must not happen was described.
-    described: usize,
+    /// How often each thing that must not happen was described.
+    described: HashMap<&'static str, usize>,
 }
 
 /// A socket, as its client sees it.
@@ -107,7 +107,7 @@ impl Referee {
             endings: BTreeMap::new(),
             tally: Tally::default(),
             occasions: Vec::new(),
-            described: 0,
+            described: HashMap::new(),
         }
     }
 
@@ -122,9 +122,7 @@ impl Referee {
         let ledger = self.ledgers.entry((sender, audience)).or_default();
         if ledger.note(entry) {
             self.tally.refused_arrived += 1;
-            self.describe(format!(
-                "refused, yet it came: {sender} {audience} {entry:?}"
-            ));
+            self.describe(REFUSED, &format!("{sender} {audience} {entry:?}"));
         }
     }
 
@@ -133,7 +131,10 @@ impl Referee {
         if node.up != up {
             (node.up, node.changed) = (up, at);
         }
-        if !up && let Some(occasion) = self.occasions.last_mut() {
+        if !up
+            && let Some(occasion) = self.occasions.last_mut()
+            && occasion.healed.is_none()
+        {
             let after = std::time::Duration::from_micros(at.saturating_sub(occasion.from));
             occasion.noticed.get_or_insert(after);
         }
@@ -214,6 +215,7 @@ impl Referee {
             sent,
         } = stamp;
         self.tally.delivered += 1;
+        let node = receiver.node;
         let targets = &self.audiences[audience];
         let heard = &mut self.heard[sender.node][receiver.node.node][kind(targets) as usize];
         *heard = (*heard).max(sent);
@@ -229,7 +231,7 @@ impl Referee {
         let ledger = self.ledgers.entry((sender, audience)).or_default();
         if sender != receiver.node && ledger.arrived(number) {
             self.tally.refused_arrived += 1;
-            wrong.push("refused, yet it came");
+            wrong.push(REFUSED);
         }
         match progress {
             Some(Progress { first, last }) if number <= last => {
@@ -267,11 +269,15 @@ impl Referee {
             }
         }
         for what in wrong {
-            self.describe(format!(
-                "{what}: {stamp} ({}) to {:?} at socket {socket}, {progress:?}",
-                clock(sent),
-                self.audiences[audience]
-            ));
+            let ledger = &self.ledgers[&(sender, audience)];
+            let [this, last] = [Some(number), progress.map(|progress| progress.last)]
+                .map(|number| ledger.entry(number?).map(Entry::to_string));
+            let details = format!(
+                "{stamp} to {:?} at socket {socket} of {node} at {}; it is {this:?}, the last was {last:?}",
+                self.audiences[audience],
+                clock(at)
+            );
+            self.describe(what, &details);
         }
     }
 
@@ -288,7 +294,7 @@ impl Referee {
     }
 
     /// The socket's node has been up for this long.
-    pub fn is_up_since(&self, life: Life, time: u64) -> bool {
+    pub fn has_been_up_since(&self, life: Life, time: u64) -> bool {
         let node = self.nodes.get(&life);
         node.is_some_and(|node| node.dead || node.up && node.changed < time)
     }
@@ -313,10 +319,14 @@ impl Referee {
         !self.silent.contains(&socket)
     }
 
-    /// The client has left, or its socket has ended. Of one that retired everything is judged, of others
-    /// only what is missing before the last that came: more may have been on its way.
-    pub fn gone(&mut self, socket: SocketId, at: u64) {
+    /// A retired client has waited long enough: what it has not got is missing.
+    pub fn closes(&mut self, socket: SocketId, at: u64) {
         self.missing.extend(self.outstanding(socket, at));
+        self.gone(socket);
+    }
+
+    /// The socket has ended. What is not known to be missing by now may have been on its way.
+    pub fn gone(&mut self, socket: SocketId) {
         if let Some(receiver) = self.sockets.get_mut(&socket) {
             receiver.gone = true;
         }
@@ -364,8 +374,8 @@ impl Referee {
         let mut waiting = VecDeque::new();
         for missing in std::mem::take(&mut self.missing) {
             let node = self.sockets[&missing.socket].node;
-            let ripe =
-                missing.noticed + PATIENCE < now && self.is_up_since(node, now - PATIENCE / 4);
+            let ripe = missing.noticed + PATIENCE < now
+                && self.has_been_up_since(node, now - PATIENCE / 4);
             if ripe || at_the_end {
                 self.decide(&missing);
             } else {
@@ -437,18 +447,28 @@ impl Referee {
                 .iter()
                 .map(|(from, until)| (clock(*from), clock(*until)))
                 .collect();
-            self.describe(format!(
-                "lost: {} messages from {} to {:?} at socket {} of {}, {} ({}) to {} ({}), retired {}, told of {gaps:?}",
-                lost.len(), missing.sender, self.audiences[missing.audience], missing.socket, receiver.node,
-                first.number, clock(first.sent), last.number, clock(last.done), clock(missing.until),
-            ));
+            let details = format!(
+                "{} messages from {} to {:?} at socket {} of {}, {} ({}) to {} ({}), retired {}, told of {gaps:?}",
+                lost.len(),
+                missing.sender,
+                self.audiences[missing.audience],
+                missing.socket,
+                receiver.node,
+                first.number,
+                clock(first.sent),
+                last.number,
+                clock(last.done),
+                clock(missing.until),
+            );
+            self.describe("lost", &details);
         }
     }
 
-    fn describe(&mut self, line: String) {
-        self.described += 1;
-        if self.described <= DESCRIBED {
-            eprintln!("{line}");
+    fn describe(&mut self, what: &'static str, details: &str) {
+        let described = self.described.entry(what).or_default();
+        *described += 1;
+        if *described <= DESCRIBED {
+            eprintln!("{what}: {details}");
         }
     }
 }
@@ -481,10 +501,7 @@ impl Receiver {
     }
 }
 
-/// Seconds, of which only the last digits matter to a reader.
-fn clock(micros: u64) -> f64 {
-    (micros / 1000 % 10_000_000) as f64 / 1000.0
-}
+const REFUSED: &str = "not sent, yet it came";
 
 /// Takes a number that came late out of what is missing; whether it was.
 fn fill(missing: &mut VecDeque<Missing>, socket: SocketId, stamp: Stamp) -> bool {

@@ -21,6 +21,11 @@ pub fn micros(time: SystemTime) -> u64 {
     since.expect("it is past 1970").as_micros() as u64
 }
 
+/// Seconds, without the leading digits, for those who read.
+pub fn clock(micros: u64) -> f64 {
+    (micros / 1000 % 10_000_000) as f64 / 1000.0
+}
+
 /// One life of a node: restarted, it is another sender.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Life {
