@@ -9,12 +9,15 @@ use serde::Serialize;
 
 use crate::close::Close;
 use crate::cluster::Cluster;
+use crate::control::Ask;
 use crate::error::{ConnectError, QueryError, SendError, SendErrorKind};
 use crate::extract::ClusterRejection;
 use crate::gap::Gap;
-use crate::id::{InvalidId, SocketId, UserId};
+use crate::id::{InvalidId, SocketId, UserId, check_name};
 use crate::message::Message;
-use crate::node::{Node, Parcel};
+use crate::node::Node;
+use crate::presence::Presence;
+use crate::roster::{Count, Roster};
 use crate::scope::Selection;
 use crate::topic::Topic;
 
@@ -75,12 +78,77 @@ impl Broadcaster {
     }
 
     /// Whether the user has a socket anywhere, at the price of one question to Redis when it has none
-    /// here. For the linger (2 s) after the user's last socket it may still be true.
+    /// here. For the linger (2 s) after the user's last socket it may still be true. Exact on a single
+    /// Redis, which forgets a dead node's subscriptions by itself; another program that subscribes to
+    /// the user's channel counts as well.
     ///
     /// # Errors
     /// When the id is unusable or Redis does not answer.
     pub async fn is_online(&self, user: impl Into<UserId>) -> Result<bool, QueryError> {
-        self.node.is_online(&user.into()).await
+        Ok(self.node.online(&[user.into()]).await?[0])
+    }
+
+    /// The same for many users in one round trip: those of them who are online, in the order given.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), axum_cluster::QueryError> {
+    /// # let cluster = axum_cluster::Cluster::builder().start();
+    /// let friends = cluster.broadcaster().which_online(["bob", "carol"]).await?;
+    /// assert!(friends.is_empty());
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// When an id is unusable or Redis does not answer.
+    pub async fn which_online<U: Into<UserId>>(
+        &self,
+        users: impl IntoIterator<Item = U>,
+    ) -> Result<Vec<UserId>, QueryError> {
+        let users: Vec<UserId> = users.into_iter().map(Into::into).collect();
+        let online = self.node.online(&users).await?;
+        let online = users.into_iter().zip(online).filter(|(_, online)| *online);
+        Ok(online.map(|(user, _)| user).collect())
+    }
+
+    /// Who comes online and goes offline in the whole cluster, beginning with everybody who is online.
+    /// Costs a message per change, to the nodes that listen, and nothing while no node does.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// # let cluster = axum_cluster::Cluster::builder().start();
+    /// use axum_cluster::PresenceChange;
+    /// use futures::StreamExt;
+    ///
+    /// let mut presence = cluster.broadcaster().presence();
+    /// # cluster.shutdown(std::time::Duration::ZERO).await;
+    /// while let Some(change) = presence.next().await {
+    ///     match change {
+    ///         PresenceChange::Online(user) => println!("{user} is online"),
+    ///         PresenceChange::Offline(user) => println!("{user} has gone"),
+    ///     }
+    /// }
+    /// # }
+    /// ```
+    pub fn presence(&self) -> Presence {
+        self.node.presence(Topic::all(), None)
+    }
+
+    /// The same for some users only; one whose id is unusable is never online.
+    pub fn presence_of<U: Into<UserId>>(&self, users: impl IntoIterator<Item = U>) -> Presence {
+        let users = users.into_iter().map(Into::into).collect();
+        self.node.presence(Topic::all(), Some(users))
+    }
+
+    /// Who comes to a room and goes from it, whether or not they stay online: a user is there from the
+    /// first socket that joins until the last has left or ended.
+    ///
+    /// # Errors
+    /// When the room's name is empty or longer than 256 bytes.
+    pub fn presence_in(&self, room: impl AsRef<str>) -> Result<Presence, InvalidId> {
+        Ok(self.node.presence(Topic::room(room.as_ref())?, None))
     }
 
     /// When messages may have been missed here: see [`Cluster::gaps`].
@@ -122,7 +190,7 @@ impl<S: Sync> FromRequestParts<S> for Broadcaster {
 
 /// Who a message is for: a union, in which every socket is meant once however often it matches.
 #[derive(Clone, Debug)]
-#[must_use = "an audience does nothing until `send` or `close`"]
+#[must_use = "an audience does nothing until it is sent to, asked or closed"]
 pub struct Audience {
     node: Arc<Node>,
     selection: Selection,
@@ -186,7 +254,20 @@ impl Audience {
     /// # Cancel safety
     /// Cancelled, the sockets here have it and the other nodes may.
     pub async fn send(self, message: impl Into<Message>) -> Result<Delivery, SendError> {
-        self.dispatch(Parcel::Message(message.into())).await
+        let mut audience = self;
+        audience.check().map_err(SendError::invalid)?;
+        let Self {
+            node,
+            selection,
+            local,
+            ..
+        } = audience;
+        let (local, nodes) = node.send(&selection, &message.into(), local).await?;
+        Ok(Delivery {
+            local,
+            nodes,
+            unanswered: 0,
+        })
     }
 
     /// Sends a value as JSON text.
@@ -200,16 +281,93 @@ impl Audience {
     }
 
     /// Closes every socket of the audience, on every node, after what was sent to it: logs a user out
-    /// everywhere.
+    /// everywhere. Returns when every node that holds one has said that it is done, or after
+    /// `publish_timeout`; [`Delivery::unanswered`] tells how many did not.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), axum_cluster::SendError> {
+    /// # let cluster = axum_cluster::Cluster::builder().start();
+    /// use axum_cluster::Close;
+    ///
+    /// let logged_out = Close::new(4001, "logged out");
+    /// cluster.broadcaster().to_user("alice").close(logged_out).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// Those of [`send`](Self::send), and when the code may not be sent
     /// ([`Close::is_sendable`]).
+    ///
+    /// # Cancel safety
+    /// Cancelled, the sockets here are closing and the others may be.
     pub async fn close(self, close: Close) -> Result<Delivery, SendError> {
         if !close.is_sendable() {
             return Err(SendError::refused(SendErrorKind::InvalidClose(close.code)));
         }
-        self.dispatch(Parcel::Close(close)).await
+        self.command(Ask::from(&close)).await
+    }
+
+    /// Puts every socket that is in the audience now into a room, on every node. Returns when what is
+    /// sent to the room from any node reaches them, or after `publish_timeout`;
+    /// [`Delivery::unanswered`] tells how many nodes did not say so. Joining twice is joining once.
+    ///
+    /// # Errors
+    /// Those of [`send`](Self::send), and when the room's name is unusable.
+    ///
+    /// # Cancel safety
+    /// Cancelled, the sockets here have joined and the others may have.
+    pub async fn join(self, room: impl AsRef<str>) -> Result<Delivery, SendError> {
+        let room = valid_room(room.as_ref())?;
+        self.command(Ask::Join { room }).await
+    }
+
+    /// Takes every socket of the audience out of a room, on every node. What the same sender sends to
+    /// the room afterwards does not reach them.
+    ///
+    /// # Errors
+    /// Those of [`send`](Self::send), and when the room's name is unusable.
+    ///
+    /// # Cancel safety
+    /// Cancelled, the sockets here have left and the others may have.
+    pub async fn leave(self, room: impl AsRef<str>) -> Result<Delivery, SendError> {
+        let room = valid_room(room.as_ref())?;
+        self.command(Ask::Leave { room }).await
+    }
+
+    /// Who is in the audience, on every node: a user's devices, a room's members.
+    ///
+    /// Each node answers once, in at most `publish_timeout`; who did not is in
+    /// [`Roster::missing`], and with Redis gone that is every other node. Identical
+    /// questions asked at the same time share the work. A node of another namespace, or one that is cut
+    /// off from Redis, is not part of the cluster and not asked.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), axum_cluster::QueryError> {
+    /// # let cluster = axum_cluster::Cluster::builder().start();
+    /// for device in cluster.broadcaster().to_user("alice").sockets().await? {
+    ///     println!("{} on node {} since {:?}", device.id, device.node(), device.connected_at);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// When an id is unusable, or after [`Cluster::shutdown`].
+    pub async fn sockets(mut self) -> Result<Roster, QueryError> {
+        self.check().map_err(QueryError::invalid)?;
+        self.node.roster(self.selection, self.local).await
+    }
+
+    /// How many sockets [`sockets`](Self::sockets) would list, without the lists.
+    ///
+    /// # Errors
+    /// When an id is unusable, or after [`Cluster::shutdown`].
+    pub async fn count(mut self) -> Result<Count, QueryError> {
+        self.check().map_err(QueryError::invalid)?;
+        self.node.count(self.selection, self.local).await
     }
 
     fn and(mut self, topic: Result<Topic, InvalidId>) -> Self {
@@ -222,13 +380,27 @@ impl Audience {
         self
     }
 
-    async fn dispatch(mut self, parcel: Parcel) -> Result<Delivery, SendError> {
-        if let Some(error) = self.invalid {
-            return Err(SendError::refused(SendErrorKind::InvalidId(error)));
-        }
+    /// Whether every id can be used. Also removes what is named twice.
+    fn check(&mut self) -> Result<(), InvalidId> {
         self.selection.normalize();
-        let (local, nodes) = self.node.send(&self.selection, parcel, self.local).await?;
-        Ok(Delivery { local, nodes })
+        self.invalid.map_or(Ok(()), Err)
+    }
+
+    async fn command(mut self, what: Ask) -> Result<Delivery, SendError> {
+        self.check().map_err(SendError::invalid)?;
+        let outcome = self.node.command(&self.selection, what, self.local).await?;
+        Ok(Delivery {
+            local: outcome.local,
+            nodes: (!self.local).then_some(outcome.nodes),
+            unanswered: outcome.unanswered,
+        })
+    }
+}
+
+fn valid_room(room: &str) -> Result<String, SendError> {
+    match check_name(room) {
+        Ok(()) => Ok(room.to_owned()),
+        Err(error) => Err(SendError::invalid(error)),
     }
 }
 
@@ -237,6 +409,7 @@ impl Audience {
 pub struct Delivery {
     local: usize,
     nodes: Option<usize>,
+    unanswered: usize,
 }
 
 impl Delivery {
@@ -245,10 +418,18 @@ impl Delivery {
         self.local
     }
 
-    /// Other nodes that took it, of which each delivers to its own sockets. `None` for a union of
-    /// several targets and after [`local()`](Audience::local), where it is not known. Another
-    /// program that subscribes to the channel counts as a node, and so does a node in its linger.
+    /// Other nodes that took a message, of which each delivers to its own sockets; or that said they
+    /// carried out a command ([`close`](Audience::close), [`join`](Audience::join),
+    /// [`leave`](Audience::leave)). `None` after [`local()`](Audience::local), and for a message to a
+    /// union of several targets, where it is not known. For a message, another program that subscribes
+    /// to the channel counts as a node, and so does a node in its linger.
     pub fn nodes(&self) -> Option<usize> {
         self.nodes
+    }
+
+    /// Other nodes that are there and did not say within `publish_timeout` that they carried the
+    /// command out; they may have. Always 0 for a message.
+    pub fn unanswered(&self) -> usize {
+        self.unanswered
     }
 }

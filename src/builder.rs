@@ -218,6 +218,28 @@ impl Builder {
         self
     }
 
+    /// How long a node that has gone silent still counts as there (the others say hello three times as
+    /// often): for [`Cluster::nodes`] and presence, not for delivery. Default: 15 s, so that a node may
+    /// lose two hellos.
+    pub fn lease(mut self, lease: Duration) -> Self {
+        self.config.lease = lease;
+        self
+    }
+
+    /// How long a user stays online in [`Broadcaster::presence`](crate::Broadcaster::presence) after the last
+    /// socket, so that a page reload or a reconnect is no change. Default: 5 s.
+    pub fn presence_grace(mut self, grace: Duration) -> Self {
+        self.config.presence_grace = grace;
+        self
+    }
+
+    /// What [`Cluster::nodes`] calls this node. Default: the environment's `HOSTNAME`, which names the pod
+    /// or container, else nothing.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.config.name = name.into();
+        self
+    }
+
     /// Starts the node; the bus comes up in the background.
     ///
     /// # Panics

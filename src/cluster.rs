@@ -9,11 +9,13 @@ use tokio::time::timeout;
 use crate::broadcast::Broadcaster;
 use crate::builder::Builder;
 use crate::config::READY;
-use crate::error::ConnectError;
+use crate::error::{ConnectError, QueryError};
 use crate::gap::Gap;
 use crate::health::{Health, Stats};
+use crate::id::NodeId;
 use crate::layer::ClusterLayer;
 use crate::node::Node;
+use crate::roster::NodeInfo;
 
 /// This process's node in the cluster. Cheap to clone; the node lives until the last handle (this,
 /// a [`ClusterLayer`], a [`Broadcaster`]) and the last socket are gone, or until
@@ -55,6 +57,11 @@ impl Cluster {
     /// Starts a node with settings of your own.
     pub fn builder() -> Builder {
         Builder::new()
+    }
+
+    /// The identity of this node, new at every start.
+    pub fn id(&self) -> NodeId {
+        self.node.id()
     }
 
     /// The layer that puts this node into every request.
@@ -119,6 +126,20 @@ impl Cluster {
     /// Counts of this node.
     pub fn stats(&self) -> Stats {
         self.node.stats()
+    }
+
+    /// Every node of the cluster, this one first, then the oldest first. Nodes say hello every third of
+    /// their [`lease`](crate::Builder::lease) and are asked once more here; one that no longer answers is
+    /// listed, as it last described itself, until its lease ends. For people and dashboards: delivery
+    /// does not depend on it.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn nodes(&self) -> Result<Vec<NodeInfo>, QueryError> {
+        self.node.nodes().await
     }
 
     /// Ends the node's part in the cluster: from now on upgrades get 503; every socket is closed with

@@ -74,6 +74,9 @@ pub(crate) struct Config {
     pub(crate) publish_timeout: Duration,
     pub(crate) probe_interval: Duration,
     pub(crate) linger: Duration,
+    pub(crate) lease: Duration,
+    pub(crate) presence_grace: Duration,
+    pub(crate) name: String,
 }
 
 impl Config {
@@ -98,6 +101,9 @@ impl Config {
             publish_timeout: Duration::from_secs(2),
             probe_interval: Duration::from_secs(5),
             linger: Duration::from_secs(2),
+            lease: Duration::from_secs(15),
+            presence_grace: Duration::from_secs(5),
+            name: std::env::var("HOSTNAME").unwrap_or_default(),
         }
     }
 
@@ -109,6 +115,7 @@ impl Config {
             ("write_timeout", self.write_timeout),
             ("publish_timeout", self.publish_timeout),
             ("probe_interval", self.probe_interval),
+            ("lease", self.lease),
         ];
         let zero = durations.iter().find(|(_, duration)| duration.is_zero());
         if let Some((name, _)) = zero {
@@ -117,7 +124,10 @@ impl Config {
         let longest = Duration::from_secs(24 * 60 * 60);
         let long = durations
             .into_iter()
-            .chain([("linger", self.linger)])
+            .chain([
+                ("linger", self.linger),
+                ("presence_grace", self.presence_grace),
+            ])
             .find(|(_, d)| *d > longest);
         if let Some((name, _)) = long {
             return Some(format!("{name} is longer than a day"));

@@ -38,12 +38,18 @@ enum State {
     Done,
 }
 
+/// So many bytes that complete nothing are a sign of life as well: fewer are a trickle by which a
+/// client that answers no ping could stay for ever.
+const SIGN_OF_LIFE: usize = 1024;
+
 /// Whatever happens to the driver, this is how its socket ends.
 #[derive(Debug)]
 struct Ending {
     outbox: Arc<Outbox>,
     inbox: Arc<Inbox>,
     registration: Registration,
+    /// Bytes since the client's last sign of life.
+    trickled: usize,
 }
 
 impl Ending {
@@ -83,6 +89,7 @@ impl Driver {
             outbox,
             inbox,
             registration,
+            trickled: 0,
         };
         let decoder = Decoder::new(max_message_size);
         let mut driver = Self {
@@ -226,12 +233,14 @@ fn hear(bytes: &mut [u8], socket: &mut Ending, decoder: &mut Decoder, state: &mu
     if bytes.is_empty() {
         return false;
     }
-    socket.outbox.seen();
+    socket.trickled += bytes.len();
+    let mut said_something = false;
     let mut rest = bytes;
     while !rest.is_empty() && matches!(state, State::Open | State::Closing) {
         match decoder.decode(rest) {
             Ok((used, heard)) => {
                 rest = &mut rest[used..];
+                said_something |= heard.is_some();
                 match heard {
                     Some(Heard::Message(message)) => socket.inbox.push(message),
                     Some(Heard::Ping(payload)) => socket.outbox.pong(Frame::pong(&payload)),
@@ -241,6 +250,10 @@ fn hear(bytes: &mut [u8], socket: &mut Ending, decoder: &mut Decoder, state: &mu
             }
             Err(violation) => end(socket, state, Violation::close(violation)),
         }
+    }
+    if said_something || socket.trickled >= SIGN_OF_LIFE {
+        socket.trickled = 0;
+        socket.outbox.seen();
     }
     true
 }

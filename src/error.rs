@@ -59,6 +59,10 @@ impl SendError {
         Self { local: 0, kind }
     }
 
+    pub(crate) fn invalid(error: InvalidId) -> Self {
+        Self::refused(SendErrorKind::InvalidId(error))
+    }
+
     /// Sockets of this node that took the message.
     pub fn local(&self) -> usize {
         self.local
@@ -158,13 +162,22 @@ pub struct QueryError {
 #[derive(Debug, Clone)]
 pub(crate) enum QueryErrorKind {
     InvalidId(InvalidId),
+    Down,
     Bus(Arc<str>),
+}
+
+impl QueryError {
+    pub(crate) fn invalid(error: InvalidId) -> Self {
+        let kind = QueryErrorKind::InvalidId(error);
+        Self { kind }
+    }
 }
 
 impl fmt::Display for QueryError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.kind {
             QueryErrorKind::InvalidId(error) => error.fmt(f),
+            QueryErrorKind::Down => f.write_str("the cluster was shut down"),
             QueryErrorKind::Bus(reason) => write!(f, "no answer from the bus: {reason}"),
         }
     }
@@ -176,7 +189,7 @@ impl IntoResponse for QueryError {
     fn into_response(self) -> Response {
         let status = match self.kind {
             QueryErrorKind::InvalidId(_) => StatusCode::BAD_REQUEST,
-            QueryErrorKind::Bus(_) => StatusCode::SERVICE_UNAVAILABLE,
+            QueryErrorKind::Down | QueryErrorKind::Bus(_) => StatusCode::SERVICE_UNAVAILABLE,
         };
         (status, self.to_string()).into_response()
     }

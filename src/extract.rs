@@ -13,6 +13,7 @@ use http::header::SEC_WEBSOCKET_PROTOCOL;
 use http::request::Parts;
 use http::{HeaderMap, StatusCode};
 use hyper::upgrade::OnUpgrade;
+use serde::Serialize;
 use tokio::time::{Instant, timeout};
 
 use crate::broadcast::Broadcaster;
@@ -52,6 +53,8 @@ pub struct ClusterSocket {
     upgrade: OnUpgrade,
     offered: HeaderMap,
     expires_at: Option<SystemTime>,
+    /// JSON, or why there is none.
+    description: Option<Result<Box<str>, String>>,
 }
 
 impl ClusterSocket {
@@ -83,6 +86,31 @@ impl ClusterSocket {
         self
     }
 
+    /// Says what kind of device this is, for [`Audience::sockets`](crate::Audience::sockets): anything
+    /// small that can be written as JSON, at most 1 KiB. Default: nothing. What is larger, or cannot be
+    /// written, is answered with 500 by [`on_upgrade`](Self::on_upgrade).
+    ///
+    /// ```
+    /// # use axum::response::Response;
+    /// # use axum_cluster::ClusterSocket;
+    /// use serde_json::json;
+    ///
+    /// async fn ws(socket: ClusterSocket) -> Response {
+    ///     let socket = socket.describe(json!({ "device": "phone", "version": "2.1" }));
+    ///     socket.on_upgrade(|mut socket| async move { while socket.recv().await.is_some() {} })
+    /// }
+    /// ```
+    pub fn describe(mut self, description: impl Serialize) -> Self {
+        let json = serde_json::to_string(&description).map_err(|error| error.to_string());
+        self.description = Some(json.and_then(|json| match json.len() {
+            0..=MAX_DESCRIPTION => Ok(json.into()),
+            bytes => Err(format!(
+                "it has {bytes} bytes, at most {MAX_DESCRIPTION} are kept"
+            )),
+        }));
+        self
+    }
+
     /// Answers the handshake and runs the handler with the socket. From this call on the socket is
     /// registered; what is sent to it before the client has its answer waits in the outbox.
     ///
@@ -101,7 +129,15 @@ impl ClusterSocket {
                 .unwrap_or(Duration::ZERO);
             Instant::now().checked_add(left)
         });
-        let (outbox, registration) = self.reservation.register(expires_at);
+        let description = match self.description.transpose() {
+            Ok(description) => description,
+            Err(problem) => {
+                let problem = format!("the description of the socket is unusable: {problem}");
+                tracing::error!("{problem}");
+                return (StatusCode::INTERNAL_SERVER_ERROR, problem).into_response();
+            }
+        };
+        let (outbox, registration) = self.reservation.register(expires_at, description);
         let inbox = Arc::new(Inbox::default());
         let socket = Socket::new(node.clone(), outbox.clone(), inbox.clone());
         let (upgrade, limit) = (self.upgrade, node.config().max_message_size);
@@ -135,6 +171,9 @@ impl ClusterSocket {
         self.handshake.response()
     }
 }
+
+/// Kept for every socket, and sent with every roster.
+const MAX_DESCRIPTION: usize = 1024;
 
 /// The stream, when the client has its answer.
 async fn opened(upgrade: OnUpgrade) -> Option<Opened> {
@@ -191,6 +230,7 @@ impl<S: Sync> FromRequestParts<S> for ClusterSocket {
             upgrade,
             offered,
             expires_at: None,
+            description: None,
         })
     }
 }

@@ -102,7 +102,8 @@ pub(crate) fn follow<T: Clone + Send + 'static>(
     }))
 }
 
-/// Plain numbers of one node. Counters grow from its start; `sockets`, `users` and `rooms` are now.
+/// Plain numbers of one node. Counters grow from its start; `sockets`, `users`, `rooms`
+/// and `nodes` are now.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
 pub struct Stats {
@@ -112,6 +113,8 @@ pub struct Stats {
     pub users: u64,
     /// Rooms with a member here now.
     pub rooms: u64,
+    /// Nodes of the cluster that are known now, this one among them.
+    pub nodes: u64,
     /// Sends and closes begun on this node.
     pub sent: u64,
     /// Messages taken by outboxes of this node, whoever sent them.
@@ -134,6 +137,9 @@ pub struct Stats {
     pub origins_refused: u64,
     /// Upgrades refused because of a limit on sockets.
     pub limits_refused: u64,
+    /// Questions of other nodes (rosters, commands) that were not answered because 1,024 were being
+    /// answered.
+    pub questions_refused: u64,
 }
 
 #[cfg(test)]

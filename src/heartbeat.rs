@@ -32,7 +32,8 @@ impl HeartbeatTimes {
     }
 }
 
-/// One client's heartbeat. Anything it sends proves it alive; a ping is sent only into silence.
+/// One client's heartbeat. A message, a pong, or a good part of a message proves it alive; a ping is
+/// sent only into silence.
 #[derive(Debug)]
 pub(crate) struct Heartbeat {
     last_seen: Instant,
@@ -47,7 +48,7 @@ impl Heartbeat {
         }
     }
 
-    /// The client sent something.
+    /// The client gave a sign of life.
     pub(crate) fn seen(&mut self, now: Instant) {
         self.last_seen = now;
         self.pinged = None;

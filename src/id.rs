@@ -1,9 +1,12 @@
 //! Ids: of users, of nodes and of sockets.
 
+use std::borrow::Cow;
 use std::fmt;
-use std::num::ParseIntError;
 use std::str::FromStr;
 use std::sync::Arc;
+
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Longest user id and room name, in bytes.
 pub(crate) const MAX_NAME: usize = 256;
@@ -136,10 +139,12 @@ impl fmt::Display for InvalidId {
 
 impl std::error::Error for InvalidId {}
 
-/// Identity of a node, random at every start, so that a restarted process is never taken for its
-/// old self.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct NodeId(pub(crate) u64);
+/// One node: a process, from its start to its end. Random at every start, so that a restarted process
+/// is never taken for its old self.
+///
+/// Its text form goes through `Display` and `FromStr`: 16 hexadecimal digits.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NodeId(pub(crate) u64);
 
 impl NodeId {
     pub(crate) fn random() -> Self {
@@ -159,6 +164,29 @@ impl fmt::Debug for NodeId {
     }
 }
 
+impl FromStr for NodeId {
+    type Err = InvalidNodeId;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match hexadecimal(text) {
+            Some(id) if text.len() == 16 => Ok(Self(id)),
+            _ => Err(InvalidNodeId),
+        }
+    }
+}
+
+/// The text is not a [`NodeId`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct InvalidNodeId;
+
+impl fmt::Display for InvalidNodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("not a node id: 16 hexadecimal digits are needed")
+    }
+}
+
+impl std::error::Error for InvalidNodeId {}
+
 /// One socket in the whole cluster.
 ///
 /// Unique for as long as the cluster lives, and never reused. Its text form goes through
@@ -171,10 +199,17 @@ impl fmt::Debug for NodeId {
 /// assert_eq!(id.to_string(), "00000000000000ff-2a");
 /// # Ok::<(), axum_cluster::InvalidSocketId>(())
 /// ```
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SocketId {
     pub(crate) node: NodeId,
     pub(crate) number: u64,
+}
+
+impl SocketId {
+    /// The node that holds it.
+    pub fn node(&self) -> NodeId {
+        self.node
+    }
 }
 
 impl fmt::Display for SocketId {
@@ -193,24 +228,24 @@ impl FromStr for SocketId {
     type Err = InvalidSocketId;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let hex = |digits: &str| -> Result<u64, InvalidSocketId> {
-            if !digits
-                .bytes()
-                .all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
-            {
-                return Err(InvalidSocketId);
-            }
-            u64::from_str_radix(digits, 16).map_err(|_: ParseIntError| InvalidSocketId)
-        };
         let (node, number) = text.split_once('-').ok_or(InvalidSocketId)?;
-        if node.len() != 16 || number.starts_with('0') && number.len() > 1 {
+        if number.starts_with('0') && number.len() > 1 {
             return Err(InvalidSocketId);
         }
         Ok(Self {
-            node: NodeId(hex(node)?),
-            number: hex(number)?,
+            node: node.parse().map_err(|_: InvalidNodeId| InvalidSocketId)?,
+            number: hexadecimal(number).ok_or(InvalidSocketId)?,
         })
     }
+}
+
+/// Lower-case digits only, so that an id has one text.
+fn hexadecimal(digits: &str) -> Option<u64> {
+    let plain = |byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+    if !digits.bytes().all(plain) {
+        return None;
+    }
+    u64::from_str_radix(digits, 16).ok()
 }
 
 /// The text is not a [`SocketId`].
@@ -226,6 +261,39 @@ impl fmt::Display for InvalidSocketId {
 }
 
 impl std::error::Error for InvalidSocketId {}
+
+/// As text, which is what users put into their own messages.
+macro_rules! serde_as_text {
+    ($($id:ty),*) => {$(
+        impl Serialize for $id {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $id {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let text = Cow::<'_, str>::deserialize(deserializer)?;
+                text.parse().map_err(D::Error::custom)
+            }
+        }
+    )*};
+}
+
+serde_as_text!(NodeId, SocketId);
+
+impl Serialize for UserId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
+/// Refuses an unusable id.
+impl<'de> Deserialize<'de> for UserId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::try_new(String::deserialize(deserializer)?).map_err(D::Error::custom)
+    }
+}
 
 #[cfg(test)]
 mod tests {

@@ -1,6 +1,7 @@
 //! A window for the project's own benches and fuzz targets. Not part of the public API.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use http::Request;
@@ -11,7 +12,7 @@ use crate::config::Config;
 use crate::id::{NodeId, SocketId, UserId};
 use crate::message::Message;
 use crate::outbox::{Outbox, OutboxLimits};
-use crate::registry::{Limits, Member, Registry};
+use crate::registry::{About, Limits, Member, Registry};
 use crate::scope::Scope;
 use crate::topic::{Namespace, Topic};
 use crate::wire::{self, Action};
@@ -92,7 +93,11 @@ impl FanOut {
         let registry = self.registry.get_mut();
         let claimed = registry.claim(&topic, Limits::default());
         claimed.expect("there is no limit");
-        registry.insert(topic, outbox.clone());
+        let about = About {
+            connected_at: SystemTime::UNIX_EPOCH,
+            description: None,
+        };
+        registry.insert(topic, outbox.clone(), about);
         registry.join(outbox.id(), room);
         self.outboxes.push(outbox);
     }

@@ -3,10 +3,12 @@
 //! Generic over what a socket is reached by, so that the rules are tested without any I/O.
 
 use std::collections::{HashMap, HashSet};
+use std::time::SystemTime;
 
 use indexmap::IndexMap;
 
 use crate::id::{SocketId, UserId};
+use crate::roster::SocketInfo;
 use crate::scope::Scope;
 use crate::topic::{ALL, ROOM, Topic, USER, socket_of};
 
@@ -39,11 +41,20 @@ pub(crate) struct Registry<M> {
     rooms: usize,
 }
 
+/// What rosters tell of a socket beside its rooms.
+#[derive(Debug)]
+pub(crate) struct About {
+    pub(crate) connected_at: SystemTime,
+    /// JSON.
+    pub(crate) description: Option<Box<str>>,
+}
+
 #[derive(Debug)]
 struct Entry<M> {
     member: M,
     user: Topic,
     rooms: Vec<Topic>,
+    about: About,
 }
 
 /// The sockets on one topic.
@@ -112,7 +123,7 @@ impl<M: Member> Registry<M> {
     }
 
     /// Puts a socket that has a claim onto its user's topic.
-    pub(crate) fn insert(&mut self, user: Topic, member: M) {
+    pub(crate) fn insert(&mut self, user: Topic, member: M, about: About) {
         self.add_to(&user, member.clone());
         self.sockets.insert(
             member.id(),
@@ -120,6 +131,7 @@ impl<M: Member> Registry<M> {
                 member,
                 user,
                 rooms: Vec::new(),
+                about,
             },
         );
     }
@@ -175,6 +187,39 @@ impl<M: Member> Registry<M> {
             });
         }
         selected
+    }
+
+    /// What a roster tells of a socket; `None` when it is not registered.
+    pub(crate) fn describe(&self, id: SocketId) -> Option<SocketInfo> {
+        let entry = self.sockets.get(&id)?;
+        let description = entry.about.description.as_deref();
+        Some(SocketInfo {
+            id,
+            user: entry.member.user().clone(),
+            connected_at: entry.about.connected_at,
+            rooms: entry.rooms.iter().filter_map(Topic::as_room).collect(),
+            description: description.and_then(|json| serde_json::from_str(json).ok()),
+        })
+    }
+
+    /// Every user with a socket on a topic.
+    pub(crate) fn users_on(&self, topic: &Topic) -> HashSet<UserId> {
+        let mut users = HashSet::new();
+        self.each_on(topic.as_str(), |member| {
+            users.insert(member.user().clone());
+        });
+        users
+    }
+
+    /// Whether a user has a socket on a topic.
+    pub(crate) fn has_user_on(&self, user: &Topic, topic: &Topic) -> bool {
+        let mut found = false;
+        let everywhere = topic.as_str() == ALL;
+        self.each_on(user.as_str(), |member| {
+            let entry = self.sockets.get(&member.id());
+            found |= everywhere || entry.is_some_and(|entry| entry.rooms.contains(topic));
+        });
+        found
     }
 
     /// Every socket.
@@ -323,7 +368,14 @@ mod tests {
 
     fn connect(registry: &mut Registry<Fake>, number: u64, name: &str) {
         registry.claim(&user(name), Limits::default()).unwrap();
-        registry.insert(user(name), Fake(id(number), name.into()));
+        registry.insert(user(name), Fake(id(number), name.into()), about());
+    }
+
+    fn about() -> About {
+        About {
+            connected_at: SystemTime::UNIX_EPOCH,
+            description: Some(r#"{"device":"phone"}"#.into()),
+        }
     }
 
     fn numbers(registry: &Registry<Fake>, scope: &Scope<'_>) -> Vec<u64> {
@@ -378,9 +430,21 @@ mod tests {
         registry.claim(&user("b"), limits).unwrap();
         assert_eq!(registry.claim(&user("c"), limits), Err(Full::Node));
         registry.unclaim(&user("a"));
-        registry.insert(user("a"), Fake(id(1), "a".into()));
+        registry.insert(user("a"), Fake(id(1), "a".into()), about());
         registry.claim(&user("a"), limits).unwrap();
         assert_eq!(registry.claim(&user("a"), limits), Err(Full::Node));
+    }
+
+    #[test]
+    fn a_socket_is_described_with_its_rooms() {
+        let mut registry = Registry::new();
+        connect(&mut registry, 1, "alice");
+        registry.join(id(1), &room("a b"));
+        let info = registry.describe(id(1)).unwrap();
+        assert_eq!((info.id, info.user.as_str()), (id(1), "alice"));
+        assert_eq!(info.rooms, ["a b"]);
+        assert_eq!(info.description.unwrap()["device"], "phone");
+        assert_eq!(registry.describe(id(2)), None);
     }
 
     #[derive(Clone, Debug)]
@@ -436,6 +500,13 @@ mod tests {
                 let in_room: Vec<u64> = model.iter().filter(|m| m.2.contains(&n)).map(|m| m.0).collect();
                 prop_assert_eq!(numbers(&registry, &targets([user(&n.to_string()).as_str()])), of_user);
                 prop_assert_eq!(numbers(&registry, &targets([room(&n.to_string()).as_str()])), in_room);
+                let users_in: HashSet<UserId> = model.iter().filter(|m| m.2.contains(&n)).map(|m| UserId::from(m.1.to_string())).collect();
+                for u in 0u8..3 {
+                    let (name, of_user) = (UserId::from(u.to_string()), user(&u.to_string()));
+                    prop_assert_eq!(registry.has_user_on(&of_user, &room(&n.to_string())), users_in.contains(&name));
+                    prop_assert_eq!(registry.has_user_on(&of_user, &Topic::all()), model.iter().any(|m| m.1 == u));
+                }
+                prop_assert_eq!(registry.users_on(&room(&n.to_string())), users_in);
             }
             let users: HashSet<u8> = model.iter().map(|m| m.1).collect();
             let rooms: HashSet<u8> = model.iter().flat_map(|m| m.2.clone()).collect();

@@ -8,7 +8,7 @@ use crate::id::{SocketId, UserId};
 use crate::topic::{ALL, Topic, USER};
 
 /// A union of topics and its exceptions, as the sender named them.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Selection {
     targets: SmallVec<[Topic; 1]>,
     pub(crate) except: SmallVec<[SocketId; 1]>,
@@ -37,6 +37,13 @@ pub(crate) enum Route {
 const MAX_UNION_COPIES: usize = 16;
 
 impl Selection {
+    pub(crate) fn of(topic: Topic) -> Self {
+        Self {
+            targets: smallvec![topic],
+            ..Self::default()
+        }
+    }
+
     pub(crate) fn add(&mut self, topic: Topic) {
         self.targets.push(topic);
     }
@@ -59,6 +66,16 @@ impl Selection {
             targets: self.targets.iter().map(Topic::as_str).collect(),
             except: self.except.clone(),
             except_users: self.except_users.iter().map(UserId::as_str).collect(),
+        }
+    }
+
+    /// The one topic on which a question about a normalized selection travels, so that the bus can tell
+    /// how many nodes took it. `None` when there is nobody to ask.
+    pub(crate) fn question_carrier(&self) -> Option<Topic> {
+        match self.targets.as_slice() {
+            [] => None,
+            [topic] => Some(topic.carrier()),
+            _ => Some(Topic::nodes()),
         }
     }
 
@@ -143,6 +160,21 @@ mod tests {
             selection([socket(1)]).route(),
             Route::Union(smallvec![Topic::node(node)])
         );
+    }
+
+    #[test]
+    fn a_question_travels_once() {
+        let node = NodeId(7);
+        let socket = Topic::socket(SocketId { node, number: 1 });
+        assert_eq!(selection([]).question_carrier(), None);
+        for (targets, carrier) in [
+            (vec![user("a")], user("a")),
+            (vec![socket], Topic::node(node)),
+            (vec![user("a"), user("b")], Topic::nodes()),
+            (vec![user("a"), Topic::all()], Topic::all()),
+        ] {
+            assert_eq!(selection(targets).question_carrier(), Some(carrier));
+        }
     }
 
     #[test]

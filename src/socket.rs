@@ -109,7 +109,7 @@ impl Socket {
     /// Cancelled, the socket is in the room, though perhaps not yet for other nodes.
     pub async fn join(&self, room: impl AsRef<str>) -> Result<(), JoinError> {
         let room = Topic::room(room.as_ref()).map_err(JoinError::InvalidRoom)?;
-        let joined = self.node.join(self.id(), &room).await;
+        let joined = self.node.join(&self.outbox, &room).await;
         joined.ok_or_else(|| {
             JoinError::Closed(Closed {
                 close: self.ending(),
@@ -120,7 +120,7 @@ impl Socket {
     /// Leaves a room, at once. A room it is not in is left already.
     pub fn leave(&self, room: impl AsRef<str>) {
         if let Ok(room) = Topic::room(room.as_ref()) {
-            self.node.leave(self.id(), &room);
+            self.node.leave(&self.outbox, &room);
         }
     }
 

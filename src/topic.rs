@@ -1,14 +1,14 @@
 //! What is addressable, and its one injective name.
 //!
-//! A topic's name is the part of a Redis channel after the namespace: `all`, `u:{user}`, `r:{room}`,
-//! `n:{node}`. Bytes of a user id or room outside `A-Z a-z 0-9 - . _ ~` are written as upper-case
+//! A topic's name is the part of a Redis channel after the namespace: `all`, `u:{user}`, `r:{room}`;
+//! `nodes` and `n:{node}` for what concerns nodes, `p:{topic}` for who comes and goes. Bytes of a user id or room outside `A-Z a-z 0-9 - . _ ~` are written as upper-case
 //! `%XX` (RFC 3986, section 2.1), so two ids never share a name, and none can forge another kind.
 
 use std::borrow::Borrow;
 use std::fmt;
 use std::sync::Arc;
 
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
 use crate::id::{InvalidId, NodeId, SocketId, UserId, check_name};
 
@@ -22,6 +22,10 @@ const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC
 pub(crate) const ALL: &str = "all";
 pub(crate) const USER: &str = "u:";
 pub(crate) const ROOM: &str = "r:";
+/// Name of the topic that every node is on, with or without sockets.
+const NODES: &str = "nodes";
+/// Who comes to another topic and goes from it.
+const PRESENCE: &str = "p:";
 const NODE: &str = "n:";
 /// Only inside envelopes: a single socket has no channel of its own, its node's carries it.
 const SOCKET: &str = "s:";
@@ -46,6 +50,20 @@ impl Topic {
         Self(format!("{NODE}{id}").into())
     }
 
+    pub(crate) fn nodes() -> Self {
+        Self(NODES.into())
+    }
+
+    /// A topic whose users can be watched, by its name.
+    pub(crate) fn with_presence(name: &str) -> Option<Self> {
+        (name == ALL || name.starts_with(ROOM)).then(|| Self(name.into()))
+    }
+
+    /// Where the comings and goings on a topic are told.
+    pub(crate) fn presence(&self) -> Self {
+        Self(format!("{PRESENCE}{}", self.0).into())
+    }
+
     pub(crate) fn socket(id: SocketId) -> Self {
         Self(format!("{SOCKET}{id}").into())
     }
@@ -65,6 +83,13 @@ impl Topic {
     /// The topic whose channel carries messages for this one: its own, but for single sockets.
     pub(crate) fn carrier(&self) -> Self {
         socket_of(self.as_str()).map_or_else(|| self.clone(), |socket| Self::node(socket.node))
+    }
+
+    /// The room it names, if it names one.
+    pub(crate) fn as_room(&self) -> Option<String> {
+        let encoded = self.0.strip_prefix(ROOM)?;
+        let name = percent_decode_str(encoded).decode_utf8().ok()?;
+        Some(name.into_owned())
     }
 
     /// The socket it names, if it names one.
@@ -128,7 +153,6 @@ impl fmt::Debug for Namespace {
 
 #[cfg(test)]
 mod tests {
-    use percent_encoding::percent_decode_str;
     use proptest::prelude::*;
 
     use super::*;
@@ -162,6 +186,8 @@ mod tests {
             let user = Topic::user(&UserId::from(id.as_str())).unwrap();
             let room = Topic::room(&id).unwrap();
             prop_assert_ne!(&user, &room);
+            prop_assert_eq!(room.as_room(), Some(id.clone()));
+            prop_assert_eq!(user.as_room(), None);
             let channel = ns.channel(&user);
             prop_assert_eq!(ns.topic(channel.as_bytes()), Some(user.as_str()));
             prop_assert_eq!(other.topic(channel.as_bytes()), None);

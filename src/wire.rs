@@ -2,13 +2,13 @@
 //!
 //! ```text
 //! byte 0       version, 1
-//! byte 1       kind: 0 probe, 1 text, 2 binary, 3 close
+//! byte 1       kind: 0 probe, 1 text, 2 binary, 3 control, 4 answer, 5 presence
 //! byte 2       flags: 1 union, 2 except sockets, 4 except users
 //! bytes 3-10   origin node
 //! union        u64 id, u32 count, then topics (u16 length, bytes)
 //! sockets      u32 count, then sockets (u64 node, u64 number)
 //! users        u32 count, then user ids (u16 length, bytes)
-//! rest         the payload; for a close: u16 code, reason
+//! rest         the payload: for an answer u64 id and u8 more, then JSON; for control and presence JSON
 //! ```
 //! Integers are big-endian. A message that starts with `{` is a foreign publisher's JSON instead.
 
@@ -20,7 +20,6 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::close::Close;
 use crate::id::{NodeId, SocketId};
 use crate::message::Message;
 use crate::scope::Scope;
@@ -34,7 +33,9 @@ const VERSION: u8 = 1;
 const PROBE: u8 = 0;
 const TEXT: u8 = 1;
 const BINARY: u8 = 2;
-const CLOSE: u8 = 3;
+const CONTROL: u8 = 3;
+const ANSWER: u8 = 4;
+const PRESENCE: u8 = 5;
 
 const UNION: u8 = 1;
 const EXCEPT: u8 = 2;
@@ -56,11 +57,23 @@ pub(crate) struct Envelope<'a> {
 pub(crate) enum Action<'a> {
     Text(Cow<'a, str>),
     Binary(Cow<'a, [u8]>),
+    /// Only foreign publishers say it so: nodes ask for it, to know that it was done.
     Close {
         code: u16,
         reason: Cow<'a, str>,
     },
     Probe,
+    /// A [`Control`](crate::control::Control) as JSON.
+    Control(&'a [u8]),
+    /// A part of an [`Answer`](crate::control::Answer) as JSON, looked at by whoever asked. With
+    /// `more`, others follow.
+    Answer {
+        id: u64,
+        more: bool,
+        part: &'a [u8],
+    },
+    /// Who comes and goes, as JSON; looked at by the presence task.
+    Presence(&'a [u8]),
     /// A kind that a later version knows.
     Unknown,
 }
@@ -74,20 +87,11 @@ impl<'a> From<&'a Message> for Action<'a> {
     }
 }
 
-impl<'a> From<&'a Close> for Action<'a> {
-    fn from(close: &'a Close) -> Self {
-        Self::Close {
-            code: close.code,
-            reason: Cow::Borrowed(close.wire_reason()),
-        }
-    }
-}
-
 /// The bytes make no sense.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Garbage;
 
-/// Writes an envelope; `origin` must be present and the action known.
+/// Writes an envelope; the action must be one that nodes say.
 pub(crate) fn encode(
     origin: NodeId,
     union: Option<u64>,
@@ -95,10 +99,12 @@ pub(crate) fn encode(
     action: &Action<'_>,
 ) -> Bytes {
     let (kind, payload): (u8, &[u8]) = match action {
-        Action::Probe | Action::Unknown => (PROBE, &[]),
+        Action::Probe | Action::Close { .. } | Action::Unknown => (PROBE, &[]),
         Action::Text(text) => (TEXT, text.as_bytes()),
         Action::Binary(bytes) => (BINARY, bytes),
-        Action::Close { reason, .. } => (CLOSE, reason.as_bytes()),
+        Action::Control(json) => (CONTROL, json),
+        Action::Answer { part, .. } => (ANSWER, part),
+        Action::Presence(json) => (PRESENCE, json),
     };
     let flag = |present: bool, flag: u8| if present { flag } else { 0 };
     let flags = flag(union.is_some(), UNION)
@@ -106,12 +112,12 @@ pub(crate) fn encode(
         | flag(!scope.except_users.is_empty(), EXCEPT_USERS);
 
     // Exact for nearly all: with room to spare, turning it into `Bytes` would allocate once more.
-    let code = if matches!(action, Action::Close { .. }) {
-        2
+    let answer = if matches!(action, Action::Answer { .. }) {
+        9
     } else {
         0
     };
-    let mut out = Vec::with_capacity(11 + code + payload.len());
+    let mut out = Vec::with_capacity(11 + answer + payload.len());
     out.extend([VERSION, kind, flags]);
     out.extend(origin.0.to_be_bytes());
     if let Some(id) = union {
@@ -128,8 +134,9 @@ pub(crate) fn encode(
     if !scope.except_users.is_empty() {
         put_names(&mut out, &scope.except_users);
     }
-    if let Action::Close { code, .. } = action {
-        out.extend(code.to_be_bytes());
+    if let Action::Answer { id, more, .. } = action {
+        out.extend(id.to_be_bytes());
+        out.push((*more).into());
     }
     out.extend(payload);
     out.into()
@@ -183,10 +190,13 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Envelope<'_>, Garbage> {
         PROBE => Action::Probe,
         TEXT => Action::Text(Cow::Borrowed(text(input.0)?)),
         BINARY => Action::Binary(Cow::Borrowed(input.0)),
-        CLOSE => Action::Close {
-            code: input.u16()?,
-            reason: Cow::Borrowed(text(input.0)?),
+        CONTROL => Action::Control(input.0),
+        ANSWER => Action::Answer {
+            id: input.u64()?,
+            more: input.byte()? != 0,
+            part: input.0,
         },
+        PRESENCE => Action::Presence(input.0),
         _ => Action::Unknown,
     };
     Ok(Envelope {
@@ -314,9 +324,12 @@ mod tests {
             Just(Action::Probe),
             ".*".prop_map(|text| Action::Text(text.into())),
             any::<Vec<u8>>().prop_map(|bytes| Action::Binary(bytes.into())),
-            (any::<u16>(), ".{0,20}").prop_map(|(code, reason)| Action::Close {
-                code,
-                reason: reason.into()
+            Just(Action::Control(b"{}")),
+            Just(Action::Presence(b"[1]")),
+            any::<(u64, bool)>().prop_map(|(id, more)| Action::Answer {
+                id,
+                more,
+                part: b"x"
             }),
         ]
     }

@@ -4,6 +4,7 @@
 mod load;
 mod process;
 mod servers;
+mod who;
 
 #[path = "../../tests/support/redis.rs"]
 #[expect(dead_code, reason = "shared with the tests, which use more of it")]
@@ -39,6 +40,9 @@ fn main() {
                 ("broadcast", broadcast),
                 ("nodes", growing_nodes),
                 ("connects", connects),
+                ("presence", who::presence),
+                ("rosters", who::rosters),
+                ("edges", who::edges),
             ];
             println!("| what | figure |\n|---|---:|");
             for (name, bench) in all {

@@ -58,11 +58,25 @@ async fn cluster_server(backend: String) {
         .layer(middleware::from_fn(user_of_path));
     tokio::spawn(serve(app));
     let broadcaster = cluster.broadcaster();
+    let online = Arc::new(AtomicU64::new(0));
     let mut commands = BufReader::new(tokio::io::stdin()).lines();
     while let Ok(Some(command)) = commands.next_line().await {
         let answer = match command.split(' ').collect::<Vec<_>>()[..] {
             ["sockets"] => cluster.stats().sockets,
             ["heard"] => heard.load(Relaxed),
+            ["follow"] => {
+                tokio::spawn(follow(broadcaster.clone(), online.clone()));
+                0
+            }
+            ["online"] => online.load(Relaxed),
+            ["roster", count] => {
+                let mut sockets = 0;
+                for _ in 0..number(count) {
+                    let roster = broadcaster.to_user("user-0").sockets().await;
+                    sockets = roster.expect("a good id").sockets().len() as u64;
+                }
+                sockets
+            }
             ["big", size] => {
                 let message = vec![b'x'; size.parse().expect("a size")];
                 broadcaster
@@ -101,6 +115,17 @@ async fn cluster_server(backend: String) {
             _ => own_figure(&command).expect("a known command"),
         };
         println!("{answer}");
+    }
+}
+
+async fn follow(broadcaster: Broadcaster, online: Arc<AtomicU64>) {
+    let mut presence = broadcaster.presence();
+    while let Some(change) = presence.next().await {
+        if change.is_online() {
+            online.fetch_add(1, Relaxed);
+        } else {
+            online.fetch_sub(1, Relaxed);
+        }
     }
 }
 

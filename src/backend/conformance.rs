@@ -1,5 +1,6 @@
 //! What every bus must do, run against each of them.
 
+use std::slice;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -129,7 +130,7 @@ impl End {
     /// Waits until this many nodes listen.
     async fn until_listening(&self, topic: &Topic, nodes: usize) {
         let reached = async {
-            while self.bus.listening(topic).await.unwrap() != nodes {
+            while self.bus.listening(slice::from_ref(topic)).await.unwrap() != [nodes] {
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
         };

@@ -134,12 +134,13 @@ impl Bus for MemoryBus {
         future::ready(Ok(nodes)).boxed()
     }
 
-    fn listening<'a>(&'a self, topic: &'a Topic) -> BoxFuture<'a, Result<usize, Arc<str>>> {
+    fn listening<'a>(&'a self, topics: &'a [Topic]) -> BoxFuture<'a, Result<Vec<usize>, Arc<str>>> {
         let channels = self.hub.channels.read();
-        let nodes = channels
-            .get(&self.namespace.channel(topic))
-            .map_or(0, SmallVec::len);
-        future::ready(Ok(nodes)).boxed()
+        let nodes = topics.iter().map(|topic| {
+            let interests = channels.get(&self.namespace.channel(topic));
+            interests.map_or(0, SmallVec::len)
+        });
+        future::ready(Ok(nodes.collect())).boxed()
     }
 
     fn stop(&self) -> BoxFuture<'_, ()> {

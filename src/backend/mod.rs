@@ -95,8 +95,8 @@ pub(crate) trait Bus: fmt::Debug + Send + Sync {
         envelope: Bytes,
     ) -> BoxFuture<'_, Result<usize, PublishError>>;
 
-    /// How many nodes hear a topic.
-    fn listening<'a>(&'a self, topic: &'a Topic) -> BoxFuture<'a, Result<usize, Arc<str>>>;
+    /// How many nodes hear each of these topics.
+    fn listening<'a>(&'a self, topics: &'a [Topic]) -> BoxFuture<'a, Result<Vec<usize>, Arc<str>>>;
 
     /// Leaves the bus; resolves when nothing of this node is left there.
     fn stop(&self) -> BoxFuture<'_, ()>;

@@ -3,15 +3,17 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::SystemTime;
 
 use futures::future::join;
 use tokio::time::Instant;
 
 use super::{Node, restarting};
+use crate::backend::Confirmation;
 use crate::health::Health;
 use crate::id::{InvalidId, SocketId, UserId};
 use crate::outbox::Outbox;
-use crate::registry::Full;
+use crate::registry::{About, Full, Member};
 use crate::topic::Topic;
 
 /// Why a socket may not enter.
@@ -53,24 +55,36 @@ impl Node {
     }
 
     /// Puts a socket into a room; returns when the cluster's messages for the room come here.
-    pub(crate) async fn join(&self, id: SocketId, room: &Topic) -> Option<()> {
+    pub(crate) async fn join(&self, socket: &Arc<Outbox>, room: &Topic) -> Option<()> {
+        let confirmation = self.begin_join(socket, room)?;
+        self.settled(confirmation).await;
+        Some(())
+    }
+
+    pub(super) fn begin_join(&self, socket: &Arc<Outbox>, room: &Topic) -> Option<Confirmation> {
         // Wanted before it is joined: the end of the socket releases every room it has joined.
         let confirmation = self.bus.want(room);
-        let joined = self.registry.write().join(id, room);
+        let joined = self.registry.write().join(socket.id(), room);
         if joined != Some(true) {
             self.bus.release(room);
         }
         joined?;
+        self.desk.touch(socket.user(), [room]);
+        Some(confirmation)
+    }
+
+    /// Waits until a topic is heard. In an outage of the bus it does not.
+    pub(super) async fn settled(&self, confirmation: Confirmation) {
         if !self.is_cut_off() {
             confirmation.wait(self.config.publish_timeout).await;
         }
-        Some(())
     }
 
-    pub(crate) fn leave(&self, id: SocketId, room: &Topic) {
-        let left = self.registry.write().leave(id, room);
+    pub(crate) fn leave(&self, socket: &Arc<Outbox>, room: &Topic) {
+        let left = self.registry.write().leave(socket.id(), room);
         if left {
             self.bus.release(room);
+            self.desk.touch(socket.user(), [room]);
         }
     }
 
@@ -99,7 +113,11 @@ impl Reservation {
     }
 
     /// From now on the socket is reachable from every node; what comes waits in the outbox.
-    pub(crate) fn register(self, expires_at: Option<Instant>) -> (Arc<Outbox>, Registration) {
+    pub(crate) fn register(
+        self,
+        expires_at: Option<Instant>,
+        description: Option<Box<str>>,
+    ) -> (Arc<Outbox>, Registration) {
         let node = self.node.clone();
         let number = node.next_socket.fetch_add(1, Relaxed);
         let id = SocketId {
@@ -108,9 +126,14 @@ impl Reservation {
         };
         let outbox = Arc::new(Outbox::new(id, self.user.clone(), expires_at));
         node.live.lock().insert(number, outbox.clone());
+        let about = About {
+            connected_at: SystemTime::now(),
+            description,
+        };
         node.registry
             .write()
-            .insert(self.topic.clone(), outbox.clone());
+            .insert(self.topic.clone(), outbox.clone(), about);
+        node.desk.touch(&self.user, [&node.all]);
         // A drain that began meanwhile may have looked before this one was there.
         if node.is_draining() {
             outbox.close(restarting());
@@ -147,19 +170,16 @@ pub(crate) struct Registration {
 impl Registration {
     /// Makes it unreachable and gives its place back.
     pub(crate) fn unregister(&mut self) {
-        if self.reservation.is_none() {
+        let Some(reservation) = self.reservation.take() else {
             return;
-        }
-        let rooms = self
-            .node
-            .registry
-            .write()
-            .remove(self.id)
-            .unwrap_or_default();
+        };
+        let node = &self.node;
+        let rooms = node.registry.write().remove(self.id).unwrap_or_default();
         for room in &rooms {
-            self.node.bus.release(room);
+            node.bus.release(room);
         }
-        self.reservation = None;
+        node.desk
+            .touch(&reservation.user, rooms.iter().chain([&node.all]));
     }
 }
 

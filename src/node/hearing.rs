@@ -33,6 +33,9 @@ impl Listener for Node {
         if envelope.origin == Some(self.id) {
             return;
         }
+        if let (Some(origin), Action::Control(json)) = (envelope.origin, &envelope.action) {
+            return self.heard_control(origin, &envelope.scope, json);
+        }
         if let (Some(origin), Some(union)) = (envelope.origin, envelope.union)
             && !self.unions.lock().is_first(origin, union)
         {
@@ -52,7 +55,17 @@ impl Listener for Node {
                     outbox.close(Close::new(code, &*reason));
                 }
             }
-            Action::Probe | Action::Unknown => {}
+            Action::Answer { id, more, part } => {
+                if let Some(origin) = envelope.origin {
+                    self.heard_answer(origin, id, more, part);
+                }
+            }
+            Action::Presence(json) => {
+                if let Some(origin) = envelope.origin {
+                    self.heard_presence(origin, json);
+                }
+            }
+            Action::Control(_) | Action::Probe | Action::Unknown => {}
         }
     }
 

@@ -1,21 +1,30 @@
 //! The centre of a process: reserves, registers, delivers, sends, hears and drains.
 
 mod admission;
+mod answering;
+mod asking;
+mod attendance;
 mod hearing;
+mod membership;
 
+use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
 
+use futures::future::join;
 use indexmap::IndexMap;
 use parking_lot::{Mutex, RwLock};
 use smallvec::SmallVec;
 use tokio::task::yield_now;
-use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tokio_util::task::TaskTracker;
 
 pub(crate) use self::admission::{Refused, Registration, Reservation};
+use self::answering::Answering;
+use self::asking::Question;
+use self::attendance::{Desk, Event};
 use self::hearing::Outage;
 use crate::backend::{Backend, Bus, BusSettings};
 use crate::close::Close;
@@ -25,11 +34,14 @@ use crate::gap::Gaps;
 use crate::health::{Health, HealthCell, Stats};
 use crate::heartbeat::HeartbeatTimes;
 use crate::id::{NodeId, UserId};
+use crate::members::Members;
 use crate::message::Message;
 use crate::outbox::{Outbox, Pushed, Swept};
 use crate::recent::RecentUnions;
 use crate::registry::{Member, Registry};
+use crate::roster::{Count, Roster};
 use crate::scope::{Route, Scope, Selection};
+use crate::share::Share;
 use crate::topic::Topic;
 use crate::wire::{self, Action, MAX_ENVELOPE};
 use crate::ws::frame::Frame;
@@ -37,7 +49,9 @@ use crate::ws::frame::Frame;
 /// This process's node. Handles and sockets share it; its tasks hold it weakly.
 #[derive(Debug)]
 pub(crate) struct Node {
+    me: Weak<Self>,
     id: NodeId,
+    started_at: SystemTime,
     /// The topic of this node, and that of every socket.
     own: Topic,
     all: Topic,
@@ -51,6 +65,15 @@ pub(crate) struct Node {
     gaps: Gaps,
     outage: Mutex<Outage>,
     counters: Counters,
+    members: Mutex<Members>,
+    /// What this node asks, until it is answered.
+    questions: Mutex<HashMap<u64, Arc<Question>>>,
+    /// What this node is asked.
+    answering: Answering,
+    rosters: Arc<Share<Selection, Arc<Roster>>>,
+    counts: Arc<Share<Selection, Count>>,
+    /// What the presence task is told.
+    desk: Desk,
     tasks: TaskTracker,
     /// Every socket whose stream is not gone, for the sweeper.
     live: Mutex<IndexMap<u64, Arc<Outbox>>>,
@@ -73,13 +96,7 @@ struct Counters {
     bus_publish_failures: AtomicU64,
     origins_refused: AtomicU64,
     limits_refused: AtomicU64,
-}
-
-/// What a send carries.
-#[derive(Debug, Clone)]
-pub(crate) enum Parcel {
-    Message(Message),
-    Close(Close),
+    questions_refused: AtomicU64,
 }
 
 impl Node {
@@ -96,8 +113,16 @@ impl Node {
             since: SystemTime::now(),
             reason: "connecting to the bus".into(),
         };
-        let node = Arc::new(Self {
+        let node = Arc::new_cyclic(|me| Self {
+            me: me.clone(),
             id,
+            started_at: SystemTime::now(),
+            members: Mutex::default(),
+            questions: Mutex::default(),
+            answering: Answering::default(),
+            rosters: Arc::new(Share::new()),
+            counts: Arc::new(Share::new()),
+            desk: Desk::default(),
             own: Topic::node(id),
             all: Topic::all(),
             bus: backend.open(id, settings),
@@ -121,8 +146,15 @@ impl Node {
         node.bus.start(listener);
         // Single sockets are reached through it. Never released: it lives as long as the bus.
         node.bus.want(&node.own);
+        node.bus.want(&Topic::nodes());
         tokio::spawn(sweep(Arc::downgrade(&node)));
+        tokio::spawn(membership::attend(Arc::downgrade(&node)));
+        tokio::spawn(attendance::attend(Arc::downgrade(&node)));
         node
+    }
+
+    pub(crate) fn id(&self) -> NodeId {
+        self.id
     }
 
     pub(crate) fn config(&self) -> &Config {
@@ -165,11 +197,13 @@ impl Node {
             bus_publish_failures,
             origins_refused,
             limits_refused,
+            questions_refused,
         } = &self.counters;
         Stats {
             sockets: registry.sockets() as u64,
             users: registry.users() as u64,
             rooms: registry.rooms() as u64,
+            nodes: 1 + self.members.lock().ids().count() as u64,
             sent: count(sent),
             delivered: count(delivered),
             dropped: count(dropped),
@@ -181,29 +215,25 @@ impl Node {
             bus_publish_failures: count(bus_publish_failures),
             origins_refused: count(origins_refused),
             limits_refused: count(limits_refused),
+            questions_refused: count(questions_refused),
         }
     }
 
     // Delivery -------------------------------------------------------------------------------------
 
-    /// Hands a parcel to the sockets of this node, writing as far as the kernel takes it and never
+    /// Hands a message to the sockets of this node, writing as far as the kernel takes it and never
     /// waiting for one. Lets other tasks run between chunks. Returns how many took it.
-    async fn deliver(&self, scope: &Scope<'_>, parcel: &Parcel) -> usize {
+    async fn deliver(&self, scope: &Scope<'_>, message: &Message) -> usize {
         let members = self.registry.read().select(scope);
         if members.is_empty() {
             return 0;
         }
-        match parcel {
-            Parcel::Message(message) => {
-                let frame = Frame::message(message);
-                let limits = &self.config.outbox;
-                let take = |outbox: &Arc<Outbox>| self.note(outbox, outbox.send(&frame, limits));
-                let taken = in_chunks(&members, take).await;
-                self.counters.delivered.fetch_add(taken as u64, Relaxed);
-                taken
-            }
-            Parcel::Close(close) => in_chunks(&members, |outbox| outbox.close(close.clone())).await,
-        }
+        let frame = Frame::message(message);
+        let limits = &self.config.outbox;
+        let take = |outbox: &Arc<Outbox>| self.note(outbox, outbox.send(&frame, limits));
+        let taken = in_chunks(&members, take).await;
+        self.counters.delivered.fetch_add(taken as u64, Relaxed);
+        taken
     }
 
     /// The same for what the bus brought: collected, so that all of one wake leaves each socket in one
@@ -275,7 +305,7 @@ impl Node {
     pub(crate) async fn send(
         &self,
         selection: &Selection,
-        parcel: Parcel,
+        message: &Message,
         local_only: bool,
     ) -> Result<(usize, Option<usize>), SendError> {
         if self.stopped.load(SeqCst) {
@@ -293,10 +323,10 @@ impl Node {
             .collect();
         let envelope = match topics.is_empty() {
             true => None,
-            false => Some(self.envelope(union, &scope, &parcel)?),
+            false => Some(self.envelope(union, &scope, message)?),
         };
         self.counters.sent.fetch_add(1, Relaxed);
-        let local = self.deliver(&scope, &parcel).await;
+        let local = self.deliver(&scope, message).await;
         let single = scope.targets.len() == 1 && !local_only;
         let nodes = match envelope {
             None => 0,
@@ -315,13 +345,9 @@ impl Node {
         &self,
         union: Option<u64>,
         scope: &Scope<'_>,
-        parcel: &Parcel,
+        message: &Message,
     ) -> Result<bytes::Bytes, SendError> {
-        let action = match parcel {
-            Parcel::Message(message) => Action::from(message),
-            Parcel::Close(close) => Action::from(close),
-        };
-        let envelope = wire::encode(self.id, union, scope, &action);
+        let envelope = wire::encode(self.id, union, scope, &Action::from(message));
         if envelope.len() > MAX_ENVELOPE {
             let (bytes, limit) = (envelope.len(), MAX_ENVELOPE);
             return Err(SendError::refused(SendErrorKind::TooLarge { bytes, limit }));
@@ -329,17 +355,29 @@ impl Node {
         Ok(envelope)
     }
 
-    /// Whether the user has a socket here, or another node listens for it.
-    pub(crate) async fn is_online(&self, user: &UserId) -> Result<bool, QueryError> {
+    /// Which of these users have a socket here, or another node that listens for them.
+    pub(crate) async fn online(&self, users: &[UserId]) -> Result<Vec<bool>, QueryError> {
         let fail = |kind| QueryError { kind };
-        let topic = Topic::user(user).map_err(|error| fail(QueryErrorKind::InvalidId(error)))?;
-        if self.registry.read().has_member(&topic) {
-            return Ok(true);
+        let topics: Result<Vec<Topic>, _> = users.iter().map(Topic::user).collect();
+        let topics = topics.map_err(|error| fail(QueryErrorKind::InvalidId(error)))?;
+        let mut online: Vec<bool> = {
+            let registry = self.registry.read();
+            let here = topics.iter().map(|topic| registry.has_member(topic));
+            here.collect()
+        };
+        let (unknown, elsewhere): (Vec<usize>, Vec<Topic>) = topics
+            .into_iter()
+            .enumerate()
+            .filter(|(at, _)| !online[*at])
+            .unzip();
+        if !elsewhere.is_empty() {
+            let nodes = self.bus.listening(&elsewhere).await;
+            let nodes = nodes.map_err(|reason| fail(QueryErrorKind::Bus(reason)))?;
+            for (at, nodes) in unknown.into_iter().zip(nodes) {
+                online[at] = nodes > 0;
+            }
         }
-        let nodes = self.bus.listening(&topic).await;
-        nodes
-            .map(|nodes| nodes > 0)
-            .map_err(|reason| fail(QueryErrorKind::Bus(reason)))
+        Ok(online)
     }
 
     // The end --------------------------------------------------------------------------------------
@@ -368,16 +406,29 @@ impl Node {
             outbox.close(restarting());
         }
         self.tasks.close();
-        // Past the deadline every stream is gone; only handlers can still run.
-        let _ = timeout_at(deadline, self.tasks.wait()).await;
+        if timeout_at(deadline - LEAVING, self.tasks.wait())
+            .await
+            .is_err()
+        {
+            // They had their time to answer. Without streams only handlers can still run.
+            let rest: Vec<Arc<Outbox>> = self.live.lock().values().cloned().collect();
+            rest.iter().for_each(|outbox| outbox.cut());
+        }
         self.stopped.store(true, SeqCst);
-        let _ = timeout_at(deadline, self.bus.stop()).await;
+        self.desk.tell(Event::Stop);
+        let leaving = async {
+            let _ = timeout(LEAVING / 2, self.say_goodbye()).await;
+            self.bus.stop().await;
+        };
+        let _ = timeout_at(deadline, join(self.tasks.wait(), leaving)).await;
         if self.health.update(|_| Some(Health::Down)) {
             tracing::info!(node = %self.id, "node stopped");
         }
     }
 }
 
+/// How long before the end of a shutdown the bus is left, with or without an answer of every client.
+const LEAVING: Duration = Duration::from_millis(500);
 /// How many sockets are served before other tasks may run: about 0.4 ms of writing.
 const CHUNK: usize = 128;
 

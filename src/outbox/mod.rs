@@ -213,7 +213,7 @@ impl Outbox {
         state.heartbeat = Heartbeat::new(Instant::now());
     }
 
-    /// The client sent something.
+    /// The client gave a sign of life.
     pub(crate) fn seen(&self) {
         self.state.lock().heartbeat.seen(Instant::now());
     }
@@ -314,6 +314,15 @@ impl Outbox {
         state.finished = true;
         state.stream = None;
         state.queue = Queue::default();
+        state.wake_all();
+    }
+
+    // The end of the node --------------------------------------------------------------------------
+
+    /// Drops the stream, whatever is still to be said.
+    pub(crate) fn cut(&self) {
+        let mut state = self.state.lock();
+        state.killed = true;
         state.wake_all();
     }
 

@@ -217,6 +217,9 @@ impl Decoder {
     fn check_header(&self) -> Result<Head, Violation> {
         let [first, second, ..] = self.header;
         let (fin, opcode) = (first & FIN != 0, first & 0x0f);
+        if first & RESERVED != 0 || second & MASKED == 0 {
+            return Err(Violation::Protocol);
+        }
         let mask = self.have - 4;
         let length = match &self.header[2..mask] {
             [] => u64::from(second & !MASKED),
@@ -225,7 +228,7 @@ impl Decoder {
                 .iter()
                 .fold(0, |length, byte| length << 8 | u64::from(*byte)),
         };
-        if first & RESERVED != 0 || second & MASKED == 0 || length >> 63 != 0 {
+        if length >> 63 != 0 {
             return Err(Violation::Protocol);
         }
         let begun = self.message.as_ref();
@@ -352,11 +355,15 @@ fn control(opcode: u8, payload: &[u8]) -> Result<Heard, Violation> {
 /// How long the header is, as far as its beginning tells.
 fn header_length(beginning: &[u8]) -> usize {
     let mask = 4;
-    match beginning.get(1).map(|second| second & !MASKED) {
+    match beginning.get(1) {
         None => 2,
-        Some(126) => 2 + 2 + mask,
-        Some(127) => 2 + 8 + mask,
-        Some(_) => 2 + mask,
+        // A frame without a mask is wrong, however it goes on.
+        Some(second) if second & MASKED == 0 => 2,
+        Some(second) => match second & !MASKED {
+            126 => 2 + 2 + mask,
+            127 => 2 + 8 + mask,
+            _ => 2 + mask,
+        },
     }
 }
 

@@ -8,18 +8,19 @@ use futures::{Stream, StreamExt};
 use redis::AsyncCommands;
 
 use crate::support::client::{Event, text};
+use crate::support::figures::Figures;
 use crate::support::proxy::Proxy;
 use crate::support::{Lab, RedisServer, TestNode, soon, until};
 
 /// A node's health as it changes.
-struct Watch(Pin<Box<dyn Stream<Item = Health> + Send>>);
+pub struct Watch(Pin<Box<dyn Stream<Item = Health> + Send>>);
 
 impl Watch {
-    fn new(node: &TestNode) -> Self {
+    pub fn new(node: &TestNode) -> Self {
         Self(Box::pin(node.cluster.health_changes()))
     }
 
-    async fn until_up(&mut self) {
+    pub async fn until_up(&mut self) {
         soon("the bus is up", async {
             while self.next().await != Health::Up {}
         })
@@ -27,7 +28,7 @@ impl Watch {
     }
 
     /// The reason of the next outage.
-    async fn until_degraded(&mut self) -> String {
+    pub async fn until_degraded(&mut self) -> String {
         let degraded = async {
             loop {
                 if let Health::Degraded { reason, .. } = self.next().await {
@@ -88,11 +89,20 @@ async fn an_absent_redis_degrades_the_node_until_it_appears() {
     );
     assert_eq!(client.event().await, text("near"));
     let admitted_meanwhile = a.client("bob").await;
+    // Long enough for several attempts.
+    let end = Instant::now() + Duration::from_secs(1);
+    while Instant::now() < end {
+        let lost = a.broadcaster.to_user("nobody").send("lost").await;
+        assert!(lost.is_err(), "control: it is still absent");
+    }
 
+    let mut figures = Figures::of("B1");
     server.restart();
+    figures.repaired();
     for watch in &mut watches {
         watch.until_up().await;
     }
+    figures.healed();
     assert_eq!(
         b.broadcaster
             .to_user("alice")
@@ -256,10 +266,12 @@ async fn who_comes_and_goes_during_an_outage_is_right_afterwards() {
     let mut watches = [Watch::new(&a), Watch::new(&b)];
     let mut stays = a.client("stays").await;
     let mut leaves = a.client("leaves").await;
+    let mut figures = Figures::of("B3");
     lab.server().kill();
     for watch in &mut watches {
         watch.until_degraded().await;
     }
+    figures.noticed();
     let mut comes = soon("an upgrade during the outage", a.client("comes")).await;
     assert_eq!(soon("a join", comes.ask("join lobby")).await, "joined");
     leaves.close(1000).await;
@@ -269,9 +281,11 @@ async fn who_comes_and_goes_during_an_outage_is_right_afterwards() {
     .await;
 
     lab.server().restart();
+    figures.repaired();
     for watch in &mut watches {
         watch.until_up().await;
     }
+    figures.healed();
     for (user, client) in [("stays", &mut stays), ("comes", &mut comes)] {
         assert_eq!(
             b.broadcaster
@@ -506,9 +520,12 @@ async fn forty_megabytes_are_survived_with_and_without_redis_cutting_us_off() {
     let huge = vec![b'x'; 40_000_000];
 
     let mut limited = foreign(lab.server()).await;
+    let mut figures = Figures::of("B8");
     let _: usize = limited.publish("cluster:u:alice", &huge).await.unwrap();
     watch.until_degraded().await;
+    figures.noticed();
     watch.until_up().await;
+    figures.healed();
     assert_eq!(
         a.cluster.stats().bus_gaps,
         1,

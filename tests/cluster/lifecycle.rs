@@ -1,13 +1,17 @@
 //! How sockets begin and end (rows L1 to L7).
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use axum::extract::Request;
 use axum::extract::ws::WebSocketUpgrade;
 use axum::http::StatusCode;
+use axum::middleware::Next;
 use axum::{Router, middleware, routing::any};
 use axum_cluster::{Broadcaster, Close, ClusterSocket, SendError, Unauthenticated};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 
 use crate::support::client::{Event, text};
 use crate::support::node::{Ended, authenticate, serve};
@@ -85,7 +89,7 @@ async fn the_last_socket_leaves_nothing(mut lab: Lab) {
         let channels = lab.server().cli(&["PUBSUB", "CHANNELS"]);
         let left: Vec<&str> = channels
             .lines()
-            .filter(|channel| !channel.contains(":n:"))
+            .filter(|channel| !channel.contains(":n:") && !channel.ends_with(":nodes"))
             .collect();
         assert_eq!(left, [""; 0], "only the nodes' own channels are left");
     }
@@ -185,6 +189,48 @@ async fn a_client_lost_during_the_handshake_is_unregistered(lab: Lab) {
             .local(),
         0
     );
+}
+
+/// L6: the client is gone before the answer is written, so that there never is a stream.
+#[tokio::test]
+async fn a_client_that_leaves_before_its_answer_is_unregistered() {
+    async fn ws(socket: ClusterSocket) -> axum::response::Response {
+        socket.on_upgrade(|mut socket| async move { while socket.recv().await.is_some() {} })
+    }
+    let cluster = Lab::memory().builder().start();
+    let gate = Arc::new(Notify::new());
+    let held_back = gate.clone();
+    let hold_back = move |request: Request, next: Next| {
+        let gate = held_back.clone();
+        async move {
+            let response = next.run(request).await;
+            gate.notified().await;
+            response
+        }
+    };
+    let app = Router::new()
+        .route("/ws", any(ws))
+        .layer(cluster.layer())
+        .layer(middleware::from_fn(authenticate))
+        .layer(middleware::from_fn(hold_back));
+    let (addr, _server) = serve(app).await;
+    let mut stream = TcpStream::connect(addr).await.unwrap();
+    let request = handshake(&addr.to_string(), "GET");
+    stream.write_all(&request).await.unwrap();
+    until("control: it is registered", async || {
+        cluster.stats().sockets == 1
+    })
+    .await;
+    // Resets the connection.
+    stream.set_zero_linger().unwrap();
+    drop(stream);
+    until("it is unregistered", async || cluster.stats().sockets == 0).await;
+    gate.notify_one();
+
+    gate.notify_one();
+    let mut control = Client::connect(addr, "bob").await;
+    control.send("hello").await;
+    assert_eq!(cluster.stats().sockets, 1);
 }
 
 fn handshake(host: &str, method: &str) -> Vec<u8> {

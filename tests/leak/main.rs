@@ -29,9 +29,9 @@ async fn ten_thousand_sockets_leave_nothing() {
 async fn leave_nothing(lab: Lab) {
     let [mut a, b] = lab.nodes().await;
     // The first round grows the tables that stay.
-    churn(&mut a, &b).await;
+    churn(&mut a, &b, "early").await;
     let before = Remains::of(&lab, &a).await;
-    churn(&mut a, &b).await;
+    churn(&mut a, &b, "late").await;
     let after = Remains::of(&lab, &a).await;
     assert_eq!(after.tasks, before.tasks, "tasks");
     assert_eq!(after.channels, before.channels, "channels on redis");
@@ -47,11 +47,11 @@ async fn leave_nothing(lab: Lab) {
 }
 
 /// Distinct users, each of whom joins a room, hears from the other node, and leaves.
-async fn churn(node: &mut TestNode, b: &TestNode) {
+async fn churn(node: &mut TestNode, b: &TestNode, round: &str) {
     let a = &*node;
     stream::iter(0..SOCKETS)
         .for_each_concurrent(AT_ONCE, |n| async move {
-            let user = format!("user-{n}");
+            let user = format!("{round}-{n}");
             let mut client = Client::connect(a.addr, &user).await;
             assert_eq!(
                 client.ask(&format!("join room-{}", n % 100)).await,

@@ -1,11 +1,15 @@
 //! Nodes, clients and faults for the integration tests.
 
-#![allow(dead_code, reason = "each test binary uses a part")]
+#![allow(dead_code, unused_imports, reason = "each test binary uses a part")]
 
 pub mod client;
+pub mod figures;
 pub mod node;
+pub mod program;
 pub mod proxy;
+pub mod raw;
 pub mod redis;
+pub mod traffic;
 
 use std::time::Duration;
 

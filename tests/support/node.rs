@@ -7,7 +7,8 @@ use axum::extract::{Request, State};
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::{Router, routing::any};
-use axum_cluster::{Broadcaster, Close, Cluster, ClusterSocket, Socket, SocketId, UserId};
+use axum_cluster::{Broadcaster, Close, Cluster, ClusterSocket, NodeId, Socket, SocketId, UserId};
+use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -49,6 +50,10 @@ impl TestNode {
         }
     }
 
+    pub fn id(&self) -> NodeId {
+        self.cluster.id()
+    }
+
     pub async fn client(&self, user: &str) -> Client {
         Client::connect(self.addr, user).await
     }
@@ -58,6 +63,15 @@ impl TestNode {
         soon("a handler's end", self.ended.recv())
             .await
             .expect("the app lives")
+    }
+
+    /// Waits until this user has no socket here.
+    pub async fn until_empty_of(&self, user: &str) {
+        until("the user is gone", async || {
+            let count = self.broadcaster.to_user(user).local().count().await;
+            count.expect("the node lives").sockets() == 0
+        })
+        .await;
     }
 
     /// Waits until no socket is registered here.
@@ -92,6 +106,7 @@ pub async fn authenticate(mut request: Request, next: Next) -> Response {
 async fn ws(State(ended): State<mpsc::UnboundedSender<Ended>>, socket: ClusterSocket) -> Response {
     socket
         .protocols(["chat", "superchat"])
+        .describe(json!({ "device": "test" }))
         .on_upgrade(|mut socket| async move {
             obey(&mut socket).await;
             let end = Ended {

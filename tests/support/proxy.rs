@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -13,8 +14,10 @@ enum Mode {
     Forward,
     /// Bytes vanish; nobody is told.
     BlackHole,
-    /// Both ends are told.
+    /// Links end, new ones too.
     Cut,
+    /// Only answers vanish.
+    Deaf,
 }
 
 #[derive(Debug)]
@@ -26,6 +29,11 @@ pub struct Proxy {
 
 impl Proxy {
     pub async fn to(port: u16) -> Self {
+        Self::slow(port, Duration::ZERO).await
+    }
+
+    /// Holds back whatever passes for so long.
+    pub async fn slow(port: u16, delay: Duration) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let addr = listener.local_addr().expect("it is bound");
         let mode = Arc::new(watch::Sender::new(Mode::Forward));
@@ -34,14 +42,21 @@ impl Proxy {
             while let Ok((from, _)) = listener.accept().await {
                 let mode = modes.subscribe();
                 tokio::spawn(async move {
+                    let answers = mode.clone();
                     let Ok(to) = TcpStream::connect(("127.0.0.1", port)).await else {
                         return;
                     };
                     let ((from_read, from_write), (to_read, to_write)) =
                         (from.into_split(), to.into_split());
                     tokio::join!(
-                        pump(from_read, to_write, mode.clone()),
-                        pump(to_read, from_write, mode)
+                        pump(from_read, to_write, mode, &[Mode::BlackHole], delay),
+                        pump(
+                            to_read,
+                            from_write,
+                            answers,
+                            &[Mode::BlackHole, Mode::Deaf],
+                            delay
+                        )
                     );
                 });
             }
@@ -62,9 +77,14 @@ impl Proxy {
         self.mode.send_replace(Mode::BlackHole);
     }
 
-    /// From now on links end, old ones and new ones.
+    /// From now on links end at once, old ones and new ones.
     pub fn cut(&self) {
         self.mode.send_replace(Mode::Cut);
+    }
+
+    /// From now on links carry what is asked and no answer, old ones and new ones.
+    pub fn deafen(&self) {
+        self.mode.send_replace(Mode::Deaf);
     }
 
     /// New links work again; what was swallowed is gone, and old links stay dead.
@@ -83,19 +103,27 @@ async fn pump(
     mut from: tokio::net::tcp::OwnedReadHalf,
     mut to: tokio::net::tcp::OwnedWriteHalf,
     mut mode: watch::Receiver<Mode>,
+    swallow: &[Mode],
+    delay: Duration,
 ) {
     let mut buffer = vec![0; 64 * 1024];
     loop {
         let count = tokio::select! {
             count = from.read(&mut buffer) => count.unwrap_or(0),
-            fault = async { mode.wait_for(|mode| *mode != Mode::Forward).await.map(|mode| *mode) } => {
-                if let Ok(Mode::BlackHole) = fault {
-                    // Holds both ends open and does nothing with them.
-                    std::future::pending::<()>().await;
+            fault = async {
+                let faulty = |mode: &Mode| *mode == Mode::Cut || swallow.contains(mode);
+                mode.wait_for(faulty).await.map_or(Mode::Cut, |mode| *mode)
+            } => {
+                if fault != Mode::Cut {
+                    // Holds both ends open and does nothing with them, until they are cut.
+                    let _ = mode.wait_for(|mode| *mode == Mode::Cut).await;
                 }
                 return;
             }
         };
+        if delay > Duration::ZERO {
+            tokio::time::sleep(delay).await;
+        }
         if count == 0 || to.write_all(&buffer[..count]).await.is_err() {
             return;
         }

@@ -111,6 +111,13 @@ impl RedisServer {
             .unwrap_or(0)
     }
 
+    /// Connections of nodes; `redis-cli` asks with one of its own.
+    pub fn connections(&self) -> usize {
+        let clients = self.cli(&["CLIENT", "LIST"]);
+        let foreign = |client: &&str| !client.contains("cmd=client");
+        clients.lines().filter(foreign).count()
+    }
+
     fn signal(&self, signal: &str) {
         let pid = self.process.as_ref().expect("it runs").id().to_string();
         let status = Command::new("kill").args([signal, &pid]).status();

@@ -12,6 +12,9 @@ use tokio::time::timeout;
 
 use super::endpoint::Endpoint;
 
+/// Channels in one command: Redis serves nobody else meanwhile.
+const BATCH: usize = 1000;
+
 /// How links are made.
 #[derive(Debug, Clone)]
 pub(crate) struct Links {
@@ -78,15 +81,25 @@ impl Link {
         self.dead.load(Ordering::Acquire)
     }
 
-    /// How many subscribers a channel has.
-    pub(crate) async fn subscribers(&mut self, channel: &str) -> Result<usize, RedisError> {
-        let mut command = redis::cmd("PUBSUB");
-        command.arg("NUMSUB").arg(channel);
-        let counted: Result<(String, usize), _> = command.query_async(&mut self.connection).await;
+    /// How many subscribers each of these channels has, in one round trip.
+    pub(crate) async fn subscribers(
+        &mut self,
+        channels: &[String],
+    ) -> Result<Vec<usize>, RedisError> {
+        let mut pipeline = redis::pipe();
+        for chunk in channels.chunks(BATCH) {
+            pipeline.cmd("PUBSUB").arg("NUMSUB").arg(chunk);
+        }
+        let counted = pipeline.query_async(&mut self.connection).await;
         if counted.as_ref().is_err_and(RedisError::is_timeout) {
             self.dead.store(true, Ordering::Release);
         }
-        counted.map(|(_, count)| count)
+        let counted: Vec<Vec<(String, usize)>> = counted?;
+        Ok(counted
+            .into_iter()
+            .flatten()
+            .map(|(_, count)| count)
+            .collect())
     }
 }
 

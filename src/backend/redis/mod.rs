@@ -141,8 +141,9 @@ impl Bus for RedisBus {
         .boxed()
     }
 
-    fn listening<'a>(&'a self, topic: &'a Topic) -> BoxFuture<'a, Result<usize, Arc<str>>> {
-        let channel = self.settings.namespace.channel(topic);
+    fn listening<'a>(&'a self, topics: &'a [Topic]) -> BoxFuture<'a, Result<Vec<usize>, Arc<str>>> {
+        let channel = |topic| self.settings.namespace.channel(topic);
+        let channels: Vec<String> = topics.iter().map(channel).collect();
         async move {
             let mut link = match self.questions.get().await {
                 Ok(link) => link,
@@ -151,7 +152,7 @@ impl Bus for RedisBus {
                     return Err("redis accepted no connection in time".into());
                 }
             };
-            link.subscribers(&channel)
+            link.subscribers(&channels)
                 .await
                 .map_err(|error| explain(&error))
         }

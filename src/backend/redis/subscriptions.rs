@@ -21,6 +21,9 @@ pub(crate) struct Subscriptions {
     /// Topics to look at: what was sent may differ from what is wanted. Empty while there is no
     /// connection.
     changed: VecDeque<Topic>,
+    /// The same for what was wanted before this connection: it comes after what changes now, so that
+    /// a long restore keeps no newcomer waiting.
+    restoring: VecDeque<Topic>,
     /// Topics that nobody wants any more, oldest first, with the end of their linger.
     lingering: VecDeque<(Instant, Topic)>,
     /// Topics sent on this connection, and answered.
@@ -82,6 +85,7 @@ impl Subscriptions {
             linger,
             entries: HashMap::new(),
             changed: VecDeque::new(),
+            restoring: VecDeque::new(),
             lingering: VecDeque::new(),
             sent: 0,
             answered: 0,
@@ -143,7 +147,8 @@ impl Subscriptions {
         }
         let mut step = Step::default();
         while step.subscribe.len() + step.unsubscribe.len() < limit {
-            let Some(topic) = self.changed.pop_front() else {
+            let next = self.changed.pop_front();
+            let Some(topic) = next.or_else(|| self.restoring.pop_front()) else {
                 break;
             };
             let Some(entry) = self.entries.get_mut(&topic) else {
@@ -165,7 +170,7 @@ impl Subscriptions {
             };
             list.push(topic);
         }
-        if self.link == Link::Up && self.changed.is_empty() {
+        if self.link == Link::Up && self.restoring.is_empty() {
             self.restored_at.get_or_insert(self.sent);
         }
         step
@@ -200,7 +205,7 @@ impl Subscriptions {
         self.link = Link::Up;
         for (topic, entry) in &mut self.entries {
             entry.queued = true;
-            self.changed.push_back(topic.clone());
+            self.restoring.push_back(topic.clone());
         }
     }
 
@@ -209,6 +214,7 @@ impl Subscriptions {
         self.link = Link::Down;
         (self.sent, self.answered, self.restored_at) = (0, 0, None);
         self.changed = VecDeque::new();
+        self.restoring = VecDeque::new();
         self.lingering = VecDeque::new();
         self.entries.retain(|_, entry| {
             *entry = Entry {
@@ -427,7 +433,8 @@ mod tests {
             world.now += LINGER;
             world.settle();
             prop_assert!(world.subscribed.is_empty() && world.table.entries.is_empty(), "a leak");
-            prop_assert!(world.table.changed.is_empty() && world.table.lingering.is_empty());
+            prop_assert!(world.table.changed.is_empty() && world.table.restoring.is_empty());
+            prop_assert!(world.table.lingering.is_empty());
         }
     }
 
@@ -467,6 +474,23 @@ mod tests {
             .map(|_| table.step(now, 100).subscribe.len())
             .collect();
         assert_eq!(sizes, [100, 100, 50, 0]);
+    }
+
+    #[test]
+    fn who_comes_during_a_restore_is_served_first() {
+        let (mut table, now) = connected();
+        for n in 0..250 {
+            let _ = table.want(&topic(n));
+        }
+        table.disconnected();
+        table.connected();
+        assert_eq!(table.step(now, 100).subscribe.len(), 100);
+        for n in [251, 252] {
+            assert!(matches!(table.want(&topic(n)), Confirmation::Pending(_)));
+        }
+        let step = table.step(now, 100);
+        assert_eq!(step.subscribe[..2], [topic(251), topic(252)]);
+        assert_eq!(step.subscribe.len(), 100, "the restore goes on");
     }
 
     #[test]

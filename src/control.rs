@@ -1,0 +1,108 @@
+//! What nodes say to one another beside messages. JSON, so that later versions can add words: what a
+//! node does not know, it ignores.
+
+use serde::{Deserialize, Serialize};
+
+use crate::close::Close;
+use crate::roster::{NodeInfo, SocketInfo};
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Control {
+    /// Wants an answer that names this id, on the asker's own channel.
+    Ask { id: u64, what: Ask },
+    /// Wants an empty answer at once, unless the real one is under way.
+    Ping { id: u64 },
+    /// A node is there, said again and again, and for so many milliseconds unless it says so once
+    /// more. With `reply`, everybody is to say it too.
+    Hello {
+        node: NodeInfo,
+        lease: u64,
+        reply: bool,
+    },
+    /// A node leaves.
+    Bye,
+}
+
+/// What is asked of the sockets in the envelope's scope.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Ask {
+    /// Who they are.
+    Sockets,
+    /// How many they are.
+    Count,
+    /// To say hello, now.
+    Node,
+    /// To end.
+    Close { code: u16, reason: String },
+    /// To join a room.
+    Join { room: String },
+    /// To leave a room.
+    Leave { room: String },
+}
+
+impl From<&Close> for Ask {
+    fn from(close: &Close) -> Self {
+        Self::Close {
+            code: close.code,
+            reason: close.wire_reason().to_owned(),
+        }
+    }
+}
+
+/// One part of one node's answer; what was not asked for is left out.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Answer {
+    /// How many sockets it concerned.
+    #[serde(default)]
+    pub(crate) count: usize,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) sockets: Vec<SocketInfo>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) node: Option<NodeInfo>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_of_a_later_version_are_no_error_where_they_are_additions() {
+        let later = r#"{"ask":{"id":1,"what":"count","since":7}}"#;
+        assert!(matches!(
+            serde_json::from_str(later).unwrap(),
+            Control::Ask {
+                id: 1,
+                what: Ask::Count
+            }
+        ));
+        let answer: Answer = serde_json::from_str(r#"{"count":2,"mood":"good"}"#).unwrap();
+        assert_eq!((answer.count, answer.sockets.len()), (2, 0));
+        assert!(serde_json::from_str::<Control>(r#"{"dance":{}}"#).is_err());
+    }
+
+    #[test]
+    fn the_words_of_this_version_stay() {
+        for (control, json) in [
+            (
+                Control::Ask {
+                    id: 1,
+                    what: Ask::Sockets,
+                },
+                r#"{"ask":{"id":1,"what":"sockets"}}"#,
+            ),
+            (
+                Control::Ask {
+                    id: 2,
+                    what: Ask::Join { room: "x".into() },
+                },
+                r#"{"ask":{"id":2,"what":{"join":{"room":"x"}}}}"#,
+            ),
+            (Control::Ping { id: 3 }, r#"{"ping":{"id":3}}"#),
+            (Control::Bye, r#""bye""#),
+        ] {
+            assert_eq!(serde_json::to_string(&control).unwrap(), json);
+        }
+    }
+}

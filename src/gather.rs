@@ -1,0 +1,198 @@
+//! When a question to several nodes is answered: rules without I/O.
+//!
+//! The bus tells how many nodes took a question, so that many answers end it. What takes longer than
+//! usual is followed up by name: a node that is gone is waited for no longer, and one that stays
+//! silent until the deadline is named as missing.
+
+use std::collections::{HashMap, HashSet};
+
+use bytes::Bytes;
+
+use crate::id::NodeId;
+
+#[derive(Debug, Default)]
+pub(crate) struct Gathering {
+    /// How many other nodes took the question.
+    promised: Option<usize>,
+    /// A node has left meanwhile, and nobody knows whether it was one of those.
+    uncertain: bool,
+    answers: HashMap<NodeId, Vec<Bytes>>,
+    finished: HashSet<NodeId>,
+    /// Nodes asked by name that have neither finished nor left.
+    awaited: Option<HashSet<NodeId>>,
+    /// Nodes that are there but cut off from the bus.
+    unreachable: HashSet<NodeId>,
+}
+
+impl Gathering {
+    /// The bus handed the question to this many nodes.
+    pub(crate) fn promise(&mut self, nodes: usize) {
+        self.promised = Some(nodes);
+    }
+
+    /// A part of a node's answer; with `more`, others follow.
+    pub(crate) fn answered(&mut self, node: NodeId, part: Bytes, more: bool) {
+        if self.finished.contains(&node) {
+            return;
+        }
+        self.answers.entry(node).or_default().push(part);
+        if !more {
+            self.finished.insert(node);
+            self.no_longer_awaited(node);
+        }
+    }
+
+    /// A node has left: it will not answer any more.
+    pub(crate) fn left(&mut self, node: NodeId) {
+        if !self.finished.contains(&node) {
+            self.uncertain = true;
+            self.no_longer_awaited(node);
+        }
+    }
+
+    /// Of the nodes that are known, those to ask by name.
+    pub(crate) fn follow_up(&mut self, known: impl IntoIterator<Item = NodeId>) -> Vec<NodeId> {
+        let open = known.into_iter().filter(|id| !self.finished.contains(id));
+        let open: HashSet<NodeId> = open.collect();
+        let names = open.iter().copied().collect();
+        self.awaited = Some(open);
+        names
+    }
+
+    /// A node asked by name is not on the bus: waiting for it is pointless.
+    pub(crate) fn unreachable(&mut self, node: NodeId) {
+        self.unreachable.insert(node);
+        self.no_longer_awaited(node);
+    }
+
+    /// Whether nodes have to be asked by name, since counting can no longer end it.
+    pub(crate) fn needs_names(&self) -> bool {
+        self.uncertain && self.awaited.is_none()
+    }
+
+    pub(crate) fn is_complete(&self) -> bool {
+        self.is_counted() || self.awaited.as_ref().is_some_and(HashSet::is_empty)
+    }
+
+    /// What was answered whole, and who did not answer. A part of an answer counts as none.
+    pub(crate) fn into_answers(mut self) -> Answers {
+        let mut missing: Vec<NodeId> = match self.is_counted() {
+            true => Vec::new(),
+            false => {
+                let awaited = self.awaited.take().unwrap_or_default();
+                awaited.union(&self.unreachable).copied().collect()
+            }
+        };
+        missing.sort_unstable();
+        self.answers.retain(|node, _| self.finished.contains(node));
+        Answers {
+            parts: self.answers,
+            missing,
+        }
+    }
+
+    fn is_counted(&self) -> bool {
+        let promised = self.promised.filter(|_| !self.uncertain);
+        promised.is_some_and(|nodes| self.finished.len() >= nodes)
+    }
+
+    fn no_longer_awaited(&mut self, node: NodeId) {
+        if let Some(awaited) = &mut self.awaited {
+            awaited.remove(&node);
+        }
+    }
+}
+
+/// What a question brought.
+#[derive(Debug, Default)]
+pub(crate) struct Answers {
+    pub(crate) parts: HashMap<NodeId, Vec<Bytes>>,
+    /// Nodes that are there and did not answer, in order.
+    pub(crate) missing: Vec<NodeId>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: NodeId = NodeId(1);
+    const B: NodeId = NodeId(2);
+    const C: NodeId = NodeId(3);
+
+    fn answer(gathering: &mut Gathering, node: NodeId) {
+        gathering.answered(node, Bytes::from_static(b"{}"), false);
+    }
+
+    fn begin(gathering: &mut Gathering, node: NodeId) {
+        gathering.answered(node, Bytes::from_static(b"{}"), true);
+    }
+
+    fn promised(nodes: usize) -> Gathering {
+        let mut gathering = Gathering::default();
+        gathering.promise(nodes);
+        gathering
+    }
+
+    #[test]
+    fn as_many_answers_as_the_bus_promised_end_it() {
+        let mut gathering = Gathering::default();
+        answer(&mut gathering, A);
+        assert!(!gathering.is_complete(), "an answer may overtake the count");
+        gathering.promise(2);
+        begin(&mut gathering, B);
+        assert!(!gathering.is_complete(), "more was announced");
+        answer(&mut gathering, B);
+        assert!(gathering.is_complete());
+        answer(&mut gathering, B);
+        let answers = gathering.into_answers();
+        assert_eq!((answers.parts[&A].len(), answers.parts[&B].len()), (1, 2));
+        assert_eq!(answers.missing, []);
+        assert!(promised(0).is_complete(), "nobody is asked");
+    }
+
+    #[test]
+    fn who_stays_silent_is_named() {
+        let mut gathering = promised(3);
+        answer(&mut gathering, A);
+        let mut names = gathering.follow_up([A, B, C]);
+        names.sort_unstable();
+        assert_eq!(names, [B, C]);
+        answer(&mut gathering, C);
+        begin(&mut gathering, B);
+        assert!(!gathering.is_complete());
+        let answers = gathering.into_answers();
+        assert_eq!((answers.parts.len(), answers.missing), (2, vec![B]));
+    }
+
+    #[test]
+    fn who_is_cut_off_is_named_and_not_waited_for() {
+        let mut gathering = promised(2);
+        answer(&mut gathering, A);
+        gathering.follow_up([A, B]);
+        gathering.unreachable(B);
+        assert!(gathering.is_complete());
+        assert_eq!(gathering.into_answers().missing, [B]);
+    }
+
+    #[test]
+    fn a_stranger_that_listens_along_delays_but_does_not_block() {
+        let mut gathering = promised(2);
+        gathering.follow_up([A]);
+        answer(&mut gathering, A);
+        assert!(gathering.is_complete());
+        assert_eq!(gathering.into_answers().missing, []);
+    }
+
+    #[test]
+    fn a_node_that_leaves_is_neither_waited_for_nor_missing() {
+        let mut gathering = promised(2);
+        answer(&mut gathering, A);
+        gathering.left(C);
+        assert!(!gathering.is_complete() && gathering.needs_names());
+        gathering.follow_up([A, B]);
+        gathering.left(B);
+        assert!(gathering.is_complete() && !gathering.needs_names());
+        let answers = gathering.into_answers();
+        assert_eq!((answers.parts.len(), answers.missing), (1, vec![]));
+    }
+}

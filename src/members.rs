@@ -1,0 +1,114 @@
+//! Which nodes are in the cluster: each says so again and again, and is gone when it has not for a
+//! lease.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::id::NodeId;
+use crate::roster::NodeInfo;
+
+/// A node may miss this many of its own hellos but one before it is given up.
+pub(crate) const MARGIN: u32 = 3;
+/// What a foreign hello may claim at most, as [`Builder::lease`](crate::Builder::lease) may.
+const MAX_LEASE: Duration = Duration::from_secs(24 * 60 * 60);
+
+#[derive(Debug, Default)]
+pub(crate) struct Members(HashMap<NodeId, Member>);
+
+#[derive(Debug)]
+struct Member {
+    info: NodeInfo,
+    /// Its own, so that settings may differ while a deploy rolls.
+    lease: Duration,
+    heard_at: Instant,
+}
+
+impl Members {
+    /// A node said hello. Whether it is new.
+    pub(crate) fn heard(&mut self, info: NodeInfo, lease: Duration, now: Instant) -> bool {
+        let member = Member {
+            info,
+            lease: lease.min(MAX_LEASE),
+            heard_at: now,
+        };
+        self.0.insert(member.info.id, member).is_none()
+    }
+
+    /// A node described itself when asked, which is no hello.
+    pub(crate) fn described(&mut self, info: NodeInfo) {
+        if let Some(member) = self.0.get_mut(&info.id) {
+            member.info = info;
+        }
+    }
+
+    /// A node said goodbye. Whether it was known.
+    pub(crate) fn left(&mut self, node: NodeId) -> bool {
+        self.0.remove(&node).is_some()
+    }
+
+    /// We have been deaf ourselves: everybody gets a whole lease from now on.
+    pub(crate) fn spare(&mut self, now: Instant) {
+        for member in self.0.values_mut() {
+            member.heard_at = now;
+        }
+    }
+
+    /// Removes and returns those whose lease has run out.
+    pub(crate) fn expire(&mut self, now: Instant) -> Vec<NodeId> {
+        let expired = self
+            .0
+            .extract_if(|_, member| member.heard_at + member.lease <= now);
+        expired.map(|(id, _)| id).collect()
+    }
+
+    pub(crate) fn ids(&self) -> impl Iterator<Item = NodeId> {
+        self.0.keys().copied()
+    }
+
+    pub(crate) fn infos(&self) -> impl Iterator<Item = &NodeInfo> {
+        self.0.values().map(|member| &member.info)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+
+    const LEASE: Duration = Duration::from_secs(15);
+
+    fn node(id: u64) -> NodeInfo {
+        NodeInfo {
+            id: NodeId(id),
+            name: String::new(),
+            started_at: SystemTime::UNIX_EPOCH,
+            sockets: 0,
+            users: 0,
+            version: String::new(),
+        }
+    }
+
+    #[test]
+    fn a_node_is_there_until_its_lease_runs_out_or_it_leaves() {
+        let (mut members, start) = (Members::default(), Instant::now());
+        assert!(members.heard(node(1), LEASE, start));
+        assert!(members.heard(node(2), LEASE, start));
+        assert!(!members.heard(node(1), LEASE, start + LEASE / 3));
+        assert_eq!(members.expire(start + LEASE), [NodeId(2)]);
+        assert_eq!(members.expire(start + LEASE), []);
+        assert!(members.left(NodeId(1)) && !members.left(NodeId(1)));
+        assert_eq!(members.ids().count(), 0);
+    }
+
+    #[test]
+    fn our_own_deafness_costs_nobody_the_lease() {
+        let (mut members, start) = (Members::default(), Instant::now());
+        members.heard(node(1), LEASE, start);
+        members.spare(start + LEASE * 10);
+        assert_eq!(members.expire(start + LEASE * 10), []);
+        assert_eq!(members.expire(start + LEASE * 11), [NodeId(1)]);
+    }
+}

@@ -1,0 +1,216 @@
+//! What other nodes ask of this one.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use serde::de::IgnoredAny;
+use smallvec::smallvec;
+use tokio::task::yield_now;
+
+use super::attendance::Event;
+use super::{CHUNK, Node};
+use crate::backend::{Confirmation, Listener};
+use crate::close::Close;
+use crate::control::{Answer, Ask, Control};
+use crate::id::NodeId;
+use crate::outbox::Outbox;
+use crate::registry::Member;
+use crate::roster::SocketInfo;
+use crate::scope::Scope;
+use crate::topic::Topic;
+use crate::wire::{self, Action};
+
+/// Most questions that are answered at the same time; others are refused and counted.
+const MAX_QUESTIONS: usize = 1024;
+/// Sockets in one part of an answer: about 200 KB.
+const PART: usize = 1000;
+
+/// Whose questions are being answered now.
+#[derive(Debug, Default)]
+pub(super) struct Answering(Mutex<HashSet<(NodeId, u64)>>);
+
+/// One of them; forgotten however the answer ends.
+struct Open {
+    node: Arc<Node>,
+    asker: NodeId,
+    id: u64,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        let mut answering = self.node.answering.0.lock();
+        answering.remove(&(self.asker, self.id));
+    }
+}
+
+impl Node {
+    pub(super) fn heard_control(&self, origin: NodeId, scope: &Scope<'_>, json: &[u8]) {
+        match serde_json::from_slice(json) {
+            Ok(Control::Ask { id, what }) => self.heard_question(origin, id, scope, what),
+            Ok(Control::Ping { id }) => {
+                let answering = self.answering.0.lock().contains(&(origin, id));
+                if !answering && let Some(open) = self.open(origin, id) {
+                    self.tasks.spawn(open.answer(Answer::default()));
+                }
+            }
+            Ok(Control::Hello { node, lease, reply }) => {
+                self.node_said_hello(node, lease);
+                if reply {
+                    self.greet(origin);
+                    self.desk.tell(Event::Joined(origin));
+                }
+            }
+            Ok(Control::Bye) => self.node_left(origin),
+            // A word of a later version.
+            Err(_) if serde_json::from_slice::<IgnoredAny>(json).is_ok() => {}
+            Err(_) => self.garbage(),
+        }
+    }
+
+    pub(super) fn heard_answer(&self, origin: NodeId, id: u64, more: bool, part: &[u8]) {
+        let question = self.questions.lock().get(&id).cloned();
+        if let Some(question) = question {
+            let part = Bytes::copy_from_slice(part);
+            question.update(|gathering| gathering.answered(origin, part, more));
+        }
+    }
+
+    /// Does what is asked at once, in the order in which it came; only answering takes its time.
+    fn heard_question(&self, asker: NodeId, id: u64, scope: &Scope<'_>, what: Ask) {
+        let (count, confirmation) = self.carry_out(scope, &what);
+        let Some(open) = self.open(asker, id) else {
+            self.counters.questions_refused.fetch_add(1, Relaxed);
+            return;
+        };
+        match what {
+            Ask::Sockets => {
+                let members = self.members_of(scope);
+                self.tasks.spawn(open.answer_with_sockets(members));
+            }
+            Ask::Node => {
+                let node = Some(self.introduce());
+                self.tasks.spawn(open.answer(Answer {
+                    node,
+                    ..Answer::default()
+                }));
+            }
+            Ask::Count | Ask::Close { .. } | Ask::Join { .. } | Ask::Leave { .. } => {
+                self.tasks.spawn(async move {
+                    open.node.settled(confirmation).await;
+                    open.answer(Answer {
+                        count,
+                        ..Answer::default()
+                    })
+                    .await;
+                });
+            }
+        }
+    }
+
+    fn open(&self, asker: NodeId, id: u64) -> Option<Open> {
+        let node = self.me.upgrade()?;
+        let mut answering = self.answering.0.lock();
+        if answering.len() >= MAX_QUESTIONS {
+            return None;
+        }
+        answering.insert((asker, id));
+        drop(answering);
+        Some(Open { node, asker, id })
+    }
+
+    /// What is asked of the sockets of this node; how many it concerned, and what it takes until it is
+    /// done.
+    pub(super) fn carry_out(&self, scope: &Scope<'_>, what: &Ask) -> (usize, Confirmation) {
+        let mut confirmation = Confirmation::Ready;
+        let members = match what {
+            Ask::Sockets | Ask::Node => return (0, confirmation),
+            _ => self.members_of(scope),
+        };
+        let count = match what {
+            Ask::Close { code, reason } => {
+                let close = Close::new(*code, reason.as_str());
+                let closed = members.iter().filter(|outbox| outbox.close(close.clone()));
+                closed.count()
+            }
+            Ask::Join { room } => {
+                let Ok(room) = Topic::room(room) else {
+                    return (0, confirmation);
+                };
+                let joined = members.iter().filter_map(|outbox| {
+                    confirmation = self.begin_join(outbox, &room)?;
+                    Some(())
+                });
+                joined.count()
+            }
+            Ask::Leave { room } => {
+                let Ok(room) = Topic::room(room) else {
+                    return (0, confirmation);
+                };
+                members.iter().for_each(|outbox| self.leave(outbox, &room));
+                members.len()
+            }
+            _ => members.len(),
+        };
+        (count, confirmation)
+    }
+
+    /// The sockets that are meant and have not ended.
+    pub(super) fn members_of(&self, scope: &Scope<'_>) -> Vec<Arc<Outbox>> {
+        let mut members = self.registry.read().select(scope);
+        members.retain(|outbox| outbox.close_reason().is_none());
+        members
+    }
+
+    /// What rosters tell of these sockets; other tasks may run in between, and the registry is never
+    /// held for long.
+    pub(super) async fn describe(&self, members: &[Arc<Outbox>]) -> Vec<SocketInfo> {
+        let mut infos = Vec::with_capacity(members.len());
+        for chunk in members.chunks(CHUNK) {
+            {
+                let registry = self.registry.read();
+                let described = chunk.iter().map(|outbox| registry.describe(outbox.id()));
+                infos.extend(described.flatten());
+            }
+            yield_now().await;
+        }
+        infos
+    }
+}
+
+impl Open {
+    async fn answer(self, answer: Answer) {
+        self.say(&answer, false).await;
+    }
+
+    async fn answer_with_sockets(self, members: Vec<Arc<Outbox>>) {
+        let mut parts = members.chunks(PART).peekable();
+        if parts.peek().is_none() {
+            return self.say(&Answer::default(), false).await;
+        }
+        while let Some(part) = parts.next() {
+            let sockets = self.node.describe(part).await;
+            let answer = Answer {
+                count: sockets.len(),
+                sockets,
+                node: None,
+            };
+            self.say(&answer, parts.peek().is_some()).await;
+        }
+    }
+
+    async fn say(&self, answer: &Answer, more: bool) {
+        let part = serde_json::to_vec(answer).expect("an answer is plain data");
+        let action = Action::Answer {
+            id: self.id,
+            more,
+            part: &part,
+        };
+        let envelope = wire::encode(self.node.id, None, &Scope::default(), &action);
+        let asker = Topic::node(self.asker);
+        // The asker names us as missing.
+        let _ = self.node.bus.publish(smallvec![asker], envelope).await;
+    }
+}

@@ -1,0 +1,447 @@
+//! Who is online: one task per node tells the others who comes and goes here, and its own readers what
+//! all of them tell.
+//!
+//! Nothing is said or kept for topics that nobody watches.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::FutureExt;
+use parking_lot::Mutex;
+use smallvec::smallvec;
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep, sleep_until};
+
+use super::Node;
+use crate::health::Health;
+use crate::id::{NodeId, UserId};
+use crate::presence::{Announcer, Presence, PresenceChange, Reader, Table, Tidings};
+use crate::scope::Scope;
+use crate::topic::Topic;
+use crate::wire::{self, Action};
+
+/// Who comes and goes here within so long is told together.
+const GATHER: Duration = Duration::from_millis(10);
+/// What could not be told is told again after this long.
+const RETRY: Duration = Duration::from_secs(1);
+/// Tidings that wait to be read. With more, all are dropped and asked for afresh.
+const MAX_TIDINGS: usize = 1024;
+
+/// What the task is told.
+#[derive(Debug, Default)]
+pub(super) struct Desk {
+    /// Whether anything is watched at all: nothing else is looked at on the way of a socket.
+    watched: AtomicBool,
+    mail: Mutex<Mail>,
+    arrived: Arc<Notify>,
+}
+
+#[derive(Debug, Default)]
+struct Mail {
+    /// Topics of whose users the task is told.
+    watched: HashSet<Topic>,
+    news: News,
+}
+
+/// What came since the task last looked.
+#[derive(Debug, Default)]
+struct News {
+    touched: HashMap<Topic, HashSet<UserId>>,
+    readers: Vec<(Topic, Weak<Reader>)>,
+    events: VecDeque<Event>,
+    /// Tidings among the events.
+    tidings: usize,
+}
+
+#[derive(Debug)]
+pub(super) enum Event {
+    /// A node is new, or may have missed what we want to be told.
+    Joined(NodeId),
+    Left(NodeId),
+    /// We may have missed something ourselves.
+    Returned,
+    /// [`Tidings`] of another node.
+    Said(NodeId, Bytes),
+    /// The node is shut down.
+    Stop,
+}
+
+impl Desk {
+    /// A user's sockets on these topics may be others than before.
+    pub(super) fn touch<'a>(&self, user: &UserId, topics: impl IntoIterator<Item = &'a Topic>) {
+        if !self.watched.load(SeqCst) {
+            return;
+        }
+        let Mail { watched, news } = &mut *self.mail.lock();
+        for topic in topics {
+            if watched.contains(topic) {
+                let touched = news.touched.entry(topic.clone()).or_default();
+                touched.insert(user.clone());
+                self.arrived.notify_one();
+            }
+        }
+    }
+
+    pub(super) fn tell(&self, event: Event) {
+        let news = &mut self.mail.lock().news;
+        if matches!(event, Event::Said(..)) {
+            if news.tidings == MAX_TIDINGS {
+                news.events
+                    .retain(|event| !matches!(event, Event::Said(..)));
+                news.events.push_back(Event::Returned);
+                news.tidings = 0;
+            }
+            news.tidings += 1;
+        }
+        news.events.push_back(event);
+        self.arrived.notify_one();
+    }
+
+    fn watch(&self, topic: &Topic, watched: bool) {
+        let mail = &mut *self.mail.lock();
+        if watched {
+            mail.watched.insert(topic.clone());
+        } else {
+            mail.watched.remove(topic);
+            mail.news.touched.remove(topic);
+        }
+        self.watched.store(!mail.watched.is_empty(), SeqCst);
+    }
+
+    fn is_touched(&self) -> bool {
+        !self.mail.lock().news.touched.is_empty()
+    }
+
+    fn take(&self) -> News {
+        std::mem::take(&mut self.mail.lock().news)
+    }
+}
+
+/// The task holds no node, and is told so that it ends with it.
+impl Drop for Desk {
+    fn drop(&mut self) {
+        self.arrived.notify_one();
+    }
+}
+
+impl Node {
+    /// A reader of who comes to a topic and goes from it.
+    pub(crate) fn presence(&self, topic: Topic, users: Option<HashSet<UserId>>) -> Presence {
+        let reader = Arc::new(Reader::new(users, self.desk.arrived.clone()));
+        if self.stopped.load(SeqCst) {
+            reader.end();
+        }
+        let entry = (topic, Arc::downgrade(&reader));
+        self.desk.mail.lock().news.readers.push(entry);
+        self.desk.arrived.notify_one();
+        Presence::new(reader)
+    }
+
+    pub(super) fn heard_presence(&self, origin: NodeId, json: &[u8]) {
+        let json = Bytes::copy_from_slice(json);
+        self.desk.tell(Event::Said(origin, json));
+    }
+
+    async fn say_tidings(&self, to: Topic, tidings: &Tidings) -> bool {
+        let json = serde_json::to_vec(tidings).expect("tidings are plain data");
+        let action = Action::Presence(&json);
+        let envelope = wire::encode(self.id, None, &Scope::default(), &action);
+        self.bus.publish(smallvec![to], envelope).await.is_ok()
+    }
+}
+
+/// Runs as long as the node lives and is not shut down.
+pub(super) async fn attend(node: Weak<Node>) {
+    let Some(arrived) = node.upgrade().map(|node| node.desk.arrived.clone()) else {
+        return;
+    };
+    let mut attendance = Attendance::default();
+    loop {
+        let next = attendance.next_look();
+        tokio::select! {
+            () = arrived.notified() => {
+                if node.upgrade().is_some_and(|node| node.desk.is_touched()) {
+                    sleep(GATHER).await;
+                }
+            }
+            () = async { sleep_until(next.unwrap_or_else(Instant::now)).await }, if next.is_some() => {}
+        }
+        let Some(node) = node.upgrade() else { break };
+        match AssertUnwindSafe(attendance.look(&node))
+            .catch_unwind()
+            .await
+        {
+            Ok(Look::Again) => {}
+            Ok(Look::Stop) => break,
+            Err(_) => tracing::error!("the presence task panicked and goes on"),
+        }
+    }
+    attendance.end();
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Look {
+    Again,
+    Stop,
+}
+
+/// What the task keeps of each topic that somebody watches.
+#[derive(Debug, Default)]
+struct Attendance {
+    topics: HashMap<Topic, Attended>,
+    retry_at: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Attended {
+    announcer: Announcer,
+    /// Other nodes that are told.
+    watchers: HashSet<NodeId>,
+    /// For readers of this node.
+    feed: Option<Feed>,
+}
+
+#[derive(Debug)]
+struct Feed {
+    table: Table,
+    readers: Vec<Weak<Reader>>,
+}
+
+impl Attendance {
+    fn next_look(&self) -> Option<Instant> {
+        let feeds = self
+            .topics
+            .values()
+            .filter_map(|attended| attended.feed.as_ref());
+        let ends = feeds.filter_map(|feed| feed.table.next_end());
+        ends.chain(self.retry_at).min()
+    }
+
+    async fn look(&mut self, node: &Node) -> Look {
+        let News {
+            touched,
+            readers,
+            events,
+            ..
+        } = node.desk.take();
+        for (topic, reader) in readers {
+            self.add_reader(node, topic, reader).await;
+        }
+        for event in events {
+            if self.note(node, event).await == Look::Stop {
+                return Look::Stop;
+            }
+        }
+        for (topic, users) in touched {
+            self.tell_changes(node, &topic, users).await;
+        }
+        self.repair(node).await;
+        self.inform_readers(node).await;
+        self.topics.retain(|topic, attended| {
+            let needed = attended.feed.is_some() || !attended.watchers.is_empty();
+            if !needed {
+                node.desk.watch(topic, false);
+            }
+            needed
+        });
+        Look::Again
+    }
+
+    fn attended(&mut self, node: &Node, topic: &Topic) -> &mut Attended {
+        self.topics.entry(topic.clone()).or_insert_with(|| {
+            // First told of changes, then looked at: nothing falls in between.
+            node.desk.watch(topic, true);
+            let users = node.registry.read().users_on(topic);
+            Attended {
+                announcer: Announcer::new(topic.clone(), users),
+                watchers: HashSet::new(),
+                feed: None,
+            }
+        })
+    }
+
+    async fn add_reader(&mut self, node: &Node, topic: Topic, reader: Weak<Reader>) {
+        let attended = self.attended(node, &topic);
+        let is_new = attended.feed.is_none();
+        let feed = attended.feed.get_or_insert_with(|| {
+            let mut table = Table::new(node.config.presence_grace);
+            for user in attended.announcer.told() {
+                table.came(node.id, user.clone());
+            }
+            let readers = Vec::new();
+            Feed { table, readers }
+        });
+        feed.inform();
+        if let Some(reader) = reader.upgrade() {
+            for user in feed.table.online() {
+                reader.push(&PresenceChange::Online(user.clone()));
+            }
+        }
+        feed.readers.push(reader);
+        if is_new {
+            let confirmation = node.bus.want(&topic.presence());
+            node.settled(confirmation).await;
+            node.say_tidings(Topic::nodes(), &watch(&topic)).await;
+        }
+    }
+
+    async fn note(&mut self, node: &Node, event: Event) -> Look {
+        match event {
+            Event::Stop => return Look::Stop,
+            Event::Said(origin, json) => match serde_json::from_slice(&json) {
+                Ok(tidings) => self.heard(node, origin, tidings).await,
+                // A word of a later version.
+                Err(_) => tracing::debug!(other = %origin, "tidings that make no sense here"),
+            },
+            Event::Joined(other) => self.ask_to_be_told(node, &Topic::node(other)).await,
+            Event::Left(other) => {
+                let now = Instant::now();
+                for attended in self.topics.values_mut() {
+                    attended.watchers.remove(&other);
+                    if let Some(feed) = &mut attended.feed {
+                        feed.table.forget(other, now);
+                    }
+                }
+            }
+            Event::Returned => {
+                for attended in self.topics.values_mut() {
+                    attended.announcer.may_have_been_missed();
+                }
+                self.ask_to_be_told(node, &Topic::nodes()).await;
+            }
+        }
+        Look::Again
+    }
+
+    async fn ask_to_be_told(&self, node: &Node, to: &Topic) {
+        for (topic, _) in self
+            .topics
+            .iter()
+            .filter(|(_, attended)| attended.feed.is_some())
+        {
+            node.say_tidings(to.clone(), &watch(topic)).await;
+        }
+    }
+
+    async fn heard(&mut self, node: &Node, origin: NodeId, tidings: Tidings) {
+        let Some(topic) = Topic::with_presence(tidings.topic()) else {
+            return;
+        };
+        if let Tidings::Watch { .. } = tidings {
+            let attended = self.attended(node, &topic);
+            attended.watchers.insert(origin);
+            for part in attended.announcer.everybody() {
+                node.say_tidings(Topic::node(origin), &part).await;
+            }
+            return;
+        }
+        let Some(attended) = self.topics.get_mut(&topic) else {
+            return;
+        };
+        if let Tidings::Unwatch { .. } = tidings {
+            attended.watchers.remove(&origin);
+        }
+        // Of a node that is no member, nobody would ever notice the end: it says hello first.
+        let is_member = node.members.lock().ids().any(|id| id == origin);
+        if let Some(feed) = attended.feed.as_mut().filter(|_| is_member) {
+            feed.table.heard(origin, tidings, Instant::now());
+        }
+    }
+
+    async fn tell_changes(&mut self, node: &Node, topic: &Topic, touched: HashSet<UserId>) {
+        let Some(attended) = self.topics.get_mut(topic) else {
+            return;
+        };
+        let changes = attended.announcer.changes(touched, |user| {
+            let user = Topic::user(user);
+            user.is_ok_and(|user| node.registry.read().has_user_on(&user, topic))
+        });
+        let Some(changes) = changes else { return };
+        if !attended.watchers.is_empty() && !node.say_tidings(topic.presence(), &changes).await {
+            attended.announcer.may_have_been_missed();
+        }
+        if let Some(feed) = &mut attended.feed {
+            feed.table.heard(node.id, changes, Instant::now());
+        }
+    }
+
+    /// Tells everything again where something may have been missed.
+    async fn repair(&mut self, node: &Node) {
+        let now = Instant::now();
+        if self.retry_at.is_some_and(|at| now < at) {
+            return;
+        }
+        self.retry_at = None;
+        let is_up = node.health.get() == Health::Up;
+        for (topic, attended) in &mut self.topics {
+            let Attended {
+                announcer,
+                watchers,
+                ..
+            } = attended;
+            if !announcer.is_stale() {
+                continue;
+            }
+            let mut told = true;
+            if !watchers.is_empty() {
+                for part in announcer.everybody() {
+                    told = told && is_up && node.say_tidings(topic.presence(), &part).await;
+                }
+            }
+            if told {
+                announcer.told_everybody();
+            } else {
+                self.retry_at = Some(now + RETRY);
+            }
+        }
+    }
+
+    async fn inform_readers(&mut self, node: &Node) {
+        let now = Instant::now();
+        for (topic, attended) in &mut self.topics {
+            let Some(feed) = &mut attended.feed else {
+                continue;
+            };
+            feed.table.advance(now);
+            feed.inform();
+            feed.readers.retain(|reader| reader.strong_count() > 0);
+            if feed.readers.is_empty() {
+                attended.feed = None;
+                node.bus.release(&topic.presence());
+                let topic = topic.as_str().to_owned();
+                let unwatch = Tidings::Unwatch { topic };
+                node.say_tidings(Topic::nodes(), &unwatch).await;
+            }
+        }
+    }
+
+    fn end(&self) {
+        let feeds = self
+            .topics
+            .values()
+            .filter_map(|attended| attended.feed.as_ref());
+        let readers = feeds.flat_map(|feed| &feed.readers);
+        readers
+            .filter_map(Weak::upgrade)
+            .for_each(|reader| reader.end());
+    }
+}
+
+impl Feed {
+    fn inform(&mut self) {
+        let changes = self.table.take_changes();
+        for reader in self.readers.iter().filter_map(Weak::upgrade) {
+            changes.iter().for_each(|change| reader.push(change));
+        }
+    }
+}
+
+fn watch(topic: &Topic) -> Tidings {
+    Tidings::Watch {
+        topic: topic.as_str().to_owned(),
+    }
+}

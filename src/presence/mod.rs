@@ -1,0 +1,111 @@
+//! Who comes online and goes offline, as a stream.
+
+mod announcer;
+mod reader;
+mod table;
+
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use futures::Stream;
+use serde::{Deserialize, Serialize};
+
+pub(crate) use self::announcer::Announcer;
+pub(crate) use self::reader::Reader;
+pub(crate) use self::table::Table;
+use crate::id::UserId;
+
+/// A user came or went.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum PresenceChange {
+    /// The user's first socket in the whole cluster.
+    Online(UserId),
+    /// The user's last socket ended, and for the grace period none followed.
+    Offline(UserId),
+}
+
+impl PresenceChange {
+    /// Whose change it is.
+    pub fn user(&self) -> &UserId {
+        match self {
+            Self::Online(user) | Self::Offline(user) => user,
+        }
+    }
+
+    /// Whether the user is online now.
+    pub fn is_online(&self) -> bool {
+        matches!(self, Self::Online(_))
+    }
+}
+
+/// Who comes online and goes offline in the whole cluster. A stream, made by
+/// [`Broadcaster::presence`](crate::Broadcaster::presence) and its siblings.
+///
+/// It begins with [`Online`](PresenceChange::Online) for everybody who is online, and from then on tells every
+/// change once, however many nodes listen. A reader that lags is told the last state of each user,
+/// not every change between. Ends with the node.
+///
+/// A reconnect within the grace period ([`Builder::presence_grace`](crate::Builder::presence_grace), 5 s)
+/// is no change. The users of a node that died are offline when its
+/// [`lease`](crate::Builder::lease) (15 s) has ended. During an outage of Redis what is known stays;
+/// afterwards it is compared, and what changed is told.
+#[must_use = "streams do nothing unless polled"]
+pub struct Presence {
+    reader: Arc<Reader>,
+}
+
+impl Presence {
+    pub(crate) fn new(reader: Arc<Reader>) -> Self {
+        Self { reader }
+    }
+}
+
+impl Stream for Presence {
+    type Item = PresenceChange;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<PresenceChange>> {
+        self.reader.poll_next(cx)
+    }
+}
+
+impl fmt::Debug for Presence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Presence").finish()
+    }
+}
+
+/// What nodes tell one another of a topic's users.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Tidings {
+    /// The sender wants to be told: first of everybody, then of every change.
+    Watch { topic: String },
+    /// It does no longer.
+    Unwatch { topic: String },
+    /// Everybody of the sender, in parts.
+    Everybody {
+        topic: String,
+        users: Vec<UserId>,
+        first: bool,
+        last: bool,
+    },
+    /// Who came to the sender, and who went.
+    Changes {
+        topic: String,
+        online: Vec<UserId>,
+        offline: Vec<UserId>,
+    },
+}
+
+impl Tidings {
+    pub(crate) fn topic(&self) -> &str {
+        match self {
+            Self::Watch { topic }
+            | Self::Unwatch { topic }
+            | Self::Everybody { topic, .. }
+            | Self::Changes { topic, .. } => topic,
+        }
+    }
+}

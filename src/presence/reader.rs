@@ -1,0 +1,144 @@
+//! What one reader of presence has not read yet.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use super::PresenceChange;
+use crate::id::UserId;
+
+/// Bounded by the number of users: of each, the reader is told the last state only.
+#[derive(Debug)]
+pub(crate) struct Reader {
+    /// Whom it is about; everybody, if absent.
+    users: Option<HashSet<UserId>>,
+    state: Mutex<State>,
+    /// Told when the reader is gone.
+    gone: Arc<Notify>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    unread: BTreeMap<u64, PresenceChange>,
+    /// Where in `unread` a user is.
+    places: HashMap<UserId, u64>,
+    next: u64,
+    ended: bool,
+    waker: Option<Waker>,
+}
+
+impl Reader {
+    pub(crate) fn new(users: Option<HashSet<UserId>>, gone: Arc<Notify>) -> Self {
+        Self {
+            users,
+            state: Mutex::default(),
+            gone,
+        }
+    }
+
+    pub(crate) fn push(&self, change: &PresenceChange) {
+        let user = change.user();
+        if self
+            .users
+            .as_ref()
+            .is_some_and(|users| !users.contains(user))
+        {
+            return;
+        }
+        let state = &mut *self.state.lock();
+        // A change and its reverse, both unread: for this reader nothing happened.
+        if let Some(place) = state.places.remove(user) {
+            state.unread.remove(&place);
+            return;
+        }
+        state.places.insert(user.clone(), state.next);
+        state.unread.insert(state.next, change.clone());
+        state.next += 1;
+        state.wake();
+    }
+
+    /// Nothing more will come.
+    pub(crate) fn end(&self) {
+        let mut state = self.state.lock();
+        state.ended = true;
+        state.wake();
+    }
+
+    pub(crate) fn poll_next(&self, cx: &mut Context<'_>) -> Poll<Option<PresenceChange>> {
+        let mut state = self.state.lock();
+        if let Some((_, change)) = state.unread.pop_first() {
+            state.places.remove(change.user());
+            return Poll::Ready(Some(change));
+        }
+        if state.ended {
+            return Poll::Ready(None);
+        }
+        state.waker = Some(cx.waker().clone());
+        Poll::Pending
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.gone.notify_one();
+    }
+}
+
+impl State {
+    fn wake(&mut self) {
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(reader: &Reader) -> Vec<String> {
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut read = Vec::new();
+        while let Poll::Ready(Some(change)) = reader.poll_next(&mut cx) {
+            read.push(format!("{change:?}"));
+        }
+        read
+    }
+
+    #[test]
+    fn a_reader_that_lags_is_told_the_last_state_of_each_user() {
+        let reader = Reader::new(None, Arc::default());
+        let (x, y) = (UserId::from("x"), UserId::from("y"));
+        for change in [
+            PresenceChange::Online(x.clone()),
+            PresenceChange::Online(y.clone()),
+            PresenceChange::Offline(x.clone()),
+        ] {
+            reader.push(&change);
+        }
+        assert_eq!(read(&reader), [r#"Online(UserId("y"))"#]);
+        reader.push(&PresenceChange::Offline(y));
+        assert_eq!(read(&reader), [r#"Offline(UserId("y"))"#]);
+        for _ in 0..1000 {
+            reader.push(&PresenceChange::Online(x.clone()));
+            reader.push(&PresenceChange::Offline(x.clone()));
+        }
+        let state = reader.state.lock();
+        assert!(state.unread.is_empty() && state.places.is_empty());
+    }
+
+    #[test]
+    fn others_are_left_out_and_the_end_comes_last() {
+        let users = HashSet::from([UserId::from("x")]);
+        let reader = Reader::new(Some(users), Arc::default());
+        reader.push(&PresenceChange::Online("y".into()));
+        reader.push(&PresenceChange::Online("x".into()));
+        reader.end();
+        assert_eq!(read(&reader), [r#"Online(UserId("x"))"#]);
+        let mut cx = Context::from_waker(Waker::noop());
+        assert_eq!(reader.poll_next(&mut cx), Poll::Ready(None));
+    }
+}

@@ -1,0 +1,242 @@
+//! Who is online, put together from what every node tells: rules, with time as an argument.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::{PresenceChange, Tidings};
+use crate::id::{NodeId, UserId};
+
+#[derive(Debug)]
+pub(crate) struct Table {
+    grace: Duration,
+    nodes: HashMap<NodeId, HashSet<UserId>>,
+    /// Everybody who counts as online: with a node, or within the grace period.
+    online: HashMap<UserId, Standing>,
+    /// Ends of grace periods, in order. One that is no longer true is skipped.
+    leaving: VecDeque<(Instant, UserId)>,
+    /// Parts of a node's whole list that is not complete yet.
+    staged: HashMap<NodeId, HashSet<UserId>>,
+    /// What changed and was not taken yet.
+    changes: Vec<PresenceChange>,
+}
+
+#[derive(Debug)]
+struct Standing {
+    nodes: usize,
+    /// With no node: when the grace period ends.
+    until: Option<Instant>,
+}
+
+impl Table {
+    pub(crate) fn new(grace: Duration) -> Self {
+        Self {
+            grace,
+            nodes: HashMap::new(),
+            online: HashMap::new(),
+            leaving: VecDeque::new(),
+            staged: HashMap::new(),
+            changes: Vec::new(),
+        }
+    }
+
+    pub(crate) fn came(&mut self, node: NodeId, user: UserId) {
+        if !self.nodes.entry(node).or_default().insert(user.clone()) {
+            return;
+        }
+        match self.online.get_mut(&user) {
+            Some(standing) => {
+                standing.nodes += 1;
+                standing.until = None;
+            }
+            None => {
+                let standing = Standing {
+                    nodes: 1,
+                    until: None,
+                };
+                self.online.insert(user.clone(), standing);
+                self.changes.push(PresenceChange::Online(user));
+            }
+        }
+    }
+
+    fn went(&mut self, node: NodeId, user: &UserId, now: Instant) {
+        let users = self.nodes.get_mut(&node);
+        if users.is_some_and(|users| users.remove(user)) {
+            self.lost_one(user, now);
+        }
+    }
+
+    /// What a node told.
+    pub(crate) fn heard(&mut self, node: NodeId, tidings: Tidings, now: Instant) {
+        match tidings {
+            Tidings::Everybody {
+                users, first, last, ..
+            } => self.everybody(node, users, (first, last), now),
+            Tidings::Changes {
+                online, offline, ..
+            } => {
+                online.into_iter().for_each(|user| self.came(node, user));
+                offline.iter().for_each(|user| self.went(node, user, now));
+            }
+            Tidings::Watch { .. } | Tidings::Unwatch { .. } => {}
+        }
+    }
+
+    /// A part of everybody on a node; whoever is not in the whole has gone.
+    fn everybody(
+        &mut self,
+        node: NodeId,
+        users: Vec<UserId>,
+        (first, last): (bool, bool),
+        now: Instant,
+    ) {
+        if first {
+            self.staged.insert(node, HashSet::new());
+        }
+        // Without its beginning it is not whole: another will come.
+        let Some(staged) = self.staged.get_mut(&node) else {
+            return;
+        };
+        staged.extend(users);
+        if !last {
+            return;
+        }
+        let whole = self.staged.remove(&node).unwrap_or_default();
+        let before = self.nodes.get(&node).into_iter().flatten();
+        let gone: Vec<UserId> = before
+            .filter(|user| !whole.contains(*user))
+            .cloned()
+            .collect();
+        gone.iter().for_each(|user| self.went(node, user, now));
+        whole.into_iter().for_each(|user| self.came(node, user));
+    }
+
+    /// A node has left or died, with everybody on it.
+    pub(crate) fn forget(&mut self, node: NodeId, now: Instant) {
+        self.staged.remove(&node);
+        for user in self.nodes.remove(&node).unwrap_or_default() {
+            self.lost_one(&user, now);
+        }
+    }
+
+    /// Ends the grace periods that are over.
+    pub(crate) fn advance(&mut self, now: Instant) {
+        while self.next_end().is_some_and(|end| end <= now) {
+            let Some((end, user)) = self.leaving.pop_front() else {
+                return;
+            };
+            let standing = self.online.get(&user);
+            if standing.is_some_and(|standing| standing.until == Some(end)) {
+                self.online.remove(&user);
+                self.changes.push(PresenceChange::Offline(user));
+            }
+        }
+    }
+
+    /// When [`advance`](Self::advance) has something to do.
+    pub(crate) fn next_end(&self) -> Option<Instant> {
+        self.leaving.front().map(|(end, _)| *end)
+    }
+
+    pub(crate) fn online(&self) -> impl Iterator<Item = &UserId> {
+        self.online.keys()
+    }
+
+    pub(crate) fn take_changes(&mut self) -> Vec<PresenceChange> {
+        std::mem::take(&mut self.changes)
+    }
+
+    fn lost_one(&mut self, user: &UserId, now: Instant) {
+        let Some(standing) = self.online.get_mut(user) else {
+            return;
+        };
+        standing.nodes -= 1;
+        if standing.nodes == 0 {
+            let end = now + self.grace;
+            standing.until = Some(end);
+            self.leaving.push_back((end, user.clone()));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GRACE: Duration = Duration::from_secs(5);
+    const A: NodeId = NodeId(1);
+    const B: NodeId = NodeId(2);
+
+    fn user(name: &str) -> UserId {
+        name.into()
+    }
+
+    fn online(name: &str) -> PresenceChange {
+        PresenceChange::Online(user(name))
+    }
+
+    fn offline(name: &str) -> PresenceChange {
+        PresenceChange::Offline(user(name))
+    }
+
+    #[test]
+    fn a_user_on_two_nodes_comes_once_and_goes_once() {
+        let (mut table, now) = (Table::new(GRACE), Instant::now());
+        table.came(A, user("x"));
+        table.came(B, user("x"));
+        table.came(B, user("x"));
+        assert_eq!(table.take_changes(), [online("x")]);
+        table.went(A, &user("x"), now);
+        table.advance(now + GRACE * 2);
+        assert_eq!(table.take_changes(), []);
+        table.went(B, &user("x"), now + GRACE * 2);
+        table.advance(now + GRACE * 3 - Duration::from_millis(1));
+        assert_eq!(table.take_changes(), []);
+        table.advance(now + GRACE * 3);
+        assert_eq!(table.take_changes(), [offline("x")]);
+        assert!(table.online.is_empty() && table.leaving.is_empty());
+    }
+
+    #[test]
+    fn a_reconnect_within_the_grace_period_is_no_change() {
+        let (mut table, now) = (Table::new(GRACE), Instant::now());
+        table.came(A, user("x"));
+        table.take_changes();
+        table.went(A, &user("x"), now);
+        table.came(B, user("x"));
+        table.advance(now + GRACE * 9);
+        assert_eq!(table.take_changes(), []);
+        table.went(B, &user("x"), now + GRACE * 9);
+        assert_eq!(table.next_end(), Some(now + GRACE * 10));
+    }
+
+    #[test]
+    fn a_whole_list_replaces_what_was_known_and_a_torn_one_does_not() {
+        let (mut table, now) = (Table::new(GRACE), Instant::now());
+        for name in ["x", "y"] {
+            table.came(A, user(name));
+        }
+        table.take_changes();
+        table.everybody(A, vec![user("z")], (false, true), now);
+        assert_eq!(table.take_changes(), [], "its beginning was missed");
+        table.everybody(A, vec![user("y")], (true, false), now);
+        table.everybody(A, vec![user("z")], (false, true), now);
+        assert_eq!(table.take_changes(), [online("z")]);
+        table.advance(now + GRACE);
+        assert_eq!(table.take_changes(), [offline("x")]);
+    }
+
+    #[test]
+    fn a_node_takes_its_users_along() {
+        let (mut table, now) = (Table::new(GRACE), Instant::now());
+        table.came(A, user("x"));
+        table.came(B, user("x"));
+        table.came(A, user("y"));
+        table.take_changes();
+        table.forget(A, now);
+        table.advance(now + GRACE);
+        assert_eq!(table.take_changes(), [offline("y")]);
+    }
+}

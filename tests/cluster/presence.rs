@@ -1,0 +1,333 @@
+//! Who comes online and goes offline, with faults.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use axum_cluster::{Builder, Health, Presence, PresenceChange};
+use futures::StreamExt;
+
+use crate::support::node::NEVER;
+use crate::support::proxy::Proxy;
+use crate::support::{Client, Lab, TestNode, soon, until};
+
+on_every_bus! {
+    everybody_is_told_once_wherever_it_happens
+    a_reconnect_within_the_grace_period_is_no_change
+    some_users_or_a_room_can_be_followed
+    a_node_that_leaves_takes_its_users_along
+    readers_come_and_go_and_leave_nothing
+}
+
+fn online(user: &str) -> PresenceChange {
+    PresenceChange::Online(user.into())
+}
+
+fn offline(user: &str) -> PresenceChange {
+    PresenceChange::Offline(user.into())
+}
+
+/// A node on which nobody lingers: a change is told as soon as it is known.
+fn quick(builder: Builder) -> Builder {
+    builder.presence_grace(Duration::ZERO)
+}
+
+async fn start(builder: Builder) -> TestNode {
+    let node = TestNode::start(builder.start()).await;
+    node.cluster.ready().await.expect("the bus comes up");
+    node
+}
+
+/// Waits until a node knows so many others.
+async fn acquainted(nodes: &[TestNode]) {
+    for node in nodes {
+        until("the nodes know each other", async || {
+            node.cluster.stats().nodes == nodes.len() as u64
+        })
+        .await;
+    }
+}
+
+async fn next(presence: &mut Presence) -> PresenceChange {
+    let change = soon("a change", presence.next()).await;
+    change.expect("the node lives")
+}
+
+/// The changes up to this user's coming, which proves that nothing else happened.
+async fn before(presence: &mut Presence, fence: &str) -> Vec<PresenceChange> {
+    let mut changes = Vec::new();
+    loop {
+        match next(presence).await {
+            change if change == online(fence) => return changes,
+            change => changes.push(change),
+        }
+    }
+}
+
+async fn everybody_is_told_once_wherever_it_happens(lab: Lab) {
+    let mut nodes = Vec::new();
+    for _ in 0..3 {
+        nodes.push(start(quick(lab.builder())).await);
+    }
+    acquainted(&nodes).await;
+    let alice = nodes[0].client("alice").await;
+    let mut readers: Vec<_> = nodes.iter().map(|n| n.broadcaster.presence()).collect();
+    for reader in &mut readers {
+        assert_eq!(next(reader).await, online("alice"), "who is there already");
+    }
+    let bob = nodes[1].client("bob").await;
+    for reader in &mut readers {
+        assert_eq!(next(reader).await, online("bob"));
+    }
+    let second_alice = nodes[2].client("alice").await;
+    let _mark = nodes[2].client("mark").await;
+    for reader in &mut readers {
+        assert_eq!(next(reader).await, online("mark"));
+    }
+    drop(alice);
+    nodes[0].until_empty().await;
+    drop(bob);
+    for reader in &mut readers {
+        assert_eq!(next(reader).await, offline("bob"), "alice has another");
+    }
+    drop(second_alice);
+    for reader in &mut readers {
+        assert_eq!(next(reader).await, offline("alice"));
+    }
+    let _fence = nodes[2].client("fence").await;
+    for reader in &mut readers {
+        assert_eq!(before(reader, "fence").await, []);
+    }
+}
+
+async fn a_reconnect_within_the_grace_period_is_no_change(lab: Lab) {
+    let [a, b] = [
+        start(lab.builder().presence_grace(NEVER)).await,
+        start(quick(lab.builder())).await,
+    ];
+    let mut patient = a.broadcaster.presence();
+    let mut strict = b.broadcaster.presence();
+    for _ in 0..5 {
+        for node in [&a, &b] {
+            let client = node.client("alice").await;
+            assert_eq!(next(&mut strict).await, online("alice"), "control");
+            drop(client);
+            assert_eq!(next(&mut strict).await, offline("alice"), "control");
+        }
+    }
+    let _fence = b.client("fence").await;
+    assert_eq!(before(&mut patient, "fence").await, [online("alice")]);
+}
+
+async fn some_users_or_a_room_can_be_followed(lab: Lab) {
+    let [a, b] = [
+        start(quick(lab.builder())).await,
+        start(quick(lab.builder())).await,
+    ];
+    let mut friends = a.broadcaster.presence_of(["alice", "carol", ""]);
+    let mut room = a.broadcaster.presence_in("lobby").unwrap();
+    assert!(a.broadcaster.presence_in("").is_err());
+    let _bob = b.client("bob").await;
+    let mut alice = b.client("alice").await;
+    let mut second = b.client("alice").await;
+    assert_eq!(next(&mut friends).await, online("alice"));
+    for client in [&mut alice, &mut second] {
+        assert_eq!(client.ask("join lobby").await, "joined");
+    }
+    assert_eq!(next(&mut room).await, online("alice"));
+    assert_eq!(alice.ask("leave lobby").await, "left");
+    let mut local = a.client("dave").await;
+    assert_eq!(local.ask("join lobby").await, "joined");
+    assert_eq!(next(&mut room).await, online("dave"));
+    assert_eq!(second.ask("leave lobby").await, "left");
+    assert_eq!(next(&mut room).await, offline("alice"), "by the last one");
+    drop(local);
+    assert_eq!(next(&mut room).await, offline("dave"));
+    b.broadcaster.to_user("bob").join("lobby").await.unwrap();
+    assert_eq!(next(&mut room).await, online("bob"), "by a command");
+    let _carol = a.client("carol").await;
+    assert_eq!(before(&mut friends, "carol").await, []);
+}
+
+async fn a_node_that_leaves_takes_its_users_along(lab: Lab) {
+    let [a, b] = [
+        start(quick(lab.builder())).await,
+        start(quick(lab.builder())).await,
+    ];
+    let _alices = [a.client("alice").await, b.client("alice").await];
+    let _bob = b.client("bob").await;
+    let mut reader = a.broadcaster.presence();
+    let both = HashSet::from([next(&mut reader).await, next(&mut reader).await]);
+    assert_eq!(both, HashSet::from([online("alice"), online("bob")]));
+    let mut leaving = b.broadcaster.presence();
+    b.cluster.shutdown(Duration::ZERO).await;
+    assert_eq!(next(&mut reader).await, offline("bob"));
+    let rest: Vec<_> = soon("the stream ends", leaving.by_ref().collect::<Vec<_>>()).await;
+    assert!(rest.len() <= 4, "{rest:?}");
+    let mut late = b.broadcaster.presence();
+    assert_eq!(soon("the end", late.next()).await, None);
+}
+
+async fn readers_come_and_go_and_leave_nothing(lab: Lab) {
+    let [a, b] = lab.nodes().await;
+    let mut client = b.client("alice").await;
+    assert_eq!(client.ask("join lobby").await, "joined");
+    let is_watched = || {
+        let channels = lab
+            .redis
+            .as_ref()
+            .map(|redis| redis.cli(&["PUBSUB", "CHANNELS"]));
+        channels.is_some_and(|channels| channels.contains(":p:"))
+    };
+    for _ in 0..3 {
+        let mut readers = [
+            a.broadcaster.presence(),
+            a.broadcaster.presence(),
+            a.broadcaster.presence_in("lobby").unwrap(),
+        ];
+        for reader in &mut readers {
+            assert_eq!(next(reader).await, online("alice"));
+        }
+        assert_eq!(is_watched(), lab.redis.is_some(), "control");
+        let [first, mut last, room] = readers;
+        drop((first, room));
+        let bob = a.client("bob").await;
+        assert_eq!(next(&mut last).await, online("bob"));
+        drop(bob);
+        a.until_empty_of("bob").await;
+        drop(last);
+        until("nobody watches", async || !is_watched()).await;
+    }
+    if let Some(redis) = &lab.redis {
+        assert_eq!(redis.cli(&["DBSIZE"]), "0");
+        // Nobody watches: who comes and goes is told to nobody.
+        until("a quiet moment", async || {
+            let before = redis.calls("publish");
+            for _ in 0..20 {
+                drop(b.client("carol").await);
+            }
+            b.until_empty_of("carol").await;
+            redis.calls("publish") - before < 10
+        })
+        .await;
+    }
+}
+
+/// A node that falls silent is gone with its lease; not before, and not for long when it heals.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_netsplit_of_one_node_ends_in_the_truth() {
+    let lab = Lab::redis();
+    let proxy = Proxy::to(lab.redis.as_ref().unwrap().port()).await;
+    let lease = Duration::from_secs(3);
+    let a = start(quick(lab.builder()).lease(lease)).await;
+    let split = quick(lab.builder()).redis(proxy.url()).lease(lease);
+    let b = start(split).await;
+    acquainted_pair(&a, &b).await;
+    let mut reader = a.broadcaster.presence();
+    let mut over_there = b.broadcaster.presence();
+    let stays = b.client("stays").await;
+    let goes = b.client("goes").await;
+    let here = a.client("here").await;
+    for reader in [&mut reader, &mut over_there] {
+        let three = [next(reader).await, next(reader).await, next(reader).await];
+        assert_eq!(HashSet::from(three).len(), 3);
+    }
+
+    proxy.cut();
+    until("b is cut off", async || {
+        matches!(b.cluster.health(), Health::Degraded { .. })
+    })
+    .await;
+    assert_eq!(
+        a.cluster.stats().nodes,
+        2,
+        "control: its lease has not ended"
+    );
+    let gone = HashSet::from([next(&mut reader).await, next(&mut reader).await]);
+    assert_eq!(gone, HashSet::from([offline("stays"), offline("goes")]));
+    assert_eq!(a.cluster.stats().nodes, 1);
+    // What is told on the other side is only what is certain there.
+    drop(goes);
+    assert_eq!(next(&mut over_there).await, offline("goes"));
+    let _comes = b.client("comes").await;
+    assert_eq!(next(&mut over_there).await, online("comes"));
+    drop(here);
+
+    proxy.heal();
+    let back = HashSet::from([next(&mut reader).await, next(&mut reader).await]);
+    assert!(back.is_subset(&HashSet::from([
+        online("stays"),
+        online("comes"),
+        offline("here")
+    ])));
+    let _third = next(&mut reader).await;
+    assert_eq!(next(&mut over_there).await, offline("here"));
+    let _fence = b.client("fence").await;
+    for reader in [&mut reader, &mut over_there] {
+        assert_eq!(before(reader, "fence").await, []);
+    }
+    drop(stays);
+}
+
+async fn acquainted_pair(a: &TestNode, b: &TestNode) {
+    for node in [a, b] {
+        until("both are known", async || node.cluster.stats().nodes == 2).await;
+    }
+}
+
+/// During an outage nobody flaps; afterwards exactly what changed is told.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outage_of_redis_is_reconciled() {
+    let mut lab = Lab::redis();
+    let nodes = [
+        start(quick(lab.builder())).await,
+        start(quick(lab.builder())).await,
+        start(quick(lab.builder())).await,
+    ];
+    acquainted(&nodes).await;
+    let mut readers: Vec<_> = nodes.iter().map(|n| n.broadcaster.presence()).collect();
+    let _stays = nodes[1].client("stays").await;
+    let goes = nodes[1].client("goes").await;
+    for reader in &mut readers {
+        let both = HashSet::from([next(reader).await, next(reader).await]);
+        assert_eq!(both, HashSet::from([online("stays"), online("goes")]));
+    }
+    let mut kept: Vec<Client> = Vec::new();
+    for outage in 0..2 {
+        lab.server().kill();
+        for node in &nodes {
+            until("the outage is noticed", async || {
+                matches!(node.cluster.health(), Health::Degraded { .. })
+            })
+            .await;
+        }
+        let comes = format!("comes {outage}");
+        kept.push(nodes[2].client(&comes).await);
+        assert_eq!(next(&mut readers[2]).await, online(&comes), "control");
+        lab.server().restart();
+        for reader in &mut readers[..2] {
+            assert_eq!(next(reader).await, online(&comes));
+        }
+        let fence = format!("fence {outage}");
+        kept.push(nodes[0].client(&fence).await);
+        for reader in &mut readers {
+            assert_eq!(before(reader, &fence).await, [], "who stays does not flap");
+        }
+    }
+    lab.server().kill();
+    drop(goes);
+    assert_eq!(next_of(&mut readers[1], "goes").await, offline("goes"));
+    lab.server().restart();
+    for reader in [0, 2] {
+        assert_eq!(next_of(&mut readers[reader], "goes").await, offline("goes"));
+    }
+}
+
+/// The next change of this user.
+async fn next_of(presence: &mut Presence, user: &str) -> PresenceChange {
+    loop {
+        let change = next(presence).await;
+        if change.user().as_str() == user {
+            return change;
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! Numbers that one node sends to one user while things break, and what became of each.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+use std::time::{Duration, Instant};
+
+use axum_cluster::Broadcaster;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::client::Event;
+use super::figures::Figures;
+use super::until;
+
+/// Between two sends: fast enough to hit every moment, slow enough for a reader that comes later.
+const PACE: Duration = Duration::from_millis(1);
+
+#[derive(Debug)]
+pub struct Traffic {
+    taken: Arc<AtomicU32>,
+    stop: CancellationToken,
+    sending: JoinHandle<Vec<Sent>>,
+}
+
+/// One number and what its sender was told.
+#[derive(Debug)]
+struct Sent {
+    number: u32,
+    begun: Instant,
+    ended: Instant,
+    told: Told,
+}
+
+#[derive(Debug, PartialEq)]
+enum Told {
+    Sent,
+    CertainlyNot,
+    Perhaps,
+}
+
+impl Traffic {
+    pub fn start(broadcaster: &Broadcaster, user: &str) -> Self {
+        let (taken, stop) = (Arc::new(AtomicU32::new(0)), CancellationToken::new());
+        let (audience, count, stopped) = (broadcaster.to_user(user), taken.clone(), stop.clone());
+        let sending = tokio::spawn(async move {
+            let mut sent = Vec::new();
+            for number in 0.. {
+                if stopped.is_cancelled() {
+                    break;
+                }
+                let begun = Instant::now();
+                let told = match audience.clone().send(number.to_string()).await {
+                    Ok(delivery) => {
+                        count.fetch_add(u32::from(delivery.nodes() == Some(1)), SeqCst);
+                        Told::Sent
+                    }
+                    Err(error) if error.maybe_sent() => Told::Perhaps,
+                    Err(_) => Told::CertainlyNot,
+                };
+                sent.push(Sent {
+                    number,
+                    begun,
+                    ended: Instant::now(),
+                    told,
+                });
+                tokio::time::sleep(PACE).await;
+            }
+            sent
+        });
+        Self {
+            taken,
+            stop,
+            sending,
+        }
+    }
+
+    /// Waits until so many more were taken by the other node.
+    pub async fn passes(&self, count: u32) {
+        let goal = self.taken.load(SeqCst) + count;
+        until("traffic passes", async || self.taken.load(SeqCst) >= goal).await;
+    }
+
+    /// Ends it and judges what was heard: nothing twice, nothing out of order, nothing that was
+    /// certainly not sent, and nothing lost outside the gaps of these faults.
+    pub async fn judge(self, heard: impl AsyncFnOnce() -> Vec<Event>, mut faults: Vec<Figures>) {
+        self.stop.cancel();
+        let sent = self.sending.await.expect("it does not panic");
+        let heard: Vec<u32> = heard().await.iter().map(number).collect();
+        assert!(
+            heard.is_sorted_by(|a, b| a < b),
+            "twice or out of order: {heard:?}"
+        );
+        let mut outside = Vec::new();
+        for sent in sent {
+            let was_heard = heard.binary_search(&sent.number).is_ok();
+            match sent.told {
+                Told::CertainlyNot => assert!(!was_heard, "certainly not, but heard: {sent:?}"),
+                Told::Sent if !was_heard => {
+                    let mut faults = faults.iter_mut();
+                    match faults.find(|fault| fault.gap_meets(sent.begun, sent.ended)) {
+                        Some(fault) => fault.lost_inside += 1,
+                        None => outside.push(sent),
+                    }
+                }
+                Told::Sent | Told::Perhaps => {}
+            }
+        }
+        assert!(outside.is_empty(), "lost outside the gaps: {outside:?}");
+        faults
+            .iter_mut()
+            .for_each(|fault| fault.lost_outside = Some(0));
+    }
+}
+
+fn number(event: &Event) -> u32 {
+    match event {
+        Event::Text(text) => text.parse().expect("only numbers are sent"),
+        event => panic!("{event:?} is no number"),
+    }
+}
