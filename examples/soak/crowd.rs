@@ -1,0 +1,306 @@
+//! The clients: each lives one socket after another, in a manner of its own, and tells the referee what
+//! comes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum_cluster::SocketId;
+use futures::{SinkExt, StreamExt};
+use parking_lot::Mutex;
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::{WebSocketStream, client_async};
+
+use crate::fleet::Door;
+use crate::referee::Referee;
+use crate::words::{Life, NODES, ROOMS, ToClient, USERS, now, user_id};
+
+/// How long a handshake and a welcome may take.
+const ENTRY: Duration = Duration::from_secs(10);
+/// A retired client waits this long for what is still under way, while its node is up.
+const UNDER_WAY: Duration = Duration::from_secs(12);
+/// The receive buffer of a client that pauses, so that its node feels the pause.
+const SMALL: u32 = 64 * 1024;
+/// Longer than a node takes to give a silent client up.
+const GIVEN_UP: Duration = Duration::from_secs(90);
+
+#[derive(Debug)]
+pub struct Crowd {
+    ending: watch::Sender<bool>,
+    vanish: Arc<Notify>,
+    clients: JoinSet<()>,
+}
+
+impl Crowd {
+    /// This many clients; with enough of them, each user has sockets on several nodes.
+    pub fn gather(
+        count: usize,
+        doors: &[Door],
+        referee: &Arc<Mutex<Referee>>,
+        rng: &mut fastrand::Rng,
+    ) -> Self {
+        let ending = watch::Sender::new(false);
+        let vanish = Arc::new(Notify::new());
+        let mut clients = JoinSet::new();
+        for n in 0..count {
+            let users = usize::from(USERS);
+            let client = Client {
+                user: (n % users) as u16,
+                home: (n + n / users) % NODES,
+                doors: doors.to_vec(),
+                referee: referee.clone(),
+                ending: ending.subscribe(),
+                vanish: vanish.clone(),
+                rng: rng.fork(),
+            };
+            clients.spawn(client.run());
+        }
+        Self {
+            ending,
+            vanish,
+            clients,
+        }
+    }
+
+    /// Makes one client fall silent, with its connection open.
+    pub fn vanish_one(&self) {
+        self.vanish.notify_one();
+    }
+
+    /// Lets everyone take what is owed, and leave.
+    pub async fn disperse(mut self) {
+        self.ending.send_replace(true);
+        while let Some(ended) = self.clients.join_next().await {
+            ended.expect("no client panics");
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Client {
+    user: u16,
+    home: usize,
+    doors: Vec<Door>,
+    referee: Arc<Mutex<Referee>>,
+    ending: watch::Receiver<bool>,
+    vanish: Arc<Notify>,
+    rng: fastrand::Rng,
+}
+
+/// What a client does while its socket lives.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Manner {
+    Reads,
+    /// Enters and leaves a second room.
+    Hops,
+    /// Stops reading for a while.
+    Pauses,
+    /// Leaves without a word.
+    Drops,
+}
+
+impl Client {
+    async fn run(mut self) {
+        while !*self.ending.borrow() {
+            if self.live().await.is_none() {
+                sleep(Duration::from_millis(self.rng.u64(50..500))).await;
+            }
+        }
+    }
+
+    /// One socket from its first to its last moment; `None` when there was none.
+    async fn live(&mut self) -> Option<()> {
+        let manner = match self.rng.u8(0..20) {
+            0..12 => Manner::Reads,
+            12..16 => Manner::Hops,
+            16..18 => Manner::Pauses,
+            _ => Manner::Drops,
+        };
+        let node = match self.rng.u8(0..5) {
+            0 => self.rng.usize(0..NODES),
+            _ => self.home,
+        };
+        let (life, addr) = (*self.doors[node].borrow())?;
+        let entering = async {
+            let socket = TcpSocket::new_v4().ok()?;
+            if manner == Manner::Pauses {
+                socket.set_recv_buffer_size(SMALL).ok()?;
+            }
+            let mut request = format!("ws://{addr}/ws").into_client_request().ok()?;
+            let user = user_id(self.user).parse().ok()?;
+            request.headers_mut().insert("x-user", user);
+            let stream = socket.connect(addr).await.ok()?;
+            let (mut stream, _) = client_async(request, stream).await.ok()?;
+            // Reachable already, it may get messages before its handler has said anything.
+            loop {
+                if let ToClient::Welcome(id) = said(&mut stream).await? {
+                    return Some((stream, id));
+                }
+            }
+        };
+        let (stream, id) = timeout(ENTRY, entering).await.ok()??;
+        self.referee.lock().welcome(id, life, self.user, now());
+        let referee = self.referee.clone();
+        let visit = Visit {
+            client: self,
+            stream,
+            id,
+            life,
+            is_asking: false,
+        };
+        visit.pass(manner).await;
+        referee.lock().gone(id);
+        Some(())
+    }
+}
+
+/// The next thing a node says; `None` at the end of the socket.
+async fn said(stream: &mut WebSocketStream<TcpStream>) -> Option<ToClient> {
+    loop {
+        match stream.next().await?.ok()? {
+            Message::Text(text) => {
+                return Some(text.parse().unwrap_or_else(|()| panic!("not ours: {text}")));
+            }
+            Message::Close(_) => return None,
+            _ => {}
+        }
+    }
+}
+
+async fn ending(ending: &mut watch::Receiver<bool>) {
+    // Fails when the crowd is gone, which is an ending too.
+    let _ = ending.wait_for(|ending| *ending).await;
+}
+
+/// A client at its socket.
+struct Visit<'a> {
+    client: &'a mut Client,
+    stream: WebSocketStream<TcpStream>,
+    id: SocketId,
+    life: Life,
+    /// It has asked to enter or leave a room, and has no answer yet.
+    is_asking: bool,
+}
+
+impl Visit<'_> {
+    async fn pass(mut self, manner: Manner) -> Option<()> {
+        let seconds = |seconds: u64| Duration::from_secs(seconds);
+        let lasts = match self.client.rng.u8(0..4) {
+            0 => seconds(self.client.rng.u64(3..20)),
+            _ => seconds(self.client.rng.u64(20..180)),
+        };
+        let end = Instant::now() + lasts;
+        let mut act = Instant::now() + seconds(self.client.rng.u64(2..6));
+        let second_room = self.client.rng.u16(0..ROOMS);
+        let mut is_there = false;
+        self.enter(self.client.user % ROOMS).await?;
+        let vanish = self.client.vanish.clone();
+        loop {
+            tokio::select! {
+                said = said(&mut self.stream) => self.hear(said?),
+                () = sleep_until(end) => break,
+                () = vanish.notified() => return self.fall_silent().await,
+                () = ending(&mut self.client.ending) => return self.leave().await,
+                () = sleep_until(act), if matches!(manner, Manner::Hops | Manner::Pauses) => {
+                    act = Instant::now() + seconds(self.client.rng.u64(3..9));
+                    if manner == Manner::Pauses {
+                        let pause = seconds(self.client.rng.u64(2..25));
+                        // Passed by the end of the soak, too.
+                        let _ = timeout(pause, ending(&mut self.client.ending)).await;
+                    } else if !self.is_asking && second_room != self.client.user % ROOMS {
+                        match is_there {
+                            true => self.exit(second_room).await?,
+                            false => self.enter(second_room).await?,
+                        }
+                        is_there = !is_there;
+                    }
+                }
+            }
+        }
+        match manner {
+            Manner::Drops => None,
+            _ => self.leave().await,
+        }
+    }
+
+    async fn enter(&mut self, room: u16) -> Option<()> {
+        self.client.referee.lock().begins(self.id, room);
+        self.tell(&format!("join {room}")).await
+    }
+
+    async fn exit(&mut self, room: u16) -> Option<()> {
+        self.client.referee.lock().begins(self.id, room);
+        self.tell(&format!("leave {room}")).await
+    }
+
+    async fn tell(&mut self, command: &str) -> Option<()> {
+        self.is_asking = true;
+        self.stream.send(Message::text(command)).await.ok()
+    }
+
+    fn hear(&mut self, said: ToClient) {
+        let (at, id) = (now(), self.id);
+        self.is_asking &= !matches!(said, ToClient::Joined(_) | ToClient::Left(_));
+        let mut referee = self.client.referee.lock();
+        match said {
+            ToClient::Stamped(stamp) => referee.received(id, stamp, at),
+            ToClient::Gap { from, until } => referee.gap_told(id, from, until),
+            ToClient::Joined(room) => referee.joined(id, room, at),
+            ToClient::Left(room) => referee.left(id, room, at),
+            ToClient::Fence => {}
+            ToClient::Welcome(_) => panic!("welcome twice"),
+        }
+    }
+
+    /// Waits for what is owed, then closes as a browser would.
+    async fn leave(mut self) -> Option<()> {
+        self.client.referee.lock().retire(self.id, now());
+        // A slow client first reads what waits for it.
+        self.tell("fence").await?;
+        loop {
+            match said(&mut self.stream).await? {
+                ToClient::Fence => break,
+                said => self.hear(said),
+            }
+        }
+        let fenced = now();
+        let mut look = tokio::time::interval(Duration::from_millis(500));
+        // What its senders did is reported a moment later.
+        look.reset();
+        loop {
+            tokio::select! {
+                said = said(&mut self.stream) => self.hear(said?),
+                _ = look.tick() => {
+                    let limit = now() - UNDER_WAY.as_micros() as u64;
+                    let referee = self.client.referee.lock();
+                    let waited = fenced < limit && referee.has_been_up_since(self.life, limit);
+                    if waited || referee.is_settled(self.id) {
+                        break;
+                    }
+                }
+            }
+        }
+        self.client.referee.lock().closes(self.id, now());
+        // The node may have died.
+        let _ = self.stream.close(None).await;
+        while said(&mut self.stream).await.is_some() {}
+        Some(())
+    }
+
+    /// As if its machine had lost power: nothing is read, nothing answered, nothing closed.
+    async fn fall_silent(self) -> Option<()> {
+        self.client.referee.lock().vanished(self.id);
+        let mut ending = self.client.ending.clone();
+        let given_up = async {
+            while !*ending.borrow_and_update() && !self.client.referee.lock().was_given_up(self.id)
+            {
+                sleep(Duration::from_millis(100)).await;
+            }
+        };
+        timeout(GIVEN_UP, given_up).await.ok()
+    }
+}

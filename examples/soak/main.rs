@@ -1,0 +1,262 @@
+//! Run with `cargo run --release --example soak -- --minutes 30`
+//!
+//! Three node processes and a Redis, hundreds of clients that check every message they get, and random
+//! faults; docs/soak.md says how it judges. Ends with a table, and unsuccessfully if a message was lost
+//! in silence, doubled, out of order or misdirected.
+//!
+//! Further arguments: `--seed N`, `--sockets N`, `--only NAME` (faults whose name contains it), and
+//! `--sabotage`, with which it has to fail.
+
+mod crowd;
+mod faults;
+mod fleet;
+mod ledger;
+mod node;
+#[path = "../../tests/support/proxy.rs"]
+mod proxy;
+#[path = "../../tests/support/redis.rs"]
+#[expect(dead_code, reason = "the tests use the rest")]
+mod redis;
+mod referee;
+mod report;
+mod tally;
+mod words;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::time::{Instant, interval, sleep};
+
+use crate::crowd::Crowd;
+use crate::faults::{Fault, LONG, Lab};
+use crate::fleet::{Door, NodeProcess};
+use crate::proxy::Proxy;
+use crate::redis::RedisServer;
+use crate::referee::Referee;
+use crate::report::NodeFigures;
+use crate::tally::Occasion;
+use crate::words::{NODES, Report, now};
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    if let ["node", life, redis_url, rest @ ..] = words.as_slice() {
+        let life = life.parse().expect("our own argument");
+        node::run(life, redis_url, *rest == ["sabotage"]).await;
+        return ExitCode::SUCCESS;
+    }
+    match Plan::parse(&words) {
+        Some(plan) => soak(plan).await,
+        None => {
+            eprintln!(
+                "usage: soak --minutes N [--seed N] [--sockets N] [--only FAULT] [--sabotage]"
+            );
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What was asked for.
+#[derive(Debug)]
+struct Plan {
+    lasts: Duration,
+    seed: u64,
+    sockets: usize,
+    only: String,
+    sabotage: bool,
+}
+
+impl Plan {
+    fn parse(words: &[&str]) -> Option<Self> {
+        let mut plan = Self {
+            lasts: Duration::from_secs(5 * 60),
+            seed: fastrand::u64(..1_000_000),
+            sockets: 300,
+            only: String::new(),
+            sabotage: false,
+        };
+        let mut words = words.iter();
+        while let Some(word) = words.next() {
+            match *word {
+                "--minutes" => {
+                    let minutes: f64 = words.next()?.parse().ok()?;
+                    plan.lasts = Duration::try_from_secs_f64(minutes * 60.0).ok()?;
+                }
+                "--seed" => plan.seed = words.next()?.parse().ok()?,
+                "--sockets" => plan.sockets = words.next()?.parse().ok()?,
+                "--only" => plan.only = (*words.next()?).to_owned(),
+                "--sabotage" => plan.sabotage = true,
+                _ => return None,
+            }
+        }
+        Some(plan)
+    }
+}
+
+async fn soak(plan: Plan) -> ExitCode {
+    let start = Instant::now();
+    let mut rng = fastrand::Rng::with_seed(plan.seed);
+    let referee = Arc::new(Mutex::new(Referee::new()));
+    let redis = RedisServer::start();
+    let link = Proxy::to(redis.port()).await;
+    let urls = [link.url(), redis.url(), redis.url()];
+    let start_node = |(node, url)| NodeProcess::start(node, url, plan.sabotage, referee.clone());
+    let nodes: Vec<NodeProcess> = urls.into_iter().enumerate().map(start_node).collect();
+    let doors: Vec<Door> = nodes.iter().map(NodeProcess::door).collect();
+    let crowd = Crowd::gather(plan.sockets, &doors, &referee, &mut rng);
+    let watching = tokio::spawn(watch(referee.clone(), start));
+    let mut lab = Lab {
+        redis,
+        link,
+        nodes,
+        crowd,
+        referee,
+        rng,
+    };
+    let mut start_kib = vec![(0, 0); NODES];
+    let all_heal = break_things(&mut lab, &plan, start + plan.lasts, &mut start_kib).await;
+
+    let figures = calm_down(&mut lab, &start_kib).await;
+    let Lab {
+        crowd,
+        nodes,
+        referee,
+        ..
+    } = lab;
+    crowd.disperse().await;
+    watching.abort();
+    for node in nodes {
+        node.finish().await;
+    }
+    let mut referee = referee.lock();
+    referee.judge(now(), true);
+    let title = format!(
+        "{:.1} minutes, seed {}, {NODES} nodes, {} clients",
+        start.elapsed().as_secs_f64() / 60.0,
+        plan.seed,
+        plan.sockets
+    );
+    report::print(&title, &referee, &figures);
+    match referee.tally.is_clean() && all_heal && referee.tally.delivered > 0 {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    }
+}
+
+/// One fault after another until it is time; whether everything healed.
+async fn break_things(
+    lab: &mut Lab,
+    plan: &Plan,
+    end: Instant,
+    start_kib: &mut [(usize, u64)],
+) -> bool {
+    let begun = now();
+    if lab
+        .awaits(|referee| referee.is_healed(begun))
+        .await
+        .is_none()
+    {
+        eprintln!("the cluster does not come up");
+        return false;
+    }
+    sleep(Duration::from_secs(3)).await;
+    let middle = Instant::now() + (end - Instant::now()) / 2;
+    let mut has_long = plan.lasts >= 4 * LONG && plan.only.is_empty();
+    let mut deck: Vec<Fault> = Vec::new();
+    while Instant::now() < end {
+        note_memory(lab, start_kib);
+        if deck.is_empty() {
+            deck.extend(
+                Fault::OFTEN
+                    .into_iter()
+                    .filter(|fault| fault.name().contains(&plan.only)),
+            );
+            lab.rng.shuffle(&mut deck);
+        }
+        let fault = match has_long && Instant::now() > middle {
+            true => {
+                has_long = false;
+                Fault::RedisGoneLong
+            }
+            false => deck.pop().expect("some fault has this name"),
+        };
+        eprintln!("{}", fault.name());
+        let occasion = Occasion {
+            name: fault.name(),
+            from: now(),
+            noticed: None,
+            healed: None,
+            inside: 0,
+            outside: 0,
+        };
+        lab.referee.lock().occasions.push(occasion);
+        let healed = fault.happen(lab).await;
+        if let Some(occasion) = lab.referee.lock().occasions.last_mut() {
+            occasion.healed = healed;
+        }
+        if healed.is_none() {
+            eprintln!("this did not heal");
+            return false;
+        }
+        let pause = Duration::from_millis(lab.rng.u64(500..6000));
+        sleep(pause).await;
+    }
+    true
+}
+
+/// The memory of every life of a node, once it has its sockets.
+fn note_memory(lab: &Lab, start_kib: &mut [(usize, u64)]) {
+    for (node, noted) in lab.nodes.iter().zip(start_kib) {
+        if noted.0 != node.life.life {
+            *noted = (node.life.life, node.resident_kib());
+        }
+    }
+}
+
+/// Ends the sending, so that everything sent can arrive.
+async fn calm_down(lab: &mut Lab, start_kib: &[(usize, u64)]) -> Vec<NodeFigures> {
+    let mut figures = Vec::new();
+    for (node, (lives, start_kib)) in lab.nodes.iter_mut().zip(start_kib) {
+        let stats = match node.ask("stats").await {
+            Report::Stats(stats) => stats,
+            other => panic!("{other} is no answer"),
+        };
+        figures.push(NodeFigures {
+            lives: *lives,
+            start_kib: *start_kib,
+            end_kib: node.resident_kib(),
+            stats,
+        });
+    }
+    for node in &mut lab.nodes {
+        node.ask("hush").await;
+    }
+    figures
+}
+
+/// Judges as time goes by, and tells how it goes.
+async fn watch(referee: Arc<Mutex<Referee>>, start: Instant) {
+    let mut tick = interval(Duration::from_secs(1));
+    for n in 0.. {
+        tick.tick().await;
+        let mut referee = referee.lock();
+        referee.judge(now(), false);
+        if n % 10 == 0 {
+            let tally = &referee.tally;
+            eprintln!(
+                "{:4} s: {} sockets, {} sent, {} delivered, {} lost inside gaps, outside {}, twice {}, out of order {}",
+                start.elapsed().as_secs(),
+                referee.sockets(),
+                tally.taken,
+                tally.delivered,
+                tally.inside,
+                tally.outside,
+                tally.duplicates,
+                tally.disorder
+            );
+        }
+    }
+}

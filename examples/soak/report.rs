@@ -1,0 +1,109 @@
+//! The tables.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::referee::Referee;
+use crate::tally::Occasion;
+
+/// What one node's last life used and counted.
+#[derive(Clone, Debug)]
+pub struct NodeFigures {
+    pub lives: usize,
+    pub start_kib: u64,
+    pub end_kib: u64,
+    /// As the node prints them.
+    pub stats: String,
+}
+
+/// Prints everything, as Markdown.
+pub fn print(title: &str, referee: &Referee, nodes: &[NodeFigures]) {
+    println!("{title}\n");
+    print_messages(referee);
+    print_faults(&referee.occasions);
+    print_nodes(nodes);
+    println!("Sockets ended, by code:");
+    for (code, count) in &referee.endings {
+        println!("- {code}: {count}");
+    }
+}
+
+fn print_messages(referee: &Referee) {
+    let tally = &referee.tally;
+    println!("| messages | |\n|---|---:|");
+    for (what, count) in [
+        ("sends", tally.taken + tally.unsure + tally.refused),
+        ("… of which failed, maybe sent", tally.unsure),
+        ("… of which failed, certainly not sent", tally.refused),
+        ("delivered", tally.delivered),
+        ("gaps told to sockets", tally.gaps_told),
+        ("not delivered, the sender had an error", tally.sender_told),
+        ("lost inside announced gaps", tally.inside),
+        ("**lost outside gaps**", tally.outside),
+        ("**duplicated**", tally.duplicates),
+        ("**out of order**", tally.disorder),
+        (
+            "**delivered elsewhere though \"not sent\"**",
+            tally.refused_arrived,
+        ),
+        ("**delivered to the wrong socket**", tally.strays),
+        ("**fate unknown**", tally.unreported),
+    ] {
+        println!("| {what} | {count} |");
+    }
+    println!();
+}
+
+fn print_faults(occasions: &[Occasion]) {
+    let mut kinds: BTreeMap<&str, Vec<&Occasion>> = BTreeMap::new();
+    for occasion in occasions {
+        kinds.entry(occasion.name).or_default().push(occasion);
+    }
+    println!(
+        "| fault | times | noticed after, median (max) | healed after its end, median (max) | lost inside gaps | outside |"
+    );
+    println!("|---|---:|---:|---:|---:|---:|");
+    for (name, occasions) in kinds {
+        let noticed = occasions.iter().filter_map(|occasion| occasion.noticed);
+        let healed = occasions.iter().filter_map(|occasion| occasion.healed);
+        let inside: u64 = occasions.iter().map(|occasion| occasion.inside).sum();
+        let outside: u64 = occasions.iter().map(|occasion| occasion.outside).sum();
+        println!(
+            "| {name} | {} | {} | {} | {inside} | {outside} |",
+            occasions.len(),
+            median_and_max(noticed.collect()),
+            median_and_max(healed.collect())
+        );
+    }
+    println!();
+}
+
+fn median_and_max(mut times: Vec<Duration>) -> String {
+    times.sort_unstable();
+    match times.last() {
+        None => "–".into(),
+        Some(max) => format!(
+            "{:.2} s ({:.2} s)",
+            times[times.len() / 2].as_secs_f64(),
+            max.as_secs_f64()
+        ),
+    }
+}
+
+fn print_nodes(nodes: &[NodeFigures]) {
+    println!(
+        "| node | lives | memory at start, of the last life | at the end | sockets | sends | delivered | slow closed | gaps | garbage | failed publishes |"
+    );
+    println!("|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|");
+    for (n, node) in nodes.iter().enumerate() {
+        let mebibytes = |kib: u64| format!("{:.1} MiB", kib as f64 / 1024.0);
+        println!(
+            "| {n} | {} | {} | {} | {} |",
+            node.lives,
+            mebibytes(node.start_kib),
+            mebibytes(node.end_kib),
+            node.stats.replace(' ', " | ")
+        );
+    }
+    println!();
+}

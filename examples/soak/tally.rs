@@ -1,0 +1,57 @@
+//! What the soak counts.
+
+use std::time::Duration;
+
+/// Messages, counted once per socket but for the first three.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Tally {
+    /// Sends by what they returned.
+    pub taken: u64,
+    pub unsure: u64,
+    pub refused: u64,
+    pub delivered: u64,
+    pub gaps_told: u64,
+    /// Not delivered, and the receiver was told of a gap.
+    pub inside: u64,
+    /// Not delivered, and the sender was told that other nodes do not have it, or may not.
+    pub sender_told: u64,
+
+    // What must not happen.
+    /// Not delivered, and nobody was told.
+    pub outside: u64,
+    pub duplicates: u64,
+    pub disorder: u64,
+    /// Delivered elsewhere though its sender was told that it was not sent.
+    pub refused_arrived: u64,
+    /// Delivered to a socket it was not for.
+    pub strays: u64,
+    /// Not delivered, and the sender lives but has not said what became of it.
+    pub unreported: u64,
+}
+
+impl Tally {
+    pub fn is_clean(&self) -> bool {
+        let wrong = [
+            self.outside,
+            self.duplicates,
+            self.disorder,
+            self.refused_arrived,
+            self.strays,
+            self.unreported,
+        ];
+        wrong == [0; 6]
+    }
+}
+
+/// One fault, from its beginning to the moment when everything worked again.
+#[derive(Clone, Debug)]
+pub struct Occasion {
+    pub name: &'static str,
+    pub from: u64,
+    /// The first node that said it was degraded, after the beginning.
+    pub noticed: Option<Duration>,
+    /// All nodes up and every kind of audience heard from each at each, after the fault was over.
+    pub healed: Option<Duration>,
+    pub inside: u64,
+    pub outside: u64,
+}
