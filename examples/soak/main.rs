@@ -13,6 +13,7 @@ mod fleet;
 mod ledger;
 mod node;
 #[path = "../../tests/support/proxy.rs"]
+#[expect(dead_code, reason = "the tests use the rest")]
 mod proxy;
 #[path = "../../tests/support/redis.rs"]
 #[expect(dead_code, reason = "the tests use the rest")]

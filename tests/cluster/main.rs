@@ -35,6 +35,7 @@ mod gaps;
 mod interop;
 mod lifecycle;
 mod operators;
+mod order;
 mod presence;
 mod programs;
 mod roster;
