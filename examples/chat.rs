@@ -3,11 +3,11 @@
 
 use axum::response::{Html, Response};
 use axum::{Extension, Router, extract::Request, middleware, routing};
-use axum_cluster::{Audience, Backend, Broadcaster, Cluster, ClusterSocket, UserId};
+use axum_cluster::{Backend, Broadcaster, Close, Cluster, ClusterSocket, Socket, UserId};
 use axum_extra::extract::cookie::{Cookie, CookieJar, SameSite};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
-use tokio::time::{Duration, sleep};
+use serde_json::{Value, json};
+use tokio_stream::{StreamExt, StreamMap};
 
 /// What a page says. Who said it and at which node is added here, never believed.
 #[derive(Serialize, Deserialize)]
@@ -17,7 +17,8 @@ enum Say {
     Room { room: String, text: String },
     Join { room: String },
     Leave { room: String },
-    Here { to: String },
+    Devices,
+    SignOut,
 }
 
 #[tokio::main]
@@ -44,7 +45,9 @@ async fn serve(backend: Backend, port: u16) -> std::io::Result<()> {
     println!("http://127.0.0.1:{port}");
     let stop = async move {
         let _ = tokio::signal::ctrl_c().await;
-        cluster.shutdown(Duration::from_millis(500)).await;
+        cluster
+            .shutdown(std::time::Duration::from_millis(500))
+            .await;
     };
     let server = axum::serve(listener, app);
     server.with_graceful_shutdown(stop).await
@@ -65,36 +68,56 @@ async fn identify(port: Extension<u16>, jar: CookieJar, mut request: Request) ->
 }
 
 async fn ws(socket: ClusterSocket, port: Extension<u16>, cluster: Broadcaster) -> Response {
+    let socket = socket.describe(json!({ "node": *port })); // for the list of devices
     socket.on_upgrade(async move |mut socket| {
-        let (id, me) = (socket.id(), (socket.user().to_string(), *port));
-        tell(cluster.to_socket(id), &me, json!({ "type": "welcome" })).await;
-        // Every page answers with `here`, so a newcomer learns who is online.
-        tell(cluster.to_all(), &me, json!({ "type": "joined" })).await;
-        while let Some(message) = socket.recv().await
-            && let Ok(say) = serde_json::from_slice(message.as_bytes())
-        {
-            match say {
-                Say::Direct { ref to, .. } => tell(cluster.to_users([to, &me.0]), &me, say).await,
-                Say::Room { ref room, .. } => tell(cluster.to_room(room), &me, say).await,
-                Say::Here { ref to } => tell(cluster.to_user(to), &me, say).await,
-                Say::Join { room } => drop(socket.join(room).await),
-                Say::Leave { room } => socket.leave(room),
+        let by = json!({ "type": "welcome", "user": socket.user(), "id": socket.id(), "node": *port });
+        let _ = socket.send(by.to_string()).await;
+        // A stream begins with who is there, so that a newcomer needs no list; each room has its own.
+        let mut presence = StreamMap::from_iter([(None, cluster.presence())]);
+        loop {
+            let answer = tokio::select! {
+                message = socket.recv() => match message.map(|said| serde_json::from_slice(said.as_bytes())) {
+                    Some(Ok(Say::Join { room })) => {
+                        presence.extend(cluster.presence_in(&room).ok().map(|members| (Some(room.clone()), members)));
+                        socket.join(room).await.err().map(|error| json!(error.to_string()))
+                    }
+                    Some(Ok(Say::Leave { room })) => {
+                        socket.leave(&room);
+                        presence.remove(&Some(room));
+                        None
+                    }
+                    Some(Ok(say)) => act(say, &socket, by.clone(), &cluster).await,
+                    _ => return,
+                },
+                Some((room, change)) = presence.next() => Some(
+                    json!({ "type": "presence", "room": room, "user": change.user(), "online": change.is_online() }),
+                ),
+            };
+            if let Some(answer) = answer {
+                let _ = socket.send(answer.to_string()).await;
             }
         }
-        tokio::spawn(async move {
-            sleep(Duration::from_secs(3)).await;
-            if let Ok(false) = cluster.is_online(&me.0).await {
-                tell(cluster.to_all(), &me, json!({ "type": "left" })).await;
-            }
-        });
     })
 }
 
-async fn tell(audience: Audience, (user, node): &(String, u16), say: impl Serialize) {
-    let mut message = json!(say);
-    message["user"] = json!(user);
-    message["node"] = json!(node);
-    if let Err(error) = audience.send_json(&message).await {
-        eprintln!("{error}");
-    }
+/// Does what reaches others; returns what the page itself is told.
+async fn act(say: Say, socket: &Socket, by: Value, cluster: &Broadcaster) -> Option<Value> {
+    let me = cluster.to_user(socket.user());
+    let mut said = json!(say);
+    said["user"] = by["user"].clone();
+    said["node"] = by["node"].clone();
+    let done = match say {
+        Say::Direct { to, .. } => me.to_user(to).send_json(&said).await,
+        Say::Room { room, .. } => cluster.to_room(room).send_json(&said).await,
+        Say::SignOut => {
+            me.except(socket.id())
+                .close(Close::new(4001, "signed out at another device"))
+                .await
+        }
+        _ => {
+            said["sockets"] = json!(me.sockets().await.unwrap_or_default().sockets());
+            return Some(said);
+        }
+    };
+    done.err().map(|error| json!(error.to_string()))
 }

@@ -49,6 +49,8 @@
 //!   until the cluster's messages for the user come here. `on_upgrade` makes it a [`Socket`].
 //! - [`Broadcaster`] says who: [`to_user`](Broadcaster::to_user), [`to_room`](Broadcaster::to_room),
 //!   [`to_socket`](Broadcaster::to_socket), [`to_all`](Broadcaster::to_all), in any union, with exceptions.
+//! - An [`Audience`] can also be listed ([`sockets`](Audience::sockets)), counted, closed, and moved into rooms
+//!   ([`join`](Audience::join)), on every node; [`Broadcaster::presence`] tells who comes and goes.
 //! - [`Cluster`] is the node itself: [`health`](Cluster::health), [`stats`](Cluster::stats),
 //!   [`shutdown`](Cluster::shutdown); [`Cluster::builder`] has the settings.
 //!

@@ -61,6 +61,31 @@ suite('the chat page', { skip, timeout: 2 * PATIENCE }, () => {
     assert.ok((await alice.everything()).includes('bob cannot hear this'), 'control');
   });
 
+  test('who comes and goes is seen at the other node', async () => {
+    const carol = await Person.at(browser, nodes[1]);
+    await carol.enter('carol');
+    await alice.page.locator('[data-talk="user:carol"]').waitFor();
+    await carol.join('tea');
+    await alice.open('room:tea');
+    await alice.page.getByText('Here now: alice, carol').waitFor();
+    await carol.page.context().close();
+    await alice.page.locator('[data-talk="user:carol"]').waitFor({ state: 'detached' });
+    await alice.page.getByText('Here now: alice', { exact: true }).waitFor();
+  });
+
+  test('one signs out the other devices', async () => {
+    const other = await Person.at(browser, nodes[1]);
+    await other.enter('alice');
+    await alice.page.getByText('My devices').click();
+    const devices = alice.page.getByRole('list', { name: 'My devices' }).getByRole('listitem');
+    await devices.nth(1).waitFor();
+    assert.equal(await devices.filter({ hasText: 'this one' }).count(), 1);
+    await alice.page.getByRole('button', { name: 'Sign out the other ones' }).click();
+    await other.page.getByText('You were signed out at another device').waitFor();
+    await devices.nth(1).waitFor({ state: 'detached' });
+    await alice.open('room:lobby');
+  });
+
   test('a page comes back by itself when its node restarts', async () => {
     await nodes[1].end();
     await bob.page.getByText('Connection lost').waitFor();

@@ -115,7 +115,7 @@ suite('two nodes', { timeout }, () => {
 
   test('a room and a person are heard at the other node', async () => {
     const [alice, bob] = [await enter(nodes.chat[0], 'alice'), await enter(nodes.chat[1], 'bob')];
-    await alice.find(({ type, user }) => type === 'joined' && user === 'bob');
+    await alice.find(({ type, user, online }) => type === 'presence' && user === 'bob' && online);
     for (const client of [alice, bob]) client.say({ type: 'join', room: 'tea' });
     // Joining has no answer; a direct message to oneself comes after it.
     bob.say({ type: 'direct', to: 'bob', text: 'joined' });

@@ -147,6 +147,9 @@ fn guard_against_silence(stream: &TcpStream) -> io::Result<()> {
     socket.set_tcp_keepalive(&keepalive)?;
     #[cfg(target_os = "linux")]
     socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+    // Closing forgets what is unsent: retransmitted later, it would overtake what follows on the next
+    // connection.
+    socket.set_linger(Some(Duration::ZERO))?;
     Ok(())
 }
 
