@@ -415,6 +415,7 @@ async fn a_black_hole_is_found_by_the_probe() {
     assert_eq!(client.event().await, text("before"));
 
     proxy.black_hole();
+    let mut figures = Figures::of("B5 black hole");
     let into_the_hole = b
         .broadcaster
         .to_user("alice")
@@ -427,8 +428,11 @@ async fn a_black_hole_is_found_by_the_probe() {
         "control: Redis still counts the dead subscriber"
     );
     watch.until_degraded().await;
+    figures.noticed();
     proxy.heal();
+    figures.repaired();
     watch.until_up().await;
+    figures.healed();
     assert_eq!(a.cluster.stats().bus_gaps, 1);
     until("the user is heard again", async || {
         b.broadcaster
@@ -456,19 +460,23 @@ async fn a_frozen_redis_is_found_and_survived() {
     }
     let mut client = a.client("alice").await;
     lab.server().freeze();
+    let mut figures = Figures::of("B5 frozen");
     for watch in &mut watches {
         watch.until_degraded().await;
     }
+    figures.noticed();
     let sending = a.broadcaster.to_user("alice").send("while frozen");
     let error = soon("the publish deadline", sending).await.unwrap_err();
     assert_eq!(error.local(), 1);
     assert_eq!(client.event().await, text("while frozen"));
     soon("an upgrade", a.client("bob")).await;
     lab.server().thaw();
+    figures.repaired();
     for (node, watch) in [&a, &b].into_iter().zip(&mut watches) {
         until("up again", async || node.cluster.health() == Health::Up).await;
         watch.until_up().await;
     }
+    figures.healed();
     until("alice is heard from b again", async || {
         b.broadcaster
             .to_user("alice")

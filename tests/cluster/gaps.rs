@@ -10,6 +10,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use crate::support::client::{Event, text};
+use crate::support::figures::Figures;
 use crate::support::program::{Program, example};
 use crate::support::proxy::Proxy;
 use crate::support::redis::free_port;
@@ -121,6 +122,7 @@ async fn a_primary_that_became_a_replica_is_left_for_the_new_one() {
     let before = SystemTime::now();
 
     assert_eq!(new.cli(&["REPLICAOF", "NO", "ONE"]), "OK");
+    let mut figures = Figures::of("B6");
     let port = new.port().to_string();
     assert_eq!(old.cli(&["REPLICAOF", "127.0.0.1", &port]), "OK");
     let b = TestNode::start(lab.builder().redis(new.url()).start()).await;
@@ -136,6 +138,7 @@ async fn a_primary_that_became_a_replica_is_left_for_the_new_one() {
     assert_eq!(bob.event().await, text("hello"));
 
     let reason = until_degraded_by(&a, "replica").await;
+    figures.noticed();
     assert!(reason.contains("point the URL to the primary"), "{reason}");
     let error = a.broadcaster.to_user("bob").send("lost").await.unwrap_err();
     assert!(!error.maybe_sent(), "{error}");
@@ -144,7 +147,9 @@ async fn a_primary_that_became_a_replica_is_left_for_the_new_one() {
 
     let moved = SystemTime::now();
     proxy.lead_to(new.port());
+    figures.repaired();
     let gap = next_gap(&mut gaps).await;
+    figures.healed();
     assert!(gap.from <= moved && gap.until >= moved, "{gap:?}");
     assert!(gap.from + PATIENCE > before, "{gap:?}");
     until("up", async || a.cluster.health() == Health::Up).await;
@@ -224,14 +229,18 @@ async fn a_node_that_can_speak_but_not_hear_notices() {
     let (mut alice, mut bob) = (a.client("alice").await, b.client("bob").await);
 
     proxy.deafen_subscribers();
+    let mut figures = Figures::of("B5 deaf");
     let sent = b.broadcaster.to_user("alice").send("into the hole").await;
     assert_eq!(sent.unwrap().nodes(), Some(1), "control: Redis counts it");
     let sent = a.broadcaster.to_user("bob").send("still spoken").await;
     assert_eq!(sent.unwrap().nodes(), Some(1));
     assert_eq!(bob.event().await, text("still spoken"));
     until_degraded_by(&a, "did not come back").await;
+    figures.noticed();
     proxy.heal();
+    figures.repaired();
     next_gap(&mut gaps).await;
+    figures.healed();
     until("alice is heard again", async || {
         let sent = b.broadcaster.to_user("alice").send("fence").await;
         sent.is_ok_and(|sent| sent.nodes() >= Some(1))
@@ -265,11 +274,15 @@ async fn revoked_permissions_are_named_and_survived() {
     ];
     for (command, words, fix, gaps) in denied {
         server.cli(&command);
+        let mut figures = Figures::of("B7 revoked");
         let reason = until_degraded_by(&a, words).await;
+        figures.noticed();
         assert!(reason.contains(fix), "{reason}");
         a.broadcaster.to_user("alice").send("x").await.unwrap_err();
         grant(server);
+        figures.repaired();
         until("up", async || a.cluster.health() == Health::Up).await;
+        figures.healed();
         let counted = server.cli(&["PUBSUB", "NUMSUB", "cluster:u:alice"]);
         assert!(counted.ends_with('1'), "up and deaf: {counted}");
         assert_eq!(a.cluster.stats().bus_gaps, gaps, "after {command:?}");
@@ -316,10 +329,14 @@ async fn refused_connections_are_named_and_survived() {
         for kind in ["pubsub", "normal"] {
             ask(&format!("CLIENT KILL TYPE {kind}")).await;
         }
+        let mut figures = Figures::of("B7 refused");
         let reason = until_degraded_by(&a, words).await;
+        figures.noticed();
         assert!(reason.contains(fix), "{reason}");
         ask(allow).await;
+        figures.repaired();
         until("up", async || a.cluster.health() == Health::Up).await;
+        figures.healed();
     }
     assert_eq!(a.cluster.stats().bus_gaps, 2);
 }
@@ -474,10 +491,13 @@ async fn a_stopped_node_gives_nobody_up_and_hides_no_gap() {
     let nothing = alice.raw().peek(&mut byte).now_or_never();
     assert!(nothing.is_none(), "control: it was frozen");
     signal(&program, "-CONT");
+    let mut figures = Figures::of("B9");
     alice.raw().write_all(&MASKED_PONG).await.unwrap();
     for n in 0..100 {
         assert_eq!(alice.event().await, text(&n.to_string()));
     }
+    figures.healed();
+    drop(figures);
 
     signal(&program, "-STOP");
     let killed = lab.server().cli(&["CLIENT", "KILL", "TYPE", "pubsub"]);

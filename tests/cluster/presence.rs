@@ -7,7 +7,9 @@ use axum_cluster::{Builder, Health, Presence, PresenceChange};
 use futures::StreamExt;
 
 use crate::support::node::NEVER;
+use crate::support::program::ticker;
 use crate::support::proxy::Proxy;
+use crate::support::redis::free_port;
 use crate::support::{Client, Lab, TestNode, soon, until};
 
 on_every_bus! {
@@ -272,6 +274,36 @@ async fn acquainted_pair(a: &TestNode, b: &TestNode) {
     for node in [a, b] {
         until("both are known", async || node.cluster.stats().nodes == 2).await;
     }
+}
+
+/// A process that was killed says nothing any more: Redis knows at once that nobody listens, and its users
+/// are gone with its lease of 15 s.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_nodes_users_are_gone_with_its_lease() {
+    let lab = Lab::redis();
+    let url = lab.redis.as_ref().unwrap().url();
+    let a = start(quick(lab.builder())).await;
+    let mut reader = a.broadcaster.presence();
+    let port = free_port();
+    let ticker = ticker(port, &url).await;
+    let token = [("cookie", "token=user1")];
+    let addr = ([127, 0, 0, 1], port).into();
+    let _client = Client::try_connect(addr, "/", &token).await.unwrap();
+    assert_eq!(next(&mut reader).await, online("user1"));
+    drop(ticker);
+    until("nobody listens", async || {
+        !a.broadcaster.is_online("user1").await.unwrap()
+    })
+    .await;
+    assert_eq!(a.cluster.stats().nodes, 2, "control: it said no goodbye");
+    let _here = a.client("here").await;
+    assert_eq!(
+        next(&mut reader).await,
+        online("here"),
+        "and its lease holds"
+    );
+    assert_eq!(next(&mut reader).await, offline("user1"));
+    assert_eq!(a.cluster.stats().nodes, 1);
 }
 
 /// During an outage nobody flaps; afterwards exactly what changed is told.

@@ -311,6 +311,41 @@ async fn without_redis_everybody_else_is_missing() {
     assert_eq!(error.unwrap_err().local(), 1);
 }
 
+/// Nodes of two releases side by side: messages are understood, words of the later one are ignored, and
+/// who does not know a question is waited for no longer than it takes to say so.
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_of_another_release_are_understood_as_far_as_they_speak_the_same() {
+    let lab = Lab::redis();
+    let [a] = lab.nodes().await;
+    let mut client = a.client("alice").await;
+    let mut other = Silent::start(&lab.redis.as_ref().unwrap().url()).await;
+    until("it is known", async || a.cluster.stats().nodes == 2).await;
+    for unknown in [
+        &br#"{"dance":{"steps":3}}"#[..],
+        br#"{"ask":{"id":1,"what":"mood"}}"#,
+        br#"{"ask":{"id":2,"what":{"paint":{"colour":"red"}}}}"#,
+    ] {
+        other.say(unknown).await;
+    }
+    let head = |kind: u8| vec![1, kind, 0, 0, 0, 0, 0, 0, 0, 0, 0xab];
+    let unknown_kind = [&head(200)[..], b"whatever"].concat();
+    let message = [&head(1)[..], b"from the other release"].concat();
+    for envelope in [unknown_kind, message] {
+        let sent: Result<usize, _> = other.talk.publish("cluster:u:alice", envelope).await;
+        sent.unwrap();
+    }
+    assert_eq!(client.event().await, text("from the other release"));
+    assert_eq!(a.cluster.stats().bus_garbage, 0);
+    let broken = [&head(3)[..], b"{"].concat();
+    let _: usize = other.talk.publish("cluster:nodes", broken).await.unwrap();
+    until("control: nonsense is counted", async || {
+        a.cluster.stats().bus_garbage == 1
+    })
+    .await;
+    let nodes = a.cluster.nodes().await.unwrap();
+    assert_eq!(nodes[1].name, "old", "listed, though it did not answer");
+}
+
 /// What says it is a node and never answers: the deadline is far away, so only its end can end the wait.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_leaves_meanwhile_is_not_waited_for() {
