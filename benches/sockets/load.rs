@@ -12,7 +12,7 @@ use tokio::net::tcp::OwnedWriteHalf;
 
 use crate::process::own_figure;
 
-/// Connects to each target, `port/prefix/from/to`, 100 at a time; then reads and counts.
+/// Connects to each target, `port/prefix/from/to/at once`; then reads and counts.
 #[tokio::main(flavor = "current_thread")]
 pub async fn run(targets: &[&str]) {
     let bytes = Arc::new(AtomicU64::new(0));
@@ -20,13 +20,14 @@ pub async fn run(targets: &[&str]) {
     let mut writers = Vec::new();
     for target in targets {
         let parts: Vec<&str> = target.split('/').collect();
-        let [port, prefix, from, to] = parts[..] else {
-            panic!("port/prefix/from/to: {target}")
+        let [port, prefix, from, to, at_once] = parts[..] else {
+            panic!("port/prefix/from/to/at once: {target}")
         };
         let addr = SocketAddr::from(([127, 0, 0, 1], port.parse().expect("a port")));
         let numbers = from.parse::<usize>().expect("from")..to.parse().expect("to");
         let connecting = stream::iter(numbers).map(|n| connect(addr, prefix, n, bytes.clone()));
-        writers.extend(connecting.buffer_unordered(100).collect::<Vec<_>>().await);
+        let connecting = connecting.buffer_unordered(at_once.parse().expect("a number"));
+        writers.extend(connecting.collect::<Vec<_>>().await);
     }
     let connected = start.elapsed().as_micros() as u64;
     println!("0");

@@ -41,6 +41,7 @@ fn main() {
                 ("broadcast", broadcast),
                 ("nodes", growing_nodes),
                 ("connects", connects),
+                ("herd", herd),
                 ("presence", who::presence),
                 ("rosters", who::rosters),
                 ("edges", who::edges),
@@ -264,4 +265,26 @@ fn connects() {
         "5,000 connects, 100 at a time, against plain axum",
         &format!("{ratio:.2}x its rate ({own:.0}/s)"),
     );
+}
+
+/// As many sockets as one process may have, all at once: what the node needs beyond what they need
+/// afterwards.
+fn herd() {
+    const SOCKETS: usize = 19_000;
+    let redis = RedisServer::start();
+    for _ in 0..3 {
+        let mut server = Process::start(&["cluster", &redis.url()]);
+        let before = server.ask("rss");
+        let mut load = Process::herd(&server, SOCKETS);
+        server.until("sockets", SOCKETS as u64);
+        let seconds = load.ask("connected") as f64 / 1e6;
+        let mib = |bytes: u64| (bytes - before) as f64 / (1 << 20) as f64;
+        let (peak, idle) = (mib(server.ask("peak")), mib(server.ask("rss")));
+        row(
+            &format!("{SOCKETS} connects in the same moment"),
+            &format!(
+                "all there after {seconds:.1} s; {peak:.0} MiB at most, {idle:.0} MiB afterwards"
+            ),
+        );
+    }
 }

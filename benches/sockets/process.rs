@@ -34,16 +34,23 @@ impl Process {
         process
     }
 
-    /// A client with a socket for each of these users on each of these servers.
+    /// A client with a socket for each of these users on each of these servers, which connects 100 at
+    /// a time.
     pub fn load(targets: &[(&Process, &str, Range<usize>)]) -> Self {
-        let mut arguments = vec!["load".to_owned()];
-        for (server, prefix, users) in targets {
-            arguments.push(format!(
-                "{}/{prefix}/{}/{}",
-                server.port, users.start, users.end
-            ));
-        }
-        Self::start(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
+        let target = |(server, prefix, users): &(&Process, &str, Range<usize>)| {
+            format!("{}/{prefix}/{}/{}/100", server.port, users.start, users.end)
+        };
+        let targets: Vec<String> = targets.iter().map(target).collect();
+        let targets = targets.iter().map(String::as_str);
+        Self::start(&["load"].into_iter().chain(targets).collect::<Vec<_>>())
+    }
+
+    /// A client whose sockets all connect in the same moment.
+    pub fn herd(server: &Process, sockets: usize) -> Self {
+        Self::start(&[
+            "load",
+            &format!("{}/user-/0/{sockets}/{sockets}", server.port),
+        ])
     }
 
     pub fn ask(&mut self, command: &str) -> u64 {
@@ -99,17 +106,18 @@ pub fn median(mut values: Vec<f64>) -> f64 {
 /// Commands that every process knows.
 pub fn own_figure(command: &str) -> Option<u64> {
     match command {
-        "rss" => Some(resident_bytes()),
+        "rss" => Some(resident_bytes("VmRSS:")),
+        "peak" => Some(resident_bytes("VmHWM:")),
         "cpu" => Some(cpu_microseconds()),
         _ => None,
     }
 }
 
-fn resident_bytes() -> u64 {
+fn resident_bytes(which: &str) -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").expect("linux");
     let line = status
         .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .find_map(|line| line.strip_prefix(which))
         .expect("a figure");
     line.trim()
         .trim_end_matches(" kB")
