@@ -154,9 +154,9 @@ impl Builder {
     /// Most sockets of one user in the whole cluster, and what happens at the limit. Default: no limit.
     ///
     /// Exact however many nodes admit at once: Redis decides, with one command per upgrade and at most one
-    /// per end. The slots of a node that died come back with its lease, three
-    /// [`probe_interval`](Self::probe_interval)s. While Redis does not answer, each node counts its own
-    /// sockets ([`Stats::limits_unchecked`](crate::Stats::limits_unchecked)), so that a user may have up to
+    /// per end. The slots of a node that died come back with its [`lease`](Self::lease). While Redis does
+    /// not answer, each node counts its own sockets
+    /// ([`Stats::limits_unchecked`](crate::Stats::limits_unchecked)), so that a user may have up to
     /// so many on every node; they stay, and count again afterwards. So it is after Redis was restarted
     /// without its data, until every node has reconnected.
     ///
@@ -223,8 +223,7 @@ impl Builder {
     }
 
     /// How often the bus is proved from end to end; a fault that no error tells is found within two
-    /// intervals. Also how often the node's lease on its slots is renewed, which is three intervals long.
-    /// Default: 5 s.
+    /// intervals. Default: 5 s.
     pub fn probe_interval(mut self, interval: Duration) -> Self {
         self.config.probe_interval = interval;
         self
@@ -238,8 +237,9 @@ impl Builder {
     }
 
     /// How long a node that has gone silent still counts as there (the others say hello three times as
-    /// often): for [`Cluster::nodes`] and presence, not for delivery. Default: 15 s, so that a node may
-    /// lose two hellos.
+    /// often): for [`Cluster::nodes`], presence, and the slots of
+    /// [`max_sockets_per_user_in_cluster`](Self::max_sockets_per_user_in_cluster); not for delivery.
+    /// Default: 15 s, so that a node may lose two hellos.
     pub fn lease(mut self, lease: Duration) -> Self {
         self.config.lease = lease;
         self

@@ -94,6 +94,7 @@ impl End {
                 namespace: Namespace::new(namespace).unwrap(),
                 publish_timeout: PATIENCE,
                 probe_interval: PATIENCE,
+                lease: PATIENCE,
                 linger: Duration::from_millis(1),
                 slots,
             },

@@ -76,6 +76,7 @@ pub(crate) struct BusSettings {
     pub(crate) namespace: Namespace,
     pub(crate) publish_timeout: Duration,
     pub(crate) probe_interval: Duration,
+    pub(crate) lease: Duration,
     pub(crate) linger: Duration,
     pub(crate) slots: Option<SlotLimit>,
 }

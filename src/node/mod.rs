@@ -93,6 +93,7 @@ impl Node {
             namespace: config.namespace.clone(),
             publish_timeout: config.publish_timeout,
             probe_interval: config.probe_interval,
+            lease: config.lease,
             linger: config.linger,
             slots: config.slots,
         };

@@ -137,8 +137,7 @@ async fn a_node_that_shuts_down_gives_its_slots_back(lab: Lab) {
 async fn a_dead_nodes_slots_come_back_with_its_lease_and_notbefore() {
     let lab = Lab::redis();
     let server = lab.redis.as_ref().unwrap();
-    // A lease of six seconds.
-    let builder = limited(&lab, 1, OverLimit::Refuse).probe_interval(Duration::from_secs(2));
+    let builder = limited(&lab, 1, OverLimit::Refuse).lease(Duration::from_secs(6));
     let [b] = start(builder.clone()).await;
     let process = Runtime::new().unwrap();
     let dying = process.spawn(async move {
@@ -245,7 +244,7 @@ async fn a_frozen_redis_leaves_no_slot_behind() {
 async fn what_redis_forgets_is_written_again() {
     let lab = Lab::redis();
     let server = lab.redis.as_ref().unwrap();
-    let builder = limited(&lab, 2, OverLimit::Refuse).probe_interval(Duration::from_secs(1));
+    let builder = limited(&lab, 2, OverLimit::Refuse).lease(Duration::from_secs(3));
     let nodes: [TestNode; 2] = start(builder).await;
     let [a, b] = &nodes;
     let _clients = (enter(a, "alice").await, enter(b, "alice").await);
@@ -272,7 +271,7 @@ async fn a_replaced_socket_is_closed_even_when_the_message_was_lost() {
         "ACL SETUSER dumb on >s3cret resetchannels &cluster:* +subscribe +unsubscribe {SLOTS_ACL}"
     );
     assert_eq!(cli(server, &dumb), "OK");
-    let builder = limited(&lab, 1, OverLimit::CloseOldest).probe_interval(Duration::from_secs(1));
+    let builder = limited(&lab, 1, OverLimit::CloseOldest).lease(Duration::from_secs(3));
     let [b] = start(builder.clone()).await;
     let url = format!("redis://dumb:s3cret@127.0.0.1:{}", server.port());
     let a = TestNode::start(builder.redis(url).start()).await;
@@ -340,8 +339,8 @@ async fn every_key_expires_and_none_is_left() {
 async fn a_connect_is_one_command_a_disconnect_at_most_one_and_none_without_a_limit() {
     let lab = Lab::redis();
     let server = lab.redis.as_ref().unwrap();
-    let [plain] = start(lab.builder().probe_interval(NEVER)).await;
-    let [node] = start(limited(&lab, 9, OverLimit::Refuse).probe_interval(NEVER)).await;
+    let [plain] = start(lab.builder()).await;
+    let [node] = start(limited(&lab, 9, OverLimit::Refuse).lease(NEVER)).await;
     let scripts = || server.calls("evalsha") + server.calls("eval");
     let before = scripts();
     for n in 0..50 {
@@ -428,11 +427,8 @@ fn a_limit_of_none_makes_no_sense() {
     );
 }
 
-/// Settings with leases long enough for a busy machine.
 fn limited(lab: &Lab, sockets: usize, over: OverLimit) -> Builder {
-    lab.builder()
-        .max_sockets_per_user_in_cluster(sockets, over)
-        .probe_interval(Duration::from_secs(5))
+    lab.builder().max_sockets_per_user_in_cluster(sockets, over)
 }
 
 async fn start<const N: usize>(builder: Builder) -> [TestNode; N] {

@@ -43,14 +43,13 @@ impl Keeper {
         node: NodeId,
         settings: &BusSettings,
     ) -> Self {
-        let renewal = settings.probe_interval;
         Self {
             table,
             links,
             advice,
             link: None,
-            script: Script::new(&settings.namespace, node, renewal * MARGIN),
-            renewal,
+            script: Script::new(&settings.namespace, node, settings.lease),
+            renewal: settings.lease / MARGIN,
             epoch: 0,
             known: String::new(),
         }
