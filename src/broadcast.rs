@@ -340,7 +340,8 @@ impl Audience {
     ///
     /// Each node answers once, in at most `publish_timeout`; who did not is in
     /// [`Roster::missing`], and with Redis gone that is every other node. Identical
-    /// questions asked at the same time share the work. A node of another namespace, or one that is cut
+    /// questions asked at the same time share the work: those that come while one is under way wait for
+    /// its end, and share the next. A node of another namespace, or one that is cut
     /// off from Redis, is not part of the cluster and not asked.
     ///
     /// ```

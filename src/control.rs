@@ -11,8 +11,10 @@ use crate::roster::{NodeInfo, SocketInfo};
 pub(crate) enum Control {
     /// Wants an answer that names this id, on the asker's own channel.
     Ask { id: u64, what: Ask },
-    /// Wants an empty answer at once, unless the real one is under way.
+    /// Wants to know at once when this question never came.
     Ping { id: u64 },
+    /// It never came, on the asker's own channel.
+    Unasked { id: u64 },
     /// A node is there, said again and again, and for so many milliseconds unless it says so once
     /// more. With `reply`, everybody is to say it too.
     Hello {
@@ -100,6 +102,7 @@ mod tests {
                 r#"{"ask":{"id":2,"what":{"join":{"room":"x"}}}}"#,
             ),
             (Control::Ping { id: 3 }, r#"{"ping":{"id":3}}"#),
+            (Control::Unasked { id: 4 }, r#"{"unasked":{"id":4}}"#),
             (Control::Bye, r#""bye""#),
         ] {
             assert_eq!(serde_json::to_string(&control).unwrap(), json);

@@ -14,6 +14,7 @@ use http::request::Parts;
 use http::{HeaderMap, StatusCode};
 use hyper::upgrade::OnUpgrade;
 use serde::Serialize;
+use serde_json::Value;
 use tokio::task::unconstrained;
 use tokio::time::{Instant, timeout};
 
@@ -88,8 +89,8 @@ impl ClusterSocket {
     }
 
     /// Says what kind of device this is, for [`Audience::sockets`](crate::Audience::sockets): anything
-    /// small that can be written as JSON, at most 1 KiB. Default: nothing. What is larger, or cannot be
-    /// written, is answered with 500 by [`on_upgrade`](Self::on_upgrade).
+    /// small that can be written as JSON, at most 1 KiB and 100 levels deep. Default: nothing. What is
+    /// more, or cannot be written, is answered with 500 by [`on_upgrade`](Self::on_upgrade).
     ///
     /// ```
     /// # use axum::response::Response;
@@ -104,6 +105,9 @@ impl ClusterSocket {
     pub fn describe(mut self, description: impl Serialize) -> Self {
         let json = serde_json::to_string(&description).map_err(|error| error.to_string());
         self.description = Some(json.and_then(|json| match json.len() {
+            0..=MAX_DESCRIPTION if is_too_deep(&json) => Err(format!(
+                "it is more than {MAX_DEPTH} levels deep, which other nodes cannot read"
+            )),
             0..=MAX_DESCRIPTION => Ok(json.into()),
             bytes => Err(format!(
                 "it has {bytes} bytes, at most {MAX_DESCRIPTION} are kept"
@@ -176,6 +180,15 @@ impl ClusterSocket {
 
 /// Kept for every socket, and sent with every roster.
 const MAX_DESCRIPTION: usize = 1024;
+/// Parsers of JSON give up below 128 levels, and every answer puts some around a description.
+const MAX_DEPTH: usize = 100;
+
+/// Whether no node could read this valid JSON within an answer.
+fn is_too_deep(json: &str) -> bool {
+    let around = 127 - MAX_DEPTH;
+    let nested = format!("{}{json}{}", "[".repeat(around), "]".repeat(around));
+    serde_json::from_str::<Value>(&nested).is_err()
+}
 
 /// The stream, when the client has its answer.
 async fn opened(upgrade: OnUpgrade) -> Option<Opened> {
@@ -369,5 +382,17 @@ impl From<Kind> for ClusterRejection {
 impl From<Refused> for ClusterRejection {
     fn from(refused: Refused) -> Self {
         Self(Kind::Refused(refused))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_description_is_so_deep_that_every_node_can_read_it() {
+        let nested = |levels: usize| "[".repeat(levels) + &"]".repeat(levels);
+        assert!(!is_too_deep(&nested(MAX_DEPTH)) && is_too_deep(&nested(MAX_DEPTH + 1)));
+        assert!(!is_too_deep(&format!("\"{}\"", nested(400))), "no levels");
     }
 }

@@ -1,8 +1,8 @@
 //! When a question to several nodes is answered: rules without I/O.
 //!
 //! The bus tells how many nodes took a question, so that many answers end it. What takes longer than
-//! usual is followed up by name: a node that is gone is waited for no longer, and one that stays
-//! silent until the deadline is named as missing.
+//! usual is followed up by name: a node that is gone, or that was never asked, is waited for no longer,
+//! and one that stays silent until the deadline is named as missing.
 
 use std::collections::{HashMap, HashSet};
 
@@ -18,7 +18,9 @@ pub(crate) struct Gathering {
     uncertain: bool,
     answers: HashMap<NodeId, Vec<Bytes>>,
     finished: HashSet<NodeId>,
-    /// Nodes asked by name that have neither finished nor left.
+    /// Nodes that the question never reached.
+    unasked: HashSet<NodeId>,
+    /// Nodes asked by name that may still answer.
     awaited: Option<HashSet<NodeId>>,
     /// Nodes that are there but cut off from the bus.
     unreachable: HashSet<NodeId>,
@@ -38,8 +40,15 @@ impl Gathering {
         self.answers.entry(node).or_default().push(part);
         if !more {
             self.finished.insert(node);
+            self.unreachable.remove(&node);
             self.no_longer_awaited(node);
         }
+    }
+
+    /// A node asked by name has nothing to answer.
+    pub(crate) fn unasked(&mut self, node: NodeId) {
+        self.unasked.insert(node);
+        self.no_longer_awaited(node);
     }
 
     /// A node has left: it will not answer any more.
@@ -52,8 +61,10 @@ impl Gathering {
 
     /// Of the nodes that are known, those to ask by name.
     pub(crate) fn follow_up(&mut self, known: impl IntoIterator<Item = NodeId>) -> Vec<NodeId> {
-        let open = known.into_iter().filter(|id| !self.finished.contains(id));
-        let open: HashSet<NodeId> = open.collect();
+        let open: HashSet<NodeId> = known
+            .into_iter()
+            .filter(|id| !self.finished.contains(id) && !self.unasked.contains(id))
+            .collect();
         let names = open.iter().copied().collect();
         self.awaited = Some(open);
         names
@@ -162,6 +173,27 @@ mod tests {
         assert!(!gathering.is_complete());
         let answers = gathering.into_answers();
         assert_eq!((answers.parts.len(), answers.missing), (2, vec![B]));
+    }
+
+    #[test]
+    fn who_was_never_asked_neither_counts_nor_is_missing() {
+        let mut gathering = promised(2);
+        answer(&mut gathering, A);
+        gathering.follow_up([A, B, C]);
+        gathering.unasked(C);
+        assert!(!gathering.is_complete(), "the other one is B");
+        assert_eq!(gathering.follow_up([A, B, C]), [B]);
+        let answers = gathering.into_answers();
+        assert_eq!((answers.parts.len(), answers.missing), (1, vec![B]));
+    }
+
+    #[test]
+    fn who_is_reached_after_all_is_not_missing() {
+        let mut gathering = promised(2);
+        gathering.follow_up([A, B]);
+        gathering.unreachable(B);
+        answer(&mut gathering, B);
+        assert_eq!(gathering.into_answers().missing, [A]);
     }
 
     #[test]

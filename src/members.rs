@@ -36,13 +36,6 @@ impl Members {
         self.0.insert(member.info.id, member).is_none()
     }
 
-    /// A node described itself when asked, which is no hello.
-    pub(crate) fn described(&mut self, info: NodeInfo) {
-        if let Some(member) = self.0.get_mut(&info.id) {
-            member.info = info;
-        }
-    }
-
     /// A node said goodbye. Whether it was known.
     pub(crate) fn left(&mut self, node: NodeId) -> bool {
         self.0.remove(&node).is_some()

@@ -1,23 +1,24 @@
-//! Unions seen lately, so that a node acts on the first copy alone.
+//! What came lately from other nodes: unions, of which a node acts on the first copy alone, and
+//! questions, of which it knows whether they came.
 
 use std::collections::{HashSet, VecDeque};
 
 use crate::id::NodeId;
 
-/// How many unions are remembered. The copies of one union leave in one pipeline, so between them
-/// comes only what other nodes publish in that moment.
+/// How many are remembered. The copies of one union leave in one pipeline, so between them comes only
+/// what other nodes publish in that moment; a question is followed up after a tenth of a second.
 const REMEMBERED: usize = 4096;
 
 #[derive(Debug, Default)]
-pub(crate) struct RecentUnions {
+pub(crate) struct Recent {
     order: VecDeque<(NodeId, u64)>,
     known: HashSet<(NodeId, u64)>,
 }
 
-impl RecentUnions {
-    /// Whether this is the first copy.
-    pub(crate) fn is_first(&mut self, origin: NodeId, union: u64) -> bool {
-        if !self.known.insert((origin, union)) {
+impl Recent {
+    /// Remembers it. Whether this is the first time.
+    pub(crate) fn is_first(&mut self, origin: NodeId, id: u64) -> bool {
+        if !self.known.insert((origin, id)) {
             return false;
         }
         if self.order.len() == REMEMBERED
@@ -25,8 +26,13 @@ impl RecentUnions {
         {
             self.known.remove(&oldest);
         }
-        self.order.push_back((origin, union));
+        self.order.push_back((origin, id));
         true
+    }
+
+    /// Whether it came lately.
+    pub(crate) fn contains(&self, origin: NodeId, id: u64) -> bool {
+        self.known.contains(&(origin, id))
     }
 }
 
@@ -36,7 +42,7 @@ mod tests {
 
     #[test]
     fn only_the_first_copy_counts_and_memory_is_bounded() {
-        let mut recent = RecentUnions::default();
+        let mut recent = Recent::default();
         assert!(recent.is_first(NodeId(1), 1));
         assert!(!recent.is_first(NodeId(1), 1));
         assert!(recent.is_first(NodeId(2), 1), "another node's");
@@ -48,5 +54,6 @@ mod tests {
             (REMEMBERED, REMEMBERED)
         );
         assert!(!recent.is_first(NodeId(1), 9_999));
+        assert!(recent.contains(NodeId(1), 9_999) && !recent.contains(NodeId(1), 2));
     }
 }

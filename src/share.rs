@@ -58,6 +58,7 @@ where
                     let asking = Asking {
                         share: self.clone(),
                         key,
+                        over: false,
                     };
                     tokio::spawn(asking.run(first, ask));
                     told
@@ -72,10 +73,11 @@ where
 struct Asking<K: Hash + Eq, V: Clone> {
     share: Arc<Share<K, V>>,
     key: K,
+    over: bool,
 }
 
 impl<K: Hash + Eq, V: Clone> Asking<K, V> {
-    async fn run<F: Future<Output = V>>(self, first: Next<V>, ask: impl Fn() -> F) {
+    async fn run<F: Future<Output = V>>(mut self, first: Next<V>, ask: impl Fn() -> F) {
         let mut tell = first.tell;
         loop {
             // Fails when nobody is interested any more.
@@ -88,11 +90,12 @@ impl<K: Hash + Eq, V: Clone> Asking<K, V> {
     }
 
     /// The question that others wait for. With none it is all over, and nobody can join any more.
-    fn next(&self) -> Option<Next<V>> {
+    fn next(&mut self) -> Option<Next<V>> {
         let mut questions = self.share.0.lock();
         let next = questions.get_mut(&self.key).and_then(Option::take);
         if next.is_none() {
             questions.remove(&self.key);
+            self.over = true;
         }
         next
     }
@@ -100,7 +103,7 @@ impl<K: Hash + Eq, V: Clone> Asking<K, V> {
 
 impl<K: Hash + Eq, V: Clone> Drop for Asking<K, V> {
     fn drop(&mut self) {
-        if std::thread::panicking() {
+        if !self.over {
             self.share.0.lock().remove(&self.key);
         }
     }

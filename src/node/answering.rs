@@ -1,7 +1,7 @@
 //! What other nodes ask of this one.
 
-use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
 
 use bytes::Bytes;
@@ -15,8 +15,11 @@ use super::{CHUNK, Node};
 use crate::backend::{Confirmation, Listener};
 use crate::close::Close;
 use crate::control::{Answer, Ask, Control};
+use crate::error::PublishError;
+use crate::gather::Gathering;
 use crate::id::NodeId;
 use crate::outbox::Outbox;
+use crate::recent::Recent;
 use crate::registry::Member;
 use crate::roster::SocketInfo;
 use crate::scope::Scope;
@@ -28,11 +31,16 @@ const MAX_QUESTIONS: usize = 1024;
 /// Sockets in one part of an answer: about 200 KB.
 const PART: usize = 1000;
 
-/// Whose questions are being answered now.
+/// The questions of others.
 #[derive(Debug, Default)]
-pub(super) struct Answering(Mutex<HashSet<(NodeId, u64)>>);
+pub(super) struct Answering {
+    /// How many are being answered now.
+    open: AtomicUsize,
+    /// The last ones that came, whatever became of them.
+    heard: Mutex<Recent>,
+}
 
-/// One of them; forgotten however the answer ends.
+/// One that is being answered.
 struct Open {
     node: Arc<Node>,
     asker: NodeId,
@@ -41,8 +49,7 @@ struct Open {
 
 impl Drop for Open {
     fn drop(&mut self) {
-        let mut answering = self.node.answering.0.lock();
-        answering.remove(&(self.asker, self.id));
+        self.node.answering.open.fetch_sub(1, Relaxed);
     }
 }
 
@@ -50,11 +57,9 @@ impl Node {
     pub(super) fn heard_control(&self, origin: NodeId, scope: &Scope<'_>, json: &[u8]) {
         match serde_json::from_slice(json) {
             Ok(Control::Ask { id, what }) => self.heard_question(origin, id, scope, what),
-            Ok(Control::Ping { id }) => {
-                let answering = self.answering.0.lock().contains(&(origin, id));
-                if !answering && let Some(open) = self.open(origin, id) {
-                    self.tasks.spawn(open.answer(Answer::default()));
-                }
+            Ok(Control::Ping { id }) => self.heard_ping(origin, id),
+            Ok(Control::Unasked { id }) => {
+                self.question(id, |gathering| gathering.unasked(origin));
             }
             Ok(Control::Hello { node, lease, reply }) => {
                 self.node_said_hello(node, lease);
@@ -71,15 +76,33 @@ impl Node {
     }
 
     pub(super) fn heard_answer(&self, origin: NodeId, id: u64, more: bool, part: &[u8]) {
+        let part = || Bytes::copy_from_slice(part);
+        self.question(id, |gathering| gathering.answered(origin, part(), more));
+    }
+
+    /// Silence says that a question came: its answer is under way, or was lost and is missing.
+    fn heard_ping(&self, asker: NodeId, id: u64) {
+        let came = self.answering.heard.lock().contains(asker, id);
+        if !came && let Some(node) = self.me.upgrade() {
+            let unasked = self.say(&Scope::default(), id, &Control::Unasked { id });
+            let asker = Topic::node(asker);
+            // Unsaid, it is taken for silence.
+            self.tasks
+                .spawn(async move { drop(node.bus.publish(smallvec![asker], unasked).await) });
+        }
+    }
+
+    /// Tells a question of this node, unless it is over.
+    fn question(&self, id: u64, change: impl FnOnce(&mut Gathering)) {
         let question = self.questions.lock().get(&id).cloned();
         if let Some(question) = question {
-            let part = Bytes::copy_from_slice(part);
-            question.update(|gathering| gathering.answered(origin, part, more));
+            question.update(change);
         }
     }
 
     /// Does what is asked at once, in the order in which it came; only answering takes its time.
     fn heard_question(&self, asker: NodeId, id: u64, scope: &Scope<'_>, what: Ask) {
+        self.answering.heard.lock().is_first(asker, id);
         let (count, confirmation) = self.carry_out(scope, &what);
         let Some(open) = self.open(asker, id) else {
             self.counters.questions_refused.fetch_add(1, Relaxed);
@@ -112,12 +135,9 @@ impl Node {
 
     fn open(&self, asker: NodeId, id: u64) -> Option<Open> {
         let node = self.me.upgrade()?;
-        let mut answering = self.answering.0.lock();
-        if answering.len() >= MAX_QUESTIONS {
-            return None;
-        }
-        answering.insert((asker, id));
-        drop(answering);
+        let open = &self.answering.open;
+        let more = |open| (open < MAX_QUESTIONS).then_some(open + 1);
+        open.fetch_update(Relaxed, Relaxed, more).ok()?;
         Some(Open { node, asker, id })
     }
 
@@ -188,13 +208,14 @@ impl Node {
 
 impl Open {
     async fn answer(self, answer: Answer) {
-        self.say(&answer, false).await;
+        // Unsaid, the asker names us as missing.
+        let _ = self.say(&answer, false).await;
     }
 
     async fn answer_with_sockets(self, members: Vec<Arc<Outbox>>) {
         let mut parts = members.chunks(PART).peekable();
         if parts.peek().is_none() {
-            return self.say(&Answer::default(), false).await;
+            return self.answer(Answer::default()).await;
         }
         while let Some(part) = parts.next() {
             let sockets = self.node.describe(part).await;
@@ -203,11 +224,13 @@ impl Open {
                 sockets,
                 node: None,
             };
-            self.say(&answer, parts.peek().is_some()).await;
+            if self.say(&answer, parts.peek().is_some()).await.is_err() {
+                return;
+            }
         }
     }
 
-    async fn say(&self, answer: &Answer, more: bool) {
+    async fn say(&self, answer: &Answer, more: bool) -> Result<usize, PublishError> {
         let part = serde_json::to_vec(answer).expect("an answer is plain data");
         let action = Action::Answer {
             id: self.id,
@@ -216,7 +239,6 @@ impl Open {
         };
         let envelope = wire::encode(self.node.id, None, &Scope::default(), &action);
         let asker = Topic::node(self.asker);
-        // The asker names us as missing.
-        let _ = self.node.bus.publish(smallvec![asker], envelope).await;
+        self.node.bus.publish(smallvec![asker], envelope).await
     }
 }

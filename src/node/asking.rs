@@ -1,17 +1,18 @@
 //! Questions to other nodes, and commands: what is asked is carried out here too, then everybody's answers
 //! are gathered.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::future::join_all;
+use futures::future::{join, join_all};
 use parking_lot::Mutex;
 use smallvec::smallvec;
 use tokio::sync::Notify;
 use tokio::task::yield_now;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::Node;
 use crate::backend::Listener;
@@ -22,7 +23,7 @@ use crate::id::NodeId;
 use crate::roster::{Count, NodeInfo, Roster};
 use crate::scope::{Scope, Selection};
 use crate::topic::Topic;
-use crate::wire::{self, Action};
+use crate::wire::{self, Action, MAX_ENVELOPE};
 
 /// A healthy cluster has answered long before: who has not is asked by name, again and again.
 const FOLLOW_UP: Duration = Duration::from_millis(100);
@@ -85,16 +86,18 @@ impl Node {
             nodes: 0,
             unanswered: 0,
         };
-        if !local_only {
-            let answers = self.ask(selection, what).await.map_err(|error| {
-                self.counters.note_failed_publish(error.maybe_sent);
-                let kind = SendErrorKind::Bus(error);
-                SendError { local, kind }
-            })?;
-            outcome.nodes = answers.parts.len();
-            outcome.unanswered = answers.missing.len();
+        if local_only {
+            self.settled(confirmation).await;
+            return Ok(outcome);
         }
-        self.settled(confirmation).await;
+        let (answers, ()) = join(self.ask(selection, what), self.settled(confirmation)).await;
+        let answers = answers.map_err(|error| {
+            self.counters.note_failed_publish(error.maybe_sent);
+            let kind = SendErrorKind::Bus(error);
+            SendError { local, kind }
+        })?;
+        outcome.nodes = answers.parts.len();
+        outcome.unanswered = answers.missing.len();
         Ok(outcome)
     }
 
@@ -114,7 +117,11 @@ impl Node {
             async move { Arc::new(node.gather_roster(&selection, false).await) }
         };
         let shared = self.rosters.answer(key, ask).await;
-        Ok(shared.map(Arc::unwrap_or_clone).unwrap_or_default())
+        let roster = shared.map(Arc::unwrap_or_clone);
+        Ok(roster.unwrap_or_else(|| Roster {
+            sockets: Vec::new(),
+            missing: self.everybody(),
+        }))
     }
 
     async fn gather_roster(&self, selection: &Selection, local_only: bool) -> Roster {
@@ -123,11 +130,9 @@ impl Node {
             self.describe(&here),
             self.ask_others(selection, Ask::Sockets, local_only)
         );
-        for answer in answers_in(&others) {
-            sockets.extend(answer.sockets);
-        }
+        let (answers, missing) = read(others);
+        sockets.extend(answers.into_iter().flat_map(|answer| answer.sockets));
         sockets.sort_unstable_by_key(|socket| (socket.connected_at, socket.id));
-        let missing = others.missing;
         Roster { sockets, missing }
     }
 
@@ -146,17 +151,21 @@ impl Node {
             let (node, selection) = (node.clone(), selection.clone());
             async move { node.gather_count(&selection, false).await }
         };
-        Ok(self.counts.answer(key, ask).await.unwrap_or_default())
+        let count = self.counts.answer(key, ask).await;
+        Ok(count.unwrap_or_else(|| Count {
+            sockets: 0,
+            missing: self.everybody(),
+        }))
     }
 
     async fn gather_count(&self, selection: &Selection, local_only: bool) -> Count {
         let here = self.members_of(&selection.scope()).len();
         let others = self.ask_others(selection, Ask::Count, local_only).await;
-        let there: usize = answers_in(&others).map(|answer| answer.count).sum();
-        Count {
-            sockets: here + there,
-            missing: others.missing,
-        }
+        let (answers, missing) = read(others);
+        let sockets = answers
+            .iter()
+            .fold(here, |sockets, answer| sockets.saturating_add(answer.count));
+        Count { sockets, missing }
     }
 
     /// Every node of the cluster, this one first.
@@ -167,10 +176,14 @@ impl Node {
         let answers = answers.map_err(|error| QueryError {
             kind: QueryErrorKind::Bus(error.reason),
         })?;
-        for info in answers_in(&answers).filter_map(|answer| answer.node) {
-            self.members.lock().described(info);
-        }
-        let mut others: Vec<NodeInfo> = self.members.lock().infos().cloned().collect();
+        let said_hello = self.members.lock().infos().cloned().collect::<Vec<_>>();
+        let answered = read(answers).0.into_iter().filter_map(|answer| answer.node);
+        let others: HashMap<NodeId, NodeInfo> = said_hello
+            .into_iter()
+            .chain(answered)
+            .map(|info| (info.id, info))
+            .collect();
+        let mut others: Vec<NodeInfo> = others.into_values().collect();
         others.sort_unstable_by_key(|info| (info.started_at, info.id));
         others.insert(0, self.introduce());
         Ok(others)
@@ -191,12 +204,17 @@ impl Node {
             return Answers::default();
         }
         let answers = self.ask(selection, what).await;
-        answers.unwrap_or_else(|_| {
-            let mut missing: Vec<NodeId> = self.members.lock().ids().collect();
-            missing.sort_unstable();
-            let parts = Default::default();
-            Answers { parts, missing }
+        answers.unwrap_or_else(|_| Answers {
+            parts: HashMap::new(),
+            missing: self.everybody(),
         })
+    }
+
+    /// All other nodes that are known, in order.
+    fn everybody(&self) -> Vec<NodeId> {
+        let mut nodes: Vec<NodeId> = self.members.lock().ids().collect();
+        nodes.sort_unstable();
+        nodes
     }
 
     async fn ask(&self, selection: &Selection, what: Ask) -> Result<Answers, PublishError> {
@@ -214,10 +232,17 @@ impl Node {
         };
         let deadline = Instant::now() + self.config.publish_timeout;
         let envelope = self.say(&selection.scope(), id, &Control::Ask { id, what });
+        if envelope.len() > MAX_ENVELOPE {
+            return Err(PublishError::not_sent(format!(
+                "naming the audience takes {} bytes, at most {MAX_ENVELOPE} travel: ask in parts",
+                envelope.len()
+            )));
+        }
         let promised = self.bus.publish(smallvec![carrier], envelope).await?;
         open.question
             .update(|gathering| gathering.promise(promised));
-        open.wait(deadline).await;
+        // At the deadline what is there must do.
+        let _ = timeout_at(deadline, open.wait()).await;
         let gathering = std::mem::take(&mut *open.question.gathering.lock());
         Ok(gathering.into_answers())
     }
@@ -230,30 +255,29 @@ impl Node {
 }
 
 impl Open<'_> {
-    async fn wait(&self, deadline: Instant) {
+    async fn wait(&self) {
         let mut follow_up = Instant::now() + FOLLOW_UP;
         loop {
             let (complete, needs_names) = {
                 let gathering = self.question.gathering.lock();
                 (gathering.is_complete(), gathering.needs_names())
             };
-            let now = Instant::now();
-            if complete || deadline <= now {
+            if complete {
                 return;
             }
-            if needs_names || follow_up <= now {
+            if needs_names || follow_up <= Instant::now() {
                 self.follow_up().await;
-                follow_up = now + FOLLOW_UP;
+                follow_up = Instant::now() + FOLLOW_UP;
                 continue;
             }
             tokio::select! {
                 () = self.question.changed.notified() => {}
-                () = sleep_until(deadline.min(follow_up)) => {}
+                () = sleep_until(follow_up) => {}
             }
         }
     }
 
-    /// Asks everybody who has not answered to do so at once.
+    /// Asks everybody who has not answered whether there is something to wait for.
     async fn follow_up(&self) {
         let known: Vec<NodeId> = self.node.members.lock().ids().collect();
         let silent = self.question.gathering.lock().follow_up(known);
@@ -275,8 +299,37 @@ impl Open<'_> {
     }
 }
 
-/// The answers that make sense; those of a version that speaks otherwise are left out.
-fn answers_in(answers: &Answers) -> impl Iterator<Item = Answer> {
-    let parts = answers.parts.values().flatten();
-    parts.filter_map(|part| serde_json::from_slice(part).ok())
+/// The answers that make sense; a node whose answer makes none has not answered.
+fn read(answers: Answers) -> (Vec<Answer>, Vec<NodeId>) {
+    let Answers { parts, mut missing } = answers;
+    let mut read = Vec::new();
+    for (node, parts) in parts {
+        let parts = parts.iter().map(|part| serde_json::from_slice(part));
+        match parts.collect::<Result<Vec<Answer>, _>>() {
+            Ok(answer) => read.extend(answer),
+            Err(_) => missing.push(node),
+        }
+    }
+    missing.sort_unstable();
+    (read, missing)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_that_makes_no_sense_is_none() {
+        let part = |json: &'static str| Bytes::from_static(json.as_bytes());
+        let answers = Answers {
+            parts: HashMap::from([
+                (NodeId(1), vec![part(r#"{"count":2}"#), part("{")]),
+                (NodeId(2), vec![part(r#"{"count":3}"#)]),
+            ]),
+            missing: vec![NodeId(3)],
+        };
+        let (read, missing) = read(answers);
+        assert_eq!(read.iter().map(|answer| answer.count).sum::<usize>(), 3);
+        assert_eq!(missing, [NodeId(1), NodeId(3)]);
+    }
 }

@@ -39,7 +39,7 @@ use crate::id::{NodeId, UserId};
 use crate::members::Members;
 use crate::message::Message;
 use crate::outbox::{Outbox, Pushed};
-use crate::recent::RecentUnions;
+use crate::recent::Recent;
 use crate::registry::{Member, Registry};
 use crate::roster::{Count, Roster};
 use crate::scope::{Route, Scope, Selection};
@@ -60,7 +60,7 @@ pub(crate) struct Node {
     config: Config,
     bus: Box<dyn Bus>,
     registry: RwLock<Registry<Arc<Outbox>>>,
-    unions: Mutex<RecentUnions>,
+    unions: Mutex<Recent>,
     next_socket: AtomicU64,
     next_union: AtomicU64,
     health: HealthCell,

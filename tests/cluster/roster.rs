@@ -264,16 +264,18 @@ async fn a_silent_node_is_named_and_the_others_are_listed() {
                 .start(),
         )
         .await,
+        // Has nothing to do with it, and says so when it is asked by name.
+        lab.node().await,
     ];
     for node in &nodes {
         node.cluster.ready().await.unwrap();
     }
-    let (_clients, all) = everywhere(&nodes, "alice").await;
+    let (_clients, all) = everywhere(&nodes[..3], "alice").await;
     let cluster = &nodes[0].broadcaster;
     let whole = cluster.to_user("alice").sockets().await.unwrap();
     assert_eq!((ids(&whole), whole.missing()), (all, &[][..]), "control");
     until("everybody is known", async || {
-        nodes[0].cluster.nodes().await.unwrap().len() == 3
+        nodes[0].cluster.nodes().await.unwrap().len() == 4
     })
     .await;
 
@@ -289,6 +291,45 @@ async fn a_silent_node_is_named_and_the_others_are_listed() {
     );
     let joined = cluster.to_user("alice").join("x").await.unwrap();
     assert_eq!((joined.nodes(), joined.unanswered()), (Some(1), 1));
+}
+
+/// Slower than the moment at which it is asked by name: who has nothing to answer does not end the
+/// question for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_node_is_waited_for() {
+    let lab = Lab::redis();
+    let slow = Proxy::slow(
+        lab.redis.as_ref().unwrap().port(),
+        Duration::from_millis(150),
+    )
+    .await;
+    let far = lab.builder().redis(slow.url()).probe_interval(PATIENCE);
+    let nodes = [
+        lab.node().await,
+        TestNode::start(far.start()).await,
+        lab.node().await,
+    ];
+    for node in &nodes {
+        node.cluster.ready().await.unwrap();
+    }
+    let (mut clients, all) = everywhere(&nodes[1..2], "alice").await;
+    until("everybody is known", async || {
+        nodes[0].cluster.stats().nodes == 3
+    })
+    .await;
+    let asked = tokio::time::Instant::now();
+    let joined = nodes[0].broadcaster.to_user("alice").join("x").await;
+    let joined = joined.unwrap();
+    assert!(
+        asked.elapsed() > Duration::from_millis(200),
+        "control: it was slow"
+    );
+    assert_eq!((joined.nodes(), joined.unanswered()), (Some(1), 0));
+    nodes[0].broadcaster.to_room("x").send("in").await.unwrap();
+    assert_eq!(clients[0].event().await, text("in"));
+    let roster = nodes[0].broadcaster.to_user("alice").sockets().await;
+    let roster = roster.unwrap();
+    assert_eq!((ids(&roster), roster.is_complete()), (all, true));
 }
 
 /// With Redis gone the sockets of this node are still listed, and nobody is forgotten.
@@ -311,8 +352,7 @@ async fn without_redis_everybody_else_is_missing() {
     assert_eq!(error.unwrap_err().local(), 1);
 }
 
-/// Nodes of two releases side by side: messages are understood, words of the later one are ignored, and
-/// who does not know a question is waited for no longer than it takes to say so.
+/// Nodes of two releases side by side: messages are understood, words of the later one are ignored.
 #[tokio::test(flavor = "multi_thread")]
 async fn nodes_of_another_release_are_understood_as_far_as_they_speak_the_same() {
     let lab = Lab::redis();
@@ -344,6 +384,21 @@ async fn nodes_of_another_release_are_understood_as_far_as_they_speak_the_same()
     .await;
     let nodes = a.cluster.nodes().await.unwrap();
     assert_eq!(nodes[1].name, "old", "listed, though it did not answer");
+}
+
+/// A question that came is answered or lost: only of one that never came is it said.
+#[tokio::test(flavor = "multi_thread")]
+async fn only_a_question_that_never_came_is_disowned() {
+    let lab = Lab::redis();
+    let [a] = lab.nodes().await;
+    let mut other = Silent::start(&lab.redis.as_ref().unwrap().url()).await;
+    until("it is known", async || a.cluster.stats().nodes == 2).await;
+    other.say(br#"{"ask":{"id":7,"what":"node"}}"#).await;
+    assert!(other.told().await.contains(r#""node""#));
+    for ping in [&br#"{"ping":{"id":7}}"#[..], br#"{"ping":{"id":8}}"#] {
+        other.say(ping).await;
+    }
+    assert!(other.told().await.ends_with(r#"{"unasked":{"id":8}}"#));
 }
 
 /// What says it is a node and never answers: the deadline is far away, so only its end can end the wait.
@@ -409,6 +464,22 @@ impl Silent {
         let mut envelope = vec![1, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0xab];
         envelope.extend(control);
         let _: usize = self.talk.publish("cluster:nodes", envelope).await.unwrap();
+    }
+
+    /// The next that it alone is told.
+    async fn told(&mut self) -> String {
+        use futures::StreamExt;
+        let mut messages = self.heard.on_message();
+        let told = async {
+            loop {
+                let message = messages.next().await.unwrap();
+                let words = String::from_utf8_lossy(message.get_payload_bytes()).into_owned();
+                if message.get_channel_name().contains(":n:") && !words.contains("hello") {
+                    return words;
+                }
+            }
+        };
+        soon("to be told", told).await
     }
 
     async fn heard_a_question(&mut self) {

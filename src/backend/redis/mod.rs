@@ -157,7 +157,7 @@ impl Bus for RedisBus {
 
     fn publish(
         &self,
-        topics: SmallVec<[Topic; 1]>,
+        mut topics: SmallVec<[Topic; 1]>,
         envelope: Bytes,
     ) -> BoxFuture<'_, Result<usize, PublishError>> {
         let channels = topics
@@ -165,17 +165,19 @@ impl Bus for RedisBus {
             .map(|topic| self.settings.namespace.channel(topic))
             .collect();
         let publishing = self.publisher.publish(channels, envelope);
+        let confirmed = |topics: &mut SmallVec<[Topic; 1]>| {
+            topics.retain(|topic| self.table.is_confirmed(topic));
+        };
+        confirmed(&mut topics);
         async move {
             let published = publishing.await;
             if published.is_err() {
                 self.table.doubt();
             }
             let receivers = published?;
-            let own = topics
-                .iter()
-                .filter(|topic| self.table.is_confirmed(topic))
-                .count();
-            Ok(receivers.saturating_sub(own))
+            // Those that heard it surely: who subscribed meanwhile perhaps did not.
+            confirmed(&mut topics);
+            Ok(receivers.saturating_sub(topics.len()))
         }
         .boxed()
     }
