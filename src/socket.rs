@@ -22,7 +22,9 @@ use crate::ws::frame::Frame;
 /// A registered WebSocket: as long as you hold it, every node reaches it.
 ///
 /// It is a `Stream<Item = Message>` and a `Sink<Message>` too, so it can be split and forwarded. Pings
-/// are answered and the heartbeat is kept whether or not the handler reads.
+/// are answered and the heartbeat is kept by the socket itself. Only when 16 messages wait that the handler
+/// has not read is nothing more read from the client, its pings neither, and no pong expected of it: let a
+/// handler that works for long do so in a task of its own.
 ///
 /// Dropping it closes normally (1000), or with 1011 while panicking; what was sent before still goes
 /// out.

@@ -101,6 +101,15 @@ impl Client {
         self.stream.get_mut()
     }
 
+    /// Pings and waits for the pong.
+    pub async fn ping(&mut self) {
+        let ping = Message::Ping(Bytes::from_static(b"there?"));
+        self.stream.send(ping).await.expect("the server reads");
+        let pong = Message::Pong(Bytes::from_static(b"there?"));
+        let answered = async { while self.stream.next().await.unwrap().unwrap() != pong {} };
+        soon("a pong", answered).await;
+    }
+
     pub async fn event(&mut self) -> Event {
         soon("an event", self.next()).await
     }
