@@ -719,6 +719,20 @@ mod tests {
     }
 
     #[test]
+    fn a_million_pieces_take_no_more_than_their_message() {
+        let mut decoder = Decoder::new(usize::MAX >> 1);
+        for piece in 0..1_000_000 {
+            let opcode = if piece == 0 { BINARY } else { CONTINUATION };
+            // Each second one is empty.
+            let mut frame = client(false, opcode, [7; 4], &[7][..piece % 2]);
+            assert_eq!(decoder.decode(&mut frame), Ok((frame.len(), None)));
+        }
+        let data = &decoder.message.expect("half a message").data;
+        assert_eq!(data.len(), 500_000);
+        assert!(data.capacity() <= 2 * data.len(), "{}", data.capacity());
+    }
+
+    #[test]
     fn a_promise_of_much_allocates_nothing() {
         let mut decoder = Decoder::new(usize::MAX >> 1);
         let mut header = [0x82, 0xff, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0];

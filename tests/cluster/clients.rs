@@ -128,14 +128,27 @@ async fn a_message_over_the_limit_closes_with_1009() {
     client.raw().write_all(&header).await.unwrap();
     assert!(matches!(client.event().await, Event::Closed(1009, _)));
 
-    // A message in endless small pieces.
+    // A message in a million pieces, of which as many have content as are allowed, or one more.
     let mut client = node.client("carol").await;
-    let mut pieces = vec![0x02, 0x81, 0, 0, 0, 0, b'x'];
-    for _ in 0..1001 {
-        pieces.extend([0x00, 0x81, 0, 0, 0, 0, b'x']);
+    for (len, full) in [(1000, false), (1001, true)] {
+        let mut pieces = vec![0x02, 0x80, 0, 0, 0, 0];
+        pieces.extend([0x00, 0x81, 0, 0, 0, 0, b'x'].repeat(len));
+        pieces.extend([0x00, 0x80, 0, 0, 0, 0].repeat(1_000_000 - len - 2));
+        pieces.extend([0x80, 0x80, 0, 0, 0, 0]);
+        // The rest is not read when it is too long.
+        let sent = client.raw().write_all(&pieces).await;
+        match full {
+            false => assert_eq!(client.event().await, Event::Binary(vec![b'x'; len])),
+            true => {
+                assert!(sent.is_err() || matches!(client.event().await, Event::Closed(1009, _)))
+            }
+        }
     }
-    client.raw().write_all(&pieces).await.unwrap();
-    assert!(matches!(client.event().await, Event::Closed(1009, _)));
+    for user in ["bob", "carol"] {
+        let end = node.next_end().await;
+        let code = end.close.map(|close| close.code);
+        assert_eq!((end.user.as_str(), code), (user, Some(1009)));
+    }
     node.until_empty().await;
 }
 

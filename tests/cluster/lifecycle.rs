@@ -12,6 +12,7 @@ use axum_cluster::{Broadcaster, Close, ClusterSocket, SendError, Unauthenticated
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::support::client::{Event, text};
 use crate::support::node::{Ended, authenticate, serve};
@@ -246,7 +247,12 @@ async fn a_client_that_leaves_before_its_answer_is_unregistered() {
     // Resets the connection.
     stream.set_zero_linger().unwrap();
     drop(stream);
+    let dropped = Instant::now();
     until("it is unregistered", async || cluster.stats().sockets == 0).await;
+    assert!(
+        dropped.elapsed() < Duration::from_secs(4),
+        "noticed, and not given up after 5 s"
+    );
     gate.notify_one();
 
     gate.notify_one();

@@ -106,7 +106,9 @@ impl Client {
         let ping = Message::Ping(Bytes::from_static(b"there?"));
         self.stream.send(ping).await.expect("the server reads");
         let pong = Message::Pong(Bytes::from_static(b"there?"));
-        let answered = async { while self.stream.next().await.unwrap().unwrap() != pong {} };
+        let mut heard =
+            async || matches!(self.stream.next().await, Some(Ok(frame)) if frame == pong);
+        let answered = async { while !heard().await {} };
         soon("a pong", answered).await;
     }
 
