@@ -438,10 +438,11 @@ impl Outbox {
 mod tests {
     use std::task::{Wake, Waker};
 
+    use proptest::collection::vec;
     use proptest::prelude::*;
     use tokio::io::AsyncReadExt;
     use tokio::net::tcp::OwnedReadHalf;
-    use tokio::net::{TcpListener, TcpStream};
+    use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
     use super::*;
     use crate::config::CLOSING;
@@ -619,9 +620,10 @@ mod tests {
     /// An outbox that shares a stream, and the client's end of it.
     async fn connected() -> (Arc<Outbox>, TcpStream, OwnedReadHalf) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let client = TcpStream::connect(listener.local_addr().unwrap())
-            .await
-            .unwrap();
+        let client = TcpSocket::new_v4().unwrap();
+        client.set_recv_buffer_size(4096).unwrap();
+        let client = client.connect(listener.local_addr().unwrap());
+        let client = client.await.unwrap();
         let (server, _) = listener.accept().await.unwrap();
         socket2::SockRef::from(&server)
             .set_send_buffer_size(4096)
@@ -802,75 +804,132 @@ mod tests {
         ]
     }
 
+    /// What was taken, and how many of those were discarded for newer ones.
+    type Account = (Vec<Frame>, usize);
+
+    /// Does the steps, with frames so many times as long.
+    fn play(
+        outbox: &Outbox,
+        steps: Vec<Step>,
+        limits: &OutboxLimits,
+        scale: usize,
+        mut write: impl FnMut(usize),
+    ) -> Account {
+        let (mut sent, mut lost) = (Vec::new(), 0);
+        for (n, step) in steps.into_iter().enumerate() {
+            let frame = |size| Frame::text(&format!("{n}:{}", "x".repeat(size * scale)));
+            let (frame, pushed) = match step {
+                Step::Send(size) => {
+                    let frame = frame(size);
+                    let pushed = outbox.send(&frame, limits);
+                    (frame, pushed)
+                }
+                Step::Collect(size) => {
+                    let frame = frame(size);
+                    let pushed = outbox.collect(&frame, limits).0;
+                    (frame, pushed)
+                }
+                Step::WriteCollected => {
+                    outbox.write_collected();
+                    continue;
+                }
+                Step::Close => {
+                    outbox.close(Close::new(4000, "closed"));
+                    continue;
+                }
+                Step::CollectClose => {
+                    outbox.collect_close(&Close::new(4001, "collected"));
+                    continue;
+                }
+                Step::Write(room) => {
+                    write(room * scale);
+                    continue;
+                }
+            };
+            match pushed {
+                Pushed::Replaced(count) => lost += count,
+                // The one that overflowed was never taken.
+                Pushed::Overflowed(count) => lost += count - 1,
+                Pushed::Taken | Pushed::Closed => {}
+            }
+            if pushed.is_taken() {
+                sent.push(frame);
+            }
+        }
+        (sent, lost)
+    }
+
+    /// What came out is whole frames, in order, and all but those that were counted as lost.
+    fn check(out: &[u8], (sent, lost): Account, end: Option<Close>) -> Result<(), TestCaseError> {
+        let (mut rest, mut arrived) = (out, 0);
+        for frame in &sent {
+            if let Some(after) = rest.strip_prefix(frame.as_bytes()) {
+                rest = after;
+                arrived += 1;
+            }
+        }
+        prop_assert_eq!(arrived + lost, sent.len(), "lost without being counted");
+        let end = end.map(|close| Frame::close(&close));
+        let end = end.as_ref().map_or(&[][..], Frame::as_bytes);
+        prop_assert!(rest == end, "a torn frame");
+        Ok(())
+    }
+
+    fn policy(drop_oldest: bool) -> SlowConsumer {
+        match drop_oldest {
+            true => SlowConsumer::DropOldest,
+            false => SlowConsumer::Close,
+        }
+    }
+
     proptest! {
-        /// Whatever the kernel takes at a time: what comes out is whole frames, in order, and all of
-        /// them but those that were counted as lost.
         #[test]
-        fn frames_come_out_whole_and_in_order(steps in proptest::collection::vec(step(), 0..60), drop_oldest: bool) {
-            let policy = if drop_oldest { SlowConsumer::DropOldest } else { SlowConsumer::Close };
-            let limits = limits(6, 150, policy);
-            let outbox = outbox();
-            let (mut out, mut sent, mut lost) = (Vec::new(), Vec::new(), 0);
+        fn whatever_the_task_can_write_at_a_time_frames_come_out_whole(steps in vec(step(), 0..60), drop_oldest: bool) {
+            let (limits, outbox) = (limits(6, 150, policy(drop_oldest)), outbox());
+            let mut out = Vec::new();
             let mut cx = Context::from_waker(Waker::noop());
-            for (n, step) in steps.into_iter().enumerate() {
-                let pushed = match step {
-                    Step::Send(size) | Step::Collect(size) => {
-                        let frame = Frame::text(&format!("{n}:{}", "x".repeat(size)));
-                        let pushed = match step {
-                            Step::Send(_) => outbox.send(&frame, &limits),
-                            _ => outbox.collect(&frame, &limits).0,
-                        };
-                        if pushed.is_taken() {
-                            sent.push(frame);
-                        }
-                        pushed
+            let account = play(&outbox, steps, &limits, 1, |mut room| {
+                let _ = outbox.poll_write(&mut cx, |_, slices| {
+                    let before = out.len();
+                    for slice in slices {
+                        let count = slice.len().min(room);
+                        out.extend_from_slice(&slice[..count]);
+                        room -= count;
                     }
-                    Step::WriteCollected => {
-                        outbox.write_collected();
-                        continue;
-                    }
-                    Step::Close => {
-                        outbox.close(Close::new(4000, "closed"));
-                        continue;
-                    }
-                    Step::CollectClose => {
-                        outbox.collect_close(&Close::new(4001, "collected"));
-                        continue;
-                    }
-                    Step::Write(mut room) => {
-                        let _ = outbox.poll_write(&mut cx, |_, slices| {
-                            let before = out.len();
-                            for slice in slices {
-                                let count = slice.len().min(room);
-                                out.extend_from_slice(&slice[..count]);
-                                room -= count;
-                            }
-                            if out.len() == before { Poll::Pending } else { Poll::Ready(Ok(out.len() - before)) }
-                        });
-                        continue;
-                    }
-                };
-                match pushed {
-                    Pushed::Replaced(count) => lost += count,
-                    // The one that overflowed was never taken.
-                    Pushed::Overflowed(count) => lost += count - 1,
-                    Pushed::Taken | Pushed::Closed => {}
-                }
-            }
+                    if out.len() == before { Poll::Pending } else { Poll::Ready(Ok(out.len() - before)) }
+                });
+            });
             out.extend(written(&outbox));
-            let mut rest = &out[..];
-            let mut arrived = 0;
-            for frame in &sent {
-                if let Some(after) = rest.strip_prefix(frame.as_bytes()) {
-                    rest = after;
-                    arrived += 1;
-                }
-            }
-            prop_assert_eq!(arrived + lost, sent.len(), "lost without being counted");
-            match outbox.close_reason() {
-                Some(close) => prop_assert!(rest == Frame::close(&close).as_bytes(), "a torn frame"),
-                None => prop_assert!(rest.is_empty(), "a torn frame"),
-            }
+            check(&out, account, outbox.close_reason())?;
+        }
+
+        /// The same through a stream that senders write too, to a client that reads now and then.
+        #[test]
+        fn whatever_the_kernel_takes_at_a_time_frames_come_out_whole(steps in vec(step(), 0..60), drop_oldest: bool) {
+            const SCALE: usize = 100;
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
+            let (outbox, mut client, _reader) = runtime.block_on(connected());
+            let limits = limits(6, 150 * SCALE, policy(drop_oldest));
+            let mut out = Vec::new();
+            let unused = |_: &mut Context<'_>, _: &[IoSlice<'_>]| unreachable!("the stream is shared");
+            let account = play(&outbox, steps, &limits, SCALE, |room| runtime.block_on(async {
+                // Lets the runtime hear of the kernel.
+                tokio::task::yield_now().await;
+                let mut read = vec![0; room];
+                let count = client.try_read(&mut read).unwrap_or(0);
+                out.extend_from_slice(&read[..count]);
+                let _ = std::future::poll_fn(|cx| Poll::Ready(outbox.poll_write(cx, unused))).await;
+            }));
+            runtime.block_on(async {
+                let writing = std::future::poll_fn(|cx| outbox.poll_write(cx, unused));
+                let (_, written) = tokio::join!(client.read_to_end(&mut out), async {
+                    let written = writing.await;
+                    outbox.shut();
+                    written
+                });
+                written.unwrap();
+            });
+            check(&out, account, outbox.close_reason())?;
         }
     }
 
