@@ -17,7 +17,6 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::Node;
-use crate::health::Health;
 use crate::id::{NodeId, UserId};
 use crate::presence::{Announcer, Presence, PresenceChange, Reader, Table, Tidings};
 use crate::scope::Scope;
@@ -376,7 +375,7 @@ impl Attendance {
             return;
         }
         self.retry_at = None;
-        let is_up = node.health.get() == Health::Up;
+        let is_up = node.hearing().is_some();
         for (topic, attended) in &mut self.topics {
             let Attended {
                 announcer,
