@@ -65,7 +65,8 @@ impl Listener for Node {
             return;
         }
         if let (Some(origin), Action::Control(json)) = (envelope.origin, &envelope.action) {
-            return self.heard_control(origin, &envelope.scope, json);
+            let to_us = topic == self.own.as_str();
+            return self.heard_control(origin, to_us, &envelope.scope, json);
         }
         if let (Some(origin), Some(union)) = (envelope.origin, envelope.union)
             && !self.unions.lock().is_first(origin, union)

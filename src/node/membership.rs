@@ -30,12 +30,22 @@ impl Node {
         }
     }
 
-    pub(super) fn node_said_hello(&self, info: NodeInfo, lease: u64) {
+    /// A node said hello, and may want a reply; to this node alone, or to everybody.
+    pub(super) fn node_said_hello(&self, info: NodeInfo, lease: u64, (reply, to_us): (bool, bool)) {
         let (id, name) = (info.id, info.name.clone());
         let lease = Duration::from_millis(lease);
-        if self.members.lock().heard(info, lease, Instant::now()) {
+        let is_new = self.members.lock().heard(info, lease, Instant::now());
+        if is_new {
             tracing::info!(node = %self.id, other = %id, name, "a node joined");
+        }
+        if is_new || reply {
             self.desk.tell(Event::Joined(id));
+        }
+        if reply {
+            self.greet(id, false);
+        } else if is_new && !to_us {
+            // It takes us for a node that knows it, and would not tell us again what it wants to be told.
+            self.greet(id, true);
         }
     }
 
@@ -51,13 +61,17 @@ impl Node {
     }
 
     /// Tells one node of this one.
-    pub(super) fn greet(&self, other: NodeId) {
-        if let Some(node) = self.me.upgrade() {
-            self.tasks.spawn(async move {
-                // The next hello says the same.
-                node.say_hello(Topic::node(other), false).await
-            });
-        }
+    fn greet(&self, other: NodeId, reply: bool) {
+        let Some(node) = self.me.upgrade() else {
+            return;
+        };
+        self.tasks.spawn(async move {
+            let said = node.say_hello(Topic::node(other), reply).await;
+            if reply && !said {
+                // Its next hello finds it new again.
+                node.members.lock().left(other);
+            }
+        });
     }
 
     /// Whether it was said.

@@ -1,10 +1,11 @@
 //! Who comes online and goes offline, with faults.
 
 use std::collections::HashSet;
+use std::sync::mpsc::{self, TryRecvError};
 use std::time::Duration;
 
 use axum_cluster::{Builder, Health, Presence, PresenceChange};
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 
 use crate::support::node::NEVER;
 use crate::support::program::ticker;
@@ -298,6 +299,8 @@ async fn time_in_which_a_node_was_deaf_costs_nobody_the_lease() {
         matches!(b.cluster.health(), Health::Degraded { .. })
     })
     .await;
+    assert_eq!(b.cluster.stats().nodes, 2);
+    assert_eq!(reader.next().now_or_never(), None);
     proxy.heal();
     until("b is back", async || b.cluster.health() == Health::Up).await;
     let _fence = a.client("fence").await;
@@ -429,4 +432,58 @@ async fn next_of(presence: &mut Presence, user: &str) -> PresenceChange {
             return change;
         }
     }
+}
+
+/// A process that was stopped for longer than its lease: the others took it for gone, and it knows nothing
+/// of that.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_was_stopped_is_told_of_changes_again() {
+    let lab = Lab::redis();
+    let lease = Duration::from_secs(1);
+    let a = start(quick(lab.builder()).lease(lease)).await;
+    let mut reader = a.broadcaster.presence();
+    let (stop, stopped) = mpsc::channel::<mpsc::Receiver<()>>();
+    let (told, mut tidings) = tokio::sync::mpsc::unbounded_channel();
+    let builder = quick(lab.builder()).lease(lease);
+    // All of its tasks run on one thread.
+    let process = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build();
+        runtime.unwrap().block_on(async {
+            let b = start(builder).await;
+            let _bob = b.client("bob").await;
+            let mut presence = b.broadcaster.presence();
+            loop {
+                tokio::select! {
+                    change = presence.next() => told.send(change.unwrap()).unwrap(),
+                    () = tokio::time::sleep(Duration::from_millis(10)) => match stopped.try_recv() {
+                        Ok(thaw) => { let _ = thaw.recv(); }
+                        Err(TryRecvError::Empty) => {}
+                        Err(TryRecvError::Disconnected) => return,
+                    }
+                }
+            }
+        });
+    });
+    let mut tidings = async || soon("a change there", tidings.recv()).await.unwrap();
+    assert_eq!(next(&mut reader).await, online("bob"));
+    assert_eq!(tidings().await, online("bob"));
+    let alice = a.client("alice").await;
+    assert_eq!(next(&mut reader).await, online("alice"));
+    assert_eq!(tidings().await, online("alice"));
+
+    let (thaw, frozen) = mpsc::channel();
+    stop.send(frozen).unwrap();
+    assert_eq!(next(&mut reader).await, offline("bob"), "its lease ends");
+    drop(alice);
+    assert_eq!(next(&mut reader).await, offline("alice"));
+    thaw.send(()).unwrap();
+    assert_eq!(next(&mut reader).await, online("bob"));
+    assert_eq!(tidings().await, offline("alice"));
+    let _carol = a.client("carol").await;
+    assert_eq!(tidings().await, online("carol"));
+    assert_eq!(next(&mut reader).await, online("carol"));
+    drop(stop);
+    process.join().unwrap();
 }
