@@ -1,7 +1,7 @@
 //! Who is online: one task per node tells the others who comes and goes here, and its own readers what
 //! all of them tell.
 //!
-//! Nothing is said or kept for topics that nobody watches.
+//! Nothing is said or kept for topics that nobody watches, once it is noticed that nobody does.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::panic::AssertUnwindSafe;
@@ -12,13 +12,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::FutureExt;
 use parking_lot::Mutex;
+use serde::Serialize;
 use smallvec::smallvec;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::Node;
 use crate::id::{NodeId, UserId};
-use crate::presence::{Announcer, Presence, PresenceChange, Reader, Table, Tidings};
+use crate::presence::{Announcer, Presence, PresenceChange, Reader, Table, Tidings, Wish};
 use crate::scope::Scope;
 use crate::topic::Topic;
 use crate::wire::{self, Action};
@@ -51,6 +52,9 @@ struct Mail {
 struct News {
     touched: HashMap<Topic, HashSet<UserId>>,
     readers: Vec<(Topic, Weak<Reader>)>,
+    /// Whether these nodes want to be told of these topics: of each the last word, which is never dropped
+    /// since nobody repeats it.
+    wishes: HashMap<(NodeId, Topic), bool>,
     events: VecDeque<Event>,
     /// Tidings among the events.
     tidings: usize,
@@ -87,6 +91,9 @@ impl Desk {
 
     pub(super) fn tell(&self, event: Event) {
         let news = &mut self.mail.lock().news;
+        if let Event::Left(other) = event {
+            news.wishes.retain(|(node, _), _| *node != other);
+        }
         if matches!(event, Event::Said(..)) {
             if news.tidings == MAX_TIDINGS {
                 news.events
@@ -98,6 +105,14 @@ impl Desk {
         }
         news.events.push_back(event);
         self.arrived.notify_one();
+    }
+
+    fn wish(&self, node: NodeId, wish: &Wish) {
+        if let Some(topic) = Topic::with_presence(wish.topic()) {
+            let watches = matches!(wish, Wish::Watch { .. });
+            self.mail.lock().news.wishes.insert((node, topic), watches);
+            self.arrived.notify_one();
+        }
     }
 
     fn watch(&self, topic: &Topic, watched: bool) {
@@ -131,25 +146,43 @@ impl Node {
     /// A reader of who comes to a topic and goes from it.
     pub(crate) fn presence(&self, topic: Topic, users: Option<HashSet<UserId>>) -> Presence {
         let reader = Arc::new(Reader::new(users, self.desk.arrived.clone()));
-        if self.stopped.load(SeqCst) {
-            reader.end();
-        }
         let entry = (topic, Arc::downgrade(&reader));
         self.desk.mail.lock().news.readers.push(entry);
         self.desk.arrived.notify_one();
+        // Looked at afterwards: either we see the end, or the task sees the reader before it ends.
+        if self.stopped.load(SeqCst) {
+            reader.end();
+        }
         Presence::new(reader)
     }
 
     pub(super) fn heard_presence(&self, origin: NodeId, json: &[u8]) {
-        let json = Bytes::copy_from_slice(json);
-        self.desk.tell(Event::Said(origin, json));
+        // Tidings, which may be long, are no wish from their first word on.
+        match serde_json::from_slice(json) {
+            Ok(wish) => self.desk.wish(origin, &wish),
+            Err(_) => {
+                let json = Bytes::copy_from_slice(json);
+                self.desk.tell(Event::Said(origin, json));
+            }
+        }
     }
 
-    async fn say_tidings(&self, to: Topic, tidings: &Tidings) -> bool {
-        let json = serde_json::to_vec(tidings).expect("tidings are plain data");
+    /// How many nodes were told; none if it may be lost.
+    async fn say_presence(&self, to: Topic, what: &impl Serialize) -> Option<usize> {
+        // Nothing is waited for that is known to fail.
+        self.hearing()?;
+        let json = serde_json::to_vec(what).expect("tidings are plain data");
         let action = Action::Presence(&json);
         let envelope = wire::encode(self.id, None, &Scope::default(), &action);
-        self.bus.publish(smallvec![to], envelope).await.is_ok()
+        self.bus.publish(smallvec![to], envelope).await.ok()
+    }
+
+    async fn say_everybody(&self, to: Topic, announcer: &Announcer) -> Option<usize> {
+        let mut told = 0;
+        for part in announcer.everybody() {
+            told = self.say_presence(to.clone(), &part).await?;
+        }
+        Some(told)
     }
 }
 
@@ -192,6 +225,8 @@ enum Look {
 #[derive(Debug, Default)]
 struct Attendance {
     topics: HashMap<Topic, Attended>,
+    /// Where it is to be said again of whom our readers want to be told.
+    unasked: HashSet<Topic>,
     retry_at: Option<Instant>,
 }
 
@@ -224,6 +259,7 @@ impl Attendance {
         let News {
             touched,
             readers,
+            wishes,
             events,
             ..
         } = node.desk.take();
@@ -234,6 +270,9 @@ impl Attendance {
             if self.note(node, event).await == Look::Stop {
                 return Look::Stop;
             }
+        }
+        for ((other, topic), watches) in wishes {
+            self.heed(node, other, &topic, watches).await;
         }
         for (topic, users) in touched {
             self.tell_changes(node, &topic, users).await;
@@ -284,7 +323,7 @@ impl Attendance {
         if is_new {
             let confirmation = node.bus.want(&topic.presence());
             node.settled(confirmation).await;
-            node.say_tidings(Topic::nodes(), &watch(&topic)).await;
+            self.ask_to_be_told_of(node, &topic, Topic::nodes()).await;
         }
     }
 
@@ -316,13 +355,39 @@ impl Attendance {
         Look::Again
     }
 
-    async fn ask_to_be_told(&self, node: &Node, to: &Topic) {
-        for (topic, _) in self
-            .topics
-            .iter()
-            .filter(|(_, attended)| attended.feed.is_some())
-        {
-            node.say_tidings(to.clone(), &watch(topic)).await;
+    async fn ask_to_be_told(&mut self, node: &Node, to: &Topic) {
+        let read =
+            |(topic, attended): (&Topic, &Attended)| attended.feed.is_some().then(|| topic.clone());
+        let read: Vec<Topic> = self.topics.iter().filter_map(read).collect();
+        for topic in read {
+            if !self.ask_to_be_told_of(node, &topic, to.clone()).await {
+                return;
+            }
+        }
+    }
+
+    /// Whether it was asked; if not, it will be.
+    async fn ask_to_be_told_of(&mut self, node: &Node, topic: &Topic, to: Topic) -> bool {
+        let topic = topic.as_str().to_owned();
+        let watch = Wish::Watch { topic };
+        let asked = node.say_presence(to.clone(), &watch).await.is_some();
+        if !asked {
+            self.unasked.insert(to);
+        }
+        asked
+    }
+
+    /// Another node wants to be told of a topic, or does no longer.
+    async fn heed(&mut self, node: &Node, other: NodeId, topic: &Topic, watches: bool) {
+        if watches {
+            let attended = self.attended(node, topic);
+            attended.watchers.insert(other);
+            let told = node.say_everybody(Topic::node(other), &attended.announcer);
+            if told.await.is_none() {
+                attended.announcer.may_have_been_missed();
+            }
+        } else if let Some(attended) = self.topics.get_mut(topic) {
+            attended.watchers.remove(&other);
         }
     }
 
@@ -330,20 +395,9 @@ impl Attendance {
         let Some(topic) = Topic::with_presence(tidings.topic()) else {
             return;
         };
-        if let Tidings::Watch { .. } = tidings {
-            let attended = self.attended(node, &topic);
-            attended.watchers.insert(origin);
-            for part in attended.announcer.everybody() {
-                node.say_tidings(Topic::node(origin), &part).await;
-            }
-            return;
-        }
         let Some(attended) = self.topics.get_mut(&topic) else {
             return;
         };
-        if let Tidings::Unwatch { .. } = tidings {
-            attended.watchers.remove(&origin);
-        }
         // Of a node that is no member, nobody would ever notice the end: it says hello first.
         let is_member = node.members.lock().ids().any(|id| id == origin);
         if let Some(feed) = attended.feed.as_mut().filter(|_| is_member) {
@@ -360,8 +414,9 @@ impl Attendance {
             user.is_ok_and(|user| node.registry.read().has_user_on(&user, topic))
         });
         let Some(changes) = changes else { return };
-        if !attended.watchers.is_empty() && !node.say_tidings(topic.presence(), &changes).await {
-            attended.announcer.may_have_been_missed();
+        if !attended.watchers.is_empty() {
+            let told = node.say_presence(topic.presence(), &changes).await;
+            attended.note_told(told);
         }
         if let Some(feed) = &mut attended.feed {
             feed.table.heard(node.id, changes, Instant::now());
@@ -375,28 +430,23 @@ impl Attendance {
             return;
         }
         self.retry_at = None;
-        let is_up = node.hearing().is_some();
-        for (topic, attended) in &mut self.topics {
-            let Attended {
-                announcer,
-                watchers,
-                ..
-            } = attended;
-            if !announcer.is_stale() {
-                continue;
+        for to in std::mem::take(&mut self.unasked) {
+            self.ask_to_be_told(node, &to).await;
+        }
+        let stale = |(_, attended): &(&Topic, &mut Attended)| attended.announcer.is_stale();
+        let mut missed = !self.unasked.is_empty();
+        for (topic, attended) in self.topics.iter_mut().filter(stale) {
+            attended.announcer.told_everybody();
+            if !attended.watchers.is_empty() {
+                let told = node.say_everybody(topic.presence(), &attended.announcer);
+                attended.note_told(told.await);
             }
-            let mut told = true;
-            if !watchers.is_empty() {
-                for part in announcer.everybody() {
-                    told = told && is_up && node.say_tidings(topic.presence(), &part).await;
-                }
-            }
-            if told {
-                announcer.told_everybody();
-            } else {
-                self.retry_at = Some(now + RETRY);
+            if attended.announcer.is_stale() {
+                missed = true;
+                break;
             }
         }
+        self.retry_at = missed.then(|| now + RETRY);
     }
 
     async fn inform_readers(&mut self, node: &Node) {
@@ -412,8 +462,9 @@ impl Attendance {
                 attended.feed = None;
                 node.bus.release(&topic.presence());
                 let topic = topic.as_str().to_owned();
-                let unwatch = Tidings::Unwatch { topic };
-                node.say_tidings(Topic::nodes(), &unwatch).await;
+                let unwatch = Wish::Unwatch { topic };
+                // Whoever does not hear it will find that nobody listens.
+                let _ = node.say_presence(Topic::nodes(), &unwatch).await;
             }
         }
     }
@@ -430,6 +481,17 @@ impl Attendance {
     }
 }
 
+impl Attended {
+    /// How many nodes were told what concerns all watchers; none if it may be lost.
+    fn note_told(&mut self, told: Option<usize>) {
+        match told {
+            Some(0) => self.watchers.clear(),
+            Some(_) => {}
+            None => self.announcer.may_have_been_missed(),
+        }
+    }
+}
+
 impl Feed {
     fn inform(&mut self) {
         let changes = self.table.take_changes();
@@ -439,8 +501,40 @@ impl Feed {
     }
 }
 
-fn watch(topic: &Topic) -> Tidings {
-    Tidings::Watch {
-        topic: topic.as_str().to_owned(),
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OTHER: NodeId = NodeId(1);
+
+    fn watch(topic: &Topic) -> Wish {
+        let topic = topic.as_str().to_owned();
+        Wish::Watch { topic }
+    }
+
+    #[test]
+    fn too_many_tidings_are_asked_for_afresh_and_wishes_stay() {
+        let (desk, all) = (Desk::default(), Topic::all());
+        desk.wish(OTHER, &watch(&all));
+        for _ in 0..=MAX_TIDINGS {
+            desk.tell(Event::Said(OTHER, Bytes::new()));
+        }
+        let News { events, wishes, .. } = desk.take();
+        assert!(matches!(
+            events.as_slices(),
+            ([Event::Returned, Event::Said(..)], [])
+        ));
+        assert_eq!(wishes, HashMap::from([((OTHER, all), true)]));
+    }
+
+    #[test]
+    fn the_last_word_of_a_node_counts_until_it_leaves() {
+        let (desk, all) = (Desk::default(), Topic::all());
+        let topic = all.as_str().to_owned();
+        desk.wish(OTHER, &watch(&all));
+        desk.wish(OTHER, &Wish::Unwatch { topic });
+        desk.wish(NodeId(2), &watch(&all));
+        desk.tell(Event::Left(NodeId(2)));
+        assert_eq!(desk.take().wishes, HashMap::from([((OTHER, all), false)]));
     }
 }

@@ -76,14 +76,28 @@ impl fmt::Debug for Presence {
     }
 }
 
+/// Whether a node wants to be told of a topic's users.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Wish {
+    /// It does: first of everybody, then of every change.
+    Watch { topic: String },
+    /// It does no longer.
+    Unwatch { topic: String },
+}
+
+impl Wish {
+    pub(crate) fn topic(&self) -> &str {
+        match self {
+            Self::Watch { topic } | Self::Unwatch { topic } => topic,
+        }
+    }
+}
+
 /// What nodes tell one another of a topic's users.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Tidings {
-    /// The sender wants to be told: first of everybody, then of every change.
-    Watch { topic: String },
-    /// It does no longer.
-    Unwatch { topic: String },
     /// Everybody of the sender, in parts.
     Everybody {
         topic: String,
@@ -102,10 +116,7 @@ pub(crate) enum Tidings {
 impl Tidings {
     pub(crate) fn topic(&self) -> &str {
         match self {
-            Self::Watch { topic }
-            | Self::Unwatch { topic }
-            | Self::Everybody { topic, .. }
-            | Self::Changes { topic, .. } => topic,
+            Self::Everybody { topic, .. } | Self::Changes { topic, .. } => topic,
         }
     }
 }

@@ -424,6 +424,115 @@ async fn an_outage_of_redis_is_reconciled() {
     }
 }
 
+/// What a node could not say to another is said again, though the bus was up all the time.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_one_node_could_not_be_told_is_told_again() {
+    let mut lab = Lab::redis();
+    let port = lab.server().port();
+    let as_user = |name: &str, lab: &mut Lab| {
+        let rules = ["on", ">pass", "+@all", "~*", "allchannels"];
+        let command = [&["ACL", "SETUSER", name][..], &rules].concat();
+        assert_eq!(lab.server().cli(&command), "OK");
+        quick(lab.builder()).redis(format!("redis://{name}:pass@127.0.0.1:{port}"))
+    };
+    let a = start(as_user("a", &mut lab)).await;
+    let b = start(as_user("b", &mut lab)).await;
+    acquainted_pair(&a, &b).await;
+    let own = format!("&cluster:n:{}", a.id());
+    let others = [
+        "&cluster:nodes",
+        "&cluster:all",
+        "&cluster:u:*",
+        "&cluster:p:*",
+    ];
+    let rules = [&["ACL", "SETUSER", "a", "resetchannels", &own][..], &others].concat();
+    assert_eq!(lab.server().cli(&rules), "OK");
+
+    // It answers who wants to be told ...
+    let _alice = a.client("alice").await;
+    let mut there = b.broadcaster.presence();
+    assert_eq!(next(&mut there).await, online("alice"));
+    drop(there);
+    let watched = ["PUBSUB", "CHANNELS", "cluster:p:*"];
+    until("nobody watches", async || lab.server().cli(&watched) == "").await;
+    // ... and asks who is new.
+    let mut here = a.broadcaster.presence();
+    assert_eq!(next(&mut here).await, online("alice"));
+    let c = start(quick(lab.builder())).await;
+    until("c is known", async || a.cluster.stats().nodes == 3).await;
+    let _bob = c.client("bob").await;
+    let _fence = a.client("fence").await;
+    assert_eq!(
+        before(&mut here, "fence").await,
+        [],
+        "control: c was not asked"
+    );
+    lab.server().cli(&["ACL", "SETUSER", "a", "allchannels"]);
+    assert_eq!(next(&mut here).await, online("bob"));
+    for node in [&a, &b] {
+        assert_eq!(node.cluster.stats().bus_gaps, 0, "control: it was up");
+    }
+}
+
+/// A node that could not say that it no longer wants to be told is told no more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_went_during_an_outage_costs_nothing() {
+    let mut lab = Lab::redis();
+    let [a, b] = [
+        start(quick(lab.builder())).await,
+        start(quick(lab.builder())).await,
+    ];
+    acquainted_pair(&a, &b).await;
+    let mut reader = a.broadcaster.presence();
+    let _alice = b.client("alice").await;
+    assert_eq!(next(&mut reader).await, online("alice"));
+    lab.server().kill();
+    for node in [&a, &b] {
+        until("the outage is noticed", async || {
+            matches!(node.cluster.health(), Health::Degraded { .. })
+        })
+        .await;
+    }
+    drop(reader);
+    lab.server().restart();
+    acquainted_pair(&a, &b).await;
+    for node in [&a, &b] {
+        until("it is back", async || node.cluster.health() == Health::Up).await;
+    }
+    let server = lab.server();
+    until("a quiet moment", async || {
+        let before = server.calls("publish");
+        for _ in 0..20 {
+            drop(b.client("carol").await);
+            b.until_empty_of("carol").await;
+        }
+        server.calls("publish") - before < 10
+    })
+    .await;
+}
+
+/// Readers of a node whose bus is down are told of its own sockets at once, not when Redis would answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_redis_keeps_no_local_change_back() {
+    let lab = Lab::redis();
+    let proxy = Proxy::to(lab.redis.as_ref().unwrap().port()).await;
+    let a = start(quick(lab.builder())).await;
+    let patient = quick(lab.builder()).redis(proxy.url());
+    let b = start(patient.publish_timeout(NEVER)).await;
+    acquainted_pair(&a, &b).await;
+    let _over_there = a.broadcaster.presence();
+    let mut reader = b.broadcaster.presence();
+    let _alice = b.client("alice").await;
+    assert_eq!(next(&mut reader).await, online("alice"));
+    proxy.black_hole();
+    until("the outage is noticed", async || {
+        matches!(b.cluster.health(), Health::Degraded { .. })
+    })
+    .await;
+    let _bob = b.client("bob").await;
+    assert_eq!(next(&mut reader).await, online("bob"));
+}
+
 /// The next change of this user.
 async fn next_of(presence: &mut Presence, user: &str) -> PresenceChange {
     loop {
