@@ -14,7 +14,7 @@ pub(crate) enum Control {
     /// Wants an empty answer at once, unless the real one is under way.
     Ping { id: u64 },
     /// A node is there, said again and again, and for so many milliseconds unless it says so once
-    /// more. With `reply`, everybody is to say it too.
+    /// more. With `reply`, whoever hears it is to say it too, and whom it wants to be told of.
     Hello {
         node: NodeInfo,
         lease: u64,

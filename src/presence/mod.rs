@@ -48,9 +48,10 @@ impl PresenceChange {
 /// not every change between. Ends with the node.
 ///
 /// A reconnect within the grace period ([`Builder::presence_grace`](crate::Builder::presence_grace), 5 s)
-/// is no change. The users of a node that died are offline when its
-/// [`lease`](crate::Builder::lease) (15 s) has ended. During an outage of Redis what is known stays;
-/// afterwards it is compared, and what changed is told.
+/// is no change. That a node died is noticed with the first hello and probe of this one after its
+/// [`lease`](crate::Builder::lease) (15 s), at most 10 s later by default; from then on its users have the
+/// grace period too. During an outage of Redis what is known stays; afterwards it is compared, and what
+/// changed is told.
 #[must_use = "streams do nothing unless polled"]
 pub struct Presence {
     reader: Arc<Reader>,
