@@ -9,7 +9,7 @@ use smallvec::smallvec;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::Node;
-use super::attendance::Event;
+use super::desk::Event;
 use crate::control::Control;
 use crate::id::NodeId;
 use crate::members::MARGIN;

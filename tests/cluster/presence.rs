@@ -456,7 +456,10 @@ async fn what_one_node_could_not_be_told_is_told_again() {
     assert_eq!(next(&mut there).await, online("alice"));
     drop(there);
     let watched = ["PUBSUB", "CHANNELS", "cluster:p:*"];
-    until("nobody watches", async || lab.server().cli(&watched) == "").await;
+    until("nobody watches", async || {
+        lab.server().cli(&watched).is_empty()
+    })
+    .await;
     // ... and asks who is new.
     let mut here = a.broadcaster.presence();
     assert_eq!(next(&mut here).await, online("alice"));
