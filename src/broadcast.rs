@@ -79,8 +79,9 @@ impl Broadcaster {
 
     /// Whether the user has a socket anywhere, at the price of one question to Redis when it has none
     /// here. For the linger (2 s) after the user's last socket it may still be true. Exact on a single
-    /// Redis, which forgets a dead node's subscriptions by itself; another program that subscribes to
-    /// the user's channel counts as well.
+    /// Redis, which forgets a dead process's subscriptions by itself, and those of a machine that vanished
+    /// after its `tcp-keepalive` (300 s by default); another program that subscribes to the user's channel
+    /// counts as well.
     ///
     /// # Errors
     /// When the id is unusable or Redis does not answer.

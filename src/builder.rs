@@ -236,10 +236,10 @@ impl Builder {
         self
     }
 
-    /// How long a node that has gone silent still counts as there (the others say hello three times as
+    /// How long a node that has gone silent still counts as there (nodes say hello three times as
     /// often): for [`Cluster::nodes`], presence, and the slots of
     /// [`max_sockets_per_user_in_cluster`](Self::max_sockets_per_user_in_cluster); not for delivery.
-    /// Default: 15 s, so that a node may lose two hellos.
+    /// Default: 15 s, so that a node may lose two hellos. At least 1 s.
     pub fn lease(mut self, lease: Duration) -> Self {
         self.config.lease = lease;
         self

@@ -134,7 +134,7 @@ impl Cluster {
     /// does not depend on it.
     ///
     /// # Errors
-    /// When Redis does not answer.
+    /// When Redis does not answer, or after [`shutdown`](Self::shutdown).
     ///
     /// # Cancel safety
     /// Cancel safe.

@@ -18,6 +18,8 @@ use crate::topic::Namespace;
 pub(crate) const CLOSING: Duration = Duration::from_secs(5);
 /// How long [`Cluster::ready`](crate::Cluster::ready) waits.
 pub(crate) const READY: Duration = Duration::from_secs(5);
+/// Nodes say hello three times as often, and a hello takes its time.
+const SHORTEST_LEASE: Duration = Duration::from_secs(1);
 
 /// What happens to an upgrade without a user.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -129,6 +131,13 @@ impl Config {
         let zero = durations.iter().find(|(_, duration)| duration.is_zero());
         if let Some((name, _)) = zero {
             return Some(format!("{name} is zero: it must be longer than nothing"));
+        }
+        if self.lease < SHORTEST_LEASE {
+            return Some(format!(
+                "lease is {:?}: it must be at least {SHORTEST_LEASE:?}, or a hello that is a little late costs \
+                 a node its users",
+                self.lease
+            ));
         }
         let longest = Duration::from_secs(24 * 60 * 60);
         let long = durations

@@ -16,7 +16,7 @@ pub(crate) enum Control {
     /// It never came, on the asker's own channel.
     Unasked { id: u64 },
     /// A node is there, said again and again, and for so many milliseconds unless it says so once
-    /// more. With `reply`, everybody is to say it too.
+    /// more. With `reply`, whoever hears it is to say it too, and whom it wants to be told of.
     Hello {
         node: NodeInfo,
         lease: u64,

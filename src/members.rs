@@ -41,18 +41,11 @@ impl Members {
         self.0.remove(&node).is_some()
     }
 
-    /// We have been deaf ourselves: everybody gets a whole lease from now on.
-    pub(crate) fn spare(&mut self, now: Instant) {
-        for member in self.0.values_mut() {
-            member.heard_at = now;
-        }
-    }
-
-    /// Removes and returns those whose lease has run out.
-    pub(crate) fn expire(&mut self, now: Instant) -> Vec<NodeId> {
+    /// Removes and returns those that said nothing for a lease, of the time in which we heard everything.
+    pub(crate) fn expire(&mut self, (since, until): (Instant, Instant)) -> Vec<NodeId> {
         let expired = self
             .0
-            .extract_if(|_, member| member.heard_at + member.lease <= now);
+            .extract_if(|_, member| member.heard_at.max(since) + member.lease <= until);
         expired.map(|(id, _)| id).collect()
     }
 
@@ -90,8 +83,9 @@ mod tests {
         assert!(members.heard(node(1), LEASE, start));
         assert!(members.heard(node(2), LEASE, start));
         assert!(!members.heard(node(1), LEASE, start + LEASE / 3));
-        assert_eq!(members.expire(start + LEASE), [NodeId(2)]);
-        assert_eq!(members.expire(start + LEASE), []);
+        let heard = (start, start + LEASE);
+        assert_eq!(members.expire(heard), [NodeId(2)]);
+        assert_eq!(members.expire(heard), []);
         assert!(members.left(NodeId(1)) && !members.left(NodeId(1)));
         assert_eq!(members.ids().count(), 0);
     }
@@ -100,8 +94,9 @@ mod tests {
     fn our_own_deafness_costs_nobody_the_lease() {
         let (mut members, start) = (Members::default(), Instant::now());
         members.heard(node(1), LEASE, start);
-        members.spare(start + LEASE * 10);
-        assert_eq!(members.expire(start + LEASE * 10), []);
-        assert_eq!(members.expire(start + LEASE * 11), [NodeId(1)]);
+        let back = start + LEASE * 10;
+        assert_eq!(members.expire((back, back)), []);
+        assert_eq!(members.expire((back, back + LEASE / 2)), []);
+        assert_eq!(members.expire((back, back + LEASE)), [NodeId(1)]);
     }
 }

@@ -160,6 +160,10 @@ impl Bus for MemoryBus {
         future::ready(Ok(nodes.collect())).boxed()
     }
 
+    fn heard_until(&self, _proven: Instant) -> Instant {
+        Instant::now()
+    }
+
     fn queued(&self) -> usize {
         0
     }

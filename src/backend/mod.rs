@@ -103,6 +103,12 @@ pub(crate) trait Bus: fmt::Debug + Send + Sync {
     /// How many nodes hear each of these topics.
     fn listening<'a>(&'a self, topics: &'a [Topic]) -> BoxFuture<'a, Result<Vec<usize>, Arc<str>>>;
 
+    /// Until when everything was heard that others published, if the last probe that came back was published
+    /// at `proven`.
+    fn heard_until(&self, proven: Instant) -> Instant {
+        proven
+    }
+
     /// How much waits to be published, in publications of 1 KiB.
     fn queued(&self) -> usize;
 

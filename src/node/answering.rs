@@ -10,7 +10,6 @@ use serde::de::IgnoredAny;
 use smallvec::smallvec;
 use tokio::task::yield_now;
 
-use super::attendance::Event;
 use super::{CHUNK, Node};
 use crate::backend::{Confirmation, Listener};
 use crate::close::Close;
@@ -54,7 +53,13 @@ impl Drop for Open {
 }
 
 impl Node {
-    pub(super) fn heard_control(&self, origin: NodeId, scope: &Scope<'_>, json: &[u8]) {
+    pub(super) fn heard_control(
+        &self,
+        origin: NodeId,
+        to_us: bool,
+        scope: &Scope<'_>,
+        json: &[u8],
+    ) {
         match serde_json::from_slice(json) {
             Ok(Control::Ask { id, what }) => self.heard_question(origin, id, scope, what),
             Ok(Control::Ping { id }) => self.heard_ping(origin, id),
@@ -62,11 +67,7 @@ impl Node {
                 self.question(id, |gathering| gathering.unasked(origin));
             }
             Ok(Control::Hello { node, lease, reply }) => {
-                self.node_said_hello(node, lease);
-                if reply {
-                    self.greet(origin);
-                    self.desk.tell(Event::Joined(origin));
-                }
+                self.node_said_hello(node, lease, (reply, to_us));
             }
             Ok(Control::Bye) => self.node_left(origin),
             // A word of a later version.

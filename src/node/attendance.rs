@@ -1,25 +1,22 @@
 //! Who is online: one task per node tells the others who comes and goes here, and its own readers what
 //! all of them tell.
 //!
-//! Nothing is said or kept for topics that nobody watches.
+//! Nothing is said or kept for topics that nobody watches, once it is noticed that nobody does.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet};
 use std::panic::AssertUnwindSafe;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-use std::sync::{Arc, Weak};
+use std::sync::Weak;
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures::FutureExt;
-use parking_lot::Mutex;
+use serde::Serialize;
 use smallvec::smallvec;
-use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::Node;
-use crate::health::Health;
+use super::desk::{Event, News};
 use crate::id::{NodeId, UserId};
-use crate::presence::{Announcer, Presence, PresenceChange, Reader, Table, Tidings};
+use crate::presence::{Announcer, PresenceChange, Reader, Table, Tidings, Wish};
 use crate::scope::Scope;
 use crate::topic::Topic;
 use crate::wire::{self, Action};
@@ -28,129 +25,23 @@ use crate::wire::{self, Action};
 const GATHER: Duration = Duration::from_millis(10);
 /// What could not be told is told again after this long.
 const RETRY: Duration = Duration::from_secs(1);
-/// Tidings that wait to be read. With more, all are dropped and asked for afresh.
-const MAX_TIDINGS: usize = 1024;
-
-/// What the task is told.
-#[derive(Debug, Default)]
-pub(super) struct Desk {
-    /// Whether anything is watched at all: nothing else is looked at on the way of a socket.
-    watched: AtomicBool,
-    mail: Mutex<Mail>,
-    arrived: Arc<Notify>,
-}
-
-#[derive(Debug, Default)]
-struct Mail {
-    /// Topics of whose users the task is told.
-    watched: HashSet<Topic>,
-    news: News,
-}
-
-/// What came since the task last looked.
-#[derive(Debug, Default)]
-struct News {
-    touched: HashMap<Topic, HashSet<UserId>>,
-    readers: Vec<(Topic, Weak<Reader>)>,
-    events: VecDeque<Event>,
-    /// Tidings among the events.
-    tidings: usize,
-}
-
-#[derive(Debug)]
-pub(super) enum Event {
-    /// A node is new, or may have missed what we want to be told.
-    Joined(NodeId),
-    Left(NodeId),
-    /// We may have missed something ourselves.
-    Returned,
-    /// [`Tidings`] of another node.
-    Said(NodeId, Bytes),
-    /// The node is shut down.
-    Stop,
-}
-
-impl Desk {
-    /// A user's sockets on these topics may be others than before.
-    pub(super) fn touch<'a>(&self, user: &UserId, topics: impl IntoIterator<Item = &'a Topic>) {
-        if !self.watched.load(SeqCst) {
-            return;
-        }
-        let Mail { watched, news } = &mut *self.mail.lock();
-        for topic in topics {
-            if watched.contains(topic) {
-                let touched = news.touched.entry(topic.clone()).or_default();
-                touched.insert(user.clone());
-                self.arrived.notify_one();
-            }
-        }
-    }
-
-    pub(super) fn tell(&self, event: Event) {
-        let news = &mut self.mail.lock().news;
-        if matches!(event, Event::Said(..)) {
-            if news.tidings == MAX_TIDINGS {
-                news.events
-                    .retain(|event| !matches!(event, Event::Said(..)));
-                news.events.push_back(Event::Returned);
-                news.tidings = 0;
-            }
-            news.tidings += 1;
-        }
-        news.events.push_back(event);
-        self.arrived.notify_one();
-    }
-
-    fn watch(&self, topic: &Topic, watched: bool) {
-        let mail = &mut *self.mail.lock();
-        if watched {
-            mail.watched.insert(topic.clone());
-        } else {
-            mail.watched.remove(topic);
-            mail.news.touched.remove(topic);
-        }
-        self.watched.store(!mail.watched.is_empty(), SeqCst);
-    }
-
-    fn is_touched(&self) -> bool {
-        !self.mail.lock().news.touched.is_empty()
-    }
-
-    fn take(&self) -> News {
-        std::mem::take(&mut self.mail.lock().news)
-    }
-}
-
-/// The task holds no node, and is told so that it ends with it.
-impl Drop for Desk {
-    fn drop(&mut self) {
-        self.arrived.notify_one();
-    }
-}
-
 impl Node {
-    /// A reader of who comes to a topic and goes from it.
-    pub(crate) fn presence(&self, topic: Topic, users: Option<HashSet<UserId>>) -> Presence {
-        let reader = Arc::new(Reader::new(users, self.desk.arrived.clone()));
-        if self.stopped.load(SeqCst) {
-            reader.end();
-        }
-        let entry = (topic, Arc::downgrade(&reader));
-        self.desk.mail.lock().news.readers.push(entry);
-        self.desk.arrived.notify_one();
-        Presence::new(reader)
-    }
-
-    pub(super) fn heard_presence(&self, origin: NodeId, json: &[u8]) {
-        let json = Bytes::copy_from_slice(json);
-        self.desk.tell(Event::Said(origin, json));
-    }
-
-    async fn say_tidings(&self, to: Topic, tidings: &Tidings) -> bool {
-        let json = serde_json::to_vec(tidings).expect("tidings are plain data");
+    /// How many nodes were told; none if it may be lost.
+    async fn say_presence(&self, to: Topic, what: &impl Serialize) -> Option<usize> {
+        // Nothing is waited for that is known to fail.
+        self.hearing()?;
+        let json = serde_json::to_vec(what).expect("tidings are plain data");
         let action = Action::Presence(&json);
         let envelope = wire::encode(self.id, None, &Scope::default(), &action);
-        self.bus.publish(smallvec![to], envelope).await.is_ok()
+        self.bus.publish(smallvec![to], envelope).await.ok()
+    }
+
+    async fn say_everybody(&self, to: Topic, announcer: &Announcer) -> Option<usize> {
+        let mut told = 0;
+        for part in announcer.everybody() {
+            told = self.say_presence(to.clone(), &part).await?;
+        }
+        Some(told)
     }
 }
 
@@ -193,6 +84,8 @@ enum Look {
 #[derive(Debug, Default)]
 struct Attendance {
     topics: HashMap<Topic, Attended>,
+    /// Where it is to be said again of whom our readers want to be told.
+    unasked: HashSet<Topic>,
     retry_at: Option<Instant>,
 }
 
@@ -225,6 +118,7 @@ impl Attendance {
         let News {
             touched,
             readers,
+            wishes,
             events,
             ..
         } = node.desk.take();
@@ -235,6 +129,9 @@ impl Attendance {
             if self.note(node, event).await == Look::Stop {
                 return Look::Stop;
             }
+        }
+        for ((other, topic), watches) in wishes {
+            self.heed(node, other, &topic, watches).await;
         }
         for (topic, users) in touched {
             self.tell_changes(node, &topic, users).await;
@@ -285,7 +182,7 @@ impl Attendance {
         if is_new {
             let confirmation = node.bus.want(&topic.presence());
             node.settled(confirmation).await;
-            node.say_tidings(Topic::nodes(), &watch(&topic)).await;
+            self.ask_to_be_told_of(node, &topic, Topic::nodes()).await;
         }
     }
 
@@ -317,13 +214,39 @@ impl Attendance {
         Look::Again
     }
 
-    async fn ask_to_be_told(&self, node: &Node, to: &Topic) {
-        for (topic, _) in self
-            .topics
-            .iter()
-            .filter(|(_, attended)| attended.feed.is_some())
-        {
-            node.say_tidings(to.clone(), &watch(topic)).await;
+    async fn ask_to_be_told(&mut self, node: &Node, to: &Topic) {
+        let read =
+            |(topic, attended): (&Topic, &Attended)| attended.feed.is_some().then(|| topic.clone());
+        let read: Vec<Topic> = self.topics.iter().filter_map(read).collect();
+        for topic in read {
+            if !self.ask_to_be_told_of(node, &topic, to.clone()).await {
+                return;
+            }
+        }
+    }
+
+    /// Whether it was asked; if not, it will be.
+    async fn ask_to_be_told_of(&mut self, node: &Node, topic: &Topic, to: Topic) -> bool {
+        let topic = topic.as_str().to_owned();
+        let watch = Wish::Watch { topic };
+        let asked = node.say_presence(to.clone(), &watch).await.is_some();
+        if !asked {
+            self.unasked.insert(to);
+        }
+        asked
+    }
+
+    /// Another node wants to be told of a topic, or does no longer.
+    async fn heed(&mut self, node: &Node, other: NodeId, topic: &Topic, watches: bool) {
+        if watches {
+            let attended = self.attended(node, topic);
+            attended.watchers.insert(other);
+            let told = node.say_everybody(Topic::node(other), &attended.announcer);
+            if told.await.is_none() {
+                attended.announcer.may_have_been_missed();
+            }
+        } else if let Some(attended) = self.topics.get_mut(topic) {
+            attended.watchers.remove(&other);
         }
     }
 
@@ -331,20 +254,9 @@ impl Attendance {
         let Some(topic) = Topic::with_presence(tidings.topic()) else {
             return;
         };
-        if let Tidings::Watch { .. } = tidings {
-            let attended = self.attended(node, &topic);
-            attended.watchers.insert(origin);
-            for part in attended.announcer.everybody() {
-                node.say_tidings(Topic::node(origin), &part).await;
-            }
-            return;
-        }
         let Some(attended) = self.topics.get_mut(&topic) else {
             return;
         };
-        if let Tidings::Unwatch { .. } = tidings {
-            attended.watchers.remove(&origin);
-        }
         // Of a node that is no member, nobody would ever notice the end: it says hello first.
         let is_member = node.members.lock().ids().any(|id| id == origin);
         if let Some(feed) = attended.feed.as_mut().filter(|_| is_member) {
@@ -361,8 +273,9 @@ impl Attendance {
             user.is_ok_and(|user| node.registry.read().has_user_on(&user, topic))
         });
         let Some(changes) = changes else { return };
-        if !attended.watchers.is_empty() && !node.say_tidings(topic.presence(), &changes).await {
-            attended.announcer.may_have_been_missed();
+        if !attended.watchers.is_empty() {
+            let told = node.say_presence(topic.presence(), &changes).await;
+            attended.note_told(told);
         }
         if let Some(feed) = &mut attended.feed {
             feed.table.heard(node.id, changes, Instant::now());
@@ -376,28 +289,23 @@ impl Attendance {
             return;
         }
         self.retry_at = None;
-        let is_up = node.health.get() == Health::Up;
-        for (topic, attended) in &mut self.topics {
-            let Attended {
-                announcer,
-                watchers,
-                ..
-            } = attended;
-            if !announcer.is_stale() {
-                continue;
+        for to in std::mem::take(&mut self.unasked) {
+            self.ask_to_be_told(node, &to).await;
+        }
+        let stale = |(_, attended): &(&Topic, &mut Attended)| attended.announcer.is_stale();
+        let mut missed = !self.unasked.is_empty();
+        for (topic, attended) in self.topics.iter_mut().filter(stale) {
+            attended.announcer.told_everybody();
+            if !attended.watchers.is_empty() {
+                let told = node.say_everybody(topic.presence(), &attended.announcer);
+                attended.note_told(told.await);
             }
-            let mut told = true;
-            if !watchers.is_empty() {
-                for part in announcer.everybody() {
-                    told = told && is_up && node.say_tidings(topic.presence(), &part).await;
-                }
-            }
-            if told {
-                announcer.told_everybody();
-            } else {
-                self.retry_at = Some(now + RETRY);
+            if attended.announcer.is_stale() {
+                missed = true;
+                break;
             }
         }
+        self.retry_at = missed.then(|| now + RETRY);
     }
 
     async fn inform_readers(&mut self, node: &Node) {
@@ -413,8 +321,9 @@ impl Attendance {
                 attended.feed = None;
                 node.bus.release(&topic.presence());
                 let topic = topic.as_str().to_owned();
-                let unwatch = Tidings::Unwatch { topic };
-                node.say_tidings(Topic::nodes(), &unwatch).await;
+                let unwatch = Wish::Unwatch { topic };
+                // Whoever does not hear it will find that nobody listens.
+                let _ = node.say_presence(Topic::nodes(), &unwatch).await;
             }
         }
     }
@@ -431,17 +340,22 @@ impl Attendance {
     }
 }
 
+impl Attended {
+    /// How many nodes were told what concerns all watchers; none if it may be lost.
+    fn note_told(&mut self, told: Option<usize>) {
+        match told {
+            Some(0) => self.watchers.clear(),
+            Some(_) => {}
+            None => self.announcer.may_have_been_missed(),
+        }
+    }
+}
+
 impl Feed {
     fn inform(&mut self) {
         let changes = self.table.take_changes();
         for reader in self.readers.iter().filter_map(Weak::upgrade) {
             changes.iter().for_each(|change| reader.push(change));
         }
-    }
-}
-
-fn watch(topic: &Topic) -> Tidings {
-    Tidings::Watch {
-        topic: topic.as_str().to_owned(),
     }
 }

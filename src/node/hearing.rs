@@ -25,6 +25,8 @@ pub(super) struct Outage {
     pub(super) known: bool,
     /// When the bus was last known to work.
     proven: Option<Instant>,
+    /// Since when it has worked without a break; none while it does not.
+    since: Option<Instant>,
     /// Messages may have been missed in the present outage, since then.
     gap: Option<Instant>,
 }
@@ -35,6 +37,7 @@ impl Outage {
             started,
             known: false,
             proven: None,
+            since: None,
             gap: None,
         }
     }
@@ -42,6 +45,14 @@ impl Outage {
     /// When the bus was last known to work, or the node started.
     pub(super) fn proven_at(&self) -> Instant {
         self.proven.unwrap_or(self.started)
+    }
+}
+
+impl Node {
+    /// Since when, and until when, this node has heard whatever the others said; none while the bus is down.
+    pub(super) fn hearing(&self) -> Option<(Instant, Instant)> {
+        let outage = self.outage.lock();
+        Some((outage.since?, self.bus.heard_until(outage.proven?)))
     }
 }
 
@@ -54,7 +65,8 @@ impl Listener for Node {
             return;
         }
         if let (Some(origin), Action::Control(json)) = (envelope.origin, &envelope.action) {
-            return self.heard_control(origin, &envelope.scope, json);
+            let to_us = topic == self.own.as_str();
+            return self.heard_control(origin, to_us, &envelope.scope, json);
         }
         if let (Some(origin), Some(union)) = (envelope.origin, envelope.union)
             && !self.unions.lock().is_first(origin, union)
@@ -108,6 +120,7 @@ impl Listener for Node {
     fn up(&self, proven: Instant) {
         let mut outage = self.outage.lock();
         (outage.known, outage.proven) = (true, Some(proven));
+        outage.since.get_or_insert(proven);
         let gap = outage.gap.take().map(|from| Gap::between(from, proven));
         let changed = self.health.update(|health| match health {
             Health::Degraded { .. } => Some(Health::Up),
@@ -126,7 +139,7 @@ impl Listener for Node {
 
     fn down(&self, reason: Arc<str>, deaf: bool) {
         let mut outage = self.outage.lock();
-        outage.known = true;
+        (outage.known, outage.since) = (true, None);
         if deaf && outage.gap.is_none() && outage.proven.is_some() {
             outage.gap = outage.proven;
             self.counters.bus_gaps.fetch_add(1, Relaxed);

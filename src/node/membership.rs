@@ -1,6 +1,7 @@
 //! This node among the others: it says hello again and again, and notices who no longer does.
 
 use std::sync::Weak;
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -8,9 +9,8 @@ use smallvec::smallvec;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::Node;
-use super::attendance::Event;
+use super::desk::Event;
 use crate::control::Control;
-use crate::health::Health;
 use crate::id::NodeId;
 use crate::members::MARGIN;
 use crate::roster::NodeInfo;
@@ -30,12 +30,22 @@ impl Node {
         }
     }
 
-    pub(super) fn node_said_hello(&self, info: NodeInfo, lease: u64) {
+    /// A node said hello, and may want a reply; to this node alone, or to everybody.
+    pub(super) fn node_said_hello(&self, info: NodeInfo, lease: u64, (reply, to_us): (bool, bool)) {
         let (id, name) = (info.id, info.name.clone());
         let lease = Duration::from_millis(lease);
-        if self.members.lock().heard(info, lease, Instant::now()) {
+        let is_new = self.members.lock().heard(info, lease, Instant::now());
+        if is_new {
             tracing::info!(node = %self.id, other = %id, name, "a node joined");
+        }
+        if is_new || reply {
             self.desk.tell(Event::Joined(id));
+        }
+        if reply {
+            self.greet(id, false);
+        } else if is_new && !to_us {
+            // It takes us for a node that knows it, and would not tell us again what it wants to be told.
+            self.greet(id, true);
         }
     }
 
@@ -51,32 +61,43 @@ impl Node {
     }
 
     /// Tells one node of this one.
-    pub(super) fn greet(&self, other: NodeId) {
-        if let Some(node) = self.me.upgrade() {
-            self.tasks
-                .spawn(async move { node.say_hello(Topic::node(other), false).await });
-        }
+    fn greet(&self, other: NodeId, reply: bool) {
+        let Some(node) = self.me.upgrade() else {
+            return;
+        };
+        self.tasks.spawn(async move {
+            let said = node.say_hello(Topic::node(other), reply).await;
+            if reply && !said {
+                // Its next hello finds it new again.
+                node.members.lock().left(other);
+            }
+        });
     }
 
-    async fn say_hello(&self, to: Topic, reply: bool) {
+    /// Whether it was said.
+    async fn say_hello(&self, to: Topic, reply: bool) -> bool {
+        // After the goodbye it would be believed for a lease.
+        if self.stopped.load(SeqCst) {
+            return false;
+        }
         let (node, lease) = (self.introduce(), self.config.lease.as_millis() as u64);
         let hello = Control::Hello { node, lease, reply };
-        self.say_to(to, &hello).await;
+        self.say_to(to, &hello).await
     }
 
     pub(super) async fn say_goodbye(&self) {
-        self.say_to(Topic::nodes(), &Control::Bye).await;
+        // Without it our lease ends.
+        let _ = self.say_to(Topic::nodes(), &Control::Bye).await;
     }
 
-    async fn say_to(&self, to: Topic, control: &Control) {
+    async fn say_to(&self, to: Topic, control: &Control) -> bool {
         let envelope = self.say(&Scope::default(), 0, control);
-        // The next hello says the same.
-        let _ = self.bus.publish(smallvec![to], envelope).await;
+        self.bus.publish(smallvec![to], envelope).await.is_ok()
     }
 }
 
-/// Says hello as long as the node lives. While the bus is down nobody's lease runs out, since nobody can
-/// be heard.
+/// Says hello until the node is shut down, while it drains too. While the bus is down nobody's lease runs
+/// out, since nobody can be heard.
 pub(super) async fn attend(node: Weak<Node>) {
     let Some((lease, mut changes)) = node
         .upgrade()
@@ -86,27 +107,28 @@ pub(super) async fn attend(node: Weak<Node>) {
     };
     let mut hello = interval(lease / MARGIN);
     hello.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut up = false;
+    let mut known_since = None;
     loop {
-        let was_up = up;
         tokio::select! {
-            health = changes.next() => match health {
-                Some(health) => up = health == Health::Up,
-                None => return,
-            },
+            // It says when to look, and the rest is looked up.
+            health = changes.next() => if health.is_none() { return },
             _ = hello.tick() => {}
         };
-        let Some(node) = node.upgrade() else { return };
-        if !up {
+        let Some(node) = node.upgrade().filter(|node| !node.stopped.load(SeqCst)) else {
+            return;
+        };
+        let Some(hearing) = node.hearing() else {
             continue;
-        }
-        let returned = !was_up;
+        };
+        let (since, _) = hearing;
+        let returned = known_since != Some(since);
         if returned {
-            node.members.lock().spare(Instant::now());
             node.desk.tell(Event::Returned);
         }
-        let expired = node.members.lock().expire(Instant::now());
+        let expired = node.members.lock().expire(hearing);
         expired.into_iter().for_each(|id| node.node_left(id));
-        node.say_hello(Topic::nodes(), returned).await;
+        if node.say_hello(Topic::nodes(), returned).await {
+            known_since = Some(since);
+        }
     }
 }

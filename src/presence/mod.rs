@@ -48,9 +48,10 @@ impl PresenceChange {
 /// not every change between. Ends with the node.
 ///
 /// A reconnect within the grace period ([`Builder::presence_grace`](crate::Builder::presence_grace), 5 s)
-/// is no change. The users of a node that died are offline when its
-/// [`lease`](crate::Builder::lease) (15 s) has ended. During an outage of Redis what is known stays;
-/// afterwards it is compared, and what changed is told.
+/// is no change. That a node died is noticed with the first hello and probe of this one after its
+/// [`lease`](crate::Builder::lease) (15 s), at most 10 s later by default; from then on its users have the
+/// grace period too. During an outage of Redis what is known stays; afterwards it is compared, and what
+/// changed is told.
 #[must_use = "streams do nothing unless polled"]
 pub struct Presence {
     reader: Arc<Reader>,
@@ -76,14 +77,28 @@ impl fmt::Debug for Presence {
     }
 }
 
+/// Whether a node wants to be told of a topic's users.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Wish {
+    /// It does: first of everybody, then of every change.
+    Watch { topic: String },
+    /// It does no longer.
+    Unwatch { topic: String },
+}
+
+impl Wish {
+    pub(crate) fn topic(&self) -> &str {
+        match self {
+            Self::Watch { topic } | Self::Unwatch { topic } => topic,
+        }
+    }
+}
+
 /// What nodes tell one another of a topic's users.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Tidings {
-    /// The sender wants to be told: first of everybody, then of every change.
-    Watch { topic: String },
-    /// It does no longer.
-    Unwatch { topic: String },
     /// Everybody of the sender, in parts.
     Everybody {
         topic: String,
@@ -102,10 +117,7 @@ pub(crate) enum Tidings {
 impl Tidings {
     pub(crate) fn topic(&self) -> &str {
         match self {
-            Self::Watch { topic }
-            | Self::Unwatch { topic }
-            | Self::Everybody { topic, .. }
-            | Self::Changes { topic, .. } => topic,
+            Self::Everybody { topic, .. } | Self::Changes { topic, .. } => topic,
         }
     }
 }

@@ -80,7 +80,6 @@ impl Table {
                 online.into_iter().for_each(|user| self.came(node, user));
                 offline.iter().for_each(|user| self.went(node, user, now));
             }
-            Tidings::Watch { .. } | Tidings::Unwatch { .. } => {}
         }
     }
 

@@ -274,6 +274,10 @@ async fn settings_that_make_no_sense_are_named() {
         "probe_interval is longer",
     );
     wrong(builder().linger(Duration::MAX), "linger is longer");
+    wrong(
+        builder().lease(Duration::from_millis(999)),
+        "lease is 999ms: it must be at least 1s",
+    );
     wrong(builder().max_message_size(0), "max_message_size is zero");
     wrong(builder().outbox(0, 1), "outbox messages is zero");
     wrong(

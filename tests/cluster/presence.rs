@@ -1,10 +1,11 @@
 //! Who comes online and goes offline, with faults.
 
 use std::collections::HashSet;
+use std::sync::mpsc::{self, TryRecvError};
 use std::time::Duration;
 
 use axum_cluster::{Builder, Health, Presence, PresenceChange};
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 
 use crate::support::node::NEVER;
 use crate::support::program::ticker;
@@ -170,7 +171,10 @@ async fn a_node_that_leaves_takes_its_users_along(lab: Lab) {
 }
 
 async fn readers_come_and_go_and_leave_nothing(lab: Lab) {
-    let [a, b] = lab.nodes().await;
+    let [a, b] = [
+        start(quick(lab.builder())).await,
+        start(quick(lab.builder())).await,
+    ];
     let mut client = b.client("alice").await;
     assert_eq!(client.ask("join lobby").await, "joined");
     let is_watched = || {
@@ -195,7 +199,7 @@ async fn readers_come_and_go_and_leave_nothing(lab: Lab) {
         let bob = a.client("bob").await;
         assert_eq!(next(&mut last).await, online("bob"));
         drop(bob);
-        a.until_empty().await;
+        assert_eq!(next(&mut last).await, offline("bob"));
         drop(last);
         until("nobody watches", async || !is_watched()).await;
     }
@@ -255,13 +259,12 @@ async fn a_netsplit_of_one_node_ends_in_the_truth() {
     drop(here);
 
     proxy.heal();
-    let back = HashSet::from([next(&mut reader).await, next(&mut reader).await]);
-    assert!(back.is_subset(&HashSet::from([
-        online("stays"),
-        online("comes"),
-        offline("here")
-    ])));
-    let _third = next(&mut reader).await;
+    let mut told = HashSet::new();
+    for _ in 0..3 {
+        told.insert(next(&mut reader).await);
+    }
+    let expected = [online("stays"), online("comes"), offline("here")];
+    assert_eq!(told, HashSet::from(expected));
     assert_eq!(next(&mut over_there).await, offline("here"));
     let _fence = b.client("fence").await;
     for reader in [&mut reader, &mut over_there] {
@@ -274,6 +277,73 @@ async fn acquainted_pair(a: &TestNode, b: &TestNode) {
     for node in [a, b] {
         until("both are known", async || node.cluster.stats().nodes == 2).await;
     }
+}
+
+/// A node that hears nothing, and has not noticed it yet, knows nothing new of anybody.
+#[tokio::test(flavor = "multi_thread")]
+async fn time_in_which_a_node_was_deaf_costs_nobody_the_lease() {
+    let lab = Lab::redis();
+    let proxy = Proxy::to(lab.redis.as_ref().unwrap().port()).await;
+    let short = |builder: Builder| quick(builder).lease(Duration::from_secs(1));
+    let a = start(short(lab.builder())).await;
+    let slow_probe = Duration::from_millis(1500);
+    let deaf = lab.builder().redis(proxy.url()).probe_interval(slow_probe);
+    let b = start(short(deaf)).await;
+    acquainted_pair(&a, &b).await;
+    let mut reader = b.broadcaster.presence();
+    let _alice = a.client("alice").await;
+    assert_eq!(next(&mut reader).await, online("alice"));
+
+    proxy.deafen_subscribers();
+    until("b notices", async || {
+        matches!(b.cluster.health(), Health::Degraded { .. })
+    })
+    .await;
+    assert_eq!(b.cluster.stats().nodes, 2);
+    assert_eq!(reader.next().now_or_never(), None);
+    proxy.heal();
+    until("b is back", async || b.cluster.health() == Health::Up).await;
+    let _fence = a.client("fence").await;
+    assert_eq!(before(&mut reader, "fence").await, []);
+}
+
+/// While it drains, a node is there for the others, and they for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_draining_nodes_users_are_online_until_their_sockets_close() {
+    const USERS: usize = 20;
+    let lab = Lab::redis();
+    let lease = Duration::from_secs(1);
+    let a = start(quick(lab.builder()).lease(lease)).await;
+    let b = start(quick(lab.builder()).lease(lease)).await;
+    acquainted_pair(&a, &b).await;
+    let (mut reader, mut draining) = (b.broadcaster.presence(), a.broadcaster.presence());
+    let mut clients = Vec::new();
+    for n in 0..USERS {
+        let user = format!("user {n}");
+        clients.push(a.client(&user).await);
+        for reader in [&mut reader, &mut draining] {
+            assert_eq!(next(reader).await, online(&user));
+        }
+    }
+    let cluster = a.cluster.clone();
+    let shutdown = tokio::spawn(async move { cluster.shutdown(4 * lease).await });
+    let mut gone = 0;
+    while gone < USERS {
+        let change = next(&mut reader).await;
+        if change == online("late") {
+            continue;
+        }
+        assert!(!change.is_online(), "{change:?}");
+        let here = a.broadcaster.to_user(change.user()).local().count().await;
+        // After the last one it is shut down.
+        assert_eq!(here.map_or(0, |count| count.sockets()), 0, "{change:?}");
+        gone += 1;
+        if gone == USERS * 3 / 4 {
+            clients.push(b.client("late").await);
+            assert_eq!(next_of(&mut draining, "late").await, online("late"));
+        }
+    }
+    soon("the shutdown", shutdown).await.unwrap();
 }
 
 /// A process that was killed says nothing any more: Redis knows at once that nobody listens, and its users
@@ -354,6 +424,121 @@ async fn an_outage_of_redis_is_reconciled() {
     }
 }
 
+/// What a node could not say to another is said again, though the bus was up all the time.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_one_node_could_not_be_told_is_told_again() {
+    let mut lab = Lab::redis();
+    let port = lab.server().port();
+    let as_user = |name: &str, lab: &mut Lab| {
+        let rules = ["on", ">pass", "+@all", "~*", "allchannels"];
+        let command = [&["ACL", "SETUSER", name][..], &rules].concat();
+        assert_eq!(lab.server().cli(&command), "OK");
+        let url = format!("redis://{name}:pass@127.0.0.1:{port}");
+        // With a second hello it would be asked anyway.
+        quick(lab.builder()).redis(url).lease(NEVER)
+    };
+    let a = start(as_user("a", &mut lab)).await;
+    let b = start(as_user("b", &mut lab)).await;
+    acquainted_pair(&a, &b).await;
+    let own = format!("&cluster:n:{}", a.id());
+    let others = [
+        "&cluster:nodes",
+        "&cluster:all",
+        "&cluster:u:*",
+        "&cluster:p:*",
+    ];
+    let rules = [&["ACL", "SETUSER", "a", "resetchannels", &own][..], &others].concat();
+    assert_eq!(lab.server().cli(&rules), "OK");
+
+    // It answers who wants to be told ...
+    let _alice = a.client("alice").await;
+    let mut there = b.broadcaster.presence();
+    assert_eq!(next(&mut there).await, online("alice"));
+    drop(there);
+    let watched = ["PUBSUB", "CHANNELS", "cluster:p:*"];
+    until("nobody watches", async || {
+        lab.server().cli(&watched).is_empty()
+    })
+    .await;
+    // ... and asks who is new.
+    let mut here = a.broadcaster.presence();
+    assert_eq!(next(&mut here).await, online("alice"));
+    let c = start(quick(lab.builder())).await;
+    until("c is known", async || a.cluster.stats().nodes == 3).await;
+    let _bob = c.client("bob").await;
+    let _fence = a.client("fence").await;
+    assert_eq!(
+        before(&mut here, "fence").await,
+        [],
+        "control: c was not asked"
+    );
+    lab.server().cli(&["ACL", "SETUSER", "a", "allchannels"]);
+    assert_eq!(next(&mut here).await, online("bob"));
+    for node in [&a, &b] {
+        assert_eq!(node.cluster.stats().bus_gaps, 0, "control: it was up");
+    }
+}
+
+/// A node that could not say that it no longer wants to be told is told no more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_went_during_an_outage_costs_nothing() {
+    let mut lab = Lab::redis();
+    let [a, b] = [
+        start(quick(lab.builder())).await,
+        start(quick(lab.builder())).await,
+    ];
+    acquainted_pair(&a, &b).await;
+    let mut reader = a.broadcaster.presence();
+    let _alice = b.client("alice").await;
+    assert_eq!(next(&mut reader).await, online("alice"));
+    lab.server().kill();
+    for node in [&a, &b] {
+        until("the outage is noticed", async || {
+            matches!(node.cluster.health(), Health::Degraded { .. })
+        })
+        .await;
+    }
+    drop(reader);
+    lab.server().restart();
+    acquainted_pair(&a, &b).await;
+    for node in [&a, &b] {
+        until("it is back", async || node.cluster.health() == Health::Up).await;
+    }
+    let mut reader = b.broadcaster.presence();
+    assert_eq!(next(&mut reader).await, online("alice"));
+    let before = lab.server().calls("publish");
+    for _ in 0..20 {
+        let carol = b.client("carol").await;
+        assert_eq!(next(&mut reader).await, online("carol"));
+        drop(carol);
+        assert_eq!(next(&mut reader).await, offline("carol"));
+    }
+    let publishes = lab.server().calls("publish") - before;
+    assert!(publishes < 20, "{publishes} for 40 changes");
+}
+
+/// Readers of a node whose bus is down are told of its own sockets at once, not when Redis would answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_redis_keeps_no_local_change_back() {
+    let lab = Lab::redis();
+    let proxy = Proxy::to(lab.redis.as_ref().unwrap().port()).await;
+    let a = start(quick(lab.builder())).await;
+    let patient = quick(lab.builder()).redis(proxy.url());
+    let b = start(patient.publish_timeout(NEVER)).await;
+    acquainted_pair(&a, &b).await;
+    let _over_there = a.broadcaster.presence();
+    let mut reader = b.broadcaster.presence();
+    let _alice = b.client("alice").await;
+    assert_eq!(next(&mut reader).await, online("alice"));
+    proxy.black_hole();
+    until("the outage is noticed", async || {
+        matches!(b.cluster.health(), Health::Degraded { .. })
+    })
+    .await;
+    let _bob = b.client("bob").await;
+    assert_eq!(next(&mut reader).await, online("bob"));
+}
+
 /// The next change of this user.
 async fn next_of(presence: &mut Presence, user: &str) -> PresenceChange {
     loop {
@@ -362,4 +547,58 @@ async fn next_of(presence: &mut Presence, user: &str) -> PresenceChange {
             return change;
         }
     }
+}
+
+/// A process that was stopped for longer than its lease: the others took it for gone, and it knows nothing
+/// of that.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_was_stopped_is_told_of_changes_again() {
+    let lab = Lab::redis();
+    let lease = Duration::from_secs(1);
+    let a = start(quick(lab.builder()).lease(lease)).await;
+    let mut reader = a.broadcaster.presence();
+    let (stop, stopped) = mpsc::channel::<mpsc::Receiver<()>>();
+    let (told, mut tidings) = tokio::sync::mpsc::unbounded_channel();
+    let builder = quick(lab.builder()).lease(lease);
+    // All of its tasks run on one thread.
+    let process = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build();
+        runtime.unwrap().block_on(async {
+            let b = start(builder).await;
+            let _bob = b.client("bob").await;
+            let mut presence = b.broadcaster.presence();
+            loop {
+                tokio::select! {
+                    change = presence.next() => told.send(change.unwrap()).unwrap(),
+                    () = tokio::time::sleep(Duration::from_millis(10)) => match stopped.try_recv() {
+                        Ok(thaw) => { let _ = thaw.recv(); }
+                        Err(TryRecvError::Empty) => {}
+                        Err(TryRecvError::Disconnected) => return,
+                    }
+                }
+            }
+        });
+    });
+    let mut tidings = async || soon("a change there", tidings.recv()).await.unwrap();
+    assert_eq!(next(&mut reader).await, online("bob"));
+    assert_eq!(tidings().await, online("bob"));
+    let alice = a.client("alice").await;
+    assert_eq!(next(&mut reader).await, online("alice"));
+    assert_eq!(tidings().await, online("alice"));
+
+    let (thaw, frozen) = mpsc::channel();
+    stop.send(frozen).unwrap();
+    assert_eq!(next(&mut reader).await, offline("bob"), "its lease ends");
+    drop(alice);
+    assert_eq!(next(&mut reader).await, offline("alice"));
+    thaw.send(()).unwrap();
+    assert_eq!(next(&mut reader).await, online("bob"));
+    assert_eq!(tidings().await, offline("alice"));
+    let _carol = a.client("carol").await;
+    assert_eq!(tidings().await, online("carol"));
+    assert_eq!(next(&mut reader).await, online("carol"));
+    drop(stop);
+    process.join().unwrap();
 }

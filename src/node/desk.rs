@@ -1,0 +1,192 @@
+//! What the presence task is told, kept until it looks.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, Weak};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use super::Node;
+use crate::id::{NodeId, UserId};
+use crate::presence::{Presence, Reader, Wish};
+use crate::topic::Topic;
+
+/// Tidings that wait to be read. With more, all are dropped and asked for afresh.
+const MAX_TIDINGS: usize = 1024;
+
+/// Where the presence task finds what it is told.
+#[derive(Debug, Default)]
+pub(super) struct Desk {
+    /// Whether anything is watched at all: nothing else is looked at on the way of a socket.
+    watched: AtomicBool,
+    mail: Mutex<Mail>,
+    pub(super) arrived: Arc<Notify>,
+}
+
+#[derive(Debug, Default)]
+struct Mail {
+    /// Topics of whose users the task is told.
+    watched: HashSet<Topic>,
+    news: News,
+}
+
+/// What came since the task last looked.
+#[derive(Debug, Default)]
+pub(super) struct News {
+    pub(super) touched: HashMap<Topic, HashSet<UserId>>,
+    pub(super) readers: Vec<(Topic, Weak<Reader>)>,
+    /// Whether these nodes want to be told of these topics: of each the last word, which is never dropped
+    /// since nobody repeats it.
+    pub(super) wishes: HashMap<(NodeId, Topic), bool>,
+    pub(super) events: VecDeque<Event>,
+    /// Tidings among the events.
+    tidings: usize,
+}
+
+#[derive(Debug)]
+pub(super) enum Event {
+    /// A node is new, or may have missed what we want to be told.
+    Joined(NodeId),
+    Left(NodeId),
+    /// We may have missed something ourselves.
+    Returned,
+    /// [`Tidings`](crate::presence::Tidings) of another node.
+    Said(NodeId, Bytes),
+    /// The node is shut down.
+    Stop,
+}
+
+impl Desk {
+    /// A user's sockets on these topics may be others than before.
+    pub(super) fn touch<'a>(&self, user: &UserId, topics: impl IntoIterator<Item = &'a Topic>) {
+        if !self.watched.load(SeqCst) {
+            return;
+        }
+        let Mail { watched, news } = &mut *self.mail.lock();
+        for topic in topics {
+            if watched.contains(topic) {
+                let touched = news.touched.entry(topic.clone()).or_default();
+                touched.insert(user.clone());
+                self.arrived.notify_one();
+            }
+        }
+    }
+
+    pub(super) fn tell(&self, event: Event) {
+        let news = &mut self.mail.lock().news;
+        if let Event::Left(other) = event {
+            news.wishes.retain(|(node, _), _| *node != other);
+        }
+        if matches!(event, Event::Said(..)) {
+            if news.tidings == MAX_TIDINGS {
+                news.events
+                    .retain(|event| !matches!(event, Event::Said(..)));
+                news.events.push_back(Event::Returned);
+                news.tidings = 0;
+            }
+            news.tidings += 1;
+        }
+        news.events.push_back(event);
+        self.arrived.notify_one();
+    }
+
+    fn wish(&self, node: NodeId, wish: &Wish) {
+        if let Some(topic) = Topic::with_presence(wish.topic()) {
+            let watches = matches!(wish, Wish::Watch { .. });
+            self.mail.lock().news.wishes.insert((node, topic), watches);
+            self.arrived.notify_one();
+        }
+    }
+
+    pub(super) fn watch(&self, topic: &Topic, watched: bool) {
+        let mail = &mut *self.mail.lock();
+        if watched {
+            mail.watched.insert(topic.clone());
+        } else {
+            mail.watched.remove(topic);
+            mail.news.touched.remove(topic);
+        }
+        self.watched.store(!mail.watched.is_empty(), SeqCst);
+    }
+
+    pub(super) fn is_touched(&self) -> bool {
+        !self.mail.lock().news.touched.is_empty()
+    }
+
+    pub(super) fn take(&self) -> News {
+        std::mem::take(&mut self.mail.lock().news)
+    }
+}
+
+/// The task holds no node, and is told so that it ends with it.
+impl Drop for Desk {
+    fn drop(&mut self) {
+        self.arrived.notify_one();
+    }
+}
+
+impl Node {
+    /// A reader of who comes to a topic and goes from it.
+    pub(crate) fn presence(&self, topic: Topic, users: Option<HashSet<UserId>>) -> Presence {
+        let reader = Arc::new(Reader::new(users, self.desk.arrived.clone()));
+        let entry = (topic, Arc::downgrade(&reader));
+        self.desk.mail.lock().news.readers.push(entry);
+        self.desk.arrived.notify_one();
+        // Looked at afterwards: either we see the end, or the task sees the reader before it ends.
+        if self.stopped.load(SeqCst) {
+            reader.end();
+        }
+        Presence::new(reader)
+    }
+
+    pub(super) fn heard_presence(&self, origin: NodeId, json: &[u8]) {
+        // Tidings, which may be long, are no wish from their first word on.
+        match serde_json::from_slice(json) {
+            Ok(wish) => self.desk.wish(origin, &wish),
+            Err(_) => {
+                let json = Bytes::copy_from_slice(json);
+                self.desk.tell(Event::Said(origin, json));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OTHER: NodeId = NodeId(1);
+
+    fn watch(topic: &Topic) -> Wish {
+        let topic = topic.as_str().to_owned();
+        Wish::Watch { topic }
+    }
+
+    #[test]
+    fn too_many_tidings_are_asked_for_afresh_and_wishes_stay() {
+        let (desk, all) = (Desk::default(), Topic::all());
+        desk.wish(OTHER, &watch(&all));
+        for _ in 0..=MAX_TIDINGS {
+            desk.tell(Event::Said(OTHER, Bytes::new()));
+        }
+        let News { events, wishes, .. } = desk.take();
+        assert!(matches!(
+            events.as_slices(),
+            ([Event::Returned, Event::Said(..)], [])
+        ));
+        assert_eq!(wishes, HashMap::from([((OTHER, all), true)]));
+    }
+
+    #[test]
+    fn the_last_word_of_a_node_counts_until_it_leaves() {
+        let (desk, all) = (Desk::default(), Topic::all());
+        let topic = all.as_str().to_owned();
+        desk.wish(OTHER, &watch(&all));
+        desk.wish(OTHER, &Wish::Unwatch { topic });
+        desk.wish(NodeId(2), &watch(&all));
+        desk.tell(Event::Left(NodeId(2)));
+        assert_eq!(desk.take().wishes, HashMap::from([((OTHER, all), false)]));
+    }
+}
