@@ -21,8 +21,6 @@ use crate::ws::frame::Frame;
 #[derive(Debug)]
 pub(super) struct Outage {
     started: Instant,
-    /// The bus has been up or has failed: it is no longer just starting.
-    pub(super) known: bool,
     /// When the bus was last known to work.
     proven: Option<Instant>,
     /// Messages may have been missed in the present outage, since then.
@@ -33,7 +31,6 @@ impl Outage {
     pub(super) fn new(started: Instant) -> Self {
         Self {
             started,
-            known: false,
             proven: None,
             gap: None,
         }
@@ -107,7 +104,7 @@ impl Listener for Node {
 
     fn up(&self, proven: Instant) {
         let mut outage = self.outage.lock();
-        (outage.known, outage.proven) = (true, Some(proven));
+        outage.proven = Some(proven);
         let gap = outage.gap.take().map(|from| Gap::between(from, proven));
         let changed = self.health.update(|health| match health {
             Health::Degraded { .. } => Some(Health::Up),
@@ -126,7 +123,6 @@ impl Listener for Node {
 
     fn down(&self, reason: Arc<str>, deaf: bool) {
         let mut outage = self.outage.lock();
-        outage.known = true;
         if deaf && outage.gap.is_none() && outage.proven.is_some() {
             outage.gap = outage.proven;
             self.counters.bus_gaps.fetch_add(1, Relaxed);

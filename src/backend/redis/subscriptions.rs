@@ -29,7 +29,7 @@ pub(crate) struct Subscriptions {
     /// Topics sent on this connection, and answered.
     sent: u64,
     answered: u64,
-    /// What `sent` was when everything wanted at the connection's start had been sent.
+    /// What `sent` was when everything for which nobody waited had been sent.
     restored_at: Option<u64>,
     link: Link,
 }
@@ -41,6 +41,8 @@ enum Link {
     Starting,
     /// Waiting is pointless.
     Down,
+    /// Something was missed: nobody waits until all that is wanted has been sent.
+    Restoring,
     Up,
 }
 
@@ -101,11 +103,12 @@ impl Subscriptions {
         if entry.is_confirmed() {
             return Confirmation::Ready;
         }
-        if self.link == Link::Up && !entry.subscribed && !entry.queued {
+        let connected = matches!(self.link, Link::Restoring | Link::Up);
+        if connected && !entry.subscribed && !entry.queued {
             entry.queued = true;
             self.changed.push_back(topic.clone());
         }
-        if self.link == Link::Down {
+        if matches!(self.link, Link::Down | Link::Restoring) {
             return Confirmation::Ready;
         }
         let (confirm, confirmed) = oneshot::channel();
@@ -170,8 +173,10 @@ impl Subscriptions {
             };
             list.push(topic);
         }
-        if self.link == Link::Up && self.restoring.is_empty() {
+        let connected = matches!(self.link, Link::Restoring | Link::Up);
+        if connected && self.changed.is_empty() && self.restoring.is_empty() {
             self.restored_at.get_or_insert(self.sent);
+            self.link = Link::Up;
         }
         step
     }
@@ -202,10 +207,20 @@ impl Subscriptions {
 
     /// A new connection: nothing is subscribed on it.
     pub(crate) fn connected(&mut self) {
-        self.link = Link::Up;
+        self.link = match self.link {
+            Link::Starting => Link::Up,
+            _ => Link::Restoring,
+        };
         for (topic, entry) in &mut self.entries {
             entry.queued = true;
             self.restoring.push_back(topic.clone());
+        }
+    }
+
+    /// Somebody waited too long and goes on unheard: all is to be confirmed once more.
+    pub(crate) fn doubt(&mut self) {
+        if self.link == Link::Up {
+            (self.link, self.restored_at) = (Link::Restoring, None);
         }
     }
 
@@ -225,7 +240,8 @@ impl Subscriptions {
         });
     }
 
-    /// Whether everything that was wanted when this connection began is confirmed.
+    /// Whether everything for which nobody waited is confirmed: since an outage, or since a
+    /// [`doubt`](Self::doubt).
     pub(crate) fn is_restored(&self) -> bool {
         self.restored_at.is_some_and(|sent| self.answered >= sent)
     }
@@ -270,6 +286,8 @@ mod tests {
         Answer,
         Disconnect,
         Connect,
+        /// The oldest waiter has no more patience.
+        Impatience,
     }
 
     fn event() -> impl Strategy<Value = Event> {
@@ -282,6 +300,7 @@ mod tests {
             4 => Just(Event::Answer),
             1 => Just(Event::Disconnect),
             2 => Just(Event::Connect),
+            1 => Just(Event::Impatience),
         ]
     }
 
@@ -295,6 +314,8 @@ mod tests {
         subscribed: HashSet<Topic>,
         wanted: Vec<u8>,
         waiting: Vec<(u8, oneshot::Receiver<()>)>,
+        /// Who is admitted without a confirmation.
+        unheard: Vec<u8>,
     }
 
     impl World {
@@ -308,6 +329,7 @@ mod tests {
                 subscribed: HashSet::new(),
                 wanted: Vec::new(),
                 waiting: Vec::new(),
+                unheard: Vec::new(),
             }
         }
 
@@ -315,14 +337,16 @@ mod tests {
             match event {
                 Event::Want(n) => {
                     self.wanted.push(n);
-                    if let Confirmation::Pending(confirmed) = self.table.want(&topic(n)) {
-                        self.waiting.push((n, confirmed));
+                    match self.table.want(&topic(n)) {
+                        Confirmation::Ready => self.unheard.push(n),
+                        Confirmation::Pending(confirmed) => self.waiting.push((n, confirmed)),
                     }
                 }
                 Event::Release(n) => {
                     if let Some(at) = self.wanted.iter().position(|wanted| *wanted == n) {
                         self.wanted.swap_remove(at);
                         self.table.release(&topic(n), self.now);
+                        self.unheard.retain(|unheard| self.wanted.contains(unheard));
                     }
                 }
                 Event::Wait => self.now += LINGER / 2,
@@ -359,7 +383,14 @@ mod tests {
                     self.connected = true;
                     self.table.connected();
                 }
-                Event::Write | Event::Connect => {}
+                Event::Impatience if !self.waiting.is_empty() => {
+                    let (n, mut confirmed) = self.waiting.remove(0);
+                    if confirmed.try_recv().is_err() && self.wanted.contains(&n) {
+                        self.table.doubt();
+                        self.unheard.push(n);
+                    }
+                }
+                Event::Write | Event::Connect | Event::Impatience => {}
             }
         }
 
@@ -374,6 +405,12 @@ mod tests {
                 }
             }
             let (table, wanted, connected) = (&self.table, &self.wanted, self.connected);
+            if table.is_restored() {
+                for n in self.unheard.drain(..) {
+                    assert!(self.subscribed.contains(&topic(n)), "restored but deaf");
+                }
+            }
+            let unheard = &mut self.unheard;
             self.waiting
                 .retain_mut(|(n, confirmed)| match confirmed.try_recv() {
                     Ok(()) => {
@@ -386,6 +423,9 @@ mod tests {
                     // Told to stop waiting: only without a connection, or when nobody wants it.
                     Err(oneshot::error::TryRecvError::Closed) => {
                         assert!(!connected || !wanted.contains(n), "left without an answer");
+                        if wanted.contains(n) {
+                            unheard.push(*n);
+                        }
                         false
                     }
                     Err(oneshot::error::TryRecvError::Empty) => true,
@@ -486,11 +526,35 @@ mod tests {
         table.connected();
         assert_eq!(table.step(now, 100).subscribe.len(), 100);
         for n in [251, 252] {
-            assert!(matches!(table.want(&topic(n)), Confirmation::Pending(_)));
+            assert!(matches!(table.want(&topic(n)), Confirmation::Ready));
         }
         let step = table.step(now, 100);
         assert_eq!(step.subscribe[..2], [topic(251), topic(252)]);
         assert_eq!(step.subscribe.len(), 100, "the restore goes on");
+        table.step(now, 100);
+        assert!(
+            matches!(table.want(&topic(253)), Confirmation::Pending(_)),
+            "all is sent: who comes now would be heard too late"
+        );
+    }
+
+    #[test]
+    fn who_goes_on_unheard_is_confirmed_before_all_is_well_again() {
+        let (mut table, now) = connected();
+        table.step(now, 10);
+        assert!(table.is_restored());
+        let _ = table.want(&topic(1));
+        assert!(table.is_restored(), "whoever waits is no reason");
+        table.doubt();
+        assert!(!table.is_restored());
+        assert!(matches!(table.want(&topic(2)), Confirmation::Ready));
+        assert_eq!(table.step(now, 10).subscribe, [topic(1), topic(2)]);
+        assert!(matches!(table.want(&topic(3)), Confirmation::Pending(_)));
+        for n in [1, 2] {
+            assert!(!table.is_restored());
+            table.answered(topic(n).as_str());
+        }
+        assert!(table.is_restored());
     }
 
     #[test]
