@@ -1,11 +1,12 @@
 //! The listening side: one connection under endless supervision, messages handed on as they are read.
 
+use std::io;
 use std::sync::{Arc, Once, Weak};
 use std::time::Duration;
 
 use bytes::Buf;
 use parking_lot::Mutex;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::Notify;
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -115,7 +116,13 @@ impl Subscriber {
         if let Some(slots) = &self.slots {
             slots.doubt();
         }
+        self.converse(stream, failures).await
+    }
+
+    async fn converse(&self, stream: impl AsyncRead + AsyncWrite, failures: &mut u32) -> Arc<str> {
         let (mut read, mut write) = tokio::io::split(stream);
+        // TLS keeps what the kernel did not take.
+        let mut unflushed = false;
         let _connected = Connected::new(&self.table);
         let mut session = Session::new(self, failures);
         let mut reader = Reader::new(MAX_ENVELOPE);
@@ -137,8 +144,11 @@ impl Subscriber {
                     }
                     Err(error) => return error.to_string().into(),
                 },
-                count = write.write(output), if !output.is_empty() => match count {
-                    Ok(count) => output.advance(count),
+                written = write_or_flush(&mut write, output), if unflushed || !output.is_empty() => match written {
+                    Ok(count) => {
+                        output.advance(count);
+                        unflushed = count > 0;
+                    }
                     Err(error) => return error.to_string().into(),
                 },
                 published = async { publishing.as_mut().expect("checked").await }, if publishing.is_some() => {
@@ -169,6 +179,17 @@ impl Subscriber {
     }
 }
 
+/// Returns how much was written: nothing only when everything has left.
+async fn write_or_flush(
+    stream: &mut (impl AsyncWrite + Unpin),
+    output: &[u8],
+) -> io::Result<usize> {
+    if output.is_empty() {
+        return stream.flush().await.map(|()| 0);
+    }
+    stream.write(output).await
+}
+
 /// The pause before the next attempt; `random` in 0.0..1.0.
 pub(super) fn pause(failures: u32, random: f64) -> Duration {
     let longest = FIRST_PAUSE
@@ -179,7 +200,92 @@ pub(super) fn pause(failures: u32, random: f64) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::BufWriter;
+    use tokio::net::TcpStream;
+    use tokio::sync::mpsc;
+
     use super::*;
+    use crate::backend::conformance::redis_server::RedisServer;
+    use crate::topic::Namespace;
+
+    #[derive(Debug, PartialEq)]
+    enum Told {
+        Up,
+        Down { deaf: bool },
+    }
+
+    /// Panics at whatever it hears.
+    struct Fragile(mpsc::UnboundedSender<Told>);
+
+    impl Listener for Fragile {
+        fn heard(&self, topic: &str, _: &[u8]) {
+            panic!("{topic} was heard");
+        }
+
+        fn settle(&self) -> bool {
+            false
+        }
+
+        fn garbage(&self) {}
+
+        fn replaced(&self, _: u64) {}
+
+        fn up(&self, _: Instant) {
+            let _ = self.0.send(Told::Up);
+        }
+
+        fn down(&self, _: Arc<str>, deaf: bool) {
+            let _ = self.0.send(Told::Down { deaf });
+        }
+    }
+
+    /// A subscriber that wants `r:x`, and a publisher for its probes.
+    fn subscriber(server: &RedisServer, listener: &Arc<Fragile>) -> Subscriber {
+        let settings = BusSettings {
+            namespace: Namespace::new("x").unwrap(),
+            publish_timeout: SILENCE,
+            probe_interval: SILENCE,
+            lease: SILENCE,
+            linger: SILENCE,
+            slots: None,
+        };
+        let endpoint = Arc::new(Endpoint::parse(&server.url()).unwrap());
+        let advice = Arc::new(Advice::new(None, &settings.namespace));
+        let (publisher, mut queue) = Publisher::new(endpoint.clone(), advice.clone(), SILENCE);
+        tokio::spawn(async move { queue.run().await });
+        let (node, table) = (NodeId::random(), Table::new(SILENCE));
+        for topic in [Topic::node(node), Topic::room("x").unwrap()] {
+            table.change(|table| table.want(&topic));
+        }
+        let listener: Weak<Fragile> = Arc::downgrade(listener);
+        Subscriber {
+            endpoint,
+            advice,
+            node,
+            settings,
+            table: Arc::new(table),
+            publisher: Arc::new(publisher),
+            slots: None,
+            listener,
+            told_no_role: Once::new(),
+        }
+    }
+
+    /// As TLS does when the kernel's buffer is full, and without a kernel's help.
+    #[tokio::test]
+    async fn what_a_stream_keeps_is_flushed() {
+        let server = RedisServer::start();
+        let (sender, mut told) = mpsc::unbounded_channel();
+        let listener = Arc::new(Fragile(sender));
+        let subscriber = subscriber(&server, &listener);
+        let link = TcpStream::connect(("127.0.0.1", server.port())).await;
+        let keeping = BufWriter::new(link.unwrap());
+        let mut failures = 0;
+        tokio::select! {
+            reason = subscriber.converse(keeping, &mut failures) => panic!("{reason}"),
+            first = told.recv() => assert_eq!(first, Some(Told::Up)),
+        }
+    }
 
     #[test]
     fn pauses_grow_to_five_seconds_and_are_spread() {
