@@ -138,6 +138,7 @@ impl Bus for RedisBus {
             slots: self.slots.clone(),
             listener,
             told_no_role: Once::new(),
+            began: false,
         };
         let ended = self.ended.clone();
         self.tasks

@@ -91,11 +91,18 @@ pub(crate) struct Subscriber {
     pub(crate) listener: Weak<dyn Listener>,
     /// Said once that Redis does not tell its role.
     pub(crate) told_no_role: Once,
+    pub(crate) began: bool,
 }
 
 impl Subscriber {
     /// Connects, listens, and begins again, for ever.
-    pub(crate) async fn run(&self) {
+    pub(crate) async fn run(&mut self) {
+        if self.began {
+            // It panicked, and what it had read by then is lost.
+            let reason = "the task that listens to redis panicked: please report it";
+            self.tell(|listener| listener.down(reason.into(), true));
+        }
+        self.began = true;
         let mut failures = 0;
         loop {
             let reason = self.listen(&mut failures).await;
@@ -200,12 +207,15 @@ pub(super) fn pause(failures: u32, random: f64) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt;
     use tokio::io::BufWriter;
     use tokio::net::TcpStream;
     use tokio::sync::mpsc;
+    use tokio_util::sync::CancellationToken;
 
     use super::*;
     use crate::backend::conformance::redis_server::RedisServer;
+    use crate::backend::redis::supervise;
     use crate::topic::Namespace;
 
     #[derive(Debug, PartialEq)]
@@ -268,6 +278,7 @@ mod tests {
             slots: None,
             listener,
             told_no_role: Once::new(),
+            began: false,
         }
     }
 
@@ -285,6 +296,23 @@ mod tests {
             reason = subscriber.converse(keeping, &mut failures) => panic!("{reason}"),
             first = told.recv() => assert_eq!(first, Some(Told::Up)),
         }
+    }
+
+    #[tokio::test]
+    async fn what_is_lost_in_a_panic_is_a_gap() {
+        let server = RedisServer::start();
+        let (sender, mut told) = mpsc::unbounded_channel();
+        let listener = Arc::new(Fragile(sender));
+        let subscriber = subscriber(&server, &listener);
+        let ended = CancellationToken::new();
+        tokio::spawn(supervise("it", ended.clone(), subscriber, |task| {
+            task.run().boxed()
+        }));
+        assert_eq!(told.recv().await, Some(Told::Up));
+        assert_eq!(server.cli(&["PUBLISH", "x:r:x", "hello"]), "1");
+        assert_eq!(told.recv().await, Some(Told::Down { deaf: true }));
+        assert_eq!(told.recv().await, Some(Told::Up));
+        ended.cancel();
     }
 
     #[test]
