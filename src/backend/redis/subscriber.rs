@@ -209,12 +209,16 @@ pub(super) fn pause(failures: u32, random: f64) -> Duration {
 mod tests {
     use futures::FutureExt;
     use tokio::io::BufWriter;
-    use tokio::net::TcpStream;
+    use tokio::net::{TcpSocket, TcpStream};
     use tokio::sync::mpsc;
+    use tokio_rustls::TlsConnector;
+    use tokio_rustls::rustls::crypto::ring;
+    use tokio_rustls::rustls::pki_types::CertificateDer;
+    use tokio_rustls::rustls::{ClientConfig, RootCertStore};
     use tokio_util::sync::CancellationToken;
 
     use super::*;
-    use crate::backend::conformance::redis_server::RedisServer;
+    use crate::backend::conformance::redis_server::{self, RedisServer};
     use crate::backend::redis::supervise;
     use crate::topic::Namespace;
 
@@ -296,6 +300,75 @@ mod tests {
             reason = subscriber.converse(keeping, &mut failures) => panic!("{reason}"),
             first = told.recv() => assert_eq!(first, Some(Told::Up)),
         }
+    }
+
+    /// With real TLS, over a link narrower than one batch of subscriptions.
+    #[tokio::test]
+    async fn thousands_of_subscriptions_return_over_a_narrow_link_with_tls() {
+        let (server, certificate, port) = tls_server();
+        let (sender, mut told) = mpsc::unbounded_channel();
+        let listener = Arc::new(Fragile(sender));
+        let subscriber = subscriber(&server, &listener);
+        for n in 0..5000 {
+            let topic = Topic::room(&format!("a-room-with-a-rather-long-name-{n}")).unwrap();
+            subscriber.table.change(|table| table.want(&topic));
+        }
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_send_buffer_size(4096).unwrap();
+        let link = socket.connect(([127, 0, 0, 1], port).into()).await;
+        let mut roots = RootCertStore::empty();
+        roots.add(certificate).unwrap();
+        let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let connector = TlsConnector::from(Arc::new(config));
+        let name = "localhost".try_into().unwrap();
+        let link = connector.connect(name, link.unwrap()).await.unwrap();
+        let mut failures = 0;
+        let restored = async {
+            assert_eq!(told.recv().await, Some(Told::Up));
+            let channels = server.cli(&["PUBSUB", "CHANNELS", "x:r:a-room*"]);
+            assert_eq!(channels.lines().count(), 5000);
+        };
+        tokio::select! {
+            reason = subscriber.converse(link, &mut failures) => panic!("{reason}"),
+            () = restored => {}
+        }
+    }
+
+    /// A server that speaks TLS on another port, and its certificate.
+    fn tls_server() -> (RedisServer, CertificateDer<'static>, u16) {
+        let rcgen::CertifiedKey { cert, signing_key } =
+            rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let port = redis_server::free_port();
+        let file = |kind: &str, pem: String| {
+            let path = std::env::temp_dir().join(format!("subscriber-{port}.{kind}"));
+            std::fs::write(&path, pem).unwrap();
+            path
+        };
+        let (cert_file, key_file) = (
+            file("pem", cert.pem()),
+            file("key", signing_key.serialize_pem()),
+        );
+        let server = RedisServer::with_options(&[
+            "--tls-port",
+            &port.to_string(),
+            "--tls-auth-clients",
+            "no",
+            "--tls-cert-file",
+            &cert_file.display().to_string(),
+            "--tls-key-file",
+            &key_file.display().to_string(),
+            "--tls-ca-cert-file",
+            &cert_file.display().to_string(),
+        ]);
+        // It has read them.
+        for path in [cert_file, key_file] {
+            std::fs::remove_file(path).unwrap();
+        }
+        (server, cert.der().clone(), port)
     }
 
     #[tokio::test]
