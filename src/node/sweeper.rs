@@ -1,8 +1,8 @@
 //! Time for all sockets of a node, kept by one task.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Weak;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use indexmap::IndexMap;

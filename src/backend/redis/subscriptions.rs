@@ -29,7 +29,8 @@ pub(crate) struct Subscriptions {
     /// Topics sent on this connection, and answered.
     sent: u64,
     answered: u64,
-    /// What `sent` was when everything for which nobody waited had been sent.
+    /// What `sent` was when everything wanted had been sent; while restoring for the first time, then for
+    /// the last.
     restored_at: Option<u64>,
     link: Link,
 }
@@ -41,7 +42,7 @@ enum Link {
     Starting,
     /// Waiting is pointless.
     Down,
-    /// Something was missed: nobody waits until all that is wanted has been sent.
+    /// Something was missed, and is told as a gap when all is confirmed: nobody waits.
     Restoring,
     Up,
 }
@@ -173,12 +174,22 @@ impl Subscriptions {
             };
             list.push(topic);
         }
-        let connected = matches!(self.link, Link::Restoring | Link::Up);
-        if connected && self.changed.is_empty() && self.restoring.is_empty() {
-            self.restored_at.get_or_insert(self.sent);
-            self.link = Link::Up;
+        if self.changed.is_empty() && self.restoring.is_empty() {
+            self.mark_restored();
         }
         step
+    }
+
+    /// Everything wanted is sent. Nobody waits behind a long restore: only when that is answered, and for
+    /// no longer than it takes to confirm those who came meanwhile.
+    fn mark_restored(&mut self) {
+        match (self.link, self.restored_at) {
+            (Link::Up | Link::Restoring, None) => self.restored_at = Some(self.sent),
+            (Link::Restoring, Some(sent)) if self.answered >= sent => {
+                (self.link, self.restored_at) = (Link::Up, Some(self.sent));
+            }
+            _ => {}
+        }
     }
 
     /// When [`step`](Self::step) has something to do without any other event.
@@ -243,7 +254,7 @@ impl Subscriptions {
     /// Whether everything for which nobody waited is confirmed: since an outage, or since a
     /// [`doubt`](Self::doubt).
     pub(crate) fn is_restored(&self) -> bool {
-        self.restored_at.is_some_and(|sent| self.answered >= sent)
+        self.link == Link::Up && self.restored_at.is_some_and(|sent| self.answered >= sent)
     }
 
     pub(crate) fn is_confirmed(&self, topic: &Topic) -> bool {
@@ -532,10 +543,18 @@ mod tests {
         assert_eq!(step.subscribe[..2], [topic(251), topic(252)]);
         assert_eq!(step.subscribe.len(), 100, "the restore goes on");
         table.step(now, 100);
+        assert!(matches!(table.want(&topic(253)), Confirmation::Ready));
+        for n in 0..253 {
+            table.answered(topic(n).as_str());
+        }
+        assert!(!table.is_restored(), "one more was let in");
+        assert_eq!(table.step(now, 100).subscribe, [topic(253)]);
         assert!(
-            matches!(table.want(&topic(253)), Confirmation::Pending(_)),
-            "all is sent: who comes now would be heard too late"
+            matches!(table.want(&topic(254)), Confirmation::Pending(_)),
+            "who comes now would be heard after the end"
         );
+        table.answered(topic(253).as_str());
+        assert!(table.is_restored());
     }
 
     #[test]
@@ -549,12 +568,14 @@ mod tests {
         assert!(!table.is_restored());
         assert!(matches!(table.want(&topic(2)), Confirmation::Ready));
         assert_eq!(table.step(now, 10).subscribe, [topic(1), topic(2)]);
-        assert!(matches!(table.want(&topic(3)), Confirmation::Pending(_)));
         for n in [1, 2] {
+            table.step(now, 10);
             assert!(!table.is_restored());
             table.answered(topic(n).as_str());
         }
+        table.step(now, 10);
         assert!(table.is_restored());
+        assert!(matches!(table.want(&topic(3)), Confirmation::Pending(_)));
     }
 
     #[test]
