@@ -15,7 +15,8 @@ use tokio::sync::broadcast::error::RecvError;
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum Health {
-    /// Every wanted subscription is confirmed and the probe came back: messages travel both ways.
+    /// The probe came back, and every socket that is admitted is heard: messages travel both ways. A
+    /// newcomer waits until its subscriptions are confirmed.
     Up,
     /// The bus is not usable. The node serves its own sockets and returns by itself.
     Degraded {

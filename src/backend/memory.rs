@@ -126,6 +126,8 @@ impl Bus for MemoryBus {
         }
     }
 
+    fn doubt(&self) {}
+
     fn publish(
         &self,
         topics: SmallVec<[Topic; 1]>,

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use smallvec::SmallVec;
 use tokio::sync::oneshot;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use self::memory::{Hub, MemoryBus};
 use self::redis::{Endpoint, RedisBus};
@@ -92,6 +92,10 @@ pub(crate) trait Bus: fmt::Debug + Send + Sync {
     /// One reason less.
     fn release(&self, topic: &Topic);
 
+    /// Somebody goes on without the confirmation of a topic. Says [`Listener::down`], and
+    /// [`Listener::up`] only when that topic is heard.
+    fn doubt(&self);
+
     /// Publishes the same bytes on the channel of each topic, in the order of calls. Resolves to how
     /// many other nodes took them, in sum.
     fn publish(
@@ -134,8 +138,8 @@ pub(crate) trait Listener: Send + Sync {
     /// A socket of this node lost its slot to a newer one of its user.
     fn replaced(&self, number: u64);
 
-    /// The bus is usable: everything wanted is confirmed, and the probe that was published at `proven`
-    /// came back. Said for every probe.
+    /// The bus is usable: everything for which nobody waited was confirmed, and then the probe published
+    /// at `proven` came back. Said for every probe.
     fn up(&self, proven: Instant);
 
     /// The bus is not usable. `deaf`: messages may be missed from now on.
@@ -145,16 +149,18 @@ pub(crate) trait Listener: Send + Sync {
 /// Whether a topic is heard already.
 #[derive(Debug)]
 pub(crate) enum Confirmation {
+    /// It is, or the bus is down: then it is heard before the bus is up again.
     Ready,
     /// Resolves when it is confirmed, or when it cannot be for now because the bus is down.
     Pending(oneshot::Receiver<()>),
 }
 
 impl Confirmation {
-    /// Waits, but not for ever.
-    pub(crate) async fn wait(self, deadline: Duration) {
-        if let Self::Pending(confirmed) = self {
-            let _ = tokio::time::timeout(deadline, confirmed).await;
+    /// Waits, but not for ever. Whether there was an end of it in time.
+    pub(crate) async fn wait(self, deadline: Duration) -> bool {
+        match self {
+            Self::Ready => true,
+            Self::Pending(confirmed) => timeout(deadline, confirmed).await.is_ok(),
         }
     }
 }

@@ -12,7 +12,6 @@ use super::{Node, restarting};
 use crate::backend::Confirmation;
 use crate::close::Close;
 use crate::control::Ask;
-use crate::health::Health;
 use crate::id::{InvalidId, SocketId, UserId};
 use crate::outbox::Outbox;
 use crate::registry::{About, Full, Member};
@@ -48,15 +47,10 @@ impl Node {
             topic,
             number,
         };
-        let listening = async {
-            if !self.is_cut_off() {
-                let deadline = self.config.publish_timeout;
-                let (all, user) = confirmations;
-                join(all.wait(deadline), user.wait(deadline)).await;
-            }
-        };
+        let (all, user) = confirmations;
+        let listening = join(self.settled(all), self.settled(user));
         let slot = self.slot(&reservation.topic, number);
-        let (slot, ()) = join(slot, listening).await;
+        let (slot, _) = join(slot, listening).await;
         slot.map(|()| reservation)
     }
 
@@ -106,10 +100,11 @@ impl Node {
         Some(confirmation)
     }
 
-    /// Waits until a topic is heard. In an outage of the bus it does not.
+    /// Waits until a topic is heard. In an outage of the bus it does not; and if it takes too long, that
+    /// is one.
     pub(super) async fn settled(&self, confirmation: Confirmation) {
-        if !self.is_cut_off() {
-            confirmation.wait(self.config.publish_timeout).await;
+        if !confirmation.wait(self.config.publish_timeout).await {
+            self.bus.doubt();
         }
     }
 
@@ -119,12 +114,6 @@ impl Node {
             self.bus.release(room);
             self.desk.touch(socket.user(), [room]);
         }
-    }
-
-    /// The bus is known not to answer. While it is just starting, waiting for it makes sense.
-    fn is_cut_off(&self) -> bool {
-        let known = self.outage.lock().known;
-        known && matches!(self.health.get(), Health::Degraded { .. })
     }
 }
 

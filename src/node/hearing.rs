@@ -21,8 +21,6 @@ use crate::ws::frame::Frame;
 #[derive(Debug)]
 pub(super) struct Outage {
     started: Instant,
-    /// The bus has been up or has failed: it is no longer just starting.
-    pub(super) known: bool,
     /// When the bus was last known to work.
     proven: Option<Instant>,
     /// Since when it has worked without a break; none while it does not.
@@ -35,7 +33,6 @@ impl Outage {
     pub(super) fn new(started: Instant) -> Self {
         Self {
             started,
-            known: false,
             proven: None,
             since: None,
             gap: None,
@@ -119,7 +116,7 @@ impl Listener for Node {
 
     fn up(&self, proven: Instant) {
         let mut outage = self.outage.lock();
-        (outage.known, outage.proven) = (true, Some(proven));
+        outage.proven = Some(proven);
         outage.since.get_or_insert(proven);
         let gap = outage.gap.take().map(|from| Gap::between(from, proven));
         let changed = self.health.update(|health| match health {
@@ -139,7 +136,7 @@ impl Listener for Node {
 
     fn down(&self, reason: Arc<str>, deaf: bool) {
         let mut outage = self.outage.lock();
-        (outage.known, outage.since) = (true, None);
+        outage.since = None;
         if deaf && outage.gap.is_none() && outage.proven.is_some() {
             outage.gap = outage.proven;
             self.counters.bus_gaps.fetch_add(1, Relaxed);

@@ -1,15 +1,17 @@
 //! Time for all sockets of a node, kept by one task.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Weak;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use indexmap::IndexMap;
+use parking_lot::Mutex;
 use tokio::time::{Instant, sleep};
 
 use super::{CHUNK, Node};
 use crate::heartbeat::{HeartbeatTimes, Pulse};
-use crate::outbox::{Outbox, Swept};
+use crate::outbox::Swept;
 
 /// Sweeps as long as the node lives.
 pub(super) async fn sweep(node: Weak<Node>) {
@@ -45,29 +47,62 @@ impl Node {
     }
 
     fn sweep(&self, now: Instant, slept: Duration, times: &HeartbeatTimes) {
-        let mut from = 0;
-        loop {
-            let live = self.live.lock();
-            let Some(chunk) = live
-                .as_slice()
-                .get_range(from..(from + CHUNK).min(live.len()))
-            else {
-                return;
-            };
-            let chunk: Vec<Arc<Outbox>> = chunk.values().cloned().collect();
-            drop(live);
-            if chunk.is_empty() {
-                return;
+        walk(&self.live, slept, |outbox| {
+            if let Swept::Stalled(lost) = outbox.sweep(now, slept, times) {
+                self.counters
+                    .dropped_stalled
+                    .fetch_add(lost as u64, Relaxed);
+                self.note_slow(outbox, lost);
             }
-            from += chunk.len();
-            for outbox in &chunk {
-                if let Swept::Stalled(lost) = outbox.sweep(now, slept, times) {
-                    self.counters
-                        .dropped_stalled
-                        .fetch_add(lost as u64, Relaxed);
-                    self.note_slow(outbox, lost);
-                }
-            }
+        });
+    }
+}
+
+/// Visits all that is there, without holding the lock.
+fn walk<T: Clone>(live: &Mutex<IndexMap<u64, T>>, slept: Duration, mut visit: impl FnMut(&T)) {
+    // Who leaves moves another to its place, unseen. For that one the next tick is early enough, but its
+    // excuse is said only now.
+    let most = if slept.is_zero() { CHUNK } else { usize::MAX };
+    let mut from = 0;
+    loop {
+        let chunk: Vec<T> = live
+            .lock()
+            .values()
+            .skip(from)
+            .take(most)
+            .cloned()
+            .collect();
+        if chunk.is_empty() {
+            return;
         }
+        from += chunk.len();
+        chunk.iter().for_each(&mut visit);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_leaves_meanwhile_hides_nobody_from_an_excuse() {
+        let live: IndexMap<u64, u64> = (0..1000).map(|number| (number, number)).collect();
+        let live = Mutex::new(live);
+        let mut visited = Vec::new();
+        walk(&live, NOTABLE, |number| {
+            visited.push(*number);
+            live.lock().swap_remove(number);
+        });
+        assert_eq!(visited, Vec::from_iter(0..1000));
+    }
+
+    #[test]
+    fn everyone_is_visited_chunk_by_chunk() {
+        let live: IndexMap<u64, u64> = (0..1000).map(|number| (number, number)).collect();
+        let mut visited = Vec::new();
+        walk(&Mutex::new(live), Duration::ZERO, |number| {
+            visited.push(*number)
+        });
+        assert_eq!(visited, Vec::from_iter(0..1000));
     }
 }

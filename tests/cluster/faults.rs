@@ -41,6 +41,7 @@ async fn every_outage_of_a_row_is_noticed_survived_and_one_gap() {
         }
         visits
     });
+    let gaps = a.cluster.gaps();
     let traffic = Traffic::start(&b.broadcaster, "alice");
     let mut faults = Vec::new();
     for (n, milliseconds) in [0, 300, 1000, 3000].into_iter().enumerate() {
@@ -81,7 +82,7 @@ async fn every_outage_of_a_row_is_noticed_survived_and_one_gap() {
     stop.cancel();
     assert!(churn.await.unwrap() > 4, "control: visitors came and went");
     let heard = async || heard_until_fence(&b.broadcaster, &mut client).await;
-    traffic.judge(heard, faults).await;
+    traffic.judge(heard, gaps, faults).await;
     for audience in [
         b.broadcaster.to_user("visitor"),
         b.broadcaster.to_room("lobby"),
@@ -103,6 +104,7 @@ async fn killed_subscribers_lose_nothing_outside_the_gap() {
     let mut client = a.client("alice").await;
     let connections = lab.server().connections();
     assert_eq!(connections, 4, "control: two of each node");
+    let gaps = a.cluster.gaps();
     let traffic = Traffic::start(&b.broadcaster, "alice");
     let mut faults = Vec::new();
     for _ in 0..10 {
@@ -118,7 +120,7 @@ async fn killed_subscribers_lose_nothing_outside_the_gap() {
     }
     traffic.passes(20).await;
     let heard = async || heard_until_fence(&b.broadcaster, &mut client).await;
-    traffic.judge(heard, faults).await;
+    traffic.judge(heard, gaps, faults).await;
     assert_eq!(a.cluster.stats().bus_gaps, 10);
     until("no connection is left over", async || {
         lab.server().connections() == connections
@@ -134,6 +136,7 @@ async fn killed_publishers_lose_nothing_that_was_said_to_be_sent() {
     let mut client = a.client("alice").await;
     let connections = lab.server().connections();
     assert_eq!(connections, 4, "control: two of each node");
+    let gaps = a.cluster.gaps();
     let traffic = Traffic::start(&b.broadcaster, "alice");
     let mut faults = Vec::new();
     for _ in 0..20 {
@@ -146,7 +149,7 @@ async fn killed_publishers_lose_nothing_that_was_said_to_be_sent() {
         faults.push(figures);
     }
     let heard = async || heard_until_fence(&b.broadcaster, &mut client).await;
-    traffic.judge(heard, faults).await;
+    traffic.judge(heard, gaps, faults).await;
     for node in [&a, &b] {
         assert_eq!(node.cluster.stats().bus_gaps, 0, "nobody was deaf");
         // A probe may have been on the connection that was killed.

@@ -8,9 +8,11 @@ use futures::{FutureExt, Stream, StreamExt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 use crate::support::client::{Event, text};
 use crate::support::figures::Figures;
+use crate::support::node::NEVER;
 use crate::support::program::{Program, example};
 use crate::support::proxy::Proxy;
 use crate::support::redis::free_port;
@@ -247,6 +249,120 @@ async fn a_node_that_can_speak_but_not_hear_notices() {
     })
     .await;
     assert_eq!(alice.event().await, text("fence"));
+    assert_eq!(a.cluster.stats().bus_gaps, 1);
+}
+
+/// B7: only the publisher fails, so no gap will ever be told, and newcomers are heard as ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_can_hear_but_not_speak_admits_nobody_unheard() {
+    let mut lab = Lab::redis();
+    let server = lab.server();
+    grant(server);
+    let link = Proxy::slow(server.port(), Duration::from_millis(20)).await;
+    let url = format!("redis://app:s3cret@{}", link.addr);
+    let a = TestNode::start(lab.builder().redis(url).start()).await;
+    a.cluster.ready().await.unwrap();
+    let b = lab.node().await;
+    lab.server().cli(&["ACL", "SETUSER", "app", "-publish"]);
+    until_degraded_by(&a, "NOPERM").await;
+    for n in 0..5 {
+        let (user, room) = (format!("user-{n}"), format!("room-{n}"));
+        let mut client = a.client(&user).await;
+        let sent = b.broadcaster.to_user(&user).send("at once").await;
+        assert_eq!(sent.unwrap().nodes(), Some(1));
+        assert_eq!(client.event().await, text("at once"));
+        assert_eq!(client.ask(&format!("join {room}")).await, "joined");
+        let sent = b.broadcaster.to_room(&room).send("at once").await;
+        assert_eq!(sent.unwrap().nodes(), Some(1));
+        assert_eq!(client.event().await, text("at once"));
+    }
+    assert!(matches!(a.cluster.health(), Health::Degraded { .. }));
+    assert_eq!(a.cluster.stats().bus_gaps, 0, "nobody was deaf");
+}
+
+/// B4: users come and are sent to at once, before, during and after an outage over a slow link. Who is
+/// not reached came before the end of the gap.
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_who_comes_after_a_gap_is_missed() {
+    let mut lab = Lab::redis();
+    let link = Proxy::slow(lab.server().port(), Duration::from_millis(20)).await;
+    let a = TestNode::start(lab.builder().redis(link.url()).start()).await;
+    a.cluster.ready().await.unwrap();
+    let b = lab.node().await;
+    let (mut gaps, mut told) = (a.cluster.gaps(), Vec::new());
+    let stop = CancellationToken::new();
+    let coming = (0..4).map(|visitor| {
+        let (addr, broadcaster, stop) = (a.addr, b.broadcaster.clone(), stop.clone());
+        tokio::spawn(async move {
+            let mut missed = Vec::new();
+            for n in 0.. {
+                if stop.is_cancelled() {
+                    break;
+                }
+                let user = format!("{visitor}-{n}");
+                let _client = Client::connect(addr, &user).await;
+                let begun = SystemTime::now();
+                // Where b itself cannot send, it was told.
+                let sent = broadcaster.to_user(&user).send("at once").await;
+                if sent.is_ok_and(|sent| sent.nodes() == Some(0)) {
+                    missed.push(begun);
+                }
+            }
+            missed
+        })
+    });
+    let coming: Vec<_> = coming.collect();
+    for _ in 0..3 {
+        let killed = lab.server().cli(&["CLIENT", "KILL", "TYPE", "pubsub"]);
+        assert_eq!(killed, "2", "control: both were connected");
+        told.push(next_gap(&mut gaps).await);
+        for node in [&a, &b] {
+            until("up", async || node.cluster.health() == Health::Up).await;
+        }
+    }
+    stop.cancel();
+    let missed = futures::future::try_join_all(coming)
+        .await
+        .unwrap()
+        .concat();
+    assert!(!missed.is_empty(), "control: some came during the outages");
+    for begun in missed {
+        let inside = told
+            .iter()
+            .any(|gap| (gap.from..=gap.until).contains(&begun));
+        assert!(inside, "{begun:?} is in none of {told:?}");
+    }
+}
+
+/// B5: Redis stands still for longer than an upgrade waits, and goes on. Who was admitted unheard is
+/// told of a gap; nobody else loses anything.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_admitted_unheard_is_told_of_a_gap() {
+    let mut lab = Lab::redis();
+    let patient = lab.builder().publish_timeout(PATIENCE);
+    let b = TestNode::start(patient.clone().start()).await;
+    let hasty = patient.publish_timeout(Duration::from_millis(300));
+    let a = TestNode::start(hasty.probe_interval(NEVER).start()).await;
+    a.cluster.ready().await.unwrap();
+    b.cluster.ready().await.unwrap();
+    let mut gaps = a.cluster.gaps();
+    let mut early = a.client("early").await;
+    lab.server().freeze();
+    let before = SystemTime::now();
+    let mut late = soon("an upgrade", a.client("late")).await;
+    let admitted = SystemTime::now();
+    let reason = until_degraded_by(&a, "does not confirm").await;
+    assert!(reason.contains("in time"), "{reason}");
+    let sending = b.broadcaster.to_user("early").send("meanwhile");
+    let (sent, ()) = tokio::join!(sending, async { lab.server().thaw() });
+    assert_eq!(sent.unwrap().nodes(), Some(1), "its connection is kept");
+    assert_eq!(early.event().await, text("meanwhile"));
+    let gap = next_gap(&mut gaps).await;
+    assert!(gap.from <= before && gap.until >= admitted, "{gap:?}");
+    until("up", async || a.cluster.health() == Health::Up).await;
+    let sent = b.broadcaster.to_user("late").send("now").await;
+    assert_eq!(sent.unwrap().nodes(), Some(1));
+    assert_eq!(late.event().await, text("now"));
     assert_eq!(a.cluster.stats().bus_gaps, 1);
 }
 

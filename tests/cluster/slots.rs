@@ -134,7 +134,7 @@ async fn a_node_that_shuts_down_gives_its_slots_back(lab: Lab) {
 
 /// A process that dies: its tasks are gone without a word, its connections too.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_dead_nodes_slots_come_back_with_its_lease_and_notbefore() {
+async fn a_dead_nodes_slots_come_back_with_its_lease_and_not_before() {
     let lab = Lab::redis();
     let server = lab.redis.as_ref().unwrap();
     let builder = limited(&lab, 1, OverLimit::Refuse).lease(Duration::from_secs(6));

@@ -45,13 +45,6 @@ impl Figures {
     pub fn healed(&mut self) {
         self.healed = Some(Instant::now());
     }
-
-    /// Whether something that happened in this span may have fallen into its gap. A fault that was
-    /// never noticed has none.
-    pub fn gap_meets(&self, from: Instant, until: Instant) -> bool {
-        let reached = self.healed.is_none_or(|healed| from <= healed);
-        self.noticed.is_some() && until >= self.begun && reached
-    }
 }
 
 impl Drop for Figures {

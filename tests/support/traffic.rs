@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
-use std::time::{Duration, Instant};
+use std::time::{Duration, SystemTime};
 
-use axum_cluster::Broadcaster;
+use axum_cluster::{Broadcaster, Gap};
+use futures::{FutureExt, Stream, StreamExt};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -26,8 +27,8 @@ pub struct Traffic {
 #[derive(Debug)]
 struct Sent {
     number: u32,
-    begun: Instant,
-    ended: Instant,
+    begun: SystemTime,
+    ended: SystemTime,
     told: Told,
 }
 
@@ -48,7 +49,7 @@ impl Traffic {
                 if stopped.is_cancelled() {
                     break;
                 }
-                let begun = Instant::now();
+                let begun = SystemTime::now();
                 let told = match audience.clone().send(number.to_string()).await {
                     Ok(delivery) => {
                         count.fetch_add(u32::from(delivery.nodes() == Some(1)), SeqCst);
@@ -60,7 +61,7 @@ impl Traffic {
                 sent.push(Sent {
                     number,
                     begun,
-                    ended: Instant::now(),
+                    ended: SystemTime::now(),
                     told,
                 });
                 tokio::time::sleep(PACE).await;
@@ -81,8 +82,14 @@ impl Traffic {
     }
 
     /// Ends it and judges what was heard: nothing twice, nothing out of order, nothing that was
-    /// certainly not sent, and nothing lost outside the gaps of these faults.
-    pub async fn judge(self, heard: impl AsyncFnOnce() -> Vec<Event>, mut faults: Vec<Figures>) {
+    /// certainly not sent, and nothing lost outside the gaps that the hearing node announced, one for
+    /// each of these faults or none.
+    pub async fn judge(
+        self,
+        heard: impl AsyncFnOnce() -> Vec<Event>,
+        mut gaps: impl Stream<Item = Gap> + Unpin,
+        mut faults: Vec<Figures>,
+    ) {
         self.stop.cancel();
         let sent = self.sending.await.expect("it does not panic");
         let heard: Vec<u32> = heard().await.iter().map(number).collect();
@@ -90,22 +97,27 @@ impl Traffic {
             heard.is_sorted_by(|a, b| a < b),
             "twice or out of order: {heard:?}"
         );
+        let mut told = Vec::new();
+        while let Some(Some(gap)) = gaps.next().now_or_never() {
+            told.push(gap);
+        }
+        assert!(told.is_empty() || told.len() == faults.len(), "{told:?}");
         let mut outside = Vec::new();
         for sent in sent {
             let was_heard = heard.binary_search(&sent.number).is_ok();
             match sent.told {
                 Told::CertainlyNot => assert!(!was_heard, "certainly not, but heard: {sent:?}"),
                 Told::Sent if !was_heard => {
-                    let mut faults = faults.iter_mut();
-                    match faults.find(|fault| fault.gap_meets(sent.begun, sent.ended)) {
-                        Some(fault) => fault.lost_inside += 1,
+                    let meets = |gap: &Gap| sent.ended >= gap.from && sent.begun <= gap.until;
+                    match told.iter().position(meets) {
+                        Some(fault) => faults[fault].lost_inside += 1,
                         None => outside.push(sent),
                     }
                 }
                 Told::Sent | Told::Perhaps => {}
             }
         }
-        assert!(outside.is_empty(), "lost outside the gaps: {outside:?}");
+        assert!(outside.is_empty(), "lost outside of {told:?}: {outside:?}");
         faults
             .iter_mut()
             .for_each(|fault| fault.lost_outside = Some(0));

@@ -77,7 +77,7 @@ const FIXES: [(&str, &str); 14] = [
     ),
     (
         "ERR max number of clients",
-        "raise its maxclients; a node needs two connections, and two more for questions",
+        "raise its maxclients; a node needs at most five connections",
     ),
     (
         "CLUSTERDOWN",

@@ -35,6 +35,7 @@ use self::links::Links;
 use self::publisher::{PublishQueue, Publisher};
 use self::slots::{Keeper, SlotTable};
 use self::subscriber::{Subscriber, Table};
+use self::subscriptions::Subscriptions;
 use super::slots::Slots;
 use super::{Bus, BusSettings, Confirmation, Listener};
 use crate::error::PublishError;
@@ -137,6 +138,7 @@ impl Bus for RedisBus {
             slots: self.slots.clone(),
             listener,
             told_no_role: Once::new(),
+            began: false,
         };
         let ended = self.ended.clone();
         self.tasks
@@ -153,6 +155,10 @@ impl Bus for RedisBus {
     fn release(&self, topic: &Topic) {
         self.table
             .change(|table| table.release(topic, Instant::now()));
+    }
+
+    fn doubt(&self) {
+        self.table.change(Subscriptions::doubt);
     }
 
     fn publish(

@@ -31,7 +31,7 @@ impl<T: Into<Arc<str>>> From<T> for Unusable {
     }
 }
 
-/// Memory that is kept between batches.
+/// Memory that is kept between batches; so much is written at once.
 const KEPT: usize = 256 * 1024;
 
 pub(crate) struct Pipeline {
@@ -89,23 +89,33 @@ impl Pipeline {
         self.asked = true;
     }
 
-    /// Adds a PUBLISH to what [`exchange`](Self::exchange) writes.
-    pub(crate) fn add(&mut self, channel: &str, envelope: &[u8]) {
+    /// Adds a PUBLISH to what [`exchange`](Self::exchange) writes. Whatever is much is written already, so
+    /// that a message to thousands of users is not there thousands of times. After an error, or cancelled,
+    /// the connection is useless.
+    pub(crate) async fn add(&mut self, channel: &str, envelope: &[u8]) -> Result<(), Unusable> {
         self.output.put_slice(b"*3\r\n$7\r\nPUBLISH\r\n");
         put_bulk(&mut self.output, channel.as_bytes());
         put_bulk(&mut self.output, envelope);
         self.owed += 1;
+        if self.output.len() >= KEPT {
+            self.write().await?;
+        }
+        Ok(())
     }
 
-    /// Writes what was added and reads the replies in its order. After an error, or cancelled, the
-    /// connection is useless.
-    pub(crate) async fn exchange(&mut self, replies: &mut Vec<Counted>) -> Result<(), Unusable> {
+    async fn write(&mut self) -> Result<(), Unusable> {
         let written = self.stream.write_all(&self.output).await;
         self.output.clear();
         if self.output.capacity() > KEPT {
             self.output = BytesMut::new();
         }
-        written.map_err(|error| error.to_string())?;
+        Ok(written.map_err(|error| error.to_string())?)
+    }
+
+    /// Writes what was added and reads the replies in its order. After an error, or cancelled, the
+    /// connection is useless.
+    pub(crate) async fn exchange(&mut self, replies: &mut Vec<Counted>) -> Result<(), Unusable> {
+        self.write().await?;
         self.stream
             .flush()
             .await
@@ -168,6 +178,49 @@ fn put_bulk(output: &mut BytesMut, bytes: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::topic::Namespace;
+
+    #[tokio::test]
+    async fn a_message_to_thousands_is_written_in_pieces() {
+        const USERS: usize = 200;
+        let (stream, mut server) = tokio::io::duplex(1024);
+        let mut pipeline = Pipeline {
+            stream: Box::pin(stream),
+            reader: Reader::new(KEPT),
+            output: BytesMut::new(),
+            advice: Arc::new(Advice::new(None, &Namespace::new("x").unwrap())),
+            owed: 0,
+            asked: false,
+        };
+        let envelope = vec![b'x'; 64 * 1024];
+        let mut expected = BytesMut::new();
+        for user in 0..USERS {
+            expected.put_slice(b"*3\r\n$7\r\nPUBLISH\r\n");
+            put_bulk(&mut expected, user.to_string().as_bytes());
+            put_bulk(&mut expected, &envelope);
+        }
+        let mut most = 0;
+        let publishing = async {
+            for user in 0..USERS {
+                pipeline.add(&user.to_string(), &envelope).await.unwrap();
+                most = most.max(pipeline.output.capacity());
+            }
+            let mut replies = Vec::new();
+            pipeline.exchange(&mut replies).await.unwrap();
+            replies
+        };
+        let serving = async {
+            let mut read = vec![0; expected.len()];
+            server.read_exact(&mut read).await.unwrap();
+            let answers = ":1\r\n".repeat(USERS);
+            server.write_all(answers.as_bytes()).await.unwrap();
+            read
+        };
+        let (replies, read) = tokio::join!(publishing, serving);
+        assert_eq!(replies, vec![Ok(1); USERS]);
+        assert!(read == expected, "all of it, in order");
+        assert!(most <= 4 * KEPT, "{most} bytes at once");
+    }
 
     #[test]
     fn commands_are_what_redis_reads() {

@@ -81,7 +81,8 @@ impl Publisher {
     }
 
     /// Publishes on every channel; resolves to the receivers Redis counted, in sum. Queued by the call
-    /// itself, not by the first poll, so that the order of calls is the order on the wire.
+    /// itself, not by the first poll, so that the order of calls is the order on the wire; once the queue is
+    /// full, whoever has not polled yet comes later.
     pub(crate) fn publish(
         &self,
         channels: SmallVec<[String; 1]>,
@@ -173,8 +174,10 @@ impl PublishQueue {
                 expired,
                 &PublishError::not_sent("redis did not take it in time"),
             );
-            let Some(first) = batch.first() else { continue };
-            let deadline = first.deadline;
+            let deadlines = batch.iter().map(|publication| publication.deadline);
+            let Some(deadline) = deadlines.min() else {
+                continue;
+            };
 
             if !pipeline.as_mut().is_some_and(Pipeline::is_alive) {
                 if let Some((_, error)) = failed.as_ref().filter(|(until, _)| now < *until) {
@@ -199,13 +202,18 @@ impl PublishQueue {
             if batch.iter().any(|publication| publication.is_probe) {
                 open.ask_role();
             }
-            for publication in &batch {
-                for channel in &publication.channels {
-                    open.add(channel, &publication.envelope);
+            let publishing = async {
+                for publication in &batch {
+                    for channel in &publication.channels {
+                        open.add(channel, &publication.envelope).await?;
+                    }
                 }
-            }
-            let publishing = timeout_at(deadline, open.exchange(&mut replies)).await;
-            match publishing.unwrap_or_else(|_| Err("redis did not answer in time".into())) {
+                open.exchange(&mut replies).await
+            };
+            match timeout_at(deadline, publishing)
+                .await
+                .unwrap_or_else(|_| Err("redis did not answer in time".into()))
+            {
                 Ok(()) => answer(batch.drain(..), replies.drain(..)),
                 Err(unusable) => {
                     fail(batch.drain(..), &unusable.into_error(true));
@@ -241,16 +249,7 @@ fn answer(batch: impl Iterator<Item = Publication>, mut replies: impl Iterator<I
     for publication in batch {
         let mut sum = Ok(0);
         for reply in replies.by_ref().take(publication.channels.len()) {
-            sum = match (sum, reply) {
-                (Ok(nodes), Ok(count)) => Ok(nodes + count),
-                // Redis refuses a command whole, but an earlier one of a union may have gone out.
-                (Ok(nodes), Err(reason)) => Err(PublishError {
-                    maybe_sent: nodes > 0,
-                    on_replica: false,
-                    reason,
-                }),
-                (failed, _) => failed,
-            };
+            sum = and(sum, reply);
         }
         // Given back all at once: each time takes a lock.
         match &mut rooms {
@@ -258,5 +257,67 @@ fn answer(batch: impl Iterator<Item = Publication>, mut replies: impl Iterator<I
             None => rooms = Some(publication.room),
         }
         let _ = publication.reply.send(sum);
+    }
+}
+
+/// Redis refuses a command whole, but another one of a union may have gone out.
+fn and(sum: Published, reply: Counted) -> Published {
+    match (sum, reply) {
+        (Ok(nodes), Ok(count)) => Ok(nodes + count),
+        (Ok(nodes), Err(reason)) => Err(PublishError {
+            maybe_sent: nodes > 0,
+            on_replica: false,
+            reason,
+        }),
+        (Err(error), Ok(count)) => Err(PublishError {
+            maybe_sent: error.maybe_sent || count > 0,
+            ..error
+        }),
+        (refused, Err(_)) => refused,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::topic::Namespace;
+
+    #[test]
+    fn a_union_that_is_refused_in_part_may_have_been_sent() {
+        let (taken, ignored, refused) = (Ok(1), Ok(0), Err(Arc::from("NOPERM")));
+        for (replies, maybe_sent) in [
+            ([&refused, &refused], false),
+            ([&refused, &ignored], false),
+            ([&ignored, &refused], false),
+            ([&taken, &refused], true),
+            ([&refused, &taken], true),
+        ] {
+            let sum = replies.into_iter().cloned().fold(Ok(0), and);
+            assert_eq!(sum.unwrap_err().maybe_sent, maybe_sent, "{replies:?}");
+        }
+    }
+
+    /// Who waited for room comes after those who did not, with less time left.
+    #[tokio::test]
+    async fn nobody_waits_longer_than_for_its_own_deadline() {
+        let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("redis://{}", silent.local_addr().unwrap());
+        let endpoint = Arc::new(Endpoint::parse(&url).unwrap());
+        let advice = Arc::new(Advice::new(None, &Namespace::new("x").unwrap()));
+        let long = Duration::from_secs(20);
+        let (publisher, mut queue) = Publisher::new(endpoint, advice, long);
+        let short = Publisher {
+            deadline: long / 100,
+            queue: publisher.queue.clone(),
+            room: publisher.room.clone(),
+        };
+        let start = Instant::now();
+        let [_first, second] = [&publisher, &short]
+            .map(|publisher| publisher.publish(smallvec!["x".to_owned()], Bytes::new()));
+        tokio::spawn(async move { queue.run().await });
+        second.await.unwrap_err();
+        assert!(start.elapsed() < long / 2, "{:?}", start.elapsed());
     }
 }

@@ -31,9 +31,12 @@ pub(super) struct Session<'a> {
     failures: &'a mut u32,
     /// What is still to be written.
     pub(super) output: BytesMut,
+    /// When Redis last said something, or began to owe an answer.
     heard_at: Instant,
     /// Redis has said who it is: before that, nothing is subscribed.
     greeted: bool,
+    /// Everything for which nobody waited is confirmed: probes prove something.
+    restored: bool,
     probe: Probe,
     /// Probes that may still come back, and when they were published.
     probes: Vec<(Bytes, Instant)>,
@@ -58,6 +61,7 @@ impl<'a> Session<'a> {
             output,
             heard_at: now,
             greeted: false,
+            restored: false,
             probe: Probe::new(subscriber.settings.probe_interval, now),
             probes: Vec::new(),
             publishing: None,
@@ -69,6 +73,7 @@ impl<'a> Session<'a> {
     /// Does what is due; returns when to look again.
     pub(super) fn advance(&mut self, now: Instant) -> Result<Instant, Arc<str>> {
         let mut subscriptions = self.subscriber.table.subscriptions.lock();
+        let doubted = self.restored && !subscriptions.is_restored();
         if self.greeted && self.output.is_empty() {
             let step = subscriptions.step(now, BATCH);
             self.write(&step);
@@ -76,6 +81,10 @@ impl<'a> Session<'a> {
         let (restored, expiry) = (subscriptions.is_restored(), subscriptions.next_expiry());
         drop(subscriptions);
 
+        if doubted {
+            self.begin_anew(now);
+        }
+        self.restored = restored;
         let wake = if restored {
             self.advance_probe(now)?
         } else {
@@ -86,6 +95,17 @@ impl<'a> Session<'a> {
             end
         };
         Ok(expiry.map_or(wake, |expiry| expiry.min(wake)))
+    }
+
+    /// Somebody goes on unheard: only a probe that is published when all is confirmed proves the bus again.
+    fn begin_anew(&mut self, now: Instant) {
+        self.heard_at = now;
+        self.probe = Probe::new(self.subscriber.settings.probe_interval, now);
+        self.probes.clear();
+        self.returned = None;
+        let reason = "redis does not confirm subscriptions in time";
+        self.subscriber
+            .tell(|listener| listener.down(reason.into(), true));
     }
 
     fn advance_probe(&mut self, now: Instant) -> Result<Instant, Arc<str>> {

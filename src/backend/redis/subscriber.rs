@@ -1,11 +1,12 @@
 //! The listening side: one connection under endless supervision, messages handed on as they are read.
 
+use std::io;
 use std::sync::{Arc, Once, Weak};
 use std::time::Duration;
 
 use bytes::Buf;
 use parking_lot::Mutex;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::Notify;
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -90,11 +91,18 @@ pub(crate) struct Subscriber {
     pub(crate) listener: Weak<dyn Listener>,
     /// Said once that Redis does not tell its role.
     pub(crate) told_no_role: Once,
+    pub(crate) began: bool,
 }
 
 impl Subscriber {
     /// Connects, listens, and begins again, for ever.
-    pub(crate) async fn run(&self) {
+    pub(crate) async fn run(&mut self) {
+        if self.began {
+            // It panicked, and what it had read by then is lost.
+            let reason = "the task that listens to redis panicked: please report it";
+            self.tell(|listener| listener.down(reason.into(), true));
+        }
+        self.began = true;
         let mut failures = 0;
         loop {
             let reason = self.listen(&mut failures).await;
@@ -115,7 +123,13 @@ impl Subscriber {
         if let Some(slots) = &self.slots {
             slots.doubt();
         }
+        self.converse(stream, failures).await
+    }
+
+    async fn converse(&self, stream: impl AsyncRead + AsyncWrite, failures: &mut u32) -> Arc<str> {
         let (mut read, mut write) = tokio::io::split(stream);
+        // TLS keeps what the kernel did not take.
+        let mut unflushed = false;
         let _connected = Connected::new(&self.table);
         let mut session = Session::new(self, failures);
         let mut reader = Reader::new(MAX_ENVELOPE);
@@ -137,8 +151,11 @@ impl Subscriber {
                     }
                     Err(error) => return error.to_string().into(),
                 },
-                count = write.write(output), if !output.is_empty() => match count {
-                    Ok(count) => output.advance(count),
+                written = write_or_flush(&mut write, output), if unflushed || !output.is_empty() => match written {
+                    Ok(count) => {
+                        output.advance(count);
+                        unflushed = count > 0;
+                    }
                     Err(error) => return error.to_string().into(),
                 },
                 published = async { publishing.as_mut().expect("checked").await }, if publishing.is_some() => {
@@ -169,6 +186,17 @@ impl Subscriber {
     }
 }
 
+/// Returns how much was written: nothing only when everything has left.
+async fn write_or_flush(
+    stream: &mut (impl AsyncWrite + Unpin),
+    output: &[u8],
+) -> io::Result<usize> {
+    if output.is_empty() {
+        return stream.flush().await.map(|()| 0);
+    }
+    stream.write(output).await
+}
+
 /// The pause before the next attempt; `random` in 0.0..1.0.
 pub(super) fn pause(failures: u32, random: f64) -> Duration {
     let longest = FIRST_PAUSE
@@ -179,7 +207,186 @@ pub(super) fn pause(failures: u32, random: f64) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt;
+    use tokio::io::BufWriter;
+    use tokio::net::{TcpSocket, TcpStream};
+    use tokio::sync::mpsc;
+    use tokio_rustls::TlsConnector;
+    use tokio_rustls::rustls::crypto::ring;
+    use tokio_rustls::rustls::pki_types::CertificateDer;
+    use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+    use tokio_util::sync::CancellationToken;
+
     use super::*;
+    use crate::backend::conformance::redis_server::{self, RedisServer};
+    use crate::backend::redis::supervise;
+    use crate::topic::Namespace;
+
+    #[derive(Debug, PartialEq)]
+    enum Told {
+        Up,
+        Down { deaf: bool },
+    }
+
+    /// Panics at whatever it hears.
+    struct Fragile(mpsc::UnboundedSender<Told>);
+
+    impl Listener for Fragile {
+        fn heard(&self, topic: &str, _: &[u8]) {
+            panic!("{topic} was heard");
+        }
+
+        fn settle(&self) -> bool {
+            false
+        }
+
+        fn garbage(&self) {}
+
+        fn replaced(&self, _: u64) {}
+
+        fn up(&self, _: Instant) {
+            let _ = self.0.send(Told::Up);
+        }
+
+        fn down(&self, _: Arc<str>, deaf: bool) {
+            let _ = self.0.send(Told::Down { deaf });
+        }
+    }
+
+    /// A subscriber that wants `r:x`, and a publisher for its probes.
+    fn subscriber(server: &RedisServer, listener: &Arc<Fragile>) -> Subscriber {
+        let settings = BusSettings {
+            namespace: Namespace::new("x").unwrap(),
+            publish_timeout: SILENCE,
+            probe_interval: SILENCE,
+            lease: SILENCE,
+            linger: SILENCE,
+            slots: None,
+        };
+        let endpoint = Arc::new(Endpoint::parse(&server.url()).unwrap());
+        let advice = Arc::new(Advice::new(None, &settings.namespace));
+        let (publisher, mut queue) = Publisher::new(endpoint.clone(), advice.clone(), SILENCE);
+        tokio::spawn(async move { queue.run().await });
+        let (node, table) = (NodeId::random(), Table::new(SILENCE));
+        for topic in [Topic::node(node), Topic::room("x").unwrap()] {
+            table.change(|table| table.want(&topic));
+        }
+        let listener: Weak<Fragile> = Arc::downgrade(listener);
+        Subscriber {
+            endpoint,
+            advice,
+            node,
+            settings,
+            table: Arc::new(table),
+            publisher: Arc::new(publisher),
+            slots: None,
+            listener,
+            told_no_role: Once::new(),
+            began: false,
+        }
+    }
+
+    /// As TLS does when the kernel's buffer is full, and without a kernel's help.
+    #[tokio::test]
+    async fn what_a_stream_keeps_is_flushed() {
+        let server = RedisServer::start();
+        let (sender, mut told) = mpsc::unbounded_channel();
+        let listener = Arc::new(Fragile(sender));
+        let subscriber = subscriber(&server, &listener);
+        let link = TcpStream::connect(("127.0.0.1", server.port())).await;
+        let keeping = BufWriter::new(link.unwrap());
+        let mut failures = 0;
+        tokio::select! {
+            reason = subscriber.converse(keeping, &mut failures) => panic!("{reason}"),
+            first = told.recv() => assert_eq!(first, Some(Told::Up)),
+        }
+    }
+
+    /// With real TLS, over a link narrower than one batch of subscriptions.
+    #[tokio::test]
+    async fn thousands_of_subscriptions_return_over_a_narrow_link_with_tls() {
+        let (server, certificate, port) = tls_server();
+        let (sender, mut told) = mpsc::unbounded_channel();
+        let listener = Arc::new(Fragile(sender));
+        let subscriber = subscriber(&server, &listener);
+        for n in 0..5000 {
+            let topic = Topic::room(&format!("a-room-with-a-rather-long-name-{n}")).unwrap();
+            subscriber.table.change(|table| table.want(&topic));
+        }
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_send_buffer_size(4096).unwrap();
+        let link = socket.connect(([127, 0, 0, 1], port).into()).await;
+        let mut roots = RootCertStore::empty();
+        roots.add(certificate).unwrap();
+        let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let connector = TlsConnector::from(Arc::new(config));
+        let name = "localhost".try_into().unwrap();
+        let link = connector.connect(name, link.unwrap()).await.unwrap();
+        let mut failures = 0;
+        let restored = async {
+            assert_eq!(told.recv().await, Some(Told::Up));
+            let channels = server.cli(&["PUBSUB", "CHANNELS", "x:r:a-room*"]);
+            assert_eq!(channels.lines().count(), 5000);
+        };
+        tokio::select! {
+            reason = subscriber.converse(link, &mut failures) => panic!("{reason}"),
+            () = restored => {}
+        }
+    }
+
+    /// A server that speaks TLS on another port, and its certificate.
+    fn tls_server() -> (RedisServer, CertificateDer<'static>, u16) {
+        let rcgen::CertifiedKey { cert, signing_key } =
+            rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let port = redis_server::free_port();
+        let file = |kind: &str, pem: String| {
+            let path = std::env::temp_dir().join(format!("subscriber-{port}.{kind}"));
+            std::fs::write(&path, pem).unwrap();
+            path
+        };
+        let (cert_file, key_file) = (
+            file("pem", cert.pem()),
+            file("key", signing_key.serialize_pem()),
+        );
+        let server = RedisServer::with_options(&[
+            "--tls-port",
+            &port.to_string(),
+            "--tls-auth-clients",
+            "no",
+            "--tls-cert-file",
+            &cert_file.display().to_string(),
+            "--tls-key-file",
+            &key_file.display().to_string(),
+            "--tls-ca-cert-file",
+            &cert_file.display().to_string(),
+        ]);
+        // It has read them.
+        for path in [cert_file, key_file] {
+            std::fs::remove_file(path).unwrap();
+        }
+        (server, cert.der().clone(), port)
+    }
+
+    #[tokio::test]
+    async fn what_is_lost_in_a_panic_is_a_gap() {
+        let server = RedisServer::start();
+        let (sender, mut told) = mpsc::unbounded_channel();
+        let listener = Arc::new(Fragile(sender));
+        let subscriber = subscriber(&server, &listener);
+        let ended = CancellationToken::new();
+        tokio::spawn(supervise("it", ended.clone(), subscriber, |task| {
+            task.run().boxed()
+        }));
+        assert_eq!(told.recv().await, Some(Told::Up));
+        assert_eq!(server.cli(&["PUBLISH", "x:r:x", "hello"]), "1");
+        assert_eq!(told.recv().await, Some(Told::Down { deaf: true }));
+        assert_eq!(told.recv().await, Some(Told::Up));
+        ended.cancel();
+    }
 
     #[test]
     fn pauses_grow_to_five_seconds_and_are_spread() {

@@ -29,7 +29,8 @@ pub(crate) struct Subscriptions {
     /// Topics sent on this connection, and answered.
     sent: u64,
     answered: u64,
-    /// What `sent` was when everything wanted at the connection's start had been sent.
+    /// What `sent` was when everything wanted had been sent; while restoring for the first time, then for
+    /// the last.
     restored_at: Option<u64>,
     link: Link,
 }
@@ -41,6 +42,8 @@ enum Link {
     Starting,
     /// Waiting is pointless.
     Down,
+    /// Something was missed, and is told as a gap when all is confirmed: nobody waits.
+    Restoring,
     Up,
 }
 
@@ -101,11 +104,12 @@ impl Subscriptions {
         if entry.is_confirmed() {
             return Confirmation::Ready;
         }
-        if self.link == Link::Up && !entry.subscribed && !entry.queued {
+        let connected = matches!(self.link, Link::Restoring | Link::Up);
+        if connected && !entry.subscribed && !entry.queued {
             entry.queued = true;
             self.changed.push_back(topic.clone());
         }
-        if self.link == Link::Down {
+        if matches!(self.link, Link::Down | Link::Restoring) {
             return Confirmation::Ready;
         }
         let (confirm, confirmed) = oneshot::channel();
@@ -170,10 +174,22 @@ impl Subscriptions {
             };
             list.push(topic);
         }
-        if self.link == Link::Up && self.restoring.is_empty() {
-            self.restored_at.get_or_insert(self.sent);
+        if self.changed.is_empty() && self.restoring.is_empty() {
+            self.mark_restored();
         }
         step
+    }
+
+    /// Everything wanted is sent. Nobody waits behind a long restore: only when that is answered, and for
+    /// no longer than it takes to confirm those who came meanwhile.
+    fn mark_restored(&mut self) {
+        match (self.link, self.restored_at) {
+            (Link::Up | Link::Restoring, None) => self.restored_at = Some(self.sent),
+            (Link::Restoring, Some(sent)) if self.answered >= sent => {
+                (self.link, self.restored_at) = (Link::Up, Some(self.sent));
+            }
+            _ => {}
+        }
     }
 
     /// When [`step`](Self::step) has something to do without any other event.
@@ -202,10 +218,20 @@ impl Subscriptions {
 
     /// A new connection: nothing is subscribed on it.
     pub(crate) fn connected(&mut self) {
-        self.link = Link::Up;
+        self.link = match self.link {
+            Link::Starting => Link::Up,
+            _ => Link::Restoring,
+        };
         for (topic, entry) in &mut self.entries {
             entry.queued = true;
             self.restoring.push_back(topic.clone());
+        }
+    }
+
+    /// Somebody waited too long and goes on unheard: all is to be confirmed once more.
+    pub(crate) fn doubt(&mut self) {
+        if self.link == Link::Up {
+            (self.link, self.restored_at) = (Link::Restoring, None);
         }
     }
 
@@ -225,9 +251,10 @@ impl Subscriptions {
         });
     }
 
-    /// Whether everything that was wanted when this connection began is confirmed.
+    /// Whether everything for which nobody waited is confirmed: since an outage, or since a
+    /// [`doubt`](Self::doubt).
     pub(crate) fn is_restored(&self) -> bool {
-        self.restored_at.is_some_and(|sent| self.answered >= sent)
+        self.link == Link::Up && self.restored_at.is_some_and(|sent| self.answered >= sent)
     }
 
     pub(crate) fn is_confirmed(&self, topic: &Topic) -> bool {
@@ -270,6 +297,8 @@ mod tests {
         Answer,
         Disconnect,
         Connect,
+        /// The oldest waiter has no more patience.
+        Impatience,
     }
 
     fn event() -> impl Strategy<Value = Event> {
@@ -282,6 +311,7 @@ mod tests {
             4 => Just(Event::Answer),
             1 => Just(Event::Disconnect),
             2 => Just(Event::Connect),
+            1 => Just(Event::Impatience),
         ]
     }
 
@@ -295,6 +325,8 @@ mod tests {
         subscribed: HashSet<Topic>,
         wanted: Vec<u8>,
         waiting: Vec<(u8, oneshot::Receiver<()>)>,
+        /// Who is admitted without a confirmation.
+        unheard: Vec<u8>,
     }
 
     impl World {
@@ -308,6 +340,7 @@ mod tests {
                 subscribed: HashSet::new(),
                 wanted: Vec::new(),
                 waiting: Vec::new(),
+                unheard: Vec::new(),
             }
         }
 
@@ -315,14 +348,16 @@ mod tests {
             match event {
                 Event::Want(n) => {
                     self.wanted.push(n);
-                    if let Confirmation::Pending(confirmed) = self.table.want(&topic(n)) {
-                        self.waiting.push((n, confirmed));
+                    match self.table.want(&topic(n)) {
+                        Confirmation::Ready => self.unheard.push(n),
+                        Confirmation::Pending(confirmed) => self.waiting.push((n, confirmed)),
                     }
                 }
                 Event::Release(n) => {
                     if let Some(at) = self.wanted.iter().position(|wanted| *wanted == n) {
                         self.wanted.swap_remove(at);
                         self.table.release(&topic(n), self.now);
+                        self.unheard.retain(|unheard| self.wanted.contains(unheard));
                     }
                 }
                 Event::Wait => self.now += LINGER / 2,
@@ -359,7 +394,14 @@ mod tests {
                     self.connected = true;
                     self.table.connected();
                 }
-                Event::Write | Event::Connect => {}
+                Event::Impatience if !self.waiting.is_empty() => {
+                    let (n, mut confirmed) = self.waiting.remove(0);
+                    if confirmed.try_recv().is_err() && self.wanted.contains(&n) {
+                        self.table.doubt();
+                        self.unheard.push(n);
+                    }
+                }
+                Event::Write | Event::Connect | Event::Impatience => {}
             }
         }
 
@@ -374,6 +416,12 @@ mod tests {
                 }
             }
             let (table, wanted, connected) = (&self.table, &self.wanted, self.connected);
+            if table.is_restored() {
+                for n in self.unheard.drain(..) {
+                    assert!(self.subscribed.contains(&topic(n)), "restored but deaf");
+                }
+            }
+            let unheard = &mut self.unheard;
             self.waiting
                 .retain_mut(|(n, confirmed)| match confirmed.try_recv() {
                     Ok(()) => {
@@ -386,6 +434,9 @@ mod tests {
                     // Told to stop waiting: only without a connection, or when nobody wants it.
                     Err(oneshot::error::TryRecvError::Closed) => {
                         assert!(!connected || !wanted.contains(n), "left without an answer");
+                        if wanted.contains(n) {
+                            unheard.push(*n);
+                        }
                         false
                     }
                     Err(oneshot::error::TryRecvError::Empty) => true,
@@ -486,11 +537,45 @@ mod tests {
         table.connected();
         assert_eq!(table.step(now, 100).subscribe.len(), 100);
         for n in [251, 252] {
-            assert!(matches!(table.want(&topic(n)), Confirmation::Pending(_)));
+            assert!(matches!(table.want(&topic(n)), Confirmation::Ready));
         }
         let step = table.step(now, 100);
         assert_eq!(step.subscribe[..2], [topic(251), topic(252)]);
         assert_eq!(step.subscribe.len(), 100, "the restore goes on");
+        table.step(now, 100);
+        assert!(matches!(table.want(&topic(253)), Confirmation::Ready));
+        for n in 0..253 {
+            table.answered(topic(n).as_str());
+        }
+        assert!(!table.is_restored(), "one more was let in");
+        assert_eq!(table.step(now, 100).subscribe, [topic(253)]);
+        assert!(
+            matches!(table.want(&topic(254)), Confirmation::Pending(_)),
+            "who comes now would be heard after the end"
+        );
+        table.answered(topic(253).as_str());
+        assert!(table.is_restored());
+    }
+
+    #[test]
+    fn who_goes_on_unheard_is_confirmed_before_all_is_well_again() {
+        let (mut table, now) = connected();
+        table.step(now, 10);
+        assert!(table.is_restored());
+        let _ = table.want(&topic(1));
+        assert!(table.is_restored(), "whoever waits is no reason");
+        table.doubt();
+        assert!(!table.is_restored());
+        assert!(matches!(table.want(&topic(2)), Confirmation::Ready));
+        assert_eq!(table.step(now, 10).subscribe, [topic(1), topic(2)]);
+        for n in [1, 2] {
+            table.step(now, 10);
+            assert!(!table.is_restored());
+            table.answered(topic(n).as_str());
+        }
+        table.step(now, 10);
+        assert!(table.is_restored());
+        assert!(matches!(table.want(&topic(3)), Confirmation::Pending(_)));
     }
 
     #[test]
