@@ -1,10 +1,11 @@
 //! This node among the others: it says hello again and again, and notices who no longer does.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Weak;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use smallvec::smallvec;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
@@ -90,6 +91,24 @@ impl Node {
         let _ = self.say_to(Topic::nodes(), &Control::Bye).await;
     }
 
+    /// Says hello and gives up who no longer does, while the bus is up. The others know of us since the
+    /// bus was up at `known_since`; returns what holds afterwards.
+    async fn attend(&self, known_since: Option<Instant>) -> Option<Instant> {
+        let Some(hearing @ (since, _)) = self.hearing() else {
+            return known_since;
+        };
+        let returned = known_since != Some(since);
+        if returned {
+            self.desk.tell(Event::Returned);
+        }
+        let expired = self.members.lock().expire(hearing);
+        expired.into_iter().for_each(|id| self.node_left(id));
+        match self.say_hello(Topic::nodes(), returned).await {
+            true => Some(since),
+            false => known_since,
+        }
+    }
+
     async fn say_to(&self, to: Topic, control: &Control) -> bool {
         let envelope = self.say(&Scope::default(), 0, control);
         self.bus.publish(smallvec![to], envelope).await.is_ok()
@@ -117,18 +136,12 @@ pub(super) async fn attend(node: Weak<Node>) {
         let Some(node) = node.upgrade().filter(|node| !node.stopped.load(SeqCst)) else {
             return;
         };
-        let Some(hearing) = node.hearing() else {
-            continue;
-        };
-        let (since, _) = hearing;
-        let returned = known_since != Some(since);
-        if returned {
-            node.desk.tell(Event::Returned);
-        }
-        let expired = node.members.lock().expire(hearing);
-        expired.into_iter().for_each(|id| node.node_left(id));
-        if node.say_hello(Topic::nodes(), returned).await {
-            known_since = Some(since);
+        let attending = AssertUnwindSafe(node.attend(known_since)).catch_unwind();
+        match attending.await {
+            Ok(known) => known_since = known,
+            Err(_) => {
+                tracing::error!("the task that says hello panicked and goes on: please report it")
+            }
         }
     }
 }

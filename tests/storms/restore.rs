@@ -13,6 +13,8 @@ use crate::support::{Lab, soon, until};
 const SOCKETS: usize = 100;
 const ROOMS: usize = 1000;
 const SUBSCRIPTIONS: usize = SOCKETS * ROOMS;
+/// Newcomers at a time.
+const LINES: usize = 8;
 /// Most topics in one SUBSCRIBE.
 const BATCH: usize = 1000;
 /// Memory that a subscription may take while it is restored.
@@ -51,22 +53,28 @@ async fn a_hundred_thousand_subscriptions_return_in_batches_and_starve_nobody() 
             lab.server().calls("subscribe") > 2
         })
         .await;
-        let mut served = 0;
-        for n in 0.. {
-            if !is_degraded(&cluster) {
-                break;
+        let newcomers = async |line: usize| {
+            let mut served = 0;
+            for n in 0.. {
+                if !is_degraded(&cluster) {
+                    break;
+                }
+                let user = format!("newcomer-{line}-{n}");
+                let mut newcomer = RawClient::connect(addr, &user).await.unwrap();
+                until("the newcomer is reached", async || {
+                    let sent = other.broadcaster.to_user(&user).send("welcome").await;
+                    sent.is_ok_and(|sent| sent.nodes() == Some(1))
+                })
+                .await;
+                assert_eq!(newcomer.next().await, Said::Text("welcome".into()));
+                served += u32::from(is_degraded(&cluster));
             }
-            let user = format!("newcomer-{n}");
-            let mut newcomer = RawClient::connect(addr, &user).await.unwrap();
-            until("the newcomer is reached", async || {
-                let sent = other.broadcaster.to_user(&user).send("welcome").await;
-                sent.is_ok_and(|sent| sent.nodes() == Some(1))
-            })
-            .await;
-            assert_eq!(newcomer.next().await, Said::Text("welcome".into()));
-            served += u32::from(is_degraded(&cluster));
-        }
-        served
+            served
+        };
+        join_all((0..LINES).map(newcomers))
+            .await
+            .into_iter()
+            .sum::<u32>()
     };
     let (served, growth) = crate::growth("B11", restoring).await;
     figures.healed();
