@@ -112,12 +112,6 @@ impl Config {
         }
     }
 
-    /// Whoever is silent, or accepts nothing, is given up before.
-    pub(crate) fn longest_silence(&self) -> Duration {
-        self.write_timeout
-            .max(self.ping_interval + self.pong_timeout)
-    }
-
     /// What makes no sense, if anything.
     pub(crate) fn problem(&self) -> Option<String> {
         let durations = [

@@ -146,10 +146,9 @@ impl ClusterSocket {
         let inbox = Arc::new(Inbox::default());
         let socket = Socket::new(node.clone(), outbox.clone(), inbox.clone());
         let (upgrade, limit) = (self.upgrade, node.config().max_message_size);
-        let patience = node.config().longest_silence();
         let tasks = node.tasks().clone();
         node.tasks().spawn(async move {
-            let Some(opened) = opened(upgrade, patience).await else {
+            let Some(opened) = opened(upgrade).await else {
                 // The client left during the handshake.
                 outbox.abandon(Close::from_static(
                     Close::ABNORMAL,
@@ -192,9 +191,8 @@ fn is_too_deep(json: &str) -> bool {
 }
 
 /// The stream, when the client has its answer.
-async fn opened(upgrade: OnUpgrade, patience: Duration) -> Option<Opened> {
-    let upgraded = timeout(CLOSING, upgrade).await.ok()?.ok()?;
-    Some(Opened::new(upgraded, patience))
+async fn opened(upgrade: OnUpgrade) -> Option<Opened> {
+    timeout(CLOSING, upgrade).await.ok()?.ok().map(Opened::new)
 }
 
 impl<S: Sync> FromRequestParts<S> for ClusterSocket {
@@ -365,7 +363,7 @@ impl Refusal {
         } = self;
         node.tasks().spawn(async move {
             let refusing = async {
-                if let Some(opened) = opened(upgrade, CLOSING).await {
+                if let Some(opened) = opened(upgrade).await {
                     opened.refuse(&close).await;
                 }
             };

@@ -22,6 +22,12 @@ pub(crate) struct HeartbeatTimes {
 }
 
 impl HeartbeatTimes {
+    /// Whoever is silent, or accepts nothing, is given up before.
+    pub(crate) fn patience(&self) -> Duration {
+        self.write_timeout
+            .max(self.ping_interval + self.pong_timeout)
+    }
+
     /// How often to look, so that nothing is late by more than a small part of itself.
     pub(crate) fn tick(&self) -> Duration {
         let shortest = self

@@ -381,7 +381,10 @@ impl Outbox {
                 state.queue.push(Frame::ping());
                 state.write_queue();
             }
-            Beat::Dead if state.paused => state.heartbeat.seen(now),
+            Beat::Dead if state.paused => {
+                state.trust_acknowledgements(times.patience());
+                state.heartbeat.seen(now);
+            }
             Beat::Dead => state.kill(Close::from_static(Close::ABNORMAL, "no sign of life")),
         }
         Swept::Fine
@@ -648,6 +651,25 @@ mod tests {
         assert!(room.is_pending(), "no room while the bus delivers");
         outbox.write_collected();
         assert!(*flag.0.lock(), "the driver has nothing left to do");
+    }
+
+    /// The heartbeat cannot find it out, so the kernel has to.
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn while_the_handler_does_not_read_the_kernel_gives_a_lost_client_up() {
+        let times = HeartbeatTimes {
+            ping_interval: Duration::from_secs(25),
+            pong_timeout: Duration::from_secs(20),
+            write_timeout: Duration::from_secs(10),
+        };
+        let (outbox, _client, reader) = connected().await;
+        let patience = || socket2::SockRef::from(reader.as_ref()).tcp_user_timeout();
+        outbox.pause(true);
+        let start = Instant::now();
+        outbox.sweep(start + Duration::from_secs(30), Duration::ZERO, &times);
+        assert_eq!(patience().unwrap(), None, "control");
+        outbox.sweep(start + Duration::from_secs(55), Duration::ZERO, &times);
+        assert_eq!(patience().unwrap(), Some(Duration::from_secs(45)));
     }
 
     #[test]

@@ -4,6 +4,8 @@ use std::io::{self, IoSlice};
 use std::task::Waker;
 use std::time::Duration;
 
+#[cfg(target_os = "linux")]
+use socket2::SockRef;
 use tokio::net::tcp::OwnedWriteHalf;
 use tokio::time::Instant;
 
@@ -108,6 +110,18 @@ impl State {
             dropped += 1;
         }
         Ok(dropped)
+    }
+
+    /// No pong can be seen, but the kernel sees that nothing is acknowledged: it gives up after so long,
+    /// and not after 15 minutes, as Linux does by itself.
+    pub(super) fn trust_acknowledgements(&self, patience: Duration) {
+        #[cfg(target_os = "linux")]
+        if let Some(stream) = &self.stream {
+            // A failure makes a rare end late.
+            let _ = SockRef::from(stream.as_ref()).set_tcp_user_timeout(Some(patience));
+        }
+        #[cfg(not(target_os = "linux"))]
+        let _ = patience;
     }
 
     /// The first close wins; it is said after what is queued.

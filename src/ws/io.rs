@@ -5,14 +5,11 @@ use std::future::poll_fn;
 use std::io::{self, ErrorKind, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use hyper_util::server::conn::auto::upgrade::downcast;
-#[cfg(target_os = "linux")]
-use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -46,8 +43,9 @@ pub(crate) struct Opened {
 }
 
 impl Opened {
-    /// Takes the stream out of hyper. A client whose machine acknowledges nothing for `patience` is gone.
-    pub(crate) fn new(upgraded: Upgraded, patience: Duration) -> Self {
+    /// Takes the stream out of hyper. On TCP it sets `TCP_NODELAY`, which servers leave off: a message
+    /// after a message would wait for the first one's acknowledgement, 40 ms on Linux.
+    pub(crate) fn new(upgraded: Upgraded) -> Self {
         let parts =
             downcast::<TokioIo<TcpStream>>(upgraded).map(|parts| (parts.io, parts.read_buf));
         let parts = parts.or_else(|upgraded| {
@@ -58,8 +56,8 @@ impl Opened {
         match parts {
             Ok((io, early)) => {
                 let stream = io.into_inner();
-                // A failure costs latency, or makes a rare end late.
-                let _ = tune(&stream, patience);
+                // A failure costs latency and nothing else.
+                let _ = stream.set_nodelay(true);
                 let (reader, writer) = stream.into_split();
                 // Even an empty slice would pin hyper's buffer of 8 KiB.
                 let early = if early.is_empty() {
@@ -101,18 +99,6 @@ impl Opened {
                 .unwrap_or(false)
         {}
     }
-}
-
-/// Sets what servers leave off. `TCP_NODELAY`: a message after a message would wait for the first one's
-/// acknowledgement, 40 ms on Linux. `TCP_USER_TIMEOUT`: while the handler does not read, pongs cannot tell
-/// whether the client is there, and Linux would retransmit a ping for 15 minutes.
-fn tune(stream: &TcpStream, patience: Duration) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    #[cfg(target_os = "linux")]
-    SockRef::from(stream).set_tcp_user_timeout(Some(patience))?;
-    #[cfg(not(target_os = "linux"))]
-    let _ = patience;
-    Ok(())
 }
 
 impl Io {
@@ -158,27 +144,5 @@ impl Io {
             Self::Tcp(_) => Poll::Ready(Ok(())),
             Self::Other(stream) => Pin::new(stream).poll_shutdown(cx),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use tokio::net::TcpListener;
-
-    use super::*;
-
-    #[tokio::test]
-    async fn a_stream_is_quick_and_given_up_in_time() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let stream = TcpStream::connect(listener.local_addr().unwrap()).await;
-        let (stream, patience) = (stream.unwrap(), Duration::from_secs(45));
-        assert!(!stream.nodelay().unwrap(), "control");
-        tune(&stream, patience).unwrap();
-        assert!(stream.nodelay().unwrap());
-        #[cfg(target_os = "linux")]
-        assert_eq!(
-            SockRef::from(&stream).tcp_user_timeout().unwrap(),
-            Some(patience)
-        );
     }
 }
