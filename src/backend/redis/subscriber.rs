@@ -91,6 +91,7 @@ pub(crate) struct Subscriber {
     pub(crate) listener: Weak<dyn Listener>,
     /// Said once that Redis does not tell its role.
     pub(crate) told_no_role: Once,
+    /// Whether it has run before.
     pub(crate) began: bool,
 }
 
