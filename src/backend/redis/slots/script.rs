@@ -207,8 +207,26 @@ mod tests {
     }
 
     fn script(node: u64) -> Script {
+        leasing(node, Duration::from_secs(60))
+    }
+
+    fn leasing(node: u64, lease: Duration) -> Script {
         let namespace = Namespace::new("x").unwrap();
-        Script::new(&namespace, NodeId(node), Duration::from_secs(60))
+        Script::new(&namespace, NodeId(node), lease)
+    }
+
+    #[test]
+    fn a_short_lease_does_not_end_a_long_one() {
+        let server = RedisServer::start();
+        let mut redis = redis::Client::open(server.url()).unwrap();
+        let (long, short) = (script(1), leasing(2, Duration::from_secs(2)));
+        let mut left = |script: &Script| {
+            assert_eq!(script.join(1, true).query(&mut redis), Ok(1));
+            server.cli(&["PTTL", "x:slots"]).parse::<i64>().unwrap()
+        };
+        assert!((1..=2000).contains(&left(&short)), "control");
+        assert!(left(&long) > 2000);
+        assert!(left(&short) > 2000);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 -- its sockets there (microseconds of Redis' clock; the socket's number in hexadecimal), and beside the users
 --   epoch     which of the node's connections may write: what an older one still sends is stale
 --   replaced  "user=number," for each socket that lost its slot to a newer one of another node
--- A sorted set names the nodes by the end of their lease. All keys expire with the lease.
+-- A sorted set names the nodes by the end of their lease. All keys expire with the lease, that one with the last.
 --
 -- KEYS  the sorted set, the node's own hash (any other node's: <sorted set>:<node>)
 -- ARGV  operation, node, epoch, lease in milliseconds, what the operation takes
@@ -16,7 +16,8 @@ local function renew()
   redis.call('PEXPIRE', own, lease)
   redis.call('ZREMRANGEBYSCORE', leases, '-inf', millis)
   redis.call('ZADD', leases, millis + lease, node)
-  redis.call('PEXPIRE', leases, lease)
+  local later = redis.call('ZRANGEBYSCORE', leases, '(' .. string.format('%.0f', millis + lease), '+inf')
+  if #later == 0 then redis.call('PEXPIRE', leases, lease) end
 end
 
 if operation == 'leave' then
