@@ -28,7 +28,8 @@ fn main() {
         .as_slice()
     {
         ["load", targets @ ..] => load::run(targets),
-        ["cluster", backend] => servers::cluster(backend),
+        ["cluster", backend] => servers::cluster(backend, false),
+        ["limited", backend] => servers::cluster(backend, true),
         ["axum"] => servers::plain_axum(false),
         ["axum", "nodelay"] => servers::plain_axum(true),
         ["floor"] => servers::floor(),

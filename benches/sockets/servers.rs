@@ -13,7 +13,7 @@ use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::serve::ListenerExt;
 use axum::{Router, routing::any};
-use axum_cluster::{Backend, Broadcaster, Cluster, ClusterSocket, UserId};
+use axum_cluster::{Backend, Broadcaster, Cluster, ClusterSocket, OverLimit, UserId};
 use futures::future::{join, join_all};
 use futures::stream::{self, SplitSink, SplitStream};
 use futures::{SinkExt, StreamExt};
@@ -33,8 +33,8 @@ fn payload() -> String {
 }
 
 /// This crate.
-pub fn cluster(backend: &str) {
-    on_a_worker(cluster_server(backend.to_owned()));
+pub fn cluster(backend: &str, limited: bool) {
+    on_a_worker(cluster_server(backend.to_owned(), limited));
 }
 
 /// Runs as a task among others, not on the thread that blocks on it: each wake-up of that costs a switch.
@@ -43,16 +43,19 @@ async fn on_a_worker(server: impl Future<Output = ()> + Send + 'static) {
     tokio::spawn(server).await.expect("it runs");
 }
 
-async fn cluster_server(backend: String) {
+async fn cluster_server(backend: String, limited: bool) {
     let backend = match backend.as_str() {
         "memory" => Backend::memory(),
         url => Backend::redis(url).expect("a good url"),
     };
     // The raw client answers no ping, and on a busy machine a bench takes its time.
-    let cluster = Cluster::builder()
+    let mut builder = Cluster::builder()
         .backend(backend)
-        .pong_timeout(Duration::from_secs(3600))
-        .start();
+        .pong_timeout(Duration::from_secs(3600));
+    if limited {
+        builder = builder.max_sockets_per_user_in_cluster(10, OverLimit::Refuse);
+    }
+    let cluster = builder.start();
     cluster.ready().await.expect("the bus comes up");
     let heard = Arc::new(AtomicU64::new(0));
     let app = Router::new()

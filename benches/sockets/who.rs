@@ -44,14 +44,17 @@ impl Traffic {
     }
 }
 
-/// Connects and disconnects, with and without a node that follows presence; and the rest at 10,000
-/// users.
+/// Connects and disconnects, with and without a node that follows presence, or a limit of sockets per user
+/// in the cluster; and the rest at 10,000 users.
 pub fn presence() {
-    for followed in [false, true] {
+    for (followed, kind, how) in [
+        (false, "cluster", "presence not followed"),
+        (true, "cluster", "presence followed"),
+        (false, "limited", "a limit in the cluster"),
+    ] {
         let redis = RedisServer::start();
-        let mut server = Process::start(&["cluster", &redis.url()]);
-        let mut follower = Process::start(&["cluster", &redis.url()]);
-        let how = if followed { "followed" } else { "not followed" };
+        let mut server = Process::start(&[kind, &redis.url()]);
+        let mut follower = Process::start(&[kind, &redis.url()]);
         if followed {
             follower.ask("follow");
         }
@@ -61,10 +64,7 @@ pub fn presence() {
         if followed {
             follower.until("online", users as u64);
         }
-        row(
-            &format!("a connect, presence {how}"),
-            &before.since(&redis, users),
-        );
+        row(&format!("a connect, {how}"), &before.since(&redis, users));
         let before = Traffic::so_far(&redis);
         drop(load);
         server.until("sockets", 0);
@@ -74,7 +74,7 @@ pub fn presence() {
             follower.until("online", 0);
         }
         row(
-            &format!("a disconnect, presence {how}"),
+            &format!("a disconnect, {how}"),
             &before.since(&redis, users),
         );
 
@@ -84,7 +84,7 @@ pub fn presence() {
         let before = Traffic::so_far(&redis);
         std::thread::sleep(Duration::from_secs(15));
         row(
-            &format!("a lease of 15 s, two nodes, 10,000 users, presence {how}"),
+            &format!("a lease of 15 s, two nodes, 10,000 users, {how}"),
             &before.since(&redis, 1),
         );
         drop(load);
