@@ -209,8 +209,10 @@ impl Visit<'_> {
                     act = Instant::now() + seconds(self.client.rng.u64(3..9));
                     if manner == Manner::Pauses {
                         let pause = seconds(self.client.rng.u64(2..25));
+                        self.client.referee.lock().pauses(self.id);
                         // Passed by the end of the soak, too.
                         let _ = timeout(pause, ending(&mut self.client.ending)).await;
+                        self.client.referee.lock().resumes(self.id, now());
                     } else if !self.is_asking && second_room != self.client.user % ROOMS {
                         match is_there {
                             true => self.exit(second_room).await?,
