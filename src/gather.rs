@@ -85,6 +85,13 @@ impl Gathering {
         self.is_counted() || self.awaited.as_ref().is_some_and(HashSet::is_empty)
     }
 
+    /// There is no more time. Where nobody was asked by name, all that are known and silent are missing.
+    pub(crate) fn end(&mut self, known: impl IntoIterator<Item = NodeId>) {
+        if !self.is_complete() && self.awaited.is_none() {
+            self.follow_up(known);
+        }
+    }
+
     /// What was answered whole, and who did not answer. A part of an answer counts as none.
     pub(crate) fn into_answers(mut self) -> Answers {
         let mut missing: Vec<NodeId> = match self.is_counted() {
@@ -185,6 +192,18 @@ mod tests {
         assert_eq!(gathering.follow_up([A, B, C]), [B]);
         let answers = gathering.into_answers();
         assert_eq!((answers.parts.len(), answers.missing), (1, vec![B]));
+    }
+
+    #[test]
+    fn who_is_silent_at_an_early_end_is_named() {
+        let mut gathering = promised(2);
+        answer(&mut gathering, A);
+        gathering.end([A, B]);
+        assert_eq!(gathering.into_answers().missing, [B]);
+        let mut gathering = promised(1);
+        answer(&mut gathering, A);
+        gathering.end([A, B]);
+        assert_eq!(gathering.into_answers().missing, [], "nobody else took it");
     }
 
     #[test]

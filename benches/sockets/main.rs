@@ -66,7 +66,7 @@ fn memory() {
     const SOCKETS: usize = 10_000;
     let mut runs = [Vec::new(), Vec::new()];
     let redis = RedisServer::start();
-    for _ in 0..3 {
+    for _ in 0..RUNS {
         let mut server = Process::start(&["cluster", &redis.url()]);
         let warm_up = Process::load(&[(&server, "user-", 0..200)]);
         drop(warm_up);

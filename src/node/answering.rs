@@ -1,7 +1,7 @@
 //! What other nodes ask of this one.
 
+use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
 
 use bytes::Bytes;
@@ -33,8 +33,8 @@ const PART: usize = 1000;
 /// The questions of others.
 #[derive(Debug, Default)]
 pub(super) struct Answering {
-    /// How many are being answered now.
-    open: AtomicUsize,
+    /// Those that are being answered now.
+    open: Mutex<HashSet<(NodeId, u64)>>,
     /// The last ones that came, whatever became of them.
     heard: Mutex<Recent>,
 }
@@ -48,7 +48,8 @@ struct Open {
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.node.answering.open.fetch_sub(1, Relaxed);
+        let mut open = self.node.answering.open.lock();
+        open.remove(&(self.asker, self.id));
     }
 }
 
@@ -83,7 +84,9 @@ impl Node {
 
     /// Silence says that a question came: its answer is under way, or was lost and is missing.
     fn heard_ping(&self, asker: NodeId, id: u64) {
-        let came = self.answering.heard.lock().contains(asker, id);
+        let answering = &self.answering;
+        let came = answering.open.lock().contains(&(asker, id))
+            || answering.heard.lock().contains(asker, id);
         if !came && let Some(node) = self.me.upgrade() {
             let unasked = self.say(&Scope::default(), id, &Control::Unasked { id });
             let asker = Topic::node(asker);
@@ -136,9 +139,12 @@ impl Node {
 
     fn open(&self, asker: NodeId, id: u64) -> Option<Open> {
         let node = self.me.upgrade()?;
-        let open = &self.answering.open;
-        let more = |open| (open < MAX_QUESTIONS).then_some(open + 1);
-        open.fetch_update(Relaxed, Relaxed, more).ok()?;
+        let mut open = self.answering.open.lock();
+        if open.len() >= MAX_QUESTIONS {
+            return None;
+        }
+        open.insert((asker, id));
+        drop(open);
         Some(Open { node, asker, id })
     }
 

@@ -243,7 +243,8 @@ impl Node {
             .update(|gathering| gathering.promise(promised));
         // At the deadline what is there must do.
         let _ = timeout_at(deadline, open.wait()).await;
-        let gathering = std::mem::take(&mut *open.question.gathering.lock());
+        let mut gathering = std::mem::take(&mut *open.question.gathering.lock());
+        gathering.end(self.members.lock().ids());
         Ok(gathering.into_answers())
     }
 

@@ -9,6 +9,7 @@ use std::sync::Weak;
 use std::time::Duration;
 
 use futures::FutureExt;
+use indexmap::IndexSet;
 use serde::Serialize;
 use smallvec::smallvec;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -25,6 +26,9 @@ use crate::wire::{self, Action};
 const GATHER: Duration = Duration::from_millis(10);
 /// What could not be told is told again after this long.
 const RETRY: Duration = Duration::from_secs(1);
+/// Topics that are asked for, or told again, at a time.
+const PORTION: usize = 64;
+
 impl Node {
     /// How many nodes were told; none if it may be lost.
     async fn say_presence(&self, to: Topic, what: &impl Serialize) -> Option<usize> {
@@ -84,8 +88,9 @@ enum Look {
 #[derive(Debug, Default)]
 struct Attendance {
     topics: HashMap<Topic, Attended>,
-    /// Where it is to be said again of whom our readers want to be told.
-    unasked: HashSet<Topic>,
+    /// Whom to ask to be told of which topics.
+    unasked: IndexSet<(Topic, Topic)>,
+    /// When to go on with what is to be asked and told again.
     retry_at: Option<Instant>,
 }
 
@@ -182,7 +187,7 @@ impl Attendance {
         if is_new {
             let confirmation = node.bus.want(&topic.presence());
             node.settled(confirmation).await;
-            self.ask_to_be_told_of(node, &topic, Topic::nodes()).await;
+            self.unasked.insert((Topic::nodes(), topic));
         }
     }
 
@@ -194,9 +199,11 @@ impl Attendance {
                 // A word of a later version.
                 Err(_) => tracing::debug!(other = %origin, "tidings that make no sense here"),
             },
-            Event::Joined(other) => self.ask_to_be_told(node, &Topic::node(other)).await,
+            Event::Joined(other) => self.ask_to_be_told(&Topic::node(other)),
             Event::Left(other) => {
                 let now = Instant::now();
+                let gone = Topic::node(other);
+                self.unasked.retain(|(to, _)| *to != gone);
                 for attended in self.topics.values_mut() {
                     attended.watchers.remove(&other);
                     if let Some(feed) = &mut attended.feed {
@@ -208,32 +215,17 @@ impl Attendance {
                 for attended in self.topics.values_mut() {
                     attended.announcer.may_have_been_missed();
                 }
-                self.ask_to_be_told(node, &Topic::nodes()).await;
+                self.ask_to_be_told(&Topic::nodes());
             }
+            Event::Missed => self.ask_to_be_told(&Topic::nodes()),
         }
         Look::Again
     }
 
-    async fn ask_to_be_told(&mut self, node: &Node, to: &Topic) {
-        let read =
-            |(topic, attended): (&Topic, &Attended)| attended.feed.is_some().then(|| topic.clone());
-        let read: Vec<Topic> = self.topics.iter().filter_map(read).collect();
-        for topic in read {
-            if !self.ask_to_be_told_of(node, &topic, to.clone()).await {
-                return;
-            }
-        }
-    }
-
-    /// Whether it was asked; if not, it will be.
-    async fn ask_to_be_told_of(&mut self, node: &Node, topic: &Topic, to: Topic) -> bool {
-        let topic = topic.as_str().to_owned();
-        let watch = Wish::Watch { topic };
-        let asked = node.say_presence(to.clone(), &watch).await.is_some();
-        if !asked {
-            self.unasked.insert(to);
-        }
-        asked
+    fn ask_to_be_told(&mut self, to: &Topic) {
+        let read = self.topics.iter().filter(|(_, it)| it.feed.is_some());
+        let asks = read.map(|(topic, _)| (to.clone(), topic.clone()));
+        self.unasked.extend(asks);
     }
 
     /// Another node wants to be told of a topic, or does no longer.
@@ -282,30 +274,44 @@ impl Attendance {
         }
     }
 
-    /// Tells everything again where something may have been missed.
+    /// Asks where we may not be told, and tells everything again where something may have been missed: some
+    /// of it, so that what others tell meanwhile is read between one portion and the next.
     async fn repair(&mut self, node: &Node) {
         let now = Instant::now();
         if self.retry_at.is_some_and(|at| now < at) {
             return;
         }
-        self.retry_at = None;
-        for to in std::mem::take(&mut self.unasked) {
-            self.ask_to_be_told(node, &to).await;
+        self.retry_at = self.repair_some(node).await.map(|pause| now + pause);
+    }
+
+    /// After which pause to go on, if there is more.
+    async fn repair_some(&mut self, node: &Node) -> Option<Duration> {
+        for _ in 0..PORTION {
+            let Some((to, topic)) = self.unasked.pop() else {
+                break;
+            };
+            let watch = Wish::Watch {
+                topic: topic.as_str().to_owned(),
+            };
+            if node.say_presence(to.clone(), &watch).await.is_none() {
+                self.unasked.insert((to, topic));
+                return Some(RETRY);
+            }
         }
         let stale = |(_, attended): &(&Topic, &mut Attended)| attended.announcer.is_stale();
-        let mut missed = !self.unasked.is_empty();
-        for (topic, attended) in self.topics.iter_mut().filter(stale) {
+        let mut stale = self.topics.iter_mut().filter(stale);
+        for (topic, attended) in stale.by_ref().take(PORTION) {
             attended.announcer.told_everybody();
             if !attended.watchers.is_empty() {
                 let told = node.say_everybody(topic.presence(), &attended.announcer);
                 attended.note_told(told.await);
             }
             if attended.announcer.is_stale() {
-                missed = true;
-                break;
+                return Some(RETRY);
             }
         }
-        self.retry_at = missed.then(|| now + RETRY);
+        let is_more = !self.unasked.is_empty() || stale.next().is_some();
+        is_more.then_some(Duration::ZERO)
     }
 
     async fn inform_readers(&mut self, node: &Node) {
@@ -319,6 +325,7 @@ impl Attendance {
             feed.readers.retain(|reader| reader.strong_count() > 0);
             if feed.readers.is_empty() {
                 attended.feed = None;
+                self.unasked.retain(|(_, asked)| asked != topic);
                 node.bus.release(&topic.presence());
                 let topic = topic.as_str().to_owned();
                 let unwatch = Wish::Unwatch { topic };

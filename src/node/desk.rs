@@ -13,8 +13,8 @@ use crate::id::{NodeId, UserId};
 use crate::presence::{Presence, Reader, Wish};
 use crate::topic::Topic;
 
-/// Tidings that wait to be read. With more, all are dropped and asked for afresh.
-const MAX_TIDINGS: usize = 1024;
+/// Bytes of tidings that wait to be read. With more, all are dropped and asked for afresh.
+const MAX_TIDINGS: usize = 16 * 1024 * 1024;
 
 /// Where the presence task finds what it is told.
 #[derive(Debug, Default)]
@@ -41,7 +41,7 @@ pub(super) struct News {
     /// since nobody repeats it.
     pub(super) wishes: HashMap<(NodeId, Topic), bool>,
     pub(super) events: VecDeque<Event>,
-    /// Tidings among the events.
+    /// Bytes of the tidings among the events.
     tidings: usize,
 }
 
@@ -50,8 +50,10 @@ pub(super) enum Event {
     /// A node is new, or may have missed what we want to be told.
     Joined(NodeId),
     Left(NodeId),
-    /// We may have missed something ourselves.
+    /// We may have missed something, and the others what we told.
     Returned,
+    /// Tidings were dropped.
+    Missed,
     /// [`Tidings`](crate::presence::Tidings) of another node.
     Said(NodeId, Bytes),
     /// The node is shut down.
@@ -79,14 +81,14 @@ impl Desk {
         if let Event::Left(other) = event {
             news.wishes.retain(|(node, _), _| *node != other);
         }
-        if matches!(event, Event::Said(..)) {
-            if news.tidings == MAX_TIDINGS {
+        if let Event::Said(_, json) = &event {
+            news.tidings += json.len();
+            if news.tidings > MAX_TIDINGS {
+                news.tidings = json.len();
                 news.events
-                    .retain(|event| !matches!(event, Event::Said(..)));
-                news.events.push_back(Event::Returned);
-                news.tidings = 0;
+                    .retain(|event| !matches!(event, Event::Said(..) | Event::Missed));
+                news.events.push_back(Event::Missed);
             }
-            news.tidings += 1;
         }
         news.events.push_back(event);
         self.arrived.notify_one();
@@ -168,13 +170,14 @@ mod tests {
     fn too_many_tidings_are_asked_for_afresh_and_wishes_stay() {
         let (desk, all) = (Desk::default(), Topic::all());
         desk.wish(OTHER, &watch(&all));
-        for _ in 0..=MAX_TIDINGS {
-            desk.tell(Event::Said(OTHER, Bytes::new()));
+        let half = Bytes::from(vec![b' '; MAX_TIDINGS / 2]);
+        for _ in 0..5 {
+            desk.tell(Event::Said(OTHER, half.clone()));
         }
         let News { events, wishes, .. } = desk.take();
         assert!(matches!(
-            events.as_slices(),
-            ([Event::Returned, Event::Said(..)], [])
+            Vec::from(events)[..],
+            [Event::Missed, Event::Said(..)]
         ));
         assert_eq!(wishes, HashMap::from([((OTHER, all), true)]));
     }

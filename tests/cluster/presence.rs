@@ -463,6 +463,8 @@ async fn what_one_node_could_not_be_told_is_told_again() {
     // ... and asks who is new.
     let mut here = a.broadcaster.presence();
     assert_eq!(next(&mut here).await, online("alice"));
+    let _dora = b.client("dora").await;
+    assert_eq!(next(&mut here).await, online("dora"), "all have been asked");
     let c = start(quick(lab.builder())).await;
     until("c is known", async || a.cluster.stats().nodes == 3).await;
     let _bob = c.client("bob").await;
@@ -476,6 +478,47 @@ async fn what_one_node_could_not_be_told_is_told_again() {
     assert_eq!(next(&mut here).await, online("bob"));
     for node in [&a, &b] {
         assert_eq!(node.cluster.stats().bus_gaps, 0, "control: it was up");
+    }
+}
+
+/// After an outage all are asked of every room, and all answer, without end if that is too much to be read.
+#[tokio::test(flavor = "multi_thread")]
+async fn thousands_of_rooms_are_followed_through_an_outage() {
+    const ROOMS: usize = 2000;
+    let mut lab = Lab::redis();
+    let a = start(quick(lab.builder())).await;
+    let b = start(quick(lab.builder())).await;
+    acquainted_pair(&a, &b).await;
+    let room = |n: usize| format!("room-{n}");
+    let mut readers: Vec<Presence> = (0..ROOMS)
+        .map(|n| a.broadcaster.presence_in(room(n)).unwrap())
+        .collect();
+    let mut client = b.client("alice").await;
+    for n in [0, ROOMS - 1] {
+        assert_eq!(client.ask(&format!("join {}", room(n))).await, "joined");
+        assert_eq!(next(&mut readers[n]).await, online("alice"));
+    }
+    lab.server().cli(&["CLIENT", "KILL", "TYPE", "pubsub"]);
+    for node in [&a, &b] {
+        until("control: it was deaf", async || {
+            node.cluster.stats().bus_reconnects == 1
+        })
+        .await;
+    }
+    let server = lab.server();
+    let mut said = usize::MAX;
+    until("nothing more is said", async || {
+        let before = std::mem::replace(&mut said, server.calls("publish") as usize);
+        said < before.saturating_add(10) && before < usize::MAX
+    })
+    .await;
+    assert!(
+        said < 10 * ROOMS,
+        "{said} messages for {ROOMS} rooms and an outage"
+    );
+    for n in [0, ROOMS - 1] {
+        client.ask(&format!("leave {}", room(n))).await;
+        assert_eq!(next(&mut readers[n]).await, offline("alice"));
     }
 }
 

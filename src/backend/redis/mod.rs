@@ -170,11 +170,11 @@ impl Bus for RedisBus {
             .iter()
             .map(|topic| self.settings.namespace.channel(topic))
             .collect();
-        let publishing = self.publisher.publish(channels, envelope);
         let confirmed = |topics: &mut SmallVec<[Topic; 1]>| {
             topics.retain(|topic| self.table.is_confirmed(topic));
         };
         confirmed(&mut topics);
+        let publishing = self.publisher.publish(channels, envelope);
         async move {
             let published = publishing.await;
             if published.is_err() {

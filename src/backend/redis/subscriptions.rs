@@ -174,7 +174,8 @@ impl Subscriptions {
             };
             list.push(topic);
         }
-        if self.changed.is_empty() && self.restoring.is_empty() {
+        let connected = matches!(self.link, Link::Restoring | Link::Up);
+        if connected && self.changed.is_empty() && self.restoring.is_empty() {
             self.mark_restored();
         }
         step
@@ -183,12 +184,9 @@ impl Subscriptions {
     /// Everything wanted is sent. Nobody waits behind a long restore: only when that is answered, and for
     /// no longer than it takes to confirm those who came meanwhile.
     fn mark_restored(&mut self) {
-        match (self.link, self.restored_at) {
-            (Link::Up | Link::Restoring, None) => self.restored_at = Some(self.sent),
-            (Link::Restoring, Some(sent)) if self.answered >= sent => {
-                (self.link, self.restored_at) = (Link::Up, Some(self.sent));
-            }
-            _ => {}
+        let sent = *self.restored_at.get_or_insert(self.sent);
+        if self.link == Link::Restoring && self.answered >= sent {
+            (self.link, self.restored_at) = (Link::Up, Some(self.sent));
         }
     }
 
