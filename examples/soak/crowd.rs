@@ -206,13 +206,11 @@ impl Visit<'_> {
                 () = vanish.notified() => return self.fall_silent().await,
                 () = ending(&mut self.client.ending) => return self.leave().await,
                 () = sleep_until(act), if matches!(manner, Manner::Hops | Manner::Pauses) => {
-                    act = Instant::now() + seconds(self.client.rng.u64(3..9));
                     if manner == Manner::Pauses {
-                        let pause = seconds(self.client.rng.u64(2..25));
-                        self.client.referee.lock().pauses(self.id);
+                        // Shorter than the referee's patience: a gap that was told may lie unread.
+                        let pause = seconds(self.client.rng.u64(2..15));
                         // Passed by the end of the soak, too.
                         let _ = timeout(pause, ending(&mut self.client.ending)).await;
-                        self.client.referee.lock().resumes(self.id, now());
                     } else if !self.is_asking && second_room != self.client.user % ROOMS {
                         match is_there {
                             true => self.exit(second_room).await?,
@@ -220,6 +218,7 @@ impl Visit<'_> {
                         }
                         is_there = !is_there;
                     }
+                    act = Instant::now() + seconds(self.client.rng.u64(3..9));
                 }
             }
         }

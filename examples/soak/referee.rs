@@ -48,8 +48,6 @@ struct Receiver {
     memberships: HashMap<Target, Membership>,
     progress: HashMap<(Life, usize), Progress>,
     gaps: Vec<(u64, u64)>,
-    /// When its client last began to read again after a pause; far away while it pauses.
-    reads_since: u64,
     /// From this moment on nothing new is owed.
     retired: Option<u64>,
     gone: bool,
@@ -174,7 +172,6 @@ impl Referee {
             memberships: memberships.into(),
             progress: HashMap::new(),
             gaps: Vec::new(),
-            reads_since: at,
             retired: None,
             gone: false,
         };
@@ -284,21 +281,6 @@ impl Referee {
         }
     }
 
-    /// The client stops reading: what it was told lies unread.
-    pub fn pauses(&mut self, socket: SocketId) {
-        self.reads(socket, u64::MAX);
-    }
-
-    pub fn resumes(&mut self, socket: SocketId, at: u64) {
-        self.reads(socket, at);
-    }
-
-    fn reads(&mut self, socket: SocketId, since: u64) {
-        if let Some(receiver) = self.sockets.get_mut(&socket) {
-            receiver.reads_since = since;
-        }
-    }
-
     /// The client is about to leave; nothing sent from now on is owed to it.
     pub fn retire(&mut self, socket: SocketId, at: u64) {
         if let Some(receiver) = self.sockets.get_mut(&socket) {
@@ -391,10 +373,11 @@ impl Referee {
     pub fn judge(&mut self, now: u64, at_the_end: bool) {
         let mut waiting = VecDeque::new();
         for missing in std::mem::take(&mut self.missing) {
-            let receiver = &self.sockets[&missing.socket];
-            let known = missing.noticed.max(receiver.reads_since);
-            let ripe = known.saturating_add(PATIENCE) < now
-                && self.has_been_up_since(receiver.node, now - PATIENCE / 4);
+            let node = self.sockets[&missing.socket].node;
+            // Who fell silent reads no more.
+            let ripe = missing.noticed + PATIENCE < now
+                && !self.silent.contains(&missing.socket)
+                && self.has_been_up_since(node, now - PATIENCE / 4);
             if ripe || at_the_end {
                 self.decide(&missing);
             } else {
