@@ -165,11 +165,19 @@ async fn killed_publishers_lose_nothing_that_was_said_to_be_sent() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_publish_without_an_answer_is_perhaps_sent_and_never_repeated() {
     let lab = Lab::redis();
-    let a = lab.node().await;
+    let a = TestNode::start(lab.builder().lease(NEVER).start()).await;
+    a.cluster.ready().await.unwrap();
     let link = Proxy::to(lab.redis.as_ref().unwrap().port()).await;
+    // Nothing else is published, for whose answer this would have to wait.
     let builder = lab.builder().redis(link.url()).probe_interval(NEVER);
+    let builder = builder.lease(NEVER);
     let b = TestNode::start(builder.publish_timeout(Duration::from_millis(500)).start()).await;
     b.cluster.ready().await.unwrap();
+    until("they know each other", async || {
+        a.cluster.stats().nodes == 2 && b.cluster.stats().nodes == 2
+    })
+    .await;
+    b.broadcaster.to_user("nobody").send("x").await.unwrap();
     let mut client = a.client("alice").await;
     link.deafen();
     let mut figures = Figures::of("B4 answer lost");

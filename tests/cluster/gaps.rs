@@ -597,7 +597,7 @@ async fn a_stopped_node_gives_nobody_up_and_hides_no_gap() {
         .await
         .unwrap();
     assert_eq!(frame, PING);
-    signal(&program, "-STOP");
+    stop(&program).await;
     for n in 0..100 {
         let sent = b.broadcaster.to_user("alice").send(n.to_string()).await;
         assert_eq!(sent.unwrap().nodes(), Some(1));
@@ -615,7 +615,7 @@ async fn a_stopped_node_gives_nobody_up_and_hides_no_gap() {
     figures.healed();
     drop(figures);
 
-    signal(&program, "-STOP");
+    stop(&program).await;
     let killed = lab.server().cli(&["CLIENT", "KILL", "TYPE", "pubsub"]);
     assert_eq!(killed, "2", "control: it was connected");
     until("b is back", async || {
@@ -630,6 +630,19 @@ async fn a_stopped_node_gives_nobody_up_and_hides_no_gap() {
     };
     assert!(told.starts_with(r#"{"resync": "#), "{told}");
     assert_eq!(alice.ask("still here").await, "still here");
+}
+
+/// Stops it, and waits until every thread has heard of it.
+async fn stop(program: &Program) {
+    signal(program, "-STOP");
+    let threads = format!("/proc/{}/task", program.0.id());
+    until("it is stopped", async || {
+        std::fs::read_dir(&threads).unwrap().all(|thread| {
+            let status = std::fs::read_to_string(thread.unwrap().path().join("status"));
+            status.unwrap().contains("State:\tT")
+        })
+    })
+    .await;
 }
 
 fn signal(program: &Program, signal: &str) {
