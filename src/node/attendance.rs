@@ -264,13 +264,14 @@ impl Attendance {
             let user = Topic::user(user);
             user.is_ok_and(|user| node.registry.read().has_user_on(&user, topic))
         });
-        let Some(changes) = changes else { return };
-        if !attended.watchers.is_empty() {
-            let told = node.say_presence(topic.presence(), &changes).await;
-            attended.note_told(told);
-        }
-        if let Some(feed) = &mut attended.feed {
-            feed.table.heard(node.id, changes, Instant::now());
+        for part in changes {
+            if !attended.watchers.is_empty() {
+                let told = node.say_presence(topic.presence(), &part).await;
+                attended.note_told(told);
+            }
+            if let Some(feed) = &mut attended.feed {
+                feed.table.heard(node.id, part, Instant::now());
+            }
         }
     }
 

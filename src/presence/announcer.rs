@@ -6,7 +6,7 @@ use super::Tidings;
 use crate::id::UserId;
 use crate::topic::Topic;
 
-/// Users in one part of a whole list: at most about 1.5 MB of JSON.
+/// Users in one part of what is told: at most about 1.5 MB of JSON.
 const PART: usize = 5000;
 
 /// What was told already, so that only what differs is.
@@ -45,24 +45,29 @@ impl Announcer {
         &mut self,
         touched: impl IntoIterator<Item = UserId>,
         is_here: impl Fn(&UserId) -> bool,
-    ) -> Option<Tidings> {
-        let (mut online, mut offline) = (Vec::new(), Vec::new());
+    ) -> Vec<Tidings> {
+        let mut changed = Vec::new();
         for user in touched {
-            if is_here(&user) {
-                if self.told.insert(user.clone()) {
-                    online.push(user);
-                }
-            } else if self.told.remove(&user) {
-                offline.push(user);
+            let here = is_here(&user);
+            let differs = if here {
+                self.told.insert(user.clone())
+            } else {
+                self.told.remove(&user)
+            };
+            if differs {
+                changed.push((user, here));
             }
         }
-        let topic = self.topic.as_str().to_owned();
-        let changed = !online.is_empty() || !offline.is_empty();
-        changed.then_some(Tidings::Changes {
-            topic,
-            online,
-            offline,
-        })
+        let users = |part: &[(UserId, bool)], online: bool| {
+            let users = part.iter().filter(|(_, here)| *here == online);
+            users.map(|(user, _)| user.clone()).collect()
+        };
+        let part = |part| Tidings::Changes {
+            topic: self.topic.as_str().to_owned(),
+            online: users(part, true),
+            offline: users(part, false),
+        };
+        changed.chunks(PART).map(part).collect()
     }
 
     /// Everything, for somebody who is new or may have missed something.
@@ -112,6 +117,28 @@ mod tests {
             }
             assert_eq!(table.online().count(), count);
         }
+    }
+
+    #[test]
+    fn a_crowd_that_moves_at_once_is_told_in_parts() {
+        let users = |range: std::ops::Range<u64>| range.map(UserId::from);
+        let count = PART as u64;
+        let mut announcer = Announcer::new(Topic::all(), users(0..count).collect());
+        let mut table = Table::new(Duration::ZERO);
+        for part in announcer.everybody() {
+            table.heard(NodeId(1), part, Instant::now());
+        }
+        // The old ones have gone, as many and one more have come.
+        let here: HashSet<UserId> = users(count..2 * count + 1).collect();
+        let changes = announcer.changes(users(0..2 * count + 1), |user| here.contains(user));
+        assert_eq!(changes.len(), 3);
+        for part in changes {
+            table.heard(NodeId(1), part, Instant::now());
+        }
+        table.advance(Instant::now());
+        let online: HashSet<&UserId> = table.online().collect();
+        assert_eq!(online.len(), PART + 1);
+        assert!(announcer.told().all(|user| online.contains(user)));
     }
 
     const GRACE: Duration = Duration::from_secs(5);
@@ -224,12 +251,12 @@ mod tests {
                 connected,
                 knows,
             } = &mut self.nodes[n];
-            let changes = announcer.changes([u64::from(u).into()], |user| here.contains(user));
-            let Some(changes) = changes else { return };
-            if *connected {
-                self.table.heard(NodeId(n as u64), changes, self.now);
-            } else if *knows {
-                announcer.may_have_been_missed();
+            for part in announcer.changes([u64::from(u).into()], |user| here.contains(user)) {
+                if *connected {
+                    self.table.heard(NodeId(n as u64), part, self.now);
+                } else if *knows {
+                    announcer.may_have_been_missed();
+                }
             }
         }
 
