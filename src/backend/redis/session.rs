@@ -23,6 +23,9 @@ use crate::wire::{self, Action};
 /// Topics in one SUBSCRIBE: 100,000 take 0.18 s in batches of 1,000 and 8 s one by one; all in one
 /// command would get the connection killed.
 const BATCH: usize = 1000;
+/// With so many unanswered, no more are sent: whoever comes during a restore waits behind these only, and
+/// Redis, which cuts off a subscriber that has not read 32 MB, keeps no more answers for us.
+pub(super) const UNANSWERED: usize = 4 * BATCH;
 /// How long Redis may say nothing while answers are owed.
 pub(super) const SILENCE: Duration = Duration::from_secs(5);
 
@@ -74,10 +77,13 @@ impl<'a> Session<'a> {
     pub(super) fn advance(&mut self, now: Instant) -> Result<Instant, Arc<str>> {
         let mut subscriptions = self.subscriber.table.subscriptions.lock();
         let doubted = self.restored && !subscriptions.is_restored();
-        if self.greeted && self.output.is_empty() {
-            let step = subscriptions.step(now, BATCH);
-            self.write(&step);
-        }
+        let may_write = self.greeted && self.output.is_empty();
+        let limit = match may_write && subscriptions.unanswered() <= UNANSWERED - BATCH {
+            true => BATCH,
+            false => 0,
+        };
+        let step = subscriptions.step(now, limit);
+        self.write(&step);
         let (restored, expiry) = (subscriptions.is_restored(), subscriptions.next_expiry());
         drop(subscriptions);
 

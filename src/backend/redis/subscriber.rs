@@ -209,7 +209,7 @@ pub(super) fn pause(failures: u32, random: f64) -> Duration {
 #[cfg(test)]
 mod tests {
     use futures::FutureExt;
-    use tokio::io::BufWriter;
+    use tokio::io::{AsyncBufReadExt, BufReader, BufWriter};
     use tokio::net::{TcpSocket, TcpStream};
     use tokio::sync::mpsc;
     use tokio_rustls::TlsConnector;
@@ -220,6 +220,7 @@ mod tests {
 
     use super::*;
     use crate::backend::conformance::redis_server::{self, RedisServer};
+    use crate::backend::redis::session::UNANSWERED;
     use crate::backend::redis::supervise;
     use crate::topic::Namespace;
 
@@ -336,6 +337,50 @@ mod tests {
         tokio::select! {
             reason = subscriber.converse(link, &mut failures) => panic!("{reason}"),
             () = restored => {}
+        }
+    }
+
+    #[tokio::test]
+    async fn who_comes_during_a_restore_waits_behind_a_few_batches_only() {
+        let server = RedisServer::start();
+        let (sender, _told) = mpsc::unbounded_channel();
+        let listener = Arc::new(Fragile(sender));
+        let subscriber = subscriber(&server, &listener);
+        let want = |room: &str| {
+            let topic = Topic::room(room).unwrap();
+            subscriber.table.change(|table| table.want(&topic))
+        };
+        for n in 0..2 * UNANSWERED {
+            want(&n.to_string());
+        }
+        let (link, redis) = tokio::io::duplex(1024 * 1024);
+        let mut failures = 0;
+        let serving = async {
+            let (said, mut answers) = tokio::io::split(redis);
+            let hello = b"-ERR unknown command\r\n";
+            answers.write_all(hello).await.unwrap();
+            let mut lines = BufReader::new(said).lines();
+            let mut next_channel = async || loop {
+                let line = lines.next_line().await.unwrap().unwrap();
+                if line.starts_with("x:") {
+                    return line;
+                }
+            };
+            let mut unanswered = Vec::new();
+            while unanswered.len() < UNANSWERED {
+                unanswered.push(next_channel().await);
+            }
+            want("newcomer");
+            for channel in unanswered {
+                let length = channel.len();
+                let answer = format!("*3\r\n$9\r\nsubscribe\r\n${length}\r\n{channel}\r\n:1\r\n");
+                answers.write_all(answer.as_bytes()).await.unwrap();
+            }
+            assert_eq!(next_channel().await, "x:r:newcomer");
+        };
+        tokio::select! {
+            reason = subscriber.converse(link, &mut failures) => panic!("{reason}"),
+            () = serving => {}
         }
     }
 

@@ -190,6 +190,11 @@ impl Subscriptions {
         }
     }
 
+    /// Topics sent on this connection that Redis has not answered yet.
+    pub(crate) fn unanswered(&self) -> usize {
+        (self.sent - self.answered) as usize
+    }
+
     /// When [`step`](Self::step) has something to do without any other event.
     pub(crate) fn next_expiry(&self) -> Option<Instant> {
         self.lingering.front().map(|(end, _)| *end)
@@ -504,6 +509,20 @@ mod tests {
         assert!(matches!(table.want(&topic(1)), Confirmation::Ready));
         assert_eq!(table.step(now + LINGER * 2, 10), Step::default());
         assert_eq!(table.next_expiry(), None);
+    }
+
+    #[test]
+    fn who_may_not_write_is_woken_by_the_end_of_a_linger_once() {
+        let (mut table, now) = connected();
+        let _ = table.want(&topic(1));
+        table.step(now, 10);
+        table.answered(topic(1).as_str());
+        table.release(&topic(1), now);
+        let end = now + LINGER;
+        assert_eq!(table.next_expiry(), Some(end));
+        assert_eq!(table.step(end, 0), Step::default());
+        assert_eq!(table.next_expiry(), None);
+        assert_eq!(table.step(end, 10).unsubscribe, [topic(1)]);
     }
 
     #[test]
