@@ -146,7 +146,10 @@ async fn a_dead_nodes_slots_come_back_with_its_lease_and_not_before() {
         (node, client)
     });
     let _dead = dying.await.unwrap();
-    assert_eq!(server.cli(&["ZCARD", "cluster:slots"]), "2");
+    until("both nodes count their slots", async || {
+        server.cli(&["ZCARD", "cluster:slots"]) == "2"
+    })
+    .await;
     process.shutdown_background();
     assert!(is_refused(&b, "alice").await);
     assert_eq!(

@@ -1,5 +1,7 @@
 //! A hundred thousand subscriptions return to a Redis that has forgotten them (row B11).
 
+use std::time::Duration;
+
 use axum::response::Response;
 use axum::{Router, middleware, routing::any};
 use axum_cluster::{Cluster, ClusterSocket, Health};
@@ -7,12 +9,15 @@ use futures::future::join_all;
 
 use crate::support::figures::Figures;
 use crate::support::node::{authenticate, serve};
+use crate::support::proxy::Proxy;
 use crate::support::raw::{RawClient, Said};
 use crate::support::{Lab, soon, until};
 
 const SOCKETS: usize = 100;
 const ROOMS: usize = 1000;
 const SUBSCRIPTIONS: usize = SOCKETS * ROOMS;
+/// How far Redis is away from the node that restores.
+const AWAY: Duration = Duration::from_millis(10);
 /// Newcomers at a time.
 const LINES: usize = 8;
 /// Most topics in one SUBSCRIBE.
@@ -24,20 +29,20 @@ const RESTORING: usize = 64;
 async fn a_hundred_thousand_subscriptions_return_in_batches_and_starve_nobody() {
     let _turn = crate::alone(crate::DESCRIPTORS).await;
     let mut lab = Lab::redis();
-    let cluster = lab.builder().start();
+    let link = Proxy::slow(lab.server().port(), AWAY).await;
+    let cluster = lab.builder().redis(link.url()).start();
     cluster.ready().await.unwrap();
     let app = Router::new().route("/ws", any(ws)).layer(cluster.layer());
     let (addr, _server) = serve(app.layer(middleware::from_fn(authenticate))).await;
     let other = lab.node().await;
-    let mut clients = Vec::new();
-    for n in 0..SOCKETS {
-        let mut client = RawClient::connect(addr, &format!("user-{n}"))
-            .await
-            .unwrap();
+    let clients = (0..SOCKETS).map(async |n| {
+        let user = format!("user-{n}");
+        let mut client = RawClient::connect(addr, &user).await.unwrap();
         client.send(&n.to_string()).await;
         assert_eq!(client.next().await, Said::Text("joined".into()));
-        clients.push(client);
-    }
+        client
+    });
+    let mut clients = join_all(clients).await;
     assert_eq!(cluster.stats().rooms as usize, SUBSCRIPTIONS, "control");
 
     let mut figures = Figures::of("B11");
@@ -46,8 +51,14 @@ async fn a_hundred_thousand_subscriptions_return_in_batches_and_starve_nobody() 
         until("the outage is noticed", async || is_degraded(cluster)).await;
     }
     figures.noticed();
+    link.cut();
     lab.server().restart();
+    until("the other node is back", async || {
+        !is_degraded(&other.cluster)
+    })
+    .await;
     figures.repaired();
+    link.heal();
     let restoring = async {
         until("the restore has begun", async || {
             lab.server().calls("subscribe") > 2
