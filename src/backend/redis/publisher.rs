@@ -4,6 +4,7 @@
 //! one waits for nothing, and the order of a sender holds even across a reconnect. (Measured: 836 k
 //! messages/s at 1.2 µs against 59 k at 16 µs with a pool checkout per message.)
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,7 +31,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// Where publications go.
 #[derive(Debug)]
 pub(crate) struct Publisher {
-    queue: mpsc::UnboundedSender<Publication>,
+    queue: mpsc::UnboundedSender<(Publication, Waiter)>,
     /// Bounds the queue in messages and bytes alike.
     room: Arc<Semaphore>,
     deadline: Duration,
@@ -39,7 +40,7 @@ pub(crate) struct Publisher {
 /// The other end of the queue.
 #[derive(Debug)]
 pub(crate) struct PublishQueue {
-    waiting: mpsc::UnboundedReceiver<Publication>,
+    waiting: mpsc::UnboundedReceiver<(Publication, Waiter)>,
     endpoint: Arc<Endpoint>,
     advice: Arc<Advice>,
 }
@@ -50,9 +51,17 @@ struct Publication {
     envelope: Bytes,
     /// It wants to know whether it went to a replica.
     is_probe: bool,
+}
+
+/// Who waits for a publication.
+#[derive(Debug)]
+struct Waiter {
     deadline: Instant,
-    reply: oneshot::Sender<Published>,
-    /// Given back with the reply.
+    /// Taken by the first answer.
+    reply: Option<oneshot::Sender<Published>>,
+    /// On how many channels it is published.
+    commands: usize,
+    /// Given back when Redis has answered or the connection is given up.
     room: OwnedSemaphorePermit,
 }
 
@@ -114,13 +123,19 @@ impl Publisher {
         let deadline = Instant::now() + self.deadline;
         let units = (channels.len() * (1 + envelope.len() / UNIT)).min(QUEUE) as u32;
         let (reply, answer) = oneshot::channel();
-        let publication = move |room| Publication {
-            channels,
-            envelope,
-            is_probe,
-            deadline,
-            reply,
-            room,
+        let publication = move |room| {
+            let waiter = Waiter {
+                deadline,
+                reply: Some(reply),
+                commands: channels.len(),
+                room,
+            };
+            let publication = Publication {
+                channels,
+                envelope,
+                is_probe,
+            };
+            (publication, waiter)
         };
         let queued = match self.room.clone().try_acquire_many_owned(units) {
             Ok(room) => self.queue.send(publication(room)).map_err(|_| stopped()),
@@ -165,58 +180,62 @@ impl PublishQueue {
     pub(crate) async fn run(&mut self) {
         let mut pipeline: Option<Pipeline> = None;
         let mut failed: Option<(Instant, PublishError)> = None;
-        let mut batch = Vec::with_capacity(BATCH);
+        let mut arrived = Vec::with_capacity(BATCH);
+        let mut publications = Vec::with_capacity(BATCH);
+        let mut waiters = Waiters(Vec::with_capacity(BATCH));
         let mut replies = Vec::with_capacity(BATCH);
-        while self.waiting.recv_many(&mut batch, BATCH).await > 0 {
-            let now = Instant::now();
-            let expired = batch.extract_if(.., |publication| publication.deadline <= now);
-            fail(
-                expired,
-                &PublishError::not_sent("redis did not take it in time"),
-            );
-            let deadlines = batch.iter().map(|publication| publication.deadline);
-            let Some(deadline) = deadlines.min() else {
+        while self.waiting.recv_many(&mut arrived, BATCH).await > 0 {
+            publications.clear();
+            for (publication, waiter) in arrived.drain(..) {
+                publications.push(publication);
+                waiters.0.push(waiter);
+            }
+            waiters.expire(|| PublishError::not_sent("redis did not take it in time"));
+            waiters.keep_unanswered(&mut publications);
+            if publications.is_empty() {
                 continue;
-            };
+            }
 
             if !pipeline.as_mut().is_some_and(Pipeline::is_alive) {
+                pipeline = None;
+                let now = Instant::now();
                 if let Some((_, error)) = failed.as_ref().filter(|(until, _)| now < *until) {
-                    fail(batch.drain(..), error);
+                    waiters.fail(error);
                     continue;
                 }
+                let late = "redis did not accept a connection in time";
                 let opening = Pipeline::open(&self.endpoint, &self.advice);
-                let opened = timeout_at(deadline, opening).await;
-                match opened
-                    .unwrap_or_else(|_| Err("redis did not accept a connection in time".into()))
-                {
+                let opened = waiters.wait(opening, || PublishError::not_sent(late));
+                match opened.await.unwrap_or_else(|| Err(late.into())) {
                     Ok(opened) => pipeline = Some(opened),
                     Err(unusable) => {
                         let error = unusable.into_error(false);
-                        fail(batch.drain(..), &error);
+                        waiters.fail(&error);
                         failed = Some((Instant::now() + PAUSE, error));
                         continue;
                     }
                 }
+                // Whoever was late was told that it is not sent.
+                waiters.keep_unanswered(&mut publications);
             }
             let Some(open) = &mut pipeline else { continue };
-            if batch.iter().any(|publication| publication.is_probe) {
-                open.ask_role();
-            }
             let publishing = async {
-                for publication in &batch {
+                if publications.iter().any(|publication| publication.is_probe) {
+                    open.ask_role();
+                }
+                for publication in &publications {
                     for channel in &publication.channels {
                         open.add(channel, &publication.envelope).await?;
                     }
                 }
                 open.exchange(&mut replies).await
             };
-            match timeout_at(deadline, publishing)
-                .await
-                .unwrap_or_else(|_| Err("redis did not answer in time".into()))
-            {
-                Ok(()) => answer(batch.drain(..), replies.drain(..)),
+            let late = "redis did not answer in time";
+            let published = waiters.wait(publishing, || PublishError::maybe_sent(late));
+            match published.await.unwrap_or_else(|| Err(late.into())) {
+                Ok(()) => waiters.answer(replies.drain(..)),
                 Err(unusable) => {
-                    fail(batch.drain(..), &unusable.into_error(true));
+                    waiters.fail(&unusable.into_error(true));
                     replies.clear();
                     pipeline = None;
                 }
@@ -236,27 +255,73 @@ impl Unusable {
     }
 }
 
-fn fail(batch: impl Iterator<Item = Publication>, error: &PublishError) {
-    for publication in batch {
-        // Fails only when the sender gave up.
-        let _ = publication.reply.send(Err(error.clone()));
+/// Those who wait for one pipeline, in its order.
+#[derive(Debug)]
+struct Waiters(Vec<Waiter>);
+
+impl Waiters {
+    /// Waits as long as one of them does. Whoever has waited long enough is told so, and costs the others
+    /// nothing.
+    async fn wait<T>(
+        &mut self,
+        what: impl Future<Output = T>,
+        late: impl Fn() -> PublishError,
+    ) -> Option<T> {
+        let mut what = pin!(what);
+        loop {
+            let patient = self.0.iter().filter(|waiter| waiter.reply.is_some());
+            let next = patient.map(|waiter| waiter.deadline).min()?;
+            match timeout_at(next, what.as_mut()).await {
+                Ok(done) => return Some(done),
+                Err(_) => self.expire(&late),
+            }
+        }
+    }
+
+    fn expire(&mut self, late: impl Fn() -> PublishError) {
+        let now = Instant::now();
+        for waiter in self.0.iter_mut().filter(|waiter| waiter.deadline <= now) {
+            waiter.answer(Err(late()));
+        }
+    }
+
+    /// Forgets who was answered, and what they wanted to publish.
+    fn keep_unanswered(&mut self, publications: &mut Vec<Publication>) {
+        let mut waiters = self.0.iter();
+        publications.retain(|_| waiters.next().is_some_and(|waiter| waiter.reply.is_some()));
+        self.0.retain(|waiter| waiter.reply.is_some());
+    }
+
+    fn fail(&mut self, error: &PublishError) {
+        for mut waiter in self.0.drain(..) {
+            waiter.answer(Err(error.clone()));
+        }
+    }
+
+    /// Gives each the replies to its own commands.
+    fn answer(&mut self, mut replies: impl Iterator<Item = Counted>) {
+        let mut rooms: Option<OwnedSemaphorePermit> = None;
+        for mut waiter in self.0.drain(..) {
+            let mut sum = Ok(0);
+            for reply in replies.by_ref().take(waiter.commands) {
+                sum = and(sum, reply);
+            }
+            waiter.answer(sum);
+            // Given back all at once: each time takes a lock.
+            match &mut rooms {
+                Some(rooms) => rooms.merge(waiter.room),
+                None => rooms = Some(waiter.room),
+            }
+        }
     }
 }
 
-/// Gives each publication the replies to its own commands.
-fn answer(batch: impl Iterator<Item = Publication>, mut replies: impl Iterator<Item = Counted>) {
-    let mut rooms: Option<OwnedSemaphorePermit> = None;
-    for publication in batch {
-        let mut sum = Ok(0);
-        for reply in replies.by_ref().take(publication.channels.len()) {
-            sum = and(sum, reply);
+impl Waiter {
+    fn answer(&mut self, published: Published) {
+        if let Some(reply) = self.reply.take() {
+            // Fails only when the sender gave up.
+            let _ = reply.send(published);
         }
-        // Given back all at once: each time takes a lock.
-        match &mut rooms {
-            Some(rooms) => rooms.merge(publication.room),
-            None => rooms = Some(publication.room),
-        }
-        let _ = publication.reply.send(sum);
     }
 }
 
@@ -279,6 +344,7 @@ fn and(sum: Published, reply: Counted) -> Published {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::AsyncWriteExt;
     use tokio::net::TcpListener;
 
     use super::*;
@@ -297,6 +363,31 @@ mod tests {
             let sum = replies.into_iter().cloned().fold(Ok(0), and);
             assert_eq!(sum.unwrap_err().maybe_sent, maybe_sent, "{replies:?}");
         }
+    }
+
+    /// An answer that is late for one is not for the other.
+    #[tokio::test]
+    async fn impatience_of_one_costs_the_others_nothing() {
+        let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("redis://{}", server.local_addr().unwrap());
+        let endpoint = Arc::new(Endpoint::parse(&url).unwrap());
+        let advice = Arc::new(Advice::new(None, &Namespace::new("x").unwrap()));
+        let long = Duration::from_secs(20);
+        let (publisher, mut queue) = Publisher::new(endpoint, advice, long);
+        let short = Publisher {
+            deadline: long / 20,
+            queue: publisher.queue.clone(),
+            room: publisher.room.clone(),
+        };
+        let [impatient, patient] = [&short, &publisher]
+            .map(|publisher| publisher.publish(smallvec!["x".to_owned()], Bytes::new()));
+        tokio::spawn(async move { queue.run().await });
+        let (mut redis, _) = server.accept().await.unwrap();
+        redis.write_all(b"-ERR unknown command\r\n").await.unwrap();
+        let late = impatient.await.unwrap_err();
+        assert!(late.maybe_sent, "it was: {}", late.reason);
+        redis.write_all(b":7\r\n:1\r\n").await.unwrap();
+        assert_eq!(patient.await.unwrap(), 1);
     }
 
     /// Who waited for room comes after those who did not, with less time left.
