@@ -118,8 +118,9 @@ impl Driver {
     fn advance(&mut self, cx: &mut Context<'_>) {
         self.notice_the_end();
         self.read(cx);
-        self.notice_the_end();
         let written = self.write(cx);
+        // Last, since from now on whoever ends it finds a waker.
+        self.notice_the_end();
         if self.state == State::Shutting && written {
             self.socket.outbox.shut();
             match self.io.poll_shutdown(cx) {
