@@ -99,8 +99,11 @@ impl Listener for Node {
         let rest = collected.len().saturating_sub(CHUNK);
         let chunk: SmallVec<[Arc<Outbox>; CHUNK]> = collected.drain(rest..).collect();
         drop(collected);
-        chunk.iter().for_each(|outbox| outbox.write_collected());
-        rest > 0
+        let mut others_write = false;
+        for outbox in &chunk {
+            others_write |= outbox.write_collected();
+        }
+        rest > 0 || others_write
     }
 
     fn garbage(&self) {

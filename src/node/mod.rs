@@ -19,6 +19,7 @@ use futures::future::join;
 use indexmap::IndexMap;
 use parking_lot::{Mutex, RwLock};
 use smallvec::SmallVec;
+use tokio::task::coop::consume_budget;
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tokio_util::task::TaskTracker;
@@ -240,6 +241,8 @@ impl Node {
         if self.stopped.load(SeqCst) {
             return Err(SendError::refused(SendErrorKind::Down));
         }
+        // Who sends in a loop that never waits would keep the tasks that write from running.
+        consume_budget().await;
         let scope = selection.scope();
         let (mut topics, union) = match selection.route() {
             _ if local_only => (SmallVec::new(), None),

@@ -152,8 +152,9 @@ impl Outbox {
         !std::mem::replace(&mut state.collecting, true)
     }
 
-    /// Writes what was collected, in one write where the kernel takes it.
-    pub(crate) fn write_collected(&self) {
+    /// Writes what was collected, in one write where the kernel takes it. Whether it is the socket's task that
+    /// has to.
+    pub(crate) fn write_collected(&self) -> bool {
         let mut state = self.state.lock();
         if state.collecting {
             state.write_queue();
@@ -161,6 +162,7 @@ impl Outbox {
         if state.end.is_some() {
             state.wake_all();
         }
+        state.stream.is_none()
     }
 
     /// Ends the socket after what is queued. The first close wins; returns whether this was it.
@@ -496,6 +498,19 @@ mod tests {
             .into_iter()
             .flat_map(|text| Frame::text(text).as_bytes().to_vec())
             .collect()
+    }
+
+    #[test]
+    fn what_one_wake_brings_is_no_slowness_where_only_the_task_can_write() {
+        let limits = limits(2, 1000, SlowConsumer::Close);
+        let outbox = outbox();
+        for n in 0..10 {
+            let collected = outbox.collect(&Frame::text("x"), &limits);
+            assert_eq!(collected, (Pushed::Taken, n == 0));
+        }
+        assert!(outbox.write_collected(), "the task has to");
+        let (pushed, _) = outbox.collect(&Frame::text("x"), &limits);
+        assert_eq!(pushed, Pushed::Overflowed(11), "it had its chance");
     }
 
     #[test]

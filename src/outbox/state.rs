@@ -98,6 +98,10 @@ impl State {
         limits: &OutboxLimits,
     ) -> Result<usize, usize> {
         if !limits.admits(&self.queue, frame) && self.collecting {
+            if self.stream.is_none() {
+                // Only the task can write, and it had no chance yet. What comes in one wake is bounded.
+                return Ok(0);
+            }
             self.write_queue();
         }
         let mut dropped = 0;

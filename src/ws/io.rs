@@ -18,7 +18,7 @@ use super::frame::Frame;
 use crate::close::Close;
 
 /// What one read takes at most. One buffer a thread serves all its sockets, so an idle socket has none.
-const READ: usize = 64 * 1024;
+const BUFFER_SIZE: usize = 64 * 1024;
 
 thread_local! {
     static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
@@ -109,7 +109,7 @@ impl Io {
         take: impl FnOnce(&mut [u8]) -> T,
     ) -> Poll<io::Result<T>> {
         BUFFER.with_borrow_mut(|buffer| {
-            buffer.resize(READ, 0);
+            buffer.resize(BUFFER_SIZE, 0);
             let mut read = ReadBuf::new(buffer);
             ready!(match self {
                 Self::Tcp(stream) => Pin::new(stream).poll_read(cx, &mut read),
@@ -127,7 +127,21 @@ impl Io {
     ) -> Poll<io::Result<usize>> {
         match self {
             Self::Tcp(_) => Poll::Ready(Err(ErrorKind::NotConnected.into())),
-            Self::Other(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
+            Self::Other(stream) if slices.len() == 1 || stream.is_write_vectored() => {
+                Pin::new(stream).poll_write_vectored(cx, slices)
+            }
+            // HTTP/2 would make a DATA frame of each slice, wait for hyper's task after each, and clients
+            // take a multitude of small ones for an attack.
+            Self::Other(stream) => BUFFER.with_borrow_mut(|buffer| {
+                buffer.resize(BUFFER_SIZE, 0);
+                let mut length = 0;
+                for slice in slices {
+                    let count = slice.len().min(buffer.len() - length);
+                    buffer[length..length + count].copy_from_slice(&slice[..count]);
+                    length += count;
+                }
+                Pin::new(stream).poll_write(cx, &buffer[..length])
+            }),
         }
     }
 

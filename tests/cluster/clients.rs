@@ -1,10 +1,15 @@
 //! Clients that are strange, slow, hostile or gone (rows C1 to C8, as far as they are the crate's own).
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
+use axum::http::Request;
 use axum_cluster::{Close, SlowConsumer};
+use bytes::Bytes;
 use futures::future::join_all;
 use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
 
 use crate::support::client::{Event, text};
 use crate::support::node::NEVER;
@@ -367,29 +372,9 @@ async fn a_handler_that_does_not_read_neither_deafens_nor_kills_its_client() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_websocket_over_http2_works_the_same() {
     let mut node = TestNode::start(Lab::memory().builder().start()).await;
-    let stream = tokio::net::TcpStream::connect(node.addr).await.unwrap();
-    let (mut requests, connection) = h2::client::handshake(stream).await.unwrap();
-    let connection = tokio::spawn(connection);
-    until("the server offers extended CONNECT", async || {
-        requests.is_extended_connect_protocol_enabled()
-    })
-    .await;
-    let request = |user: &str| {
-        axum::http::Request::builder()
-            .method("CONNECT")
-            .uri(format!("http://{}/ws", node.addr))
-            .extension(h2::ext::Protocol::from_static("websocket"))
-            .header("sec-websocket-version", "13")
-            .header("x-user", user)
-            .body(())
-            .unwrap()
-    };
-    let (response, mut sender) = requests.send_request(request("alice"), false).unwrap();
-    let response = response.await.unwrap();
-    assert_eq!(response.status(), 200);
-    let mut body = response.into_body();
-    let (second, _second_sender) = requests.send_request(request("bob"), false).unwrap();
-    assert_eq!(second.await.unwrap().status(), 200);
+    let mut connection = Http2::connect(&node).await;
+    let (mut sender, mut body) = connection.open("alice").await;
+    let _bob = connection.open("bob").await;
     until("both are registered", async || {
         node.cluster.stats().sockets == 2
     })
@@ -416,8 +401,80 @@ async fn a_websocket_over_http2_works_the_same() {
         node.cluster.stats().sockets == 1
     })
     .await;
-    connection.abort();
+    drop(connection);
     node.until_empty().await;
+}
+
+/// Where only the socket's task can write, more than its outbox holds may come before it runs: from the bus in
+/// one read, or from a sender that never waits.
+#[tokio::test]
+async fn a_burst_over_http2_is_no_slowness() {
+    const BURST: usize = 2000;
+    let lab = Lab::redis();
+    let node = lab.node().await;
+    let mut connection = Http2::connect(&node).await;
+    let (_sender, mut body) = connection.open("alice").await;
+    let burst = b"\x81\x01x".repeat(BURST);
+
+    // Nothing else runs on this thread until all of it waits to be read.
+    let publish = r#"for _ = 1, ARGV[1] do redis.call("PUBLISH", KEYS[1], ARGV[2]) end"#;
+    let (times, message) = (BURST.to_string(), r#"{"text": "x"}"#);
+    let server = lab.redis.as_ref().unwrap();
+    server.cli(&["EVAL", publish, "1", "cluster:u:alice", &times, message]);
+    assert_eq!(read_h2(&mut body, burst.len()).await, burst);
+
+    for _ in 0..BURST {
+        let sent = node.broadcaster.to_user("alice").local().send("x").await;
+        assert_eq!(sent.unwrap().local(), 1);
+    }
+    assert_eq!(read_h2(&mut body, burst.len()).await, burst);
+    assert_eq!(node.cluster.stats().slow_closed, 0);
+}
+
+struct Http2 {
+    requests: h2::client::SendRequest<Bytes>,
+    addr: SocketAddr,
+    connection: JoinHandle<Result<(), h2::Error>>,
+}
+
+impl Http2 {
+    async fn connect(node: &TestNode) -> Self {
+        let addr = node.addr;
+        let stream = TcpStream::connect(addr).await.unwrap();
+        let (requests, connection) = h2::client::handshake(stream).await.unwrap();
+        let connection = tokio::spawn(connection);
+        until("the server offers extended CONNECT", async || {
+            requests.is_extended_connect_protocol_enabled()
+        })
+        .await;
+        Self {
+            requests,
+            addr,
+            connection,
+        }
+    }
+
+    /// A WebSocket of this user: what it says, and what it hears.
+    async fn open(&mut self, user: &str) -> (h2::SendStream<Bytes>, h2::RecvStream) {
+        let request = Request::builder()
+            .method("CONNECT")
+            .uri(format!("http://{}/ws", self.addr))
+            .extension(h2::ext::Protocol::from_static("websocket"))
+            .header("sec-websocket-version", "13")
+            .header("x-user", user)
+            .body(())
+            .unwrap();
+        let (response, sender) = self.requests.send_request(request, false).unwrap();
+        let response = response.await.unwrap();
+        assert_eq!(response.status(), 200);
+        (sender, response.into_body())
+    }
+}
+
+impl Drop for Http2 {
+    fn drop(&mut self) {
+        self.connection.abort();
+    }
 }
 
 async fn read_h2(body: &mut h2::RecvStream, count: usize) -> Vec<u8> {
