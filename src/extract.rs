@@ -179,7 +179,7 @@ impl ClusterSocket {
 }
 
 /// Kept for every socket, and sent with every roster.
-const MAX_DESCRIPTION: usize = 1024;
+pub(crate) const MAX_DESCRIPTION: usize = 1024;
 /// Parsers of JSON give up below 128 levels, and every answer puts some around a description.
 const MAX_DEPTH: usize = 100;
 

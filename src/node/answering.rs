@@ -15,6 +15,7 @@ use crate::backend::{Confirmation, Listener};
 use crate::close::Close;
 use crate::control::{Answer, Ask, Control};
 use crate::error::PublishError;
+use crate::extract::MAX_DESCRIPTION;
 use crate::gather::Gathering;
 use crate::id::NodeId;
 use crate::outbox::Outbox;
@@ -27,8 +28,8 @@ use crate::wire::{self, Action};
 
 /// Most questions that are answered at the same time; others are refused and counted.
 const MAX_QUESTIONS: usize = 1024;
-/// Sockets in one part of an answer: about 200 KB.
-const PART: usize = 1000;
+/// Bytes in one part of an answer, about: a part ends with the socket that fills it.
+const PART: usize = 256 * 1024;
 
 /// The questions of others.
 #[derive(Debug, Default)]
@@ -213,6 +214,13 @@ impl Node {
     }
 }
 
+/// About how long a socket is in an answer, in bytes.
+fn size_of(socket: &SocketInfo) -> usize {
+    let rooms: usize = socket.rooms.iter().map(|room| room.len() + 3).sum();
+    let description = socket.description.as_ref().map_or(0, |_| MAX_DESCRIPTION);
+    200 + rooms + description
+}
+
 impl Open {
     async fn answer(self, answer: Answer) {
         // Unsaid, the asker names us as missing.
@@ -220,21 +228,21 @@ impl Open {
     }
 
     async fn answer_with_sockets(self, members: Vec<Arc<Outbox>>) {
-        let mut parts = members.chunks(PART).peekable();
-        if parts.peek().is_none() {
-            return self.answer(Answer::default()).await;
-        }
-        while let Some(part) = parts.next() {
-            let sockets = self.node.describe(part).await;
-            let answer = Answer {
-                count: sockets.len(),
-                sockets,
-                node: None,
-            };
-            if self.say(&answer, parts.peek().is_some()).await.is_err() {
-                return;
+        let (mut part, mut size) = (Answer::default(), 0);
+        for chunk in members.chunks(CHUNK) {
+            for socket in self.node.describe(chunk).await {
+                size += size_of(&socket);
+                part.sockets.push(socket);
+                part.count += 1;
+                if size >= PART {
+                    if self.say(&part, true).await.is_err() {
+                        return;
+                    }
+                    (part, size) = (Answer::default(), 0);
+                }
             }
         }
+        self.answer(part).await;
     }
 
     async fn say(&self, answer: &Answer, more: bool) -> Result<usize, PublishError> {

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use ::redis::AsyncCommands;
 use axum_cluster::{Close, NodeId, Roster, SocketId};
+use futures::future::join_all;
 
 use crate::support::client::{Event, text};
-use crate::support::node::id_of;
+use crate::support::node::{NEVER, id_of};
 use crate::support::proxy::Proxy;
 use crate::support::{Client, Lab, PATIENCE, TestNode, soon, until};
 
@@ -34,6 +35,34 @@ async fn everywhere(nodes: &[TestNode], user: &str) -> (Vec<Client>, HashSet<Soc
         clients.push(client);
     }
     (clients, ids)
+}
+
+/// Together they are more than travels in one envelope.
+#[tokio::test(flavor = "multi_thread")]
+async fn sockets_in_thousands_of_rooms_are_told_in_parts() {
+    const SOCKETS: usize = 18;
+    const ROOMS: usize = 4000;
+    let lab = Lab::redis();
+    let a = lab.node().await;
+    let b = TestNode::start(lab.builder().publish_timeout(NEVER).start()).await;
+    b.cluster.ready().await.unwrap();
+    let mut clients = Vec::new();
+    for n in 0..SOCKETS {
+        clients.push(a.client(&format!("user-{n}")).await);
+    }
+    let rooms = (0..ROOMS).map(|n| format!("{n:0>250}"));
+    let joins = rooms.map(|room| a.broadcaster.to_all().local().join(room));
+    for joined in join_all(joins).await {
+        assert_eq!(joined.unwrap().local(), SOCKETS);
+    }
+    let roster = soon("the roster", b.broadcaster.to_all().sockets()).await;
+    let roster = roster.unwrap();
+    assert!(roster.is_complete());
+    let rooms: Vec<usize> = roster
+        .into_iter()
+        .map(|socket| socket.rooms.len())
+        .collect();
+    assert_eq!(rooms, [ROOMS; SOCKETS]);
 }
 
 async fn a_roster_lists_every_device(lab: Lab) {
