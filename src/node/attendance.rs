@@ -90,6 +90,8 @@ struct Attendance {
     topics: HashMap<Topic, Attended>,
     /// Whom to ask to be told of which topics.
     unasked: IndexSet<(Topic, Topic)>,
+    /// The nodes told more at once than could be kept: they are asked one after the other.
+    one_by_one: bool,
     /// When to go on with what is to be asked and told again.
     retry_at: Option<Instant>,
 }
@@ -215,11 +217,24 @@ impl Attendance {
                 for attended in self.topics.values_mut() {
                     attended.announcer.may_have_been_missed();
                 }
+                self.interrupted();
                 self.ask_to_be_told(&Topic::nodes());
             }
-            Event::Missed => self.ask_to_be_told(&Topic::nodes()),
+            Event::Missed => {
+                self.interrupted();
+                let others: Vec<NodeId> = node.members.lock().ids().collect();
+                for other in others {
+                    self.ask_to_be_told(&Topic::node(other));
+                }
+                self.one_by_one = true;
+            }
         }
         Look::Again
+    }
+
+    fn interrupted(&mut self) {
+        let feeds = self.topics.values_mut().filter_map(|it| it.feed.as_mut());
+        feeds.for_each(|feed| feed.table.interrupted());
     }
 
     fn ask_to_be_told(&mut self, to: &Topic) {
@@ -234,8 +249,11 @@ impl Attendance {
             let attended = self.attended(node, topic);
             attended.watchers.insert(other);
             let told = node.say_everybody(Topic::node(other), &attended.announcer);
-            if told.await.is_none() {
-                attended.announcer.may_have_been_missed();
+            match told.await {
+                // It has left, and said so before.
+                Some(0) => drop(attended.watchers.remove(&other)),
+                Some(_) => {}
+                None => attended.announcer.may_have_been_missed(),
             }
         } else if let Some(attended) = self.topics.get_mut(topic) {
             attended.watchers.remove(&other);
@@ -287,17 +305,21 @@ impl Attendance {
 
     /// After which pause to go on, if there is more.
     async fn repair_some(&mut self, node: &Node) -> Option<Duration> {
+        let mut asked: Option<Topic> = None;
         for _ in 0..PORTION {
             let Some((to, topic)) = self.unasked.pop() else {
+                self.one_by_one = false;
                 break;
             };
             let watch = Wish::Watch {
                 topic: topic.as_str().to_owned(),
             };
-            if node.say_presence(to.clone(), &watch).await.is_none() {
+            let is_next = self.one_by_one && asked.is_some_and(|asked| asked != to);
+            if is_next || node.say_presence(to.clone(), &watch).await.is_none() {
                 self.unasked.insert((to, topic));
                 return Some(RETRY);
             }
+            asked = Some(to);
         }
         let stale = |(_, attended): &(&Topic, &mut Attended)| attended.announcer.is_stale();
         let mut stale = self.topics.iter_mut().filter(stale);
@@ -365,5 +387,44 @@ impl Feed {
         for reader in self.readers.iter().filter_map(Weak::upgrade) {
             changes.iter().for_each(|change| reader.push(change));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio::sync::Notify;
+
+    use super::*;
+    use crate::backend::Backend;
+    use crate::config::Config;
+    use crate::topic::Namespace;
+
+    #[tokio::test]
+    async fn who_was_told_more_than_it_could_keep_asks_one_node_after_the_other() {
+        let node = Node::start(
+            Config::new(Namespace::new("x").unwrap()),
+            &Backend::memory(),
+        );
+        for id in [1, 2] {
+            let mut other = node.introduce();
+            other.id = NodeId(id);
+            let mut members = node.members.lock();
+            members.heard(other, Duration::from_secs(15), Instant::now());
+        }
+        let mut attendance = Attendance::default();
+        let reader = Arc::new(Reader::new(None, Arc::new(Notify::new())));
+        for room in ["a", "b", "c"] {
+            let (topic, reader) = (Topic::room(room).unwrap(), Arc::downgrade(&reader));
+            attendance.add_reader(&node, topic, reader).await;
+        }
+        assert_eq!(attendance.repair_some(&node).await, None, "all at once");
+
+        attendance.note(&node, Event::Missed).await;
+        assert_eq!(attendance.repair_some(&node).await, Some(RETRY));
+        assert_eq!(attendance.unasked.len(), 3);
+        assert_eq!(attendance.repair_some(&node).await, None);
+        assert!(attendance.unasked.is_empty() && !attendance.one_by_one);
     }
 }

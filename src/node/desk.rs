@@ -120,11 +120,19 @@ impl Desk {
     pub(super) fn take(&self) -> News {
         std::mem::take(&mut self.mail.lock().news)
     }
+
+    /// Ends the readers that the task has not taken and will not take.
+    fn end_readers(&self) {
+        let readers = std::mem::take(&mut self.mail.lock().news.readers);
+        let readers = readers.iter().filter_map(|(_, reader)| reader.upgrade());
+        readers.for_each(|reader| reader.end());
+    }
 }
 
 /// The task holds no node, and is told so that it ends with it.
 impl Drop for Desk {
     fn drop(&mut self) {
+        self.end_readers();
         self.arrived.notify_one();
     }
 }
@@ -138,7 +146,7 @@ impl Node {
         self.desk.arrived.notify_one();
         // Looked at afterwards: either we see the end, or the task sees the reader before it ends.
         if self.stopped.load(SeqCst) {
-            reader.end();
+            self.desk.end_readers();
         }
         Presence::new(reader)
     }

@@ -6,7 +6,8 @@ use super::Tidings;
 use crate::id::UserId;
 use crate::topic::Topic;
 
-/// Users in one part of what is told: at most about 1.5 MB of JSON.
+/// Users in one part of what is told: at most about 1.5 MB of JSON, and 8 MB if every character is a control
+/// character.
 const PART: usize = 5000;
 
 /// What was told already, so that only what differs is.

@@ -94,7 +94,7 @@ impl Table {
         if first {
             self.staged.insert(node, HashSet::new());
         }
-        // Without its beginning it is not whole: another will come.
+        // Without its beginning it is not whole: another list will come.
         let Some(staged) = self.staged.get_mut(&node) else {
             return;
         };
@@ -110,6 +110,11 @@ impl Table {
             .collect();
         gone.iter().for_each(|user| self.went(node, user, now));
         whole.into_iter().for_each(|user| self.came(node, user));
+    }
+
+    /// Something that was told may have been missed: a list that is not complete yet may have a hole.
+    pub(crate) fn interrupted(&mut self) {
+        self.staged.clear();
     }
 
     /// A node has left or died, with everybody on it.
@@ -225,6 +230,11 @@ mod tests {
         assert_eq!(table.take_changes(), [online("z")]);
         table.advance(now + GRACE);
         assert_eq!(table.take_changes(), [offline("x")]);
+        table.everybody(A, vec![], (true, false), now);
+        table.interrupted();
+        table.everybody(A, vec![], (false, true), now);
+        table.advance(now + GRACE * 2);
+        assert_eq!(table.take_changes(), [], "its middle was missed");
     }
 
     #[test]

@@ -219,6 +219,20 @@ async fn readers_come_and_go_and_leave_nothing(lab: Lab) {
 }
 
 /// A node that falls silent is gone with its lease; not before, and not for long when it heals.
+/// Before its task had a chance to look, and after its end.
+#[tokio::test]
+async fn a_stream_ends_with_its_node_however_short_that_lived() {
+    let broadcaster = Lab::memory().builder().start().broadcaster();
+    let mut presence = broadcaster.presence();
+    drop(broadcaster);
+    assert_eq!(soon("the end", presence.next()).await, None);
+
+    let cluster = Lab::memory().builder().start();
+    cluster.shutdown(Duration::MAX).await;
+    let mut presence = cluster.broadcaster().presence();
+    assert_eq!(soon("the end", presence.next()).await, None);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_netsplit_of_one_node_ends_in_the_truth() {
     let lab = Lab::redis();
