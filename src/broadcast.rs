@@ -253,7 +253,7 @@ impl Audience {
     /// have got it. A send that may have gone out is not repeated, so there are no duplicates.
     ///
     /// # Cancel safety
-    /// Cancelled, the sockets here have it and the other nodes may.
+    /// Cancelled, any of the sockets may have it: those of a node are served in turns of 128.
     pub async fn send(self, message: impl Into<Message>) -> Result<Delivery, SendError> {
         let mut audience = self;
         audience.check().map_err(SendError::invalid)?;

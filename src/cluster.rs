@@ -144,7 +144,8 @@ impl Cluster {
 
     /// Ends the node's part in the cluster: from now on upgrades get 503; every socket is closed with
     /// 1012 at a random moment of `window`, so that the clients do not all reconnect at once; then
-    /// their tasks are awaited and the bus is left. Returns at the latest 5 s after the window.
+    /// their tasks are awaited and the bus is left. Returns at the latest 5 s after the window, which is a day at
+    /// most.
     ///
     /// Run it in the server's shutdown signal, while the server still answers:
     ///

@@ -18,6 +18,8 @@ use crate::topic::Namespace;
 pub(crate) const CLOSING: Duration = Duration::from_secs(5);
 /// How long [`Cluster::ready`](crate::Cluster::ready) waits.
 pub(crate) const READY: Duration = Duration::from_secs(5);
+/// No setting needs more, and no sum of times overflows.
+pub(crate) const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 /// Nodes say hello three times as often, and a hello takes its time.
 const SHORTEST_LEASE: Duration = Duration::from_secs(1);
 
@@ -133,14 +135,13 @@ impl Config {
                 self.lease
             ));
         }
-        let longest = Duration::from_secs(24 * 60 * 60);
         let long = durations
             .into_iter()
             .chain([
                 ("linger", self.linger),
                 ("presence_grace", self.presence_grace),
             ])
-            .find(|(_, d)| *d > longest);
+            .find(|(_, d)| *d > LONGEST);
         if let Some((name, _)) = long {
             return Some(format!("{name} is longer than a day"));
         }

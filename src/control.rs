@@ -34,7 +34,7 @@ pub(crate) enum Ask {
     Sockets,
     /// How many they are.
     Count,
-    /// To say hello, now.
+    /// How the node describes itself.
     Node,
     /// To end.
     Close { code: u16, reason: String },

@@ -116,7 +116,7 @@ pub struct Stats {
     pub rooms: u64,
     /// Nodes of the cluster that are known now, this one among them.
     pub nodes: u64,
-    /// Sends and closes begun on this node.
+    /// Sends, closes, joins and leaves of audiences begun on this node.
     pub sent: u64,
     /// Messages taken by outboxes of this node, whoever sent them.
     pub delivered: u64,
@@ -160,7 +160,7 @@ pub struct Stats {
     pub bus_gap_millis: u64,
     /// Messages from the bus that made no sense.
     pub bus_garbage: u64,
-    /// Times the bus came back after it had been lost.
+    /// Times the bus came back after an outage that made a gap.
     pub bus_reconnects: u64,
     /// Milliseconds since the probe was published that last proved the bus, or since the start. More than
     /// two probe intervals is an outage. Grows for ever on [`Backend::memory`](crate::Backend::memory), which

@@ -6,13 +6,12 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::config::LONGEST;
 use crate::id::NodeId;
 use crate::roster::NodeInfo;
 
 /// A node may miss this many of its own hellos but one before it is given up.
 pub(crate) const MARGIN: u32 = 3;
-/// What a foreign hello may claim at most, as [`Builder::lease`](crate::Builder::lease) may.
-const MAX_LEASE: Duration = Duration::from_secs(24 * 60 * 60);
 
 #[derive(Debug, Default)]
 pub(crate) struct Members(HashMap<NodeId, Member>);
@@ -30,7 +29,7 @@ impl Members {
     pub(crate) fn heard(&mut self, info: NodeInfo, lease: Duration, now: Instant) -> bool {
         let member = Member {
             info,
-            lease: lease.min(MAX_LEASE),
+            lease: lease.min(LONGEST),
             heard_at: now,
         };
         self.0.insert(member.info.id, member).is_none()

@@ -78,8 +78,16 @@ impl Node {
         }
         self.counters.sent.fetch_add(1, Relaxed);
         let (local, confirmation) = self.carry_out(&selection.scope(), &what);
-        while self.settle() {
-            yield_now().await;
+        if self.settle()
+            && let Some(node) = self.me.upgrade()
+        {
+            // In a task, since a caller that gives up leaves nobody unclosed.
+            let settling = self.tasks.spawn(async move {
+                while node.settle() {
+                    yield_now().await;
+                }
+            });
+            let _ = settling.await;
         }
         let mut outcome = Outcome {
             local,

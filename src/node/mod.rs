@@ -33,7 +33,7 @@ use self::hearing::Outage;
 use self::sweeper::sweep;
 use crate::backend::{Backend, Bus, BusSettings};
 use crate::close::Close;
-use crate::config::{CLOSING, Config};
+use crate::config::{CLOSING, Config, LONGEST};
 use crate::error::{QueryError, QueryErrorKind, SendError, SendErrorKind};
 use crate::gap::Gaps;
 use crate::health::{Health, HealthCell};
@@ -314,7 +314,7 @@ impl Node {
     /// Refuses new sockets, closes the others at random moments of the window, waits for their
     /// tasks and leaves the bus. May be called again when it was cancelled.
     pub(crate) async fn shutdown(&self, window: Duration) {
-        let start = Instant::now();
+        let (start, window) = (Instant::now(), window.min(LONGEST));
         let deadline = start + window + CLOSING;
         self.draining.store(true, SeqCst);
         if self

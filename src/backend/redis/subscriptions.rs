@@ -52,7 +52,7 @@ struct Entry {
     reasons: usize,
     /// Until when it stays subscribed although nobody wants it.
     linger_until: Option<Instant>,
-    /// Whether it is in `changed`.
+    /// Whether it is in `changed` or in `restoring`.
     queued: bool,
     /// Whether the last command sent was a SUBSCRIBE.
     subscribed: bool,
