@@ -117,10 +117,15 @@ impl Driver {
 
     fn advance(&mut self, cx: &mut Context<'_>) {
         self.notice_the_end();
+        let was_open = self.state == State::Open;
         self.read(cx);
         let written = self.write(cx);
         // Last, since from now on whoever ends it finds a waker.
         self.notice_the_end();
+        if was_open && self.state == State::Closing {
+            // A full inbox keeps it from reading no longer.
+            cx.waker().wake_by_ref();
+        }
         if self.state == State::Shutting && written {
             self.socket.outbox.shut();
             match self.io.poll_shutdown(cx) {
@@ -188,7 +193,7 @@ impl Driver {
         let Self { io, socket, .. } = self;
         let written = socket
             .outbox
-            .poll_write(cx, |cx, slices| io.poll_write(cx, slices));
+            .poll_write(cx, |cx, bytes| io.poll_write(cx, bytes));
         match written {
             Poll::Ready(Ok(())) => match self.io.poll_flush(cx) {
                 Poll::Ready(Ok(())) => return true,

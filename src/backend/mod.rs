@@ -128,8 +128,9 @@ pub(crate) trait Listener: Send + Sync {
     /// A message came on a topic's channel. It is delivered by the next [`settle`](Self::settle).
     fn heard(&self, topic: &str, bytes: &[u8]);
 
-    /// Delivers a part of what was heard; whether there is more, or other tasks have to run before more is
-    /// heard. Called until neither is, whenever what came in one wake is heard.
+    /// Delivers a part of what was heard; whether there is more, or other tasks should run before more is
+    /// heard, since some sockets are written by their own task only. Called until neither is, whenever a part
+    /// of what came is heard.
     fn settle(&self) -> bool;
 
     /// Something came that cannot be a message.

@@ -306,16 +306,23 @@ impl Attendance {
     /// After which pause to go on, if there is more.
     async fn repair_some(&mut self, node: &Node) -> Option<Duration> {
         let mut asked: Option<Topic> = None;
+        let mut pause = Duration::ZERO;
         for _ in 0..PORTION {
             let Some((to, topic)) = self.unasked.pop() else {
                 self.one_by_one = false;
                 break;
             };
+            if self.one_by_one {
+                pause = RETRY;
+                if asked.is_some_and(|asked| asked != to) {
+                    self.unasked.insert((to, topic));
+                    break;
+                }
+            }
             let watch = Wish::Watch {
                 topic: topic.as_str().to_owned(),
             };
-            let is_next = self.one_by_one && asked.is_some_and(|asked| asked != to);
-            if is_next || node.say_presence(to.clone(), &watch).await.is_none() {
+            if node.say_presence(to.clone(), &watch).await.is_none() {
                 self.unasked.insert((to, topic));
                 return Some(RETRY);
             }
@@ -334,7 +341,7 @@ impl Attendance {
             }
         }
         let is_more = !self.unasked.is_empty() || stale.next().is_some();
-        is_more.then_some(Duration::ZERO)
+        is_more.then_some(pause)
     }
 
     async fn inform_readers(&mut self, node: &Node) {

@@ -241,8 +241,6 @@ impl Node {
         if self.stopped.load(SeqCst) {
             return Err(SendError::refused(SendErrorKind::Down));
         }
-        // Who sends in a loop that never waits would keep the tasks that write from running.
-        consume_budget().await;
         let scope = selection.scope();
         let (mut topics, union) = match selection.route() {
             _ if local_only => (SmallVec::new(), None),
@@ -257,9 +255,13 @@ impl Node {
         self.counters.sent.fetch_add(1, Relaxed);
         let local = self.deliver(&scope, message).await;
         let single = scope.targets.len() == 1 && !local_only;
-        let nodes = match envelope {
+        let publishing = envelope.map(|envelope| self.bus.publish(topics, envelope));
+        // Who sends in a loop that never waits would keep the tasks that write from running. Only now, since
+        // sends happen in the order in which they are first polled.
+        consume_budget().await;
+        let nodes = match publishing {
             None => 0,
-            Some(envelope) => self.bus.publish(topics, envelope).await.map_err(|error| {
+            Some(publishing) => publishing.await.map_err(|error| {
                 self.counters.note_failed_publish(error.maybe_sent);
                 SendError {
                     local,

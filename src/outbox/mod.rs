@@ -26,6 +26,7 @@ use crate::heartbeat::{Beat, Heartbeat, HeartbeatTimes};
 use crate::id::{SocketId, UserId};
 use crate::registry::Member;
 use crate::ws::frame::Frame;
+use crate::ws::lend_buffer;
 
 /// What became of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,7 +110,7 @@ impl Outbox {
         state.queue.push(frame.clone());
         // While the kernel takes nothing, only its own wake-up helps.
         if !blocked {
-            wake(state.driver.take());
+            state.leave_to_task();
         }
         if dropped == 0 {
             Pushed::Taken
@@ -284,7 +285,7 @@ impl Outbox {
     pub(crate) fn poll_write(
         &self,
         cx: &mut Context<'_>,
-        mut write: impl FnMut(&mut Context<'_>, &[IoSlice<'_>]) -> Poll<io::Result<usize>>,
+        mut write: impl FnMut(&mut Context<'_>, &[u8]) -> Poll<io::Result<usize>>,
     ) -> Poll<io::Result<()>> {
         let state = &mut *self.state.lock();
         if !state
@@ -294,18 +295,18 @@ impl Outbox {
         {
             state.driver = Some(cx.waker().clone());
         }
-        state.collecting = false;
+        (state.collecting, state.owed) = (false, false);
         let before = state.queue.left();
-        let result = state.queue.write(|slices| {
-            let written = match &state.stream {
-                Some(stream) => write_when_ready(stream, cx, slices),
-                None => write(cx, slices),
-            };
-            match written {
-                Poll::Ready(written) => written,
-                Poll::Pending => Err(ErrorKind::WouldBlock.into()),
-            }
-        });
+        let result = match &state.stream {
+            Some(stream) => state
+                .queue
+                .write(|slices| or_would_block(write_when_ready(stream, cx, slices))),
+            None => lend_buffer(|buffer| {
+                state
+                    .queue
+                    .write_through(buffer, |bytes| or_would_block(write(cx, bytes)))
+            }),
+        };
         let progress = state.queue.left() < before;
         if progress {
             wake(state.handler.take());
@@ -390,6 +391,13 @@ impl Outbox {
             Beat::Dead => state.kill(Close::from_static(Close::ABNORMAL, "no sign of life")),
         }
         Swept::Fine
+    }
+}
+
+fn or_would_block(written: Poll<io::Result<usize>>) -> io::Result<usize> {
+    match written {
+        Poll::Ready(written) => written,
+        Poll::Pending => Err(ErrorKind::WouldBlock.into()),
     }
 }
 
@@ -485,9 +493,9 @@ mod tests {
     fn written(outbox: &Outbox) -> Vec<u8> {
         let mut out = Vec::new();
         let mut cx = Context::from_waker(Waker::noop());
-        let result = outbox.poll_write(&mut cx, |_, slices| {
-            slices.iter().for_each(|slice| out.extend_from_slice(slice));
-            Poll::Ready(Ok(slices.iter().map(|slice| slice.len()).sum()))
+        let result = outbox.poll_write(&mut cx, |_, bytes| {
+            out.extend_from_slice(bytes);
+            Poll::Ready(Ok(bytes.len()))
         });
         assert!(matches!(result, Poll::Ready(Ok(()))));
         out
@@ -500,17 +508,43 @@ mod tests {
             .collect()
     }
 
+    /// The task has its turn, and nothing is taken.
+    fn write_in_vain(outbox: &Outbox) {
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(
+            outbox
+                .poll_write(&mut cx, |_, _| Poll::Pending)
+                .is_pending()
+        );
+    }
+
     #[test]
-    fn what_one_wake_brings_is_no_slowness_where_only_the_task_can_write() {
+    fn nobody_is_slow_before_the_turn_of_the_task_that_alone_can_write() {
+        let limits = limits(2, 1000, SlowConsumer::Close);
+        let message = Frame::text("x");
+        let outbox = outbox();
+        for wake in 0..3 {
+            for n in 0..2 {
+                let collected = outbox.collect(&message, &limits);
+                assert_eq!(collected, (Pushed::Taken, n == 0), "wake {wake}");
+            }
+            assert!(outbox.write_collected(), "the task has to");
+        }
+        assert_eq!(outbox.send(&message, &limits), Pushed::Taken);
+        write_in_vain(&outbox);
+        assert_eq!(outbox.send(&message, &limits), Pushed::Overflowed(8));
+    }
+
+    #[test]
+    fn a_burst_has_its_limit_too() {
         let limits = limits(2, 1000, SlowConsumer::Close);
         let outbox = outbox();
-        for n in 0..10 {
+        for n in 0..8 {
             let collected = outbox.collect(&Frame::text("x"), &limits);
             assert_eq!(collected, (Pushed::Taken, n == 0));
         }
-        assert!(outbox.write_collected(), "the task has to");
         let (pushed, _) = outbox.collect(&Frame::text("x"), &limits);
-        assert_eq!(pushed, Pushed::Overflowed(11), "it had its chance");
+        assert_eq!(pushed, Pushed::Overflowed(9));
     }
 
     #[test]
@@ -526,6 +560,7 @@ mod tests {
                 outbox.send(&Frame::text("0123456789"), &limits),
                 Pushed::Taken
             );
+            write_in_vain(&outbox);
             assert_eq!(
                 outbox.send(&Frame::text("x"), &limits),
                 Pushed::Overflowed(3)
@@ -544,6 +579,7 @@ mod tests {
         for text in ["1", "2"] {
             assert_eq!(outbox.send(&Frame::text(text), &limits), Pushed::Taken);
         }
+        write_in_vain(&outbox);
         assert_eq!(outbox.send(&Frame::text("3"), &limits), Pushed::Replaced(1));
         assert_eq!(written(&outbox), frames(["2", "3"]));
     }
@@ -926,14 +962,11 @@ mod tests {
             let mut out = Vec::new();
             let mut cx = Context::from_waker(Waker::noop());
             let account = play(&outbox, steps, &limits, 1, |mut room| {
-                let _ = outbox.poll_write(&mut cx, |_, slices| {
-                    let before = out.len();
-                    for slice in slices {
-                        let count = slice.len().min(room);
-                        out.extend_from_slice(&slice[..count]);
-                        room -= count;
-                    }
-                    if out.len() == before { Poll::Pending } else { Poll::Ready(Ok(out.len() - before)) }
+                let _ = outbox.poll_write(&mut cx, |_, bytes| {
+                    let count = bytes.len().min(room);
+                    out.extend_from_slice(&bytes[..count]);
+                    room -= count;
+                    if count == 0 { Poll::Pending } else { Poll::Ready(Ok(count)) }
                 });
             });
             out.extend(written(&outbox));
@@ -948,7 +981,7 @@ mod tests {
             let (outbox, mut client, _reader) = runtime.block_on(connected());
             let limits = limits(6, 150 * SCALE, policy(drop_oldest));
             let mut out = Vec::new();
-            let unused = |_: &mut Context<'_>, _: &[IoSlice<'_>]| unreachable!("the stream is shared");
+            let unused = |_: &mut Context<'_>, _: &[u8]| unreachable!("the stream is shared");
             let account = play(&outbox, steps, &limits, SCALE, |room| runtime.block_on(async {
                 // Lets the runtime hear of the kernel.
                 tokio::task::yield_now().await;
@@ -978,8 +1011,7 @@ mod tests {
         let task = {
             let outbox = outbox.clone();
             tokio::spawn(std::future::poll_fn(move |cx| {
-                let unused =
-                    |_: &mut Context<'_>, _: &[IoSlice<'_>]| unreachable!("the stream is shared");
+                let unused = |_: &mut Context<'_>, _: &[u8]| unreachable!("the stream is shared");
                 match outbox.poll_write(cx, unused) {
                     Poll::Ready(Ok(())) if outbox.phase() == Phase::Closing => Poll::Ready(()),
                     Poll::Ready(Err(error)) => panic!("{error}"),

@@ -30,6 +30,16 @@ impl OutboxLimits {
     pub(crate) fn admits(&self, queue: &Queue, frame: &Frame) -> bool {
         queue.is_empty() || queue.len() < self.messages && queue.bytes + frame.len() <= self.bytes
     }
+
+    /// The same for a burst.
+    pub(crate) fn admits_burst(&self, queue: &Queue, frame: &Frame) -> bool {
+        let most = Self {
+            messages: self.messages.saturating_mul(BURST),
+            bytes: self.bytes.saturating_mul(BURST),
+            ..*self
+        };
+        most.admits(queue, frame)
+    }
 }
 
 /// The frames of one socket, of which the first may be partly written.
@@ -126,6 +136,47 @@ impl Queue {
         Ok(())
     }
 
+    /// The same through a buffer, where many small writes are dear: HTTP/2 makes a DATA frame of each, waits
+    /// for hyper's task after each, and clients take a multitude of small ones for an attack.
+    pub(crate) fn write_through(
+        &mut self,
+        buffer: &mut [u8],
+        mut write: impl FnMut(&[u8]) -> io::Result<usize>,
+    ) -> io::Result<()> {
+        while let Some(first) = self.frames.front() {
+            let first = &first.as_bytes()[self.written..];
+            let written = if self.frames.len() == 1 || first.len() >= buffer.len() {
+                write(first)
+            } else {
+                let length = self.copy_to(buffer);
+                write(&buffer[..length])
+            };
+            match written {
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                Ok(written) => self.advance(written),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies from the front as much as there is room for; returns how much.
+    fn copy_to(&self, buffer: &mut [u8]) -> usize {
+        let (mut length, mut written) = (0, self.written);
+        for frame in &self.frames {
+            let bytes = &frame.as_bytes()[written..];
+            let count = bytes.len().min(buffer.len() - length);
+            buffer[length..length + count].copy_from_slice(&bytes[..count]);
+            length += count;
+            written = 0;
+            if length == buffer.len() {
+                break;
+            }
+        }
+        length
+    }
+
     /// Drops the oldest frame that is not begun. Whether there was one.
     pub(crate) fn drop_oldest(&mut self) -> bool {
         let oldest = usize::from(self.written > 0);
@@ -154,5 +205,7 @@ impl Queue {
 
 /// So many frames wait before a pong replaces another; more than one, so that none is begun.
 const PONGS: usize = 16;
+/// Where only the socket's task writes, so many times the limits may wait for its next turn.
+const BURST: usize = 4;
 /// Most frames in one `writev`.
 const SLICES: usize = 32;

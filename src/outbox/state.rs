@@ -28,6 +28,8 @@ pub(super) struct State {
     pub(super) stream: Option<OwnedWriteHalf>,
     /// Frames of one wake of the bus are collected, to leave in one write.
     pub(super) collecting: bool,
+    /// The task was woken to write and has not run since.
+    pub(super) owed: bool,
     /// Set once, by the first thing that ends the socket. Boxed, since nearly all sockets have none.
     pub(super) end: Option<Box<End>>,
     pub(super) expires_at: Option<Instant>,
@@ -50,6 +52,7 @@ impl State {
             queue: Queue::default(),
             stream: None,
             collecting: false,
+            owed: false,
             end: None,
             expires_at,
             stalled: None,
@@ -67,7 +70,7 @@ impl State {
     pub(super) fn write_queue(&mut self) {
         self.collecting = false;
         let Some(stream) = &self.stream else {
-            return wake(self.driver.take());
+            return self.leave_to_task();
         };
         let before = self.queue.left();
         let written = self.queue.write(|slices| try_write(stream, slices));
@@ -84,6 +87,12 @@ impl State {
         }
     }
 
+    /// Wakes the task to write what is queued.
+    pub(super) fn leave_to_task(&mut self) {
+        self.owed = true;
+        wake(self.driver.take());
+    }
+
     pub(super) fn note_progress(&mut self, progress: bool) {
         if progress || self.stalled.is_none() {
             self.stalled = Some(Instant::now());
@@ -97,11 +106,13 @@ impl State {
         frame: &Frame,
         limits: &OutboxLimits,
     ) -> Result<usize, usize> {
-        if !limits.admits(&self.queue, frame) && self.collecting {
-            if self.stream.is_none() {
-                // Only the task can write, and it had no chance yet. What comes in one wake is bounded.
+        if self.stream.is_none() {
+            // The client is not slow while the task that alone can write has had no turn.
+            let waits_for_task = self.collecting || self.owed;
+            if waits_for_task && limits.admits_burst(&self.queue, frame) {
                 return Ok(0);
             }
+        } else if self.collecting && !limits.admits(&self.queue, frame) {
             self.write_queue();
         }
         let mut dropped = 0;

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::future::poll_fn;
-use std::io::{self, ErrorKind, IoSlice};
+use std::io::{self, ErrorKind};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -17,11 +17,20 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use super::frame::Frame;
 use crate::close::Close;
 
-/// What one read takes at most. One buffer a thread serves all its sockets, so an idle socket has none.
+/// What one read or one gathered write takes at most. One buffer a thread serves all its sockets, so an idle
+/// socket has none.
 const BUFFER_SIZE: usize = 64 * 1024;
 
 thread_local! {
     static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Lends the thread's buffer, which can be lent once at a time.
+pub(crate) fn lend_buffer<T>(work: impl FnOnce(&mut [u8]) -> T) -> T {
+    BUFFER.with_borrow_mut(|buffer| {
+        buffer.resize(BUFFER_SIZE, 0);
+        work(buffer)
+    })
 }
 
 /// The reading side of an upgraded stream; over TLS and HTTP/2 both sides.
@@ -108,8 +117,7 @@ impl Io {
         cx: &mut Context<'_>,
         take: impl FnOnce(&mut [u8]) -> T,
     ) -> Poll<io::Result<T>> {
-        BUFFER.with_borrow_mut(|buffer| {
-            buffer.resize(BUFFER_SIZE, 0);
+        lend_buffer(|buffer| {
             let mut read = ReadBuf::new(buffer);
             ready!(match self {
                 Self::Tcp(stream) => Pin::new(stream).poll_read(cx, &mut read),
@@ -123,25 +131,11 @@ impl Io {
     pub(crate) fn poll_write(
         &mut self,
         cx: &mut Context<'_>,
-        slices: &[IoSlice<'_>],
+        bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         match self {
             Self::Tcp(_) => Poll::Ready(Err(ErrorKind::NotConnected.into())),
-            Self::Other(stream) if slices.len() == 1 || stream.is_write_vectored() => {
-                Pin::new(stream).poll_write_vectored(cx, slices)
-            }
-            // HTTP/2 would make a DATA frame of each slice, wait for hyper's task after each, and clients
-            // take a multitude of small ones for an attack.
-            Self::Other(stream) => BUFFER.with_borrow_mut(|buffer| {
-                buffer.resize(BUFFER_SIZE, 0);
-                let mut length = 0;
-                for slice in slices {
-                    let count = slice.len().min(buffer.len() - length);
-                    buffer[length..length + count].copy_from_slice(&slice[..count]);
-                    length += count;
-                }
-                Pin::new(stream).poll_write(cx, &buffer[..length])
-            }),
+            Self::Other(stream) => Pin::new(stream).poll_write(cx, bytes),
         }
     }
 

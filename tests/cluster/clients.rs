@@ -405,8 +405,8 @@ async fn a_websocket_over_http2_works_the_same() {
     node.until_empty().await;
 }
 
-/// Where only the socket's task can write, more than its outbox holds may come before it runs: from the bus in
-/// one read, or from a sender that never waits.
+/// Where only the socket's task can write, more than its outbox holds may come before it runs: from the bus at
+/// once, or from a sender that never waits.
 #[tokio::test]
 async fn a_burst_over_http2_is_no_slowness() {
     const BURST: usize = 2000;
@@ -417,10 +417,7 @@ async fn a_burst_over_http2_is_no_slowness() {
     let burst = b"\x81\x01x".repeat(BURST);
 
     // Nothing else runs on this thread until all of it waits to be read.
-    let publish = r#"for _ = 1, ARGV[1] do redis.call("PUBLISH", KEYS[1], ARGV[2]) end"#;
-    let (times, message) = (BURST.to_string(), r#"{"text": "x"}"#);
-    let server = lab.redis.as_ref().unwrap();
-    server.cli(&["EVAL", publish, "1", "cluster:u:alice", &times, message]);
+    publish_at_once(&lab, "cluster:u:alice", BURST);
     assert_eq!(read_h2(&mut body, burst.len()).await, burst);
 
     for _ in 0..BURST {
@@ -429,6 +426,39 @@ async fn a_burst_over_http2_is_no_slowness() {
     }
     assert_eq!(read_h2(&mut body, burst.len()).await, burst);
     assert_eq!(node.cluster.stats().slow_closed, 0);
+}
+
+/// The same for many sockets, whose tasks cannot all run between two reads.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_burst_to_many_sockets_over_http2_is_no_slowness() {
+    const BURST: usize = 2000;
+    let lab = Lab::redis();
+    let node = lab.node().await;
+    let (mut connections, mut sockets) = (Vec::new(), Vec::new());
+    for n in 0..5 {
+        let mut connection = Http2::connect(&node).await;
+        for m in 0..4 {
+            sockets.push(connection.open(&format!("user-{n}-{m}")).await);
+        }
+        connections.push(connection);
+    }
+    let burst = b"\x81\x01x".repeat(BURST);
+    publish_at_once(&lab, "cluster:all", BURST);
+    let reading = sockets
+        .iter_mut()
+        .map(|(_, body)| read_h2(body, burst.len()));
+    for read in join_all(reading).await {
+        assert!(read == burst);
+    }
+    assert_eq!(node.cluster.stats().slow_closed, 0);
+}
+
+/// So many messages in one command, which nothing can interrupt.
+fn publish_at_once(lab: &Lab, channel: &str, count: usize) {
+    let publish = r#"for _ = 1, ARGV[1] do redis.call("PUBLISH", KEYS[1], ARGV[2]) end"#;
+    let (count, message) = (count.to_string(), r#"{"text": "x"}"#);
+    let server = lab.redis.as_ref().unwrap();
+    server.cli(&["EVAL", publish, "1", channel, &count, message]);
 }
 
 struct Http2 {

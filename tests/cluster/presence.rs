@@ -218,7 +218,6 @@ async fn readers_come_and_go_and_leave_nothing(lab: Lab) {
     }
 }
 
-/// A node that falls silent is gone with its lease; not before, and not for long when it heals.
 /// Before its task had a chance to look, and after its end.
 #[tokio::test]
 async fn a_stream_ends_with_its_node_however_short_that_lived() {
@@ -233,6 +232,7 @@ async fn a_stream_ends_with_its_node_however_short_that_lived() {
     assert_eq!(soon("the end", presence.next()).await, None);
 }
 
+/// A node that falls silent is gone with its lease; not before, and not for long when it heals.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_netsplit_of_one_node_ends_in_the_truth() {
     let lab = Lab::redis();
@@ -361,7 +361,7 @@ async fn a_draining_nodes_users_are_online_until_their_sockets_close() {
 }
 
 /// A process that was killed says nothing any more: Redis knows at once that nobody listens, and its users
-/// are gone with its lease of 15 s.
+/// are gone with its lease of 15 s. Its restart is another node, listed beside it until then.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_nodes_users_are_gone_with_its_lease() {
     let lab = Lab::redis();
@@ -369,17 +369,23 @@ async fn a_killed_nodes_users_are_gone_with_its_lease() {
     let a = start(quick(lab.builder())).await;
     let mut reader = a.broadcaster.presence();
     let port = free_port();
-    let ticker = ticker(port, &url).await;
+    let killed = ticker(port, &url).await;
     let token = [("cookie", "token=user1")];
     let addr = ([127, 0, 0, 1], port).into();
     let _client = Client::try_connect(addr, "/", &token).await.unwrap();
     assert_eq!(next(&mut reader).await, online("user1"));
-    drop(ticker);
+    drop(killed);
     until("nobody listens", async || {
         !a.broadcaster.is_online("user1").await.unwrap()
     })
     .await;
     assert_eq!(a.cluster.stats().nodes, 2, "control: it said no goodbye");
+    let old = a.cluster.nodes().await.unwrap()[1].id;
+    let _restarted = ticker(port, &url).await;
+    until("the restarted one is another", async || {
+        a.cluster.stats().nodes == 3
+    })
+    .await;
     let _here = a.client("here").await;
     assert_eq!(
         next(&mut reader).await,
@@ -387,7 +393,9 @@ async fn a_killed_nodes_users_are_gone_with_its_lease() {
         "and its lease holds"
     );
     assert_eq!(next(&mut reader).await, offline("user1"));
-    assert_eq!(a.cluster.stats().nodes, 1);
+    let nodes = a.cluster.nodes().await.unwrap();
+    assert_eq!(nodes.len(), 2);
+    assert!(nodes.iter().all(|node| node.id != old));
 }
 
 /// During an outage nobody flaps; afterwards exactly what changed is told.

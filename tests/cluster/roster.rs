@@ -43,9 +43,12 @@ async fn sockets_in_thousands_of_rooms_are_told_in_parts() {
     const SOCKETS: usize = 18;
     const ROOMS: usize = 4000;
     let lab = Lab::redis();
-    let a = lab.node().await;
-    let b = TestNode::start(lab.builder().publish_timeout(NEVER).start()).await;
-    b.cluster.ready().await.unwrap();
+    let builder = lab.builder().publish_timeout(NEVER);
+    let a = TestNode::start(builder.clone().start()).await;
+    let b = TestNode::start(builder.start()).await;
+    for node in [&a, &b] {
+        node.cluster.ready().await.unwrap();
+    }
     let mut clients = Vec::new();
     for n in 0..SOCKETS {
         clients.push(a.client(&format!("user-{n}")).await);

@@ -128,7 +128,7 @@ impl Pipeline {
                 Ok(_) => {}
                 Err(error) => return Err(error.to_string().into()),
             }
-            let read = self.reader.read(|reply| {
+            let read = self.reader.read(usize::MAX, |reply| {
                 replies.push(match reply {
                     Reply::Integer(received) => Ok(received),
                     Reply::Error(words) => Err(self.advice.on(&String::from_utf8_lossy(words))),

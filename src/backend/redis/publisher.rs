@@ -375,7 +375,7 @@ mod tests {
         let long = Duration::from_secs(20);
         let (publisher, mut queue) = Publisher::new(endpoint, advice, long);
         let short = Publisher {
-            deadline: long / 20,
+            deadline: long / 4,
             queue: publisher.queue.clone(),
             room: publisher.room.clone(),
         };

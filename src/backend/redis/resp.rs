@@ -71,20 +71,28 @@ impl Reader {
         &mut self.buffer
     }
 
-    /// Hands on every reply that is complete.
-    pub(crate) fn read(&mut self, mut on: impl FnMut(Reply<'_>)) -> Result<(), Broken> {
-        let mut used = 0;
+    /// Hands on what is complete, at most so many replies; whether there may be more.
+    pub(crate) fn read(
+        &mut self,
+        most: usize,
+        mut on: impl FnMut(Reply<'_>),
+    ) -> Result<bool, Broken> {
+        let (mut used, mut replies) = (0, 0);
         let result = loop {
+            if replies == most {
+                break Ok(true);
+            }
             let skipped = self.skip.min(self.buffer.len() - used);
             self.skip -= skipped;
             used += skipped;
             match parse(&self.buffer[used..], self.limit) {
                 Ok(Some((length, reply))) => {
                     on(reply);
+                    replies += 1;
                     // What is longer than the buffer is skipped as it arrives.
                     self.skip = length;
                 }
-                Ok(None) => break Ok(()),
+                Ok(None) => break Ok(false),
                 Err(broken) => break Err(broken),
             }
         };
@@ -284,7 +292,7 @@ mod tests {
         let mut said = Vec::new();
         for piece in pieces {
             reader.space().extend_from_slice(&piece);
-            reader.read(|reply| {
+            reader.read(usize::MAX, |reply| {
                 said.push(match reply {
                     Reply::Message { channel, payload } => {
                         format!("{}={}", channel.escape_ascii(), payload.escape_ascii())
@@ -354,7 +362,7 @@ mod tests {
         for piece in input.chunks(10_000) {
             reader.space().extend_from_slice(piece);
             let seen = |reply: Reply<'_>| said.push(format!("{reply:?}").starts_with("Message"));
-            reader.read(seen).unwrap();
+            reader.read(usize::MAX, seen).unwrap();
             assert!(
                 reader.buffer.capacity() < 1_000_000,
                 "{}",
@@ -391,7 +399,7 @@ mod tests {
         let mut reader = Reader::new(10_000_000);
         for piece in message("n:u", &vec![b'x'; 5_000_000]).chunks(60_000) {
             reader.space().extend_from_slice(piece);
-            reader.read(|_| ()).unwrap();
+            reader.read(usize::MAX, |_| ()).unwrap();
         }
         assert!(reader.space().capacity() <= CHUNK);
     }

@@ -26,6 +26,9 @@ const BATCH: usize = 1000;
 /// With so many unanswered, no more are sent: whoever comes during a restore waits behind these only, and
 /// Redis, which cuts off a subscriber that has not read 32 MB, keeps no more answers for us.
 pub(super) const UNANSWERED: usize = 4 * BATCH;
+/// Replies that are handed on before those whom they concern get their turn: half of what an outbox holds by
+/// default.
+const TURN: usize = 128;
 /// How long Redis may say nothing while answers are owed.
 pub(super) const SILENCE: Duration = Duration::from_secs(5);
 
@@ -157,11 +160,11 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Hands on what was read.
-    pub(super) fn read(&mut self, reader: &mut Reader) -> Result<(), Arc<str>> {
+    /// Hands on a part of what was read; whether there may be more.
+    pub(super) fn read(&mut self, reader: &mut Reader) -> Result<bool, Arc<str>> {
         self.heard_at = Instant::now();
         let mut refused = Ok(());
-        let read = reader.read(|reply| {
+        let read = reader.read(TURN, |reply| {
             let taken = self.take(reply);
             if refused.is_ok() {
                 refused = taken;

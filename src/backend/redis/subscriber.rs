@@ -145,11 +145,15 @@ impl Subscriber {
             tokio::select! {
                 count = read.read_buf(reader.space()) => match count {
                     Ok(0) => return "redis closed the connection".into(),
-                    Ok(_) => {
+                    Ok(_) => loop {
                         let read = session.read(&mut reader);
                         self.settle().await;
-                        if let Err(reason) = read { return reason }
-                    }
+                        match read {
+                            Ok(true) => {}
+                            Ok(false) => break,
+                            Err(reason) => return reason,
+                        }
+                    },
                     Err(error) => return error.to_string().into(),
                 },
                 written = write_or_flush(&mut write, output), if unflushed || !output.is_empty() => match written {
