@@ -183,8 +183,9 @@ impl Builder {
 
     /// What may wait for a slow client, in messages and in bytes of payload; at either limit
     /// [`slow_consumer`](Self::slow_consumer) decides. Default: 256 messages and 1 MiB. A single message
-    /// of any size fits into an empty outbox. Over TLS in this process and over HTTP/2, where only the socket's
-    /// own task writes, a burst may take four times as much until that task has had its turn.
+    /// of any size fits into an empty outbox. During the handshake, over TLS in this process and over HTTP/2,
+    /// where only the socket's own task writes, a burst may take four times as much until that task has had
+    /// its turn.
     pub fn outbox(mut self, messages: usize, bytes: usize) -> Self {
         self.config.outbox.messages = messages;
         self.config.outbox.bytes = bytes;

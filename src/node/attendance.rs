@@ -305,20 +305,11 @@ impl Attendance {
 
     /// After which pause to go on, if there is more.
     async fn repair_some(&mut self, node: &Node) -> Option<Duration> {
-        let mut asked: Option<Topic> = None;
         let mut pause = Duration::ZERO;
         for _ in 0..PORTION {
             let Some((to, topic)) = self.unasked.pop() else {
-                self.one_by_one = false;
                 break;
             };
-            if self.one_by_one {
-                pause = RETRY;
-                if asked.is_some_and(|asked| asked != to) {
-                    self.unasked.insert((to, topic));
-                    break;
-                }
-            }
             let watch = Wish::Watch {
                 topic: topic.as_str().to_owned(),
             };
@@ -326,8 +317,13 @@ impl Attendance {
                 self.unasked.insert((to, topic));
                 return Some(RETRY);
             }
-            asked = Some(to);
+            let next = self.unasked.last();
+            if self.one_by_one && next.is_some_and(|(next, _)| *next != to) {
+                pause = RETRY;
+                break;
+            }
         }
+        self.one_by_one &= !self.unasked.is_empty();
         let stale = |(_, attended): &(&Topic, &mut Attended)| attended.announcer.is_stale();
         let mut stale = self.topics.iter_mut().filter(stale);
         for (topic, attended) in stale.by_ref().take(PORTION) {

@@ -253,22 +253,23 @@ impl Node {
             false => Some(self.envelope(union, &scope, message)?),
         };
         self.counters.sent.fetch_add(1, Relaxed);
-        let local = self.deliver(&scope, message).await;
-        let single = scope.targets.len() == 1 && !local_only;
+        // Queued by the call: sends happen in the order in which they are first polled.
         let publishing = envelope.map(|envelope| self.bus.publish(topics, envelope));
-        // Who sends in a loop that never waits would keep the tasks that write from running. Only now, since
-        // sends happen in the order in which they are first polled.
-        consume_budget().await;
-        let nodes = match publishing {
-            None => 0,
-            Some(publishing) => publishing.await.map_err(|error| {
-                self.counters.note_failed_publish(error.maybe_sent);
-                SendError {
-                    local,
-                    kind: SendErrorKind::Bus(error),
-                }
-            })?,
+        let local = self.deliver(&scope, message).await;
+        let published = match publishing {
+            None => Ok(0),
+            Some(publishing) => publishing.await,
         };
+        // Who sends in a loop that never waits would keep the tasks that write from running.
+        consume_budget().await;
+        let nodes = published.map_err(|error| {
+            self.counters.note_failed_publish(error.maybe_sent);
+            SendError {
+                local,
+                kind: SendErrorKind::Bus(error),
+            }
+        })?;
+        let single = scope.targets.len() == 1 && !local_only;
         Ok((local, single.then_some(nodes)))
     }
 

@@ -203,7 +203,7 @@ impl Outbox {
             return Err(end.close.clone());
         }
         state.queue.push(frame);
-        wake(state.driver.take());
+        state.leave_to_task();
         Ok(())
     }
 
@@ -318,6 +318,7 @@ impl Outbox {
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
                 state.note_progress(progress);
+                state.owed = progress;
                 Poll::Pending
             }
             Err(error) => Poll::Ready(Err(error)),
@@ -539,12 +540,28 @@ mod tests {
     fn a_burst_has_its_limit_too() {
         let limits = limits(2, 1000, SlowConsumer::Close);
         let outbox = outbox();
-        for n in 0..8 {
+        for n in 0..9 {
             let collected = outbox.collect(&Frame::text("x"), &limits);
             assert_eq!(collected, (Pushed::Taken, n == 0));
         }
+        outbox.write_collected();
         let (pushed, _) = outbox.collect(&Frame::text("x"), &limits);
-        assert_eq!(pushed, Pushed::Overflowed(9));
+        assert_eq!(pushed, Pushed::Overflowed(10));
+    }
+
+    /// Its own message filled the outbox, and nothing was offered to the kernel yet.
+    #[tokio::test]
+    async fn a_handler_that_speaks_to_its_own_room_is_not_slow() {
+        let limits = limits(1, 1000, SlowConsumer::Close);
+        let (outbox, mut client, _reader) = connected().await;
+        outbox.push_into_room(Frame::text("own")).unwrap();
+        let message = Frame::text("room");
+        assert_eq!(outbox.send(&message, &limits), Pushed::Taken);
+        assert_eq!(written(&outbox), b"");
+        outbox.shut();
+        let mut read = Vec::new();
+        client.read_to_end(&mut read).await.unwrap();
+        assert_eq!(read, frames(["own", "room"]));
     }
 
     #[test]

@@ -28,7 +28,7 @@ pub(super) struct State {
     pub(super) stream: Option<OwnedWriteHalf>,
     /// Frames of one wake of the bus are collected, to leave in one write.
     pub(super) collecting: bool,
-    /// The task was woken to write and has not run since.
+    /// The task has yet to write: it was woken for that, or was stopped in the middle of it.
     pub(super) owed: bool,
     /// Set once, by the first thing that ends the socket. Boxed, since nearly all sockets have none.
     pub(super) end: Option<Box<End>>,
@@ -70,8 +70,13 @@ impl State {
     pub(super) fn write_queue(&mut self) {
         self.collecting = false;
         let Some(stream) = &self.stream else {
-            return self.leave_to_task();
+            // While nothing is taken, only the stream's own wake-up helps.
+            if self.stalled.is_none() {
+                self.leave_to_task();
+            }
+            return;
         };
+        self.owed = false;
         let before = self.queue.left();
         let written = self.queue.write(|slices| try_write(stream, slices));
         let progress = self.queue.left() < before;
@@ -107,12 +112,12 @@ impl State {
         limits: &OutboxLimits,
     ) -> Result<usize, usize> {
         if self.stream.is_none() {
-            // The client is not slow while the task that alone can write has had no turn.
-            let waits_for_task = self.collecting || self.owed;
-            if waits_for_task && limits.admits_burst(&self.queue, frame) {
+            // The client is not slow while the task that alone can write has had no turn. What is collected for
+            // one is bounded by the bus.
+            if self.collecting || self.owed && limits.admits_burst(&self.queue, frame) {
                 return Ok(0);
             }
-        } else if self.collecting && !limits.admits(&self.queue, frame) {
+        } else if (self.collecting || self.owed) && !limits.admits(&self.queue, frame) {
             self.write_queue();
         }
         let mut dropped = 0;

@@ -1,8 +1,9 @@
 //! A redis-server process of one test: killed, frozen and restarted at will, ended with its value.
 
-use std::net::{TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 /// How long a server may take to answer before the test gives up.
@@ -134,11 +135,17 @@ impl Drop for RedisServer {
 }
 
 /// A port that nobody listens on, below those that the system lends to connections: one of these could keep a
-/// server from starting there, or from coming back.
+/// server from starting there, or from coming back. As long as this process lives no other test draws it, since
+/// the UDP port of the same number is taken.
 pub fn free_port() -> u16 {
+    static DRAWN: Mutex<Vec<UdpSocket>> = Mutex::new(Vec::new());
     loop {
         let port = fastrand::u16(10_000..30_000);
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+        let drawn = UdpSocket::bind(("127.0.0.1", port));
+        if let Ok(drawn) = drawn
+            && TcpListener::bind(("127.0.0.1", port)).is_ok()
+        {
+            DRAWN.lock().expect("nothing panics here").push(drawn);
             return port;
         }
     }
