@@ -244,7 +244,7 @@ impl Audience {
         self
     }
 
-    /// Delivers to the sockets of this node, then publishes once for all others. Messages of one
+    /// Delivers to the sockets of this node and publishes once for all others. Messages of one
     /// sender to one audience arrive in the order sent. Never waits for a client; waits for Redis at
     /// most `publish_timeout`.
     ///

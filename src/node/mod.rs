@@ -230,7 +230,7 @@ impl Node {
             raise Builder::outbox");
     }
 
-    /// Delivers here, then publishes once for all other nodes. Returns the sockets here and, where it
+    /// Delivers here and publishes once for all other nodes. Returns the sockets here and, where it
     /// can be known, the other nodes.
     pub(crate) async fn send(
         &self,
