@@ -9,7 +9,7 @@ use axum::response::Response;
 use axum::{Router, routing::any};
 use axum_cluster::{Broadcaster, Close, Cluster, ClusterSocket, NodeId, Socket, SocketId, UserId};
 use serde_json::json;
-use tokio::net::TcpListener;
+use tokio::net::TcpSocket;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
@@ -86,8 +86,13 @@ impl Drop for TestNode {
     }
 }
 
+/// With room for a herd of connections that are not accepted yet: the kernel resets some of those that find
+/// none.
 pub async fn serve(app: Router) -> (SocketAddr, JoinHandle<()>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let socket = TcpSocket::new_v4().expect("a socket");
+    let any_port = ([127, 0, 0, 1], 0).into();
+    socket.bind(any_port).expect("a free port");
+    let listener = socket.listen(4096).expect("it is bound");
     let addr = listener.local_addr().expect("it is bound");
     let server = tokio::spawn(async move { axum::serve(listener, app).await.expect("it serves") });
     (addr, server)
