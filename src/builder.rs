@@ -263,6 +263,11 @@ impl Builder {
 
     /// Starts the node; the bus comes up in the background.
     ///
+    /// The node's tasks run on the tokio runtime on which this is called, and end with it: keep that runtime, and
+    /// start the cluster within the one that serves. When it ends first, health becomes
+    /// [`Degraded`](crate::Health::Degraded) for good, saying so, and upgrades are refused with 503. Handles may be
+    /// used from any runtime, and from none.
+    ///
     /// # Panics
     /// When a setting makes no sense (the text says which and why), or outside a tokio runtime.
     #[track_caller]

@@ -42,6 +42,8 @@ impl Cluster {
     /// Starts a node on this Redis with all defaults and waits until the bus is up, at most 5 s. To
     /// start without waiting, use [`builder`](Self::builder).
     ///
+    /// The node lives on the tokio runtime on which this runs: see [`Builder::start`].
+    ///
     /// # Errors
     /// [`ConnectError::Url`] for a malformed URL, [`ConnectError::Unreachable`] with Redis' own reason
     /// when it is not up in time.
@@ -87,6 +89,9 @@ impl Cluster {
             while let Some(health) = changes.next().await {
                 match health {
                     Health::Up => return Ok(()),
+                    Health::Degraded { reason, .. } if self.node.has_lost_its_runtime() => {
+                        return Err(ConnectError::Unreachable(reason));
+                    }
                     Health::Degraded { .. } => {}
                     Health::Draining | Health::Down => break,
                 }

@@ -15,6 +15,8 @@ pub(crate) enum Control {
     Ping { id: u64 },
     /// It never came, on the asker's own channel.
     Unasked { id: u64 },
+    /// It came, and is not answered: too many others are. On the asker's own channel.
+    Refused { id: u64 },
     /// A node is there, said again and again, and for so many milliseconds unless it says so once
     /// more. With `reply`, whoever hears it is to say it too, and whom it wants to be told of.
     Hello {

@@ -304,9 +304,9 @@ impl ClusterRejection {
     pub fn status(&self) -> StatusCode {
         match &self.0 {
             Kind::NoLayer | Kind::UpgradeTaken => StatusCode::INTERNAL_SERVER_ERROR,
-            Kind::Refused(Refused::Draining | Refused::Full(Full::Node)) => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            Kind::Refused(
+                Refused::Draining | Refused::RuntimeEnded | Refused::Full(Full::Node),
+            ) => StatusCode::SERVICE_UNAVAILABLE,
             Kind::Refused(Refused::Full(Full::User)) => StatusCode::TOO_MANY_REQUESTS,
             Kind::Refused(Refused::InvalidUser(_)) => StatusCode::BAD_REQUEST,
             Kind::Origin => StatusCode::FORBIDDEN,
@@ -324,6 +324,9 @@ impl fmt::Display for ClusterRejection {
                 "no cluster in this request: add `.layer(ClusterLayer::new(redis_url))` around the route",
             ),
             Kind::Refused(Refused::Draining) => f.write_str("the server is shutting down, try again"),
+            Kind::Refused(Refused::RuntimeEnded) => f.write_str(
+                "the tokio runtime on which the server's cluster was started has ended: start it on the one that serves",
+            ),
             Kind::Refused(Refused::Full(Full::Node)) => f.write_str("the server is full, try again later"),
             Kind::Refused(Refused::Full(Full::User)) => f.write_str("too many sockets of this user"),
             Kind::Refused(Refused::InvalidUser(error)) => write!(f, "user id: {error}"),

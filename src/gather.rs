@@ -24,6 +24,10 @@ pub(crate) struct Gathering {
     awaited: Option<HashSet<NodeId>>,
     /// Nodes that are there but cut off from the bus.
     unreachable: HashSet<NodeId>,
+    /// Nodes that got the question and do not answer it.
+    refused: HashSet<NodeId>,
+    /// Time ended before the answers were there.
+    late: bool,
 }
 
 impl Gathering {
@@ -51,6 +55,14 @@ impl Gathering {
         self.no_longer_awaited(node);
     }
 
+    /// A node got the question and will not answer it: what it holds is missing.
+    pub(crate) fn refused(&mut self, node: NodeId) {
+        if !self.finished.contains(&node) {
+            self.refused.insert(node);
+            self.no_longer_awaited(node);
+        }
+    }
+
     /// A node has left: it will not answer any more.
     pub(crate) fn left(&mut self, node: NodeId) {
         if !self.finished.contains(&node) {
@@ -63,7 +75,7 @@ impl Gathering {
     pub(crate) fn follow_up(&mut self, known: impl IntoIterator<Item = NodeId>) -> Vec<NodeId> {
         let open: HashSet<NodeId> = known
             .into_iter()
-            .filter(|id| !self.finished.contains(id) && !self.unasked.contains(id))
+            .filter(|id| !self.is_over_for(id))
             .collect();
         let names = open.iter().copied().collect();
         self.awaited = Some(open);
@@ -87,31 +99,38 @@ impl Gathering {
 
     /// There is no more time. Where nobody was asked by name, all that are known and silent are missing.
     pub(crate) fn end(&mut self, known: impl IntoIterator<Item = NodeId>) {
-        if !self.is_complete() && self.awaited.is_none() {
+        self.late = !self.is_complete();
+        if self.late && self.awaited.is_none() {
             self.follow_up(known);
         }
     }
 
     /// What was answered whole, and who did not answer. A part of an answer counts as none.
     pub(crate) fn into_answers(mut self) -> Answers {
-        let mut missing: Vec<NodeId> = match self.is_counted() {
-            true => Vec::new(),
-            false => {
-                let awaited = self.awaited.take().unwrap_or_default();
-                awaited.union(&self.unreachable).copied().collect()
-            }
-        };
+        let counted = self.is_counted();
+        let mut missing = self.refused;
+        if !counted {
+            missing.extend(self.awaited.into_iter().flatten());
+            missing.extend(self.unreachable);
+        }
+        let mut missing: Vec<NodeId> = missing.into_iter().collect();
         missing.sort_unstable();
         self.answers.retain(|node, _| self.finished.contains(node));
         Answers {
             parts: self.answers,
+            whole: missing.is_empty() && !self.late,
             missing,
         }
     }
 
+    fn is_over_for(&self, node: &NodeId) -> bool {
+        let over = [&self.finished, &self.unasked, &self.refused];
+        over.into_iter().any(|nodes| nodes.contains(node))
+    }
+
     fn is_counted(&self) -> bool {
         let promised = self.promised.filter(|_| !self.uncertain);
-        promised.is_some_and(|nodes| self.finished.len() >= nodes)
+        promised.is_some_and(|nodes| self.finished.len() + self.refused.len() >= nodes)
     }
 
     fn no_longer_awaited(&mut self, node: NodeId) {
@@ -122,11 +141,33 @@ impl Gathering {
 }
 
 /// What a question brought.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Answers {
     pub(crate) parts: HashMap<NodeId, Vec<Bytes>>,
     /// Nodes that are there and did not answer, in order.
     pub(crate) missing: Vec<NodeId>,
+    /// Whether everybody who was asked has answered; a node that is not known here may be missing as well.
+    pub(crate) whole: bool,
+}
+
+impl Answers {
+    /// Nobody else is asked.
+    pub(crate) fn of_nobody() -> Self {
+        Self {
+            parts: HashMap::new(),
+            missing: Vec::new(),
+            whole: true,
+        }
+    }
+
+    /// Nobody could be asked.
+    pub(crate) fn without(missing: Vec<NodeId>) -> Self {
+        Self {
+            parts: HashMap::new(),
+            missing,
+            whole: false,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -245,5 +286,22 @@ mod tests {
         assert!(gathering.is_complete() && !gathering.needs_names());
         let answers = gathering.into_answers();
         assert_eq!((answers.parts.len(), answers.missing), (1, vec![]));
+    }
+
+    #[test]
+    fn who_refuses_is_named_and_not_waited_for() {
+        let mut gathering = promised(2);
+        answer(&mut gathering, A);
+        gathering.refused(B);
+        assert!(gathering.is_complete());
+        assert_eq!(gathering.into_answers().missing, [B]);
+
+        let mut gathering = promised(2);
+        answer(&mut gathering, A);
+        gathering.follow_up([A, B, C]);
+        gathering.unasked(C);
+        gathering.refused(B);
+        assert!(gathering.is_complete());
+        assert_eq!(gathering.into_answers().missing, [B]);
     }
 }

@@ -11,10 +11,11 @@ use crate::id::{NodeId, SocketId, UserId};
 ///
 /// Never all or nothing: what was answered in time is here, and [`missing`](Self::missing) says which
 /// nodes did not answer.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Roster {
     pub(crate) sockets: Vec<SocketInfo>,
     pub(crate) missing: Vec<NodeId>,
+    pub(crate) whole: bool,
 }
 
 impl Roster {
@@ -29,9 +30,10 @@ impl Roster {
         &self.missing
     }
 
-    /// Whether every node has answered.
+    /// Whether every node has answered. `false` without a missing node when nobody could be asked, and so
+    /// nobody knows whether others are there.
     pub fn is_complete(&self) -> bool {
-        self.missing.is_empty()
+        self.whole
     }
 }
 
@@ -72,10 +74,11 @@ impl SocketInfo {
 }
 
 /// How many sockets an audience has.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Count {
     pub(crate) sockets: usize,
     pub(crate) missing: Vec<NodeId>,
+    pub(crate) whole: bool,
 }
 
 impl Count {
@@ -89,9 +92,10 @@ impl Count {
         &self.missing
     }
 
-    /// Whether every node has answered.
+    /// Whether every node has answered. `false` without a missing node when nobody could be asked, and so
+    /// nobody knows whether others are there.
     pub fn is_complete(&self) -> bool {
-        self.missing.is_empty()
+        self.whole
     }
 }
 

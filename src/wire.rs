@@ -5,7 +5,7 @@
 //! byte 1       kind: 0 probe, 1 text, 2 binary, 3 control, 4 answer, 5 presence
 //! byte 2       flags: 1 union, 2 except sockets, 4 except users
 //! bytes 3-10   origin node
-//! union        u64 id, u32 count, then topics (u16 length, bytes)
+//! union        u64 id (0 where only one copy travels), u32 count, then topics (u16 length, bytes)
 //! sockets      u32 count, then sockets (u64 node, u64 number)
 //! users        u32 count, then user ids (u16 length, bytes)
 //! rest         the payload: for an answer u64 id and u8 more, then JSON; for control and presence JSON
@@ -28,6 +28,9 @@ use crate::scope::Scope;
 /// arrival.
 pub(crate) const MAX_ENVELOPE: usize = 16 * 1024 * 1024;
 
+/// The number of what needs none, since it comes once.
+pub(crate) const ONE_COPY: u64 = 0;
+
 const VERSION: u8 = 1;
 
 const PROBE: u8 = 0;
@@ -46,7 +49,8 @@ const EXCEPT_USERS: u8 = 4;
 pub(crate) struct Envelope<'a> {
     /// Absent when a foreign publisher wrote it.
     pub(crate) origin: Option<NodeId>,
-    /// Present when copies travel on several channels: act on the first, ignore the others.
+    /// Present when the targets are named. Where copies travel on several channels they have the same number:
+    /// act on the first, ignore the others. [`ONE_COPY`] where none does.
     pub(crate) union: Option<u64>,
     /// With no targets, the channel it came on is the target.
     pub(crate) scope: Scope<'a>,

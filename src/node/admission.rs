@@ -23,6 +23,8 @@ use crate::topic::Topic;
 pub(crate) enum Refused {
     InvalidUser(InvalidId),
     Draining,
+    /// The runtime is gone: nobody would ping the socket, or end it when its identity expires.
+    RuntimeEnded,
     Full(Full),
 }
 
@@ -33,6 +35,9 @@ impl Node {
         let topic = Topic::user(&user).map_err(Refused::InvalidUser)?;
         if self.is_draining() {
             return Err(Refused::Draining);
+        }
+        if self.has_lost_its_runtime() {
+            return Err(Refused::RuntimeEnded);
         }
         let claimed = self.registry.write().claim(&topic, self.config.limits);
         claimed.map_err(|full| {
@@ -73,7 +78,7 @@ impl Node {
                 .into_iter()
                 .for_each(|socket| selection.add(Topic::socket(socket)));
             let (node, close) = (self.clone(), Ask::from(&replaced()));
-            self.tasks.spawn(async move {
+            self.spawn(async move {
                 // Should it not arrive, their nodes learn it with the next renewal of their lease.
                 let _ = node.command(&selection, close, false).await;
             });

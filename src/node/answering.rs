@@ -19,10 +19,10 @@ use crate::extract::MAX_DESCRIPTION;
 use crate::gather::Gathering;
 use crate::id::NodeId;
 use crate::outbox::Outbox;
-use crate::recent::Recent;
 use crate::registry::Member;
 use crate::roster::SocketInfo;
 use crate::scope::Scope;
+use crate::seen::Seen;
 use crate::topic::Topic;
 use crate::wire::{self, Action};
 
@@ -36,8 +36,15 @@ const PART: usize = 256 * 1024;
 pub(super) struct Answering {
     /// Those that are being answered now.
     open: Mutex<HashSet<(NodeId, u64)>>,
-    /// The last ones that came, whatever became of them.
-    heard: Mutex<Recent>,
+    /// Those that came, whatever became of them.
+    heard: Mutex<Seen>,
+}
+
+impl Answering {
+    /// The asker has left.
+    pub(super) fn forget(&self, asker: NodeId) {
+        self.heard.lock().forget(asker);
+    }
 }
 
 /// One that is being answered.
@@ -68,6 +75,9 @@ impl Node {
             Ok(Control::Unasked { id }) => {
                 self.question(id, |gathering| gathering.unasked(origin));
             }
+            Ok(Control::Refused { id }) => {
+                self.question(id, |gathering| gathering.refused(origin));
+            }
             Ok(Control::Hello { node, lease, reply }) => {
                 self.node_said_hello(node, lease, (reply, to_us));
             }
@@ -88,13 +98,15 @@ impl Node {
         let answering = &self.answering;
         let came = answering.open.lock().contains(&(asker, id))
             || answering.heard.lock().contains(asker, id);
-        if !came && let Some(node) = self.me.upgrade() {
-            let unasked = self.say(&Scope::default(), id, &Control::Unasked { id });
-            let asker = Topic::node(asker);
-            // Unsaid, it is taken for silence.
-            self.tasks
-                .spawn(async move { drop(node.bus.publish(smallvec![asker], unasked).await) });
+        if !came {
+            self.reply(asker, id, &Control::Unasked { id });
         }
+    }
+
+    /// Queued by the call, and not waited for. Unsaid, it is taken for silence.
+    fn reply(&self, asker: NodeId, id: u64, control: &Control) {
+        let envelope = self.say(&Scope::default(), id, control);
+        drop(self.bus.publish(smallvec![Topic::node(asker)], envelope));
     }
 
     /// Tells a question of this node, unless it is over.
@@ -107,26 +119,26 @@ impl Node {
 
     /// Does what is asked at once, in the order in which it came; only answering takes its time.
     fn heard_question(&self, asker: NodeId, id: u64, scope: &Scope<'_>, what: Ask) {
-        self.answering.heard.lock().is_first(asker, id);
+        self.answering.heard.lock().insert(asker, id);
         let (count, confirmation) = self.carry_out(scope, &what);
         let Some(open) = self.open(asker, id) else {
             self.counters.questions_refused.fetch_add(1, Relaxed);
-            return;
+            return self.reply(asker, id, &Control::Refused { id });
         };
         match what {
             Ask::Sockets => {
                 let members = self.members_of(scope);
-                self.tasks.spawn(open.answer_with_sockets(members));
+                self.spawn(open.answer_with_sockets(members));
             }
             Ask::Node => {
                 let node = Some(self.introduce());
-                self.tasks.spawn(open.answer(Answer {
+                self.spawn(open.answer(Answer {
                     node,
                     ..Answer::default()
                 }));
             }
             Ask::Count | Ask::Close { .. } | Ask::Join { .. } | Ask::Leave { .. } => {
-                self.tasks.spawn(async move {
+                self.spawn(async move {
                     open.node.settled(confirmation).await;
                     open.answer(Answer {
                         count,
@@ -186,7 +198,8 @@ impl Node {
 
     pub(super) fn collect_close(&self, members: &[Arc<Outbox>], close: &Close) {
         let first = members.iter().filter(|outbox| outbox.collect_close(close));
-        self.collected.lock().extend(first.cloned());
+        let first: Vec<Arc<Outbox>> = first.cloned().collect();
+        self.collected.lock().extend(first);
     }
 
     /// The sockets that are meant and have not ended.

@@ -10,9 +10,10 @@ use bytes::Bytes;
 use futures::future::{join, join_all};
 use parking_lot::Mutex;
 use smallvec::smallvec;
+use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::task::yield_now;
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use super::Node;
 use crate::backend::Listener;
@@ -22,6 +23,7 @@ use crate::gather::{Answers, Gathering};
 use crate::id::NodeId;
 use crate::roster::{Count, NodeInfo, Roster};
 use crate::scope::{Scope, Selection};
+use crate::share::Flight;
 use crate::topic::Topic;
 use crate::wire::{self, Action, MAX_ENVELOPE};
 
@@ -51,7 +53,8 @@ struct Open<'a> {
 
 impl Drop for Open<'_> {
     fn drop(&mut self) {
-        self.node.questions.lock().remove(&self.id);
+        let forgotten = self.node.questions.lock().remove(&self.id);
+        drop(forgotten);
     }
 }
 
@@ -68,7 +71,7 @@ pub(crate) struct Outcome {
 impl Node {
     /// Carries a command out here and on every other node.
     pub(crate) async fn command(
-        &self,
+        self: &Arc<Self>,
         selection: &Selection,
         what: Ask,
         local_only: bool,
@@ -78,35 +81,41 @@ impl Node {
         }
         self.counters.sent.fetch_add(1, Relaxed);
         let (local, confirmation) = self.carry_out(&selection.scope(), &what);
-        if self.settle()
-            && let Some(node) = self.me.upgrade()
-        {
+        if self.settle() {
+            let node = self.clone();
             // In a task, since a caller that gives up leaves nobody unclosed.
-            let settling = self.tasks.spawn(async move {
+            let settling = self.spawn(async move {
                 while node.settle() {
                     yield_now().await;
                 }
             });
             let _ = settling.await;
         }
-        let mut outcome = Outcome {
-            local,
-            nodes: 0,
-            unanswered: 0,
+        let (node, selection) = (self.clone(), selection.clone());
+        let asking = self.at_home(async move {
+            let asking = async {
+                match local_only {
+                    true => Ok(Answers::of_nobody()),
+                    false => node.ask(&selection, what).await,
+                }
+            };
+            join(asking, node.settled(confirmation)).await.0
+        });
+        let answers = match asking.await {
+            None if local_only => Ok(Answers::of_nobody()),
+            None => Err(PublishError::maybe_sent(self.unfinished())),
+            Some(answers) => answers,
         };
-        if local_only {
-            self.settled(confirmation).await;
-            return Ok(outcome);
-        }
-        let (answers, ()) = join(self.ask(selection, what), self.settled(confirmation)).await;
         let answers = answers.map_err(|error| {
             self.counters.note_failed_publish(error.maybe_sent);
             let kind = SendErrorKind::Bus(error);
             SendError { local, kind }
         })?;
-        outcome.nodes = answers.parts.len();
-        outcome.unanswered = answers.missing.len();
-        Ok(outcome)
+        Ok(Outcome {
+            local,
+            nodes: answers.parts.len(),
+            unanswered: answers.missing.len(),
+        })
     }
 
     /// Who is meant, everywhere. Identical questions at the same time share the work.
@@ -116,20 +125,23 @@ impl Node {
         local_only: bool,
     ) -> Result<Roster, QueryError> {
         self.check_alive()?;
-        if local_only {
-            return Ok(self.gather_roster(&selection, true).await);
+        if !local_only {
+            let (node, key) = (self.clone(), selection.clone());
+            let ask = move || {
+                let (node, selection) = (node.clone(), selection.clone());
+                async move { Arc::new(node.gather_roster(&selection, false).await) }
+            };
+            let shared = self.rosters.answer(self.flight(), key.clone(), ask);
+            return Ok(match self.in_time(shared).await {
+                Some(roster) => Arc::unwrap_or_clone(roster),
+                None => Roster {
+                    missing: self.everybody(),
+                    whole: false,
+                    ..self.gather_roster(&key, true).await
+                },
+            });
         }
-        let (node, key) = (self.clone(), selection.clone());
-        let ask = move || {
-            let (node, selection) = (node.clone(), selection.clone());
-            async move { Arc::new(node.gather_roster(&selection, false).await) }
-        };
-        let shared = self.rosters.answer(key, ask).await;
-        let roster = shared.map(Arc::unwrap_or_clone);
-        Ok(roster.unwrap_or_else(|| Roster {
-            sockets: Vec::new(),
-            missing: self.everybody(),
-        }))
+        Ok(self.gather_roster(&selection, true).await)
     }
 
     async fn gather_roster(&self, selection: &Selection, local_only: bool) -> Roster {
@@ -138,10 +150,14 @@ impl Node {
             self.describe(&here),
             self.ask_others(selection, Ask::Sockets, local_only)
         );
-        let (answers, missing) = read(others);
+        let (answers, missing, whole) = read(others);
         sockets.extend(answers.into_iter().flat_map(|answer| answer.sockets));
         sockets.sort_unstable_by_key(|socket| (socket.connected_at, socket.id));
-        Roster { sockets, missing }
+        Roster {
+            sockets,
+            missing,
+            whole,
+        }
     }
 
     /// How many are meant, everywhere.
@@ -151,36 +167,67 @@ impl Node {
         local_only: bool,
     ) -> Result<Count, QueryError> {
         self.check_alive()?;
-        if local_only {
-            return Ok(self.gather_count(&selection, true).await);
+        if !local_only {
+            let (node, key) = (self.clone(), selection.clone());
+            let ask = move || {
+                let (node, selection) = (node.clone(), selection.clone());
+                async move { node.gather_count(&selection, false).await }
+            };
+            let shared = self.counts.answer(self.flight(), key.clone(), ask);
+            return Ok(match self.in_time(shared).await {
+                Some(count) => count,
+                None => Count {
+                    missing: self.everybody(),
+                    whole: false,
+                    ..self.gather_count(&key, true).await
+                },
+            });
         }
-        let (node, key) = (self.clone(), selection.clone());
-        let ask = move || {
-            let (node, selection) = (node.clone(), selection.clone());
-            async move { node.gather_count(&selection, false).await }
-        };
-        let count = self.counts.answer(key, ask).await;
-        Ok(count.unwrap_or_else(|| Count {
-            sockets: 0,
-            missing: self.everybody(),
-        }))
+        Ok(self.gather_count(&selection, true).await)
     }
 
     async fn gather_count(&self, selection: &Selection, local_only: bool) -> Count {
         let here = self.members_of(&selection.scope()).len();
         let others = self.ask_others(selection, Ask::Count, local_only).await;
-        let (answers, missing) = read(others);
+        let (answers, missing, whole) = read(others);
         let sockets = answers
             .iter()
             .fold(here, |sockets, answer| sockets.saturating_add(answer.count));
-        Count { sockets, missing }
+        Count {
+            sockets,
+            missing,
+            whole,
+        }
+    }
+
+    /// How a shared question runs: on our runtime, and no longer than any answer can take.
+    fn flight(&self) -> Flight<'_> {
+        Flight {
+            runtime: self.home.runtime(),
+            longest: 2 * self.config.publish_timeout,
+        }
+    }
+
+    /// Waits for a shared question: the one that is under way, and one's own. `None` when nothing came of it.
+    async fn in_time<T>(&self, shared: impl Future<Output = Option<T>>) -> Option<T> {
+        let patience = 2 * self.flight().longest;
+        match Handle::try_current() {
+            Ok(_) => timeout(patience, shared).await.ok().flatten(),
+            // The caller has no timer. Ours ends it.
+            Err(_) => shared.await,
+        }
     }
 
     /// Every node of the cluster, this one first.
-    pub(crate) async fn nodes(&self) -> Result<Vec<NodeInfo>, QueryError> {
+    pub(crate) async fn nodes(self: &Arc<Self>) -> Result<Vec<NodeInfo>, QueryError> {
         self.check_alive()?;
-        let everybody = Selection::of(Topic::nodes());
-        let answers = self.ask(&everybody, Ask::Node).await;
+        let node = self.clone();
+        let asking = self.at_home(async move {
+            let everybody = Selection::of(Topic::nodes());
+            node.ask(&everybody, Ask::Node).await
+        });
+        let answers = asking.await;
+        let answers = answers.unwrap_or_else(|| Err(PublishError::maybe_sent(self.unfinished())));
         let answers = answers.map_err(|error| QueryError {
             kind: QueryErrorKind::Bus(error.reason),
         })?;
@@ -209,13 +256,10 @@ impl Node {
     /// For questions that are answered in part where they cannot be answered whole.
     async fn ask_others(&self, selection: &Selection, what: Ask, local_only: bool) -> Answers {
         if local_only {
-            return Answers::default();
+            return Answers::of_nobody();
         }
         let answers = self.ask(selection, what).await;
-        answers.unwrap_or_else(|_| Answers {
-            parts: HashMap::new(),
-            missing: self.everybody(),
-        })
+        answers.unwrap_or_else(|_| Answers::without(self.everybody()))
     }
 
     /// All other nodes that are known, in order.
@@ -228,9 +272,9 @@ impl Node {
     async fn ask(&self, selection: &Selection, what: Ask) -> Result<Answers, PublishError> {
         let carrier = selection.question_carrier();
         let Some(carrier) = carrier.filter(|topic| *topic != self.own) else {
-            return Ok(Answers::default());
+            return Ok(Answers::of_nobody());
         };
-        let id = self.next_union.fetch_add(1, Relaxed);
+        let id = self.next_question.fetch_add(1, Relaxed);
         let question = Arc::new(Question::default());
         self.questions.lock().insert(id, question.clone());
         let open = Open {
@@ -308,19 +352,27 @@ impl Open<'_> {
     }
 }
 
-/// The answers that make sense; a node whose answer makes none has not answered.
-fn read(answers: Answers) -> (Vec<Answer>, Vec<NodeId>) {
-    let Answers { parts, mut missing } = answers;
+/// The answers that make sense, who is missing, and whether that is all; a node whose answer makes no sense
+/// has not answered.
+fn read(answers: Answers) -> (Vec<Answer>, Vec<NodeId>, bool) {
+    let Answers {
+        parts,
+        mut missing,
+        mut whole,
+    } = answers;
     let mut read = Vec::new();
     for (node, parts) in parts {
         let parts = parts.iter().map(|part| serde_json::from_slice(part));
         match parts.collect::<Result<Vec<Answer>, _>>() {
             Ok(answer) => read.extend(answer),
-            Err(_) => missing.push(node),
+            Err(_) => {
+                missing.push(node);
+                whole = false;
+            }
         }
     }
     missing.sort_unstable();
-    (read, missing)
+    (read, missing, whole)
 }
 
 #[cfg(test)]
@@ -336,9 +388,10 @@ mod tests {
                 (NodeId(2), vec![part(r#"{"count":3}"#)]),
             ]),
             missing: vec![NodeId(3)],
+            whole: true,
         };
-        let (read, missing) = read(answers);
+        let (read, missing, whole) = read(answers);
         assert_eq!(read.iter().map(|answer| answer.count).sum::<usize>(), 3);
-        assert_eq!(missing, [NodeId(1), NodeId(3)]);
+        assert_eq!((missing, whole), (vec![NodeId(1), NodeId(3)], false));
     }
 }

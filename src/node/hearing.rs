@@ -14,7 +14,7 @@ use crate::close::Close;
 use crate::gap::Gap;
 use crate::health::Health;
 use crate::outbox::Outbox;
-use crate::wire::{self, Action};
+use crate::wire::{self, Action, ONE_COPY};
 use crate::ws::frame::Frame;
 
 /// What is known of the bus beside its health.
@@ -37,6 +37,24 @@ impl Outage {
             since: None,
             gap: None,
         }
+    }
+
+    /// The bus works, proven by what was published then. Since when messages may have been missed, if they may.
+    fn ends(&mut self, proven: Instant) -> Option<Instant> {
+        self.proven = Some(proven);
+        self.since.get_or_insert(proven);
+        self.gap.take()
+    }
+
+    /// The bus does not work. Whether messages may be missed, and whether that is new. Who never heard
+    /// anything misses nothing.
+    fn begins(&mut self, deaf: bool) -> (bool, bool) {
+        self.since = None;
+        let is_new = deaf && self.gap.is_none() && self.proven.is_some();
+        if is_new {
+            self.gap = self.proven;
+        }
+        (self.gap.is_some(), is_new)
     }
 
     /// When the bus was last known to work, or the node started.
@@ -66,7 +84,8 @@ impl Listener for Node {
             return self.heard_control(origin, to_us, &envelope.scope, json);
         }
         if let (Some(origin), Some(union)) = (envelope.origin, envelope.union)
-            && !self.unions.lock().is_first(origin, union)
+            && union != ONE_COPY
+            && !self.unions.lock().insert(origin, union)
         {
             return;
         }
@@ -118,10 +137,8 @@ impl Listener for Node {
     }
 
     fn up(&self, proven: Instant) {
-        let mut outage = self.outage.lock();
-        outage.proven = Some(proven);
-        outage.since.get_or_insert(proven);
-        let gap = outage.gap.take().map(|from| Gap::between(from, proven));
+        let gap = self.outage.lock().ends(proven);
+        let gap = gap.map(|from| Gap::between(from, proven));
         let changed = self.health.update(|health| match health {
             Health::Degraded { .. } => Some(Health::Up),
             _ => None,
@@ -138,12 +155,8 @@ impl Listener for Node {
     }
 
     fn down(&self, reason: Arc<str>, deaf: bool) {
-        let mut outage = self.outage.lock();
-        outage.since = None;
-        if deaf && outage.gap.is_none() && outage.proven.is_some() {
-            outage.gap = outage.proven;
-            self.counters.bus_gaps.fetch_add(1, Relaxed);
-        }
+        let (gap, is_new) = self.outage.lock().begins(deaf);
+        self.counters.bus_gaps.fetch_add(u64::from(is_new), Relaxed);
         let changed = self.health.update(|health| match health {
             Health::Up => Some(Health::Degraded {
                 since: SystemTime::now(),
@@ -156,7 +169,7 @@ impl Listener for Node {
             Health::Draining | Health::Down => None,
         });
         if changed {
-            tracing::warn!(node = %self.id, %reason, gap = outage.gap.is_some(), "the bus is down: this node serves its own sockets and tries again by itself");
+            tracing::warn!(node = %self.id, %reason, gap, "the bus is down: this node serves its own sockets and tries again by itself");
         }
     }
 }

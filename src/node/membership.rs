@@ -54,6 +54,8 @@ impl Node {
         if self.members.lock().left(id) {
             tracing::info!(node = %self.id, other = %id, "a node left");
         }
+        self.unions.lock().forget(id);
+        self.answering.forget(id);
         self.desk.tell(Event::Left(id));
         let questions: Vec<_> = self.questions.lock().values().cloned().collect();
         for question in questions {
@@ -66,7 +68,7 @@ impl Node {
         let Some(node) = self.me.upgrade() else {
             return;
         };
-        self.tasks.spawn(async move {
+        self.spawn(async move {
             let said = node.say_hello(Topic::node(other), reply).await;
             if reply && !said {
                 // Its next hello finds it new again.

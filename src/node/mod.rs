@@ -7,6 +7,7 @@ mod attendance;
 mod counters;
 mod desk;
 mod hearing;
+mod home;
 mod membership;
 mod sweeper;
 
@@ -30,24 +31,26 @@ use self::asking::Question;
 use self::counters::Counters;
 use self::desk::{Desk, Event};
 use self::hearing::Outage;
+pub(crate) use self::home::ENDED;
+use self::home::Home;
 use self::sweeper::sweep;
 use crate::backend::{Backend, Bus, BusSettings};
 use crate::close::Close;
 use crate::config::{CLOSING, Config, LONGEST};
-use crate::error::{QueryError, QueryErrorKind, SendError, SendErrorKind};
+use crate::error::{PublishError, QueryError, QueryErrorKind, SendError, SendErrorKind};
 use crate::gap::Gaps;
 use crate::health::{Health, HealthCell};
 use crate::id::{NodeId, UserId};
 use crate::members::Members;
 use crate::message::Message;
 use crate::outbox::{Outbox, Pushed};
-use crate::recent::Recent;
 use crate::registry::{Member, Registry};
 use crate::roster::{Count, Roster};
 use crate::scope::{Route, Scope, Selection};
+use crate::seen::Seen;
 use crate::share::Share;
 use crate::topic::Topic;
-use crate::wire::{self, Action, MAX_ENVELOPE};
+use crate::wire::{self, Action, MAX_ENVELOPE, ONE_COPY};
 use crate::ws::frame::Frame;
 
 /// This process's node. Handles and sockets share it; its tasks hold it weakly.
@@ -62,9 +65,10 @@ pub(crate) struct Node {
     config: Config,
     bus: Box<dyn Bus>,
     registry: RwLock<Registry<Arc<Outbox>>>,
-    unions: Mutex<Recent>,
+    unions: Mutex<Seen>,
     next_socket: AtomicU64,
     next_union: AtomicU64,
+    next_question: AtomicU64,
     health: HealthCell,
     gaps: Gaps,
     outage: Mutex<Outage>,
@@ -78,6 +82,7 @@ pub(crate) struct Node {
     counts: Arc<Share<Selection, Count>>,
     /// What the presence task is told.
     desk: Desk,
+    home: Home,
     tasks: TaskTracker,
     /// Every socket whose stream is not gone, for the sweeper.
     live: Mutex<IndexMap<u64, Arc<Outbox>>>,
@@ -120,11 +125,13 @@ impl Node {
             registry: RwLock::new(Registry::new()),
             unions: Mutex::default(),
             next_socket: AtomicU64::new(1),
-            next_union: AtomicU64::new(1),
+            next_union: AtomicU64::new(ONE_COPY + 1),
+            next_question: AtomicU64::new(1),
             health: HealthCell::new(starting),
             gaps: Gaps::new(),
             outage: Mutex::new(Outage::new(Instant::now())),
             counters: Counters::default(),
+            home: Home::here(),
             tasks: TaskTracker::new(),
             live: Mutex::default(),
             collected: Mutex::default(),
@@ -137,9 +144,9 @@ impl Node {
         // Single sockets are reached through it. Never released: it lives as long as the bus.
         node.bus.want(&node.own);
         node.bus.want(&Topic::nodes());
-        tokio::spawn(sweep(Arc::downgrade(&node)));
-        tokio::spawn(membership::attend(Arc::downgrade(&node)));
-        tokio::spawn(attendance::attend(Arc::downgrade(&node)));
+        node.keep(sweep(Arc::downgrade(&node)));
+        node.keep(membership::attend(Arc::downgrade(&node)));
+        node.keep(attendance::attend(Arc::downgrade(&node)));
         node
     }
 
@@ -245,6 +252,7 @@ impl Node {
         let (mut topics, union) = match selection.route() {
             _ if local_only => (SmallVec::new(), None),
             Route::Separate(topics) => (topics, None),
+            Route::Union(topics) if topics.len() == 1 => (topics, Some(ONE_COPY)),
             Route::Union(topics) => (topics, Some(self.next_union.fetch_add(1, Relaxed))),
         };
         topics.retain(|topic| *topic != self.own);
@@ -264,10 +272,14 @@ impl Node {
         consume_budget().await;
         let nodes = published.map_err(|error| {
             self.counters.note_failed_publish(error.maybe_sent);
-            SendError {
-                local,
-                kind: SendErrorKind::Bus(error),
-            }
+            let kind = SendErrorKind::Bus(match self.has_lost_its_runtime() {
+                true => PublishError {
+                    reason: ENDED.into(),
+                    ..error
+                },
+                false => error,
+            });
+            SendError { local, kind }
         })?;
         let single = scope.targets.len() == 1 && !local_only;
         Ok((local, single.then_some(nodes)))

@@ -38,6 +38,8 @@ mod operators;
 mod order;
 mod presence;
 mod programs;
+mod questions;
 mod roster;
+mod runtimes;
 mod slots;
 mod tls;

@@ -1,0 +1,197 @@
+//! Questions in floods, and from runtimes that are not the node's own.
+
+use std::collections::HashSet;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{self, Thread};
+use std::time::Duration;
+
+use axum_cluster::{Broadcaster, Close, Cluster, SocketId};
+use futures::future::join_all;
+use tokio::runtime::{Builder, Runtime};
+use tokio::time::timeout;
+
+use crate::support::node::id_of;
+use crate::support::{Lab, PATIENCE, until};
+
+on_every_bus! {
+    who_asks_from_a_runtime_of_its_own_is_told_the_truth
+    who_asks_without_any_runtime_is_answered
+}
+
+fn runtime() -> Runtime {
+    Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+/// Runs something that must not hang, on a thread of its own.
+fn in_time<T: Send + 'static>(what: &str, work: impl FnOnce() -> T + Send + 'static) -> T {
+    let (sender, done) = mpsc::channel();
+    thread::spawn(move || sender.send(work()));
+    let done = done.recv_timeout(2 * PATIENCE);
+    done.unwrap_or_else(|error| panic!("{what}: {error}"))
+}
+
+/// Polls a future outside any runtime.
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    struct Unpark(Thread);
+
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+
+    let waker = Waker::from(Arc::new(Unpark(thread::current())));
+    let mut future = pin!(future);
+    loop {
+        match future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            Poll::Ready(done) => return done,
+            Poll::Pending => thread::park(),
+        }
+    }
+}
+
+/// More than are answered at a time: who is refused an answer is told that it is not whole.
+#[tokio::test]
+async fn a_refused_question_is_missing_never_empty() {
+    const QUESTIONS: usize = 8000;
+    let lab = Lab::memory();
+    let [asker, holder, _bystander] = lab.nodes().await;
+    let _client = holder.client("alice").await;
+    let count = |number: usize| {
+        let different = format!("room-{number}");
+        let audience = asker.broadcaster.to_user("alice").to_room(different);
+        audience.count()
+    };
+    let counts = join_all((0..QUESTIONS).map(count)).await;
+    let (mut whole, mut partial) = (0, 0);
+    for count in counts.iter().map(|count| count.as_ref().unwrap()) {
+        match count.is_complete() {
+            true => {
+                assert_eq!(count.sockets(), 1, "said to be whole");
+                whole += 1;
+            }
+            false => {
+                assert!(!count.missing().is_empty());
+                partial += 1;
+            }
+        }
+    }
+    let refused = holder.cluster.stats().questions_refused;
+    assert!(refused > 0, "control: none was refused");
+    assert!(whole > 0 && partial > 0, "{whole} whole, {partial} partial");
+}
+
+async fn who_asks_from_a_runtime_of_its_own_is_told_the_truth(lab: Lab) {
+    const THREADS: usize = 8;
+    const CALLS: usize = 50;
+    let [here, there] = lab.nodes().await;
+    let (mut one, mut two) = (here.client("alice").await, there.client("alice").await);
+    let own = id_of(&mut one).await;
+    let all = HashSet::from([own, id_of(&mut two).await]);
+    let ask = |broadcaster: Broadcaster| {
+        move || {
+            let question = || broadcaster.to_user("alice").sockets();
+            let answers = (0..CALLS).map(|_| runtime().block_on(question()).unwrap());
+            answers.collect::<Vec<_>>()
+        }
+    };
+    let threads = (0..THREADS).map(|_| {
+        let ask = ask(here.broadcaster.clone());
+        tokio::task::spawn_blocking(move || in_time("answers", ask))
+    });
+    for rosters in join_all(threads).await {
+        for roster in rosters.unwrap() {
+            let ids: HashSet<SocketId> = roster.sockets().iter().map(|it| it.id).collect();
+            assert!(ids.contains(&own), "a node knows its own sockets");
+            assert!(ids == all || !roster.is_complete(), "{roster:?}");
+        }
+    }
+}
+
+async fn who_asks_without_any_runtime_is_answered(lab: Lab) {
+    let [here, there] = lab.nodes().await;
+    let _clients = (here.client("alice").await, there.client("alice").await);
+    let (broadcaster, cluster) = (here.broadcaster.clone(), here.cluster.clone());
+    let ask = move || {
+        let alice = || broadcaster.to_user("alice");
+        let roster = block_on(alice().sockets()).unwrap();
+        assert_eq!((roster.sockets().len(), roster.is_complete()), (2, true));
+        let count = block_on(alice().count()).unwrap();
+        assert_eq!((count.sockets(), count.is_complete()), (2, true));
+        assert_eq!(block_on(cluster.nodes()).unwrap().len(), 2);
+        assert!(block_on(broadcaster.is_online("alice")).unwrap());
+        assert_eq!(block_on(alice().send("hello")).unwrap().nodes(), Some(1));
+        assert_eq!(block_on(alice().join("room")).unwrap().nodes(), Some(1));
+        let closed = block_on(alice().close(Close::new(4001, "bye")));
+        assert_eq!(closed.unwrap().nodes(), Some(1));
+    };
+    let asking = tokio::task::spawn_blocking(move || in_time("answers", ask));
+    asking.await.unwrap();
+    until("both are closed", async || {
+        here.cluster.stats().sockets + there.cluster.stats().sockets == 0
+    })
+    .await;
+}
+
+#[test]
+fn a_runtime_that_ends_among_questions_ends() {
+    for _ in 0..10 {
+        in_time("the end of the runtime", || {
+            let runtime = Builder::new_multi_thread()
+                .worker_threads(2)
+                .enable_all()
+                .build()
+                .unwrap();
+            runtime.block_on(async {
+                let broadcaster = Cluster::builder().start().broadcaster();
+                for task in 0..4 {
+                    let broadcaster = broadcaster.clone();
+                    tokio::spawn(async move {
+                        for user in 0_u64.. {
+                            let user = format!("{task}-{user}");
+                            let _ = broadcaster.to_user(user).count().await;
+                        }
+                    });
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            });
+        });
+    }
+}
+
+/// One of two that share a question gives up and is gone, with its runtime.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_question_outlives_whoever_asked_it_first() {
+    const ROUNDS: usize = 100;
+    let lab = Lab::memory();
+    let [here, there] = lab.nodes().await;
+    let _clients = (here.client("alice").await, there.client("alice").await);
+    let threads = (0..2).map(|patience| {
+        let broadcaster = here.broadcaster.clone();
+        let ask = move || {
+            for _ in 0..ROUNDS {
+                let question = broadcaster.to_user("alice").count();
+                let patience = if patience == 0 {
+                    Duration::ZERO
+                } else {
+                    PATIENCE
+                };
+                let answer = runtime().block_on(async { timeout(patience, question).await });
+                match answer {
+                    Ok(count) => assert!(count.unwrap().sockets() >= 1),
+                    Err(_) => assert!(patience.is_zero(), "no answer"),
+                }
+            }
+        };
+        tokio::task::spawn_blocking(move || in_time("answers", ask))
+    });
+    for asked in join_all(threads).await {
+        asked.unwrap();
+    }
+    let count = here.broadcaster.to_user("alice").count();
+    let count = timeout(PATIENCE, count).await.expect("an answer").unwrap();
+    assert_eq!((count.sockets(), count.is_complete()), (2, true));
+}

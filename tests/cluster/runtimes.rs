@@ -1,0 +1,89 @@
+//! A node whose runtime ends.
+
+use axum_cluster::{Cluster, Health};
+use tokio::runtime::{Builder, Runtime};
+
+use crate::support::client::text;
+use crate::support::{Client, Lab, RedisServer, TestNode};
+
+fn runtime() -> Runtime {
+    Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap()
+}
+
+fn a_node_that_lost_its_runtime_says_so(lab: &Lab) {
+    let (first, second) = (runtime(), runtime());
+    let cluster = first.block_on(async {
+        let cluster = lab.builder().start();
+        cluster.ready().await.unwrap();
+        cluster
+    });
+    let (node, mut early) = second.block_on(async {
+        let node = TestNode::start(cluster.clone()).await;
+        let mut early = node.client("alice").await;
+        assert_eq!(early.ask("control").await, "control");
+        (node, early)
+    });
+    assert_eq!(cluster.health(), Health::Up, "control");
+    drop(first);
+
+    let Health::Degraded { reason, .. } = cluster.health() else {
+        panic!("{:?}", cluster.health());
+    };
+    assert!(reason.contains("runtime"), "{reason}");
+    second.block_on(async {
+        let not_ready = cluster.ready().await.unwrap_err().to_string();
+        assert!(not_ready.contains("runtime"), "{not_ready}");
+        let refused = Client::try_connect(node.addr, "/ws", &[("x-user", "bob")]).await;
+        let (status, text_of) = refused.err().expect("it is refused");
+        assert_eq!(status, 503);
+        assert!(text_of.contains("runtime"), "{text_of}");
+        // Who is here already is still served by this node.
+        let sent = node
+            .broadcaster
+            .to_user("alice")
+            .local()
+            .send("hello")
+            .await;
+        assert_eq!(sent.unwrap().local(), 1);
+        assert_eq!(early.event().await, text("hello"));
+        let roster = node.broadcaster.to_user("alice").sockets().await.unwrap();
+        assert_eq!((roster.sockets().len(), roster.is_complete()), (1, false));
+    });
+}
+
+#[test]
+fn a_node_in_memory_that_lost_its_runtime_says_so() {
+    a_node_that_lost_its_runtime_says_so(&Lab::memory());
+}
+
+#[test]
+fn a_node_on_redis_that_lost_its_runtime_says_so() {
+    let lab = Lab::redis();
+    a_node_that_lost_its_runtime_says_so(&lab);
+    // A send names the cause as well, and what it did here.
+    let (first, second) = (runtime(), runtime());
+    let cluster = first.block_on(async { lab.builder().start() });
+    drop(first);
+    let error = second.block_on(cluster.broadcaster().to_user("alice").send("hello"));
+    let error = error.unwrap_err();
+    assert!(error.to_string().contains("runtime"), "{error}");
+    assert!(!error.maybe_sent());
+}
+
+/// The end of a node is no such thing, and neither is a shutdown.
+#[test]
+fn a_node_that_was_shut_down_stays_down() {
+    let server = RedisServer::start();
+    let first = runtime();
+    let cluster = first.block_on(async {
+        let cluster = Cluster::connect(server.url()).await.unwrap();
+        cluster.shutdown(std::time::Duration::ZERO).await;
+        cluster
+    });
+    drop(first);
+    assert_eq!(cluster.health(), Health::Down);
+}
