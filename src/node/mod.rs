@@ -300,7 +300,10 @@ impl Node {
     }
 
     /// Which of these users have a socket here, or another node that listens for them.
-    pub(crate) async fn online(&self, users: &[UserId]) -> Result<Vec<bool>, QueryError> {
+    pub(crate) async fn online(
+        self: &Arc<Self>,
+        users: &[UserId],
+    ) -> Result<Vec<bool>, QueryError> {
         let fail = |kind| QueryError { kind };
         let topics: Result<Vec<Topic>, _> = users.iter().map(Topic::user).collect();
         let topics = topics.map_err(|error| fail(QueryErrorKind::InvalidId(error)))?;
@@ -315,7 +318,11 @@ impl Node {
             .filter(|(at, _)| !online[*at])
             .unzip();
         if !elsewhere.is_empty() {
-            let nodes = self.bus.listening(&elsewhere).await;
+            let node = self.clone();
+            // The connections are pooled, and would die with the caller's runtime.
+            let asking = self.at_home(async move { node.bus.listening(&elsewhere).await });
+            let nodes = asking.await;
+            let nodes = nodes.unwrap_or_else(|| Err(self.unfinished().into()));
             let nodes = nodes.map_err(|reason| fail(QueryErrorKind::Bus(reason)))?;
             for (at, nodes) in unknown.into_iter().zip(nodes) {
                 online[at] = nodes > 0;

@@ -1,11 +1,15 @@
 //! Who gets what, and how often (rows D1 to D10).
 
+use std::pin::pin;
+use std::time::Duration;
+
 use axum_cluster::{Close, SendError};
 use futures::future::join_all;
 
-use crate::support::Lab;
 use crate::support::client::{Event, text};
-use crate::support::node::id_of;
+use crate::support::node::{NEVER, id_of};
+use crate::support::proxy::Proxy;
+use crate::support::{Lab, TestNode};
 
 on_every_bus! {
     every_socket_of_the_user_on_every_node_once
@@ -460,4 +464,58 @@ async fn namespaces_on_one_redis_never_meet() {
     );
     assert_eq!(clients[2].before("fence 2").await, [text("from 2")]);
     assert_eq!(clients[3].before("fence 3").await, [text("from 3")]);
+}
+
+/// The copies of a union come over a slow link, and between them thousands of messages of another node.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_union_comes_once_whatever_others_send_meanwhile() {
+    const ROOMS: usize = 16;
+    /// Far more messages than a node could remember one by one.
+    const ENOUGH: usize = 10_000;
+    let mut lab = Lab::redis();
+    let link = Proxy::slow(lab.server().port(), Duration::from_millis(100)).await;
+    let slow = lab.builder().redis(link.url()).publish_timeout(NEVER);
+    let a = TestNode::start(slow.start()).await;
+    let b = lab.node().await;
+    let roomy = lab.builder().outbox(1 << 20, 1 << 30);
+    let c = TestNode::start(roomy.start()).await;
+    for node in [&a, &c] {
+        node.cluster.ready().await.unwrap();
+    }
+    let mut client = c.client("alice").await;
+    for room in 0..ROOMS {
+        assert_eq!(client.ask(&format!("join {room}")).await, "joined");
+    }
+    let socket = id_of(&mut client).await;
+    // Read as it comes, so that nothing waits for the client.
+    let reading = tokio::spawn(async move {
+        let events = client.before("fence").await;
+        let unions = events
+            .iter()
+            .filter(|event| matches!(event, Event::Text(text) if text.len() > 1000));
+        (unions.count(), events.len())
+    });
+
+    let rooms = (0..ROOMS).fold(a.broadcaster.to_room("0"), |audience, room| {
+        audience.to_room(room.to_string())
+    });
+    let union = rooms.send("x".repeat(200 * 1024));
+    let mut union = pin!(union);
+    let mut between = 0;
+    let sent = loop {
+        let batch = (0..256).map(|_| b.broadcaster.to_socket(socket).send("small"));
+        tokio::select! {
+            sent = &mut union => break sent,
+            small = join_all(batch) => between += small.into_iter().map(Result::unwrap).count(),
+        }
+    };
+    sent.unwrap();
+    assert!(
+        between >= ENOUGH,
+        "control: only {between} came between the copies"
+    );
+    b.broadcaster.to_socket(socket).send("fence").await.unwrap();
+    let (unions, events) = reading.await.unwrap();
+    assert_eq!(unions, 1);
+    assert!(events > between, "{events}");
 }
