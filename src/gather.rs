@@ -8,12 +8,15 @@ use std::collections::{HashMap, HashSet};
 
 use bytes::Bytes;
 
+use crate::backend::Published;
 use crate::id::NodeId;
 
 #[derive(Debug, Default)]
 pub(crate) struct Gathering {
-    /// How many other nodes took the question.
-    promised: Option<usize>,
+    /// What became of the question: how many other nodes took it.
+    promised: Option<Published>,
+    /// Our own copy of it came back.
+    came_back: bool,
     /// A node has left meanwhile, and nobody knows whether it was one of those.
     uncertain: bool,
     answers: HashMap<NodeId, Vec<Bytes>>,
@@ -31,9 +34,14 @@ pub(crate) struct Gathering {
 }
 
 impl Gathering {
-    /// The bus handed the question to this many nodes.
-    pub(crate) fn promise(&mut self, nodes: usize) {
-        self.promised = Some(nodes);
+    /// The bus handed the question to so many nodes.
+    pub(crate) fn promise(&mut self, published: Published) {
+        self.promised = Some(published);
+    }
+
+    /// We heard the question ourselves.
+    pub(crate) fn came_back(&mut self) {
+        self.came_back = true;
     }
 
     /// A part of a node's answer; with `more`, others follow.
@@ -94,7 +102,8 @@ impl Gathering {
     }
 
     pub(crate) fn is_complete(&self) -> bool {
-        self.is_counted() || self.awaited.as_ref().is_some_and(HashSet::is_empty)
+        let is_named = self.awaited.as_ref().is_some_and(HashSet::is_empty);
+        self.is_counted() || is_named && self.is_heard()
     }
 
     /// There is no more time. Where nobody was asked by name, all that are known and silent are missing.
@@ -123,6 +132,11 @@ impl Gathering {
         }
     }
 
+    /// Whether we hear what is answered, as far as can be told.
+    fn is_heard(&self) -> bool {
+        self.came_back || !self.promised.is_some_and(|promised| promised.comes_back)
+    }
+
     fn is_over_for(&self, node: &NodeId) -> bool {
         let over = [&self.finished, &self.unasked, &self.refused];
         over.into_iter().any(|nodes| nodes.contains(node))
@@ -130,7 +144,8 @@ impl Gathering {
 
     fn is_counted(&self) -> bool {
         let promised = self.promised.filter(|_| !self.uncertain);
-        promised.is_some_and(|nodes| self.finished.len() + self.refused.len() >= nodes)
+        let settled = self.finished.len() + self.refused.len();
+        promised.is_some_and(|promised| settled >= promised.nodes) && self.is_heard()
     }
 
     fn no_longer_awaited(&mut self, node: NodeId) {
@@ -186,9 +201,14 @@ mod tests {
         gathering.answered(node, Bytes::from_static(b"{}"), true);
     }
 
+    fn of(nodes: usize) -> Published {
+        let comes_back = false;
+        Published { nodes, comes_back }
+    }
+
     fn promised(nodes: usize) -> Gathering {
         let mut gathering = Gathering::default();
-        gathering.promise(nodes);
+        gathering.promise(of(nodes));
         gathering
     }
 
@@ -197,7 +217,7 @@ mod tests {
         let mut gathering = Gathering::default();
         answer(&mut gathering, A);
         assert!(!gathering.is_complete(), "an answer may overtake the count");
-        gathering.promise(2);
+        gathering.promise(of(2));
         begin(&mut gathering, B);
         assert!(!gathering.is_complete(), "more was announced");
         answer(&mut gathering, B);
@@ -303,5 +323,28 @@ mod tests {
         gathering.refused(B);
         assert!(gathering.is_complete());
         assert_eq!(gathering.into_answers().missing, [B]);
+    }
+
+    #[test]
+    fn who_does_not_hear_itself_believes_no_count() {
+        let mut gathering = Gathering::default();
+        gathering.promise(Published {
+            nodes: 0,
+            comes_back: true,
+        });
+        assert!(!gathering.is_complete());
+        gathering.follow_up([]);
+        assert!(!gathering.is_complete(), "nobody is known");
+        gathering.came_back();
+        assert!(gathering.is_complete(), "control");
+
+        let mut deaf = Gathering::default();
+        deaf.promise(Published {
+            nodes: 0,
+            comes_back: true,
+        });
+        deaf.end([A]);
+        let answers = deaf.into_answers();
+        assert_eq!((answers.missing, answers.whole), (vec![A], false));
     }
 }

@@ -139,7 +139,7 @@ impl End {
             smallvec![topic.clone()],
             Bytes::copy_from_slice(bytes.as_bytes()),
         );
-        published.await.unwrap()
+        published.await.unwrap().nodes
     }
 
     fn slots(&self) -> &dyn Slots {
@@ -256,7 +256,8 @@ async fn several_topics_are_one_publication(backend: Backend) {
         a.bus
             .publish(topics, Bytes::from_static(b"u"))
             .await
-            .unwrap(),
+            .unwrap()
+            .nodes,
         2
     );
     b.hears(&room("1"), "u").await;

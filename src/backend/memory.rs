@@ -12,7 +12,7 @@ use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use super::slots::{Claim, Slots};
-use super::{Bus, BusSettings, Confirmation, Listener};
+use super::{Bus, BusSettings, Confirmation, Listener, Published};
 use crate::error::PublishError;
 use crate::id::{NodeId, SocketId};
 use crate::slot::SlotLimit;
@@ -132,7 +132,7 @@ impl Bus for MemoryBus {
         &self,
         topics: SmallVec<[Topic; 1]>,
         envelope: Bytes,
-    ) -> BoxFuture<'_, Result<usize, PublishError>> {
+    ) -> BoxFuture<'_, Result<Published, PublishError>> {
         let mut nodes = 0;
         for topic in &topics {
             let listeners: SmallVec<[Weak<dyn Listener>; 4]> = {
@@ -150,7 +150,8 @@ impl Bus for MemoryBus {
                 nodes += 1;
             }
         }
-        future::ready(Ok(nodes)).boxed()
+        let comes_back = false;
+        future::ready(Ok(Published { nodes, comes_back })).boxed()
     }
 
     fn listening<'a>(&'a self, topics: &'a [Topic]) -> BoxFuture<'a, Result<Vec<usize>, Arc<str>>> {

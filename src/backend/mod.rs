@@ -96,13 +96,13 @@ pub(crate) trait Bus: fmt::Debug + Send + Sync {
     /// [`Listener::up`] only when that topic is heard.
     fn doubt(&self);
 
-    /// Publishes the same bytes on the channel of each topic, in the order of calls. Resolves to how
-    /// many other nodes took them, in sum.
+    /// Publishes the same bytes on the channel of each topic. Queued by the call, so that the order of calls is
+    /// the order in which they are published.
     fn publish(
         &self,
         topics: SmallVec<[Topic; 1]>,
         envelope: Bytes,
-    ) -> BoxFuture<'_, Result<usize, PublishError>>;
+    ) -> BoxFuture<'_, Result<Published, PublishError>>;
 
     /// How many nodes hear each of these topics.
     fn listening<'a>(&'a self, topics: &'a [Topic]) -> BoxFuture<'a, Result<Vec<usize>, Arc<str>>>;
@@ -121,6 +121,16 @@ pub(crate) trait Bus: fmt::Debug + Send + Sync {
 
     /// Leaves the bus; resolves when nothing of this node is left there.
     fn stop(&self) -> BoxFuture<'_, ()>;
+}
+
+/// What became of a publication.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Published {
+    /// Other nodes that took it, in sum.
+    pub(crate) nodes: usize,
+    /// Whether a copy was counted as this node's own, and must come back. If it does not, this node is deaf, and the
+    /// count one too low.
+    pub(crate) comes_back: bool,
 }
 
 /// Who hears. Calls come from the bus's own task: they must neither block nor wait.

@@ -11,7 +11,7 @@ use smallvec::smallvec;
 use tokio::task::yield_now;
 
 use super::{CHUNK, Node};
-use crate::backend::{Confirmation, Listener};
+use crate::backend::{Confirmation, Listener, Published};
 use crate::close::Close;
 use crate::control::{Answer, Ask, Control};
 use crate::error::PublishError;
@@ -85,6 +85,13 @@ impl Node {
             // A word of a later version.
             Err(_) if serde_json::from_slice::<IgnoredAny>(json).is_ok() => {}
             Err(_) => self.garbage(),
+        }
+    }
+
+    /// What this node published as well: its own copy of a question proves that it hears the answers.
+    pub(super) fn heard_itself(&self, number: Option<u64>) {
+        if let Some(id) = number {
+            self.question(id, Gathering::came_back);
         }
     }
 
@@ -258,7 +265,7 @@ impl Open {
         self.answer(part).await;
     }
 
-    async fn say(&self, answer: &Answer, more: bool) -> Result<usize, PublishError> {
+    async fn say(&self, answer: &Answer, more: bool) -> Result<Published, PublishError> {
         let part = serde_json::to_vec(answer).expect("an answer is plain data");
         let action = Action::Answer {
             id: self.id,

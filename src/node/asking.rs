@@ -290,9 +290,9 @@ impl Node {
                 envelope.len()
             )));
         }
-        let promised = self.bus.publish(smallvec![carrier], envelope).await?;
+        let published = self.bus.publish(smallvec![carrier], envelope).await?;
         open.question
-            .update(|gathering| gathering.promise(promised));
+            .update(|gathering| gathering.promise(published));
         // At the deadline what is there must do.
         let _ = timeout_at(deadline, open.wait()).await;
         let mut gathering = std::mem::take(&mut *open.question.gathering.lock());
@@ -345,7 +345,7 @@ impl Open<'_> {
             async move { (node, pinging.await) }
         });
         for (node, pinged) in join_all(pings).await {
-            if matches!(pinged, Ok(0)) {
+            if pinged.is_ok_and(|pinged| pinged.nodes == 0) {
                 self.question.gathering.lock().unreachable(node);
             }
         }

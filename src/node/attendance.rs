@@ -37,7 +37,8 @@ impl Node {
         let json = serde_json::to_vec(what).expect("tidings are plain data");
         let action = Action::Presence(&json);
         let envelope = wire::encode(self.id, None, &Scope::default(), &action);
-        self.bus.publish(smallvec![to], envelope).await.ok()
+        let published = self.bus.publish(smallvec![to], envelope).await;
+        Some(published.ok()?.nodes)
     }
 
     async fn say_everybody(&self, to: Topic, announcer: &Announcer) -> Option<usize> {

@@ -77,6 +77,9 @@ impl Listener for Node {
             return self.garbage();
         };
         if envelope.origin == Some(self.id) {
+            if let Action::Control(_) = envelope.action {
+                self.heard_itself(envelope.union);
+            }
             return;
         }
         if let (Some(origin), Action::Control(json)) = (envelope.origin, &envelope.action) {

@@ -34,7 +34,7 @@ use self::hearing::Outage;
 pub(crate) use self::home::ENDED;
 use self::home::Home;
 use self::sweeper::sweep;
-use crate::backend::{Backend, Bus, BusSettings};
+use crate::backend::{Backend, Bus, BusSettings, Published};
 use crate::close::Close;
 use crate::config::{CLOSING, Config, LONGEST};
 use crate::error::{PublishError, QueryError, QueryErrorKind, SendError, SendErrorKind};
@@ -265,12 +265,12 @@ impl Node {
         let publishing = envelope.map(|envelope| self.bus.publish(topics, envelope));
         let local = self.deliver(&scope, message).await;
         let published = match publishing {
-            None => Ok(0),
+            None => Ok(Published::default()),
             Some(publishing) => publishing.await,
         };
         // Who sends in a loop that never waits would keep the tasks that write from running.
         consume_budget().await;
-        let nodes = published.map_err(|error| {
+        let published = published.map_err(|error| {
             self.counters.note_failed_publish(error.maybe_sent);
             let kind = SendErrorKind::Bus(match self.has_lost_its_runtime() {
                 true => PublishError {
@@ -282,7 +282,7 @@ impl Node {
             SendError { local, kind }
         })?;
         let single = scope.targets.len() == 1 && !local_only;
-        Ok((local, single.then_some(nodes)))
+        Ok((local, single.then_some(published.nodes)))
     }
 
     fn envelope(

@@ -8,13 +8,14 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 use std::time::Duration;
 
-use axum_cluster::{Broadcaster, Close, Cluster, SocketId};
+use axum_cluster::{Broadcaster, Close, Cluster, Health, SocketId};
 use futures::future::join_all;
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::timeout;
 
-use crate::support::node::id_of;
-use crate::support::{Lab, PATIENCE, until};
+use crate::support::node::{NEVER, id_of};
+use crate::support::proxy::Proxy;
+use crate::support::{Lab, PATIENCE, TestNode, until};
 
 on_every_bus! {
     who_asks_from_a_runtime_of_its_own_is_told_the_truth
@@ -200,4 +201,39 @@ async fn a_question_outlives_whoever_asked_it_first() {
     let count = here.broadcaster.to_user("alice").count();
     let count = timeout(PATIENCE, count).await.expect("an answer").unwrap();
     assert_eq!((count.sockets(), count.is_complete()), (2, true));
+}
+
+/// Redis has cut off what the node listens to, and the node does not know yet.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_deaf_without_knowing_calls_nothing_whole() {
+    let mut lab = Lab::redis();
+    let link = Proxy::to(lab.server().port()).await;
+    let unaware = lab.builder().redis(link.url()).probe_interval(NEVER);
+    let unaware = unaware.publish_timeout(Duration::from_secs(2));
+    let a = TestNode::start(unaware.start()).await;
+    a.cluster.ready().await.unwrap();
+    let b = lab.node().await;
+    let mut clients = [a.client("alice").await, b.client("bob").await];
+    for client in &mut clients {
+        assert_eq!(client.ask("join room").await, "joined");
+    }
+    let count = async || a.broadcaster.to_room("room").count().await.unwrap();
+    let before = count().await;
+    assert_eq!(
+        (before.sockets(), before.is_complete()),
+        (2, true),
+        "control"
+    );
+
+    link.deafen_subscribers();
+    lab.server().cli(&["CLIENT", "KILL", "TYPE", "pubsub"]);
+    until("only the other node listens", async || {
+        let listening = lab.server().cli(&["PUBSUB", "NUMSUB", "cluster:r:room"]);
+        listening.trim().ends_with('1')
+    })
+    .await;
+    assert_eq!(a.cluster.health(), Health::Up, "control: it does not know");
+    let deaf = count().await;
+    assert_eq!((deaf.sockets(), deaf.is_complete()), (1, false));
+    assert_eq!(deaf.missing(), [b.id()]);
 }

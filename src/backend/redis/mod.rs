@@ -37,7 +37,7 @@ use self::slots::{Keeper, SlotTable};
 use self::subscriber::{Subscriber, Table};
 use self::subscriptions::Subscriptions;
 use super::slots::Slots;
-use super::{Bus, BusSettings, Confirmation, Listener};
+use super::{Bus, BusSettings, Confirmation, Listener, Published};
 use crate::error::PublishError;
 use crate::id::NodeId;
 use crate::topic::Topic;
@@ -165,7 +165,7 @@ impl Bus for RedisBus {
         &self,
         mut topics: SmallVec<[Topic; 1]>,
         envelope: Bytes,
-    ) -> BoxFuture<'_, Result<usize, PublishError>> {
+    ) -> BoxFuture<'_, Result<Published, PublishError>> {
         let channels = topics
             .iter()
             .map(|topic| self.settings.namespace.channel(topic))
@@ -183,7 +183,10 @@ impl Bus for RedisBus {
             let receivers = published?;
             // Those that heard it surely: who subscribed meanwhile perhaps did not.
             confirmed(&mut topics);
-            Ok(receivers.saturating_sub(topics.len()))
+            Ok(Published {
+                nodes: receivers.saturating_sub(topics.len()),
+                comes_back: !topics.is_empty(),
+            })
         }
         .boxed()
     }
