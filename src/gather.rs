@@ -127,7 +127,7 @@ impl Gathering {
         self.answers.retain(|node, _| self.finished.contains(node));
         Answers {
             parts: self.answers,
-            whole: missing.is_empty() && !self.late,
+            partial: !missing.is_empty() || self.late,
             missing,
         }
     }
@@ -161,8 +161,8 @@ pub(crate) struct Answers {
     pub(crate) parts: HashMap<NodeId, Vec<Bytes>>,
     /// Nodes that are there and did not answer, in order.
     pub(crate) missing: Vec<NodeId>,
-    /// Whether everybody who was asked has answered; a node that is not known here may be missing as well.
-    pub(crate) whole: bool,
+    /// Whether somebody has not answered; that may be a node that is not known here.
+    pub(crate) partial: bool,
 }
 
 impl Answers {
@@ -171,7 +171,7 @@ impl Answers {
         Self {
             parts: HashMap::new(),
             missing: Vec::new(),
-            whole: true,
+            partial: false,
         }
     }
 
@@ -180,7 +180,7 @@ impl Answers {
         Self {
             parts: HashMap::new(),
             missing,
-            whole: false,
+            partial: true,
         }
     }
 }
@@ -345,6 +345,6 @@ mod tests {
         });
         deaf.end([A]);
         let answers = deaf.into_answers();
-        assert_eq!((answers.missing, answers.whole), (vec![A], false));
+        assert_eq!((answers.missing, answers.partial), (vec![A], true));
     }
 }

@@ -11,11 +11,11 @@ use crate::id::{NodeId, SocketId, UserId};
 ///
 /// Never all or nothing: what was answered in time is here, and [`missing`](Self::missing) says which
 /// nodes did not answer.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Roster {
     pub(crate) sockets: Vec<SocketInfo>,
     pub(crate) missing: Vec<NodeId>,
-    pub(crate) whole: bool,
+    pub(crate) partial: bool,
 }
 
 impl Roster {
@@ -33,7 +33,7 @@ impl Roster {
     /// Whether every node has answered. `false` without a missing node when nobody could be asked, and so
     /// nobody knows whether others are there.
     pub fn is_complete(&self) -> bool {
-        self.whole
+        !self.partial
     }
 }
 
@@ -74,11 +74,11 @@ impl SocketInfo {
 }
 
 /// How many sockets an audience has.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Count {
     pub(crate) sockets: usize,
     pub(crate) missing: Vec<NodeId>,
-    pub(crate) whole: bool,
+    pub(crate) partial: bool,
 }
 
 impl Count {
@@ -95,7 +95,7 @@ impl Count {
     /// Whether every node has answered. `false` without a missing node when nobody could be asked, and so
     /// nobody knows whether others are there.
     pub fn is_complete(&self) -> bool {
-        self.whole
+        !self.partial
     }
 }
 

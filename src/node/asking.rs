@@ -136,7 +136,7 @@ impl Node {
                 Some(roster) => Arc::unwrap_or_clone(roster),
                 None => Roster {
                     missing: self.everybody(),
-                    whole: false,
+                    partial: true,
                     ..self.gather_roster(&key, true).await
                 },
             });
@@ -150,13 +150,13 @@ impl Node {
             self.describe(&here),
             self.ask_others(selection, Ask::Sockets, local_only)
         );
-        let (answers, missing, whole) = read(others);
+        let (answers, missing, partial) = read(others);
         sockets.extend(answers.into_iter().flat_map(|answer| answer.sockets));
         sockets.sort_unstable_by_key(|socket| (socket.connected_at, socket.id));
         Roster {
             sockets,
             missing,
-            whole,
+            partial,
         }
     }
 
@@ -178,7 +178,7 @@ impl Node {
                 Some(count) => count,
                 None => Count {
                     missing: self.everybody(),
-                    whole: false,
+                    partial: true,
                     ..self.gather_count(&key, true).await
                 },
             });
@@ -189,14 +189,14 @@ impl Node {
     async fn gather_count(&self, selection: &Selection, local_only: bool) -> Count {
         let here = self.members_of(&selection.scope()).len();
         let others = self.ask_others(selection, Ask::Count, local_only).await;
-        let (answers, missing, whole) = read(others);
+        let (answers, missing, partial) = read(others);
         let sockets = answers
             .iter()
             .fold(here, |sockets, answer| sockets.saturating_add(answer.count));
         Count {
             sockets,
             missing,
-            whole,
+            partial,
         }
     }
 
@@ -352,13 +352,13 @@ impl Open<'_> {
     }
 }
 
-/// The answers that make sense, who is missing, and whether that is all; a node whose answer makes no sense
+/// The answers that make sense, who is missing, and whether anybody is; a node whose answer makes no sense
 /// has not answered.
 fn read(answers: Answers) -> (Vec<Answer>, Vec<NodeId>, bool) {
     let Answers {
         parts,
         mut missing,
-        mut whole,
+        mut partial,
     } = answers;
     let mut read = Vec::new();
     for (node, parts) in parts {
@@ -367,12 +367,12 @@ fn read(answers: Answers) -> (Vec<Answer>, Vec<NodeId>, bool) {
             Ok(answer) => read.extend(answer),
             Err(_) => {
                 missing.push(node);
-                whole = false;
+                partial = true;
             }
         }
     }
     missing.sort_unstable();
-    (read, missing, whole)
+    (read, missing, partial)
 }
 
 #[cfg(test)]
@@ -388,10 +388,10 @@ mod tests {
                 (NodeId(2), vec![part(r#"{"count":3}"#)]),
             ]),
             missing: vec![NodeId(3)],
-            whole: true,
+            partial: false,
         };
-        let (read, missing, whole) = read(answers);
+        let (read, missing, partial) = read(answers);
         assert_eq!(read.iter().map(|answer| answer.count).sum::<usize>(), 3);
-        assert_eq!((missing, whole), (vec![NodeId(1), NodeId(3)], false));
+        assert_eq!((missing, partial), (vec![NodeId(1), NodeId(3)], true));
     }
 }
