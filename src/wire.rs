@@ -3,11 +3,12 @@
 //! ```text
 //! byte 0       version, 1
 //! byte 1       kind: 0 probe, 1 text, 2 binary, 3 control, 4 answer, 5 presence
-//! byte 2       flags: 1 union, 2 except sockets, 4 except users
+//! byte 2       flags: 1 union, 2 except sockets, 4 except users, 8 extension
 //! bytes 3-10   origin node
 //! union        u64 id (0 where only one copy travels), u32 count, then topics (u16 length, bytes)
 //! sockets      u32 count, then sockets (u64 node, u64 number)
 //! users        u32 count, then user ids (u16 length, bytes)
+//! extension    u16 length, then bytes for later versions: skipped
 //! rest         the payload: for an answer u64 id and u8 more, then JSON; for control and presence JSON
 //! ```
 //! Integers are big-endian. A message that starts with `{` is a foreign publisher's JSON instead.
@@ -43,6 +44,7 @@ const PRESENCE: u8 = 5;
 const UNION: u8 = 1;
 const EXCEPT: u8 = 2;
 const EXCEPT_USERS: u8 = 4;
+const EXTENSION: u8 = 8;
 
 /// One message between nodes.
 #[derive(Clone, Debug, PartialEq)]
@@ -165,7 +167,7 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Envelope<'_>, Garbage> {
         return Err(Garbage);
     }
     let (kind, flags) = (input.byte()?, input.byte()?);
-    if flags & !(UNION | EXCEPT | EXCEPT_USERS) != 0 {
+    if flags & !(UNION | EXCEPT | EXCEPT_USERS | EXTENSION) != 0 {
         return Err(Garbage);
     }
     let origin = Some(NodeId(input.u64()?));
@@ -189,6 +191,10 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Envelope<'_>, Garbage> {
         for _ in 0..input.u32()? {
             scope.except_users.push(input.name()?);
         }
+    }
+    if flags & EXTENSION != 0 {
+        let length = input.u16()?;
+        input.take(length.into())?;
     }
     let action = match kind {
         PROBE => Action::Probe,
@@ -446,6 +452,18 @@ mod tests {
             decode(&bytes).map(|envelope| envelope.action),
             Ok(Action::Unknown)
         );
+    }
+
+    #[test]
+    fn what_a_later_version_adds_is_skipped() {
+        let head = [1, TEXT, EXTENSION, 0, 0, 0, 0, 0, 0, 0, 9];
+        let text = [&head[..], &[0, 3, 1, 2, 3], b"hello"].concat();
+        let action = decode(&text).map(|envelope| envelope.action);
+        assert_eq!(action, Ok(Action::Text("hello".into())));
+        let cut = [&head[..], &[0, 9, 1, 2, 3]].concat();
+        assert_eq!(decode(&cut), Err(Garbage));
+        let unknown = [1, TEXT, 16, 0, 0, 0, 0, 0, 0, 0, 9, b'x'];
+        assert_eq!(decode(&unknown), Err(Garbage), "a flag without a meaning");
     }
 
     #[test]
