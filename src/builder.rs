@@ -161,8 +161,8 @@ impl Builder {
     /// without its data, until every node has reconnected.
     ///
     /// With an ACL, the node's user needs more than for the rest:
-    /// `~<namespace>:slots* +eval +evalsha +time +hget +hset +hdel +hexists +unlink +pexpire +zadd +zrem
-    /// +zrangebyscore +zremrangebyscore`. Without it the limit is each node's own, and the log says so.
+    /// `~<namespace>:slots* +eval +evalsha +time +hget +hmget +hset +hdel +hexists +unlink +pexpire +zadd
+    /// +zrem +zscore +zrangebyscore +zremrangebyscore`. Without it the limit is each node's own, and the log says so.
     pub fn max_sockets_per_user_in_cluster(mut self, sockets: usize, over: OverLimit) -> Self {
         self.config.slots = Some(SlotLimit { sockets, over });
         self
