@@ -360,7 +360,8 @@ async fn a_connect_is_one_command_a_disconnect_at_most_one_and_none_without_a_li
     assert_eq!(scripts() - before, 50);
     drop(clients);
     until("the slots are free", async || {
-        !server.cli(&["HKEYS", &own_key(server)]).contains("u:")
+        let keys = own_keys(server);
+        !server.cli(&["HKEYS", &keys[0]]).contains("u:")
     })
     .await;
     assert!(
@@ -485,6 +486,68 @@ async fn whatever_keys_redis_loses_nobody_has_more_sockets_than_the_limit() {
     );
 }
 
+/// A node with nothing to say notices all the same, long before it renews its lease, and others wait for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_node_whose_keys_are_lost_is_waited_for() {
+    let lab = Lab::redis();
+    let server = lab.redis.as_ref().unwrap();
+    let builder = limited(&lab, 2, OverLimit::Refuse).lease(NEVER);
+    // Nobody is refused for having waited too long.
+    let [idle, asking] = start(builder.publish_timeout(NEVER)).await;
+    let _sockets = (enter(&idle, "alice").await, enter(&idle, "alice").await);
+    drop(enter(&asking, "bob").await);
+    let own = own_keys(server);
+    let own = own
+        .iter()
+        .find(|key| server.cli(&["HGET", key, "u:alice"]) != "");
+    let own = own.expect("the idle node's");
+    let renewals = server.calls("zremrangebyscore");
+    for lost in [vec!["cluster:slots"], vec![own], vec!["cluster:slots", own]] {
+        let deleted = [&["DEL"], &*lost].concat();
+        assert_eq!(server.cli(&deleted), lost.len().to_string(), "control");
+        assert!(is_refused(&asking, "alice").await, "{lost:?}");
+    }
+    assert_eq!(server.cli(&["FLUSHALL"]), "OK");
+    assert!(is_refused(&asking, "alice").await);
+    drop(enter(&asking, "bob").await);
+    for node in [&idle, &asking] {
+        assert_eq!(node.cluster.stats().limits_unchecked, 0);
+    }
+    let calm = server.calls("zremrangebyscore") - renewals;
+    assert!(
+        calm < 40,
+        "control: nothing is written for ever, but {calm} times"
+    );
+}
+
+/// What a dead node held cannot be asked of anybody: the others decide, by what they know, and say so.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_node_whose_keys_are_lost_is_given_up() {
+    let lab = Lab::redis();
+    let server = lab.redis.as_ref().unwrap();
+    let builder = limited(&lab, 2, OverLimit::Refuse).lease(NEVER);
+    let [b, c] = start(builder.clone()).await;
+    let before = own_keys(server);
+    let process = Runtime::new().unwrap();
+    let dying = process.spawn(async move {
+        let node = TestNode::start(builder.start()).await;
+        let client = node.client("alice").await;
+        (node, client)
+    });
+    let _dead = dying.await.unwrap();
+    process.shutdown_background();
+    let dead = own_keys(server);
+    let dead = dead.iter().find(|key| !before.contains(key));
+    let dead = dead.expect("it has joined");
+    let _counted = enter(&b, "alice").await;
+    assert!(is_refused(&c, "alice").await, "control: its lease runs");
+    assert_eq!(server.cli(&["DEL", dead]), "1");
+    let _unchecked = enter(&c, "alice").await;
+    assert_eq!(c.cluster.stats().limits_unchecked, 1);
+    assert!(is_refused(&b, "alice").await, "the living are counted");
+    assert_eq!(b.cluster.stats().limits_unchecked, 0);
+}
+
 #[test]
 fn a_limit_of_none_makes_no_sense() {
     let builder = Cluster::builder().max_sockets_per_user_in_cluster(0, OverLimit::Refuse);
@@ -573,10 +636,8 @@ fn slots(server: &RedisServer, user: &str) -> usize {
     slots.map(|slots| slots.matches(',').count()).sum()
 }
 
-/// The hash of the only node that counts slots.
-fn own_key(server: &RedisServer) -> String {
-    format!(
-        "cluster:slots:{}",
-        server.cli(&["ZRANGE", "cluster:slots", "0", "-1"])
-    )
+/// The hashes of the nodes.
+fn own_keys(server: &RedisServer) -> Vec<String> {
+    let keys = server.cli(&["KEYS", "cluster:slots:*"]);
+    keys.lines().map(str::to_owned).collect()
 }

@@ -84,10 +84,17 @@ impl Slots for SlotTable {
             }
             self.change(|book| book.settle(&user, number, now()));
             // Settled just now, or answered in the last moment.
-            answer.try_recv().unwrap_or(Claim {
+            let claim = answer.try_recv().unwrap_or(Claim {
                 granted: None,
                 checked: false,
-            })
+            });
+            if claim.granted.is_none() && !claim.checked {
+                tracing::debug!(
+                    user = user.as_str(),
+                    "refused: redis did not count the user's sockets in time; does it evict keys (maxmemory-policy)?"
+                );
+            }
+            claim
         }
         .boxed()
     }
