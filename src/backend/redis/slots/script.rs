@@ -524,6 +524,12 @@ mod tests {
         nodes.server.cli(&["FLUSHALL"]);
         nodes.join(2, "", &[]);
         assert_eq!(missing(&nodes.claim(2, 9)), ["others"]);
+        nodes.delete("x:slots");
+        assert_eq!(
+            missing(&nodes.claim(2, 9)),
+            ["others"],
+            "as little does its hash"
+        );
         nodes.join(0, "", &[1, 2, 3]);
         assert_eq!(nodes.claim(2, 9), Verdict::Refused { whole: false });
     }
@@ -672,7 +678,7 @@ mod tests {
         let mut random = fastrand::Rng::with_seed(seed);
         for _ in 0..20 {
             let mut nodes = Nodes::joined(Duration::ZERO);
-            // Nobody notices in time what nobody told: only what is left may tell.
+            // It ends below, when everyone has noticed.
             nodes
                 .scripts
                 .iter_mut()
@@ -688,7 +694,19 @@ mod tests {
                         held[node].pop();
                         rejoin(&mut nodes, node, &held[node]);
                     }
-                    3 if held.iter().flatten().count() == 3 => held[node].clear(),
+                    3 if held.iter().flatten().count() == 3 => {
+                        held[node].clear();
+                        rejoin(&mut nodes, node, &[]);
+                    }
+                    4 if random.bool() => drop(nodes.server.cli(&["FLUSHALL"])),
+                    5 => {
+                        for (node, held) in held.iter().enumerate() {
+                            if nodes.renew(node).is_err() {
+                                rejoin(&mut nodes, node, held);
+                            }
+                        }
+                        nodes.server.cli(&["ZREM", "x:slots", "others"]);
+                    }
                     _ => {}
                 }
                 let claim = nodes.scripts[node].claim(epoch(1), &alice(), number, refuse(3), "");

@@ -53,6 +53,7 @@ local function tell()
   end
 end
 
+-- Names may have OTHERS among them: then they are not all.
 local function recall(names)
   for other in string.gmatch(names, '[^,]+') do
     if other == OTHERS then
@@ -66,9 +67,8 @@ end
 -- Who has its hash and is not in the set: the set was lost, and the hash tells who was there.
 local function restore()
   if redis.call('ZSCORE', leases, node) then return end
-  local names = redis.call('HGET', own, 'nodes') or OTHERS
-  if not string.find(names, OTHERS, 1, true) then redis.call('ZREM', leases, OTHERS) end
-  recall(names)
+  redis.call('ZREM', leases, OTHERS)
+  recall(redis.call('HGET', own, 'nodes') or OTHERS)
   renew()
   tell()
 end
