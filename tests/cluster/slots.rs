@@ -520,6 +520,28 @@ async fn an_idle_node_whose_keys_are_lost_is_waited_for() {
     );
 }
 
+/// A failover, or a restart with what was saved a second ago, takes the last writes back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_that_redis_took_back_is_written_again() {
+    let lab = Lab::redis();
+    let server = lab.redis.as_ref().unwrap();
+    let builder = limited(&lab, 2, OverLimit::Refuse).lease(NEVER);
+    let [a, b] = start(builder.publish_timeout(NEVER)).await;
+    let _first = enter(&a, "alice").await;
+    let own = own_keys(server);
+    let own = own
+        .iter()
+        .find(|key| server.cli(&["HGET", key, "u:alice"]) != "");
+    let own = own.expect("the node's");
+    assert_eq!(server.cli(&["COPY", own, "saved"]), "1");
+    let _second = enter(&a, "alice").await;
+    assert_eq!(server.cli(&["COPY", "saved", own, "REPLACE"]), "1");
+    assert_eq!(slots(server, "alice"), 1, "control: it is taken back");
+    until("it is written again", async || slots(server, "alice") == 2).await;
+    assert!(is_refused(&b, "alice").await);
+    assert_eq!(b.cluster.stats().limits_unchecked, 0);
+}
+
 /// What a dead node held cannot be asked of anybody: the others decide, by what they know, and say so.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_node_whose_keys_are_lost_is_given_up() {

@@ -42,6 +42,9 @@ pub(in crate::backend::redis) struct Keeper {
     look: Duration,
     /// Raised whenever something that was said may still be on its way: Redis then ignores it.
     epoch: u64,
+    /// How many things were said, and the last of them that Redis confirmed.
+    said: u64,
+    confirmed: u64,
     /// What the last renewal told, to be acknowledged with the next.
     known: Renewed,
     /// Redis' clock, in milliseconds, and when it was so late.
@@ -90,6 +93,8 @@ impl Keeper {
             renewal,
             look,
             epoch: 0,
+            said: 0,
+            confirmed: 0,
             known: Renewed::default(),
             clock: None,
             missing: Missing::new(patience),
@@ -209,7 +214,7 @@ impl Keeper {
         let answers = self.ask(&mut self.script.look()).await?;
         let answers: RedisResult<Vec<Value>> = answers.into_iter().collect();
         let answers = answers.map_err(|error| self.lapse(&error))?;
-        if !seen(&answers, self.epoch) {
+        if !seen(&answers, self.stamp()) {
             self.due.renewal = Instant::now();
         }
         Ok(())
@@ -217,6 +222,7 @@ impl Keeper {
 
     /// Says one batch and takes the answers.
     async fn exchange(&mut self, renews: bool, mut batch: Batch) -> Result<(), Lapse> {
+        self.said += 1;
         let (mut pipeline, stamp) = (redis::pipe(), self.stamp());
         if renews {
             self.due.renewal = Instant::now() + self.renewal;
@@ -244,8 +250,12 @@ impl Keeper {
         let millis = self
             .clock
             .map_or(0, |(millis, at)| millis + at.elapsed().as_millis() as u64);
-        let epoch = self.epoch;
-        Stamp { epoch, millis }
+        Stamp {
+            epoch: self.epoch,
+            millis,
+            says: self.said,
+            confirmed: self.confirmed,
+        }
     }
 
     /// Runs commands, on a new connection when there is none that works.
@@ -291,6 +301,7 @@ impl Keeper {
         }
         if batch.has_writes() {
             self.next(&mut answers)?;
+            self.confirmed = self.said;
             batch.writes.clear();
             batch.whole = false;
         }
@@ -323,6 +334,9 @@ impl Keeper {
                 self.missing.told(Vec::new(), now);
             }
             Verdict::Granted { .. } | Verdict::Refused { .. } => {}
+        }
+        if let Verdict::Granted { .. } = verdict {
+            self.confirmed = self.said;
         }
     }
 }

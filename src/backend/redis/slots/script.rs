@@ -18,7 +18,7 @@ const SCRIPT: &str = include_str!("slots.lua");
 const PERMISSIONS: &str = "~<namespace>:slots* +eval +evalsha +time +hget +hmget +hset +hdel +hexists +unlink \
     +pexpire +zadd +zrem +zscore +zrangebyscore +zremrangebyscore";
 
-/// How long keys take to be found missing.
+/// What is agreed among the nodes.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Terms {
     /// How long a node counts that says nothing.
@@ -28,11 +28,15 @@ pub(super) struct Terms {
 }
 
 /// Who speaks, and when.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Stamp {
     pub(super) epoch: u64,
     /// What Redis' clock should say, in milliseconds; 0 when that is not known.
     pub(super) millis: u64,
+    /// The number of what is said, ..
+    pub(super) says: u64,
+    /// .. and of the last thing that Redis confirmed.
+    pub(super) confirmed: u64,
 }
 
 /// Writes the commands of one node.
@@ -68,8 +72,7 @@ impl Script {
 
     /// Leaves nothing behind.
     pub(super) fn leave(&self) -> Cmd {
-        let (epoch, millis) = (0, 0);
-        self.whole("leave", Stamp { epoch, millis })
+        self.whole("leave", Stamp::default())
     }
 
     /// Renews the lease; `known` is what the last renewal told.
@@ -82,7 +85,8 @@ impl Script {
     /// Whether this node's keys are there, which is [`seen`] in the answers.
     pub(super) fn look(&self) -> Pipeline {
         let mut pipeline = redis::pipe();
-        pipeline.cmd("HGET").arg(&self.own).arg("epoch");
+        let kept = pipeline.cmd("HMGET").arg(&self.own);
+        kept.arg("epoch").arg("said");
         pipeline.cmd("ZSCORE").arg(&self.leases).arg(&self.node);
         pipeline
     }
@@ -141,6 +145,7 @@ impl Script {
         command.arg(self.terms.lease.as_millis() as u64);
         command.arg(self.terms.grace.as_millis() as u64);
         command.arg(stamp.millis);
+        command.arg(stamp.says).arg(stamp.confirmed);
     }
 }
 
@@ -194,12 +199,14 @@ pub(super) fn renewed(answer: &Value) -> Option<Renewed> {
     })
 }
 
-/// Whether the answers to [`Script::look`] show this epoch's keys.
-pub(super) fn seen(answers: &[Value], epoch: u64) -> bool {
-    let [kept, leased] = answers else {
+/// Whether the answers to [`Script::look`] show this epoch's keys, with all that Redis confirmed.
+pub(super) fn seen(answers: &[Value], stamp: Stamp) -> bool {
+    let [Value::Array(kept), leased] = answers else {
         return false;
     };
-    text(kept).is_some_and(|kept| kept == epoch.to_string()) && *leased != Value::Nil
+    let mut kept = kept.iter().map(|kept| text(kept)?.parse::<u64>().ok());
+    let (epoch, said) = (kept.next().flatten(), kept.next().flatten());
+    epoch == Some(stamp.epoch) && said >= Some(stamp.confirmed) && *leased != Value::Nil
 }
 
 /// The answer to a claim.
@@ -349,7 +356,10 @@ mod tests {
     }
 
     fn epoch(epoch: u64) -> Stamp {
-        Stamp { epoch, millis: 0 }
+        Stamp {
+            epoch,
+            ..Stamp::default()
+        }
     }
 
     fn alice() -> Topic {
@@ -486,7 +496,7 @@ mod tests {
         }
         for (epoch, right) in [(1, false), (2, true)] {
             let answers: Vec<Value> = script.look().query(redis).unwrap();
-            assert_eq!(seen(&answers, epoch), right);
+            assert_eq!(seen(&answers, self::epoch(epoch)), right);
         }
         let slots = nodes.server.cli(&["HGET", &nodes.own(0), "u:alice"]);
         assert!(slots.ends_with(":7,"), "{slots}");
@@ -611,6 +621,38 @@ mod tests {
         assert!(is_granted(&nodes.claim(0, 9)));
     }
 
+    /// As after a failover, or a restart with what was saved a second ago.
+    #[test]
+    fn a_hash_that_is_older_than_what_was_confirmed_is_written_anew() {
+        let mut nodes = Nodes::joined(Duration::ZERO);
+        nodes.scripts[0].terms.grace = LEASE;
+        let at = |says, confirmed| Stamp {
+            says,
+            confirmed,
+            ..epoch(1)
+        };
+        assert!(is_granted(&nodes.claim_at(0, 1, at(1, 0), "")));
+        let (own, saved) = (nodes.own(0), "saved");
+        nodes.server.cli(&["COPY", &own, saved]);
+        assert!(is_granted(&nodes.claim_at(0, 2, at(2, 1), "")));
+        let mut is_seen = |confirmed| {
+            let answers: Vec<Value> = nodes.scripts[0].look().query(&mut nodes.redis).unwrap();
+            seen(&answers, at(3, confirmed))
+        };
+        assert!(is_seen(2), "control");
+        nodes.server.cli(&["COPY", saved, &own, "REPLACE"]);
+        assert!(is_seen(1) && !is_seen(2));
+        let claim = nodes.scripts[0].claim(at(3, 2), &alice(), 3, refuse(3), "");
+        let refused = claim.query::<Value>(&mut nodes.redis).unwrap_err();
+        assert_eq!(refused.code(), Some("STALE"));
+        let join = nodes.scripts[0].join(at(3, 2), false, "");
+        let answer = joined(&join.query(&mut nodes.redis).unwrap()).unwrap();
+        assert!(
+            answer.created && answer.others > Duration::ZERO,
+            "{answer:?}"
+        );
+    }
+
     #[test]
     fn a_missing_node_is_given_up_as_it_was_told() {
         let mut nodes = Nodes::joined(Duration::ZERO);
@@ -644,7 +686,7 @@ mod tests {
             .for_each(|script| script.terms.grace = LEASE);
         let millis = nodes.renew(0).unwrap().millis;
         let lease = LEASE.as_millis() as u64;
-        let at = |millis| Stamp { epoch: 1, millis };
+        let at = |millis| Stamp { millis, ..epoch(1) };
         assert!(is_granted(&nodes.claim_at(0, 1, at(millis), "")));
         for slight in [millis - lease / 4, millis + lease / 4] {
             assert!(is_granted(&nodes.claim_at(0, 2, at(slight), "")), "control");

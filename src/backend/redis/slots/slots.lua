@@ -2,11 +2,12 @@
 -- its sockets there (microseconds of Redis' clock; the socket's number in hexadecimal), and beside the users
 --   epoch     which of the node's connections may write: what an older one still sends is stale
 --   whole     set once all the node's slots are written
+--   said      the number of the last thing said: with an older one, Redis has lost what came after it
 --   nodes     who is in the sorted set
 --   replaced  "user=number," for each socket that lost its slot to a newer one of another node
 -- A sorted set names the nodes by the end of their lease. All keys expire with the lease, that one with the last.
 --
--- Any key may be gone at any time: deleted, evicted, flushed. It must not read as nobody's:
+-- Any key may be gone at any time (deleted, evicted, flushed), or what was last written to it (a failover). It must not read as nobody's:
 --   a node of the set whose hash is not whole is missing, and it writes its slots anew as soon as it notices;
 --   the set is restored from any hash, since each names all nodes;
 --   where no hash is left either, OTHERS stands for whom nobody knows, until everyone alive must have noticed.
@@ -14,10 +15,12 @@
 --
 -- KEYS  the sorted set, the node's own hash (any other node's: <sorted set>:<node>)
 -- ARGV  operation, node, epoch, lease in milliseconds, how long it takes at most until a node notices, what Redis'
---       clock should say in milliseconds (0: not known), what the operation takes
+--       clock should say in milliseconds (0: not known), the number of what is said and of the last thing that Redis
+--       confirmed, what the operation takes
 local leases, own = KEYS[1], KEYS[2]
 local operation, node, epoch = ARGV[1], ARGV[2], ARGV[3]
 local lease, grace, expected = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+local says, confirmed = ARGV[7], tonumber(ARGV[8])
 local time = redis.call('TIME')
 local micros = time[1] * 1000000 + time[2]
 local millis = math.floor(micros / 1000)
@@ -96,19 +99,23 @@ end
 -- 'anew' when what is there is to be forgotten, and the nodes that this one remembers. Returns whether the node
 -- has to write all its slots anew, for how long OTHERS stands, the nodes, and the time in milliseconds.
 if operation == 'join' then
-  local anew = ARGV[7] == 'anew' or redis.call('HEXISTS', own, 'whole') == 0
+  local kept = redis.call('HMGET', own, 'whole', 'said')
+  local older = kept[2] and tonumber(kept[2]) < confirmed
+  local anew = ARGV[9] == 'anew' or not kept[1] or older
   if anew then redis.call('UNLINK', own) end
-  redis.call('HSET', own, 'epoch', epoch)
-  if #running() == 0 then suspect() end
+  redis.call('HSET', own, 'epoch', epoch, 'said', says)
+  if older or #running() == 0 then suspect() end
   check_clock()
   if not anew then restore() end
-  if others_stand() > 0 then recall(ARGV[8]) end
+  if others_stand() > 0 then recall(ARGV[10]) end
   renew()
   tell()
   return { anew and 1 or 0, others_stand(), redis.call('HGET', own, 'nodes'), text(millis) }
 end
 
-if redis.call('HGET', own, 'epoch') ~= epoch then return redis.error_reply('STALE another epoch') end
+local kept = redis.call('HMGET', own, 'epoch', 'said')
+if kept[1] ~= epoch then return redis.error_reply('STALE another epoch') end
+if tonumber(kept[2]) < confirmed then return redis.error_reply('STALE older than what was confirmed') end
 restore()
 check_clock()
 
@@ -116,7 +123,7 @@ check_clock()
 -- nodes, so that nothing of it is lost with an answer), the nodes, and the time in milliseconds.
 if operation == 'renew' then
   if renew() > 0 then tell() end
-  local known, replaced = ARGV[7], redis.call('HGET', own, 'replaced') or ''
+  local known, replaced = ARGV[9], redis.call('HGET', own, 'replaced') or ''
   if known ~= '' and string.sub(replaced, 1, #known) == known then
     replaced = string.sub(replaced, #known + 1)
     if replaced == '' then redis.call('HDEL', own, 'replaced') else redis.call('HSET', own, 'replaced', replaced) end
@@ -128,7 +135,8 @@ end
 if operation == 'write' then
   -- Others wait for the last of many: they see that it comes.
   if redis.call('HEXISTS', own, 'whole') == 0 then renew() end
-  for at = 7, #ARGV, 2 do
+  redis.call('HSET', own, 'said', says)
+  for at = 9, #ARGV, 2 do
     if ARGV[at + 1] == '' then
       redis.call('HDEL', own, ARGV[at])
     else
@@ -142,7 +150,7 @@ end
 -- were told. Returns when refused 0, or -1 when nodes are missing; when nodes are missing that were not given
 -- up 'missing', the time in milliseconds and "node=end of its lease" for each; else 'granted', or 'unchecked'
 -- when it is without those given up, since when the slot is held, and the sockets that lost theirs.
-local user, number, limit, over, given_up = ARGV[7], ARGV[8], tonumber(ARGV[9]), ARGV[10], ARGV[11]
+local user, number, limit, over, given_up = ARGV[9], ARGV[10], tonumber(ARGV[11]), ARGV[12], ARGV[13]
 local held, missing, waits = {}, { 'missing', text(millis) }, false
 for _, other in ipairs(running()) do
   local found = redis.call('HMGET', hash(other), 'whole', user)
@@ -180,5 +188,5 @@ for at = 1, lost do
   end
   reply[#reply + 1] = slot.node .. '-' .. slot.number
 end
-redis.call('HSET', own, user, (redis.call('HGET', own, user) or '') .. since .. ':' .. number .. ',')
+redis.call('HSET', own, user, (redis.call('HGET', own, user) or '') .. since .. ':' .. number .. ',', 'said', says)
 return reply
