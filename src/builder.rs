@@ -157,12 +157,18 @@ impl Builder {
     /// per end. The slots of a node that died come back with its [`lease`](Self::lease). While Redis does
     /// not answer, each node counts its own sockets
     /// ([`Stats::limits_unchecked`](crate::Stats::limits_unchecked)), so that a user may have up to
-    /// so many on every node; they stay, and count again afterwards. So it is after Redis was restarted
-    /// without its data, until every node has reconnected.
+    /// so many on every node; they stay, and count again afterwards.
+    ///
+    /// Redis may lose any of it (`DEL`, eviction, `FLUSHALL`, a restart without its data): the nodes notice within
+    /// 0.25 s and write it again, and upgrades wait for that, at most [`publish_timeout`](Self::publish_timeout), then
+    /// they are refused. A node that does not come back is given up after half of that, until its lease ends; what
+    /// is granted meanwhile is counted as unchecked. Upgrades wait for 0.75 s as well when the first node of a cluster
+    /// starts, since an empty Redis may be one that has lost everything. A jump of Redis' clock shortens or prolongs
+    /// leases; it is noticed, and treated as a loss.
     ///
     /// With an ACL, the node's user needs more than for the rest:
-    /// `~<namespace>:slots* +eval +evalsha +time +hget +hset +hdel +hexists +unlink +pexpire +zadd +zrem
-    /// +zrangebyscore +zremrangebyscore`. Without it the limit is each node's own, and the log says so.
+    /// `~<namespace>:slots* +eval +evalsha +time +hget +hmget +hset +hdel +hexists +unlink +pexpire +zadd
+    /// +zrem +zscore +zrangebyscore +zremrangebyscore`. Without it the limit is each node's own, and the log says so.
     pub fn max_sockets_per_user_in_cluster(mut self, sockets: usize, over: OverLimit) -> Self {
         self.config.slots = Some(SlotLimit { sockets, over });
         self

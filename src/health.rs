@@ -182,8 +182,9 @@ pub struct Stats {
     /// Questions of other nodes (rosters, commands) that were not answered because 1,024 were being
     /// answered.
     pub questions_refused: u64,
-    /// Upgrades for which the limit of a user's sockets in the cluster was checked against this node's
-    /// sockets alone, since Redis did not answer.
+    /// Upgrades for which the limit of a user's sockets in the cluster was not checked against all of them:
+    /// against this node's alone, since Redis did not answer, or without those of a node that Redis has lost and
+    /// that did not write them again. Refused where Redis answered and kept losing them.
     pub limits_unchecked: u64,
 }
 

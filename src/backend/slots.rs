@@ -10,7 +10,7 @@ use crate::topic::Topic;
 pub(crate) struct Claim {
     /// The sockets of other nodes that lost their slot to this one, to be closed; `None`: refused.
     pub(crate) granted: Option<Vec<SocketId>>,
-    /// Whether the whole cluster was counted, or only this node because the bus did not answer.
+    /// Whether the whole cluster was counted; not when the bus did not answer, or has lost what others held.
     pub(crate) checked: bool,
 }
 

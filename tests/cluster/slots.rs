@@ -1,5 +1,6 @@
 //! The limit of a user's sockets in the whole cluster.
 
+use std::cell::Cell;
 use std::time::Duration;
 
 use axum::response::Response;
@@ -10,6 +11,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
+use tokio::time::sleep;
 
 use crate::support::client::{Event, text};
 use crate::support::node::{NEVER, authenticate, serve};
@@ -358,7 +360,8 @@ async fn a_connect_is_one_command_a_disconnect_at_most_one_and_none_without_a_li
     assert_eq!(scripts() - before, 50);
     drop(clients);
     until("the slots are free", async || {
-        server.cli(&["HLEN", &own_key(server)]) == "1"
+        let keys = own_keys(server);
+        !server.cli(&["HKEYS", &keys[0]]).contains("u:")
     })
     .await;
     assert!(
@@ -369,8 +372,8 @@ async fn a_connect_is_one_command_a_disconnect_at_most_one_and_none_without_a_li
 }
 
 /// What `max_sockets_per_user_in_cluster` documents.
-const SLOTS_ACL: &str = "~cluster:slots* +eval +evalsha +time +hget +hset +hdel +hexists +unlink +pexpire +zadd \
-    +zrem +zrangebyscore +zremrangebyscore";
+const SLOTS_ACL: &str = "~cluster:slots* +eval +evalsha +time +hget +hmget +hset +hdel +hexists +unlink +pexpire \
+    +zadd +zrem +zscore +zrangebyscore +zremrangebyscore";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_documented_acl_line_is_enough_and_without_it_the_local_limit_holds() {
@@ -418,6 +421,153 @@ async fn the_documented_acl_line_is_enough_and_without_it_the_local_limit_holds(
         assert_eq!(node.cluster.health(), Health::Up);
         assert_eq!(node.cluster.stats().limits_unchecked, 3);
     }
+}
+
+/// Redis under `allkeys-random`, or an operator, or a script that cleans up: sockets come and go on three nodes
+/// meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_keys_redis_loses_nobody_has_more_sockets_than_the_limit() {
+    const LIMIT: usize = 3;
+    let lab = Lab::redis();
+    let server = lab.redis.as_ref().unwrap();
+    let nodes: [TestNode; 3] = start(limited(&lab, LIMIT, OverLimit::Refuse)).await;
+    // Before the first key is lost, and after the last, everything is checked.
+    for node in &nodes {
+        drop(enter(node, "alice").await);
+    }
+    until_sockets(&nodes, 0).await;
+    let unchecked = || -> u64 {
+        let stats = nodes.iter().map(|node| node.cluster.stats());
+        stats.map(|stats| stats.limits_unchecked).sum()
+    };
+    assert_eq!(unchecked(), 0, "control");
+    let (live, most, entered) = (Cell::new(0), Cell::new(0), Cell::new(0));
+    let traffic = async |at: usize| {
+        while entered.get() < 300 {
+            let Ok(client) = attempt(&nodes[at % 3], "alice").await else {
+                sleep(Duration::from_millis(fastrand::u64(..5))).await;
+                continue;
+            };
+            live.set(live.get() + 1);
+            most.set(most.get().max(live.get()));
+            entered.set(entered.get() + 1);
+            sleep(Duration::from_millis(fastrand::u64(..60))).await;
+            // It counts no longer than the client holds it; the node may still think that it lives.
+            live.set(live.get() - 1);
+            drop(client);
+        }
+    };
+    let lost = Cell::new(0);
+    let faults = async {
+        loop {
+            sleep(Duration::from_millis(fastrand::u64(..100))).await;
+            let keys = server.cli(&["KEYS", "cluster:slots*"]);
+            let keys: Vec<&str> = keys.lines().collect();
+            if let Some(key) = fastrand::choice(&keys) {
+                lost.set(lost.get() + usize::from(server.cli(&["DEL", key]) == "1"));
+            }
+            if fastrand::u8(..20) == 0 {
+                cli(
+                    server,
+                    fastrand::choice(["FLUSHALL", "SCRIPT FLUSH"]).unwrap(),
+                );
+            }
+        }
+    };
+    tokio::select! {
+        _ = join_all((0..9).map(traffic)) => {}
+        () = faults => {}
+    }
+    assert!(lost.get() > 10, "control: {} keys were lost", lost.get());
+    assert_eq!(
+        most.get(),
+        LIMIT,
+        "control: they compete for the last slot, and nobody enters beyond it"
+    );
+}
+
+/// A node with nothing to say notices all the same, long before it renews its lease, and others wait for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_node_whose_keys_are_lost_is_waited_for() {
+    let lab = Lab::redis();
+    let server = lab.redis.as_ref().unwrap();
+    let builder = limited(&lab, 2, OverLimit::Refuse).lease(NEVER);
+    // Nobody is refused for having waited too long.
+    let [idle, asking] = start(builder.publish_timeout(NEVER)).await;
+    let _sockets = (enter(&idle, "alice").await, enter(&idle, "alice").await);
+    drop(enter(&asking, "bob").await);
+    let own = own_keys(server);
+    let own = own
+        .iter()
+        .find(|key| server.cli(&["HGET", key, "u:alice"]) != "");
+    let own = own.expect("the idle node's");
+    let renewals = server.calls("zremrangebyscore");
+    for lost in [vec!["cluster:slots"], vec![own], vec!["cluster:slots", own]] {
+        let deleted = [&["DEL"], &*lost].concat();
+        assert_eq!(server.cli(&deleted), lost.len().to_string(), "control");
+        assert!(is_refused(&asking, "alice").await, "{lost:?}");
+    }
+    assert_eq!(server.cli(&["FLUSHALL"]), "OK");
+    assert!(is_refused(&asking, "alice").await);
+    drop(enter(&asking, "bob").await);
+    for node in [&idle, &asking] {
+        assert_eq!(node.cluster.stats().limits_unchecked, 0);
+    }
+    let calm = server.calls("zremrangebyscore") - renewals;
+    assert!(
+        calm < 40,
+        "control: nothing is written for ever, but {calm} times"
+    );
+}
+
+/// A failover, or a restart with what was saved a second ago, takes the last writes back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_that_redis_took_back_is_written_again() {
+    let lab = Lab::redis();
+    let server = lab.redis.as_ref().unwrap();
+    let builder = limited(&lab, 2, OverLimit::Refuse).lease(NEVER);
+    let [a, b] = start(builder.publish_timeout(NEVER)).await;
+    let _first = enter(&a, "alice").await;
+    let own = own_keys(server);
+    let own = own
+        .iter()
+        .find(|key| server.cli(&["HGET", key, "u:alice"]) != "");
+    let own = own.expect("the node's");
+    assert_eq!(server.cli(&["COPY", own, "saved"]), "1");
+    let _second = enter(&a, "alice").await;
+    assert_eq!(server.cli(&["COPY", "saved", own, "REPLACE"]), "1");
+    assert_eq!(slots(server, "alice"), 1, "control: it is taken back");
+    until("it is written again", async || slots(server, "alice") == 2).await;
+    assert!(is_refused(&b, "alice").await);
+    assert_eq!(b.cluster.stats().limits_unchecked, 0);
+}
+
+/// What a dead node held cannot be asked of anybody: the others decide, by what they know, and say so.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_node_whose_keys_are_lost_is_given_up() {
+    let lab = Lab::redis();
+    let server = lab.redis.as_ref().unwrap();
+    let builder = limited(&lab, 2, OverLimit::Refuse).lease(NEVER);
+    let [b, c] = start(builder.clone()).await;
+    let before = own_keys(server);
+    let process = Runtime::new().unwrap();
+    let dying = process.spawn(async move {
+        let node = TestNode::start(builder.start()).await;
+        let client = node.client("alice").await;
+        (node, client)
+    });
+    let _dead = dying.await.unwrap();
+    process.shutdown_background();
+    let dead = own_keys(server);
+    let dead = dead.iter().find(|key| !before.contains(key));
+    let dead = dead.expect("it has joined");
+    let _counted = enter(&b, "alice").await;
+    assert!(is_refused(&c, "alice").await, "control: its lease runs");
+    assert_eq!(server.cli(&["DEL", dead]), "1");
+    let _unchecked = enter(&c, "alice").await;
+    assert_eq!(c.cluster.stats().limits_unchecked, 1);
+    assert!(is_refused(&b, "alice").await, "the living are counted");
+    assert_eq!(b.cluster.stats().limits_unchecked, 0);
 }
 
 #[test]
@@ -508,10 +658,8 @@ fn slots(server: &RedisServer, user: &str) -> usize {
     slots.map(|slots| slots.matches(',').count()).sum()
 }
 
-/// The hash of the only node that counts slots.
-fn own_key(server: &RedisServer) -> String {
-    format!(
-        "cluster:slots:{}",
-        server.cli(&["ZRANGE", "cluster:slots", "0", "-1"])
-    )
+/// The hashes of the nodes.
+fn own_keys(server: &RedisServer) -> Vec<String> {
+    let keys = server.cli(&["KEYS", "cluster:slots:*"]);
+    keys.lines().map(str::to_owned).collect()
 }

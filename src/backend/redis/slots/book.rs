@@ -27,20 +27,34 @@ pub(super) type Writes = Vec<(Topic, String)>;
 /// What Redis says to a claim.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
-    Granted { since: u64, replaced: Vec<SocketId> },
-    Refused,
+    Granted {
+        since: u64,
+        replaced: Vec<SocketId>,
+        /// No node was missing.
+        whole: bool,
+    },
+    /// By those that are known, so that it holds whoever is missing.
+    Refused { whole: bool },
+    /// Not decided: Redis has lost the slots of these nodes. And its time, in milliseconds.
+    Missing { nodes: Vec<String>, millis: u64 },
 }
 
 /// What Redis is asked and told in one pipeline: first the truth, then the claims.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Batch {
     pub(super) writes: Writes,
+    /// With them everything is written.
+    pub(super) whole: bool,
     pub(super) claims: VecDeque<(Topic, u64)>,
 }
 
 impl Batch {
     pub(super) fn is_empty(&self) -> bool {
-        self.writes.is_empty() && self.claims.is_empty()
+        !self.has_writes() && self.claims.is_empty()
+    }
+
+    pub(super) fn has_writes(&self) -> bool {
+        self.whole || !self.writes.is_empty()
     }
 }
 
@@ -54,9 +68,33 @@ pub(super) struct Book {
     dirty: IndexSet<Topic>,
     /// Redis has to forget all it knows of this node.
     anew: bool,
+    /// Redis does not have all that this node holds.
+    unwritten: bool,
     queue: VecDeque<(Topic, u64)>,
-    /// Sockets of this node that lost their slot and do not know yet.
-    lost: Vec<u64>,
+    /// Claims from before the queue, to be asked again.
+    put_off: Vec<(Topic, u64)>,
+    news: News,
+}
+
+/// What others are to be told, once nothing is locked: it wakes them.
+#[derive(Debug, Default)]
+#[must_use = "sockets wait for it"]
+pub(super) struct News {
+    /// Sockets of this node that lost their slot.
+    pub(super) lost: Vec<u64>,
+    answers: Vec<(oneshot::Sender<Claim>, Claim)>,
+    /// Nobody wants an answer any more.
+    dropped: Vec<oneshot::Sender<Claim>>,
+}
+
+impl News {
+    /// Answers the claims.
+    pub(super) fn answer(self) {
+        for (reply, claim) in self.answers {
+            // Fails only when the socket is gone; its release follows.
+            let _ = reply.send(claim);
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +102,9 @@ enum Stage {
     /// Nothing is known of Redis yet: it is worth waiting for.
     Starting,
     Joined,
+    /// Redis answers, and has lost what others wrote, or this node: it is worth waiting for, and who waited too
+    /// long is refused. Else a lost key would let in as many as there are nodes.
+    Patchy,
     Outage,
 }
 
@@ -99,8 +140,10 @@ impl Book {
             users: HashMap::new(),
             dirty: IndexSet::new(),
             anew: true,
+            unwritten: true,
             queue: VecDeque::new(),
-            lost: Vec::new(),
+            put_off: Vec::new(),
+            news: News::default(),
         }
     }
 
@@ -125,7 +168,8 @@ impl Book {
         answer
     }
 
-    /// Answers a claim that Redis has not answered, by the sockets of this node.
+    /// Answers a claim that Redis has not answered, by the sockets of this node. Not where Redis answers others:
+    /// then it is refused.
     pub(super) fn settle(&mut self, user: &Topic, number: u64, now: u64) {
         let Some(reply) = self.take_waiting(user, number) else {
             return;
@@ -138,25 +182,25 @@ impl Book {
             .filter_map(|entry| Some((entry.held_since()?, entry.number)))
             .collect();
         held.sort_unstable();
-        let room = self.limit.make_room(held.len());
+        let room = match self.stage {
+            Stage::Patchy => None,
+            _ => self.limit.make_room(held.len()),
+        };
         if let Some(over) = room {
             held.truncate(over);
             held.iter()
                 .for_each(|(_, number)| self.lose(user.as_str(), *number));
             self.hold(user, number, now);
         }
-        // Fails only when the socket is gone; its release follows.
-        let _ = reply.send(Claim {
-            granted: room.map(|_| Vec::new()),
-            checked: false,
-        });
+        let (granted, checked) = (room.map(|_| Vec::new()), false);
+        self.news.answers.push((reply, Claim { granted, checked }));
     }
 
     pub(super) fn release(&mut self, user: &Topic, number: u64) {
-        if let Some(standing) = self.remove(user, number)
-            && !matches!(standing, Standing::Waiting(_))
-        {
-            self.mark(user);
+        match self.remove(user, number) {
+            Some(Standing::Waiting(reply)) => self.news.dropped.push(reply),
+            Some(Standing::Held(_) | Standing::Lost) => self.mark(user),
+            None => {}
         }
     }
 
@@ -171,14 +215,13 @@ impl Book {
         for entry in entries.filter(|entry| entry.number == number) {
             if let Standing::Held(_) = entry.standing {
                 entry.standing = Standing::Lost;
-                self.lost.push(number);
+                self.news.lost.push(number);
             }
         }
     }
 
-    /// The sockets that have to be closed.
-    pub(super) fn take_lost(&mut self) -> Vec<u64> {
-        std::mem::take(&mut self.lost)
+    pub(super) fn take_news(&mut self) -> News {
+        std::mem::take(&mut self.news)
     }
 
     // For the keeper -------------------------------------------------------------------------------
@@ -196,26 +239,38 @@ impl Book {
     /// Returns whether that ends an outage.
     pub(super) fn joined(&mut self, created: bool) -> bool {
         self.anew = false;
+        self.unwritten = created;
         if created {
             self.dirty = self.users.keys().cloned().collect();
         }
-        std::mem::replace(&mut self.stage, Stage::Joined) == Stage::Outage
+        let before = self.stage;
+        if before != Stage::Patchy {
+            self.stage = Stage::Joined;
+        }
+        before == Stage::Outage
+    }
+
+    /// Redis answers, and no longer knows this node.
+    pub(super) fn forgotten(&mut self) {
+        self.stage = Stage::Patchy;
     }
 
     /// Redis does not answer: who waits is answered here. Returns whether an outage begins.
     pub(super) fn outage(&mut self, now: u64) -> bool {
-        for (user, number) in std::mem::take(&mut self.queue) {
+        let before = std::mem::replace(&mut self.stage, Stage::Outage);
+        let put_off = std::mem::take(&mut self.put_off);
+        for (user, number) in put_off.into_iter().chain(std::mem::take(&mut self.queue)) {
             self.settle(&user, number, now);
         }
         if self.dirty.len() > REMEMBERED {
             self.dirty = IndexSet::new();
             self.anew = true;
         }
-        std::mem::replace(&mut self.stage, Stage::Outage) != Stage::Outage
+        before != Stage::Outage
     }
 
-    /// What is to be said next.
-    pub(super) fn next_batch(&mut self) -> Batch {
+    /// What is to be said next, with claims or without.
+    pub(super) fn next_batch(&mut self, claims: bool) -> Batch {
         let mut batch = Batch::default();
         while batch.writes.len() < WRITES
             && let Some(user) = self.dirty.pop()
@@ -224,8 +279,23 @@ impl Book {
             batch.writes.push((user, slots));
         }
         // A claim counts what was written: not before all is.
-        while self.dirty.is_empty()
-            && batch.claims.len() < CLAIMS
+        if !self.dirty.is_empty() {
+            return batch;
+        }
+        batch.whole = std::mem::take(&mut self.unwritten);
+        if !claims {
+            return batch;
+        }
+        for claim in self.put_off.drain(..).rev() {
+            self.queue.push_front(claim);
+        }
+        // While nobody is let in, one finds out for all.
+        let most = if self.stage == Stage::Patchy {
+            1
+        } else {
+            CLAIMS
+        };
+        while batch.claims.len() < most
             && let Some((user, number)) = self.queue.pop_front()
         {
             if self.is_waiting(&user, number) {
@@ -237,30 +307,45 @@ impl Book {
 
     /// Redis has answered a claim.
     pub(super) fn answered(&mut self, user: &Topic, number: u64, verdict: Verdict) {
+        match verdict {
+            Verdict::Missing { .. } => return self.put_off(user, number),
+            Verdict::Refused { whole: false } => {}
+            Verdict::Granted { .. } | Verdict::Refused { whole: true } => {
+                self.stage = Stage::Joined
+            }
+        }
         let Some(reply) = self.take_waiting(user, number) else {
             // Its socket is gone, or was answered here meanwhile.
             return self.mark(user);
         };
-        let granted = match verdict {
-            Verdict::Refused => None,
-            Verdict::Granted { since, replaced } => {
+        let (granted, checked) = match verdict {
+            Verdict::Granted {
+                since,
+                replaced,
+                whole,
+            } => {
                 self.hold(user, number, since);
                 let node = self.node;
                 let (own, others): (Vec<SocketId>, _) =
                     replaced.into_iter().partition(|socket| socket.node == node);
                 own.iter()
                     .for_each(|socket| self.lose(user.as_str(), socket.number));
-                Some(others)
+                (Some(others), whole)
             }
+            _ => (None, true),
         };
-        let _ = reply.send(Claim {
-            granted,
-            checked: true,
-        });
+        self.news.answers.push((reply, Claim { granted, checked }));
+    }
+
+    /// Redis decides it when the slots of all nodes are there.
+    fn put_off(&mut self, user: &Topic, number: u64) {
+        self.stage = Stage::Patchy;
+        self.put_off.push((user.clone(), number));
     }
 
     /// Nobody knows what of it Redis has done.
     pub(super) fn failed(&mut self, batch: Batch) {
+        self.unwritten |= batch.whole;
         for (user, _) in batch.writes {
             self.mark(&user);
         }
@@ -340,7 +425,30 @@ mod tests {
     fn joined(sockets: usize, over: OverLimit) -> Book {
         let mut book = book(sockets, over);
         book.joined(true);
+        assert!(book.next_batch(true).whole, "there is nothing to write");
         book
+    }
+
+    /// What sockets are told.
+    fn news(book: &mut Book) -> Vec<u64> {
+        let mut news = book.take_news();
+        let lost = std::mem::take(&mut news.lost);
+        news.answer();
+        lost
+    }
+
+    fn granted_by_redis(since: u64) -> Verdict {
+        let (replaced, whole) = (vec![], true);
+        Verdict::Granted {
+            since,
+            replaced,
+            whole,
+        }
+    }
+
+    fn missing() -> Verdict {
+        let (nodes, millis) = (vec!["b=1".to_owned()], 0);
+        Verdict::Missing { nodes, millis }
     }
 
     fn user(name: u8) -> Topic {
@@ -356,13 +464,13 @@ mod tests {
     fn what_was_released_is_written_before_anything_is_claimed() {
         let mut book = joined(2, OverLimit::Refuse);
         let mut answer = book.claim(&user(1), 7, 0);
-        assert_eq!(book.next_batch().claims, [(user(1), 7)]);
-        let (since, replaced) = (5, vec![]);
-        book.answered(&user(1), 7, Verdict::Granted { since, replaced });
+        assert_eq!(book.next_batch(true).claims, [(user(1), 7)]);
+        book.answered(&user(1), 7, granted_by_redis(5));
+        news(&mut book);
         assert_eq!(answer.try_recv().ok(), granted(true));
         book.release(&user(1), 7);
         let _waits = book.claim(&user(2), 8, 0);
-        let batch = book.next_batch();
+        let batch = book.next_batch(true);
         assert_eq!(batch.writes, [(user(1), String::new())]);
         assert_eq!(batch.claims, [(user(2), 8)]);
     }
@@ -376,9 +484,9 @@ mod tests {
             book.release(&topic(number), number);
         }
         let _waits = book.claim(&topic(0), u64::MAX, 0);
-        let batch = book.next_batch();
+        let batch = book.next_batch(true);
         assert_eq!((batch.writes.len(), batch.claims.len()), (WRITES, 0));
-        let batch = book.next_batch();
+        let batch = book.next_batch(true);
         assert_eq!((batch.writes.len(), batch.claims.len()), (1, 1));
     }
 
@@ -386,13 +494,13 @@ mod tests {
     fn a_slot_granted_to_a_socket_that_left_is_given_back() {
         let mut book = joined(2, OverLimit::Refuse);
         let answer = book.claim(&user(1), 7, 0);
-        book.next_batch();
+        book.next_batch(true);
         drop(answer);
         book.release(&user(1), 7);
-        assert!(book.next_batch().is_empty(), "redis has not granted it");
-        let (since, replaced) = (5, vec![]);
-        book.answered(&user(1), 7, Verdict::Granted { since, replaced });
-        assert_eq!(book.next_batch().writes, [(user(1), String::new())]);
+        assert!(book.next_batch(true).is_empty(), "redis has not granted it");
+        book.answered(&user(1), 7, granted_by_redis(5));
+        news(&mut book);
+        assert_eq!(book.next_batch(true).writes, [(user(1), String::new())]);
     }
 
     #[test]
@@ -401,25 +509,83 @@ mod tests {
         let mut waiting = book.claim(&user(1), 1, 10);
         assert!(book.outage(11), "it begins");
         assert!(!book.outage(12), "it goes on");
+        news(&mut book);
         assert_eq!(waiting.try_recv().ok(), granted(false));
-        assert_eq!(book.claim(&user(1), 2, 12).try_recv().ok(), granted(false));
-        let refused = book.claim(&user(1), 3, 13).try_recv().unwrap();
+        let mut second = book.claim(&user(1), 2, 12);
+        let mut third = book.claim(&user(1), 3, 13);
+        news(&mut book);
+        assert_eq!(second.try_recv().ok(), granted(false));
+        let refused = third.try_recv().unwrap();
         assert_eq!((refused.granted, refused.checked), (None, false));
         assert!(book.joined(true), "it is over");
         let written = (user(1), "11:1,12:2,".to_owned());
-        assert_eq!(book.next_batch().writes, [written]);
+        assert_eq!(book.next_batch(true).writes, [written]);
     }
 
     #[test]
     fn in_an_outage_the_oldest_of_this_node_goes() {
         let mut book = joined(2, OverLimit::CloseOldest);
         book.outage(0);
+        let mut lost = Vec::new();
         for (number, since) in [(1, 20), (2, 10), (3, 30)] {
-            let answer = book.claim(&user(1), number, since).try_recv();
-            assert_eq!(answer.ok(), granted(false));
+            let mut answer = book.claim(&user(1), number, since);
+            lost.extend(news(&mut book));
+            assert_eq!(answer.try_recv().ok(), granted(false));
         }
-        assert_eq!(book.take_lost(), [2]);
+        assert_eq!(lost, [2]);
         assert!(!book.holds(&user(1), 2) && book.holds(&user(1), 3));
+    }
+
+    #[test]
+    fn what_redis_cannot_count_waits_and_is_refused_in_the_end() {
+        let mut book = joined(2, OverLimit::Refuse);
+        let mut answers = [1, 2, 3].map(|number| book.claim(&user(1), number, 0));
+        assert_eq!(book.next_batch(true).claims.len(), 3);
+        for number in [1, 2] {
+            book.answered(&user(1), number, missing());
+        }
+        book.answered(&user(1), 3, granted_by_redis(5));
+        news(&mut book);
+        assert_eq!(answers[2].try_recv().ok(), granted(true));
+        book.forgotten();
+        assert!(book.next_batch(false).is_empty(), "not yet");
+        assert_eq!(
+            book.next_batch(true).claims,
+            [(user(1), 1)],
+            "one asks for all"
+        );
+        book.answered(&user(1), 1, missing());
+        book.settle(&user(1), 1, 9);
+        news(&mut book);
+        let refused = answers[0].try_recv().unwrap();
+        assert_eq!((refused.granted, refused.checked), (None, false));
+        assert_eq!(
+            book.next_batch(true).claims,
+            [(user(1), 2)],
+            "the first is over"
+        );
+        book.answered(&user(1), 2, missing());
+        assert!(book.outage(9), "it is this node's count again");
+        news(&mut book);
+        assert_eq!(answers[1].try_recv().ok(), granted(false));
+    }
+
+    #[test]
+    fn all_is_written_before_redis_calls_it_whole() {
+        let mut book = joined(1, OverLimit::Refuse);
+        for number in 0..WRITES as u64 + 1 {
+            book.hold(&Topic::room(&number.to_string()).unwrap(), number, 0);
+        }
+        book.joined(true);
+        let first = book.next_batch(true);
+        assert_eq!((first.writes.len(), first.whole), (WRITES, false));
+        let second = book.next_batch(true);
+        assert_eq!((second.writes.len(), second.whole), (1, true));
+        assert!(book.next_batch(true).is_empty());
+        book.failed(second);
+        assert!(book.next_batch(true).whole, "it is said again");
+        book.joined(false);
+        assert!(!book.next_batch(true).whole, "redis has it");
     }
 
     #[test]
@@ -430,6 +596,7 @@ mod tests {
             let user = Topic::room(&number.to_string()).unwrap();
             drop(book.claim(&user, number, 0));
             book.release(&user, number);
+            news(&mut book);
         }
         book.outage(1);
         assert!(book.is_anew() && book.dirty.is_empty());
@@ -437,11 +604,15 @@ mod tests {
 
     /// A Redis of one node: what its hash holds of each user.
     #[derive(Default)]
-    struct Hash(HashMap<Topic, String>);
+    struct Hash(HashMap<Topic, String>, Whole);
+
+    /// Whether all that the node holds was written to it.
+    type Whole = bool;
 
     impl Hash {
-        fn write(&mut self, writes: &Writes) {
-            for (user, slots) in writes {
+        fn write(&mut self, batch: &Batch) {
+            self.1 |= batch.whole;
+            for (user, slots) in &batch.writes {
                 match slots.is_empty() {
                     true => self.0.remove(user),
                     false => self.0.insert(user.clone(), slots.clone()),
@@ -452,11 +623,10 @@ mod tests {
         fn claim(&mut self, user: &Topic, number: u64, limit: usize, now: u64) -> Verdict {
             let slots = self.0.entry(user.clone()).or_default();
             if slots.matches(',').count() >= limit {
-                return Verdict::Refused;
+                return Verdict::Refused { whole: true };
             }
             *slots += &format!("{now}:{number:x},");
-            let (since, replaced) = (now, vec![]);
-            Verdict::Granted { since, replaced }
+            granted_by_redis(now)
         }
     }
 
@@ -466,6 +636,8 @@ mod tests {
         Release(prop::sample::Index),
         /// A batch, of which so many commands are answered and one more is carried out without.
         Batch(usize),
+        /// A batch whose claims Redis puts off, since somebody's slots are lost.
+        PutOff,
         Outage,
         /// Redis was reached again, with its data or without.
         Joined(bool),
@@ -476,6 +648,7 @@ mod tests {
             4 => (0..3u8).prop_map(Event::Claim),
             3 => any::<prop::sample::Index>().prop_map(Event::Release),
             3 => (0..4usize).prop_map(Event::Batch),
+            1 => Just(Event::PutOff),
             1 => Just(Event::Outage),
             1 => any::<bool>().prop_map(Event::Joined),
         ]
@@ -490,7 +663,9 @@ mod tests {
             let (mut book, mut redis) = (book(LIMIT, OverLimit::Refuse), Hash::default());
             let mut up = false;
             let mut asked: Vec<(Topic, u64, oneshot::Receiver<Claim>)> = Vec::new();
-            let end = [Event::Joined(true), Event::Batch(usize::MAX), Event::Batch(usize::MAX)];
+            // One claim ends what was put off.
+            let settle = [Event::Batch(usize::MAX), Event::Batch(usize::MAX), Event::Batch(usize::MAX)];
+            let end = [Event::Joined(true)].into_iter().chain(settle);
             for (now, event) in events.into_iter().chain(end).enumerate() {
                 let now = now as u64;
                 match event {
@@ -503,12 +678,20 @@ mod tests {
                         let (user, number, _) = asked.swap_remove(which.index(asked.len()));
                         book.release(&user, number);
                     }
-                    Event::Batch(_) if !up => {}
+                    Event::Batch(_) | Event::PutOff if !up => {}
+                    Event::PutOff => {
+                        let batch = book.next_batch(true);
+                        redis.write(&batch);
+                        for (user, number) in batch.claims {
+                            book.answered(&user, number, missing());
+                        }
+                    }
                     Event::Batch(answered) => {
-                        let mut batch = book.next_batch();
-                        redis.write(&batch.writes);
+                        let mut batch = book.next_batch(true);
+                        redis.write(&batch);
                         if answered > 0 {
                             batch.writes.clear();
+                            batch.whole = false;
                         }
                         for _ in 0..answered {
                             let Some((user, number)) = batch.claims.pop_front() else { break };
@@ -525,15 +708,16 @@ mod tests {
                         book.outage(now);
                     }
                     Event::Joined(kept) => {
-                        let created = book.is_anew() || !kept;
+                        let created = book.is_anew() || !kept || !redis.1;
                         if created {
-                            redis.0.clear();
+                            redis = Hash::default();
                         }
                         book.joined(created);
                         up = true;
                     }
                 }
             }
+            news(&mut book);
             let mut truth: HashMap<Topic, usize> = HashMap::new();
             for (user, number, mut answer) in asked {
                 let claim = answer.try_recv().expect("an answer");

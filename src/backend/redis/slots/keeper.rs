@@ -4,11 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bb8_redis::bb8::ManageConnection;
-use redis::{Pipeline, RedisResult, Value};
+use redis::{Pipeline, RedisError, RedisResult, Value};
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::book::Batch;
-use super::script::{Script, advise, replaced, text, verdict};
+use super::book::{Batch, Book, Verdict};
+use super::missing::Missing;
+use super::script::{
+    Renewed, Script, Stamp, Terms, advise, joined, renewed, replaced, seen, verdict,
+};
 use super::{SlotTable, now};
 use crate::backend::BusSettings;
 use crate::backend::redis::advice::Advice;
@@ -19,6 +22,13 @@ use crate::id::NodeId;
 
 /// A lease is this many renewals long.
 const MARGIN: u32 = 3;
+/// A node that says nothing looks this often whether Redis still has its keys: two reads, so that a lost key is
+/// noticed long before the claims that wait for it are refused.
+const LOOK: Duration = Duration::from_millis(250);
+/// Looks until every node has noticed a loss, however busy it is.
+const GRACE: u32 = 3;
+/// Until what is missing is asked for again.
+const RETRY: Duration = Duration::from_millis(10);
 
 #[derive(Debug)]
 pub(in crate::backend::redis) struct Keeper {
@@ -29,10 +39,35 @@ pub(in crate::backend::redis) struct Keeper {
     link: Option<Link>,
     script: Script,
     renewal: Duration,
+    look: Duration,
     /// Raised whenever something that was said may still be on its way: Redis then ignores it.
     epoch: u64,
+    /// How many things were said, and the last of them that Redis confirmed.
+    said: u64,
+    confirmed: u64,
     /// What the last renewal told, to be acknowledged with the next.
-    known: String,
+    known: Renewed,
+    /// Redis' clock, in milliseconds, and when it was so late.
+    clock: Option<(u64, Instant)>,
+    missing: Missing,
+    due: Due,
+}
+
+/// When something is to be said whether or not there is news.
+#[derive(Debug)]
+struct Due {
+    renewal: Instant,
+    look: Instant,
+    /// Not before.
+    claims: Instant,
+}
+
+/// Why Redis has to be told anew who speaks.
+#[derive(Debug)]
+enum Lapse {
+    /// It answers, and has lost this node's keys, or the script.
+    Forgotten,
+    Failed(Arc<str>),
 }
 
 impl Keeper {
@@ -43,15 +78,31 @@ impl Keeper {
         node: NodeId,
         settings: &BusSettings,
     ) -> Self {
+        let (lease, patience) = (settings.lease, settings.publish_timeout / 2);
+        let renewal = lease / MARGIN;
+        // What is lost is found, and written, before whoever waits for it gives up.
+        let look = LOOK.min(renewal).min(patience / (GRACE + 1));
+        let grace = look * GRACE;
+        let now = Instant::now();
         Self {
             table,
             links,
             advice,
             link: None,
-            script: Script::new(&settings.namespace, node, settings.lease),
-            renewal: settings.lease / MARGIN,
+            script: Script::new(&settings.namespace, node, Terms { lease, grace }),
+            renewal,
+            look,
             epoch: 0,
-            known: String::new(),
+            said: 0,
+            confirmed: 0,
+            known: Renewed::default(),
+            clock: None,
+            missing: Missing::new(patience),
+            due: Due {
+                renewal: now,
+                look: now,
+                claims: now,
+            },
         }
     }
 
@@ -60,9 +111,18 @@ impl Keeper {
         self.table.book.lock().begin();
         let mut failures = 0;
         loop {
-            let reason = match self.join().await {
+            let lapse = match self.join().await {
                 Ok(()) => self.serve(&mut failures).await,
-                Err(reason) => reason,
+                Err(lapse) => lapse,
+            };
+            let reason = match lapse {
+                Lapse::Failed(reason) => reason,
+                Lapse::Forgotten => {
+                    tracing::debug!("redis has lost this node's slots, or the script: once more");
+                    self.table.change(Book::forgotten);
+                    sleep(RETRY).await;
+                    continue;
+                }
             };
             failures += 1;
             // A single failure tells of a lost connection, not of a lost Redis.
@@ -82,69 +142,103 @@ impl Keeper {
     pub(in crate::backend::redis) async fn leave(&mut self) {
         let mut pipeline = redis::pipe();
         pipeline.add_command(self.script.leave());
-        if let Err(reason) = self.ask(&mut pipeline).await {
+        if let Err(Lapse::Failed(reason)) = self.ask(&mut pipeline).await {
             tracing::debug!(%reason, "the slots stay in redis until their lease ends");
         }
     }
 
     /// From here on Redis listens to this epoch alone.
-    async fn join(&mut self) -> Result<(), Arc<str>> {
+    async fn join(&mut self) -> Result<(), Lapse> {
         self.epoch += 1;
         let anew = self.table.book.lock().is_anew();
         let mut pipeline = redis::pipe();
-        pipeline.add_command(self.script.join(self.epoch, anew));
-        let answers = self.ask(&mut pipeline).await?;
-        let created = match answers.into_iter().next() {
-            Some(Ok(Value::Int(created))) => created == 1,
-            Some(Err(error)) => return Err(advise(explain(&self.advice, &error))),
-            Some(Ok(_)) | None => return Err(nonsense()),
-        };
-        if self.table.change(|book| book.joined(created)) {
+        pipeline.add_command(self.script.join(self.stamp(), anew, &self.known.nodes));
+        let answer = self.ask(&mut pipeline).await?.into_iter().next();
+        let answer = answer.ok_or_else(nonsense)?;
+        let answer = answer.map_err(|error| self.lapse(&error))?;
+        let joined = joined(&answer).ok_or_else(nonsense)?;
+        if joined.created {
+            self.known.replaced.clear();
+        }
+        let remembered = std::mem::replace(&mut self.known.nodes, joined.nodes);
+        let now = Instant::now();
+        if remembered.is_empty() {
+            // Nobody would decide a newcomer's claims any sooner.
+            self.due.claims = now + joined.others;
+        }
+        self.clock = Some((joined.millis, now));
+        self.due.renewal = now + self.renewal;
+        if self.table.change(|book| book.joined(joined.created)) {
             tracing::info!("sockets per user are limited in the whole cluster again");
         }
         Ok(())
     }
 
     /// Speaks until something fails; returns what.
-    async fn serve(&mut self, failures: &mut u32) -> Arc<str> {
-        let mut renew_at = Instant::now() + self.renewal;
+    async fn serve(&mut self, failures: &mut u32) -> Lapse {
         loop {
-            let batch = self.table.book.lock().next_batch();
-            let renews = renew_at <= Instant::now();
-            if batch.is_empty() && !renews {
-                tokio::select! {
-                    () = self.table.changed.notified() => {}
-                    () = self.table.doubted.notified() => renew_at = Instant::now(),
-                    () = sleep_until(renew_at) => {}
-                }
+            let now = Instant::now();
+            let batch = self.table.book.lock().next_batch(self.due.claims <= now);
+            let renews = self.due.renewal <= now;
+            let said = if renews || !batch.is_empty() {
+                self.exchange(renews, batch).await
+            } else if self.due.look <= now {
+                self.look().await
+            } else {
+                self.rest(now).await;
                 continue;
-            }
-            if renews {
-                renew_at = Instant::now() + self.renewal;
-            }
-            if let Err(reason) = self.exchange(renews, batch).await {
-                return reason;
+            };
+            if let Err(lapse) = said {
+                return lapse;
             }
             *failures = 0;
+            self.due.look = Instant::now() + self.look;
         }
     }
 
+    /// Waits until there is something to say.
+    async fn rest(&mut self, now: Instant) {
+        let mut wake = self.due.renewal.min(self.due.look);
+        if self.due.claims > now {
+            wake = wake.min(self.due.claims);
+        }
+        tokio::select! {
+            () = self.table.changed.notified() => {}
+            () = self.table.doubted.notified() => self.due.renewal = Instant::now(),
+            () = sleep_until(wake) => {}
+        }
+    }
+
+    /// Finds out whether Redis still has this node's keys; the renewal restores what can be restored.
+    async fn look(&mut self) -> Result<(), Lapse> {
+        let answers = self.ask(&mut self.script.look()).await?;
+        let answers: RedisResult<Vec<Value>> = answers.into_iter().collect();
+        let answers = answers.map_err(|error| self.lapse(&error))?;
+        if !seen(&answers, self.stamp()) {
+            self.due.renewal = Instant::now();
+        }
+        Ok(())
+    }
+
     /// Says one batch and takes the answers.
-    async fn exchange(&mut self, renews: bool, mut batch: Batch) -> Result<(), Arc<str>> {
-        let mut pipeline = redis::pipe();
+    async fn exchange(&mut self, renews: bool, mut batch: Batch) -> Result<(), Lapse> {
+        self.said += 1;
+        let (mut pipeline, stamp) = (redis::pipe(), self.stamp());
         if renews {
-            pipeline.add_command(self.script.renew(self.epoch, &self.known));
+            self.due.renewal = Instant::now() + self.renewal;
+            pipeline.add_command(self.script.renew(stamp, &self.known.replaced));
         }
-        if !batch.writes.is_empty() {
-            pipeline.add_command(self.script.write(self.epoch, &batch.writes));
+        if batch.has_writes() {
+            pipeline.add_command(self.script.write(stamp, &batch.writes, batch.whole));
         }
+        let (limit, given_up) = (self.table.limit, self.missing.given_up(Instant::now()));
         for (user, number) in &batch.claims {
-            let limit = self.table.limit;
-            pipeline.add_command(self.script.claim(self.epoch, user, *number, limit));
+            let claim = self.script.claim(stamp, user, *number, limit, &given_up);
+            pipeline.add_command(claim);
         }
         let answered = match self.ask(&mut pipeline).await {
             Ok(answers) => self.take(renews, &mut batch, answers),
-            Err(reason) => Err(reason),
+            Err(lapse) => Err(lapse),
         };
         if answered.is_err() {
             self.table.change(|book| book.failed(batch));
@@ -152,20 +246,39 @@ impl Keeper {
         answered
     }
 
+    fn stamp(&self) -> Stamp {
+        let millis = self
+            .clock
+            .map_or(0, |(millis, at)| millis + at.elapsed().as_millis() as u64);
+        Stamp {
+            epoch: self.epoch,
+            millis,
+            says: self.said,
+            confirmed: self.confirmed,
+        }
+    }
+
     /// Runs commands, on a new connection when there is none that works.
-    async fn ask(&mut self, commands: &mut Pipeline) -> Result<Vec<RedisResult<Value>>, Arc<str>> {
+    async fn ask(&mut self, commands: &mut Pipeline) -> Result<Vec<RedisResult<Value>>, Lapse> {
         let mut link = match self.link.take().filter(|link| !link.is_dead()) {
             Some(link) => link,
             None => {
                 let connecting = self.links.connect().await;
-                connecting.map_err(|error| explain(&self.advice, &error))?
+                connecting.map_err(|error| self.lapse(&error))?
             }
         };
         let answers = link.run(commands).await;
         // After an error, or cancelled, it is of no further use.
-        let answers = answers.map_err(|error| explain(&self.advice, &error))?;
+        let answers = answers.map_err(|error| self.lapse(&error))?;
         self.link = Some(link);
         Ok(answers)
+    }
+
+    fn lapse(&self, error: &RedisError) -> Lapse {
+        match error.code() {
+            Some("STALE" | "NOSCRIPT") => Lapse::Forgotten,
+            _ => Lapse::Failed(advise(explain(&self.advice, error))),
+        }
     }
 
     /// Takes the answers to a batch, in its order, and out of it what is answered.
@@ -174,34 +287,60 @@ impl Keeper {
         renews: bool,
         batch: &mut Batch,
         answers: Vec<RedisResult<Value>>,
-    ) -> Result<(), Arc<str>> {
+    ) -> Result<(), Lapse> {
         let mut answers = answers.into_iter();
-        let mut next = || match answers.next() {
-            Some(answer) => answer.map_err(|error| advise(explain(&self.advice, &error))),
-            None => Err(nonsense()),
-        };
         if renews {
-            self.known = text(&next()?).ok_or_else(nonsense)?.to_owned();
+            let answer = self.next(&mut answers)?;
+            self.known = renewed(&answer).ok_or_else(nonsense)?;
+            self.clock = Some((self.known.millis, Instant::now()));
             self.table.change(|book| {
-                for (user, number) in replaced(&self.known) {
+                for (user, number) in replaced(&self.known.replaced) {
                     book.lose(user, number);
                 }
             });
         }
-        if !batch.writes.is_empty() {
-            next()?;
+        if batch.has_writes() {
+            self.next(&mut answers)?;
+            self.confirmed = self.said;
             batch.writes.clear();
+            batch.whole = false;
         }
         while let Some((user, number)) = batch.claims.front() {
-            let verdict = verdict(&next()?).ok_or_else(nonsense)?;
+            let answer = self.next(&mut answers)?;
+            let verdict = verdict(&answer).ok_or_else(nonsense)?;
+            self.heed(&verdict);
             self.table
                 .change(|book| book.answered(user, *number, verdict));
             batch.claims.pop_front();
         }
         Ok(())
     }
+
+    fn next(&self, answers: &mut impl Iterator<Item = RedisResult<Value>>) -> Result<Value, Lapse> {
+        let answer = answers.next().ok_or_else(nonsense)?;
+        answer.map_err(|error| self.lapse(&error))
+    }
+
+    /// Learns from a verdict who is missing, and what time it is.
+    fn heed(&mut self, verdict: &Verdict) {
+        let now = Instant::now();
+        match verdict {
+            Verdict::Missing { nodes, millis } => {
+                self.missing.told(nodes.clone(), now);
+                self.clock = Some((*millis, now));
+                self.due.claims = now + RETRY;
+            }
+            Verdict::Granted { whole: true, .. } | Verdict::Refused { whole: true } => {
+                self.missing.told(Vec::new(), now);
+            }
+            Verdict::Granted { .. } | Verdict::Refused { .. } => {}
+        }
+        if let Verdict::Granted { .. } = verdict {
+            self.confirmed = self.said;
+        }
+    }
 }
 
-fn nonsense() -> Arc<str> {
-    "redis gave an answer that makes no sense".into()
+fn nonsense() -> Lapse {
+    Lapse::Failed("redis gave an answer that makes no sense".into())
 }

@@ -3,6 +3,7 @@
 
 mod book;
 mod keeper;
+mod missing;
 mod script;
 
 use std::sync::{OnceLock, Weak};
@@ -60,12 +61,14 @@ impl SlotTable {
     fn change<T>(&self, change: impl FnOnce(&mut Book) -> T) -> T {
         let mut book = self.book.lock();
         let changed = change(&mut book);
-        let lost = book.take_lost();
+        let news = book.take_news();
         drop(book);
         if let Some(listener) = self.listener.get().and_then(Weak::upgrade) {
-            lost.into_iter()
-                .for_each(|number| listener.replaced(number));
+            news.lost
+                .iter()
+                .for_each(|number| listener.replaced(*number));
         }
+        news.answer();
         changed
     }
 }
@@ -81,10 +84,17 @@ impl Slots for SlotTable {
             }
             self.change(|book| book.settle(&user, number, now()));
             // Settled just now, or answered in the last moment.
-            answer.try_recv().unwrap_or(Claim {
+            let claim = answer.try_recv().unwrap_or(Claim {
                 granted: None,
                 checked: false,
-            })
+            });
+            if claim.granted.is_none() && !claim.checked {
+                tracing::debug!(
+                    user = user.as_str(),
+                    "refused: redis did not count the user's sockets in time; does it evict keys (maxmemory-policy)?"
+                );
+            }
+            claim
         }
         .boxed()
     }
