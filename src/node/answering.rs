@@ -68,9 +68,12 @@ impl Node {
             Ok(Control::Unasked { id }) => {
                 self.question(id, |gathering| gathering.unasked(origin));
             }
-            Ok(Control::Hello { node, lease, reply }) => {
-                self.node_said_hello(node, lease, (reply, to_us));
-            }
+            Ok(Control::Hello {
+                node,
+                lease,
+                reply,
+                worker,
+            }) => self.node_said_hello(node, (lease, worker), (reply, to_us)),
             Ok(Control::Bye) => self.node_left(origin),
             // A word of a later version.
             Err(_) if serde_json::from_slice::<IgnoredAny>(json).is_ok() => {}
@@ -119,7 +122,7 @@ impl Node {
                 self.tasks.spawn(open.answer_with_sockets(members));
             }
             Ask::Node => {
-                let node = Some(self.introduce());
+                let node = (!self.config.worker).then(|| self.introduce());
                 self.tasks.spawn(open.answer(Answer {
                     node,
                     ..Answer::default()

@@ -104,7 +104,11 @@ impl Node {
             let kind = SendErrorKind::Bus(error);
             SendError { local, kind }
         })?;
-        outcome.nodes = answers.parts.len();
+        outcome.nodes = {
+            let members = self.members.lock();
+            let parts = answers.parts.keys();
+            parts.filter(|id| !members.is_worker(**id)).count()
+        };
         outcome.unanswered = answers.missing.len();
         Ok(outcome)
     }
