@@ -41,3 +41,4 @@ mod programs;
 mod roster;
 mod slots;
 mod tls;
+mod workers;
