@@ -320,7 +320,8 @@ impl Audience {
 
     /// Puts every socket that is in the audience now into a room, on every node. Returns when what is
     /// sent to the room from any node reaches them, or after `publish_timeout`;
-    /// [`Delivery::unanswered`] tells how many nodes did not say so. Joining twice is joining once.
+    /// [`Delivery::unanswered`] tells how many nodes did not say so. Joining twice is joining once. Each
+    /// waits for an answer of every node: do many at once, with `join_all`.
     ///
     /// # Errors
     /// Those of [`send`](Self::send), and when the room's name is unusable.

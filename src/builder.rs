@@ -7,7 +7,7 @@ use tokio::runtime::Handle;
 use crate::backend::Backend;
 use crate::cluster::Cluster;
 use crate::config::{Config, Identify, Unauthenticated};
-use crate::error::ConnectError;
+use crate::error::{ConnectError, SendError, SendErrorKind};
 use crate::id::UserId;
 use crate::node::Node;
 use crate::origin::OriginPattern;
@@ -97,6 +97,13 @@ impl Builder {
 
     /// What happens to an upgrade without a user. Default: [`Unauthenticated::Close`].
     pub fn unauthenticated(mut self, unauthenticated: Unauthenticated) -> Self {
+        if let Unauthenticated::CloseWith(close) = &unauthenticated
+            && !close.is_sendable()
+        {
+            let problem = SendErrorKind::InvalidClose(close.code);
+            let problem = SendError::refused(problem).to_string();
+            return self.wrong(ConnectError::Setting(format!("unauthenticated: {problem}")));
+        }
         self.config.unauthenticated = unauthenticated;
         self
     }
@@ -116,8 +123,10 @@ impl Builder {
         {
             None => self,
             Some(wrong) => {
-                let problem =
-                    format!("the subprotocol {wrong:?} is not a token of RFC 9110, section 5.6.2");
+                let problem = format!(
+                    "the subprotocol {wrong:?} is no token (RFC 9110, section 5.6.2): only letters, digits and \
+                        !#$%&'*+-.^_`|~ may stand there"
+                );
                 self.wrong(ConnectError::Setting(problem))
             }
         }

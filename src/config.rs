@@ -182,7 +182,9 @@ impl Config {
             ])
             .find(|(_, d)| *d > LONGEST);
         if let Some((name, _)) = long {
-            return Some(format!("{name} is longer than a day"));
+            return Some(format!(
+                "{name} is longer than a day: it must be at most {LONGEST:?}"
+            ));
         }
         let counts = [
             ("max_message_size", Some(self.max_message_size)),
@@ -196,6 +198,8 @@ impl Config {
             ),
         ];
         let zero = counts.iter().find(|(_, count)| *count == Some(0));
-        zero.map(|(name, _)| format!("{name} is zero: nothing could ever pass"))
+        zero.map(|(name, _)| {
+            format!("{name} is zero: nothing could ever pass, at least 1 is needed")
+        })
     }
 }

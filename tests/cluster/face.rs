@@ -10,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 use axum::{Router, middleware, routing::any};
 use axum_cluster::{
     Broadcaster, Close, Cluster, ClusterLayer, ClusterSocket, ConnectError, Health, SendError,
-    Socket, UserId,
+    Socket, Unauthenticated, UserId,
 };
 use futures::StreamExt;
 use tower::{Layer, Service, ServiceExt};
@@ -323,6 +323,11 @@ async fn settings_that_make_no_sense_are_named() {
     wrong(
         builder().allow_origin("https://shop.example/"),
         "scheme://host",
+    );
+    let unsendable = Unauthenticated::CloseWith(Close::new(1006, "who are you?"));
+    wrong(
+        builder().unauthenticated(unsendable),
+        "unauthenticated: close code 1006 may not be sent: use",
     );
     wrong(builder().allow_origin("*"), "`*` may only stand");
     wrong(builder().allow_origin("https://shop.*"), "allow_origin_if");
