@@ -91,7 +91,7 @@ impl Close {
     }
 
     /// What the client is told: a reason that fits, and nothing where the code may not be sent.
-    pub(crate) fn as_written(self) -> Self {
+    pub(crate) fn into_written(self) -> Self {
         let written = self.wire_reason();
         match self.is_sendable() {
             false => Self::from_static(Self::NO_STATUS, ""),
@@ -115,12 +115,12 @@ mod tests {
     fn a_long_reason_is_cut_between_characters() {
         let close = Close::new(4000, "é".repeat(100));
         assert_eq!(close.wire_reason().len(), 122);
-        assert_eq!(close.as_written().reason, "é".repeat(61).as_str());
+        assert_eq!(close.into_written().reason, "é".repeat(61).as_str());
         let whole = Close::new(4000, "x".repeat(123));
-        assert_eq!(whole.clone().as_written(), whole);
+        assert_eq!(whole.clone().into_written(), whole);
         assert_eq!(Close::new(4000, "short").wire_reason(), "short");
         assert_eq!(
-            Close::new(1006, "forged").as_written(),
+            Close::new(1006, "forged").into_written(),
             Close::new(1005, "")
         );
     }

@@ -153,7 +153,7 @@ impl State {
     }
 
     pub(super) fn queue_close(&mut self, close: Close) {
-        let close = close.as_written();
+        let close = close.into_written();
         self.queue.push(Frame::close(&close));
         self.note_end(close);
     }

@@ -101,6 +101,15 @@ async fn a_user_of_another_type_is_named_at_warn_once_then_at_debug() {
     assert_eq!(refusals(&log.take()), [""; 0], "control");
 }
 
+/// A path, headers, the status, what the log says, and what counts it.
+type Case<'a> = (
+    &'a str,
+    &'a [(&'a str, &'a str)],
+    u16,
+    &'a str,
+    fn(Stats) -> u64,
+);
+
 /// One line and one counter each.
 #[tokio::test]
 async fn every_refusal_is_logged_with_its_reason_and_counted() {
@@ -113,7 +122,7 @@ async fn every_refusal_is_logged_with_its_reason_and_counted() {
     let _alice = Client::connect(addr, "alice").await;
     let long = "x".repeat(300);
     let foreign = ("origin", "https://evil.example");
-    let cases: [(&str, &[(&str, &str)], u16, &str, fn(Stats) -> u64); 5] = [
+    let cases: [Case; 5] = [
         (
             "/ws",
             &[("x-user", "alice"), foreign],
