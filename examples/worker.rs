@@ -1,5 +1,6 @@
 //! Run with `cargo run --example worker -- alice "your order has shipped"`: a process without sockets
-//! that reaches a user at whichever node the user is. REDIS_URL defaults to `redis://127.0.0.1:6379`.
+//! that reaches a user at whichever node the user is. REDIS_URL defaults to `redis://127.0.0.1:6379`,
+//! NAMESPACE to `cluster`: it must be the app's.
 //! Without arguments it counts, once a second, for everybody in the room `news`. With the `chat` example
 //! on the same Redis, its pages show what the worker says.
 
@@ -22,8 +23,12 @@ async fn main() -> ExitCode {
 }
 
 async fn work(arguments: &[String]) -> Result<(), Box<dyn Error>> {
-    let redis_url = std::env::var("REDIS_URL").unwrap_or("redis://127.0.0.1:6379".into());
-    let cluster = Broadcaster::connect(redis_url).await?;
+    let setting = |name, default: &str| std::env::var(name).unwrap_or(default.into());
+    let cluster = Broadcaster::builder()
+        .redis(setting("REDIS_URL", "redis://127.0.0.1:6379"))
+        .namespace(setting("NAMESPACE", "cluster"))
+        .connect()
+        .await?;
     match arguments {
         [] => count(cluster.to_room("news")).await,
         [user, text] => send(cluster.to_user(user), text).await?,

@@ -8,18 +8,18 @@ use http::request::Parts;
 use serde::Serialize;
 
 use crate::close::Close;
-use crate::cluster::Cluster;
 use crate::control::Ask;
 use crate::error::{ConnectError, QueryError, SendError, SendErrorKind};
-use crate::extract::ClusterRejection;
 use crate::gap::Gap;
 use crate::id::{InvalidId, SocketId, UserId, check_name};
 use crate::message::Message;
 use crate::node::Node;
 use crate::presence::Presence;
+use crate::rejection::ClusterRejection;
 use crate::roster::{Count, Roster};
 use crate::scope::Selection;
 use crate::topic::Topic;
+use crate::worker::BroadcasterBuilder;
 
 /// Sends to users, rooms and sockets wherever in the cluster they are.
 ///
@@ -43,13 +43,21 @@ pub struct Broadcaster {
 
 impl Broadcaster {
     /// A publisher without sockets, for a worker, a cron job or another service: in the default
-    /// namespace, with all defaults. Waits until the bus is up, at most 5 s. For other settings use
-    /// [`Cluster::builder`].
+    /// namespace, with all defaults. Waits until the bus is up, at most 5 s. An app that names a namespace
+    /// needs [`builder`](Self::builder).
     ///
     /// # Errors
-    /// Those of [`Cluster::connect`].
+    /// Those of [`Cluster::connect`](crate::Cluster::connect).
+    ///
+    /// # Cancel safety
+    /// Cancelled, nothing is left behind.
     pub async fn connect(redis_url: impl AsRef<str>) -> Result<Self, ConnectError> {
-        Ok(Cluster::connect(redis_url).await?.broadcaster())
+        Self::builder().redis(redis_url).connect().await
+    }
+
+    /// A publisher without sockets, with settings of your own.
+    pub fn builder() -> BroadcasterBuilder {
+        BroadcasterBuilder::new()
     }
 
     /// Every socket of a user.
@@ -152,7 +160,7 @@ impl Broadcaster {
         Ok(self.node.presence(Topic::room(room.as_ref())?, None))
     }
 
-    /// When messages may have been missed here: see [`Cluster::gaps`].
+    /// When messages may have been missed here: see [`Cluster::gaps`](crate::Cluster::gaps).
     pub fn gaps(&self) -> impl Stream<Item = Gap> + Send + Unpin + use<> {
         self.node.gaps().stream()
     }
@@ -312,7 +320,8 @@ impl Audience {
 
     /// Puts every socket that is in the audience now into a room, on every node. Returns when what is
     /// sent to the room from any node reaches them, or after `publish_timeout`;
-    /// [`Delivery::unanswered`] tells how many nodes did not say so. Joining twice is joining once.
+    /// [`Delivery::unanswered`] tells how many nodes did not say so. Joining twice is joining once. Each
+    /// waits for an answer of every node: do many at once, with `join_all`.
     ///
     /// # Errors
     /// Those of [`send`](Self::send), and when the room's name is unusable.
@@ -357,7 +366,7 @@ impl Audience {
     /// ```
     ///
     /// # Errors
-    /// When an id is unusable, or after [`Cluster::shutdown`].
+    /// When an id is unusable, or after [`Cluster::shutdown`](crate::Cluster::shutdown).
     pub async fn sockets(mut self) -> Result<Roster, QueryError> {
         self.check().map_err(QueryError::invalid)?;
         self.node.roster(self.selection, self.local).await
@@ -366,7 +375,7 @@ impl Audience {
     /// How many sockets [`sockets`](Self::sockets) would list, without the lists.
     ///
     /// # Errors
-    /// When an id is unusable, or after [`Cluster::shutdown`].
+    /// When an id is unusable, or after [`Cluster::shutdown`](crate::Cluster::shutdown).
     pub async fn count(mut self) -> Result<Count, QueryError> {
         self.check().map_err(QueryError::invalid)?;
         self.node.count(self.selection, self.local).await

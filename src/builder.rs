@@ -7,10 +7,10 @@ use tokio::runtime::Handle;
 use crate::backend::Backend;
 use crate::cluster::Cluster;
 use crate::config::{Config, Identify, Unauthenticated};
-use crate::error::ConnectError;
+use crate::error::{ConnectError, SendError, SendErrorKind};
 use crate::id::UserId;
 use crate::node::Node;
-use crate::origin::Origin;
+use crate::origin::OriginPattern;
 use crate::outbox::SlowConsumer;
 use crate::slot::{OverLimit, SlotLimit};
 use crate::topic::Namespace;
@@ -97,6 +97,13 @@ impl Builder {
 
     /// What happens to an upgrade without a user. Default: [`Unauthenticated::Close`].
     pub fn unauthenticated(mut self, unauthenticated: Unauthenticated) -> Self {
+        if let Unauthenticated::CloseWith(close) = &unauthenticated
+            && !close.is_sendable()
+        {
+            let problem = SendErrorKind::InvalidClose(close.code);
+            let problem = SendError::refused(problem).to_string();
+            return self.wrong(ConnectError::Setting(format!("unauthenticated: {problem}")));
+        }
         self.config.unauthenticated = unauthenticated;
         self
     }
@@ -116,26 +123,51 @@ impl Builder {
         {
             None => self,
             Some(wrong) => {
-                let problem =
-                    format!("the subprotocol {wrong:?} is not a token of RFC 9110, section 5.6.2");
+                let problem = format!(
+                    "the subprotocol {wrong:?} is no token (RFC 9110, section 5.6.2): only letters, digits and \
+                        !#$%&'*+-.^_`|~ may stand there"
+                );
                 self.wrong(ConnectError::Setting(problem))
             }
         }
     }
 
-    /// Lets pages of another origin in: exact scheme, host and port, such as `https://shop.example`.
-    /// Default: only pages of the request's own host and port. May be called several times.
+    /// Lets pages of another origin in: exact scheme, host and port, such as `https://shop.example`, or
+    /// `https://*.shop.example` for every name below, whole labels only: `a.shop.example` and
+    /// `a.b.shop.example`, not `shop.example` itself. All of them must be yours. Default: only pages of the
+    /// request's own host and port. May be called several times.
     pub fn allow_origin(mut self, origin: impl AsRef<str>) -> Self {
         let origin = origin.as_ref();
-        match Origin::parse(origin) {
-            Some(origin) => {
-                self.config.origins.allow(origin);
+        match OriginPattern::parse(origin) {
+            Ok(pattern) => {
+                self.config.origins.allow(pattern);
                 self
             }
-            None => self.wrong(ConnectError::Setting(format!(
-                "the origin {origin:?} is not usable: scheme://host or scheme://host:port is needed"
+            Err(needed) => self.wrong(ConnectError::Setting(format!(
+                "the origin {origin:?} is not usable: {needed}"
             ))),
         }
+    }
+
+    /// Lets pages of another origin in by a rule of your own, for origins that are known only at run time.
+    /// It is asked of a well-formed origin that nothing else lets in, written as browsers do: lower case,
+    /// a default port left out. It must not block; a panic refuses. May be called several times: one that
+    /// agrees suffices.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// use axum_cluster::Cluster;
+    ///
+    /// let tenants = ["https://one.example", "https://two.example"];
+    /// let cluster = Cluster::builder()
+    ///     .allow_origin_if(move |origin| tenants.contains(&origin))
+    ///     .start();
+    /// # }
+    /// ```
+    pub fn allow_origin_if(mut self, rule: impl Fn(&str) -> bool + Send + Sync + 'static) -> Self {
+        self.config.origins.allow_if(rule);
+        self
     }
 
     /// Lets pages of any origin in. Only for apps that do not authenticate by cookie: with cookies,
@@ -304,6 +336,12 @@ impl Builder {
             "a cluster starts tasks: call this within a tokio runtime, such as `#[tokio::main]`"
         );
         Ok(Cluster::of(Node::start(self.config, &self.backend)))
+    }
+
+    /// Of a process that never holds a socket.
+    pub(crate) fn worker(mut self) -> Self {
+        self.config.worker = true;
+        self
     }
 
     fn wrong(mut self, problem: ConnectError) -> Self {

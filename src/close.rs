@@ -24,7 +24,8 @@ use crate::message::Utf8Bytes;
 pub struct Close {
     /// The code.
     pub code: u16,
-    /// The reason, at most 123 bytes on the wire; a longer one is cut at a character boundary.
+    /// The reason, at most 123 bytes on the wire; a longer one is cut at a character boundary, and
+    /// reported as it was sent.
     pub reason: Utf8Bytes,
 }
 
@@ -81,7 +82,22 @@ impl Close {
 
     /// The reason as it goes onto the wire.
     pub(crate) fn wire_reason(&self) -> &str {
-        &self.reason[..self.reason.floor_char_boundary(Self::MAX_REASON)]
+        // A character has at most four bytes.
+        let ends = (0..=self.reason.len().min(Self::MAX_REASON)).rev();
+        let end = ends
+            .into_iter()
+            .find(|end| self.reason.is_char_boundary(*end));
+        &self.reason[..end.unwrap_or_default()]
+    }
+
+    /// What the client is told: a reason that fits, and nothing where the code may not be sent.
+    pub(crate) fn into_written(self) -> Self {
+        let written = self.wire_reason();
+        match self.is_sendable() {
+            false => Self::from_static(Self::NO_STATUS, ""),
+            true if written.len() < self.reason.len() => Self::new(self.code, written),
+            true => self,
+        }
     }
 }
 
@@ -99,7 +115,14 @@ mod tests {
     fn a_long_reason_is_cut_between_characters() {
         let close = Close::new(4000, "é".repeat(100));
         assert_eq!(close.wire_reason().len(), 122);
+        assert_eq!(close.into_written().reason, "é".repeat(61).as_str());
+        let whole = Close::new(4000, "x".repeat(123));
+        assert_eq!(whole.clone().into_written(), whole);
         assert_eq!(Close::new(4000, "short").wire_reason(), "short");
+        assert_eq!(
+            Close::new(1006, "forged").into_written(),
+            Close::new(1005, "")
+        );
     }
 
     #[test]

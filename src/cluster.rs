@@ -167,6 +167,9 @@ impl Cluster {
     /// # }
     /// ```
     ///
+    /// A socket's handler that awaits it waits for its own end, so that it returns at that deadline only: let
+    /// a task of its own call it.
+    ///
     /// # Cancel safety
     /// Cancelled, the node stays draining; call it again to go on.
     pub async fn shutdown(&self, window: Duration) {

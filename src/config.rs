@@ -39,27 +39,63 @@ pub enum Unauthenticated {
 
 /// Finds the user in a request's extensions.
 #[derive(Clone)]
-pub(crate) struct Identify(Arc<IdentifyFn>);
+pub(crate) struct Identify {
+    looked_for: &'static str,
+    find: Arc<FindFn>,
+}
 
-type IdentifyFn = dyn Fn(&Extensions) -> Option<UserId> + Send + Sync;
+/// None without the type, `Some(None)` when the app sees nobody in it.
+type FindFn = dyn Fn(&Extensions) -> Option<Option<UserId>> + Send + Sync;
 
 impl Identify {
     pub(crate) fn by<T: Send + Sync + 'static>(
         identify: impl Fn(&T) -> Option<UserId> + Send + Sync + 'static,
     ) -> Self {
-        Self(Arc::new(move |extensions| {
-            extensions.get::<T>().and_then(&identify)
-        }))
+        Self {
+            looked_for: std::any::type_name::<T>(),
+            find: Arc::new(move |extensions| extensions.get::<T>().map(&identify)),
+        }
     }
 
-    pub(crate) fn user(&self, extensions: &Extensions) -> Option<UserId> {
-        (self.0)(extensions)
+    pub(crate) fn user(&self, extensions: &Extensions) -> Result<UserId, NoUser> {
+        match (self.find)(extensions) {
+            Some(Some(user)) => Ok(user),
+            Some(None) => Err(NoUser::Nobody(self.looked_for)),
+            None => Err(NoUser::Absent(self.looked_for)),
+        }
     }
 }
 
 impl fmt::Debug for Identify {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Identify")
+        f.debug_tuple("Identify").field(&self.looked_for).finish()
+    }
+}
+
+/// Why a request has no user, with the type that was looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NoUser {
+    Absent(&'static str),
+    Nobody(&'static str),
+}
+
+impl NoUser {
+    /// Whether the type may be the wrong one.
+    pub(crate) fn is_suspicious(self) -> bool {
+        matches!(self, Self::Absent(_))
+    }
+}
+
+impl fmt::Display for NoUser {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Absent(name) => write!(
+                f,
+                "no `{name}` in the request's extensions: the auth middleware must wrap the route and insert this \
+                 very type (an `Arc` of it is another), or `identify` must name the type that it inserts"
+            ),
+            Self::Nobody(name) => write!(f, "`identify` saw no user in the request's `{name}`"),
+        }
     }
 }
 
@@ -83,6 +119,8 @@ pub(crate) struct Config {
     pub(crate) lease: Duration,
     pub(crate) presence_grace: Duration,
     pub(crate) name: String,
+    /// It sends and asks, and never holds a socket.
+    pub(crate) worker: bool,
 }
 
 impl Config {
@@ -111,6 +149,7 @@ impl Config {
             lease: Duration::from_secs(15),
             presence_grace: Duration::from_secs(5),
             name: std::env::var("HOSTNAME").unwrap_or_default(),
+            worker: false,
         }
     }
 
@@ -143,7 +182,9 @@ impl Config {
             ])
             .find(|(_, d)| *d > LONGEST);
         if let Some((name, _)) = long {
-            return Some(format!("{name} is longer than a day"));
+            return Some(format!(
+                "{name} is longer than a day: it must be at most {LONGEST:?}"
+            ));
         }
         let counts = [
             ("max_message_size", Some(self.max_message_size)),
@@ -157,6 +198,8 @@ impl Config {
             ),
         ];
         let zero = counts.iter().find(|(_, count)| *count == Some(0));
-        zero.map(|(name, _)| format!("{name} is zero: nothing could ever pass"))
+        zero.map(|(name, _)| {
+            format!("{name} is zero: nothing could ever pass, at least 1 is needed")
+        })
     }
 }

@@ -23,9 +23,16 @@ pub(crate) enum Control {
         node: NodeInfo,
         lease: u64,
         reply: bool,
+        /// It holds no sockets and never will. Nodes before this word took a worker for a node.
+        #[serde(default, skip_serializing_if = "is_false")]
+        worker: bool,
     },
     /// A node leaves.
     Bye,
+}
+
+fn is_false(worker: &bool) -> bool {
+    !worker
 }
 
 /// What is asked of the sockets in the envelope's scope.
@@ -108,6 +115,17 @@ mod tests {
             (Control::Bye, r#""bye""#),
         ] {
             assert_eq!(serde_json::to_string(&control).unwrap(), json);
+        }
+    }
+
+    #[test]
+    fn a_hello_says_of_workers_alone_that_they_are() {
+        let node = r#"{"id":"0000000000000001","name":"a","started_at":0,"sockets":0,"users":0,"version":"1"}"#;
+        for (worker, word) in [(false, ""), (true, r#","worker":true"#)] {
+            let json = format!(r#"{{"hello":{{"node":{node},"lease":1,"reply":false{word}}}}}"#);
+            let hello: Control = serde_json::from_str(&json).unwrap();
+            assert!(matches!(hello, Control::Hello { worker: it, .. } if it == worker));
+            assert_eq!(serde_json::to_string(&hello).unwrap(), json);
         }
     }
 }

@@ -36,8 +36,10 @@ impl std::error::Error for ConnectError {}
 
 /// A send did not do all it was asked for; it says what it did do.
 ///
-/// As a response it is a 503 with a body that names the problem, so that `?` works in handlers; 400
-/// when the caller named an unusable id or close code, 413 when the message is too large for the bus.
+/// As a response, so that `?` works in handlers: 503 when the bus failed or the cluster was shut down, 400
+/// when the caller named an unusable id or close code, 413 when the message is too large for the bus, 500
+/// when a value could not be written as JSON. The body names the class of the failure only; the rest, such as
+/// Redis' words, goes to the log at debug.
 #[derive(Debug, Clone)]
 pub struct SendError {
     pub(crate) local: usize,
@@ -113,7 +115,21 @@ impl IntoResponse for SendError {
             SendErrorKind::Json(_) => StatusCode::INTERNAL_SERVER_ERROR,
             SendErrorKind::Down | SendErrorKind::Bus(_) => StatusCode::SERVICE_UNAVAILABLE,
         };
-        (status, self.to_string()).into_response()
+        let class = match &self.kind {
+            SendErrorKind::Json(_) => "the value cannot be written as JSON".to_owned(),
+            SendErrorKind::Bus(PublishError {
+                maybe_sent: false, ..
+            }) => "the message was not sent to other nodes: the bus is not usable".to_owned(),
+            SendErrorKind::Bus(_) => {
+                "the message may not have reached other nodes: the bus is not usable".to_owned()
+            }
+            SendErrorKind::InvalidId(_)
+            | SendErrorKind::InvalidClose(_)
+            | SendErrorKind::TooLarge { .. }
+            | SendErrorKind::Down => self.to_string(),
+        };
+        tracing::debug!(status = status.as_u16(), error = %self, "a failed send was answered");
+        (status, class).into_response()
     }
 }
 
@@ -157,7 +173,8 @@ impl fmt::Display for PublishError {
 
 /// A question to the bus had no answer.
 ///
-/// As a response it is a 503.
+/// As a response it is a 503, or 400 when the caller named an unusable id. The body names the class of the
+/// failure only; the rest, such as Redis' words, goes to the log at debug.
 #[derive(Debug, Clone)]
 pub struct QueryError {
     pub(crate) kind: QueryErrorKind,
@@ -195,7 +212,12 @@ impl IntoResponse for QueryError {
             QueryErrorKind::InvalidId(_) => StatusCode::BAD_REQUEST,
             QueryErrorKind::Down | QueryErrorKind::Bus(_) => StatusCode::SERVICE_UNAVAILABLE,
         };
-        (status, self.to_string()).into_response()
+        let class = match &self.kind {
+            QueryErrorKind::Bus(_) => "no answer from the bus".to_owned(),
+            QueryErrorKind::InvalidId(_) | QueryErrorKind::Down => self.to_string(),
+        };
+        tracing::debug!(status = status.as_u16(), error = %self, "a failed question was answered");
+        (status, class).into_response()
     }
 }
 

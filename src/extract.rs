@@ -1,9 +1,8 @@
 //! The door: from a request to a registered socket.
 
-use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use axum_core::extract::{FromRequestParts, OptionalFromRequestParts};
 use axum_core::response::{IntoResponse, Response};
@@ -16,19 +15,20 @@ use hyper::upgrade::OnUpgrade;
 use serde::Serialize;
 use serde_json::Value;
 use tokio::task::unconstrained;
-use tokio::time::{Instant, timeout};
 
 use crate::broadcast::Broadcaster;
 use crate::close::Close;
-use crate::config::{CLOSING, Unauthenticated};
+use crate::config::Unauthenticated;
 use crate::driver::Driver;
+use crate::expiry::{Clock, Expiry};
 use crate::id::UserId;
 use crate::inbox::Inbox;
-use crate::node::{Node, Refused, Reservation};
-use crate::registry::{Full, Member};
+use crate::layer::CameWithUpgrade;
+use crate::node::{Counted, Node, Refused, Reservation};
+use crate::registry::Member;
+use crate::rejection::{ClusterRejection, Kind, Refusal, opened};
 use crate::socket::Socket;
-use crate::ws::Opened;
-use crate::ws::handshake::{Handshake, HandshakeError, is_wanted};
+use crate::ws::handshake::{Handshake, is_wanted};
 
 /// A WebSocket handshake of a known user, for whom the cluster already listens; then
 /// [`on_upgrade`](Self::on_upgrade).
@@ -37,8 +37,9 @@ use crate::ws::handshake::{Handshake, HandshakeError, is_wanted};
 /// [`Builder::identify`](crate::Builder::identify) makes of the type that the app's auth leaves there.
 ///
 /// Refusals, cheapest first: 500 without the layer, 503 while shutting down, 403 for a foreign
-/// origin, 405/426/400 for what is no handshake, 4403 or 401 without a user, 400 for an unusable
-/// user id, 429 or 503 at a limit.
+/// origin, 405/426/400 for what is no handshake, 500 where nothing can be upgraded, 4403 or 401 without a
+/// user, 400 for an unusable user id, 429 or 503 at a limit. Each is counted in [`Stats`](crate::Stats) and
+/// logged at debug with its reason; a missing user type, and a server that does not upgrade, once at warn.
 ///
 /// Extract it before an `Extension` of the app's own user type: an upgrade without a user then gets its
 /// 4403, and not the 500 of the missing extension.
@@ -82,7 +83,9 @@ impl ClusterSocket {
     }
 
     /// Closes the socket with 4401 when the identity expires: a WebSocket outlives the request that
-    /// was authenticated. Default: never.
+    /// was authenticated. Default: never. It ends when the system's clock says so, or when so much time has
+    /// passed as was left at the upgrade, whichever is first: neither a machine that slept nor a corrected
+    /// clock lets it live longer.
     pub fn expires_at(mut self, time: SystemTime) -> Self {
         self.expires_at = Some(time);
         self
@@ -127,29 +130,27 @@ impl ClusterSocket {
         Fut: Future<Output = ()> + Send + 'static,
     {
         let node = self.reservation.node().clone();
-        // A time too far off to be named is never.
-        let expires_at = self.expires_at.and_then(|time| {
-            let left = time
-                .duration_since(SystemTime::now())
-                .unwrap_or(Duration::ZERO);
-            Instant::now().checked_add(left)
-        });
+        let expiry = self.expires_at.map(|time| Expiry::at(time, Clock::now()));
         let description = match self.description.transpose() {
             Ok(description) => description,
             Err(problem) => {
-                let problem = format!("the description of the socket is unusable: {problem}");
-                tracing::error!("{problem}");
-                return (StatusCode::INTERNAL_SERVER_ERROR, problem).into_response();
+                node.count_refusal(Counted::Upgrade);
+                tracing::error!(
+                    problem,
+                    "upgrade refused with 500: the description of the socket is unusable"
+                );
+                let refusal =
+                    "the description of the socket is unusable: the server's log says why";
+                return (StatusCode::INTERNAL_SERVER_ERROR, refusal).into_response();
             }
         };
-        let (outbox, registration) = self.reservation.register(expires_at, description);
+        let (outbox, registration) = self.reservation.register(expiry, description);
         let inbox = Arc::new(Inbox::default());
         let socket = Socket::new(node.clone(), outbox.clone(), inbox.clone());
         let (upgrade, limit) = (self.upgrade, node.config().max_message_size);
         let tasks = node.tasks().clone();
-        node.tasks().spawn(async move {
-            let Some(opened) = opened(upgrade).await else {
-                // The client left during the handshake.
+        node.tasks().clone().spawn(async move {
+            let Some(opened) = opened(upgrade, &node).await else {
                 outbox.abandon(Close::from_static(
                     Close::ABNORMAL,
                     "the handshake was not completed",
@@ -190,11 +191,6 @@ fn is_too_deep(json: &str) -> bool {
     serde_json::from_str::<Value>(&nested).is_err()
 }
 
-/// The stream, when the client has its answer.
-async fn opened(upgrade: OnUpgrade) -> Option<Opened> {
-    timeout(CLOSING, upgrade).await.ok()?.ok().map(Opened::new)
-}
-
 impl<S: Sync> FromRequestParts<S> for ClusterSocket {
     type Rejection = ClusterRejection;
 
@@ -202,37 +198,45 @@ impl<S: Sync> FromRequestParts<S> for ClusterSocket {
         let broadcaster: Option<Broadcaster> = parts.extensions.get().cloned();
         let broadcaster = broadcaster.ok_or_else(ClusterRejection::no_layer)?;
         let node = broadcaster.node();
+        let admitted = Self::admit(node, parts).await;
+        admitted.map_err(|kind| ClusterRejection::noted(kind, node))
+    }
+}
+
+impl ClusterSocket {
+    async fn admit(node: &Arc<Node>, parts: &mut Parts) -> Result<Self, Kind> {
         let config = node.config();
         if node.is_draining() {
             return Err(Refused::Draining.into());
         }
-        if !config.origins.admits(&parts.headers, &parts.uri) {
-            node.count_refused_origin();
-            return Err(Kind::Origin.into());
-        }
+        let admitted = config.origins.check(&parts.headers, &parts.uri);
+        admitted.map_err(Kind::Origin)?;
         let mut handshake = Handshake::check(parts).map_err(Kind::Handshake)?;
         let protocols = config.protocols.iter().map(String::as_str);
         handshake.choose_protocol(&parts.headers, protocols);
-        let upgrade = parts
-            .extensions
-            .remove::<OnUpgrade>()
-            .ok_or(Kind::UpgradeTaken)?;
-        let Some(user) = config.identify.user(&parts.extensions) else {
-            let close = match &config.unauthenticated {
-                Unauthenticated::Reject => return Err(Kind::Unauthenticated.into()),
-                Unauthenticated::Close => {
-                    Close::from_static(Close::UNAUTHENTICATED, "authentication required")
-                }
-                Unauthenticated::CloseWith(close) => close.clone(),
-            };
-            let node = node.clone();
-            return Err(Kind::Close(Box::new(Refusal {
-                node,
-                handshake,
-                upgrade,
-                close,
-            }))
-            .into());
+        let upgrade = parts.extensions.remove::<OnUpgrade>();
+        let upgrade = upgrade.ok_or_else(|| match parts.extensions.get() {
+            Some(CameWithUpgrade) => Kind::UpgradeTaken,
+            None => Kind::NoUpgrade,
+        })?;
+        let user = match config.identify.user(&parts.extensions) {
+            Ok(user) => user,
+            Err(missing) => {
+                let close = match &config.unauthenticated {
+                    Unauthenticated::Reject => return Err(Kind::Unauthenticated(missing)),
+                    Unauthenticated::Close => {
+                        Close::from_static(Close::UNAUTHENTICATED, "authentication required")
+                    }
+                    Unauthenticated::CloseWith(close) => close.clone(),
+                };
+                let refusal = Refusal {
+                    node: node.clone(),
+                    handshake,
+                    upgrade,
+                    close,
+                };
+                return Err(Kind::Close(missing, Box::new(refusal)));
+            }
         };
         let reservation = node.reserve(user).await?;
         let mut offered = HeaderMap::new();
@@ -266,125 +270,6 @@ impl<S: Sync> OptionalFromRequestParts<S> for ClusterSocket {
         <Self as FromRequestParts<S>>::from_request_parts(parts, state)
             .await
             .map(Some)
-    }
-}
-
-/// Why [`ClusterSocket`] or [`Broadcaster`] could not be extracted. Its response is the refusal; for a
-/// missing user that is an upgrade which closes with 4403.
-#[derive(Debug)]
-#[must_use = "a rejection must be returned as the response"]
-pub struct ClusterRejection(Kind);
-
-#[derive(Debug)]
-enum Kind {
-    NoLayer,
-    Refused(Refused),
-    Origin,
-    Handshake(HandshakeError),
-    UpgradeTaken,
-    Unauthenticated,
-    Close(Box<Refusal>),
-}
-
-/// An upgrade whose only message is a Close frame. Never registered, never counted.
-#[derive(Debug)]
-struct Refusal {
-    node: Arc<Node>,
-    handshake: Handshake,
-    upgrade: OnUpgrade,
-    close: Close,
-}
-
-impl ClusterRejection {
-    pub(crate) fn no_layer() -> Self {
-        Self(Kind::NoLayer)
-    }
-
-    /// The status of the response.
-    pub fn status(&self) -> StatusCode {
-        match &self.0 {
-            Kind::NoLayer | Kind::UpgradeTaken => StatusCode::INTERNAL_SERVER_ERROR,
-            Kind::Refused(
-                Refused::Draining | Refused::RuntimeEnded | Refused::Full(Full::Node),
-            ) => StatusCode::SERVICE_UNAVAILABLE,
-            Kind::Refused(Refused::Full(Full::User)) => StatusCode::TOO_MANY_REQUESTS,
-            Kind::Refused(Refused::InvalidUser(_)) => StatusCode::BAD_REQUEST,
-            Kind::Origin => StatusCode::FORBIDDEN,
-            Kind::Handshake(error) => error.status(),
-            Kind::Unauthenticated => StatusCode::UNAUTHORIZED,
-            Kind::Close(refusal) => refusal.handshake.status(),
-        }
-    }
-}
-
-impl fmt::Display for ClusterRejection {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.0 {
-            Kind::NoLayer => f.write_str(
-                "no cluster in this request: add `.layer(ClusterLayer::new(redis_url))` around the route",
-            ),
-            Kind::Refused(Refused::Draining) => f.write_str("the server is shutting down, try again"),
-            Kind::Refused(Refused::RuntimeEnded) => f.write_str(
-                "the tokio runtime on which the server's cluster was started has ended: start it on the one that serves",
-            ),
-            Kind::Refused(Refused::Full(Full::Node)) => f.write_str("the server is full, try again later"),
-            Kind::Refused(Refused::Full(Full::User)) => f.write_str("too many sockets of this user"),
-            Kind::Refused(Refused::InvalidUser(error)) => write!(f, "user id: {error}"),
-            Kind::Origin => f.write_str(
-                "this origin may not open a socket here; the server's `allow_origin` can admit it",
-            ),
-            Kind::Handshake(error) => error.fmt(f),
-            Kind::UpgradeTaken => f.write_str(
-                "the upgrade of this request was taken already: extract `ClusterSocket` alone, without \
-                 `WebSocketUpgrade` beside it, on a server that supports upgrades",
-            ),
-            Kind::Unauthenticated => f.write_str("authentication required"),
-            Kind::Close(refusal) => refusal.close.fmt(f),
-        }
-    }
-}
-
-impl std::error::Error for ClusterRejection {}
-
-impl IntoResponse for ClusterRejection {
-    fn into_response(self) -> Response {
-        match self.0 {
-            Kind::Close(refusal) => refusal.into_response(),
-            Kind::Handshake(error) => error.into_response(),
-            _ => (self.status(), self.to_string()).into_response(),
-        }
-    }
-}
-
-impl Refusal {
-    fn into_response(self) -> Response {
-        let Self {
-            node,
-            handshake,
-            upgrade,
-            close,
-        } = self;
-        node.tasks().spawn(async move {
-            let refusing = async {
-                if let Some(opened) = opened(upgrade).await {
-                    opened.refuse(&close).await;
-                }
-            };
-            let _ = timeout(CLOSING, refusing).await;
-        });
-        handshake.response()
-    }
-}
-
-impl From<Kind> for ClusterRejection {
-    fn from(kind: Kind) -> Self {
-        Self(kind)
-    }
-}
-
-impl From<Refused> for ClusterRejection {
-    fn from(refused: Refused) -> Self {
-        Self(Kind::Refused(refused))
     }
 }
 

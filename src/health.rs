@@ -175,9 +175,22 @@ pub struct Stats {
     /// Publishes that wait for Redis now; one of more than 1 KiB counts once for each. At most 65,536, then
     /// further ones wait outside, and fail after `publish_timeout`.
     pub bus_publish_queue: u64,
-    /// Upgrades refused because of their `Origin`.
+    /// Upgrades refused because of their `Origin`: 403.
     pub origins_refused: u64,
-    /// Upgrades refused because of a limit on sockets.
+    /// Requests refused since they were no WebSocket handshake: 400, 405 or 426.
+    pub handshakes_refused: u64,
+    /// Upgrades without a user: closed with 4403, or as
+    /// [`Builder::unauthenticated`](crate::Builder::unauthenticated) says.
+    pub unauthenticated: u64,
+    /// Upgrades refused because the user's id was unusable: 400.
+    pub ids_refused: u64,
+    /// Upgrades refused while the node was shutting down: 503.
+    pub drain_refused: u64,
+    /// Upgrades that failed because of the app or its server: 500 where another extractor had taken the
+    /// upgrade, where the server does none or where the description was unusable; and those that the server
+    /// answered and did not do.
+    pub upgrades_failed: u64,
+    /// Upgrades refused because of a limit on sockets: 429 or 503.
     pub limits_refused: u64,
     /// Questions of other nodes (rosters, commands) that were not answered because 1,024 were being
     /// answered.

@@ -3,6 +3,7 @@
 use std::task::{Context, Poll};
 
 use http::Request;
+use hyper::upgrade::OnUpgrade;
 use tower_layer::Layer;
 use tower_service::Service;
 
@@ -104,7 +105,15 @@ where
     }
 
     fn call(&mut self, mut request: Request<B>) -> S::Future {
-        request.extensions_mut().insert(self.broadcaster.clone());
+        let extensions = request.extensions_mut();
+        extensions.insert(self.broadcaster.clone());
+        if extensions.get::<OnUpgrade>().is_some() {
+            extensions.insert(CameWithUpgrade);
+        }
         self.inner.call(request)
     }
 }
+
+/// The request's connection can be upgraded, unless somebody behind the layer has done it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CameWithUpgrade;

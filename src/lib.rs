@@ -2,7 +2,8 @@
 //! is for, and it reaches every device of that user on whichever process holds it, through Redis.
 //!
 //! Plain [RFC 6455](https://www.rfc-editor.org/rfc/rfc6455) on the wire: no client library, no sticky
-//! sessions, no protocol of its own.
+//! sessions, no protocol of its own. It needs axum 0.8 and tokio: `cargo add axum-cluster axum@0.8` and
+//! `cargo add tokio --features macros,net,rt-multi-thread`.
 //!
 //! ```no_run
 //! use axum::extract::{Path, Request};
@@ -70,6 +71,40 @@
 //! later. Afterwards every handler that asks is told the [`Gap`]: [`Socket::gaps`], [`Broadcaster::gaps`],
 //! [`Cluster::gaps`]. [`Cluster::health_changes`] tells of the outage itself, and [`Stats::bus_gaps`] counts.
 //!
+//! # When nobody gets in
+//! Every refused upgrade is logged with its reason and the fix: `RUST_LOG=axum_cluster=debug` shows them, and
+//! [`Stats`] counts each kind. Mostly it is a user type other than the middleware inserts (4403, said once at
+//! warn), a page of another origin ([`Builder::allow_origin`]), or a proxy that does not hand `Host`, `Upgrade`
+//! and `Connection` on, or speaks HTTP/1.0.
+//!
+//! # Testing
+//! An upgrade needs a connection, which `tower::ServiceExt::oneshot` does not have: serve the app on a free
+//! port, without Redis, and connect with any WebSocket client. Nodes that share a [`Backend::memory`] are a
+//! cluster.
+//!
+//! ```
+//! # async fn ws(socket: axum_cluster::ClusterSocket) -> axum::response::Response {
+//! #     socket.on_upgrade(|mut socket| async move { while socket.recv().await.is_some() {} })
+//! # }
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> std::io::Result<()> {
+//! use axum::{Extension, Router, routing::any};
+//! use axum_cluster::{Cluster, UserId};
+//!
+//! let cluster = Cluster::builder().start(); // no Redis named: in memory
+//! let app = Router::new()
+//!     .route("/ws", any(ws))
+//!     .layer(cluster.layer())
+//!     .layer(Extension(UserId::from("alice")));
+//! let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+//! let url = format!("ws://{}/ws", listener.local_addr()?);
+//! tokio::spawn(async { axum::serve(listener, app).await });
+//! // Connect to `url`, then look at what `cluster.stats()` and the client say.
+//! # let _ = url;
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! # Names on the bus
 //! Other programs may send as well: `PUBLISH cluster:u:alice '{"text": "hello"}'` reaches every device of
 //! alice. Channels are `{namespace}:u:{user}`, `{namespace}:r:{room}` and `{namespace}:all`, with bytes
@@ -87,6 +122,7 @@ mod config;
 mod control;
 mod driver;
 mod error;
+mod expiry;
 mod extract;
 mod gap;
 mod gather;
@@ -105,6 +141,7 @@ mod origin;
 mod outbox;
 mod presence;
 mod registry;
+mod rejection;
 mod roster;
 mod scope;
 mod seen;
@@ -113,6 +150,7 @@ mod slot;
 mod socket;
 mod topic;
 mod wire;
+mod worker;
 mod ws;
 
 pub use backend::Backend;
@@ -122,7 +160,7 @@ pub use close::Close;
 pub use cluster::Cluster;
 pub use config::Unauthenticated;
 pub use error::{Closed, ConnectError, JoinError, QueryError, SendError};
-pub use extract::{ClusterRejection, ClusterSocket};
+pub use extract::ClusterSocket;
 pub use gap::Gap;
 pub use health::{Health, Stats};
 pub use id::{InvalidId, InvalidNodeId, InvalidSocketId, NodeId, SocketId, UserId};
@@ -130,6 +168,13 @@ pub use layer::{ClusterLayer, ClusterService};
 pub use message::{Message, Utf8Bytes};
 pub use outbox::SlowConsumer;
 pub use presence::{Presence, PresenceChange};
+pub use rejection::ClusterRejection;
 pub use roster::{Count, NodeInfo, Roster, SocketInfo};
 pub use slot::OverLimit;
 pub use socket::Socket;
+pub use worker::BroadcasterBuilder;
+
+/// Compiles the programs of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

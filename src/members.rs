@@ -21,15 +21,24 @@ struct Member {
     info: NodeInfo,
     /// Its own, so that settings may differ while a deploy rolls.
     lease: Duration,
+    /// It holds no sockets: nobody lists it or waits for it, but it may ask and watch.
+    worker: bool,
     heard_at: Instant,
 }
 
 impl Members {
-    /// A node said hello. Whether it is new.
-    pub(crate) fn heard(&mut self, info: NodeInfo, lease: Duration, now: Instant) -> bool {
+    /// A node or a worker said hello. Whether it is new.
+    pub(crate) fn heard(
+        &mut self,
+        info: NodeInfo,
+        lease: Duration,
+        worker: bool,
+        now: Instant,
+    ) -> bool {
         let member = Member {
             info,
             lease: lease.min(LONGEST),
+            worker,
             heard_at: now,
         };
         self.0.insert(member.info.id, member).is_none()
@@ -48,12 +57,23 @@ impl Members {
         expired.map(|(id, _)| id).collect()
     }
 
+    /// Whoever says hello, workers too.
+    pub(crate) fn contains(&self, id: NodeId) -> bool {
+        self.0.contains_key(&id)
+    }
+
+    pub(crate) fn is_worker(&self, id: NodeId) -> bool {
+        self.0.get(&id).is_some_and(|member| member.worker)
+    }
+
+    /// The nodes, which may hold sockets.
     pub(crate) fn ids(&self) -> impl Iterator<Item = NodeId> {
-        self.0.keys().copied()
+        self.infos().map(|info| info.id)
     }
 
     pub(crate) fn infos(&self) -> impl Iterator<Item = &NodeInfo> {
-        self.0.values().map(|member| &member.info)
+        let nodes = self.0.values().filter(|member| !member.worker);
+        nodes.map(|member| &member.info)
     }
 }
 
@@ -79,9 +99,9 @@ mod tests {
     #[test]
     fn a_node_is_there_until_its_lease_runs_out_or_it_leaves() {
         let (mut members, start) = (Members::default(), Instant::now());
-        assert!(members.heard(node(1), LEASE, start));
-        assert!(members.heard(node(2), LEASE, start));
-        assert!(!members.heard(node(1), LEASE, start + LEASE / 3));
+        assert!(members.heard(node(1), LEASE, false, start));
+        assert!(members.heard(node(2), LEASE, false, start));
+        assert!(!members.heard(node(1), LEASE, false, start + LEASE / 3));
         let heard = (start, start + LEASE);
         assert_eq!(members.expire(heard), [NodeId(2)]);
         assert_eq!(members.expire(heard), []);
@@ -92,10 +112,22 @@ mod tests {
     #[test]
     fn our_own_deafness_costs_nobody_the_lease() {
         let (mut members, start) = (Members::default(), Instant::now());
-        members.heard(node(1), LEASE, start);
+        members.heard(node(1), LEASE, false, start);
         let back = start + LEASE * 10;
         assert_eq!(members.expire((back, back)), []);
         assert_eq!(members.expire((back, back + LEASE / 2)), []);
         assert_eq!(members.expire((back, back + LEASE)), [NodeId(1)]);
+    }
+
+    #[test]
+    fn a_worker_is_a_member_and_no_node() {
+        let (mut members, start) = (Members::default(), Instant::now());
+        assert!(members.heard(node(1), LEASE, false, start));
+        assert!(members.heard(node(2), LEASE, true, start));
+        assert_eq!(members.ids().collect::<Vec<_>>(), [NodeId(1)]);
+        assert_eq!(members.infos().count(), 1);
+        assert!(members.contains(NodeId(2)) && members.is_worker(NodeId(2)));
+        assert!(!members.is_worker(NodeId(1)) && !members.is_worker(NodeId(3)));
+        assert!(members.left(NodeId(2)), "its end is noticed");
     }
 }

@@ -104,6 +104,20 @@ impl Socket {
     /// any node come here; in an outage of the bus it does not wait for that. Joining twice is
     /// joining once.
     ///
+    /// Each waits a round trip to Redis where this node does not hear the room yet: over a slow link join
+    /// many at once, with [`join_all`](futures::future::join_all), and they wait about as long as one.
+    ///
+    /// ```
+    /// # async fn join(socket: &axum_cluster::Socket) {
+    /// use futures::future::join_all;
+    ///
+    /// let rooms = ["lobby", "news", "team-7"];
+    /// for joined in join_all(rooms.map(|room| socket.join(room))).await {
+    ///     joined.expect("a usable name, and the client is there");
+    /// }
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// When the room's name is empty or longer than 256 bytes, or the socket has ended.
     ///
@@ -175,7 +189,8 @@ impl Socket {
         poll_fn(|cx| self.outbox.poll_finished(cx)).await;
     }
 
-    /// What ended the socket, whoever began it; `None` while it lives.
+    /// What ended the socket, whoever began it, as it was on the wire: a reason of more than 123 bytes is
+    /// cut, and of a code that may not be sent the client sees nothing (1005). `None` while it lives.
     pub fn close_reason(&self) -> Option<Close> {
         self.outbox.close_reason()
     }

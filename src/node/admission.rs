@@ -6,12 +6,12 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::SystemTime;
 
 use futures::future::join;
-use tokio::time::Instant;
 
 use super::{Node, restarting};
 use crate::backend::Confirmation;
 use crate::close::Close;
 use crate::control::Ask;
+use crate::expiry::Expiry;
 use crate::id::{InvalidId, SocketId, UserId};
 use crate::outbox::Outbox;
 use crate::registry::{About, Full, Member};
@@ -144,7 +144,7 @@ impl Reservation {
     /// From now on the socket is reachable from every node; what comes waits in the outbox.
     pub(crate) fn register(
         self,
-        expires_at: Option<Instant>,
+        expiry: Option<Expiry>,
         description: Option<Box<str>>,
     ) -> (Arc<Outbox>, Registration) {
         let (node, number) = (self.node.clone(), self.number);
@@ -152,7 +152,7 @@ impl Reservation {
             node: node.id,
             number,
         };
-        let outbox = Arc::new(Outbox::new(id, self.user.clone(), expires_at));
+        let outbox = Arc::new(Outbox::new(id, self.user.clone(), expiry));
         node.live.lock().insert(number, outbox.clone());
         let about = About {
             connected_at: SystemTime::now(),

@@ -78,9 +78,12 @@ impl Node {
             Ok(Control::Refused { id }) => {
                 self.question(id, |gathering| gathering.refused(origin));
             }
-            Ok(Control::Hello { node, lease, reply }) => {
-                self.node_said_hello(node, lease, (reply, to_us));
-            }
+            Ok(Control::Hello {
+                node,
+                lease,
+                reply,
+                worker,
+            }) => self.node_said_hello(node, (lease, worker), (reply, to_us)),
             Ok(Control::Bye) => self.node_left(origin),
             // A word of a later version.
             Err(_) if serde_json::from_slice::<IgnoredAny>(json).is_ok() => {}
@@ -138,7 +141,7 @@ impl Node {
                 self.spawn(open.answer_with_sockets(members));
             }
             Ask::Node => {
-                let node = Some(self.introduce());
+                let node = (!self.config.worker).then(|| self.introduce());
                 self.spawn(open.answer(Answer {
                     node,
                     ..Answer::default()

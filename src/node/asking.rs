@@ -111,9 +111,14 @@ impl Node {
             let kind = SendErrorKind::Bus(error);
             SendError { local, kind }
         })?;
+        let nodes = {
+            let members = self.members.lock();
+            let parts = answers.parts.keys();
+            parts.filter(|id| !members.is_worker(**id)).count()
+        };
         Ok(Outcome {
             local,
-            nodes: answers.parts.len(),
+            nodes,
             unanswered: answers.missing.len(),
         })
     }

@@ -269,7 +269,7 @@ impl Attendance {
             return;
         };
         // Of a node that is no member, nobody would ever notice the end: it says hello first.
-        let is_member = node.members.lock().ids().any(|id| id == origin);
+        let is_member = node.members.lock().contains(origin);
         if let Some(feed) = attended.feed.as_mut().filter(|_| is_member) {
             feed.table.heard(origin, tidings, Instant::now());
         }
@@ -415,7 +415,7 @@ mod tests {
             let mut other = node.introduce();
             other.id = NodeId(id);
             let mut members = node.members.lock();
-            members.heard(other, Duration::from_secs(15), Instant::now());
+            members.heard(other, Duration::from_secs(15), false, Instant::now());
         }
         let mut attendance = Attendance::default();
         let reader = Arc::new(Reader::new(None, Arc::new(Notify::new())));

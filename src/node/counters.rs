@@ -1,6 +1,6 @@
 //! What a node counts.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use super::Node;
 use crate::close::Close;
@@ -21,7 +21,7 @@ pub(super) struct Counters {
     pub(super) bus_reconnects: AtomicU64,
     publishes_unsent: AtomicU64,
     publishes_uncertain: AtomicU64,
-    pub(super) origins_refused: AtomicU64,
+    refused: Refused,
     pub(super) limits_refused: AtomicU64,
     pub(super) limits_unchecked: AtomicU64,
     pub(super) questions_refused: AtomicU64,
@@ -61,6 +61,43 @@ impl Closes {
     }
 }
 
+/// Upgrades that were refused for another reason than a limit.
+#[derive(Debug, Default)]
+struct Refused {
+    origins: AtomicU64,
+    handshakes: AtomicU64,
+    unauthenticated: AtomicU64,
+    ids: AtomicU64,
+    draining: AtomicU64,
+    upgrades: AtomicU64,
+    /// A type of user that was looked for and not there was said at warn.
+    said_no_user: AtomicBool,
+}
+
+/// What a refusal counts as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Counted {
+    Origin,
+    Handshake,
+    Unauthenticated,
+    Id,
+    Draining,
+    Upgrade,
+}
+
+impl Refused {
+    fn of(&self, what: Counted) -> &AtomicU64 {
+        match what {
+            Counted::Origin => &self.origins,
+            Counted::Handshake => &self.handshakes,
+            Counted::Unauthenticated => &self.unauthenticated,
+            Counted::Id => &self.ids,
+            Counted::Draining => &self.draining,
+            Counted::Upgrade => &self.upgrades,
+        }
+    }
+}
+
 impl Counters {
     pub(super) fn note_failed_publish(&self, maybe_sent: bool) {
         let counter = match maybe_sent {
@@ -76,9 +113,20 @@ impl Counters {
 }
 
 impl Node {
+    /// Whether it is the first of its kind.
+    pub(crate) fn count_refusal(&self, what: Counted) -> bool {
+        self.counters.refused.of(what).fetch_add(1, Relaxed) == 0
+    }
+
+    /// True once.
+    pub(crate) fn is_first_without_user(&self) -> bool {
+        !self.counters.refused.said_no_user.swap(true, Relaxed)
+    }
+
     pub(crate) fn stats(&self) -> Stats {
         let count = |counter: &AtomicU64| counter.load(Relaxed);
-        let (counters, closes) = (&self.counters, &self.counters.closes);
+        let counters = &self.counters;
+        let (closes, refused) = (&counters.closes, &counters.refused);
         let (oldest, full, stalled) = (
             count(&counters.dropped_oldest),
             count(&counters.dropped_full),
@@ -123,7 +171,12 @@ impl Node {
             bus_publish_unsent: unsent,
             bus_publish_uncertain: uncertain,
             bus_publish_queue: self.bus.queued() as u64,
-            origins_refused: count(&counters.origins_refused),
+            origins_refused: count(&refused.origins),
+            handshakes_refused: count(&refused.handshakes),
+            unauthenticated: count(&refused.unauthenticated),
+            ids_refused: count(&refused.ids),
+            drain_refused: count(&refused.draining),
+            upgrades_failed: count(&refused.upgrades),
             limits_refused: count(&counters.limits_refused),
             limits_unchecked: count(&counters.limits_unchecked),
             questions_refused: count(&counters.questions_refused),

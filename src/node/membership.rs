@@ -32,12 +32,17 @@ impl Node {
     }
 
     /// A node said hello, and may want a reply; to this node alone, or to everybody.
-    pub(super) fn node_said_hello(&self, info: NodeInfo, lease: u64, (reply, to_us): (bool, bool)) {
+    pub(super) fn node_said_hello(
+        &self,
+        info: NodeInfo,
+        (lease, worker): (u64, bool),
+        (reply, to_us): (bool, bool),
+    ) {
         let (id, name) = (info.id, info.name.clone());
-        let lease = Duration::from_millis(lease);
-        let is_new = self.members.lock().heard(info, lease, Instant::now());
+        let (lease, now) = (Duration::from_millis(lease), Instant::now());
+        let is_new = self.members.lock().heard(info, lease, worker, now);
         if is_new {
-            tracing::info!(node = %self.id, other = %id, name, "a node joined");
+            tracing::info!(node = %self.id, other = %id, name, worker, "a node joined");
         }
         if is_new || reply {
             self.desk.tell(Event::Joined(id));
@@ -83,8 +88,12 @@ impl Node {
         if self.stopped.load(SeqCst) {
             return false;
         }
-        let (node, lease) = (self.introduce(), self.config.lease.as_millis() as u64);
-        let hello = Control::Hello { node, lease, reply };
+        let hello = Control::Hello {
+            node: self.introduce(),
+            lease: self.config.lease.as_millis() as u64,
+            reply,
+            worker: self.config.worker,
+        };
         self.say_to(to, &hello).await
     }
 

@@ -28,6 +28,7 @@ use tokio_util::task::TaskTracker;
 pub(crate) use self::admission::{Refused, Registration, Reservation};
 use self::answering::Answering;
 use self::asking::Question;
+pub(crate) use self::counters::Counted;
 use self::counters::Counters;
 use self::desk::{Desk, Event};
 use self::hearing::Outage;
@@ -173,10 +174,6 @@ impl Node {
 
     pub(crate) fn is_draining(&self) -> bool {
         self.draining.load(SeqCst)
-    }
-
-    pub(crate) fn count_refused_origin(&self) {
-        self.counters.origins_refused.fetch_add(1, Relaxed);
     }
 
     // Delivery -------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use tokio::time::{Instant, sleep};
 
 use super::{CHUNK, Node};
+use crate::expiry::Clock;
 use crate::heartbeat::{HeartbeatTimes, Pulse};
 use crate::outbox::Swept;
 
@@ -22,13 +23,13 @@ pub(super) async fn sweep(node: Weak<Node>) {
     loop {
         sleep(times.tick()).await;
         let Some(node) = node.upgrade() else { return };
-        let now = Instant::now();
-        let slept = pulse.beat(now);
+        let clock = Clock::now();
+        let slept = pulse.beat(clock.now);
         if slept > NOTABLE {
             tracing::warn!(node = %node.id, ?slept, "this process did not run for a while, and counts that time \
                 against no client: look for a stopped process, a blocked runtime or too little CPU");
         }
-        if catch_unwind(AssertUnwindSafe(|| node.sweep(now, slept, &times))).is_err() {
+        if catch_unwind(AssertUnwindSafe(|| node.sweep(clock, slept, &times))).is_err() {
             tracing::error!(node = %node.id, "the sweeper panicked and goes on: please report it");
         }
     }
@@ -46,9 +47,9 @@ impl Node {
         }
     }
 
-    fn sweep(&self, now: Instant, slept: Duration, times: &HeartbeatTimes) {
+    fn sweep(&self, clock: Clock, slept: Duration, times: &HeartbeatTimes) {
         walk(&self.live, slept, |outbox| {
-            if let Swept::Stalled(lost) = outbox.sweep(now, slept, times) {
+            if let Swept::Stalled(lost) = outbox.sweep(clock, slept, times) {
                 self.counters
                     .dropped_stalled
                     .fetch_add(lost as u64, Relaxed);

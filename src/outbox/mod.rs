@@ -22,6 +22,7 @@ use self::queue::Queue;
 pub use self::queue::SlowConsumer;
 use self::state::{State, try_write, wake};
 use crate::close::Close;
+use crate::expiry::{Clock, Expiry};
 use crate::heartbeat::{Beat, Heartbeat, HeartbeatTimes};
 use crate::id::{SocketId, UserId};
 use crate::registry::Member;
@@ -74,11 +75,11 @@ pub(crate) struct Outbox {
 }
 
 impl Outbox {
-    pub(crate) fn new(id: SocketId, user: UserId, expires_at: Option<Instant>) -> Self {
+    pub(crate) fn new(id: SocketId, user: UserId, expiry: Option<Expiry>) -> Self {
         Self {
             id,
             user,
-            state: Mutex::new(State::new(expires_at)),
+            state: Mutex::new(State::new(expiry)),
         }
     }
 
@@ -352,7 +353,8 @@ impl Outbox {
 
     /// Does what time demands: pings, gives up the silent and the stalled, ends what has expired. Time in
     /// which the process slept is demanded of nobody; an identity expires all the same.
-    pub(crate) fn sweep(&self, now: Instant, slept: Duration, times: &HeartbeatTimes) -> Swept {
+    pub(crate) fn sweep(&self, clock: Clock, slept: Duration, times: &HeartbeatTimes) -> Swept {
+        let now = clock.now;
         let mut state = self.state.lock();
         if !slept.is_zero() {
             state.excuse(slept, now);
@@ -364,7 +366,7 @@ impl Outbox {
             }
             return Swept::Fine;
         }
-        if state.expires_at.is_some_and(|end| end <= now) {
+        if state.expiry.is_some_and(|expiry| expiry.is_over(clock)) {
             state.end(Close::from_static(Close::EXPIRED, "the identity expired"));
             return Swept::Fine;
         }
@@ -451,6 +453,7 @@ impl Outbox {
 #[cfg(test)]
 mod tests {
     use std::task::{Wake, Waker};
+    use std::time::UNIX_EPOCH;
 
     use proptest::collection::vec;
     use proptest::prelude::*;
@@ -469,6 +472,11 @@ mod tests {
         fn wake(self: Arc<Self>) {
             *self.0.lock() = true;
         }
+    }
+
+    /// Long ago by the wall clock, which stands still.
+    fn at(now: Instant) -> Clock {
+        Clock { now, wall: 0 }
     }
 
     fn outbox() -> Outbox {
@@ -734,9 +742,9 @@ mod tests {
         let patience = || socket2::SockRef::from(reader.as_ref()).tcp_user_timeout();
         outbox.pause(true);
         let start = Instant::now();
-        outbox.sweep(start + Duration::from_secs(30), Duration::ZERO, &times);
+        outbox.sweep(at(start + Duration::from_secs(30)), Duration::ZERO, &times);
         assert_eq!(patience().unwrap(), None, "control");
-        outbox.sweep(start + Duration::from_secs(55), Duration::ZERO, &times);
+        outbox.sweep(at(start + Duration::from_secs(55)), Duration::ZERO, &times);
         assert_eq!(patience().unwrap(), Some(Duration::from_secs(45)));
     }
 
@@ -764,11 +772,11 @@ mod tests {
 
         let silent = outbox();
         assert_eq!(
-            silent.sweep(start + seconds(30), Duration::ZERO, &times),
+            silent.sweep(at(start + seconds(30)), Duration::ZERO, &times),
             Swept::Fine
         );
         assert_eq!(written(&silent), Frame::ping().as_bytes());
-        silent.sweep(start + seconds(51), Duration::ZERO, &times);
+        silent.sweep(at(start + seconds(51)), Duration::ZERO, &times);
         assert_eq!(
             (ended(&silent), silent.phase()),
             (Some(1006), Phase::Killed)
@@ -777,7 +785,7 @@ mod tests {
         let busy_handler = outbox();
         busy_handler.pause(true);
         for (second, expected) in [(30, true), (51, false), (80, true)] {
-            busy_handler.sweep(start + seconds(second), Duration::ZERO, &times);
+            busy_handler.sweep(at(start + seconds(second)), Duration::ZERO, &times);
             let pinged = written(&busy_handler) == Frame::ping().as_bytes();
             assert_eq!(
                 (pinged, ended(&busy_handler)),
@@ -794,10 +802,10 @@ mod tests {
                 .poll_write(&mut cx, |_, _| Poll::Pending)
                 .is_pending()
         );
-        stalled.sweep(start + seconds(9), Duration::ZERO, &times);
+        stalled.sweep(at(start + seconds(9)), Duration::ZERO, &times);
         assert_eq!(ended(&stalled), None);
         assert_eq!(
-            stalled.sweep(start + seconds(11), Duration::ZERO, &times),
+            stalled.sweep(at(start + seconds(11)), Duration::ZERO, &times),
             Swept::Stalled(1)
         );
         assert_eq!(
@@ -811,17 +819,43 @@ mod tests {
                 number: 1,
             },
             "a".into(),
-            Some(start + seconds(2)),
+            Some(Expiry::at(UNIX_EPOCH + seconds(2), at(start))),
         );
-        expiring.sweep(start + seconds(1), Duration::ZERO, &times);
+        expiring.sweep(at(start + seconds(1)), Duration::ZERO, &times);
         assert_eq!(ended(&expiring), None);
-        expiring.sweep(start + seconds(3), Duration::ZERO, &times);
+        expiring.sweep(at(start + seconds(3)), Duration::ZERO, &times);
         assert_eq!(
             (ended(&expiring), expiring.phase()),
             (Some(4401), Phase::Closing)
         );
-        expiring.sweep(Instant::now() + CLOSING, Duration::ZERO, &times);
+        expiring.sweep(at(Instant::now() + CLOSING), Duration::ZERO, &times);
         assert_eq!(expiring.phase(), Phase::Killed);
+    }
+
+    #[test]
+    fn an_identity_expires_by_the_wall_clock_too() {
+        let times = HeartbeatTimes {
+            ping_interval: Duration::from_secs(25),
+            pong_timeout: Duration::from_secs(20),
+            write_timeout: Duration::from_secs(10),
+        };
+        let start = at(Instant::now());
+        let expiry = Expiry::at(UNIX_EPOCH + Duration::from_secs(3600), start);
+        let outbox = Outbox::new(outbox().id, "a".into(), Some(expiry));
+        // The monotonic clock stood still while the machine slept.
+        for (wall, ended) in [(3_599_999, None), (3_600_000, Some(Close::EXPIRED))] {
+            outbox.sweep(Clock { wall, ..start }, Duration::ZERO, &times);
+            assert_eq!(outbox.close_reason().map(|close| close.code), ended);
+        }
+    }
+
+    #[test]
+    fn an_ending_is_reported_as_it_was_written() {
+        let outbox = outbox();
+        outbox.close(Close::new(4000, "é".repeat(100)));
+        let close = outbox.close_reason().unwrap();
+        assert_eq!(close, Close::new(4000, "é".repeat(61)));
+        assert_eq!(written(&outbox), Frame::close(&close).as_bytes());
     }
 
     #[test]
@@ -843,17 +877,21 @@ mod tests {
         };
 
         let pinged = outbox();
-        pinged.sweep(start + seconds(30), Duration::ZERO, &times);
+        pinged.sweep(at(start + seconds(30)), Duration::ZERO, &times);
         let stalled = outbox();
         stalled.send(&Frame::text("x"), &limits(9, 99, SlowConsumer::Close));
         assert!(blocked(&stalled));
         let closing = outbox();
         closing.close(Close::new(4000, ""));
         assert!(blocked(&closing));
-        let expiring = Outbox::new(pinged.id, "a".into(), Some(start + seconds(2)));
+        let expiring = Outbox::new(
+            pinged.id,
+            "a".into(),
+            Some(Expiry::at(UNIX_EPOCH + seconds(2), at(start))),
+        );
 
         for outbox in [&pinged, &stalled, &closing, &expiring] {
-            assert_eq!(outbox.sweep(woken, slept, &times), Swept::Fine);
+            assert_eq!(outbox.sweep(at(woken), slept, &times), Swept::Fine);
         }
         assert_eq!(pinged.close_reason(), None);
         assert_eq!(stalled.close_reason(), None);
@@ -866,7 +904,7 @@ mod tests {
 
         // Their time goes on where it stood.
         for outbox in [&pinged, &stalled, &closing] {
-            outbox.sweep(woken + seconds(21), Duration::ZERO, &times);
+            outbox.sweep(at(woken + seconds(21)), Duration::ZERO, &times);
             assert_eq!(outbox.phase(), Phase::Killed);
         }
     }

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use super::queue::{OutboxLimits, Queue, SlowConsumer};
 use crate::close::Close;
 use crate::config::CLOSING;
+use crate::expiry::Expiry;
 use crate::heartbeat::{Heartbeat, excused};
 use crate::ws::frame::Frame;
 
@@ -32,7 +33,7 @@ pub(super) struct State {
     pub(super) owed: bool,
     /// Set once, by the first thing that ends the socket. Boxed, since nearly all sockets have none.
     pub(super) end: Option<Box<End>>,
-    pub(super) expires_at: Option<Instant>,
+    pub(super) expiry: Option<Expiry>,
     /// Since when the kernel has accepted nothing.
     pub(super) stalled: Option<Instant>,
     pub(super) heartbeat: Heartbeat,
@@ -47,14 +48,14 @@ pub(super) struct State {
 }
 
 impl State {
-    pub(super) fn new(expires_at: Option<Instant>) -> Self {
+    pub(super) fn new(expiry: Option<Expiry>) -> Self {
         Self {
             queue: Queue::default(),
             stream: None,
             collecting: false,
             owed: false,
             end: None,
-            expires_at,
+            expiry,
             stalled: None,
             heartbeat: Heartbeat::new(Instant::now()),
             paused: false,
@@ -152,6 +153,7 @@ impl State {
     }
 
     pub(super) fn queue_close(&mut self, close: Close) {
+        let close = close.into_written();
         self.queue.push(Frame::close(&close));
         self.note_end(close);
     }

@@ -31,6 +31,7 @@ pub(crate) struct Handshake {
 pub(crate) enum HandshakeError {
     MethodNotGet,
     MethodNotConnect,
+    OldHttp,
     NoUpgrade,
     WrongVersion,
     BadKey,
@@ -56,6 +57,9 @@ impl Handshake {
         }
         if !http1 && parts.method != Method::CONNECT {
             return Err(HandshakeError::MethodNotConnect);
+        }
+        if parts.version < Version::HTTP_11 {
+            return Err(HandshakeError::OldHttp);
         }
         if !is_wanted(parts) || http1 && !has_token(&parts.headers, &CONNECTION, "upgrade") {
             return Err(HandshakeError::NoUpgrade);
@@ -150,7 +154,7 @@ impl HandshakeError {
     pub(crate) fn status(self) -> StatusCode {
         match self {
             Self::MethodNotGet | Self::MethodNotConnect => StatusCode::METHOD_NOT_ALLOWED,
-            Self::NoUpgrade | Self::WrongVersion => StatusCode::UPGRADE_REQUIRED,
+            Self::OldHttp | Self::NoUpgrade | Self::WrongVersion => StatusCode::UPGRADE_REQUIRED,
             Self::BadKey => StatusCode::BAD_REQUEST,
         }
     }
@@ -161,8 +165,13 @@ impl fmt::Display for HandshakeError {
         f.write_str(match self {
             Self::MethodNotGet => "a WebSocket handshake must be a GET request",
             Self::MethodNotConnect => "a WebSocket handshake over HTTP/2 must be a CONNECT request",
+            Self::OldHttp => {
+                "a WebSocket needs HTTP/1.1, and this request came as HTTP/1.0: an nginx in front needs \
+                 `proxy_http_version 1.1;`, and must hand `Upgrade` and `Connection` on"
+            }
             Self::NoUpgrade => {
-                "this is a WebSocket endpoint: `Connection: upgrade` and `Upgrade: websocket` are needed"
+                "this is a WebSocket endpoint: `Connection: upgrade` and `Upgrade: websocket` are needed, \
+                 and a proxy in front must hand them on"
             }
             Self::WrongVersion => "`Sec-WebSocket-Version` must be 13",
             Self::BadKey => "`Sec-WebSocket-Key` must be 16 bytes in base64",
@@ -175,7 +184,7 @@ impl IntoResponse for HandshakeError {
         let mut response = (self.status(), self.to_string()).into_response();
         let headers = response.headers_mut();
         match self {
-            Self::NoUpgrade | Self::WrongVersion => {
+            Self::OldHttp | Self::NoUpgrade | Self::WrongVersion => {
                 headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
                 headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
                 headers.insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
@@ -270,6 +279,9 @@ mod tests {
             assert_eq!(status(changed(name, value)), expected, "{name}: {value}");
         }
         assert_eq!(status(Handshake::check(&request(Method::POST, &GOOD))), 405);
+        let mut old = request(Method::GET, &GOOD);
+        old.version = Version::HTTP_10;
+        assert_eq!(status(Handshake::check(&old)), 426);
         let refusal = HandshakeError::WrongVersion.into_response();
         assert_eq!(refusal.headers()["sec-websocket-version"], "13");
     }

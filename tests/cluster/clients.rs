@@ -205,11 +205,22 @@ async fn a_foreign_origin_is_refused_before_the_upgrade() {
         Lab::memory()
             .builder()
             .allow_origin("https://shop.example")
+            .allow_origin("https://*.tenants.example")
+            .allow_origin_if(|origin| match origin {
+                "https://bug.example" => panic!("a bug in the rule"),
+                origin => origin == "https://partner.example",
+            })
             .start(),
     )
     .await;
     let own = format!("http://{}", node.addr);
-    for origin in [own.as_str(), "https://shop.example"] {
+    for origin in [
+        own.as_str(),
+        "https://shop.example",
+        "https://a.tenants.example",
+        "https://a.b.tenants.example",
+        "https://partner.example",
+    ] {
         let client =
             Client::try_connect(node.addr, "/ws", &[("x-user", "a"), ("origin", origin)]).await;
         assert!(client.is_ok(), "control: {origin}");
@@ -221,6 +232,9 @@ async fn a_foreign_origin_is_refused_before_the_upgrade() {
         &suffixed,
         "http://127.0.0.1:1",
         "null",
+        "https://tenants.example",
+        "https://eviltenants.example",
+        "https://bug.example",
         other_scheme,
         "",
     ] {
@@ -252,7 +266,7 @@ async fn a_foreign_origin_is_refused_before_the_upgrade() {
             .0,
         403
     );
-    assert_eq!(node.cluster.stats().origins_refused, 8);
+    assert_eq!(node.cluster.stats().origins_refused, 11);
 }
 
 /// C7.

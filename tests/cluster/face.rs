@@ -10,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 use axum::{Router, middleware, routing::any};
 use axum_cluster::{
     Broadcaster, Close, Cluster, ClusterLayer, ClusterSocket, ConnectError, Health, SendError,
-    Socket, UserId,
+    Socket, Unauthenticated, UserId,
 };
 use futures::StreamExt;
 use tower::{Layer, Service, ServiceExt};
@@ -103,6 +103,34 @@ async fn after_the_end_sends_and_joins_say_why() {
     assert_eq!((send, recv), (Close::new(4001, "out"), None));
     assert!(join.contains("4001"), "{join}");
     assert_eq!(cluster.stats().rooms, 0);
+}
+
+/// A long reason is cut, and a code that may not be sent is not: neither is reported otherwise.
+#[tokio::test]
+async fn an_ending_is_reported_as_the_client_was_told() {
+    let cluster = Cluster::builder().start();
+    let (report, mut reports) = tokio::sync::mpsc::unbounded_channel();
+    let addr = serve_handler(&cluster, move |mut socket| async move {
+        let close = match socket.recv().await.unwrap().as_text() {
+            Some("long") => Close::new(4000, "é".repeat(100)),
+            _ => Close::new(1006, "not to be sent"),
+        };
+        socket.close(close).await;
+        let error = socket.send("too late").await.unwrap_err();
+        report.send((socket.close_reason(), error)).unwrap();
+    })
+    .await;
+    for (say, code, reason) in [
+        ("long", 4000, "é".repeat(61)),
+        ("forbidden", 1005, String::new()),
+    ] {
+        let mut client = Client::connect(addr, "alice").await;
+        client.send(say).await;
+        assert_eq!(client.event().await, Event::Closed(code, reason.clone()));
+        let (close, error) = soon("the report", reports.recv()).await.unwrap();
+        assert_eq!(close, Some(Close::new(code, reason)));
+        assert_eq!(Some(error.close()), close.as_ref());
+    }
 }
 
 #[tokio::test]
@@ -243,8 +271,12 @@ async fn a_failed_send_is_a_503_that_names_the_problem() {
     let (addr, _server) = serve(app).await;
     let response = http_get(addr, "/notify").await;
     assert!(
-        response.contains("503") && response.contains("refused"),
+        response.contains("503") && response.contains("was not sent to other nodes"),
         "{response}"
+    );
+    assert!(
+        !response.contains("refused"),
+        "Redis' words are for the log: {response}"
     );
 }
 
@@ -292,6 +324,13 @@ async fn settings_that_make_no_sense_are_named() {
         builder().allow_origin("https://shop.example/"),
         "scheme://host",
     );
+    let unsendable = Unauthenticated::CloseWith(Close::new(1006, "who are you?"));
+    wrong(
+        builder().unauthenticated(unsendable),
+        "unauthenticated: close code 1006 may not be sent: use",
+    );
+    wrong(builder().allow_origin("*"), "`*` may only stand");
+    wrong(builder().allow_origin("https://shop.*"), "allow_origin_if");
     wrong(builder().redis("redis://:s3cret@host:port"), "port");
     let error = ClusterLayer::try_new("http://localhost").unwrap_err();
     assert!(

@@ -43,3 +43,4 @@ mod roster;
 mod runtimes;
 mod slots;
 mod tls;
+mod workers;

@@ -1,5 +1,7 @@
 //! The examples as programs, in processes of their own.
 
+use std::path::Path;
+
 use crate::support::client::{Event, text};
 use crate::support::program::{ticker, worker};
 use crate::support::redis::free_port;
@@ -47,4 +49,40 @@ async fn a_worker_reaches_a_user() {
         "1 nodes took it"
     );
     assert_eq!(client.event().await, text("shipped"));
+}
+
+/// The documents are packaged, and so is what they lead to.
+#[test]
+fn links_lead_to_files_of_the_package() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut links = 0;
+    for document in [
+        "README.md",
+        "SECURITY.md",
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+        "benches/README.md",
+        "docs/faults.md",
+        "docs/operating.md",
+        "docs/soak.md",
+        "tests/autobahn/README.md",
+    ] {
+        let path = root.join(document);
+        let text = std::fs::read_to_string(&path).unwrap();
+        for link in text.split("](").skip(1) {
+            let (link, _) = link.split_once(')').unwrap();
+            if link.contains("://") || link.starts_with('#') {
+                continue;
+            }
+            let target = path.parent().unwrap().join(link);
+            assert!(target.is_file(), "{document}: {link}");
+            // Cargo.toml excludes them from the package.
+            assert!(
+                !link.contains(".ci/") && !link.contains(".github/"),
+                "{document}: {link}"
+            );
+            links += 1;
+        }
+    }
+    assert!(links > 0, "control");
 }

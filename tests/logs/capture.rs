@@ -4,6 +4,8 @@ use std::fmt::Debug;
 use std::io;
 use std::sync::{Arc, Mutex};
 
+use tracing::subscriber::DefaultGuard;
+
 /// Every secret of the test begins with it.
 pub const MARK: &str = "s3cret";
 
@@ -22,6 +24,18 @@ impl Log {
             .with_writer(move || writer.clone())
             .init();
         log
+    }
+
+    /// Takes the logs of this thread, while the guard lives.
+    pub fn capture_here() -> (Self, DefaultGuard) {
+        let log = Self::default();
+        let writer = log.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_max_level(tracing::Level::DEBUG)
+            .with_ansi(false)
+            .with_writer(move || writer.clone())
+            .finish();
+        (log, tracing::subscriber::set_default(subscriber))
     }
 
     pub fn take(&self) -> String {
@@ -60,7 +74,8 @@ pub fn leaks(log: &str) -> Vec<&str> {
     let found = forms.iter().flat_map(|form| log.match_indices(form));
     let around = found.map(|(at, _)| {
         let (from, to) = (at.saturating_sub(120), log.len().min(at + 40));
-        &log[log.floor_char_boundary(from)..log.floor_char_boundary(to)]
+        let boundary = |near| (0..=near).rev().find(|at| log.is_char_boundary(*at));
+        &log[boundary(from).unwrap_or(0)..boundary(to).unwrap_or(0)]
     });
     around.collect()
 }

@@ -1,9 +1,10 @@
-//! Nothing secret is ever logged or shown by `Debug`. A binary of its own, since it takes the logs of
-//! the whole process.
+//! Nothing secret is ever logged or shown by `Debug`, and every refusal is logged with its reason. A binary of
+//! its own, since it takes the logs of the whole process.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod capture;
+mod refusals;
 #[path = "../support/mod.rs"]
 mod support;
 

@@ -1,0 +1,98 @@
+//! When an identity ends.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::time::Instant;
+
+/// One reading of both clocks: the monotonic one stands still while a machine sleeps, the wall clock may be
+/// corrected.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Clock {
+    pub(crate) now: Instant,
+    /// Milliseconds since 1970.
+    pub(crate) wall: u64,
+}
+
+impl Clock {
+    pub(crate) fn now() -> Self {
+        Self {
+            now: Instant::now(),
+            wall: millis(SystemTime::now()),
+        }
+    }
+}
+
+/// Kept for every socket, so it is small.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Expiry {
+    /// None where it is too far off to be named.
+    at: Option<Instant>,
+    wall: u64,
+}
+
+impl Expiry {
+    pub(crate) fn at(time: SystemTime, clock: Clock) -> Self {
+        let wall = millis(time);
+        let left = Duration::from_millis(wall.saturating_sub(clock.wall));
+        Self {
+            at: clock.now.checked_add(left),
+            wall,
+        }
+    }
+
+    /// Whichever clock says so first.
+    pub(crate) fn is_over(&self, clock: Clock) -> bool {
+        self.wall <= clock.wall || self.at.is_some_and(|at| at <= clock.now)
+    }
+}
+
+fn millis(time: SystemTime) -> u64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    since.as_millis().try_into().unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn later(clock: Clock, monotonic: Duration, wall: Duration) -> Clock {
+        Clock {
+            now: clock.now + monotonic,
+            wall: clock.wall + wall.as_millis() as u64,
+        }
+    }
+
+    #[test]
+    fn whichever_clock_says_so_first_ends_it() {
+        let start = Clock::now();
+        let expiry = Expiry::at(UNIX_EPOCH + Duration::from_millis(start.wall) + HOUR, start);
+        let almost = HOUR - Duration::from_millis(1);
+        assert!(!expiry.is_over(later(start, almost, almost)));
+        assert!(expiry.is_over(later(start, HOUR, HOUR)));
+        let (slept, set_back) = (Duration::from_secs(1), Duration::ZERO);
+        assert!(
+            expiry.is_over(later(start, slept, HOUR)),
+            "the machine slept"
+        );
+        assert!(
+            expiry.is_over(later(start, HOUR, set_back)),
+            "the clock was set back"
+        );
+    }
+
+    #[test]
+    fn a_time_past_is_over_and_one_too_far_off_is_never() {
+        let start = Clock::now();
+        assert!(Expiry::at(UNIX_EPOCH, start).is_over(start));
+        assert!(Expiry::at(UNIX_EPOCH - HOUR, start).is_over(start));
+        let never = UNIX_EPOCH + Duration::from_secs(i64::MAX as u64);
+        assert!(!Expiry::at(never, start).is_over(later(start, HOUR, HOUR)));
+    }
+
+    #[test]
+    fn it_is_small() {
+        assert!(size_of::<Option<Expiry>>() <= size_of::<Option<Instant>>() + 8);
+    }
+}

@@ -1,0 +1,225 @@
+//! Why a request got no socket: what its client is told, what the log says, what is counted.
+
+use std::fmt;
+use std::sync::Arc;
+
+use axum_core::response::{IntoResponse, Response};
+use http::StatusCode;
+use hyper::upgrade::OnUpgrade;
+use tokio::time::timeout;
+
+use crate::close::Close;
+use crate::config::{CLOSING, NoUser};
+use crate::node::{Counted, Node, Refused};
+use crate::origin::ForeignOrigin;
+use crate::registry::Full;
+use crate::ws::Opened;
+use crate::ws::handshake::{Handshake, HandshakeError};
+
+/// Why [`ClusterSocket`](crate::ClusterSocket) or [`Broadcaster`](crate::Broadcaster) could not be extracted.
+/// Its response is the refusal; for a missing user that is an upgrade which closes with 4403. The response
+/// says what its client may know, the log says the rest.
+#[derive(Debug)]
+#[must_use = "a rejection must be returned as the response"]
+pub struct ClusterRejection(Kind);
+
+#[derive(Debug)]
+pub(crate) enum Kind {
+    NoLayer,
+    Refused(Refused),
+    Origin(ForeignOrigin),
+    Handshake(HandshakeError),
+    UpgradeTaken,
+    NoUpgrade,
+    Unauthenticated(NoUser),
+    Close(NoUser, Box<Refusal>),
+}
+
+/// An upgrade whose only message is a Close frame. Never registered.
+#[derive(Debug)]
+pub(crate) struct Refusal {
+    pub(crate) node: Arc<Node>,
+    pub(crate) handshake: Handshake,
+    pub(crate) upgrade: OnUpgrade,
+    pub(crate) close: Close,
+}
+
+impl ClusterRejection {
+    pub(crate) fn no_layer() -> Self {
+        let rejection = Self(Kind::NoLayer);
+        tracing::debug!(reason = %rejection, "request refused with 500");
+        rejection
+    }
+
+    /// Counts it and says it in the log, once.
+    pub(crate) fn noted(kind: Kind, node: &Node) -> Self {
+        if let Some(counted) = kind.counted() {
+            node.count_refusal(counted);
+        }
+        let rejection = Self(kind);
+        let (node_id, status) = (node.id(), rejection.status().as_u16());
+        match &rejection.0 {
+            Kind::Origin(ForeignOrigin { origin, host }) => {
+                let host = host.as_deref().unwrap_or("none that is usable");
+                tracing::debug!(node = %node_id, status, origin, host, "upgrade refused: Origin and Host differ; \
+                    `allow_origin` or `allow_origin_if` can admit it, and a proxy must hand Host on");
+            }
+            Kind::Unauthenticated(missing) | Kind::Close(missing, _) => {
+                if missing.is_suspicious() && node.is_first_without_user() {
+                    tracing::warn!(node = %node_id, status, reason = %missing, "upgrade refused: it came without a user. Said \
+                        once, then at debug. Where nobody had logged in, all is well");
+                } else {
+                    tracing::debug!(node = %node_id, status, reason = %missing, "upgrade refused: it came without a user");
+                }
+            }
+            kind => {
+                let reason = kind
+                    .limit()
+                    .map_or_else(|| rejection.to_string(), str::to_owned);
+                tracing::debug!(node = %node_id, status, reason, "upgrade refused");
+            }
+        }
+        rejection
+    }
+
+    /// The status of the response.
+    pub fn status(&self) -> StatusCode {
+        match &self.0 {
+            Kind::NoLayer | Kind::UpgradeTaken | Kind::NoUpgrade => {
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
+            Kind::Refused(
+                Refused::Draining | Refused::RuntimeEnded | Refused::Full(Full::Node),
+            ) => StatusCode::SERVICE_UNAVAILABLE,
+            Kind::Refused(Refused::Full(Full::User)) => StatusCode::TOO_MANY_REQUESTS,
+            Kind::Refused(Refused::InvalidUser(_)) => StatusCode::BAD_REQUEST,
+            Kind::Origin(_) => StatusCode::FORBIDDEN,
+            Kind::Handshake(error) => error.status(),
+            Kind::Unauthenticated(_) => StatusCode::UNAUTHORIZED,
+            Kind::Close(_, refusal) => refusal.handshake.status(),
+        }
+    }
+}
+
+impl Kind {
+    /// What it counts as; limits are counted where they are checked.
+    fn counted(&self) -> Option<Counted> {
+        Some(match self {
+            Self::NoLayer | Self::Refused(Refused::Full(_)) => return None,
+            Self::Refused(Refused::Draining | Refused::RuntimeEnded) => Counted::Draining,
+            Self::Refused(Refused::InvalidUser(_)) => Counted::Id,
+            Self::Origin(_) => Counted::Origin,
+            Self::Handshake(_) => Counted::Handshake,
+            Self::UpgradeTaken | Self::NoUpgrade => Counted::Upgrade,
+            Self::Unauthenticated(_) | Self::Close(..) => Counted::Unauthenticated,
+        })
+    }
+
+    /// The setting that refused it, which is no client's business.
+    fn limit(&self) -> Option<&'static str> {
+        match self {
+            Self::Refused(Refused::Full(Full::Node)) => Some("`max_sockets` is reached"),
+            Self::Refused(Refused::Full(Full::User)) => {
+                Some("`max_sockets_per_user` or `max_sockets_per_user_in_cluster` is reached")
+            }
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for ClusterRejection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Kind::NoLayer => f.write_str(
+                "no cluster in this request: add `.layer(ClusterLayer::new(redis_url))` around the route",
+            ),
+            Kind::Refused(Refused::Draining) => f.write_str("the server is shutting down, try again"),
+            Kind::Refused(Refused::RuntimeEnded) => f.write_str(
+                "the tokio runtime on which the server's cluster was started has ended: start it on the one that serves",
+            ),
+            Kind::Refused(Refused::Full(Full::Node)) => f.write_str("the server is full, try again later"),
+            Kind::Refused(Refused::Full(Full::User)) => f.write_str("too many sockets of this user"),
+            Kind::Refused(Refused::InvalidUser(error)) => write!(f, "user id: {error}"),
+            Kind::Origin(_) => f.write_str(
+                "this origin may not open a socket here; the server's `allow_origin` can admit it",
+            ),
+            Kind::Handshake(error) => error.fmt(f),
+            Kind::UpgradeTaken => f.write_str(
+                "the upgrade of this request was taken already: extract `ClusterSocket` alone, without \
+                 `WebSocketUpgrade` beside it",
+            ),
+            Kind::NoUpgrade => f.write_str(
+                "this request did not come through a server that supports upgrades: serve the app on a port, \
+                 with `axum::serve` for one, in tests as well (see \"Testing\" in the docs of axum-cluster)",
+            ),
+            Kind::Unauthenticated(_) => f.write_str("authentication required"),
+            Kind::Close(_, refusal) => refusal.close.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for ClusterRejection {}
+
+impl IntoResponse for ClusterRejection {
+    fn into_response(self) -> Response {
+        match self.0 {
+            Kind::Close(_, refusal) => refusal.into_response(),
+            Kind::Handshake(error) => error.into_response(),
+            _ => (self.status(), self.to_string()).into_response(),
+        }
+    }
+}
+
+impl Refusal {
+    fn into_response(self) -> Response {
+        let Self {
+            node,
+            handshake,
+            upgrade,
+            close,
+        } = self;
+        let tasks = node.tasks().clone();
+        tasks.spawn(async move {
+            let refusing = async {
+                if let Some(opened) = opened(upgrade, &node).await {
+                    opened.refuse(&close).await;
+                }
+            };
+            let _ = timeout(CLOSING, refusing).await;
+        });
+        handshake.response()
+    }
+}
+
+/// The stream, when the client has its answer.
+pub(crate) async fn opened(upgrade: OnUpgrade, node: &Node) -> Option<Opened> {
+    match timeout(CLOSING, upgrade).await {
+        Ok(Ok(upgraded)) => Some(Opened::new(upgraded)),
+        // Whoever serves the connection keeps the stream to himself.
+        Ok(Err(error)) if error.is_user() => {
+            let first = node.count_refusal(Counted::Upgrade);
+            let (node, fix) = (
+                node.id(),
+                "serve with `axum::serve`, or with hyper's `with_upgrades` or \
+                `serve_connection_with_upgrades`",
+            );
+            if first {
+                tracing::warn!(%node, %error, fix, "this server answers upgrades and does not do them: no socket can be opened. \
+                    Said once, then at debug");
+            } else {
+                tracing::debug!(%node, %error, fix, "this server does not do upgrades");
+            }
+            None
+        }
+        Ok(Err(_)) | Err(_) => {
+            tracing::debug!(node = %node.id(), "the client left during the handshake");
+            None
+        }
+    }
+}
+
+impl From<Refused> for Kind {
+    fn from(refused: Refused) -> Self {
+        Self::Refused(refused)
+    }
+}

@@ -1,0 +1,85 @@
+//! Settings of a process that sends and holds no sockets.
+
+use crate::backend::Backend;
+use crate::broadcast::Broadcaster;
+use crate::builder::Builder;
+use crate::cluster::Cluster;
+use crate::error::ConnectError;
+
+/// Settings of a worker, then [`connect`](Self::connect): a process without sockets, such as a cron job or
+/// another service, which sends to the app's users, asks who is there and watches presence. It is none of the
+/// cluster's [`nodes`](Cluster::nodes).
+///
+/// ```no_run
+/// # async fn work() -> Result<(), Box<dyn std::error::Error>> {
+/// use axum_cluster::Broadcaster;
+///
+/// let broadcaster = Broadcaster::builder()
+///     .redis("redis://127.0.0.1:6379")
+///     .namespace("shop-prod") // the app's
+///     .connect()
+///     .await?;
+/// broadcaster.to_user("alice").send("your order has shipped").await?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone)]
+#[must_use = "a builder does nothing until `connect`"]
+pub struct BroadcasterBuilder(Builder);
+
+impl BroadcasterBuilder {
+    pub(crate) fn new() -> Self {
+        Self(Builder::new().worker())
+    }
+
+    /// The Redis of the app's nodes; see [`Backend::redis`] for the forms of the URL. Default: none, it is
+    /// alone in memory.
+    pub fn redis(self, url: impl AsRef<str>) -> Self {
+        Self(self.0.redis(url))
+    }
+
+    /// What connects it to the app's nodes. Default: [`Backend::memory`].
+    pub fn backend(self, backend: Backend) -> Self {
+        Self(self.0.backend(backend))
+    }
+
+    /// The namespace of the app's nodes ([`Builder::namespace`]). Default: `cluster`. In another namespace it
+    /// sends to nobody, and no error says so: [`Delivery::nodes`](crate::Delivery::nodes) is 0.
+    pub fn namespace(self, name: impl AsRef<str>) -> Self {
+        Self(self.0.namespace(name))
+    }
+
+    /// What the nodes' logs call it. Default: the environment's `HOSTNAME`, else nothing.
+    pub fn name(self, name: impl Into<String>) -> Self {
+        Self(self.0.name(name))
+    }
+
+    /// Starts it and waits until the bus is up, at most 5 s.
+    ///
+    /// # Errors
+    /// [`ConnectError::Url`] or [`ConnectError::Setting`] for what makes no sense,
+    /// [`ConnectError::Unreachable`] with Redis' own reason when the bus is not up in time.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    ///
+    /// # Cancel safety
+    /// Cancelled, nothing is left behind.
+    pub async fn connect(self) -> Result<Broadcaster, ConnectError> {
+        let cluster: Cluster = self.0.try_start()?;
+        cluster.ready().await?;
+        Ok(cluster.broadcaster())
+    }
+
+    /// Starts it without waiting: the bus comes up in the background, and sends fail until then.
+    ///
+    /// # Errors
+    /// [`ConnectError::Url`] or [`ConnectError::Setting`], saying what makes no sense and why.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    #[track_caller]
+    pub fn try_start(self) -> Result<Broadcaster, ConnectError> {
+        Ok(self.0.try_start()?.broadcaster())
+    }
+}

@@ -1,0 +1,370 @@
+//! What a refused client is told, what the log says of it, and what is counted.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::{Body, to_bytes};
+use axum::extract::Request;
+use axum::extract::ws::WebSocketUpgrade;
+use axum::response::Response;
+use axum::routing::any;
+use axum::{Extension, Router, middleware};
+use axum_cluster::{Broadcaster, Cluster, ClusterSocket, QueryError, SendError, Stats, UserId};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tower::ServiceExt;
+
+use crate::capture::Log;
+use crate::support::client::Event;
+use crate::support::node::{authenticate, serve};
+use crate::support::{Client, RedisServer, until};
+
+async fn ws(socket: ClusterSocket) -> Response {
+    socket.on_upgrade(|mut socket| async move { while socket.recv().await.is_some() {} })
+}
+
+async fn taken(_: WebSocketUpgrade, socket: ClusterSocket) -> Response {
+    ws(socket).await
+}
+
+async fn serve_app(cluster: &Cluster) -> SocketAddr {
+    let app = Router::new()
+        .route("/ws", any(ws))
+        .route("/taken", any(taken))
+        .layer(cluster.layer())
+        .layer(middleware::from_fn(authenticate));
+    serve(app).await.0
+}
+
+/// The lines that tell of a refusal.
+fn refusals(log: &str) -> Vec<&str> {
+    log.lines()
+        .filter(|line| line.contains("refused"))
+        .collect()
+}
+
+/// What the server answers to these bytes.
+async fn answer(addr: SocketAddr, request: &str) -> String {
+    let mut stream = TcpStream::connect(addr).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    let mut end = async || {
+        while !String::from_utf8_lossy(&answer).contains("\r\n\r\n") {
+            if stream.read_buf(&mut answer).await.unwrap() == 0 {
+                break;
+            }
+        }
+        stream.shutdown().await.unwrap();
+        stream.read_to_end(&mut answer).await.unwrap();
+    };
+    crate::support::soon("an answer", end()).await;
+    String::from_utf8(answer).unwrap()
+}
+
+const HANDSHAKE: &str = "Host: app.example\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\
+     Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+
+#[tokio::test]
+async fn a_user_of_another_type_is_named_at_warn_once_then_at_debug() {
+    #[derive(Clone)]
+    struct CurrentUser(u64);
+    let (log, _guard) = Log::capture_here();
+    let cluster = Cluster::builder()
+        .identify(|user: &CurrentUser| (user.0 != 0).then(|| UserId::from(user.0)))
+        .start();
+    let route = Router::new().route("/ws", any(ws)).layer(cluster.layer());
+    let (wrong, _w) = serve(route.clone().layer(Extension(Arc::new(CurrentUser(1))))).await;
+    let (nobody, _n) = serve(route.clone().layer(Extension(CurrentUser(0)))).await;
+    let (right, _r) = serve(route.layer(Extension(CurrentUser(1)))).await;
+    for (addr, level, reason) in [
+        (nobody, "DEBUG", "saw no user in the request's"),
+        (wrong, "WARN", "is another"),
+        (wrong, "DEBUG", "is another"),
+    ] {
+        log.take();
+        let mut client = Client::try_connect(addr, "/ws", &[]).await.unwrap();
+        assert!(matches!(client.event().await, Event::Closed(4403, _)));
+        let log = log.take();
+        let [line] = refusals(&log)[..] else {
+            panic!("{log}")
+        };
+        for part in [level, "::CurrentUser`", "status=101", reason] {
+            assert!(line.contains(part), "{part} is not in {line}");
+        }
+    }
+    assert_eq!(cluster.stats().unauthenticated, 3);
+    let _admitted = Client::try_connect(right, "/ws", &[]).await.unwrap();
+    assert_eq!(refusals(&log.take()), [""; 0], "control");
+}
+
+/// A path, headers, the status, what the log says, and what counts it.
+type Case<'a> = (
+    &'a str,
+    &'a [(&'a str, &'a str)],
+    u16,
+    &'a str,
+    fn(Stats) -> u64,
+);
+
+/// One line and one counter each.
+#[tokio::test]
+async fn every_refusal_is_logged_with_its_reason_and_counted() {
+    let (log, _guard) = Log::capture_here();
+    let cluster = Cluster::builder()
+        .max_sockets(2)
+        .max_sockets_per_user(1)
+        .start();
+    let addr = serve_app(&cluster).await;
+    let _alice = Client::connect(addr, "alice").await;
+    let long = "x".repeat(300);
+    let foreign = ("origin", "https://evil.example");
+    let cases: [Case; 5] = [
+        (
+            "/ws",
+            &[("x-user", "alice"), foreign],
+            403,
+            "origin=\"https://evil.example\" host=\"127.0.0.1:",
+            |it| it.origins_refused,
+        ),
+        (
+            "/ws",
+            &[("x-user", "alice")],
+            429,
+            "`max_sockets_per_user`",
+            |it| it.limits_refused,
+        ),
+        (
+            "/ws",
+            &[("x-user", &long)],
+            400,
+            "the id has 300 bytes",
+            |it| it.ids_refused,
+        ),
+        (
+            "/taken",
+            &[("x-user", "bob")],
+            500,
+            "extract `ClusterSocket` alone",
+            |it| it.upgrades_failed,
+        ),
+        ("/ws", &[], 101, "no `axum_cluster::id::UserId`", |it| {
+            it.unauthenticated
+        }),
+    ];
+    for (path, headers, status, reason, counter) in cases {
+        let (before, _) = (counter(cluster.stats()), log.take());
+        let cookie = [headers, &[("cookie", "session=s3cret")]].concat();
+        let answer = Client::try_connect(addr, &format!("{path}?token=s3cret"), &cookie).await;
+        assert_eq!(answer.err().map_or(101, |(status, _)| status), status);
+        check(&log, status, reason);
+        assert_eq!(counter(cluster.stats()), before + 1, "{reason}");
+    }
+
+    let _bob = Client::connect(addr, "bob").await;
+    log.take();
+    let full = Client::try_connect(addr, "/ws", &[("x-user", "carol")]).await;
+    assert_eq!(full.unwrap_err().0, 503);
+    check(&log, 503, "`max_sockets` is reached");
+    assert_eq!(cluster.stats().limits_refused, 2);
+
+    cluster.shutdown(Duration::ZERO).await;
+    log.take();
+    let late = Client::try_connect(addr, "/ws", &[("x-user", "carol")]).await;
+    assert_eq!(late.unwrap_err().0, 503);
+    check(&log, 503, "shutting down");
+    assert_eq!(cluster.stats().drain_refused, 1);
+}
+
+#[tokio::test]
+async fn what_is_no_handshake_is_told_what_is_missing() {
+    let (log, _guard) = Log::capture_here();
+    let cluster = Cluster::builder().start();
+    let addr = serve_app(&cluster).await;
+    let plain = "Host: app.example\r\n\r\n";
+    for (line, rest, status, reason) in [
+        // What nginx sends without `proxy_http_version 1.1`, and what it makes of the handed on headers.
+        ("GET /ws HTTP/1.0", plain, 426, "`proxy_http_version 1.1;`"),
+        (
+            "GET /ws HTTP/1.0",
+            HANDSHAKE,
+            426,
+            "`proxy_http_version 1.1;`",
+        ),
+        (
+            "GET /ws HTTP/1.1",
+            plain,
+            426,
+            "a proxy in front must hand them on",
+        ),
+        ("POST /ws HTTP/1.1", HANDSHAKE, 405, "must be a GET"),
+    ] {
+        log.take();
+        let answer = answer(addr, &format!("{line}\r\n{rest}")).await;
+        let expected = format!(" {status} ");
+        assert!(
+            answer.contains(&expected) && answer.contains(reason),
+            "{answer}"
+        );
+        check(&log, status, reason);
+    }
+    assert_eq!(cluster.stats().handshakes_refused, 4);
+}
+
+fn check(log: &Log, status: u16, reason: &str) {
+    let log = log.take();
+    let [line] = refusals(&log)[..] else {
+        panic!("not one line for {reason}: {log}")
+    };
+    for part in [&format!("status={status}"), reason] {
+        assert!(line.contains(part), "{part} is not in {line}");
+    }
+    assert!(!log.contains("s3cret"), "{log}");
+}
+
+/// Hyper answers 101 and keeps the stream.
+#[tokio::test]
+async fn a_server_that_does_not_upgrade_is_named_once_at_warn() {
+    let (log, _guard) = Log::capture_here();
+    let cluster = Cluster::builder().start();
+    let app = Router::new()
+        .route("/ws", any(ws))
+        .layer(cluster.layer())
+        .layer(middleware::from_fn(authenticate));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let serving = tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let app = app.clone();
+            let service = service_fn(move |request: hyper::Request<_>| {
+                app.clone().oneshot(request.map(Body::new))
+            });
+            tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+        }
+    });
+    for (user, level) in [
+        ("x-user: alice\r\n", "WARN"),
+        ("", "DEBUG"),
+        ("x-user: alice\r\n", "DEBUG"),
+    ] {
+        let failed = cluster.stats().upgrades_failed;
+        let request = format!("GET /ws HTTP/1.1\r\n{user}{HANDSHAKE}");
+        let answered = answer(addr, &request).await;
+        assert!(answered.starts_with("HTTP/1.1 101 "), "control: {answered}");
+        until("it is counted", async || {
+            cluster.stats().upgrades_failed == failed + 1
+        })
+        .await;
+        let log = log.take();
+        let line = log.lines().find(|line| line.contains("with_upgrades"));
+        assert!(
+            line.is_some_and(|line| line.contains(level)),
+            "{level}: {log}"
+        );
+    }
+    assert_eq!(cluster.stats().sockets, 0);
+    serving.abort();
+}
+
+#[tokio::test]
+async fn a_request_without_a_server_is_told_so() {
+    let cluster = Cluster::builder().start();
+    let app = Router::new()
+        .route("/ws", any(ws))
+        .layer(cluster.layer())
+        .layer(Extension(UserId::from("alice")));
+    let mut request = Request::get("/ws");
+    for header in HANDSHAKE.trim().lines() {
+        let (name, value) = header.split_once(": ").unwrap();
+        request = request.header(name, value);
+    }
+    let request = request.body(Body::empty()).unwrap();
+    let response = app.oneshot(request).await.unwrap();
+    assert_eq!(response.status(), 500);
+    let body = to_bytes(response.into_body(), 1000).await.unwrap();
+    let body = String::from_utf8_lossy(&body);
+    assert!(
+        body.contains("serve the app on a port") && body.contains("Testing"),
+        "{body}"
+    );
+    assert!(!body.contains("WebSocketUpgrade"), "{body}");
+    assert_eq!(cluster.stats().upgrades_failed, 1);
+}
+
+/// The caller learns the class of a failure, the log Redis' words.
+#[tokio::test]
+async fn redis_words_are_for_the_log_and_not_for_callers() {
+    async fn send(cluster: Broadcaster) -> Result<(), SendError> {
+        cluster.to_user("alice").send("x").await.map(drop)
+    }
+    async fn ask(cluster: Broadcaster) -> Result<(), QueryError> {
+        cluster.is_online("alice").await.map(drop)
+    }
+    async fn json(cluster: Broadcaster) -> Result<(), SendError> {
+        let unusable = std::collections::HashMap::from([((), "s3cret")]);
+        cluster
+            .to_user("alice")
+            .send_json(&unusable)
+            .await
+            .map(drop)
+    }
+    let (log, _guard) = Log::capture_here();
+    let server = RedisServer::start();
+    let rules = [
+        "ACL",
+        "SETUSER",
+        "webshop",
+        "on",
+        ">pass",
+        "resetchannels",
+        "&cluster:n:*",
+        "+subscribe",
+    ];
+    assert_eq!(server.cli(&rules), "OK");
+    let url = format!("redis://webshop:pass@127.0.0.1:{}", server.port());
+    let cluster = Cluster::builder().redis(url).start();
+    until("redis refuses", async || {
+        cluster.health().to_string().contains("NOPERM")
+    })
+    .await;
+    let app = Router::new()
+        .route("/send", any(send))
+        .route("/ask", any(ask))
+        .route("/json", any(json))
+        .layer(cluster.layer());
+    let (addr, _server) = serve(app).await;
+    for (path, status, class, words) in [
+        ("/send", 503, "the bus is not usable", "NOPERM"),
+        ("/ask", 503, "no answer from the bus", "NOPERM"),
+        (
+            "/json",
+            500,
+            "cannot be written as JSON",
+            "key must be a string",
+        ),
+    ] {
+        log.take();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        let answer = answer(addr, &request).await;
+        assert!(
+            answer.contains(&format!(" {status} ")) && answer.contains(class),
+            "{answer}"
+        );
+        for word in [words, "webshop", "cluster:", "ACL"] {
+            assert!(!answer.contains(word), "{answer}");
+        }
+        let log = log.take();
+        let lines: Vec<&str> = log
+            .lines()
+            .filter(|line| line.contains("was answered"))
+            .collect();
+        assert!(
+            matches!(lines[..], [line] if line.contains(words)),
+            "control: {log}"
+        );
+    }
+}
