@@ -184,7 +184,7 @@ pub struct Stats {
     pub unauthenticated: u64,
     /// Upgrades refused because the user's id was unusable: 400.
     pub ids_refused: u64,
-    /// Upgrades refused while the node was shutting down: 503.
+    /// Upgrades refused while the node was shutting down, or because its runtime had ended: 503.
     pub drain_refused: u64,
     /// Upgrades that failed because of the app or its server: 500 where another extractor had taken the
     /// upgrade, where the server does none or where the description was unusable; and those that the server
