@@ -253,8 +253,12 @@ async fn what_redis_forgets_is_written_again() {
     let nodes: [TestNode; 2] = start(builder).await;
     let [a, b] = &nodes;
     let _clients = (enter(a, "alice").await, enter(b, "alice").await);
+    let joins = server.calls("eval");
     assert_eq!(server.cli(&["FLUSHALL"]), "OK");
-    assert_eq!(slots(server, "alice"), 0, "control: it is forgotten");
+    until("control: both have noticed", async || {
+        server.calls("eval") == joins + 2
+    })
+    .await;
     until("redis knows the two slots again", async || {
         slots(server, "alice") == 2
     })
@@ -496,11 +500,7 @@ async fn an_idle_node_whose_keys_are_lost_is_waited_for() {
     let [idle, asking] = start(builder.publish_timeout(NEVER)).await;
     let _sockets = (enter(&idle, "alice").await, enter(&idle, "alice").await);
     drop(enter(&asking, "bob").await);
-    let own = own_keys(server);
-    let own = own
-        .iter()
-        .find(|key| server.cli(&["HGET", key, "u:alice"]) != "");
-    let own = own.expect("the idle node's");
+    let own = &holder(server, "alice");
     let renewals = server.calls("zremrangebyscore");
     for lost in [vec!["cluster:slots"], vec![own], vec!["cluster:slots", own]] {
         let deleted = [&["DEL"], &*lost].concat();
@@ -528,15 +528,12 @@ async fn a_slot_that_redis_took_back_is_written_again() {
     let builder = limited(&lab, 2, OverLimit::Refuse).lease(NEVER);
     let [a, b] = start(builder.publish_timeout(NEVER)).await;
     let _first = enter(&a, "alice").await;
-    let own = own_keys(server);
-    let own = own
-        .iter()
-        .find(|key| server.cli(&["HGET", key, "u:alice"]) != "");
-    let own = own.expect("the node's");
+    let own = &holder(server, "alice");
     assert_eq!(server.cli(&["COPY", own, "saved"]), "1");
     let _second = enter(&a, "alice").await;
-    assert_eq!(server.cli(&["COPY", "saved", own, "REPLACE"]), "1");
-    assert_eq!(slots(server, "alice"), 1, "control: it is taken back");
+    let take_back = "redis.call('COPY', KEYS[1], KEYS[2], 'REPLACE') return redis.call('HGET', KEYS[2], 'u:alice')";
+    let taken = server.cli(&["EVAL", take_back, "2", "saved", own]);
+    assert_eq!(taken.matches(',').count(), 1, "control: it is taken back");
     until("it is written again", async || slots(server, "alice") == 2).await;
     assert!(is_refused(&b, "alice").await);
     assert_eq!(b.cluster.stats().limits_unchecked, 0);
@@ -656,6 +653,14 @@ fn slots(server: &RedisServer, user: &str) -> usize {
         server.cli(&["HGET", &hash, &format!("u:{user}")])
     });
     slots.map(|slots| slots.matches(',').count()).sum()
+}
+
+/// The hash of the only node that holds slots of a user.
+fn holder(server: &RedisServer, user: &str) -> String {
+    let user = format!("u:{user}");
+    let mut keys = own_keys(server).into_iter();
+    let holder = keys.find(|key| !server.cli(&["HGET", key, &user]).is_empty());
+    holder.expect("a node that holds one")
 }
 
 /// The hashes of the nodes.

@@ -114,3 +114,50 @@ fn now() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     since.map_or(0, |since| since.as_micros() as u64)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::task::{Context, Wake, Waker};
+
+    use super::*;
+    use crate::slot::OverLimit;
+
+    /// Notes at every wake whether the book is free.
+    struct Woken {
+        table: Arc<SlotTable>,
+        free: Mutex<Vec<bool>>,
+    }
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            let free = self.table.book.try_lock().is_some();
+            self.free.lock().push(free);
+        }
+    }
+
+    #[tokio::test]
+    async fn nobody_is_woken_under_the_lock() {
+        let (sockets, over) = (1, OverLimit::Refuse);
+        let limit = SlotLimit { sockets, over };
+        let table = Arc::new(SlotTable::new(NodeId(1), limit, Duration::from_secs(3600)));
+        let woken = Arc::new(Woken {
+            table: table.clone(),
+            free: Mutex::default(),
+        });
+        let user = Topic::room("1").unwrap();
+        let waker = Waker::from(woken.clone());
+        let mut claims = [1, 2].map(|number| table.claim(&user, number));
+        for claim in &mut claims {
+            assert!(
+                claim
+                    .as_mut()
+                    .poll(&mut Context::from_waker(&waker))
+                    .is_pending()
+            );
+        }
+        table.release(&user, 2);
+        table.change(|book| book.outage(0));
+        assert_eq!(*woken.free.lock(), [true, true]);
+    }
+}
