@@ -4,6 +4,7 @@
 
 pub mod client;
 pub mod figures;
+pub mod nginx;
 pub mod node;
 pub mod program;
 pub mod proxy;
