@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::SplitWhitespace;
 
+use axum_cluster::NodeId;
+
 use crate::words::{Target, next};
 
 #[derive(Clone, PartialEq, Debug)]
@@ -15,10 +17,10 @@ pub struct Answer {
     pub targets: Vec<Target>,
 }
 
-#[derive(Clone, Copy, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub enum Verdict {
-    /// How many sockets, and whether that is said to be all.
-    Sockets { count: usize, is_complete: bool },
+    /// How many sockets, without those of the nodes that did not answer.
+    Sockets { count: usize, missing: Vec<NodeId> },
     /// Whether the user is online.
     Online(bool),
     /// Nothing, for too long.
@@ -31,7 +33,7 @@ impl Verdict {
         match self {
             Self::Sockets { .. } => Self::Sockets {
                 count: 0,
-                is_complete: true,
+                missing: Vec::new(),
             },
             Self::Online(_) => Self::Online(false),
             Self::Unanswered => Self::Unanswered,
@@ -45,7 +47,7 @@ impl Answer {
         let verdict = match words.next().ok_or(())? {
             "sockets" => Verdict::Sockets {
                 count: next(words)?,
-                is_complete: next(words)?,
+                missing: nodes(words.next().ok_or(())?)?,
             },
             "unanswered" => Verdict::Unanswered,
             "online" => Verdict::Online(next(words)?),
@@ -63,12 +65,21 @@ impl Answer {
 impl fmt::Display for Answer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "answered {} {}", self.asked, self.told)?;
-        match self.verdict {
-            Verdict::Sockets { count, is_complete } => write!(f, " sockets {count} {is_complete}")?,
+        match &self.verdict {
+            Verdict::Sockets { count, missing } => {
+                let missing: Vec<String> = missing.iter().map(NodeId::to_string).collect();
+                write!(f, " sockets {count} missing:{}", missing.join(","))?;
+            }
             Verdict::Unanswered => f.write_str(" unanswered")?,
             Verdict::Online(is_online) => write!(f, " online {is_online}")?,
         }
         let mut targets = self.targets.iter();
         targets.try_for_each(|target| write!(f, " {target}"))
     }
+}
+
+fn nodes(text: &str) -> Result<Vec<NodeId>, ()> {
+    let names = text.strip_prefix("missing:").ok_or(())?;
+    let names = names.split(',').filter(|name| !name.is_empty());
+    names.map(|name| name.parse().map_err(drop)).collect()
 }

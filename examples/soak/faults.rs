@@ -284,9 +284,17 @@ impl Lab {
     }
 
     /// Until every node is up and hears every other.
-    async fn heals(&self) -> Option<Duration> {
+    pub async fn heals(&self) -> Option<Duration> {
         let over = now();
-        self.awaits(|referee| referee.is_healed(over)).await
+        let healed = self.awaits(|referee| referee.is_healed(over)).await;
+        if healed.is_none() {
+            let referee = self.referee.lock();
+            for (node, what) in referee.ailments(over) {
+                let node = node.map_or_else(String::new, |node| format!("node {node} "));
+                eprintln!("{node}{what}");
+            }
+        }
+        healed
     }
 
     /// Until its node gives the client up.

@@ -68,7 +68,9 @@ impl Inquirer {
     /// Thousands of different questions at once, most of them to one node.
     pub async fn flood(&self, to: usize, sockets: Vec<SocketId>) {
         let mut asking = JoinSet::new();
-        let here = STEADY.find(|user| usize::from(*user) % NODES == self.node);
+        let here = STEADY
+            .into_iter()
+            .find(|user| usize::from(*user) % NODES == self.node);
         for _ in 0..THREADS {
             let (inquirer, targets) = (self.clone(), here.map(Target::User));
             asking.spawn(async move {
@@ -157,20 +159,20 @@ impl Inquirer {
         audience: Audience,
         targets: &[Target],
     ) -> Option<Verdict> {
-        let (count, is_complete) = match (question, targets) {
+        let (count, missing) = match (question, targets) {
             (Question::IsOnline, [Target::User(user)]) => {
                 let online = self.broadcaster.is_online(user_id(*user)).await;
                 return online.ok().map(Verdict::Online);
             }
             (Question::Sockets, _) => {
                 let roster = audience.sockets().await.ok()?;
-                (roster.sockets().len(), roster.is_complete())
+                (roster.sockets().len(), roster.missing().to_vec())
             }
             _ => {
                 let count = audience.count().await.ok()?;
-                (count.sockets(), count.is_complete())
+                (count.sockets(), count.missing().to_vec())
             }
         };
-        Some(Verdict::Sockets { count, is_complete })
+        Some(Verdict::Sockets { count, missing })
     }
 }

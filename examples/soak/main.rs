@@ -168,12 +168,7 @@ async fn break_things(
     end: Instant,
     start_kib: &mut [(usize, u64)],
 ) -> bool {
-    let begun = now();
-    if lab
-        .awaits(|referee| referee.is_healed(begun))
-        .await
-        .is_none()
-    {
+    if lab.heals().await.is_none() {
         eprintln!("the cluster does not come up");
         return false;
     }

@@ -121,11 +121,28 @@ impl Referee {
     /// Whether all nodes are up, and each has heard each, by every kind of audience, has counted a user's
     /// sockets in the whole cluster and has found a user online elsewhere, after this time.
     pub fn is_healed(&self, since: u64) -> bool {
-        let works = |node: &&Node| node.counted > since && node.found > since;
-        let up = self.nodes.values().filter(|node| node.up && !node.dead);
-        let up = up.filter(works);
+        let alive = self.nodes.values().filter(|node| !node.dead);
+        self.ailments(since).next().is_none() && alive.count() == NODES
+    }
+
+    /// What keeps it from that.
+    pub fn ailments(&self, since: u64) -> impl Iterator<Item = (Option<Life>, &'static str)> {
+        let alive = self.nodes.iter().filter(|(_, node)| !node.dead);
+        let of_nodes = alive.flat_map(move |(life, node)| {
+            let works = [
+                (node.up, "is degraded"),
+                (
+                    node.counted > since,
+                    "does not count a user's sockets in the cluster",
+                ),
+                (node.found > since, "finds nobody online elsewhere"),
+            ];
+            let fails = works.into_iter().filter(|(works, _)| !works);
+            fails.map(|(_, what)| (Some(*life), what))
+        });
         let heard = self.heard.as_flattened().as_flattened();
-        up.count() == NODES && heard.iter().all(|sent| *sent > since)
+        let is_deaf = heard.iter().any(|sent| *sent <= since);
+        of_nodes.chain(is_deaf.then_some((None, "not every node hears every other")))
     }
 
     // What clients report ------------------------------------------------------------------------------

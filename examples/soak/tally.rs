@@ -33,7 +33,7 @@ pub struct Tally {
     pub strays: u64,
     /// Not delivered, and the sender lives but has not said what became of it.
     pub unreported: u64,
-    /// Fewer sockets than surely were there, and said to be all.
+    /// Fewer sockets than surely were there at the nodes that are not named as missing.
     pub wrongly_complete: u64,
     /// A user who surely was online, said not to be.
     pub wrongly_offline: u64,

@@ -17,9 +17,9 @@ type Members<'a> = HashMap<Target, Vec<(SocketId, &'a Receiver)>>;
 impl Referee {
     pub fn answered(&mut self, asker: Life, answer: Answer) {
         self.tally.answers += 1;
-        match answer.verdict {
-            Verdict::Sockets { is_complete, .. } => {
-                self.tally.incomplete += u64::from(!is_complete);
+        match &answer.verdict {
+            Verdict::Sockets { missing, .. } => {
+                self.tally.incomplete += u64::from(!missing.is_empty());
             }
             Verdict::Online(true) => {
                 let node = self.nodes.entry(asker).or_default();
@@ -49,8 +49,11 @@ impl Referee {
         let mut wrong = Vec::new();
         for (asker, answer) in ripe {
             let there = self.surely_there(&members, asker, &answer, settled);
-            let is_wrong = match answer.verdict {
-                Verdict::Sockets { count, is_complete } => is_complete && count < there.len(),
+            let is_wrong = match &answer.verdict {
+                Verdict::Sockets { count, missing } => {
+                    let named = |socket: &&SocketId| missing.contains(&socket.node());
+                    *count < there.len() - there.iter().filter(named).count()
+                }
                 Verdict::Online(is_online) => !is_online && !there.is_empty(),
                 Verdict::Unanswered => false,
             };
