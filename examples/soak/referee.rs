@@ -311,8 +311,7 @@ impl Referee {
 
     /// Sockets that are open now.
     pub fn sockets(&self) -> usize {
-        let receivers = self.sockets.values();
-        receivers.filter(|receiver| !receiver.gone).count()
+        self.sockets.values().filter(|it| !it.gone).count()
     }
 
     /// Whether the node has given up a client that fell silent.

@@ -13,8 +13,10 @@ use crate::dispatch::Report;
 use crate::node::say;
 use crate::words::{Kind, Life, Outcome, Stamp, Target, address, kind, now};
 
-/// So many small messages to a single socket are under way.
+/// So many small messages to a single socket are under way, and then none for a moment: at most 3,200 a
+/// second to each, so that its client can read them.
 const AT_ONCE: usize = 16;
+const BREATH: Duration = Duration::from_millis(5);
 
 #[derive(Debug)]
 pub struct Series {
@@ -49,7 +51,7 @@ impl Series {
         }
     }
 
-    /// Sends without a pause, so many at once.
+    /// Sends almost without a pause, so many at once.
     async fn burst(mut self, end: Instant, at_once: usize) -> Self {
         while Instant::now() < end {
             let sends: Vec<_> = (0..at_once).map(|_| self.next()).collect();
@@ -57,6 +59,7 @@ impl Series {
             for sent in join_all(sends).await {
                 say(&sent);
             }
+            sleep(BREATH).await;
         }
         self
     }
