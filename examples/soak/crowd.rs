@@ -5,22 +5,23 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum_cluster::SocketId;
-use futures::{SinkExt, StreamExt};
+use futures::SinkExt;
 use parking_lot::Mutex;
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::TcpStream;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
-use tokio_tungstenite::tungstenite::client::IntoClientRequest;
-use tokio_tungstenite::{WebSocketStream, client_async};
 
+use crate::entry::{self, ENTRY, Entry, said};
 use crate::fleet::Door;
+use crate::pusher::Pusher;
 use crate::referee::Referee;
-use crate::words::{Life, NODES, ROOMS, ToClient, USERS, now, user_id};
+use crate::words::{CROWDED, LIMIT, Life, NODES, ROOMS, STEADY, ToClient, USERS, WIDE, now};
 
-/// How long a handshake and a welcome may take.
-const ENTRY: Duration = Duration::from_secs(10);
+/// So many clients on each node push for each user who wants too many sockets: twice as many as may enter.
+const PUSHERS: usize = 2 * LIMIT / NODES;
 /// A retired client waits this long for what is still under way, while its node is up.
 const UNDER_WAY: Duration = Duration::from_secs(12);
 /// The receive buffer of a client that pauses, so that its node feels the pause.
@@ -46,11 +47,13 @@ impl Crowd {
         let ending = watch::Sender::new(false);
         let vanish = Arc::new(Notify::new());
         let mut clients = JoinSet::new();
-        for n in 0..count {
-            let users = usize::from(USERS);
+        let users = usize::from(USERS);
+        let ordinary = (0..count).map(|n| ((n % users) as u16, (n + n / users) % NODES));
+        let steady = STEADY.map(|user| (user, usize::from(user) % NODES));
+        for (user, home) in ordinary.chain(steady) {
             let client = Client {
-                user: (n % users) as u16,
-                home: (n + n / users) % NODES,
+                user,
+                home,
                 doors: doors.to_vec(),
                 referee: referee.clone(),
                 ending: ending.subscribe(),
@@ -58,6 +61,18 @@ impl Crowd {
                 rng: rng.fork(),
             };
             clients.spawn(client.run());
+        }
+        for (user, door) in CROWDED.flat_map(|user| doors.iter().map(move |door| (user, door))) {
+            for _ in 0..PUSHERS {
+                let pusher = Pusher {
+                    user,
+                    door: door.clone(),
+                    referee: referee.clone(),
+                    ending: ending.subscribe(),
+                    rng: rng.fork(),
+                };
+                clients.spawn(pusher.run());
+            }
         }
         Self {
             ending,
@@ -94,6 +109,8 @@ struct Client {
 /// What a client does while its socket lives.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Manner {
+    /// Is in many rooms, as long as its node lives.
+    Stays,
     Reads,
     /// Enters and leaves a second room.
     Hops,
@@ -115,63 +132,37 @@ impl Client {
     /// One socket from its first to its last moment; `None` when there was none.
     async fn live(&mut self) -> Option<()> {
         let manner = match self.rng.u8(0..20) {
+            _ if STEADY.contains(&self.user) => Manner::Stays,
             0..12 => Manner::Reads,
             12..16 => Manner::Hops,
             16..18 => Manner::Pauses,
             _ => Manner::Drops,
         };
         let node = match self.rng.u8(0..5) {
-            0 => self.rng.usize(0..NODES),
+            0 if manner != Manner::Stays => self.rng.usize(0..NODES),
             _ => self.home,
         };
         let (life, addr) = (*self.doors[node].borrow())?;
-        let entering = async {
-            let socket = TcpSocket::new_v4().ok()?;
-            if manner == Manner::Pauses {
-                socket.set_recv_buffer_size(SMALL).ok()?;
-            }
-            let mut request = format!("ws://{addr}/ws").into_client_request().ok()?;
-            let user = user_id(self.user).parse().ok()?;
-            request.headers_mut().insert("x-user", user);
-            let stream = socket.connect(addr).await.ok()?;
-            let (mut stream, _) = client_async(request, stream).await.ok()?;
-            // Reachable already, it may get messages before its handler has said anything.
-            loop {
-                if let ToClient::Welcome(id) = said(&mut stream).await? {
-                    return Some((stream, id));
-                }
-            }
-        };
-        let (stream, id) = timeout(ENTRY, entering).await.ok()??;
-        self.referee.lock().welcome(id, life, self.user, now());
+        let buffer = (manner == Manner::Pauses).then_some(SMALL);
+        let entering = timeout(ENTRY, entry::enter(addr, self.user, buffer));
+        let Entry { stream, socket, .. } = entering.await.ok()?.ok()?;
+        self.referee.lock().welcome(socket, life, self.user, now());
         let referee = self.referee.clone();
         let visit = Visit {
             client: self,
             stream,
-            id,
+            id: socket,
             life,
             is_asking: false,
         };
         visit.pass(manner).await;
-        referee.lock().gone(id);
+        referee.lock().gone(socket);
         Some(())
     }
 }
 
-/// The next thing a node says; `None` at the end of the socket.
-async fn said(stream: &mut WebSocketStream<TcpStream>) -> Option<ToClient> {
-    loop {
-        match stream.next().await?.ok()? {
-            Message::Text(text) => {
-                return Some(text.parse().unwrap_or_else(|()| panic!("not ours: {text}")));
-            }
-            Message::Close(_) => return None,
-            _ => {}
-        }
-    }
-}
-
-async fn ending(ending: &mut watch::Receiver<bool>) {
+/// Waits for the end of the soak.
+pub async fn ending(ending: &mut watch::Receiver<bool>) {
     // Fails when the crowd is gone, which is an ending too.
     let _ = ending.wait_for(|ending| *ending).await;
 }
@@ -197,13 +188,20 @@ impl Visit<'_> {
         let mut act = Instant::now() + seconds(self.client.rng.u64(2..6));
         let second_room = self.client.rng.u16(0..ROOMS);
         let mut is_there = false;
-        self.enter(self.client.user % ROOMS).await?;
+        match manner {
+            Manner::Stays => {
+                for room in WIDE {
+                    self.enter(room).await?;
+                }
+            }
+            _ => self.enter(self.client.user % ROOMS).await?,
+        }
         let vanish = self.client.vanish.clone();
         loop {
             tokio::select! {
                 said = said(&mut self.stream) => self.hear(said?),
-                () = sleep_until(end) => break,
-                () = vanish.notified() => return self.fall_silent().await,
+                () = sleep_until(end), if manner != Manner::Stays => break,
+                () = vanish.notified(), if manner != Manner::Stays => return self.fall_silent().await,
                 () = ending(&mut self.client.ending) => return self.leave().await,
                 () = sleep_until(act), if matches!(manner, Manner::Hops | Manner::Pauses) => {
                     if manner == Manner::Pauses {

@@ -16,9 +16,14 @@ use crate::words::{NODES, now};
 
 /// Everything that can break.
 pub struct Lab {
+    /// The primary.
     pub redis: RedisServer,
-    /// The link of the first node to Redis; the others have none to break.
+    /// Becomes the primary when the name moves.
+    pub spare: RedisServer,
+    /// The link of the first node to Redis.
     pub link: Proxy,
+    /// That of the others, which is never broken: their name for Redis.
+    pub name: Proxy,
     pub nodes: Vec<NodeProcess>,
     pub crowd: Crowd,
     pub referee: Arc<Mutex<Referee>>,
@@ -40,16 +45,24 @@ pub enum Fault {
     NodeFrozen,
     NodeKilled,
     ClientVanished,
+    LinkSlow,
+    Questions,
+    KeysDeleted,
+    NameMoved,
 }
 
 /// Nothing heals slower than this, or the soak fails.
 pub const HEALING: Duration = Duration::from_secs(120);
+/// Where Redis is may be unknown for two intervals of the probe, and a moment to go there.
+const SETTLING: u64 = 15_000_000;
+/// A second, in bytes.
+const MEGABIT: u64 = 1_000_000 / 8;
 /// The long absence of Redis.
 pub const LONG: Duration = Duration::from_secs(5 * 60);
 
 impl Fault {
     /// Those that happen again and again; the long one happens once.
-    pub const OFTEN: [Self; 12] = [
+    pub const OFTEN: [Self; 16] = [
         Self::RedisRestarted,
         Self::RedisGone,
         Self::RedisFrozen,
@@ -62,6 +75,10 @@ impl Fault {
         Self::NodeFrozen,
         Self::NodeKilled,
         Self::ClientVanished,
+        Self::LinkSlow,
+        Self::Questions,
+        Self::KeysDeleted,
+        Self::NameMoved,
     ];
 
     pub fn name(self) -> &'static str {
@@ -79,7 +96,25 @@ impl Fault {
             Self::NodeFrozen => "a node frozen 1-20 s",
             Self::NodeKilled => "a node killed, back in 0-3 s",
             Self::ClientVanished => "a client falls silent",
+            Self::LinkSlow => "a node's link slow, unions beside single sends",
+            Self::Questions => "questions in floods",
+            Self::KeysDeleted => "keys of the limits deleted",
+            Self::NameMoved => "the name of redis moved",
         }
+    }
+
+    /// Whether Redis or a node is away, so that a user may get more sockets than allowed.
+    pub fn excuses_limits(self) -> bool {
+        matches!(
+            self,
+            Self::RedisRestarted
+                | Self::RedisGone
+                | Self::RedisGoneLong
+                | Self::RedisFrozen
+                | Self::LinkSwallowed
+                | Self::LinkCut
+                | Self::NodeFrozen
+        )
     }
 
     /// Lets it happen, waits until it is over and then until everything works again; `None` when it
@@ -137,6 +172,10 @@ impl Fault {
                 lab.nodes[node].restart();
             }
             Self::ClientVanished => return lab.client_vanishes().await,
+            Self::LinkSlow => lab.link_is_slow().await,
+            Self::Questions => lab.questions().await,
+            Self::KeysDeleted => lab.keys_vanish().await,
+            Self::NameMoved => lab.name_moves().await,
         }
         lab.heals().await
     }
@@ -164,10 +203,98 @@ impl Lab {
         assert!(!answer.contains("ERR"), "{command:?}: {answer}");
     }
 
+    /// The first node sends big unions over a slow link, and the last as much as it can to single sockets of
+    /// the second, so that it comes there between the copies of a union.
+    async fn link_is_slow(&mut self) {
+        let seconds = self.rng.u64(8..16);
+        let singles = self.singles(1);
+        self.link.narrow(self.rng.u64(12..40) * MEGABIT);
+        let [far, _, fast] = &mut self.nodes[..] else {
+            panic!("{NODES} nodes");
+        };
+        let (unions, sends) = (
+            format!("unions {seconds}"),
+            format!("singles {seconds}{singles}"),
+        );
+        tokio::join!(far.ask(&unions), fast.ask(&sends));
+        self.link.narrow(0);
+    }
+
+    /// Most of them to the first node; now and then over a slow link, so that more wait for its answer than
+    /// are answered at once.
+    async fn questions(&mut self) {
+        let sockets: String = (0..NODES).map(|node| self.singles(node)).collect();
+        let asker = self.rng.usize(1..NODES);
+        if self.rng.u8(0..3) > 0 {
+            self.link.narrow(self.rng.u64(2..10) * MEGABIT);
+        }
+        self.nodes[asker]
+            .ask(&format!("questions 0{sockets}"))
+            .await;
+        self.link.narrow(0);
+    }
+
+    /// As words of a command.
+    fn singles(&self, node: usize) -> String {
+        let singles = self.referee.lock().singles(node);
+        let words = singles
+            .iter()
+            .map(|(audience, socket)| format!(" {audience}={socket}"));
+        words.collect()
+    }
+
+    /// All of them, or one.
+    async fn keys_vanish(&mut self) {
+        for _ in 0..self.rng.u8(5..15) {
+            let found = block_in_place(|| self.redis.cli(&["KEYS", "soak:slots*"]));
+            let mut keys: Vec<&str> = found.split_whitespace().collect();
+            if self.rng.bool() && !keys.is_empty() {
+                keys = vec![keys[self.rng.usize(..keys.len())]];
+            }
+            if !keys.is_empty() {
+                self.tell_redis(&[&["DEL"], keys.as_slice()].concat());
+            }
+            sleep(Duration::from_millis(self.rng.u64(200..2500))).await;
+        }
+    }
+
+    /// Failover without a cut: the old primary stays, as a replica, and so do its connections. New ones lead
+    /// to the new primary.
+    async fn name_moves(&mut self) {
+        let follow = |port: u16| ["REPLICAOF".into(), "127.0.0.1".into(), port.to_string()];
+        let say = |server: &RedisServer, words: [String; 3]| {
+            let words = words.each_ref().map(String::as_str);
+            let answer = block_in_place(|| server.cli(&words));
+            assert!(answer.starts_with("OK"), "{words:?}: {answer}");
+        };
+        say(&self.spare, follow(self.redis.port()));
+        while !block_in_place(|| self.spare.cli(&["INFO", "replication"]))
+            .contains("master_link_status:up")
+        {
+            sleep(Duration::from_millis(50)).await;
+        }
+        let moved = now();
+        self.referee.lock().moves(moved, moved + SETTLING);
+        block_in_place(|| self.spare.cli(&["REPLICAOF", "NO", "ONE"]));
+        say(&self.redis, follow(self.spare.port()));
+        for proxy in [&self.link, &self.name] {
+            proxy.lead_to(self.spare.port());
+        }
+        std::mem::swap(&mut self.redis, &mut self.spare);
+    }
+
     /// Until every node is up and hears every other.
-    async fn heals(&self) -> Option<Duration> {
+    pub async fn heals(&self) -> Option<Duration> {
         let over = now();
-        self.awaits(|referee| referee.is_healed(over)).await
+        let healed = self.awaits(|referee| referee.is_healed(over)).await;
+        if healed.is_none() {
+            let referee = self.referee.lock();
+            for (node, what) in referee.ailments(over) {
+                let node = node.map_or_else(String::new, |node| format!("node {node} "));
+                eprintln!("{node}{what}");
+            }
+        }
+        healed
     }
 
     /// Until its node gives the client up.

@@ -12,9 +12,10 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use crate::dispatch::Report;
 use crate::ledger::Entry;
 use crate::referee::Referee;
-use crate::words::{Life, Report};
+use crate::words::Life;
 
 /// Where a node's clients connect, while it lives.
 pub type Door = watch::Receiver<Option<(Life, SocketAddr)>>;
@@ -186,7 +187,8 @@ async fn listen(
             Report::Degraded(at) => referee.health(life, false, at),
             Report::Gap { from, until } => referee.node_gap(life, from, until),
             Report::Ended { socket, code } => referee.ended(socket, code),
-            answer @ (Report::Silent | Report::Stats(_)) => {
+            Report::Answered(answer) => referee.answered(life, answer),
+            answer @ (Report::Done | Report::Stats(_)) => {
                 // Nobody may wait any more.
                 let _ = asked.send(answer);
             }

@@ -2,24 +2,32 @@
 //!
 //! Three node processes and a Redis, hundreds of clients that check every message they get, and random
 //! faults; docs/soak.md says how it judges. Ends with a table, and unsuccessfully if a message was lost
-//! in silence, doubled, out of order or misdirected.
+//! in silence, doubled, out of order or misdirected, an answer was wrongly complete, or a limit passed.
 //!
 //! Further arguments: `--seed N`, `--sockets N`, `--only NAME` (faults whose name contains it), and
 //! `--sabotage`, with which it has to fail.
 
+mod answer;
 mod crowd;
+mod dispatch;
+mod entry;
 mod faults;
 mod fleet;
+mod inquirer;
 mod ledger;
+mod missing;
 mod node;
 #[path = "../../tests/support/proxy.rs"]
 #[expect(dead_code, reason = "the tests use the rest")]
 mod proxy;
+mod pusher;
+mod receiver;
 #[path = "../../tests/support/redis.rs"]
 #[expect(dead_code, reason = "the tests use the rest")]
 mod redis;
 mod referee;
 mod report;
+mod series;
 mod tally;
 mod words;
 
@@ -31,6 +39,7 @@ use parking_lot::Mutex;
 use tokio::time::{Instant, interval, sleep};
 
 use crate::crowd::Crowd;
+use crate::dispatch::Report;
 use crate::faults::{Fault, LONG, Lab};
 use crate::fleet::{Door, NodeProcess};
 use crate::proxy::Proxy;
@@ -38,7 +47,7 @@ use crate::redis::RedisServer;
 use crate::referee::Referee;
 use crate::report::NodeFigures;
 use crate::tally::Occasion;
-use crate::words::{NODES, Report, now};
+use crate::words::{NODES, now};
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -101,9 +110,12 @@ async fn soak(plan: Plan) -> ExitCode {
     let start = Instant::now();
     let mut rng = fastrand::Rng::with_seed(plan.seed);
     let referee = Arc::new(Mutex::new(Referee::new()));
-    let redis = RedisServer::start();
+    // A failover shall not wait for others who may want to follow.
+    let [redis, spare] =
+        ["0"; 2].map(|delay| RedisServer::with_options(&["--repl-diskless-sync-delay", delay]));
     let link = Proxy::to(redis.port()).await;
-    let urls = [link.url(), redis.url(), redis.url()];
+    let name = Proxy::to(redis.port()).await;
+    let urls = [link.url(), name.url(), name.url()];
     let start_node = |(node, url)| NodeProcess::start(node, url, plan.sabotage, referee.clone());
     let nodes: Vec<NodeProcess> = urls.into_iter().enumerate().map(start_node).collect();
     let doors: Vec<Door> = nodes.iter().map(NodeProcess::door).collect();
@@ -111,7 +123,9 @@ async fn soak(plan: Plan) -> ExitCode {
     let watching = tokio::spawn(watch(referee.clone(), start));
     let mut lab = Lab {
         redis,
+        spare,
         link,
+        name,
         nodes,
         crowd,
         referee,
@@ -154,15 +168,11 @@ async fn break_things(
     end: Instant,
     start_kib: &mut [(usize, u64)],
 ) -> bool {
-    let begun = now();
-    if lab
-        .awaits(|referee| referee.is_healed(begun))
-        .await
-        .is_none()
-    {
+    if lab.heals().await.is_none() {
         eprintln!("the cluster does not come up");
         return false;
     }
+    lab.referee.lock().excuse_limits(now());
     sleep(Duration::from_secs(3)).await;
     let middle = Instant::now() + (end - Instant::now()) / 2;
     let mut has_long = plan.lasts >= 4 * LONG && plan.only.is_empty();
@@ -194,7 +204,13 @@ async fn break_things(
             outside: 0,
         };
         lab.referee.lock().occasions.push(occasion);
+        if fault.excuses_limits() {
+            lab.referee.lock().excuse_limits(u64::MAX);
+        }
         let healed = fault.happen(lab).await;
+        if fault.excuses_limits() {
+            lab.referee.lock().excuse_limits(now());
+        }
         if let Some(occasion) = lab.referee.lock().occasions.last_mut() {
             occasion.healed = healed;
         }
@@ -248,7 +264,7 @@ async fn watch(referee: Arc<Mutex<Referee>>, start: Instant) {
         if n % 10 == 0 {
             let tally = &referee.tally;
             eprintln!(
-                "{:4} s: {} sockets, {} sent, {} delivered, {} lost inside gaps, outside {}, twice {}, out of order {}",
+                "{:4} s: {} sockets, {} sent, {} delivered, {} lost inside gaps, outside {}, twice {}, out of order {}; {} answers, wrong {}; over the limit {}",
                 start.elapsed().as_secs(),
                 referee.sockets(),
                 tally.taken,
@@ -256,7 +272,10 @@ async fn watch(referee: Arc<Mutex<Referee>>, start: Instant) {
                 tally.inside,
                 tally.outside,
                 tally.duplicates,
-                tally.disorder
+                tally.disorder,
+                tally.answers,
+                tally.wrongly_complete + tally.wrongly_offline + tally.unanswered,
+                tally.over_limit
             );
         }
     }

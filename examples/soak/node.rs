@@ -1,43 +1,52 @@
-//! A node of the soak: an axum app whose handlers tell their clients of gaps, and a sender for every
-//! audience. Prints reports, and obeys the lines of its standard input until that ends.
+//! A node of the soak: an axum app whose handlers tell their clients of gaps, a sender for every
+//! audience, and one who asks. Prints reports, and obeys the lines of its standard input until that ends.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::Request;
+use axum::extract::{Request, State};
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::serve::ListenerExt;
 use axum::{Router, routing::any};
-use axum_cluster::{Cluster, ClusterSocket, Health, Socket, UserId};
+use axum_cluster::{Cluster, ClusterSocket, Health, OverLimit, Socket, SocketId, UserId};
 use futures::StreamExt;
+use http::HeaderValue;
 use socket2::SockRef;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::sleep;
 
+use crate::dispatch::Report;
+use crate::inquirer::Inquirer;
+use crate::series::{Bursts, Series};
 use crate::words::{
-    Kind, Life, Outcome, Report, Stamp, Target, ToClient, address, audiences, kind, micros, now,
-    room_name,
+    CHECKED, LIMIT, Life, Target, ToClient, audiences, micros, now, room_name, wide_union,
 };
 
 /// The length of a message, so that slow clients fill their buffers.
 const PADDED: usize = 256;
+/// Of those to a union of many rooms, and of those to single sockets in bursts.
+const BIG: usize = 100 * 1024;
+const SHORT: usize = 0;
 /// The kernel's send buffer of a socket: small, for the same reason.
 const SEND_BUFFER: usize = 32 * 1024;
 
 /// A life of a node, in this process.
 pub async fn run(life: Life, redis_url: &str, sabotage: bool) {
+    let limit = LIMIT + if sabotage { 2 } else { 0 };
     let cluster = Cluster::builder()
         .redis(redis_url)
         .namespace("soak")
+        .max_sockets_per_user_in_cluster(limit, OverLimit::Refuse)
         .start();
     let app = Router::new()
         .route("/ws", any(ws))
         .layer(cluster.layer())
-        .layer(middleware::from_fn(authenticate));
+        .layer(middleware::from_fn_with_state(
+            cluster.clone(),
+            authenticate,
+        ));
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let addr = listener.local_addr().expect("it is bound");
     say(&Report::Port(addr.port()));
@@ -50,24 +59,53 @@ pub async fn run(life: Life, redis_url: &str, sabotage: bool) {
     tokio::spawn(report_gaps(cluster.clone()));
 
     let (speaking, speak) = watch::channel(true);
-    let mut senders = JoinSet::new();
-    for (audience, targets) in audiences().into_iter().enumerate() {
-        let sender = Sender {
-            life,
-            cluster: cluster.clone(),
-            audience,
-            targets,
-            sabotage,
-        };
-        senders.spawn(sender.run(speak.clone()));
+    let series = |audience, targets, length| Series {
+        life,
+        broadcaster: cluster.broadcaster(),
+        audience,
+        targets,
+        length,
+        number: 0,
+        sabotage,
+    };
+    let inquirer = Inquirer {
+        broadcaster: cluster.broadcaster(),
+        node: life.node,
+        sabotage,
+    };
+    let mut speakers = JoinSet::new();
+    speakers.spawn(inquirer.clone().run(speak.clone()));
+    let all = audiences();
+    let wide = series(all.len(), wide_union(), BIG);
+    for (audience, targets) in all.into_iter().enumerate() {
+        speakers.spawn(series(audience, targets, PADDED).run(speak.clone()));
     }
+    let mut bursts = Bursts::new(wide);
     let mut commands = BufReader::new(tokio::io::stdin()).lines();
     while let Ok(Some(command)) = commands.next_line().await {
-        match command.as_str() {
-            "hush" => {
+        let words: Vec<&str> = command.split(' ').collect();
+        match words.as_slice() {
+            ["hush"] => {
                 speaking.send_replace(false);
-                while senders.join_next().await.is_some() {}
-                say(&Report::Silent);
+                while speakers.join_next().await.is_some() {}
+                say(&Report::Done);
+            }
+            ["unions", seconds] => {
+                bursts.unions(duration(seconds)).await;
+                say(&Report::Done);
+            }
+            ["singles", seconds, sockets @ ..] => {
+                let named = sockets.iter().map(|named| single(named));
+                let new =
+                    |(audience, socket)| series(audience, vec![Target::Socket(socket)], SHORT);
+                bursts.singles(duration(seconds), named.map(new)).await;
+                say(&Report::Done);
+            }
+            ["questions", to, sockets @ ..] => {
+                let to = to.parse().expect("our driver's words");
+                let sockets = sockets.iter().map(|named| single(named).1);
+                inquirer.flood(to, sockets.collect()).await;
+                say(&Report::Done);
             }
             _ => say(&Report::Stats(stats(&cluster))),
         }
@@ -75,7 +113,19 @@ pub async fn run(life: Life, redis_url: &str, sabotage: bool) {
     cluster.shutdown(Duration::from_secs(1)).await;
 }
 
-fn say(report: &Report) {
+fn duration(seconds: &str) -> Duration {
+    Duration::from_secs(seconds.parse().expect("our driver's words"))
+}
+
+/// The number of an audience, and the socket that it is.
+fn single(named: &str) -> (usize, SocketId) {
+    let words = named
+        .split_once('=')
+        .and_then(|(audience, socket)| Some((audience.parse().ok()?, socket.parse().ok()?)));
+    words.expect("our driver's words")
+}
+
+pub fn say(report: &Report) {
     println!("{report}");
 }
 
@@ -89,6 +139,9 @@ fn stats(cluster: &Cluster) -> String {
         stats.bus_gaps,
         stats.bus_garbage,
         stats.bus_publish_failures,
+        stats.questions_refused,
+        stats.limits_refused,
+        stats.limits_unchecked,
     ];
     figures.map(|figure| figure.to_string()).join(" ")
 }
@@ -115,7 +168,12 @@ async fn report_gaps(cluster: Cluster) {
 
 // The sockets ------------------------------------------------------------------------------------------
 
-async fn authenticate(mut request: Request, next: Next) -> Response {
+/// Also tells the client whether its limit was checked. Another's that was not, meanwhile, is taken for its.
+async fn authenticate(
+    State(cluster): State<Cluster>,
+    mut request: Request,
+    next: Next,
+) -> Response {
     let user = request
         .headers()
         .get("x-user")
@@ -123,7 +181,12 @@ async fn authenticate(mut request: Request, next: Next) -> Response {
     if let Some(user) = user.map(UserId::from) {
         request.extensions_mut().insert(user);
     }
-    next.run(request).await
+    let before = cluster.stats().limits_unchecked;
+    let mut response = next.run(request).await;
+    let is_checked = cluster.stats().limits_unchecked == before;
+    let said = HeaderValue::from_static(if is_checked { "true" } else { "false" });
+    response.headers_mut().insert(CHECKED, said);
+    response
 }
 
 async fn ws(socket: ClusterSocket) -> Response {
@@ -167,70 +230,5 @@ async fn obey(socket: &Socket, command: &str) -> Option<ToClient> {
             Some(ToClient::Left(room))
         }
         _ => None,
-    }
-}
-
-// The senders ------------------------------------------------------------------------------------------
-
-/// Sends to one audience, one message after the other.
-struct Sender {
-    life: Life,
-    cluster: Cluster,
-    audience: usize,
-    targets: Vec<Target>,
-    /// Now and then a message is lost, doubled or late, to see whether the soak finds it.
-    sabotage: bool,
-}
-
-impl Sender {
-    async fn run(self, speak: watch::Receiver<bool>) {
-        let pause = match kind(&self.targets) {
-            Kind::All => 250,
-            Kind::Room => 1000,
-            Kind::User | Kind::Union => 2000,
-        };
-        let broadcaster = self.cluster.broadcaster();
-        let targets: Arc<[Target]> = self.targets.into();
-        // Restarted nodes and their audiences do not speak in step.
-        let mut pauses = fastrand::Rng::new();
-        for number in 1.. {
-            sleep(Duration::from_millis(pauses.u64(pause / 2..pause * 3 / 2))).await;
-            if !*speak.borrow() {
-                return;
-            }
-            let sent = now();
-            let written = match (self.sabotage, number % 50) {
-                (true, 1) => number + 1,
-                (true, 2) => number - 1,
-                _ => number,
-            };
-            let stamp = Stamp {
-                sender: self.life,
-                audience: self.audience,
-                number: written,
-                sent,
-            };
-            let text = format!("{:PADDED$}", stamp.to_string());
-            let mut audience = address(&broadcaster, &targets);
-            if self.sabotage && number % 50 == 10 {
-                audience = audience.local();
-            }
-            if self.sabotage && number % 50 == 20 {
-                // What it tells is told by the second.
-                let _ = audience.clone().send(text.clone()).await;
-            }
-            let outcome = match audience.send(text).await {
-                Ok(_) => Outcome::Taken,
-                Err(error) if error.maybe_sent() => Outcome::Unsure,
-                Err(_) => Outcome::Refused,
-            };
-            say(&Report::Sent {
-                audience: self.audience,
-                number,
-                sent,
-                done: now(),
-                outcome,
-            });
-        }
     }
 }

@@ -4,21 +4,27 @@
 //! room) and before it began to leave. What is missing is judged later, when its node has said
 //! which gaps there were.
 
+mod answers;
+mod losses;
+mod seats;
+
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
 use axum_cluster::SocketId;
 
+pub use self::seats::Seat;
+use self::seats::Seats;
+use crate::answer::Answer;
 use crate::ledger::{Entry, Ledger};
+use crate::missing::{Missing, fill};
+use crate::receiver::{Membership, Node, Progress, Receiver};
 use crate::tally::{Occasion, Tally};
-use crate::words::{Life, NODES, Outcome, Stamp, Target, audiences, clock, kind};
+use crate::words::{
+    Life, NODES, Outcome, STEADY, Stamp, Target, audiences, clock, kind, wide_union,
+};
 
 /// Missing messages are judged after this long, in microseconds: late ones have come, and gaps are told.
 const PATIENCE: u64 = 20_000_000;
-/// A node cut off when it died would have told of a gap that began at most this long before it
-/// noticed: two intervals of the probe.
-const NOTICE: u64 = 10_000_000;
-/// A message may be lost to a fault that began this long after it was sent: it was on its way.
-const UNDER_WAY: u64 = 1_000_000;
 /// Of each kind of failure, so many are described.
 const DESCRIBED: usize = 12;
 
@@ -33,6 +39,11 @@ pub struct Referee {
     heard: [[[u64; 4]; NODES]; NODES],
     /// Sockets whose client fell silent, until their node gives them up.
     silent: HashSet<SocketId>,
+    /// What nodes were told, until it is judged.
+    answers: VecDeque<(Life, Answer)>,
+    /// When a primary was being replaced: what was asked then may be answered wrongly.
+    moves: Vec<(u64, u64)>,
+    seats: Seats,
     /// How many sockets ended with which code.
     pub endings: BTreeMap<u16, u64>,
     pub tally: Tally,
@@ -41,69 +52,19 @@ pub struct Referee {
     described: HashMap<&'static str, usize>,
 }
 
-/// A socket, as its client sees it.
-#[derive(Debug)]
-struct Receiver {
-    node: Life,
-    memberships: HashMap<Target, Membership>,
-    progress: HashMap<(Life, usize), Progress>,
-    gaps: Vec<(u64, u64)>,
-    /// From this moment on nothing new is owed.
-    retired: Option<u64>,
-    gone: bool,
-}
-
-/// How a socket stands to a target.
-#[derive(Clone, Copy, Debug)]
-enum Membership {
-    /// Everything sent after this is owed.
-    Since(u64),
-    /// On its way in or out: messages may come.
-    Unsettled,
-    /// What was sent after this must not come.
-    Until(u64),
-}
-
-/// The first and the last number that came of one sender to one audience.
-#[derive(Clone, Copy, Debug)]
-struct Progress {
-    first: u64,
-    last: u64,
-}
-
-#[derive(Debug, Default)]
-struct Node {
-    up: bool,
-    dead: bool,
-    changed: u64,
-    gaps: Vec<(u64, u64)>,
-}
-
-/// Numbers that a socket has not received though later ones came, or none will.
-#[derive(Clone, Debug)]
-struct Missing {
-    socket: SocketId,
-    sender: Life,
-    audience: usize,
-    from: u64,
-    to: u64,
-    /// Owed only if sent after this …
-    since: u64,
-    /// … and returned before this.
-    until: u64,
-    noticed: u64,
-}
-
 impl Referee {
     pub fn new() -> Self {
         Self {
-            audiences: audiences(),
+            audiences: audiences().into_iter().chain([wide_union()]).collect(),
             ledgers: HashMap::new(),
             sockets: HashMap::new(),
             nodes: HashMap::new(),
             missing: VecDeque::new(),
             heard: Default::default(),
             silent: HashSet::new(),
+            answers: VecDeque::new(),
+            moves: Vec::new(),
+            seats: Seats::default(),
             endings: BTreeMap::new(),
             tally: Tally::default(),
             occasions: Vec::new(),
@@ -129,6 +90,9 @@ impl Referee {
     pub fn health(&mut self, life: Life, up: bool, at: u64) {
         let node = self.nodes.entry(life).or_default();
         if node.up != up {
+            if up {
+                node.outages.push((node.changed, at));
+            }
             (node.up, node.changed) = (up, at);
         }
         if !up
@@ -154,21 +118,46 @@ impl Referee {
         self.silent.remove(&socket);
     }
 
-    /// Whether all nodes are up, and each has heard each, by every kind of audience, after this
-    /// time.
+    /// Whether all nodes are up, and each has heard each, by every kind of audience, has counted a user's
+    /// sockets in the whole cluster and has found a user online elsewhere, after this time.
     pub fn is_healed(&self, since: u64) -> bool {
-        let up = self.nodes.values().filter(|node| node.up && !node.dead);
+        let alive = self.nodes.values().filter(|node| !node.dead);
+        self.ailments(since).next().is_none() && alive.count() == NODES
+    }
+
+    /// What keeps it from that.
+    pub fn ailments(&self, since: u64) -> impl Iterator<Item = (Option<Life>, &'static str)> {
+        let alive = self.nodes.iter().filter(|(_, node)| !node.dead);
+        let of_nodes = alive.flat_map(move |(life, node)| {
+            let works = [
+                (node.up, "is degraded"),
+                (
+                    node.counted > since,
+                    "does not count a user's sockets in the cluster",
+                ),
+                (node.found > since, "finds nobody online elsewhere"),
+            ];
+            let fails = works.into_iter().filter(|(works, _)| !works);
+            fails.map(|(_, what)| (Some(*life), what))
+        });
         let heard = self.heard.as_flattened().as_flattened();
-        up.count() == NODES && heard.iter().all(|sent| *sent > since)
+        let is_deaf = heard.iter().any(|sent| *sent <= since);
+        of_nodes.chain(is_deaf.then_some((None, "not every node hears every other")))
     }
 
     // What clients report ------------------------------------------------------------------------------
 
     pub fn welcome(&mut self, socket: SocketId, node: Life, user: u16, at: u64) {
-        let memberships =
-            [Target::All, Target::User(user)].map(|target| (target, Membership::Since(at)));
+        let memberships = [Target::All, Target::User(user), Target::Socket(socket)]
+            .map(|target| (target, Membership::Since(at)));
+        let single = STEADY.contains(&user).then_some(self.audiences.len());
+        if single.is_some() {
+            self.audiences.push(vec![Target::Socket(socket)]);
+        }
         let receiver = Receiver {
             node,
+            single,
+            proven: 0,
             memberships: memberships.into(),
             progress: HashMap::new(),
             gaps: Vec::new(),
@@ -217,8 +206,12 @@ impl Referee {
         self.tally.delivered += 1;
         let node = receiver.node;
         let targets = &self.audiences[audience];
-        let heard = &mut self.heard[sender.node][receiver.node.node][kind(targets) as usize];
-        *heard = (*heard).max(sent);
+        receiver.proven = receiver.proven.max(sent);
+        let kinds = &mut self.heard[sender.node][receiver.node.node];
+        // Single sockets are not sent to all the time.
+        if let Some(heard) = kinds.get_mut(kind(targets) as usize) {
+            *heard = (*heard).max(sent);
+        }
 
         let since = receiver.owed_since(targets);
         let is_stray = !receiver.may_get(targets, sent);
@@ -281,6 +274,14 @@ impl Referee {
         }
     }
 
+    /// The steady sockets of a node, and the numbers of their audiences.
+    pub fn singles(&self, node: usize) -> Vec<(usize, SocketId)> {
+        let open = self.sockets.iter().filter(|(_, receiver)| !receiver.gone);
+        let here = open.filter(|(_, receiver)| receiver.node.node == node);
+        here.filter_map(|(socket, receiver)| Some((receiver.single?, *socket)))
+            .collect()
+    }
+
     /// The client is about to leave; nothing sent from now on is owed to it.
     pub fn retire(&mut self, socket: SocketId, at: u64) {
         if let Some(receiver) = self.sockets.get_mut(&socket) {
@@ -310,8 +311,7 @@ impl Referee {
 
     /// Sockets that are open now.
     pub fn sockets(&self) -> usize {
-        let receivers = self.sockets.values();
-        receivers.filter(|receiver| !receiver.gone).count()
+        self.sockets.values().filter(|it| !it.gone).count()
     }
 
     /// Whether the node has given up a client that fell silent.
@@ -332,138 +332,10 @@ impl Referee {
         }
     }
 
-    /// What a retired socket was owed and has not got, after the last that came.
-    fn outstanding(&self, socket: SocketId, noticed: u64) -> Vec<Missing> {
-        let Some((receiver, until)) = self
-            .sockets
-            .get(&socket)
-            .and_then(|receiver| Some((receiver, receiver.retired?)))
-        else {
-            return Vec::new();
-        };
-        let missing = self
-            .ledgers
-            .iter()
-            .filter_map(|(&(sender, audience), ledger)| {
-                let since = receiver.owed_since(&self.audiences[audience])?;
-                let last = receiver.progress.get(&(sender, audience));
-                let from = last.map_or(1, |progress| progress.last + 1);
-                let mut owed = ledger
-                    .after(since, from)
-                    .filter(|entry| entry.done < until)
-                    .filter(|entry| sender == receiver.node || entry.outcome == Outcome::Taken);
-                owed.next()?;
-                Some(Missing {
-                    socket,
-                    sender,
-                    audience,
-                    from,
-                    to: ledger.last(),
-                    since,
-                    until,
-                    noticed,
-                })
-            });
-        missing.collect()
-    }
-
-    // Judging ------------------------------------------------------------------------------------------
-
-    /// Judges what has been missing for long enough; everything at the end.
+    /// Judges what has waited long enough; everything at the end.
     pub fn judge(&mut self, now: u64, at_the_end: bool) {
-        let mut waiting = VecDeque::new();
-        for missing in std::mem::take(&mut self.missing) {
-            let node = self.sockets[&missing.socket].node;
-            // Who fell silent reads no more.
-            let ripe = missing.noticed + PATIENCE < now
-                && !self.silent.contains(&missing.socket)
-                && self.has_been_up_since(node, now - PATIENCE / 4);
-            if ripe || at_the_end {
-                self.decide(&missing);
-            } else {
-                waiting.push_back(missing);
-            }
-        }
-        self.missing = waiting;
-        let needed: HashSet<_> = self.missing.iter().map(|missing| missing.socket).collect();
-        self.sockets
-            .retain(|socket, receiver| !receiver.gone || needed.contains(socket));
-        for ledger in self.ledgers.values_mut() {
-            ledger.forget_old(now);
-        }
-    }
-
-    fn decide(&mut self, missing: &Missing) {
-        let receiver = &self.sockets[&missing.socket];
-        let node = &self.nodes[&receiver.node];
-        let Some(ledger) = self.ledgers.get(&(missing.sender, missing.audience)) else {
-            return;
-        };
-        let mut lost = Vec::new();
-        let owed = ledger
-            .after(missing.since, missing.from)
-            .take_while(|entry| entry.number <= missing.to)
-            .filter(|entry| entry.done < missing.until);
-        for entry in owed {
-            let is_local = missing.sender == receiver.node;
-            if !is_local && entry.outcome != Outcome::Taken {
-                self.tally.sender_told += 1;
-                continue;
-            }
-            let inside = !is_local && receiver.is_excused(node, entry);
-            let blamed = self
-                .occasions
-                .iter_mut()
-                .rfind(|occasion| occasion.from <= entry.done + UNDER_WAY);
-            match inside {
-                true => self.tally.inside += 1,
-                false => {
-                    self.tally.outside += 1;
-                    lost.push(*entry);
-                }
-            }
-            if let Some(occasion) = blamed {
-                *match inside {
-                    true => &mut occasion.inside,
-                    false => &mut occasion.outside,
-                } += 1;
-            }
-        }
-        let unreported = missing
-            .to
-            .saturating_sub(ledger.last().max(missing.from - 1));
-        let sender_lives = self
-            .nodes
-            .get(&missing.sender)
-            .is_some_and(|node| !node.dead);
-        if unreported > 0 && sender_lives {
-            self.tally.unreported += unreported;
-        }
-        if let (Some(first), Some(last)) = (lost.first(), lost.last()) {
-            let mut gaps = receiver.gaps.clone();
-            gaps.extend(&node.gaps);
-            gaps.retain(|(from, until)| {
-                first.sent < until + PATIENCE && *from < last.done + PATIENCE
-            });
-            let gaps: Vec<_> = gaps
-                .iter()
-                .map(|(from, until)| (clock(*from), clock(*until)))
-                .collect();
-            let details = format!(
-                "{} messages from {} to {:?} at socket {} of {}, {} ({}) to {} ({}), retired {}, told of {gaps:?}",
-                lost.len(),
-                missing.sender,
-                self.audiences[missing.audience],
-                missing.socket,
-                receiver.node,
-                first.number,
-                clock(first.sent),
-                last.number,
-                clock(last.done),
-                clock(missing.until),
-            );
-            self.describe("lost", &details);
-        }
+        self.judge_answers(now, at_the_end);
+        self.judge_missing(now, at_the_end);
     }
 
     fn describe(&mut self, what: &'static str, details: &str) {
@@ -475,63 +347,4 @@ impl Referee {
     }
 }
 
-impl Receiver {
-    /// What was sent to these targets after this is owed; `None`: nothing is.
-    fn owed_since(&self, targets: &[Target]) -> Option<u64> {
-        let since = |target| match self.memberships.get(target)? {
-            Membership::Since(at) => Some(*at),
-            _ => None,
-        };
-        targets.iter().filter_map(since).min()
-    }
-
-    fn may_get(&self, targets: &[Target], sent: u64) -> bool {
-        targets
-            .iter()
-            .any(|target| match self.memberships.get(target) {
-                Some(Membership::Until(at)) => sent <= *at,
-                standing => standing.is_some(),
-            })
-    }
-
-    /// Whether it was told that it may have missed this. A client that is gone could no longer be told
-    /// what its node told later, or would have told had it lived.
-    fn is_excused(&self, node: &Node, entry: &Entry) -> bool {
-        let covers = |&(from, until): &(u64, u64)| entry.sent <= until && entry.done >= from;
-        let died_cut_off = node.dead && !node.up && entry.done + NOTICE >= node.changed;
-        self.gaps.iter().any(covers) || self.gone && (node.gaps.iter().any(covers) || died_cut_off)
-    }
-}
-
 const REFUSED: &str = "not sent, yet it came";
-
-/// Takes a number that came late out of what is missing; whether it was.
-fn fill(missing: &mut VecDeque<Missing>, socket: SocketId, stamp: Stamp) -> bool {
-    let Stamp {
-        sender,
-        audience,
-        number,
-        ..
-    } = stamp;
-    let found = missing.iter().position(|missing| {
-        (missing.socket, missing.sender, missing.audience) == (socket, sender, audience)
-            && (missing.from..=missing.to).contains(&number)
-    });
-    let Some(found) = found.and_then(|at| missing.remove(at)) else {
-        return false;
-    };
-    let before = Missing {
-        to: number - 1,
-        ..found.clone()
-    };
-    let after = Missing {
-        from: number + 1,
-        ..found
-    };
-    missing.extend(
-        [before, after]
-            .into_iter()
-            .filter(|rest| rest.from <= rest.to),
-    );
-    true
-}

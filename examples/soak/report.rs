@@ -30,7 +30,7 @@ pub fn print(title: &str, referee: &Referee, nodes: &[NodeFigures]) {
 
 fn print_messages(referee: &Referee) {
     let tally = &referee.tally;
-    println!("| messages | |\n|---|---:|");
+    println!("| messages, questions, limits | |\n|---|---:|");
     for (what, count) in [
         ("sends", tally.taken + tally.unsure + tally.refused),
         ("… of which failed, maybe sent", tally.unsure),
@@ -48,6 +48,14 @@ fn print_messages(referee: &Referee) {
         ),
         ("**delivered to the wrong socket**", tally.strays),
         ("**fate unknown**", tally.unreported),
+        ("questions answered", tally.answers),
+        ("… of which named a node as missing", tally.incomplete),
+        ("**wrongly complete**", tally.wrongly_complete),
+        ("**online, but said to be offline**", tally.wrongly_offline),
+        ("**no answer at all**", tally.unanswered),
+        ("upgrades of users who want too many", tally.upgrades),
+        ("… of which counted on one node only", tally.unchecked),
+        ("**over the limit**", tally.over_limit),
     ] {
         println!("| {what} | {count} |");
     }
@@ -92,9 +100,9 @@ fn median_and_max(mut times: Vec<Duration>) -> String {
 
 fn print_nodes(nodes: &[NodeFigures]) {
     println!(
-        "| node | lives | memory at start, of the last life | at the end | sockets | sends | delivered | slow closed | gaps | garbage | failed publishes |"
+        "| node | lives | memory at start, of the last life | at the end | sockets | sends | delivered | slow closed | gaps | garbage | failed publishes | refused questions | refused sockets | unchecked sockets |"
     );
-    println!("|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|");
+    println!("|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|");
     for (n, node) in nodes.iter().enumerate() {
         let mebibytes = |kib: u64| format!("{:.1} MiB", kib as f64 / 1024.0);
         println!(

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// Messages, counted once per socket but for the first three.
+/// Messages are counted once per socket but for the first three.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Tally {
     /// Sends by what they returned.
@@ -15,6 +15,12 @@ pub struct Tally {
     pub inside: u64,
     /// Not delivered, and the sender was told that other nodes do not have it, or may not.
     pub sender_told: u64,
+    /// Questions that were answered, and those of them that named a node as missing.
+    pub answers: u64,
+    pub incomplete: u64,
+    /// Upgrades of users who want too many, and those of them for which only one node was counted.
+    pub upgrades: u64,
+    pub unchecked: u64,
 
     // What must not happen.
     /// Not delivered, and nobody was told.
@@ -27,6 +33,14 @@ pub struct Tally {
     pub strays: u64,
     /// Not delivered, and the sender lives but has not said what became of it.
     pub unreported: u64,
+    /// Fewer sockets than surely were there at the nodes that are not named as missing.
+    pub wrongly_complete: u64,
+    /// A user who surely was online, said not to be.
+    pub wrongly_offline: u64,
+    /// Questions that nobody answered, not even with an error.
+    pub unanswered: u64,
+    /// Sockets admitted to a user who surely had as many as allowed.
+    pub over_limit: u64,
 }
 
 impl Tally {
@@ -38,8 +52,12 @@ impl Tally {
             self.refused_arrived,
             self.strays,
             self.unreported,
+            self.wrongly_complete,
+            self.wrongly_offline,
+            self.unanswered,
+            self.over_limit,
         ];
-        wrong == [0; 6]
+        wrong == [0; 10]
     }
 }
 

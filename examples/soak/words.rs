@@ -1,5 +1,5 @@
-//! What the processes of the soak say to one another: who a message is for, its stamp, and what a node
-//! reports.
+//! The words of the soak's processes: lives, targets and audiences, the stamp of a message, and what a node
+//! says to its client.
 
 use std::fmt;
 use std::str::{FromStr, SplitWhitespace};
@@ -10,6 +10,17 @@ use axum_cluster::{Audience, Broadcaster, SocketId};
 pub const NODES: usize = 3;
 pub const USERS: u16 = 100;
 pub const ROOMS: u16 = 8;
+/// Users beyond these have one socket, at this node's number of `NODES`, for as long as it lives.
+pub const STEADY: std::ops::Range<u16> = USERS..USERS + 4 * NODES as u16;
+/// Rooms that every steady socket is in.
+pub const WIDE: std::ops::Range<u16> = ROOMS..ROOMS + 16;
+/// Users who want more sockets than they may have.
+pub const CROWDED: std::ops::Range<u16> = 200..203;
+/// A user's sockets in the cluster: twice what an ordinary user has.
+pub const LIMIT: usize = 6;
+
+/// The header of an upgrade's answer that says whether the limit was checked in the whole cluster.
+pub const CHECKED: &str = "x-checked";
 
 /// Microseconds on the wall clock, which all processes of one machine share.
 pub fn now() -> u64 {
@@ -57,6 +68,33 @@ pub enum Target {
     All,
     User(u16),
     Room(u16),
+    Socket(SocketId),
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::All => f.write_str("all"),
+            Self::User(user) => write!(f, "u{user}"),
+            Self::Room(room) => write!(f, "r{room}"),
+            Self::Socket(socket) => write!(f, "s{socket}"),
+        }
+    }
+}
+
+impl FromStr for Target {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let rest = text.get(1..).ok_or(())?;
+        match text.as_bytes()[0] {
+            b'u' => rest.parse().map(Self::User).map_err(drop),
+            b'r' => rest.parse().map(Self::Room).map_err(drop),
+            b's' => rest.parse().map(Self::Socket).map_err(drop),
+            _ if text == "all" => Ok(Self::All),
+            _ => Err(()),
+        }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -65,9 +103,10 @@ pub enum Kind {
     User,
     Room,
     Union,
+    Socket,
 }
 
-/// Every set of targets that the nodes send to, in the order that stamps count them. The unions overlap
+/// Every set of targets that the nodes send to all the time, in the order that stamps count them. The unions overlap
 /// on purpose: a socket that matches twice gets one copy.
 pub fn audiences() -> Vec<Vec<Target>> {
     let mut all = vec![vec![Target::All]];
@@ -81,11 +120,17 @@ pub fn audiences() -> Vec<Vec<Target>> {
     all
 }
 
+/// Sent to only over a slow link, and counted after the others.
+pub fn wide_union() -> Vec<Target> {
+    WIDE.map(Target::Room).collect()
+}
+
 pub fn kind(targets: &[Target]) -> Kind {
     match targets {
         [Target::All] => Kind::All,
         [Target::User(_)] => Kind::User,
         [Target::Room(_)] => Kind::Room,
+        [Target::Socket(_)] => Kind::Socket,
         _ => Kind::Union,
     }
 }
@@ -107,6 +152,7 @@ pub fn address(broadcaster: &Broadcaster, targets: &[Target]) -> Audience {
             Target::All => audience.to_all(),
             Target::User(user) => audience.to_user(user_id(user)),
             Target::Room(room) => audience.to_room(room_name(room)),
+            Target::Socket(socket) => audience.to_socket(socket),
         })
 }
 
@@ -195,91 +241,6 @@ impl FromStr for ToClient {
     }
 }
 
-/// A line that a node prints.
-#[derive(Clone, PartialEq, Debug)]
-pub enum Report {
-    Port(u16),
-    Sent {
-        audience: usize,
-        number: u64,
-        sent: u64,
-        done: u64,
-        outcome: Outcome,
-    },
-    Up(u64),
-    Degraded(u64),
-    Gap {
-        from: u64,
-        until: u64,
-    },
-    Ended {
-        socket: SocketId,
-        code: u16,
-    },
-    /// No message follows.
-    Silent,
-    Stats(String),
-}
-
-impl fmt::Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Port(port) => write!(f, "port {port}"),
-            Self::Sent {
-                audience,
-                number,
-                sent,
-                done,
-                outcome,
-            } => {
-                write!(f, "sent {audience} {number} {sent} {done} {outcome:?}")
-            }
-            Self::Up(at) => write!(f, "up {at}"),
-            Self::Degraded(at) => write!(f, "degraded {at}"),
-            Self::Gap { from, until } => write!(f, "gap {from} {until}"),
-            Self::Ended { socket, code } => write!(f, "ended {socket} {code}"),
-            Self::Silent => f.write_str("silent"),
-            Self::Stats(stats) => write!(f, "stats {stats}"),
-        }
-    }
-}
-
-impl FromStr for Report {
-    type Err = ();
-
-    fn from_str(text: &str) -> Result<Self, ()> {
-        let mut words = text.split_whitespace();
-        Ok(match words.next().ok_or(())? {
-            "port" => Self::Port(next(&mut words)?),
-            "sent" => Self::Sent {
-                audience: next(&mut words)?,
-                number: next(&mut words)?,
-                sent: next(&mut words)?,
-                done: next(&mut words)?,
-                outcome: match words.next().ok_or(())? {
-                    "Taken" => Outcome::Taken,
-                    "Unsure" => Outcome::Unsure,
-                    "Refused" => Outcome::Refused,
-                    _ => return Err(()),
-                },
-            },
-            "up" => Self::Up(next(&mut words)?),
-            "degraded" => Self::Degraded(next(&mut words)?),
-            "gap" => Self::Gap {
-                from: next(&mut words)?,
-                until: next(&mut words)?,
-            },
-            "ended" => Self::Ended {
-                socket: next(&mut words)?,
-                code: next(&mut words)?,
-            },
-            "silent" => Self::Silent,
-            "stats" => Self::Stats(words.collect::<Vec<_>>().join(" ")),
-            _ => return Err(()),
-        })
-    }
-}
-
-fn next<T: FromStr>(words: &mut SplitWhitespace<'_>) -> Result<T, ()> {
+pub fn next<T: FromStr>(words: &mut SplitWhitespace<'_>) -> Result<T, ()> {
     words.next().ok_or(())?.parse().map_err(drop)
 }

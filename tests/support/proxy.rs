@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU16, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -28,6 +28,8 @@ pub struct Proxy {
     pub addr: SocketAddr,
     mode: Arc<watch::Sender<Mode>>,
     target: Arc<AtomicU16>,
+    /// Bytes a second of each link towards the server; 0: without a limit.
+    bandwidth: Arc<AtomicU64>,
     accepting: JoinHandle<()>,
 }
 
@@ -42,10 +44,12 @@ impl Proxy {
         let addr = listener.local_addr().expect("it is bound");
         let mode = Arc::new(watch::Sender::new(Mode::Forward));
         let target = Arc::new(AtomicU16::new(port));
-        let (modes, targets) = (mode.clone(), target.clone());
+        let bandwidth = Arc::new(AtomicU64::new(0));
+        let (modes, targets, width) = (mode.clone(), target.clone(), bandwidth.clone());
         let accepting = tokio::spawn(async move {
             while let Ok((from, _)) = listener.accept().await {
                 let (mode, port) = (modes.subscribe(), targets.load(SeqCst));
+                let width = width.clone();
                 tokio::spawn(async move {
                     let answers = mode.clone();
                     let Ok(to) = TcpStream::connect(("127.0.0.1", port)).await else {
@@ -53,7 +57,7 @@ impl Proxy {
                     };
                     let ((from_read, from_write), (to_read, to_write)) =
                         (from.into_split(), to.into_split());
-                    let subscribed = AtomicBool::new(false);
+                    let (subscribed, wide) = (AtomicBool::new(false), AtomicU64::new(0));
                     tokio::join!(
                         pump(
                             from_read,
@@ -61,7 +65,8 @@ impl Proxy {
                             mode,
                             &[Mode::BlackHole],
                             &subscribed,
-                            delay
+                            delay,
+                            &width
                         ),
                         pump(
                             to_read,
@@ -69,7 +74,8 @@ impl Proxy {
                             answers,
                             &[Mode::BlackHole, Mode::Deaf],
                             &subscribed,
-                            delay
+                            delay,
+                            &wide
                         )
                     );
                 });
@@ -79,6 +85,7 @@ impl Proxy {
             addr,
             mode,
             target,
+            bandwidth,
             accepting,
         }
     }
@@ -112,6 +119,12 @@ impl Proxy {
         self.target.store(port, SeqCst);
     }
 
+    /// From now on links carry so many bytes a second towards the server, old ones and new ones; 0: as many as
+    /// they can.
+    pub fn narrow(&self, bytes_per_second: u64) {
+        self.bandwidth.store(bytes_per_second, SeqCst);
+    }
+
     /// New links work again; what was swallowed is gone, and old links stay dead.
     pub fn heal(&self) {
         self.mode.send_replace(Mode::Forward);
@@ -131,6 +144,7 @@ async fn pump(
     swallow: &[Mode],
     subscribed: &AtomicBool,
     delay: Duration,
+    width: &AtomicU64,
 ) {
     let is_faulty = |mode: &Mode| match mode {
         Mode::Cut => true,
@@ -154,6 +168,10 @@ async fn pump(
         };
         if delay > Duration::ZERO {
             tokio::time::sleep(delay).await;
+        }
+        let width = width.load(SeqCst);
+        if width > 0 {
+            tokio::time::sleep(Duration::from_secs(count as u64) / width as u32).await;
         }
         if buffer[..count]
             .windows(11)
