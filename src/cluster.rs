@@ -136,7 +136,7 @@ impl Cluster {
     /// Every node of the cluster, this one first, then the oldest first. Nodes say hello every third of
     /// their [`lease`](crate::Builder::lease) and are asked once more here; one that no longer answers is
     /// listed, as it last described itself, until its lease ends. For people and dashboards: delivery
-    /// does not depend on it.
+    /// does not depend on it. Workers ([`Broadcaster::builder`]) hold no sockets and are not listed.
     ///
     /// # Errors
     /// When Redis does not answer, or after [`shutdown`](Self::shutdown).

@@ -196,6 +196,8 @@ impl<S: Sync> FromRequestParts<S> for ClusterSocket {
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ClusterRejection> {
         let broadcaster: Option<Broadcaster> = parts.extensions.get().cloned();
+        // A worker's is no layer's: nobody would miss its sockets.
+        let broadcaster = broadcaster.filter(|it| !it.node().config().worker);
         let broadcaster = broadcaster.ok_or_else(ClusterRejection::no_layer)?;
         let node = broadcaster.node();
         let admitted = Self::admit(node, parts).await;

@@ -114,7 +114,8 @@ pub struct Stats {
     pub users: u64,
     /// Rooms with a member here now.
     pub rooms: u64,
-    /// Nodes of the cluster that are known now, this one among them.
+    /// Nodes of the cluster that are known now, this one among them; workers
+    /// ([`Broadcaster::builder`](crate::Broadcaster::builder)) are none.
     pub nodes: u64,
     /// Sends, closes, joins and leaves of audiences begun on this node.
     pub sent: u64,

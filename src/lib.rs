@@ -110,8 +110,25 @@
 //! alice. Channels are `{namespace}:u:{user}`, `{namespace}:r:{room}` and `{namespace}:all`, with bytes
 //! outside `A-Z a-z 0-9 - . _ ~` as upper-case `%XX`; a message is one of `{"text": ".."}`, `{"json": ..}`,
 //! `{"base64": ".."}` (binary) and `{"close": {"code": 4001, "reason": ".."}}`.
+//!
+//! How to operate a cluster, and whom it trusts: [`docs`].
 
 #![warn(unreachable_pub)]
+
+/// How to operate a cluster, whom it trusts, and what it costs: the documents of the package.
+#[cfg(doc)]
+pub mod docs {
+    // Of two definitions of a link the first holds: here it leads to the module, elsewhere to the file.
+    #[doc = "[SECURITY.md]: security"]
+    #[doc = "[measured]: figures"]
+    #[doc = ""]
+    #[doc = include_str!("../docs/operating.md")]
+    pub mod operating {}
+    #[doc = include_str!("../SECURITY.md")]
+    pub mod security {}
+    #[doc = include_str!("../benches/README.md")]
+    pub mod figures {}
+}
 
 mod backend;
 mod broadcast;

@@ -8,7 +8,8 @@ use crate::error::ConnectError;
 
 /// Settings of a worker, then [`connect`](Self::connect): a process without sockets, such as a cron job or
 /// another service, which sends to the app's users, asks who is there and watches presence. It is none of the
-/// cluster's [`nodes`](Cluster::nodes).
+/// cluster's [`nodes`](Cluster::nodes), and takes no sockets: those need a
+/// [`ClusterLayer`](crate::ClusterLayer).
 ///
 /// ```no_run
 /// # async fn work() -> Result<(), Box<dyn std::error::Error>> {

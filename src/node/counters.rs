@@ -21,7 +21,7 @@ pub(super) struct Counters {
     pub(super) bus_reconnects: AtomicU64,
     publishes_unsent: AtomicU64,
     publishes_uncertain: AtomicU64,
-    refused: Refused,
+    refused: Refusals,
     pub(super) limits_refused: AtomicU64,
     pub(super) limits_unchecked: AtomicU64,
     pub(super) questions_refused: AtomicU64,
@@ -63,7 +63,7 @@ impl Closes {
 
 /// Upgrades that were refused for another reason than a limit.
 #[derive(Debug, Default)]
-struct Refused {
+struct Refusals {
     origins: AtomicU64,
     handshakes: AtomicU64,
     unauthenticated: AtomicU64,
@@ -85,7 +85,7 @@ pub(crate) enum Counted {
     Upgrade,
 }
 
-impl Refused {
+impl Refusals {
     fn of(&self, what: Counted) -> &AtomicU64 {
         match what {
             Counted::Origin => &self.origins,

@@ -69,8 +69,11 @@ fn links_lead_to_files_of_the_package() {
     ] {
         let path = root.join(document);
         let text = std::fs::read_to_string(&path).unwrap();
-        for link in text.split("](").skip(1) {
-            let (link, _) = link.split_once(')').unwrap();
+        let inline = text.split("](").skip(1);
+        let inline = inline.map(|rest| rest.split_once(')').unwrap().0);
+        let defined = text.lines().filter(|line| line.starts_with('['));
+        let defined = defined.filter_map(|line| Some(line.split_once("]: ")?.1));
+        for link in inline.chain(defined) {
             if link.contains("://") || link.starts_with('#') {
                 continue;
             }

@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
-use axum_cluster::{Broadcaster, ConnectError, Health, PresenceChange};
+use axum::response::Response;
+use axum::{Extension, Router, routing::any};
+use axum_cluster::{Broadcaster, ClusterSocket, ConnectError, Health, PresenceChange, UserId};
 use futures::StreamExt;
 
 use crate::support::client::text;
-use crate::support::node::id_of;
-use crate::support::{Lab, RedisServer, TestNode, soon, until};
+use crate::support::node::{id_of, serve};
+use crate::support::{Client, Lab, RedisServer, TestNode, soon, until};
 
 on_every_bus! {
     a_worker_sends_asks_and_watches_and_is_no_node
@@ -119,6 +121,31 @@ async fn a_worker_has_the_namespace_of_its_app() {
     let sent = worker.to_user("alice").send("found").await.unwrap();
     assert_eq!(sent.nodes(), Some(1));
     assert_eq!(alice.event().await, text("found"));
+}
+
+/// Its sockets would be missed by nobody.
+#[tokio::test]
+async fn a_worker_holds_no_sockets() {
+    async fn ws(socket: ClusterSocket) -> Response {
+        socket.on_upgrade(|mut socket| async move { while socket.recv().await.is_some() {} })
+    }
+    let lab = Lab::memory();
+    let (node, worker) = (lab.node().await, worker(&lab).await);
+    let route = Router::new().route("/ws", any(ws));
+    let alice = Extension(UserId::from("alice"));
+    let (addr, _a) = serve(route.clone().layer(Extension(worker)).layer(alice.clone())).await;
+    let (status, body) = Client::try_connect(addr, "/ws", &[]).await.unwrap_err();
+    assert!(status == 500 && body.contains("ClusterLayer"), "{body}");
+    let (addr, _b) = serve(
+        route
+            .layer(Extension(node.broadcaster.clone()))
+            .layer(alice),
+    )
+    .await;
+    assert!(
+        Client::try_connect(addr, "/ws", &[]).await.is_ok(),
+        "control"
+    );
 }
 
 #[tokio::test]

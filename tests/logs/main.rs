@@ -145,6 +145,7 @@ async fn a_busy_day() -> Vec<&'static str> {
         "the bus is down",
         "draining",
         "node stopped",
+        "upgrade refused",
         "what=\"handshake\"",
         "what=\"socket\"",
         "what=\"message\"",
