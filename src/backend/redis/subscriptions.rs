@@ -26,6 +26,8 @@ pub(crate) struct Subscriptions {
     restoring: VecDeque<Topic>,
     /// Topics that nobody wants any more, oldest first, with the end of their linger.
     lingering: VecDeque<(Instant, Topic)>,
+    /// Whose commands are unanswered, in the order in which they were sent.
+    owed: VecDeque<Topic>,
     /// Topics sent on this connection, and answered.
     sent: u64,
     answered: u64,
@@ -90,6 +92,7 @@ impl Subscriptions {
             changed: VecDeque::new(),
             restoring: VecDeque::new(),
             lingering: VecDeque::new(),
+            owed: VecDeque::new(),
             sent: 0,
             answered: 0,
             restored_at: None,
@@ -167,6 +170,7 @@ impl Subscriptions {
             entry.subscribed = wanted;
             entry.unanswered += 1;
             self.sent += 1;
+            self.owed.push_back(topic.clone());
             let list = if wanted {
                 &mut step.subscribe
             } else {
@@ -200,13 +204,18 @@ impl Subscriptions {
         self.lingering.front().map(|(end, _)| *end)
     }
 
-    /// Redis answered a SUBSCRIBE or an UNSUBSCRIBE of this topic.
-    pub(crate) fn answered(&mut self, topic: &str) {
+    /// Redis answered a SUBSCRIBE or an UNSUBSCRIBE of this topic; whether that was its turn. If not, an
+    /// answer was lost.
+    pub(crate) fn answered(&mut self, topic: &str) -> bool {
         let Some(entry) = self.entries.get_mut(topic) else {
-            return;
+            return false;
         };
         if entry.unanswered == 0 {
-            return;
+            return false;
+        }
+        let turn = self.owed.iter().position(|owed| owed.as_str() == topic);
+        if let Some(turn) = turn {
+            self.owed.remove(turn);
         }
         entry.unanswered -= 1;
         self.answered += 1;
@@ -217,6 +226,7 @@ impl Subscriptions {
             }
         }
         self.forget_if_unused(topic);
+        turn == Some(0)
     }
 
     /// A new connection: nothing is subscribed on it.
@@ -242,6 +252,7 @@ impl Subscriptions {
     pub(crate) fn disconnected(&mut self) {
         self.link = Link::Down;
         (self.sent, self.answered, self.restored_at) = (0, 0, None);
+        self.owed = VecDeque::new();
         self.changed = VecDeque::new();
         self.restoring = VecDeque::new();
         self.lingering = VecDeque::new();
