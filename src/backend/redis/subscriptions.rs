@@ -631,4 +631,23 @@ mod tests {
         }
         assert!(table.entries.is_empty() && table.changed.is_empty() && table.lingering.is_empty());
     }
+
+    /// Else whoever comes later would renew the patience with what was lost.
+    #[test]
+    fn an_answer_out_of_turn_is_no_progress() {
+        let mut table = Subscriptions::new(LINGER);
+        let now = Instant::now();
+        table.connected();
+        for n in 1..=3 {
+            table.want(&topic(n));
+        }
+        assert_eq!(table.step(now, 10).subscribe, [1, 2, 3].map(topic));
+        assert!(table.answered(topic(1).as_str()));
+        assert!(!table.answered(topic(3).as_str()), "that of 2 was lost");
+        assert!(table.is_confirmed(&topic(3)), "it is heard all the same");
+        table.want(&topic(4));
+        table.step(now, 10);
+        assert!(!table.answered(topic(4).as_str()), "still");
+        assert!(table.answered(topic(2).as_str()));
+    }
 }
