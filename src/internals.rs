@@ -8,6 +8,7 @@ use http::Request;
 use parking_lot::RwLock;
 use smallvec::smallvec;
 
+use crate::backend::redis::Reader;
 use crate::config::Config;
 use crate::id::{NodeId, SocketId, UserId};
 use crate::message::Message;
@@ -47,6 +48,21 @@ pub fn frames(bytes: &[u8], limit: usize, piece: usize) -> (Vec<String>, Option<
         }
     }
     (heard, None)
+}
+
+/// Reads what Redis says, in pieces of this size; what was said, written down, and whether it broke its
+/// protocol.
+pub fn resp(bytes: &[u8], limit: usize, piece: usize) -> (Vec<String>, bool) {
+    let mut reader = Reader::new(limit);
+    let mut said = Vec::new();
+    for piece in bytes.chunks(piece.max(1)) {
+        reader.space().extend_from_slice(piece);
+        let read = reader.read(usize::MAX, |reply| said.push(format!("{reply:?}")));
+        if read.is_err() {
+            return (said, true);
+        }
+    }
+    (said, false)
 }
 
 /// Checks a handshake; whether it may be answered.

@@ -34,6 +34,7 @@ mod faults;
 mod gaps;
 mod interop;
 mod lifecycle;
+mod links;
 mod operators;
 mod order;
 mod presence;

@@ -2,6 +2,8 @@
 //! questions.
 
 mod advice;
+mod backlog;
+mod backoff;
 mod endpoint;
 mod links;
 mod pipeline;
@@ -33,6 +35,8 @@ use self::advice::Advice;
 pub(crate) use self::endpoint::Endpoint;
 use self::links::Links;
 use self::publisher::{PublishQueue, Publisher};
+#[cfg(feature = "internals")]
+pub(crate) use self::resp::Reader;
 use self::slots::{Keeper, SlotTable};
 use self::subscriber::{Subscriber, Table};
 use self::subscriptions::Subscriptions;

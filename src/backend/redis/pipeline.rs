@@ -3,6 +3,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{BufMut, BytesMut};
 use futures::FutureExt;
@@ -31,6 +32,9 @@ impl<T: Into<Arc<str>>> From<T> for Unusable {
     }
 }
 
+/// How long dialling, TLS, the login and the question for the role may take together: five round trips of 2 s.
+/// Longer than a publication waits, so that a slow link is no dead one.
+pub(super) const OPENING: Duration = Duration::from_secs(10);
 /// Memory that is kept between batches; so much is written at once.
 const KEPT: usize = 256 * 1024;
 
@@ -139,7 +143,9 @@ impl Pipeline {
                     _ => Ok(0),
                 });
             });
-            read.map_err(|_| "redis broke its own protocol")?;
+            if read.is_err() || replies.len() > owed {
+                return Err("redis broke its own protocol".into());
+            }
         }
         if std::mem::take(&mut self.asked)
             && let Err(words) = replies.remove(0)

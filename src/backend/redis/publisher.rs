@@ -12,21 +12,24 @@ use bytes::Bytes;
 use futures::future::Either;
 use futures::{FutureExt, TryFutureExt};
 use smallvec::{SmallVec, smallvec};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
-use tokio::time::{Instant, timeout_at};
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore, TryAcquireError, mpsc, oneshot};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use super::advice::Advice;
+use super::backlog::{BATCH, Backlog, Publication, Published, Turn, Waiter};
+use super::backoff::Backoff;
 use super::endpoint::Endpoint;
-use super::pipeline::{Counted, Pipeline, Unusable};
+use super::pipeline::{OPENING, Pipeline, Unusable};
 use crate::error::PublishError;
 
-/// Most publications in one pipeline.
-const BATCH: usize = 256;
 /// What may be queued, in units of [`UNIT`] bytes of payload; every publication takes at least one.
 const QUEUE: usize = 64 * 1024;
+/// What of it large unions may take: whoever sends to one user finds room beside them.
+const LARGE: usize = QUEUE / 4;
 const UNIT: usize = 1024;
-/// After a failed connect the next one waits this long; publications fail at once meanwhile.
-const PAUSE: Duration = Duration::from_millis(50);
+/// The longest pause before a reconnect. After a failed connect, publications fail at once meanwhile; after a
+/// lost link they wait, so it is well below the default `publish_timeout`.
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
 /// Where publications go.
 #[derive(Debug)]
@@ -34,6 +37,8 @@ pub(crate) struct Publisher {
     queue: mpsc::UnboundedSender<(Publication, Waiter)>,
     /// Bounds the queue in messages and bytes alike.
     room: Arc<Semaphore>,
+    /// Bounds what of that large unions take.
+    large: Arc<Semaphore>,
     deadline: Duration,
 }
 
@@ -43,29 +48,9 @@ pub(crate) struct PublishQueue {
     waiting: mpsc::UnboundedReceiver<(Publication, Waiter)>,
     endpoint: Arc<Endpoint>,
     advice: Arc<Advice>,
+    /// How long a pipeline may take.
+    deadline: Duration,
 }
-
-#[derive(Debug)]
-struct Publication {
-    channels: SmallVec<[String; 1]>,
-    envelope: Bytes,
-    /// It wants to know whether it went to a replica.
-    is_probe: bool,
-}
-
-/// Who waits for a publication.
-#[derive(Debug)]
-struct Waiter {
-    deadline: Instant,
-    /// Taken by the first answer.
-    reply: Option<oneshot::Sender<Published>>,
-    /// On how many channels it is published.
-    commands: usize,
-    /// Given back when Redis has answered or the connection is given up.
-    room: OwnedSemaphorePermit,
-}
-
-type Published = Result<usize, PublishError>;
 
 impl Publisher {
     pub(crate) fn new(
@@ -74,38 +59,39 @@ impl Publisher {
         deadline: Duration,
     ) -> (Self, PublishQueue) {
         let (queue, waiting) = mpsc::unbounded_channel();
-        let room = Arc::new(Semaphore::new(QUEUE));
         (
             Self {
                 queue,
-                room,
+                room: Arc::new(Semaphore::new(QUEUE)),
+                large: Arc::new(Semaphore::new(LARGE)),
                 deadline,
             },
             PublishQueue {
                 waiting,
                 endpoint,
                 advice,
+                deadline,
             },
         )
     }
 
     /// Publishes on every channel; resolves to the receivers Redis counted, in sum. Queued by the call
-    /// itself, not by the first poll, so that the order of calls is the order on the wire; once the queue is
-    /// full, whoever has not polled yet comes later.
+    /// itself, not by the first poll, so that the order of calls is the order on the wire, but that a large
+    /// union may come later; once the queue is full, whoever has not polled yet comes later.
     pub(crate) fn publish(
         &self,
         channels: SmallVec<[String; 1]>,
         envelope: Bytes,
-    ) -> impl Future<Output = Result<usize, PublishError>> + Send + use<> {
+    ) -> impl Future<Output = Published> + Send + use<> {
         self.enqueue(channels, envelope, false)
     }
 
-    /// Publishes on one channel, and fails if that was on a replica.
+    /// Publishes on one channel before whatever waits, and fails if that was on a replica.
     pub(crate) fn probe(
         &self,
         channel: String,
         envelope: Bytes,
-    ) -> impl Future<Output = Result<usize, PublishError>> + Send + use<> {
+    ) -> impl Future<Output = Published> + Send + use<> {
         self.enqueue(smallvec![channel], envelope, true)
     }
 
@@ -119,36 +105,25 @@ impl Publisher {
         channels: SmallVec<[String; 1]>,
         envelope: Bytes,
         is_probe: bool,
-    ) -> impl Future<Output = Result<usize, PublishError>> + Send + use<> {
+    ) -> impl Future<Output = Published> + Send + use<> {
         let deadline = Instant::now() + self.deadline;
-        let units = (channels.len() * (1 + envelope.len() / UNIT)).min(QUEUE) as u32;
+        let publication = Publication::new(channels, envelope, is_probe);
+        let room = Room::of(self, &publication);
         let (reply, answer) = oneshot::channel();
-        let publication = move |room| {
-            let waiter = Waiter {
-                deadline,
-                reply: Some(reply),
-                commands: channels.len(),
-                room,
-            };
-            let publication = Publication {
-                channels,
-                envelope,
-                is_probe,
-            };
-            (publication, waiter)
-        };
-        let queued = match self.room.clone().try_acquire_many_owned(units) {
-            Ok(room) => self.queue.send(publication(room)).map_err(|_| stopped()),
+        let queued = match room.try_take() {
+            Ok(room) => {
+                let waiter = Waiter::new(deadline, reply, room);
+                let sent = self.queue.send((publication, waiter));
+                sent.map_err(|_| stopped())
+            }
             Err(_) => {
                 // Whoever waits already comes first: released room goes to them.
-                let (room, queue) = (
-                    self.room.clone().acquire_many_owned(units),
-                    self.queue.clone(),
-                );
+                let queue = self.queue.clone();
                 let waiting = async move {
-                    let room = timeout_at(deadline, room).await.map_err(|_| crowded())?;
-                    let room = room.map_err(|_| stopped())?;
-                    queue.send(publication(room)).map_err(|_| stopped())
+                    let room = timeout_at(deadline, room.take()).await;
+                    let room = room.map_err(|_| crowded())?.map_err(|_| stopped())?;
+                    let waiter = Waiter::new(deadline, reply, room);
+                    queue.send((publication, waiter)).map_err(|_| stopped())
                 };
                 // Boxed, since it is rare and would make every publication large.
                 return Either::Right(waiting.boxed().and_then(|()| answered(answer)));
@@ -160,6 +135,48 @@ impl Publisher {
         })
     }
 }
+
+/// What a publication takes of the queue.
+struct Room {
+    units: u32,
+    room: Arc<Semaphore>,
+    /// For a large union.
+    large: Option<Arc<Semaphore>>,
+}
+
+impl Room {
+    fn of(publisher: &Publisher, publication: &Publication) -> Self {
+        let units = publication.channels.len() * (1 + publication.envelope.len() / UNIT);
+        let large = publication.is_large().then(|| publisher.large.clone());
+        let units = match () {
+            // There is one at a time, and what others send must not make the link look dead.
+            () if publication.is_probe => 0,
+            () if large.is_some() => units.min(LARGE),
+            () => units.min(QUEUE),
+        };
+        Self {
+            units: units as u32,
+            room: publisher.room.clone(),
+            large,
+        }
+    }
+
+    fn try_take(&self) -> Result<Taken, TryAcquireError> {
+        let take = |room: &Arc<Semaphore>| room.clone().try_acquire_many_owned(self.units);
+        let large = self.large.as_ref().map(take).transpose()?;
+        Ok((take(&self.room)?, large))
+    }
+
+    async fn take(self) -> Result<Taken, AcquireError> {
+        let large = match self.large {
+            Some(large) => Some(large.acquire_many_owned(self.units).await?),
+            None => None,
+        };
+        Ok((self.room.acquire_many_owned(self.units).await?, large))
+    }
+}
+
+type Taken = (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>);
 
 async fn answered(answer: oneshot::Receiver<Published>) -> Published {
     answer
@@ -179,66 +196,116 @@ impl PublishQueue {
     /// Publishes until every [`Publisher`] is gone. Nothing waits longer than its own deadline.
     pub(crate) async fn run(&mut self) {
         let mut pipeline: Option<Pipeline> = None;
+        let mut backoff = Backoff::new(LONGEST_PAUSE);
         let mut failed: Option<(Instant, PublishError)> = None;
-        let mut arrived = Vec::with_capacity(BATCH);
-        let mut publications = Vec::with_capacity(BATCH);
-        let mut waiters = Waiters(Vec::with_capacity(BATCH));
+        let mut backlog = Backlog::default();
+        let mut turn = Turn::default();
         let mut replies = Vec::with_capacity(BATCH);
-        while self.waiting.recv_many(&mut arrived, BATCH).await > 0 {
-            publications.clear();
-            for (publication, waiter) in arrived.drain(..) {
-                publications.push(publication);
-                waiters.0.push(waiter);
-            }
-            waiters.expire(|| PublishError::not_sent("redis did not take it in time"));
-            waiters.keep_unanswered(&mut publications);
-            if publications.is_empty() {
+        while self.receive(&mut backlog).await {
+            backlog.expire("redis did not take it in time");
+            if backlog.is_empty() {
                 continue;
             }
-
             if !pipeline.as_mut().is_some_and(Pipeline::is_alive) {
-                pipeline = None;
+                if pipeline.take().is_some() {
+                    self.pause(&mut backlog, &mut backoff).await;
+                }
                 let now = Instant::now();
                 if let Some((_, error)) = failed.as_ref().filter(|(until, _)| now < *until) {
-                    waiters.fail(error);
+                    backlog.fail(error);
                     continue;
                 }
-                let late = "redis did not accept a connection in time";
-                let opening = Pipeline::open(&self.endpoint, &self.advice);
-                let opened = waiters.wait(opening, || PublishError::not_sent(late));
-                match opened.await.unwrap_or_else(|| Err(late.into())) {
-                    Ok(opened) => pipeline = Some(opened),
+                match self.open(&mut backlog).await {
+                    Ok(opened) => {
+                        pipeline = Some(opened);
+                        backoff.works(Instant::now());
+                    }
                     Err(unusable) => {
-                        let error = unusable.into_error(false);
-                        waiters.fail(&error);
-                        failed = Some((Instant::now() + PAUSE, error));
-                        continue;
+                        let (now, error) = (Instant::now(), unusable.into_error(false));
+                        backlog.fail(&error);
+                        failed = Some((now + backoff.ended(now, fastrand::f64()), error));
                     }
                 }
                 // Whoever was late was told that it is not sent.
-                waiters.keep_unanswered(&mut publications);
+                continue;
             }
             let Some(open) = &mut pipeline else { continue };
+            backlog.take_turn(&mut turn);
             let publishing = async {
-                if publications.iter().any(|publication| publication.is_probe) {
+                if turn.publications.iter().any(|one| one.is_probe) {
                     open.ask_role();
                 }
-                for publication in &publications {
-                    for channel in &publication.channels {
+                for publication in &turn.publications {
+                    for channel in publication.part() {
                         open.add(channel, &publication.envelope).await?;
                     }
                 }
                 open.exchange(&mut replies).await
             };
-            let late = "redis did not answer in time";
-            let published = waiters.wait(publishing, || PublishError::maybe_sent(late));
-            match published.await.unwrap_or_else(|| Err(late.into())) {
-                Ok(()) => waiters.answer(replies.drain(..)),
+            let until = Instant::now() + self.deadline;
+            match turn.waiters.wait(publishing, until, &mut backlog).await {
+                Ok(()) => turn.answer(replies.drain(..), &mut backlog),
                 Err(unusable) => {
-                    waiters.fail(&unusable.into_error(true));
+                    turn.fail(&unusable.into_error(true));
                     replies.clear();
-                    pipeline = None;
+                    drop(pipeline.take());
+                    self.pause(&mut backlog, &mut backoff).await;
                 }
+            }
+        }
+    }
+
+    /// Takes over what was queued, waiting for it if there is nothing to do; whether there will be more.
+    async fn receive(&mut self, backlog: &mut Backlog) -> bool {
+        if backlog.is_empty() && self.waiting.recv_many(&mut backlog.arrived, BATCH).await == 0 {
+            return false;
+        }
+        // All of it, since a probe may be the last.
+        loop {
+            backlog.admit();
+            let more = self.waiting.recv_many(&mut backlog.arrived, BATCH);
+            if more.now_or_never().is_none_or(|count| count == 0) {
+                return true;
+            }
+        }
+    }
+
+    /// The link was lost: whoever publishes waits until the next may be tried.
+    async fn pause(&mut self, backlog: &mut Backlog, backoff: &mut Backoff) {
+        let now = Instant::now();
+        let until = now + backoff.ended(now, fastrand::f64());
+        let late = "the connection to redis was lost";
+        self.meanwhile(sleep_until(until), backlog, late).await;
+    }
+
+    /// Goes on for those who come, however many lose their patience: on a slow link nobody alone has enough.
+    async fn open(&mut self, backlog: &mut Backlog) -> Result<Pipeline, Unusable> {
+        let late = "redis did not accept a connection in time";
+        let (endpoint, advice) = (self.endpoint.clone(), self.advice.clone());
+        let opening = timeout(OPENING, Pipeline::open(&endpoint, &advice));
+        let opened = self.meanwhile(opening, backlog, late).await;
+        opened.unwrap_or_else(|_| Err(late.into()))
+    }
+
+    /// Waits for something, and tells those whose deadline passes before.
+    async fn meanwhile<T>(
+        &mut self,
+        what: impl Future<Output = T>,
+        backlog: &mut Backlog,
+        late: &str,
+    ) -> T {
+        let mut what = pin!(what);
+        let mut stopped = false;
+        loop {
+            backlog.expire(late);
+            let next = backlog.next_deadline();
+            tokio::select! {
+                done = &mut what => return done,
+                count = self.waiting.recv_many(&mut backlog.arrived, BATCH), if !stopped => {
+                    stopped = count == 0;
+                    backlog.admit();
+                }
+                () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {}
             }
         }
     }
@@ -255,93 +322,6 @@ impl Unusable {
     }
 }
 
-/// Those who wait for one pipeline, in its order.
-#[derive(Debug)]
-struct Waiters(Vec<Waiter>);
-
-impl Waiters {
-    /// Waits as long as one of them does. Whoever has waited long enough is told so, and costs the others
-    /// nothing.
-    async fn wait<T>(
-        &mut self,
-        what: impl Future<Output = T>,
-        late: impl Fn() -> PublishError,
-    ) -> Option<T> {
-        let mut what = pin!(what);
-        loop {
-            let patient = self.0.iter().filter(|waiter| waiter.reply.is_some());
-            let next = patient.map(|waiter| waiter.deadline).min()?;
-            match timeout_at(next, what.as_mut()).await {
-                Ok(done) => return Some(done),
-                Err(_) => self.expire(&late),
-            }
-        }
-    }
-
-    fn expire(&mut self, late: impl Fn() -> PublishError) {
-        let now = Instant::now();
-        for waiter in self.0.iter_mut().filter(|waiter| waiter.deadline <= now) {
-            waiter.answer(Err(late()));
-        }
-    }
-
-    /// Forgets who was answered, and what they wanted to publish.
-    fn keep_unanswered(&mut self, publications: &mut Vec<Publication>) {
-        let mut waiters = self.0.iter();
-        publications.retain(|_| waiters.next().is_some_and(|waiter| waiter.reply.is_some()));
-        self.0.retain(|waiter| waiter.reply.is_some());
-    }
-
-    fn fail(&mut self, error: &PublishError) {
-        for mut waiter in self.0.drain(..) {
-            waiter.answer(Err(error.clone()));
-        }
-    }
-
-    /// Gives each the replies to its own commands.
-    fn answer(&mut self, mut replies: impl Iterator<Item = Counted>) {
-        let mut rooms: Option<OwnedSemaphorePermit> = None;
-        for mut waiter in self.0.drain(..) {
-            let mut sum = Ok(0);
-            for reply in replies.by_ref().take(waiter.commands) {
-                sum = and(sum, reply);
-            }
-            waiter.answer(sum);
-            // Given back all at once: each time takes a lock.
-            match &mut rooms {
-                Some(rooms) => rooms.merge(waiter.room),
-                None => rooms = Some(waiter.room),
-            }
-        }
-    }
-}
-
-impl Waiter {
-    fn answer(&mut self, published: Published) {
-        if let Some(reply) = self.reply.take() {
-            // Fails only when the sender gave up.
-            let _ = reply.send(published);
-        }
-    }
-}
-
-/// Redis refuses a command whole, but another one of a union may have gone out.
-fn and(sum: Published, reply: Counted) -> Published {
-    match (sum, reply) {
-        (Ok(nodes), Ok(count)) => Ok(nodes + count),
-        (Ok(nodes), Err(reason)) => Err(PublishError {
-            maybe_sent: nodes > 0,
-            on_replica: false,
-            reason,
-        }),
-        (Err(error), Ok(count)) => Err(PublishError {
-            maybe_sent: error.maybe_sent || count > 0,
-            ..error
-        }),
-        (refused, Err(_)) => refused,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use tokio::io::AsyncWriteExt;
@@ -349,21 +329,6 @@ mod tests {
 
     use super::*;
     use crate::topic::Namespace;
-
-    #[test]
-    fn a_union_that_is_refused_in_part_may_have_been_sent() {
-        let (taken, ignored, refused) = (Ok(1), Ok(0), Err(Arc::from("NOPERM")));
-        for (replies, maybe_sent) in [
-            ([&refused, &refused], false),
-            ([&refused, &ignored], false),
-            ([&ignored, &refused], false),
-            ([&taken, &refused], true),
-            ([&refused, &taken], true),
-        ] {
-            let sum = replies.into_iter().cloned().fold(Ok(0), and);
-            assert_eq!(sum.unwrap_err().maybe_sent, maybe_sent, "{replies:?}");
-        }
-    }
 
     /// An answer that is late for one is not for the other.
     #[tokio::test]
@@ -378,6 +343,7 @@ mod tests {
             deadline: long / 4,
             queue: publisher.queue.clone(),
             room: publisher.room.clone(),
+            large: publisher.large.clone(),
         };
         let [impatient, patient] = [&short, &publisher]
             .map(|publisher| publisher.publish(smallvec!["x".to_owned()], Bytes::new()));
@@ -403,6 +369,7 @@ mod tests {
             deadline: long / 100,
             queue: publisher.queue.clone(),
             room: publisher.room.clone(),
+            large: publisher.large.clone(),
         };
         let start = Instant::now();
         let [_first, second] = [&publisher, &short]

@@ -2,7 +2,8 @@
 //! in place: a message is handed on as slices of the read buffer.
 //!
 //! A message larger than the limit is skipped as it arrives, so that no publisher can make a node
-//! allocate.
+//! allocate. What is not complete is not parsed again until it is: however it is cut, every byte is looked
+//! at a few times only.
 
 use bytes::{Buf, BytesMut};
 
@@ -39,6 +40,8 @@ pub(crate) struct Reader {
     buffer: BytesMut,
     skip: usize,
     limit: usize,
+    /// How far the first reply has come, if it was not complete when it was parsed.
+    incomplete: Option<Outline>,
 }
 
 /// Room for one read.
@@ -47,6 +50,8 @@ const CHUNK: usize = 64 * 1024;
 const MAX_LINE: usize = 4 * 1024;
 /// Longest channel name: a namespace, a kind and an encoded id.
 const MAX_NAME: usize = 1024;
+/// Longest reply that is no message. A HELLO of a server with a few modules takes less than 1 KiB.
+const MAX_REPLY: usize = 64 * 1024;
 /// Most elements of a HELLO, and of what is in it: the modules of the server.
 const MAX_FIELDS: usize = 1024;
 /// The list of modules, a module, its arguments.
@@ -59,6 +64,7 @@ impl Reader {
             buffer: BytesMut::with_capacity(CHUNK),
             skip: 0,
             limit,
+            incomplete: None,
         }
     }
 
@@ -85,19 +91,88 @@ impl Reader {
             let skipped = self.skip.min(self.buffer.len() - used);
             self.skip -= skipped;
             used += skipped;
-            match parse(&self.buffer[used..], self.limit) {
+            let rest = &self.buffer[used..];
+            if let Some(outline) = &mut self.incomplete
+                && !outline.is_complete(rest, self.limit)
+            {
+                break Ok(false);
+            }
+            match parse(rest, self.limit) {
                 Ok(Some((length, reply))) => {
                     on(reply);
                     replies += 1;
+                    self.incomplete = None;
                     // What is longer than the buffer is skipped as it arrives.
                     self.skip = length;
                 }
-                Ok(None) => break Ok(false),
+                Ok(None) => {
+                    let seen = self.incomplete.is_some();
+                    let outline = self.incomplete.get_or_insert_default();
+                    // What is complete makes sense, or never will.
+                    break match seen || outline.is_complete(rest, self.limit) {
+                        true => Err(Broken),
+                        false => Ok(false),
+                    };
+                }
                 Err(broken) => break Err(broken),
             }
         };
         self.buffer.advance(used);
         result
+    }
+}
+
+/// Where the values of a reply end, found out as they come and whatever they mean.
+#[derive(Debug)]
+struct Outline {
+    /// Where the next value begins, or the reply ends.
+    at: usize,
+    /// Up to where that value's first line has no end.
+    searched: usize,
+    /// Values that are still to come.
+    values: usize,
+}
+
+impl Default for Outline {
+    fn default() -> Self {
+        Self {
+            at: 0,
+            searched: 0,
+            values: 1,
+        }
+    }
+}
+
+impl Outline {
+    /// Whether nothing has to come any more for [`parse`] to tell what it is, be it nonsense.
+    fn is_complete(&mut self, input: &[u8], limit: usize) -> bool {
+        while self.values > 0 && input.len() > self.at {
+            let from = self.searched.max(self.at);
+            let Some(length) = input[from..].iter().position(|byte| *byte == b'\n') else {
+                self.searched = input.len();
+                return input.len() - self.at >= MAX_LINE;
+            };
+            let (line, next) = (&input[self.at..from + length], from + length + 1);
+            let line = line.strip_suffix(b"\r").unwrap_or(line);
+            if next > MAX_REPLY || line.len() >= MAX_LINE {
+                return true;
+            }
+            self.at = next;
+            self.values -= 1;
+            let number = || number(&line[1..]).ok();
+            match line.first() {
+                Some(b'$') => match number() {
+                    Some(length) if length <= limit => self.at += length + 2,
+                    _ => return true,
+                },
+                Some(b'*' | b'>') => match number() {
+                    Some(values) if values <= MAX_FIELDS => self.values += values,
+                    _ => return true,
+                },
+                _ => {}
+            }
+        }
+        self.values == 0 && input.len() >= self.at
     }
 }
 
@@ -111,7 +186,7 @@ fn parse(input: &[u8], limit: usize) -> Result<Option<(usize, Reply<'_>)>, Broke
         b':' => Reply::Integer(number(line)?),
         b'+' | b'_' | b',' | b'#' | b'(' => Reply::Other,
         b'-' => Reply::Error(line),
-        b'$' => match cursor.text(line, limit)? {
+        b'$' => match cursor.text(line, MAX_REPLY)? {
             Some(_) => Reply::Other,
             None => return Ok(None),
         },
@@ -213,6 +288,9 @@ impl<'a> Cursor<'a> {
 
     /// Skips a value of any kind.
     fn value(&mut self, depth: usize) -> Result<Option<()>, Broken> {
+        if self.at > MAX_REPLY {
+            return Err(Broken);
+        }
         let Some((kind, line)) = self.line()? else {
             return Ok(None);
         };
@@ -283,16 +361,41 @@ mod tests {
         out
     }
 
-    /// Everything said, written down, when the input arrives in pieces.
+    /// Something that Redis says, something like it, or a part of that.
+    fn value() -> impl Strategy<Value = Vec<u8>> {
+        let text = |text: &'static str| Just(text.as_bytes().to_vec());
+        let hello = "*8\r\n$6\r\nserver\r\n$5\r\nredis\r\n$4\r\nrole\r\n$7\r\nreplica\r\n\
+                     $5\r\nproto\r\n:2\r\n$7\r\nmodules\r\n*1\r\n*2\r\n:1\r\n$1\r\nx\r\n";
+        prop_oneof![
+            4 => (0usize..400).prop_map(|size| message("n:u", &vec![b'x'; size])),
+            2 => text("*3\r\n$9\r\nsubscribe\r\n$3\r\nn:u\r\n:1\r\n"),
+            2 => text(hello),
+            1 => text("-ERR no\r\n"),
+            1 => text(":7\r\n"),
+            1 => text("*2\r\n$4\r\npong\r\n$0\r\n\r\n"),
+            1 => text("*3\r\n$7\r\nmessage\r\n*2\r\n"),
+            1 => "[*>$:+\\-0-3a\r\n]{0,8}".prop_map(String::into_bytes),
+        ]
+    }
+
     fn read(
         limit: usize,
         pieces: impl IntoIterator<Item = Vec<u8>>,
     ) -> Result<Vec<String>, Broken> {
+        let (said, end) = read_all(limit, pieces);
+        end.map(|()| said)
+    }
+
+    /// Everything said, written down, when the input arrives in pieces; and whether it broke.
+    fn read_all(
+        limit: usize,
+        pieces: impl IntoIterator<Item = impl AsRef<[u8]>>,
+    ) -> (Vec<String>, Result<(), Broken>) {
         let mut reader = Reader::new(limit);
         let mut said = Vec::new();
         for piece in pieces {
-            reader.space().extend_from_slice(&piece);
-            reader.read(usize::MAX, |reply| {
+            reader.space().extend_from_slice(piece.as_ref());
+            let read = reader.read(usize::MAX, |reply| {
                 said.push(match reply {
                     Reply::Message { channel, payload } => {
                         format!("{}={}", channel.escape_ascii(), payload.escape_ascii())
@@ -302,10 +405,13 @@ mod tests {
                     Reply::Hello { role: Some(role) } => format!("role {}", role.escape_ascii()),
                     other => format!("{other:?}"),
                 });
-            })?;
+            });
+            if let Err(broken) = read {
+                return (said, Err(broken));
+            }
             assert!(reader.buffer.capacity() <= 2 * CHUNK + limit);
         }
-        Ok(said)
+        (said, Ok(()))
     }
 
     fn conversation() -> (Vec<u8>, Vec<&'static str>) {
@@ -347,6 +453,25 @@ mod tests {
         }
 
         #[test]
+        fn pieces_of_anything_say_what_the_whole_says(
+            values in proptest::collection::vec(value(), 0..12),
+            cuts in proptest::collection::vec(1usize..40, 1..12),
+        ) {
+            let input = values.concat();
+            let (whole, whole_end) = read_all(256, [&input[..]]);
+            let mut rest = &input[..];
+            let pieces = cuts.iter().cycle().map_while(|cut| {
+                let (piece, left) = rest.split_at_checked(*cut).unwrap_or((rest, &[]));
+                rest = left;
+                (!piece.is_empty()).then_some(piece)
+            });
+            let (said, end) = read_all(256, pieces);
+            prop_assert_eq!(said, whole);
+            // In pieces, nonsense is known as such when it is complete.
+            prop_assert!(end.is_ok() || whole_end.is_err());
+        }
+
+        #[test]
         fn garbage_is_an_error_never_a_panic(bytes: Vec<u8>, text in "[*>$:+\\-0-9a-z\r\n]{0,60}") {
             let _ = read(256, [bytes]);
             let _ = read(256, [text.into_bytes()]);
@@ -370,6 +495,40 @@ mod tests {
             );
         }
         assert_eq!(said, [false, true]);
+    }
+
+    /// 1,000 modules with 1,000 words each are within every other bound.
+    #[test]
+    fn a_hello_without_end_is_given_up() {
+        let mut reader = Reader::new(10_000_000);
+        let head = "*4\r\n$6\r\nserver\r\n$5\r\nredis\r\n$7\r\nmodules\r\n*1000\r\n";
+        let module = format!("*1000\r\n{}", "$4\r\nword\r\n".repeat(1000));
+        let input = [head.to_owned(), module.repeat(1000)].concat();
+        let mut read = 0;
+        let broken = input.as_bytes().chunks(1000).any(|piece| {
+            reader.space().extend_from_slice(piece);
+            read += piece.len();
+            reader.read(usize::MAX, |_| ()).is_err()
+        });
+        assert!(broken && read <= MAX_REPLY + 1000, "{read} bytes were read");
+    }
+
+    #[test]
+    fn a_reply_in_pieces_is_not_parsed_again_for_each() {
+        let fields = "$1\r\nx\r\n:1\r\n".repeat(MAX_FIELDS / 2 - 1);
+        let head = format!("*{MAX_FIELDS}\r\n$6\r\nserver\r\n$5\r\nredis\r\n");
+        let reply = [head, fields].concat().into_bytes();
+        assert!(reply.len() < MAX_REPLY);
+        let mut outline = Outline::default();
+        let mut steps = 0;
+        for end in 1..=reply.len() {
+            let (at, searched) = (outline.at, outline.searched);
+            let complete = outline.is_complete(&reply[..end], 256);
+            assert_eq!(complete, end == reply.len(), "after {end} bytes");
+            steps += outline.at.max(outline.searched) - at.max(searched);
+        }
+        assert!(steps <= reply.len(), "every byte is looked at once");
+        assert!(read(256, reply.chunks(1).map(<[u8]>::to_vec)).is_ok());
     }
 
     #[test]

@@ -10,6 +10,7 @@ use futures::future::BoxFuture;
 use tokio::time::Instant;
 
 use super::advice::{REPLICA, is_replica, tells_no_role, without_arguments};
+use super::backoff::Backoff;
 use super::endpoint::HELLO;
 use super::probe::{Probe, Verdict};
 use super::resp::{Broken, Reader, Reply};
@@ -29,16 +30,21 @@ pub(super) const UNANSWERED: usize = 4 * BATCH;
 /// Replies that are handed on before those whom they concern get their turn: half of what an outbox holds by
 /// default.
 const TURN: usize = 128;
-/// How long Redis may say nothing while answers are owed.
+/// How long Redis may answer nothing while answers are owed.
 pub(super) const SILENCE: Duration = Duration::from_secs(5);
 
 pub(super) struct Session<'a> {
     subscriber: &'a Subscriber,
-    failures: &'a mut u32,
+    backoff: &'a mut Backoff,
     /// What is still to be written.
     pub(super) output: BytesMut,
-    /// When Redis last said something, or began to owe an answer.
+    /// When Redis last said something.
     heard_at: Instant,
+    /// When Redis last answered in turn, or began to owe an answer. What else it says is no sign of life:
+    /// messages go on when a single answer was lost, and so do the answers to what was asked later.
+    answered_at: Instant,
+    /// Until when Redis must have said who it is.
+    opened_until: Instant,
     /// Redis has said who it is: before that, nothing is subscribed.
     greeted: bool,
     /// Everything for which nobody waited is confirmed: probes prove something.
@@ -54,7 +60,11 @@ pub(super) struct Session<'a> {
 }
 
 impl<'a> Session<'a> {
-    pub(super) fn new(subscriber: &'a Subscriber, failures: &'a mut u32) -> Self {
+    pub(super) fn new(
+        subscriber: &'a Subscriber,
+        opened_until: Instant,
+        backoff: &'a mut Backoff,
+    ) -> Self {
         let now = Instant::now();
         let mut output = BytesMut::new();
         if let Some(auth) = subscriber.endpoint.auth() {
@@ -63,9 +73,11 @@ impl<'a> Session<'a> {
         output.extend_from_slice(HELLO);
         Self {
             subscriber,
-            failures,
+            backoff,
             output,
             heard_at: now,
+            answered_at: now,
+            opened_until,
             greeted: false,
             restored: false,
             probe: Probe::new(subscriber.settings.probe_interval, now),
@@ -85,30 +97,41 @@ impl<'a> Session<'a> {
             true => BATCH,
             false => 0,
         };
+        if subscriptions.unanswered() == 0 {
+            self.answered_at = now;
+        }
         let step = subscriptions.step(now, limit);
         self.write(&step);
         let (restored, expiry) = (subscriptions.is_restored(), subscriptions.next_expiry());
+        let owed = subscriptions.unanswered() > 0;
         drop(subscriptions);
 
         if doubted {
             self.begin_anew(now);
         }
         self.restored = restored;
-        let wake = if restored {
-            self.advance_probe(now)?
-        } else {
-            let end = self.heard_at + SILENCE;
-            if end <= now {
-                return Err("redis does not answer".into());
-            }
-            end
-        };
+        let mut wake = self.answered_until(owed);
+        if wake.is_some_and(|end| end <= now) {
+            return Err("redis does not answer".into());
+        }
+        if restored {
+            let probe = self.advance_probe(now)?;
+            wake = Some(wake.map_or(probe, |end| end.min(probe)));
+        }
+        let wake = wake.unwrap_or(now + SILENCE);
         Ok(expiry.map_or(wake, |expiry| expiry.min(wake)))
+    }
+
+    /// Until when Redis must say what it owes, if it owes anything.
+    fn answered_until(&self, owed: bool) -> Option<Instant> {
+        match self.greeted {
+            false => Some(self.opened_until),
+            true => owed.then_some(self.answered_at + SILENCE),
+        }
     }
 
     /// Somebody goes on unheard: only a probe that is published when all is confirmed proves the bus again.
     fn begin_anew(&mut self, now: Instant) {
-        self.heard_at = now;
         self.probe = Probe::new(self.subscriber.settings.probe_interval, now);
         self.probes.clear();
         self.returned = None;
@@ -186,7 +209,10 @@ impl<'a> Session<'a> {
             Reply::Oversized => subscriber.tell(|listener| listener.garbage()),
             Reply::Answered { channel } => {
                 if let Some(topic) = namespace.topic(channel) {
-                    subscriber.table.subscriptions.lock().answered(topic);
+                    let in_turn = subscriber.table.subscriptions.lock().answered(topic);
+                    if in_turn {
+                        self.answered_at = self.heard_at;
+                    }
                 }
             }
             Reply::Hello { role } if role.is_some_and(is_replica) => return Err(REPLICA.into()),
@@ -258,7 +284,7 @@ impl<'a> Session<'a> {
     /// The bus works, if a probe has come back.
     fn prove(&mut self) {
         if let Some(proven) = self.returned.take() {
-            *self.failures = 0;
+            self.backoff.works(Instant::now());
             self.subscriber.tell(|listener| listener.up(proven));
         }
     }

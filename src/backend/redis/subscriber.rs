@@ -9,24 +9,21 @@ use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::Notify;
 use tokio::task::yield_now;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use super::advice::Advice;
+use super::backoff::{Backoff, LONGEST_PAUSE};
 use super::endpoint::Endpoint;
+use super::pipeline::OPENING;
 use super::publisher::Publisher;
 use super::resp::Reader;
-use super::session::{SILENCE, Session};
+use super::session::Session;
 use super::slots::SlotTable;
 use super::subscriptions::Subscriptions;
 use crate::backend::{BusSettings, Listener};
 use crate::id::NodeId;
 use crate::topic::Topic;
 use crate::wire::MAX_ENVELOPE;
-
-/// Reconnecting: the first pause, doubled each time up to the longest, and a random part of it
-/// taken, so that a fleet of nodes does not return in one moment.
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// The subscriptions, shared by those who want and the task that subscribes.
 #[derive(Debug)]
@@ -104,19 +101,19 @@ impl Subscriber {
             self.tell(|listener| listener.down(reason.into(), true));
         }
         self.began = true;
-        let mut failures = 0;
+        let mut backoff = Backoff::new(LONGEST_PAUSE);
         loop {
-            let reason = self.listen(&mut failures).await;
+            let reason = self.listen(&mut backoff).await;
             self.table.subscriptions.lock().disconnected();
             self.tell(|listener| listener.down(reason, true));
-            sleep(pause(failures, fastrand::f64())).await;
-            failures += 1;
+            sleep(backoff.ended(Instant::now(), fastrand::f64())).await;
         }
     }
 
     /// One connection from its first byte to its last; returns why it ended.
-    async fn listen(&self, failures: &mut u32) -> Arc<str> {
-        let stream = match timeout(SILENCE, self.endpoint.connect()).await {
+    async fn listen(&self, backoff: &mut Backoff) -> Arc<str> {
+        let opened_until = Instant::now() + OPENING;
+        let stream = match timeout_at(opened_until, self.endpoint.connect()).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => return error.to_string().into(),
             Err(_) => return "redis did not accept a connection in time".into(),
@@ -124,15 +121,20 @@ impl Subscriber {
         if let Some(slots) = &self.slots {
             slots.doubt();
         }
-        self.converse(stream, failures).await
+        self.converse(stream, opened_until, backoff).await
     }
 
-    async fn converse(&self, stream: impl AsyncRead + AsyncWrite, failures: &mut u32) -> Arc<str> {
+    async fn converse(
+        &self,
+        stream: impl AsyncRead + AsyncWrite,
+        opened_until: Instant,
+        backoff: &mut Backoff,
+    ) -> Arc<str> {
         let (mut read, mut write) = tokio::io::split(stream);
         // TLS keeps what the kernel did not take.
         let mut unflushed = false;
         let _connected = Connected::new(&self.table);
-        let mut session = Session::new(self, failures);
+        let mut session = Session::new(self, opened_until, backoff);
         let mut reader = Reader::new(MAX_ENVELOPE);
         loop {
             let wake = match session.advance(Instant::now()) {
@@ -202,14 +204,6 @@ async fn write_or_flush(
     stream.write(output).await
 }
 
-/// The pause before the next attempt; `random` in 0.0..1.0.
-pub(super) fn pause(failures: u32, random: f64) -> Duration {
-    let longest = FIRST_PAUSE
-        .saturating_mul(1 << failures.min(16))
-        .min(LONGEST_PAUSE);
-    longest.mul_f64(random)
-}
-
 #[cfg(test)]
 mod tests {
     use futures::FutureExt;
@@ -224,7 +218,7 @@ mod tests {
 
     use super::*;
     use crate::backend::conformance::redis_server::{self, RedisServer};
-    use crate::backend::redis::session::UNANSWERED;
+    use crate::backend::redis::session::{SILENCE, UNANSWERED};
     use crate::backend::redis::supervise;
     use crate::topic::Namespace;
 
@@ -301,9 +295,9 @@ mod tests {
         let subscriber = subscriber(&server, &listener);
         let link = TcpStream::connect(("127.0.0.1", server.port())).await;
         let keeping = BufWriter::new(link.unwrap());
-        let mut failures = 0;
+        let mut backoff = Backoff::new(LONGEST_PAUSE);
         tokio::select! {
-            reason = subscriber.converse(keeping, &mut failures) => panic!("{reason}"),
+            reason = subscriber.converse(keeping, Instant::now() + OPENING, &mut backoff) => panic!("{reason}"),
             first = told.recv() => assert_eq!(first, Some(Told::Up)),
         }
     }
@@ -332,14 +326,14 @@ mod tests {
         let connector = TlsConnector::from(Arc::new(config));
         let name = "localhost".try_into().unwrap();
         let link = connector.connect(name, link.unwrap()).await.unwrap();
-        let mut failures = 0;
+        let mut backoff = Backoff::new(LONGEST_PAUSE);
         let restored = async {
             assert_eq!(told.recv().await, Some(Told::Up));
             let channels = server.cli(&["PUBSUB", "CHANNELS", "x:r:a-room*"]);
             assert_eq!(channels.lines().count(), 5000);
         };
         tokio::select! {
-            reason = subscriber.converse(link, &mut failures) => panic!("{reason}"),
+            reason = subscriber.converse(link, Instant::now() + OPENING, &mut backoff) => panic!("{reason}"),
             () = restored => {}
         }
     }
@@ -358,7 +352,7 @@ mod tests {
             want(&n.to_string());
         }
         let (link, redis) = tokio::io::duplex(1024 * 1024);
-        let mut failures = 0;
+        let mut backoff = Backoff::new(LONGEST_PAUSE);
         let serving = async {
             let (said, mut answers) = tokio::io::split(redis);
             let hello = b"-ERR unknown command\r\n";
@@ -383,7 +377,7 @@ mod tests {
             assert_eq!(next_channel().await, "x:r:newcomer");
         };
         tokio::select! {
-            reason = subscriber.converse(link, &mut failures) => panic!("{reason}"),
+            reason = subscriber.converse(link, Instant::now() + OPENING, &mut backoff) => panic!("{reason}"),
             () = serving => {}
         }
     }
@@ -436,13 +430,5 @@ mod tests {
         assert_eq!(told.recv().await, Some(Told::Down { deaf: true }));
         assert_eq!(told.recv().await, Some(Told::Up));
         ended.cancel();
-    }
-
-    #[test]
-    fn pauses_grow_to_five_seconds_and_are_spread() {
-        assert_eq!(pause(0, 1.0), Duration::from_millis(50));
-        assert_eq!(pause(3, 1.0), Duration::from_millis(400));
-        assert_eq!(pause(3, 0.5), Duration::from_millis(200));
-        assert_eq!(pause(u32::MAX, 1.0), LONGEST_PAUSE);
     }
 }

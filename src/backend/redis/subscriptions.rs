@@ -26,6 +26,8 @@ pub(crate) struct Subscriptions {
     restoring: VecDeque<Topic>,
     /// Topics that nobody wants any more, oldest first, with the end of their linger.
     lingering: VecDeque<(Instant, Topic)>,
+    /// Whose commands are unanswered, in the order in which they were sent.
+    owed: VecDeque<Topic>,
     /// Topics sent on this connection, and answered.
     sent: u64,
     answered: u64,
@@ -90,6 +92,7 @@ impl Subscriptions {
             changed: VecDeque::new(),
             restoring: VecDeque::new(),
             lingering: VecDeque::new(),
+            owed: VecDeque::new(),
             sent: 0,
             answered: 0,
             restored_at: None,
@@ -167,6 +170,7 @@ impl Subscriptions {
             entry.subscribed = wanted;
             entry.unanswered += 1;
             self.sent += 1;
+            self.owed.push_back(topic.clone());
             let list = if wanted {
                 &mut step.subscribe
             } else {
@@ -200,13 +204,18 @@ impl Subscriptions {
         self.lingering.front().map(|(end, _)| *end)
     }
 
-    /// Redis answered a SUBSCRIBE or an UNSUBSCRIBE of this topic.
-    pub(crate) fn answered(&mut self, topic: &str) {
+    /// Redis answered a SUBSCRIBE or an UNSUBSCRIBE of this topic; whether that was its turn. If not, an
+    /// answer was lost.
+    pub(crate) fn answered(&mut self, topic: &str) -> bool {
         let Some(entry) = self.entries.get_mut(topic) else {
-            return;
+            return false;
         };
         if entry.unanswered == 0 {
-            return;
+            return false;
+        }
+        let turn = self.owed.iter().position(|owed| owed.as_str() == topic);
+        if let Some(turn) = turn {
+            self.owed.remove(turn);
         }
         entry.unanswered -= 1;
         self.answered += 1;
@@ -217,6 +226,7 @@ impl Subscriptions {
             }
         }
         self.forget_if_unused(topic);
+        turn == Some(0)
     }
 
     /// A new connection: nothing is subscribed on it.
@@ -242,6 +252,7 @@ impl Subscriptions {
     pub(crate) fn disconnected(&mut self) {
         self.link = Link::Down;
         (self.sent, self.answered, self.restored_at) = (0, 0, None);
+        self.owed = VecDeque::new();
         self.changed = VecDeque::new();
         self.restoring = VecDeque::new();
         self.lingering = VecDeque::new();
@@ -619,5 +630,24 @@ mod tests {
             table.release(&topic(n), Instant::now());
         }
         assert!(table.entries.is_empty() && table.changed.is_empty() && table.lingering.is_empty());
+    }
+
+    /// Else whoever comes later would renew the patience with what was lost.
+    #[test]
+    fn an_answer_out_of_turn_is_no_progress() {
+        let mut table = Subscriptions::new(LINGER);
+        let now = Instant::now();
+        table.connected();
+        for n in 1..=3 {
+            table.want(&topic(n));
+        }
+        assert_eq!(table.step(now, 10).subscribe, [1, 2, 3].map(topic));
+        assert!(table.answered(topic(1).as_str()));
+        assert!(!table.answered(topic(3).as_str()), "that of 2 was lost");
+        assert!(table.is_confirmed(&topic(3)), "it is heard all the same");
+        table.want(&topic(4));
+        table.step(now, 10);
+        assert!(!table.answered(topic(4).as_str()), "still");
+        assert!(table.answered(topic(2).as_str()));
     }
 }

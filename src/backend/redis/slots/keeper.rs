@@ -15,9 +15,9 @@ use super::script::{
 use super::{SlotTable, now};
 use crate::backend::BusSettings;
 use crate::backend::redis::advice::Advice;
+use crate::backend::redis::backoff::pause;
 use crate::backend::redis::explain;
 use crate::backend::redis::links::{Link, Links};
-use crate::backend::redis::subscriber::pause;
 use crate::id::NodeId;
 
 /// A lease is this many renewals long.

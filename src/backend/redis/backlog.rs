@@ -1,0 +1,388 @@
+//! What waits to be published, and who waits for it: which publications come next, without any I/O.
+//!
+//! A union of very many users is cut: one part goes with every pipeline, behind all that is small. What is
+//! promised is the order of one sender to one audience, and such are of equal size, so they never pass one
+//! another. A union of 100,000 users and one of these users are two audiences.
+
+use std::collections::VecDeque;
+use std::pin::pin;
+
+use bytes::Bytes;
+use smallvec::SmallVec;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::time::{Instant, timeout_at};
+
+use super::pipeline::{Counted, Unusable};
+use crate::error::PublishError;
+
+/// Most publications in one pipeline.
+pub(super) const BATCH: usize = 256;
+/// More channels than these make a union large. Those that must stay in one piece have fewer: a union whose
+/// copies nodes tell apart by its id is published 16 times at most.
+const WHOLE: usize = 64;
+/// Most channels of a large union in one pipeline, …
+const PART: usize = 256;
+/// … and most bytes of payload: what Redis takes in about a millisecond.
+const PART_BYTES: usize = 256 * 1024;
+
+#[derive(Debug)]
+pub(super) struct Publication {
+    pub(super) channels: SmallVec<[String; 1]>,
+    pub(super) envelope: Bytes,
+    /// It wants to know whether it went to a replica.
+    pub(super) is_probe: bool,
+    /// On how many channels it was published before this turn, …
+    begin: usize,
+    /// … and on how many with it.
+    end: usize,
+}
+
+impl Publication {
+    pub(super) fn new(channels: SmallVec<[String; 1]>, envelope: Bytes, is_probe: bool) -> Self {
+        Self {
+            channels,
+            envelope,
+            is_probe,
+            begin: 0,
+            end: 0,
+        }
+    }
+
+    /// By its channels alone: all that goes to one audience must be alike.
+    pub(super) fn is_large(&self) -> bool {
+        self.channels.len() > WHOLE
+    }
+
+    /// The channels whose turn it is.
+    pub(super) fn part(&self) -> &[String] {
+        &self.channels[self.begin..self.end]
+    }
+
+    fn advance(&mut self) {
+        self.begin = self.end;
+        let most = match self.is_large() {
+            true => (PART_BYTES / self.envelope.len().max(1)).clamp(1, PART),
+            false => self.channels.len(),
+        };
+        self.end = self.channels.len().min(self.begin + most);
+    }
+
+    fn is_finished(&self) -> bool {
+        self.end == self.channels.len()
+    }
+}
+
+/// Who waits for a publication.
+#[derive(Debug)]
+pub(super) struct Waiter {
+    deadline: Instant,
+    /// Taken by the first answer.
+    reply: Option<oneshot::Sender<Published>>,
+    /// What Redis said so far.
+    sum: Published,
+    /// A part may have been sent.
+    begun: bool,
+    /// Given back when Redis has answered or the connection is given up.
+    room: OwnedSemaphorePermit,
+    _large: Option<OwnedSemaphorePermit>,
+}
+
+pub(super) type Published = Result<usize, PublishError>;
+
+impl Waiter {
+    pub(super) fn new(
+        deadline: Instant,
+        reply: oneshot::Sender<Published>,
+        (room, large): (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>),
+    ) -> Self {
+        Self {
+            deadline,
+            reply: Some(reply),
+            sum: Ok(0),
+            begun: false,
+            room,
+            _large: large,
+        }
+    }
+
+    fn answer(&mut self, published: Published) {
+        if let Some(reply) = self.reply.take() {
+            // Fails only when the sender gave up.
+            let _ = reply.send(published);
+        }
+    }
+
+    fn fail(&mut self, error: &PublishError) {
+        let maybe_sent = error.maybe_sent || self.begun;
+        self.answer(Err(PublishError {
+            maybe_sent,
+            ..error.clone()
+        }));
+    }
+}
+
+/// What has not had its turn, or not the last one.
+#[derive(Debug, Default)]
+pub(super) struct Backlog {
+    /// What came and is not sorted yet.
+    pub(super) arrived: Vec<(Publication, Waiter)>,
+    small: VecDeque<(Publication, Waiter)>,
+    large: VecDeque<(Publication, Waiter)>,
+}
+
+impl Backlog {
+    /// Sorts what came.
+    pub(super) fn admit(&mut self) {
+        for (publication, waiter) in self.arrived.drain(..) {
+            match (publication.is_probe, publication.is_large()) {
+                (true, _) => self.small.push_front((publication, waiter)),
+                (_, true) => self.large.push_back((publication, waiter)),
+                _ => self.small.push_back((publication, waiter)),
+            }
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.small.is_empty() && self.large.is_empty()
+    }
+
+    /// What goes into the next pipeline: whatever is small, and a part of the first large union.
+    pub(super) fn take_turn(&mut self, turn: &mut Turn) {
+        let small = self.small.len().min(BATCH);
+        let large = self.large.pop_front();
+        for (mut publication, waiter) in self.small.drain(..small).chain(large) {
+            publication.advance();
+            turn.publications.push(publication);
+            turn.waiters.0.push(waiter);
+        }
+        if self.small.is_empty() && self.small.capacity() > 16 * BATCH {
+            self.small = VecDeque::new();
+        }
+    }
+
+    /// When somebody loses patience. Those far behind come nearer first: nearly all are as patient.
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        let first = self.small.iter().take(BATCH).chain(&self.large);
+        first.map(|(_, waiter)| waiter.deadline).min()
+    }
+
+    /// Tells those whose deadline has passed.
+    pub(super) fn expire(&mut self, late: &str) {
+        let now = Instant::now();
+        if self.next_deadline().is_none_or(|next| now < next) {
+            return;
+        }
+        let error = PublishError::not_sent(late);
+        for queue in [&mut self.small, &mut self.large] {
+            queue.retain_mut(|(_, waiter)| {
+                let patient = now < waiter.deadline;
+                if !patient {
+                    waiter.fail(&error);
+                }
+                patient
+            });
+        }
+    }
+
+    pub(super) fn fail(&mut self, error: &PublishError) {
+        for queue in [&mut self.small, &mut self.large] {
+            for (_, mut waiter) in queue.drain(..) {
+                waiter.fail(error);
+            }
+        }
+    }
+}
+
+/// What is in one pipeline.
+#[derive(Debug, Default)]
+pub(super) struct Turn {
+    pub(super) publications: Vec<Publication>,
+    pub(super) waiters: Waiters,
+}
+
+impl Turn {
+    /// Gives each the replies to its own commands; what is not finished waits for its next turn.
+    pub(super) fn answer(
+        &mut self,
+        mut replies: impl Iterator<Item = Counted>,
+        backlog: &mut Backlog,
+    ) {
+        let mut rooms: Option<OwnedSemaphorePermit> = None;
+        let waiters = self.waiters.0.drain(..);
+        for (publication, mut waiter) in self.publications.drain(..).zip(waiters) {
+            let mut sum = std::mem::replace(&mut waiter.sum, Ok(0));
+            for reply in replies.by_ref().take(publication.part().len()) {
+                sum = and(sum, reply);
+            }
+            if !publication.is_finished() && waiter.reply.is_some() {
+                (waiter.sum, waiter.begun) = (sum, true);
+                backlog.large.push_front((publication, waiter));
+                continue;
+            }
+            waiter.answer(sum);
+            // Given back all at once: each time takes a lock.
+            match &mut rooms {
+                Some(rooms) => rooms.merge(waiter.room),
+                None => rooms = Some(waiter.room),
+            }
+        }
+    }
+
+    pub(super) fn fail(&mut self, error: &PublishError) {
+        self.publications.clear();
+        for mut waiter in self.waiters.0.drain(..) {
+            waiter.fail(error);
+        }
+    }
+}
+
+/// Those who wait for one pipeline, in its order.
+#[derive(Debug, Default)]
+pub(super) struct Waiters(Vec<Waiter>);
+
+impl Waiters {
+    /// Waits until then, or as long as one of them does. Whoever has waited long enough is told so, and costs
+    /// the others nothing.
+    pub(super) async fn wait<T>(
+        &mut self,
+        what: impl Future<Output = Result<T, Unusable>>,
+        until: Instant,
+        backlog: &mut Backlog,
+    ) -> Result<T, Unusable> {
+        let late = "redis did not answer in time";
+        let mut what = pin!(what);
+        loop {
+            let patient = self.0.iter().filter(|waiter| waiter.reply.is_some());
+            let end = patient.map(|waiter| waiter.deadline).min();
+            if end.is_none() && until <= Instant::now() {
+                return Err(late.into());
+            }
+            let next = [end.unwrap_or(until)]
+                .into_iter()
+                .chain(backlog.next_deadline());
+            match timeout_at(next.min().unwrap_or(until), what.as_mut()).await {
+                Ok(done) => return done,
+                Err(_) => {
+                    self.expire(&PublishError::maybe_sent(late));
+                    backlog.expire("redis did not take it in time");
+                }
+            }
+        }
+    }
+
+    fn expire(&mut self, late: &PublishError) {
+        let now = Instant::now();
+        for waiter in self.0.iter_mut().filter(|waiter| waiter.deadline <= now) {
+            waiter.fail(late);
+        }
+    }
+}
+
+/// Redis refuses a command whole, but another one of a union may have gone out.
+fn and(sum: Published, reply: Counted) -> Published {
+    match (sum, reply) {
+        (Ok(nodes), Ok(count)) => Ok(nodes + count),
+        (Ok(nodes), Err(reason)) => Err(PublishError {
+            maybe_sent: nodes > 0,
+            on_replica: false,
+            reason,
+        }),
+        (Err(error), Ok(count)) => Err(PublishError {
+            maybe_sent: error.maybe_sent || count > 0,
+            ..error
+        }),
+        (refused, Err(_)) => refused,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, LazyLock};
+    use std::time::Duration;
+
+    use tokio::sync::Semaphore;
+
+    use super::*;
+
+    #[test]
+    fn a_union_that_is_refused_in_part_may_have_been_sent() {
+        let (taken, ignored, refused) = (Ok(1), Ok(0), Err(Arc::from("NOPERM")));
+        for (replies, maybe_sent) in [
+            ([&refused, &refused], false),
+            ([&refused, &ignored], false),
+            ([&ignored, &refused], false),
+            ([&taken, &refused], true),
+            ([&refused, &taken], true),
+        ] {
+            let sum = replies.into_iter().cloned().fold(Ok(0), and);
+            assert_eq!(sum.unwrap_err().maybe_sent, maybe_sent, "{replies:?}");
+        }
+    }
+
+    fn queued(
+        channels: std::ops::Range<usize>,
+        is_probe: bool,
+    ) -> ((Publication, Waiter), oneshot::Receiver<Published>) {
+        static ROOM: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(10_000)));
+        let permit = ROOM.clone().try_acquire_owned().unwrap();
+        let (reply, answer) = oneshot::channel();
+        let channels = channels.map(|channel| channel.to_string()).collect();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let publication = Publication::new(channels, Bytes::from_static(b"x"), is_probe);
+        (
+            (publication, Waiter::new(deadline, reply, (permit, None))),
+            answer,
+        )
+    }
+
+    /// Writes one pipeline that two nodes hear; the channels in it.
+    fn written(backlog: &mut Backlog) -> Vec<usize> {
+        let mut turn = Turn::default();
+        backlog.take_turn(&mut turn);
+        let parts = turn.publications.iter().flat_map(Publication::part);
+        let channels: Vec<usize> = parts.map(|channel| channel.parse().unwrap()).collect();
+        turn.answer(channels.iter().map(|_| Ok(2)), backlog);
+        channels
+    }
+
+    #[test]
+    fn a_large_union_is_cut_and_what_is_small_goes_first() {
+        let mut backlog = Backlog::default();
+        let (first, mut first_answer) = queued(0..1000, false);
+        let (second, mut second_answer) = queued(1000..1300, false);
+        backlog.arrived.extend([first, second]);
+        backlog.admit();
+        assert_eq!(written(&mut backlog), (0..256).collect::<Vec<_>>());
+        for (channel, is_probe) in [(7777, false), (8888, false), (9999, true)] {
+            backlog
+                .arrived
+                .push(queued(channel..channel + 1, is_probe).0);
+        }
+        backlog.admit();
+        let small = [9999, 7777, 8888];
+        assert_eq!(
+            written(&mut backlog),
+            small.into_iter().chain(256..512).collect::<Vec<_>>()
+        );
+        assert_eq!(written(&mut backlog), (512..768).collect::<Vec<_>>());
+        assert!(first_answer.try_recv().is_err(), "it is not finished");
+        assert_eq!(written(&mut backlog), (768..1000).collect::<Vec<_>>());
+        assert_eq!(first_answer.try_recv().unwrap().unwrap(), 2000);
+        assert_eq!(written(&mut backlog), (1000..1256).collect::<Vec<_>>());
+        backlog.fail(&PublishError::not_sent("lost"));
+        assert!(second_answer.try_recv().unwrap().unwrap_err().maybe_sent);
+        assert!(backlog.is_empty());
+    }
+
+    #[test]
+    fn small_ones_do_not_keep_a_large_one_from_its_turn() {
+        let mut backlog = Backlog::default();
+        backlog
+            .arrived
+            .extend((0..2000).map(|_| queued(0..1, false).0));
+        backlog.arrived.push(queued(0..300, false).0);
+        backlog.admit();
+        assert_eq!(written(&mut backlog).len(), BATCH + PART);
+        assert_eq!(written(&mut backlog).len(), BATCH + 300 - PART);
+    }
+}

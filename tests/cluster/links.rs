@@ -1,0 +1,293 @@
+//! Links to Redis that are slow, die again and again, lose a single answer, or carry very much.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use axum_cluster::Health;
+use futures::future::join_all;
+use futures::{FutureExt, StreamExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+
+use crate::support::client::{Event, text};
+use crate::support::proxy::Proxy;
+use crate::support::{Lab, RedisServer, TestNode, soon, until};
+
+async fn until_up(node: &TestNode) {
+    until("the bus is up", async || {
+        node.cluster.health() == Health::Up
+    })
+    .await;
+}
+
+/// Leads links to Redis, each with what happens to it.
+async fn lead<F>(port: u16, link: impl Fn(TcpStream, TcpStream) -> F + Send + 'static) -> SocketAddr
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((from, _)) = listener.accept().await {
+            if let Ok(to) = TcpStream::connect(("127.0.0.1", port)).await {
+                tokio::spawn(link(from, to));
+            }
+        }
+    });
+    addr
+}
+
+#[derive(Debug, Default)]
+struct Lost {
+    answers: AtomicUsize,
+    messages_after: AtomicUsize,
+}
+
+/// H3: the answer to one SUBSCRIBE is lost, and messages of others go on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_link_that_loses_a_single_answer_is_given_up() {
+    let lab = Lab::redis();
+    let port = lab.redis.as_ref().unwrap().port();
+    let lost = Arc::new(Lost::default());
+    let losing = lost.clone();
+    let addr = lead(port, move |mut from, mut to| {
+        let lost = losing.clone();
+        async move {
+            let (mut from_read, mut from_write) = from.split();
+            let (mut to_read, mut to_write) = to.split();
+            let answers = async {
+                let mut buffer = vec![0; 64 * 1024];
+                while let Ok(count @ 1..) = to_read.read(&mut buffer).await {
+                    let answer = b"*3\r\n$9\r\nsubscribe\r\n$15\r\ncluster:u:alice\r\n:";
+                    let heard = &buffer[..count];
+                    let at = heard.windows(answer.len()).position(|part| part == answer);
+                    let kept = match at {
+                        Some(at) if lost.answers.fetch_add(1, SeqCst) == 0 => {
+                            let end = at + answer.len();
+                            let line = heard[end..].iter().position(|byte| *byte == b'\n');
+                            [&heard[..at], &heard[end + line.unwrap() + 1..]].concat()
+                        }
+                        _ => heard.to_vec(),
+                    };
+                    let is_message = kept.windows(13).any(|part| part == b"cluster:u:bob");
+                    let after = is_message && lost.answers.load(SeqCst) == 1;
+                    lost.messages_after.fetch_add(usize::from(after), SeqCst);
+                    if from_write.write_all(&kept).await.is_err() {
+                        break;
+                    }
+                }
+            };
+            tokio::select! {
+                () = answers => {}
+                _ = tokio::io::copy(&mut from_read, &mut to_write) => {}
+            }
+        }
+    })
+    .await;
+    let a = TestNode::start(lab.builder().redis(format!("redis://{addr}")).start()).await;
+    until_up(&a).await;
+    let b = lab.node().await;
+    let _bob = a.client("bob").await;
+    let stop = CancellationToken::new();
+    let (to_bob, stopped) = (b.broadcaster.to_user("bob"), stop.clone());
+    let talking = tokio::spawn(async move {
+        while !stopped.is_cancelled() {
+            // What is lost meanwhile is not the point.
+            let _ = to_bob.clone().send("hello").await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    });
+    let mut alice = a.client("alice").await;
+    until("control: the loss is noticed", async || {
+        matches!(a.cluster.health(), Health::Degraded { .. })
+    })
+    .await;
+    until_up(&a).await;
+    assert_eq!(
+        lost.answers.load(SeqCst),
+        2,
+        "control: lost once, asked again once"
+    );
+    assert!(
+        lost.messages_after.load(SeqCst) > 10,
+        "control: it was not silent"
+    );
+    let delivery = b.broadcaster.to_user("alice").send("here?").await.unwrap();
+    assert_eq!(delivery.nodes(), Some(1));
+    assert_eq!(alice.event().await, text("here?"));
+    stop.cancel();
+    talking.await.unwrap();
+}
+
+/// H5: a round trip of 1.2 s, and one more for the password, with the settings that everybody has.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_comes_up_over_a_link_slower_than_its_senders_wait() {
+    let server = RedisServer::with_options(&["--requirepass", "secret"]);
+    let link = Proxy::slow(server.port(), Duration::from_millis(600)).await;
+    let near = format!("redis://:secret@127.0.0.1:{}", server.port());
+    let far = format!("redis://:secret@{}", link.addr);
+    let defaults = |url| axum_cluster::Cluster::builder().redis(url).start();
+    let near = TestNode::start(defaults(near)).await;
+    until_up(&near).await;
+    let mut client = near.client("alice").await;
+    let far = TestNode::start(defaults(far)).await;
+    let early = far.broadcaster.to_user("alice").send("too early").await;
+    let early = early.expect_err("control: no sender waits so long");
+    assert!(!early.maybe_sent(), "{early}");
+    until_up(&far).await;
+    // Another one may be on the wire when this one comes, whose answer takes as long.
+    until("a send arrives", async || {
+        let sent = far.broadcaster.to_user("alice").send("here?").await;
+        sent.is_ok_and(|delivery| delivery.nodes() == Some(1))
+    })
+    .await;
+    assert_eq!(client.event().await, text("here?"));
+}
+
+/// H6: whoever connects is served for 20 ms.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_link_that_dies_after_every_connect_is_tried_less_and_less_often() {
+    let server = RedisServer::start();
+    let connects = Arc::new(Mutex::new(Vec::new()));
+    let connected = connects.clone();
+    let addr = lead(server.port(), move |mut from, mut to| {
+        let connects = connected.clone();
+        async move {
+            let mut first = [0; 64 * 1024];
+            let Ok(count) = from.read(&mut first).await else {
+                return;
+            };
+            if to.write_all(&first[..count]).await.is_err() {
+                return;
+            }
+            let mut answer = vec![0; 64 * 1024];
+            let Ok(count) = to.read(&mut answer).await else {
+                return;
+            };
+            if from.write_all(&answer[..count]).await.is_err() {
+                return;
+            }
+            let mut next = [0; 9 + 14];
+            let subscribes = match from.peek(&mut next).await {
+                Ok(count) => next[..count].windows(9).any(|part| part == b"SUBSCRIBE"),
+                Err(_) => false,
+            };
+            let passing = copy_bidirectional(&mut from, &mut to);
+            if subscribes {
+                connects.lock().unwrap().push(Instant::now());
+                // Carries what it can until then.
+                let _ = tokio::time::timeout(Duration::from_millis(20), passing).await;
+            } else {
+                let _ = passing.await;
+            }
+        }
+    })
+    .await;
+    let builder = Lab::memory().builder().redis(format!("redis://{addr}"));
+    let node = TestNode::start(builder.start()).await;
+    let mut changes = node.cluster.health_changes();
+    let ups = Arc::new(AtomicUsize::new(0));
+    let counted = ups.clone();
+    let watching = tokio::spawn(async move {
+        while let Some(health) = changes.next().await {
+            counted.fetch_add(usize::from(health == Health::Up), SeqCst);
+        }
+    });
+    until("ten links came and went", async || {
+        connects.lock().unwrap().len() >= 10
+    })
+    .await;
+    watching.abort();
+    assert!(
+        ups.load(SeqCst) >= 2,
+        "control: they worked before they died"
+    );
+    let connects = connects.lock().unwrap();
+    let (first, last) = (connects[4] - connects[0], connects[9] - connects[5]);
+    assert!(
+        last > 3 * first,
+        "four pauses of {first:?}, then four of {last:?}"
+    );
+}
+
+/// H8: senders to very many users at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn large_unions_keep_neither_the_probe_nor_small_sends_waiting() {
+    const SENDERS: usize = 8;
+    const ROUNDS: usize = 4;
+    const USERS: usize = 20_000;
+    let lab = Lab::redis();
+    let patient = lab.builder().publish_timeout(Duration::from_secs(60));
+    let a = TestNode::start(patient.start()).await;
+    until_up(&a).await;
+    let b = lab.node().await;
+    let (mut alice, mut bob) = (b.client("alice").await, b.client("bob").await);
+    let mut changes = a.cluster.health_changes();
+    assert_eq!(changes.next().await, Some(Health::Up));
+    let small = async |name: &str| {
+        let begun = Instant::now();
+        let sent = a.broadcaster.to_user("bob").send(name).await;
+        assert_eq!(sent.unwrap().nodes(), Some(1));
+        begun.elapsed()
+    };
+    let large = async |sender: usize| {
+        let mut took = Duration::ZERO;
+        for round in 0..ROUNDS {
+            let names = (0..USERS).map(|user| format!("{sender}-{user}"));
+            let users = names.chain(["alice".to_owned()]);
+            let begun = Instant::now();
+            let sent = a
+                .broadcaster
+                .to_users(users)
+                .send(format!("{sender} {round}"));
+            sent.await.unwrap();
+            took = took.max(begun.elapsed());
+        }
+        took
+    };
+    let median = |mut times: Vec<Duration>| {
+        times.sort();
+        times[times.len() / 2]
+    };
+    let flood = join_all((0..SENDERS).map(large));
+    let flooded = async {
+        let mut times = Vec::new();
+        let mut flood = std::pin::pin!(flood);
+        loop {
+            tokio::select! {
+                took = &mut flood => return (median(took), median(times)),
+                time = small("now") => times.push(time),
+            }
+        }
+    };
+    let (large, small_time) = soon("the flood ends", flooded).await;
+    assert!(
+        small_time * 4 < large,
+        "a small send took {small_time:?}, a large one {large:?}"
+    );
+    a.broadcaster
+        .to_users(["alice", "bob"])
+        .send("fence")
+        .await
+        .unwrap();
+    let heard = alice.before("fence").await;
+    for sender in 0..SENDERS {
+        let of_sender = |event: &&Event| matches!(event, Event::Text(text) if text.starts_with(&format!("{sender} ")));
+        let heard: Vec<Event> = heard.iter().filter(of_sender).cloned().collect();
+        let sent: Vec<Event> = (0..ROUNDS)
+            .map(|round| text(&format!("{sender} {round}")))
+            .collect();
+        assert_eq!(heard, sent, "once each, in order");
+    }
+    assert!(
+        bob.before("fence").await.len() > 4,
+        "control: small sends went on"
+    );
+    assert!(
+        changes.next().now_or_never().is_none(),
+        "the node was well all the time"
+    );
+}
