@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bb8_redis::bb8::ManageConnection;
-use redis::{Pipeline, RedisResult, Value};
-use tokio::time::{Instant, sleep, sleep_until};
+use redis::{RedisResult, Value};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::book::Batch;
 use super::script::{Script, advise, replaced, text, verdict};
@@ -13,7 +13,7 @@ use super::{SlotTable, now};
 use crate::backend::BusSettings;
 use crate::backend::redis::advice::Advice;
 use crate::backend::redis::explain;
-use crate::backend::redis::links::{Link, Links};
+use crate::backend::redis::links::{Commands, Link, Links};
 use crate::backend::redis::subscriber::pause;
 use crate::id::NodeId;
 
@@ -29,6 +29,8 @@ pub(in crate::backend::redis) struct Keeper {
     link: Option<Link>,
     script: Script,
     renewal: Duration,
+    /// The longest wait when it leaves.
+    deadline: Duration,
     /// Raised whenever something that was said may still be on its way: Redis then ignores it.
     epoch: u64,
     /// What the last renewal told, to be acknowledged with the next.
@@ -50,6 +52,7 @@ impl Keeper {
             link: None,
             script: Script::new(&settings.namespace, node, settings.lease),
             renewal: settings.lease / MARGIN,
+            deadline: settings.publish_timeout,
             epoch: 0,
             known: String::new(),
         }
@@ -80,9 +83,11 @@ impl Keeper {
 
     /// Deletes what this node has in Redis, if Redis answers.
     pub(in crate::backend::redis) async fn leave(&mut self) {
-        let mut pipeline = redis::pipe();
+        let mut pipeline = Commands::new();
         pipeline.add_command(self.script.leave());
-        if let Err(reason) = self.ask(&mut pipeline).await {
+        let deadline = self.deadline;
+        let left = timeout(deadline, self.ask(&pipeline)).await;
+        if let Err(reason) = left.unwrap_or_else(|_| Err("redis did not answer in time".into())) {
             tracing::debug!(%reason, "the slots stay in redis until their lease ends");
         }
     }
@@ -91,9 +96,9 @@ impl Keeper {
     async fn join(&mut self) -> Result<(), Arc<str>> {
         self.epoch += 1;
         let anew = self.table.book.lock().is_anew();
-        let mut pipeline = redis::pipe();
+        let mut pipeline = Commands::new();
         pipeline.add_command(self.script.join(self.epoch, anew));
-        let answers = self.ask(&mut pipeline).await?;
+        let answers = self.ask(&pipeline).await?;
         let created = match answers.into_iter().next() {
             Some(Ok(Value::Int(created))) => created == 1,
             Some(Err(error)) => return Err(advise(explain(&self.advice, &error))),
@@ -131,7 +136,7 @@ impl Keeper {
 
     /// Says one batch and takes the answers.
     async fn exchange(&mut self, renews: bool, mut batch: Batch) -> Result<(), Arc<str>> {
-        let mut pipeline = redis::pipe();
+        let mut pipeline = Commands::new();
         if renews {
             pipeline.add_command(self.script.renew(self.epoch, &self.known));
         }
@@ -142,7 +147,7 @@ impl Keeper {
             let limit = self.table.limit;
             pipeline.add_command(self.script.claim(self.epoch, user, *number, limit));
         }
-        let answered = match self.ask(&mut pipeline).await {
+        let answered = match self.ask(&pipeline).await {
             Ok(answers) => self.take(renews, &mut batch, answers),
             Err(reason) => Err(reason),
         };
@@ -153,7 +158,7 @@ impl Keeper {
     }
 
     /// Runs commands, on a new connection when there is none that works.
-    async fn ask(&mut self, commands: &mut Pipeline) -> Result<Vec<RedisResult<Value>>, Arc<str>> {
+    async fn ask(&mut self, commands: &Commands) -> Result<Vec<RedisResult<Value>>, Arc<str>> {
         let mut link = match self.link.take().filter(|link| !link.is_dead()) {
             Some(link) => link,
             None => {
