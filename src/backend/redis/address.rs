@@ -113,13 +113,13 @@ fn port(host: &str) -> Result<Option<&str>, String> {
         Some((name, port)) => (name, Some(port)),
         None => (host, None),
     };
-    if name.is_empty() {
-        return Err(format!("the host is missing: {FORM}"));
-    }
     if port.is_some_and(|port| port.contains(':')) {
         return Err(
             "the host has several colons: an IPv6 address stands in brackets, as in redis://[::1]:6379".into(),
         );
+    }
+    if name.is_empty() {
+        return Err(format!("the host is missing: {FORM}"));
     }
     Ok(port)
 }

@@ -129,16 +129,8 @@ impl Endpoint {
         Some(auth.arg(password).get_packed_command())
     }
 
-    /// Opens a connection of the bus; nothing has been said on it yet. What was opened before belongs to an
-    /// older generation from now on, and follows.
+    /// Opens a connection; nothing has been said on it yet.
     pub(crate) async fn connect(&self) -> io::Result<Pin<Box<dyn Stream>>> {
-        let stream = self.open().await?;
-        self.generation.fetch_add(1, Ordering::AcqRel);
-        Ok(stream)
-    }
-
-    /// Opens a connection that follows the bus: of the generation that was when this was called.
-    pub(super) async fn open(&self) -> io::Result<Pin<Box<dyn Stream>>> {
         match timeout(OPENING, self.reach()).await {
             Ok(reached) => reached,
             Err(_) => Err(io::Error::new(
@@ -171,6 +163,12 @@ impl Endpoint {
 
     pub(super) fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
+    }
+
+    /// The bus listens on a new connection, to a server that is no replica: what was opened before follows.
+    /// (Not when it connects: a server that refuses every greeting would end all links again and again.)
+    pub(super) fn moved(&self) {
+        self.generation.fetch_add(1, Ordering::AcqRel);
     }
 
     /// A connection of this generation met the wrong server, or its end: whatever else is of it is left too.
@@ -278,7 +276,7 @@ mod tests {
 
     #[test]
     fn a_password_is_what_was_meant() {
-        for url in ["redis://:p@s,s@host", "redis://:p%40s%2Cs@host"] {
+        for url in ["redis://:p@s%2Cs@host", "redis://:p%40s%2Cs@host"] {
             let endpoint = Endpoint::parse(url).unwrap();
             assert_eq!(endpoint.login().password(), Some("p@s,s"), "{url}");
         }

@@ -73,7 +73,7 @@ impl Links {
 
     async fn open(&self) -> Result<Link, RedisError> {
         let generation = self.endpoint.generation();
-        let stream = self.endpoint.open().await?;
+        let stream = self.endpoint.connect().await?;
         let config = AsyncConnectionConfig::new().set_response_timeout(Some(self.deadline));
         let login = self.endpoint.login();
         let (connection, driver) =
@@ -249,7 +249,7 @@ mod tests {
         let mut old = links.connect().await.unwrap();
         hello(&mut old).await.unwrap();
         assert!(!old.is_dead(), "control");
-        let _bus = endpoint.connect().await.unwrap();
+        endpoint.moved();
         assert!(old.is_dead(), "the bus has a newer connection");
 
         let mut pair = [
