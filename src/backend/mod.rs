@@ -54,7 +54,8 @@ impl Backend {
 
     /// Over Redis 6.2 or later, or anything that speaks its pub/sub: `redis://[user:password@]host[:port]`,
     /// `rediss://` (TLS, verified against the system's certificates; `SSL_CERT_FILE` names others), or
-    /// `redis+unix:///path/to/socket`.
+    /// `redis+unix:///path/to/socket` (where there are unix sockets); `valkey://` and `valkeys://` are the same.
+    /// A name that leads to several addresses is resolved at every connect, and they are raced (RFC 8305).
     ///
     /// # Errors
     /// [`ConnectError::Url`] names the part that is wrong. A password is never shown.

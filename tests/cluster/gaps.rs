@@ -209,7 +209,7 @@ async fn a_subscriber_left_behind_on_the_old_primary_follows_the_publisher() {
     assert_eq!(a.cluster.stats().bus_gaps, 1);
 }
 
-fn replica_of(primary: &RedisServer) -> RedisServer {
+pub(crate) fn replica_of(primary: &RedisServer) -> RedisServer {
     let port = primary.port().to_string();
     let replica = RedisServer::with_options(&["--replicaof", "127.0.0.1", &port]);
     for server in [primary, &replica] {

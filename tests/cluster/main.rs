@@ -30,6 +30,7 @@ mod clients;
 mod delivery;
 mod engine;
 mod face;
+mod failover;
 mod faults;
 mod gaps;
 mod interop;

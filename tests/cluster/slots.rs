@@ -577,7 +577,7 @@ fn a_limit_of_none_makes_no_sense() {
     );
 }
 
-fn limited(lab: &Lab, sockets: usize, over: OverLimit) -> Builder {
+pub(crate) fn limited(lab: &Lab, sockets: usize, over: OverLimit) -> Builder {
     lab.builder().max_sockets_per_user_in_cluster(sockets, over)
 }
 
@@ -591,13 +591,13 @@ async fn start<const N: usize>(builder: Builder) -> [TestNode; N] {
 }
 
 /// A socket of this user, or the status that refused it.
-async fn attempt(node: &TestNode, user: &str) -> Result<Client, u16> {
+pub(crate) async fn attempt(node: &TestNode, user: &str) -> Result<Client, u16> {
     let user = crate::support::client::user_header(user);
     let attempt = Client::try_connect(node.addr, "/ws", &[("x-user", &user)]).await;
     attempt.map_err(|(status, _)| status)
 }
 
-async fn enter(node: &TestNode, user: &str) -> Client {
+pub(crate) async fn enter(node: &TestNode, user: &str) -> Client {
     let mut entered = None;
     until("a free slot", async || {
         entered = attempt(node, user).await.ok();
@@ -607,7 +607,7 @@ async fn enter(node: &TestNode, user: &str) -> Client {
     entered.unwrap()
 }
 
-async fn is_refused(node: &TestNode, user: &str) -> bool {
+pub(crate) async fn is_refused(node: &TestNode, user: &str) -> bool {
     attempt(node, user).await.is_err_and(|status| status == 429)
 }
 
@@ -620,7 +620,7 @@ async fn until_sockets(nodes: &[TestNode], count: u64) {
 }
 
 /// Waits until exactly so many slots of the user are free.
-async fn until_free(nodes: &[TestNode], user: &str, slots: usize) {
+pub(crate) async fn until_free(nodes: &[TestNode], user: &str, slots: usize) {
     until("free slots", async || {
         let more = (0..=slots).map(|n| attempt(&nodes[n % nodes.len()], user));
         let entered = join_all(more)

@@ -40,6 +40,15 @@ impl Proxy {
 
     /// Holds back whatever passes for so long.
     pub async fn slow(port: u16, delay: Duration) -> Self {
+        Self::distant(port, delay, Duration::ZERO).await
+    }
+
+    /// As [`slow`](Self::slow), and connecting takes a round trip too.
+    pub async fn far(port: u16, delay: Duration) -> Self {
+        Self::distant(port, delay, 2 * delay).await
+    }
+
+    async fn distant(port: u16, delay: Duration, connecting: Duration) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let addr = listener.local_addr().expect("it is bound");
         let mode = Arc::new(watch::Sender::new(Mode::Forward));
@@ -52,6 +61,7 @@ impl Proxy {
                 let width = width.clone();
                 tokio::spawn(async move {
                     let answers = mode.clone();
+                    tokio::time::sleep(connecting).await;
                     let Ok(to) = TcpStream::connect(("127.0.0.1", port)).await else {
                         return;
                     };

@@ -105,6 +105,23 @@ pub(crate) fn tells_no_role(words: &str) -> bool {
     .any(|refusal| words.starts_with(refusal))
 }
 
+/// Whether this was said by a server that is not, or not yet, the primary: another one may be by now.
+pub(crate) fn is_wrong_server(words: &str) -> bool {
+    [
+        "READONLY",
+        "MASTERDOWN",
+        "LOADING",
+        "MOVED",
+        "ASK ",
+        "CLUSTERDOWN",
+        "NOAUTH",
+    ]
+    .iter()
+    .any(|refusal| words.starts_with(refusal))
+        // What a script met, as Redis 6 says it.
+        || words.contains("-READONLY ")
+}
+
 /// Whether the role that HELLO tells is one where a PUBLISH goes astray.
 pub(crate) fn is_replica(role: &[u8]) -> bool {
     role == b"replica" || role == b"slave"
@@ -166,6 +183,31 @@ mod tests {
             &*advice(None).on("ERR something else"),
             "ERR something else"
         );
+    }
+
+    #[test]
+    fn a_wrong_server_is_told_from_a_refusal() {
+        for words in [
+            "READONLY You can't write against a read only replica. script: 5a, on @user_script:1.",
+            "ERR Error running script (call to f_5a): @user_script: 1: -READONLY You can't write",
+            "MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.",
+            "LOADING Redis is loading the dataset in memory",
+            "MOVED 3999 127.0.0.1:6381",
+            "CLUSTERDOWN The cluster is down",
+            "NOAUTH Authentication required.",
+        ] {
+            assert!(is_wrong_server(words), "{words}");
+        }
+        for words in [
+            "NOPERM this user has no permissions to run the 'eval' command",
+            "OOM command not allowed when used memory > 'maxmemory'.",
+            "MISCONF Redis is configured to save RDB snapshots",
+            "BUSY Redis is busy running a script.",
+            "NOSCRIPT No matching script.",
+            "ERR wrong number of arguments",
+        ] {
+            assert!(!is_wrong_server(words), "{words}");
+        }
     }
 
     #[test]

@@ -1,9 +1,11 @@
 //! The bus over Redis pub/sub: one connection that listens, one that publishes, and a small pool for
 //! questions.
 
+mod address;
 mod advice;
 mod backlog;
 mod backoff;
+mod dial;
 mod endpoint;
 mod links;
 mod pipeline;
@@ -27,12 +29,13 @@ use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use redis::{ErrorKind, RedisError};
 use smallvec::SmallVec;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::advice::Advice;
 pub(crate) use self::endpoint::Endpoint;
+use self::endpoint::OPENING;
 use self::links::Links;
 use self::publisher::{PublishQueue, Publisher};
 #[cfg(feature = "internals")]
@@ -62,6 +65,7 @@ pub(crate) struct RedisBus {
     publisher: Arc<Publisher>,
     /// Taken by [`Bus::start`].
     queue: Mutex<Option<PublishQueue>>,
+    links: Links,
     questions: Pool<Links>,
     /// Where sockets per user are limited.
     slots: Option<Arc<SlotTable>>,
@@ -74,9 +78,8 @@ impl RedisBus {
         let links = Links::new(endpoint.clone(), settings.publish_timeout);
         let questions = Pool::builder()
             .max_size(POOL)
-            .connection_timeout(settings.publish_timeout)
-            .retry_connection(false)
-            .build_unchecked(links);
+            .connection_timeout(settings.publish_timeout.min(OPENING))
+            .build_unchecked(links.clone());
         let user = endpoint.login().username();
         let advice = Arc::new(Advice::new(user, &settings.namespace));
         let (publisher, queue) =
@@ -96,10 +99,44 @@ impl RedisBus {
             settings,
             publisher: Arc::new(publisher),
             queue: Mutex::new(Some(queue)),
+            links,
             questions,
             slots,
             tasks: TaskTracker::new(),
             ended: CancellationToken::new(),
+        }
+    }
+
+    /// Asks how many hear each channel: once more on a new link, if that which there was is of no use.
+    async fn ask(&self, channels: &[String]) -> Result<Vec<usize>, Arc<str>> {
+        let deadline = Instant::now() + self.settings.publish_timeout;
+        let mut may_repeat = true;
+        loop {
+            let mut link = match timeout_at(deadline, self.questions.get()).await {
+                Ok(Ok(link)) => link,
+                Ok(Err(RunError::User(error))) => return Err(explain(&self.advice, &error)),
+                Ok(Err(RunError::TimedOut)) | Err(_) => return Err(self.unopened()),
+            };
+            match timeout_at(deadline, link.subscribers(channels)).await {
+                Ok(Ok(counts)) => return Ok(counts),
+                Ok(Err(error)) if may_repeat && link.is_dead() => {
+                    tracing::debug!(reason = %words(&error), "a question is asked again on a new connection");
+                    self.table.doubt();
+                    may_repeat = false;
+                }
+                Ok(Err(error)) => return Err(explain(&self.advice, &error)),
+                Err(_) => {
+                    link.give_up();
+                    return Err("redis did not answer in time".into());
+                }
+            }
+        }
+    }
+
+    fn unopened(&self) -> Arc<str> {
+        match self.links.failure() {
+            Some(words) => self.advice.on(&words),
+            None => "redis accepted no connection in time".into(),
         }
     }
 }
@@ -198,19 +235,7 @@ impl Bus for RedisBus {
     fn listening<'a>(&'a self, topics: &'a [Topic]) -> BoxFuture<'a, Result<Vec<usize>, Arc<str>>> {
         let channel = |topic| self.settings.namespace.channel(topic);
         let channels: Vec<String> = topics.iter().map(channel).collect();
-        async move {
-            let mut link = match self.questions.get().await {
-                Ok(link) => link,
-                Err(RunError::User(error)) => return Err(explain(&self.advice, &error)),
-                Err(RunError::TimedOut) => {
-                    return Err("redis accepted no connection in time".into());
-                }
-            };
-            link.subscribers(&channels)
-                .await
-                .map_err(|error| explain(&self.advice, &error))
-        }
-        .boxed()
+        async move { self.ask(&channels).await }.boxed()
     }
 
     fn queued(&self) -> usize {
@@ -257,15 +282,115 @@ async fn supervise<T>(
 
 /// A failure in Redis' own words, and what to do about it where that is known.
 fn explain(advice: &Advice, error: &RedisError) -> Arc<str> {
-    let words = match (error.kind(), error.code(), error.detail()) {
+    advice.on(&words(error))
+}
+
+fn words(error: &RedisError) -> String {
+    match (error.kind(), error.code(), error.detail()) {
         (_, Some(code), Some(detail)) => format!("{code} {detail}"),
         (ErrorKind::Io, ..) => io_words(error),
         _ => error.to_string(),
-    };
-    advice.on(&words)
+    }
 }
 
 fn io_words(error: &RedisError) -> String {
     let source = error.source().map(ToString::to_string);
     source.unwrap_or_else(|| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::topic::Namespace;
+
+    const PRIMARY: &str = "*2\r\n$4\r\nrole\r\n$6\r\nmaster\r\n";
+    const REPLICA: &str = "*2\r\n$4\r\nrole\r\n$5\r\nslave\r\n";
+    const NOBODY: &str = "*2\r\n$1\r\nx\r\n:0\r\n";
+    const SOMEBODY: &str = "*2\r\n$1\r\nx\r\n:1\r\n";
+
+    /// Asks a server that answers the first question on its nth connection by the nth of these.
+    async fn ask(answers: Vec<String>) -> Result<Vec<usize>, Arc<str>> {
+        let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("redis://{}", server.local_addr().unwrap());
+        let serving = async move {
+            let mut connections = Vec::new();
+            for answer in answers {
+                let (mut connection, _) = server.accept().await.unwrap();
+                let mut question = [0; 1024];
+                let read = connection.read(&mut question).await.unwrap();
+                assert!(
+                    question[..read].starts_with(endpoint::HELLO),
+                    "the role is asked first"
+                );
+                connection.write_all(answer.as_bytes()).await.unwrap();
+                if !answer.is_empty() {
+                    connections.push(connection);
+                }
+            }
+            std::future::pending::<()>().await;
+        };
+        let bus = RedisBus::new(
+            Arc::new(Endpoint::parse(&url).unwrap()),
+            NodeId::random(),
+            BusSettings {
+                namespace: Namespace::new("x").unwrap(),
+                publish_timeout: Duration::from_secs(20),
+                probe_interval: Duration::from_secs(5),
+                lease: Duration::from_secs(15),
+                linger: Duration::ZERO,
+                slots: None,
+            },
+        );
+        let channels = ["x".to_owned()];
+        tokio::select! {
+            counts = bus.ask(&channels) => counts,
+            () = serving => unreachable!("it serves for ever"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_question_to_the_wrong_server_is_asked_once_more() {
+        let good = || format!("{PRIMARY}{SOMEBODY}");
+        for wrong in [
+            format!("{REPLICA}{NOBODY}"),
+            format!("-LOADING Redis is loading\r\n{NOBODY}"),
+            format!("{PRIMARY}-MASTERDOWN Link with MASTER is down\r\n"),
+            format!("{PRIMARY}-NOAUTH Authentication required.\r\n"),
+            "nonsense\r\n".to_owned(),
+            String::new(),
+        ] {
+            assert_eq!(
+                ask(vec![wrong.clone(), good()]).await,
+                Ok(vec![1]),
+                "{wrong}"
+            );
+            let refused = ask(vec![wrong.clone(), format!("{REPLICA}{NOBODY}")]).await;
+            assert_eq!(refused, Err(advice::REPLICA.into()), "{wrong}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_any_server_would_say_is_asked_once() {
+        for (answer, expected) in [
+            (format!("{PRIMARY}{NOBODY}"), Ok(vec![0])),
+            (format!("-NOPERM no hello\r\n{NOBODY}"), Ok(vec![0])),
+            (
+                format!("-ERR unknown command 'HELLO'\r\n{NOBODY}"),
+                Ok(vec![0]),
+            ),
+            (
+                format!("{PRIMARY}-NOPERM no pubsub\r\n"),
+                Err("NOPERM no pubsub"),
+            ),
+        ] {
+            let counts = ask(vec![answer]).await;
+            match expected {
+                Ok(expected) => assert_eq!(counts, Ok(expected)),
+                Err(words) => assert!(counts.unwrap_err().starts_with(words)),
+            }
+        }
+    }
 }

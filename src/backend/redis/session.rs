@@ -216,13 +216,13 @@ impl<'a> Session<'a> {
                 }
             }
             Reply::Hello { role } if role.is_some_and(is_replica) => return Err(REPLICA.into()),
-            Reply::Hello { .. } => self.greeted = true,
+            Reply::Hello { .. } => self.greet(),
             Reply::Error(words) => {
                 let words = String::from_utf8_lossy(words);
                 if self.greeted || !tells_no_role(&words) {
                     return Err(subscriber.advice.on(&words));
                 }
-                self.greeted = true;
+                self.greet();
                 subscriber.told_no_role.call_once(|| {
                     let words = without_arguments(&words);
                     tracing::warn!(
@@ -235,6 +235,11 @@ impl<'a> Session<'a> {
             Reply::Integer(_) | Reply::Other => {}
         }
         Ok(())
+    }
+
+    fn greet(&mut self) {
+        self.greeted = true;
+        self.subscriber.endpoint.moved();
     }
 
     /// Whether this is one of our probes, come back.

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bb8_redis::bb8::ManageConnection;
-use redis::{Pipeline, RedisError, RedisResult, Value};
-use tokio::time::{Instant, sleep, sleep_until};
+use redis::{RedisError, RedisResult, Value};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::book::{Batch, Book, Verdict};
 use super::missing::Missing;
@@ -17,7 +17,7 @@ use crate::backend::BusSettings;
 use crate::backend::redis::advice::Advice;
 use crate::backend::redis::backoff::pause;
 use crate::backend::redis::explain;
-use crate::backend::redis::links::{Link, Links};
+use crate::backend::redis::links::{Commands, Link, Links};
 use crate::id::NodeId;
 
 /// A lease is this many renewals long.
@@ -40,6 +40,8 @@ pub(in crate::backend::redis) struct Keeper {
     script: Script,
     renewal: Duration,
     look: Duration,
+    /// The longest wait when it leaves.
+    deadline: Duration,
     /// Raised whenever something that was said may still be on its way: Redis then ignores it.
     epoch: u64,
     /// How many things were said, and the last of them that Redis confirmed.
@@ -92,6 +94,7 @@ impl Keeper {
             script: Script::new(&settings.namespace, node, Terms { lease, grace }),
             renewal,
             look,
+            deadline: settings.publish_timeout,
             epoch: 0,
             said: 0,
             confirmed: 0,
@@ -140,9 +143,13 @@ impl Keeper {
 
     /// Deletes what this node has in Redis, if Redis answers.
     pub(in crate::backend::redis) async fn leave(&mut self) {
-        let mut pipeline = redis::pipe();
+        let mut pipeline = Commands::new();
         pipeline.add_command(self.script.leave());
-        if let Err(Lapse::Failed(reason)) = self.ask(&mut pipeline).await {
+        let deadline = self.deadline;
+        let left = timeout(deadline, self.ask(&pipeline)).await;
+        let left =
+            left.unwrap_or_else(|_| Err(Lapse::Failed("redis did not answer in time".into())));
+        if let Err(Lapse::Failed(reason)) = left {
             tracing::debug!(%reason, "the slots stay in redis until their lease ends");
         }
     }
@@ -151,9 +158,9 @@ impl Keeper {
     async fn join(&mut self) -> Result<(), Lapse> {
         self.epoch += 1;
         let anew = self.table.book.lock().is_anew();
-        let mut pipeline = redis::pipe();
+        let mut pipeline = Commands::new();
         pipeline.add_command(self.script.join(self.stamp(), anew, &self.known.nodes));
-        let answer = self.ask(&mut pipeline).await?.into_iter().next();
+        let answer = self.ask(&pipeline).await?.into_iter().next();
         let answer = answer.ok_or_else(nonsense)?;
         let answer = answer.map_err(|error| self.lapse(&error))?;
         let joined = joined(&answer).ok_or_else(nonsense)?;
@@ -211,7 +218,11 @@ impl Keeper {
 
     /// Finds out whether Redis still has this node's keys; the renewal restores what can be restored.
     async fn look(&mut self) -> Result<(), Lapse> {
-        let answers = self.ask(&mut self.script.look()).await?;
+        let mut commands = Commands::new();
+        for command in self.script.look() {
+            commands.add_command(command);
+        }
+        let answers = self.ask(&commands).await?;
         let answers: RedisResult<Vec<Value>> = answers.into_iter().collect();
         let answers = answers.map_err(|error| self.lapse(&error))?;
         if !seen(&answers, self.stamp()) {
@@ -223,7 +234,7 @@ impl Keeper {
     /// Says one batch and takes the answers.
     async fn exchange(&mut self, renews: bool, mut batch: Batch) -> Result<(), Lapse> {
         self.said += 1;
-        let (mut pipeline, stamp) = (redis::pipe(), self.stamp());
+        let (mut pipeline, stamp) = (Commands::new(), self.stamp());
         if renews {
             self.due.renewal = Instant::now() + self.renewal;
             pipeline.add_command(self.script.renew(stamp, &self.known.replaced));
@@ -236,7 +247,7 @@ impl Keeper {
             let claim = self.script.claim(stamp, user, *number, limit, &given_up);
             pipeline.add_command(claim);
         }
-        let answered = match self.ask(&mut pipeline).await {
+        let answered = match self.ask(&pipeline).await {
             Ok(answers) => self.take(renews, &mut batch, answers),
             Err(lapse) => Err(lapse),
         };
@@ -259,7 +270,7 @@ impl Keeper {
     }
 
     /// Runs commands, on a new connection when there is none that works.
-    async fn ask(&mut self, commands: &mut Pipeline) -> Result<Vec<RedisResult<Value>>, Lapse> {
+    async fn ask(&mut self, commands: &Commands) -> Result<Vec<RedisResult<Value>>, Lapse> {
         let mut link = match self.link.take().filter(|link| !link.is_dead()) {
             Some(link) => link,
             None => {

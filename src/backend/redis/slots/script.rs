@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use redis::{Cmd, Pipeline, Value};
+use redis::{Cmd, Value};
 use sha1::{Digest, Sha1};
 
 use super::book::{Verdict, Writes};
@@ -83,12 +83,12 @@ impl Script {
     }
 
     /// Whether this node's keys are there, which is [`seen`] in the answers.
-    pub(super) fn look(&self) -> Pipeline {
-        let mut pipeline = redis::pipe();
-        let kept = pipeline.cmd("HMGET").arg(&self.own);
-        kept.arg("epoch").arg("said");
-        pipeline.cmd("ZSCORE").arg(&self.leases).arg(&self.node);
-        pipeline
+    pub(super) fn look(&self) -> [Cmd; 2] {
+        let mut kept = redis::cmd("HMGET");
+        kept.arg(&self.own).arg("epoch").arg("said");
+        let mut lease = redis::cmd("ZSCORE");
+        lease.arg(&self.leases).arg(&self.node);
+        [kept, lease]
     }
 
     /// Writes slots; `whole` says that with them all are written.
@@ -495,7 +495,7 @@ mod tests {
             assert_eq!(refused.code(), Some("STALE"));
         }
         for (epoch, right) in [(1, false), (2, true)] {
-            let answers: Vec<Value> = script.look().query(redis).unwrap();
+            let answers = script.look().map(|command| command.query(redis).unwrap());
             assert_eq!(seen(&answers, self::epoch(epoch)), right);
         }
         let slots = nodes.server.cli(&["HGET", &nodes.own(0), "u:alice"]);
@@ -636,7 +636,8 @@ mod tests {
         nodes.server.cli(&["COPY", &own, saved]);
         assert!(is_granted(&nodes.claim_at(0, 2, at(2, 1), "")));
         let mut is_seen = |confirmed| {
-            let answers: Vec<Value> = nodes.scripts[0].look().query(&mut nodes.redis).unwrap();
+            let look = nodes.scripts[0].look();
+            let answers = look.map(|command| command.query(&mut nodes.redis).unwrap());
             seen(&answers, at(3, confirmed))
         };
         assert!(is_seen(2), "control");

@@ -1,0 +1,156 @@
+//! No connection of a node outlives a change of the primary, and none is given up while it opens (A2, A3, H5).
+
+use std::time::Duration;
+
+use axum_cluster::{Health, OverLimit};
+
+use crate::gaps::replica_of;
+use crate::slots::{attempt, enter, is_refused, until_free};
+use crate::support::proxy::Proxy;
+use crate::support::{Lab, RedisServer, TestNode, soon, until};
+
+/// Two servers under one name.
+struct Pair {
+    old: RedisServer,
+    new: RedisServer,
+    name: Proxy,
+}
+
+impl Pair {
+    async fn start() -> Self {
+        let old = RedisServer::start();
+        let new = replica_of(&old);
+        let name = Proxy::to(old.port()).await;
+        Self { old, new, name }
+    }
+
+    /// The replica becomes the primary and the primary its replica. Nobody is cut off.
+    async fn fail_over(&self) {
+        until_replicated(&self.new).await;
+        assert_eq!(self.new.cli(&["REPLICAOF", "NO", "ONE"]), "OK");
+        let port = self.new.port().to_string();
+        let connections = self.old.connections();
+        assert_eq!(self.old.cli(&["REPLICAOF", "127.0.0.1", &port]), "OK");
+        self.name.lead_to(self.new.port());
+        assert!(self.old.cli(&["ROLE"]).starts_with("slave"), "control");
+        assert!(connections > 0, "control");
+        until_replicated(&self.old).await;
+    }
+}
+
+async fn until_replicated(replica: &RedisServer) {
+    until("replication", async || {
+        let state = replica.cli(&["INFO", "replication"]);
+        state.contains("master_link_status:up")
+    })
+    .await;
+}
+
+/// Waits until these users are heard on the new primary, and nothing is degraded.
+async fn until_moved(new: &RedisServer, nodes: &[TestNode], users: &[&str], heard: &str) {
+    for user in users {
+        until("the subscribers moved", async || {
+            let channel = format!("cluster:u:{user}");
+            new.cli(&["PUBSUB", "NUMSUB", &channel]).ends_with(heard)
+        })
+        .await;
+    }
+    for node in nodes {
+        until("up", async || node.cluster.health() == Health::Up).await;
+    }
+}
+
+/// A2: the links on which questions are asked stay open, on a server that hears nobody by now.
+#[tokio::test(flavor = "multi_thread")]
+async fn questions_are_asked_of_the_new_primary() {
+    let pair = Pair::start().await;
+    let lab = Lab::memory();
+    let builder = lab.builder().redis(pair.name.url());
+    let nodes = [(); 2].map(|()| builder.clone().start());
+    let [a, b] = nodes;
+    let nodes = [TestNode::start(a).await, TestNode::start(b).await];
+    let [a, b] = &nodes;
+    for node in &nodes {
+        node.cluster.ready().await.unwrap();
+    }
+    let _alice = b.client("alice").await;
+    until("control: both links of the pool are open", async || {
+        let asked = (0..8).map(|_| a.broadcaster.is_online("alice"));
+        let answers = futures::future::join_all(asked).await;
+        assert!(answers.into_iter().all(|online| online.unwrap()));
+        let clients = pair.old.cli(&["CLIENT", "LIST"]);
+        clients.matches("cmd=pubsub|numsub").count() == 2
+    })
+    .await;
+
+    pair.fail_over().await;
+    until_moved(&pair.new, &nodes, &["alice"], "1").await;
+    for _ in 0..8 {
+        assert!(a.broadcaster.is_online("alice").await.unwrap());
+        assert!(!a.broadcaster.is_online("bob").await.unwrap());
+    }
+    assert_eq!(
+        pair.old.cli(&["PUBSUB", "NUMSUB", "cluster:u:alice"]),
+        "cluster:u:alice\n0",
+        "control: the old one would have said no"
+    );
+}
+
+/// A3: the slots are written where nothing can be written any longer.
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_are_checked_by_the_new_primary() {
+    let pair = Pair::start().await;
+    let lab = Lab::memory();
+    let builder = lab.builder().redis(pair.name.url());
+    let builder = builder.max_sockets_per_user_in_cluster(2, OverLimit::Refuse);
+    let [a, b] = [(); 2].map(|()| builder.clone().start());
+    let nodes = [TestNode::start(a).await, TestNode::start(b).await];
+    let [a, b] = &nodes;
+    for node in &nodes {
+        node.cluster.ready().await.unwrap();
+    }
+    let clients = (enter(a, "alice").await, enter(b, "alice").await);
+    assert!(is_refused(a, "alice").await && is_refused(b, "alice").await);
+    let unchecked = || nodes.each_ref().map(|n| n.cluster.stats().limits_unchecked);
+    assert_eq!(unchecked(), [0, 0], "control: redis decided");
+    assert!(pair.old.calls("evalsha") > 0, "control: the old one did");
+
+    pair.fail_over().await;
+    until_moved(&pair.new, &nodes, &["alice"], "2").await;
+    until("the limit is exact", async || {
+        is_refused(a, "alice").await && is_refused(b, "alice").await
+    })
+    .await;
+    let before = unchecked();
+    for node in [a, b, a, b] {
+        assert!(is_refused(node, "alice").await);
+        attempt(node, "bob").await.unwrap();
+    }
+    drop(clients);
+    until_free(&nodes, "alice", 2).await;
+    assert_eq!(unchecked(), before, "all of it was decided by redis");
+    assert!(pair.new.calls("evalsha") > 0, "by the new one");
+}
+
+/// H5: opening takes two round trips, longer than anybody waits; a question takes one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_link_that_opens_slowly_comes_up_all_the_same() {
+    let server = RedisServer::with_options(&["--requirepass", "s3cret"]);
+    let link = Proxy::far(server.port(), Duration::from_millis(300)).await;
+    let lab = Lab::memory();
+    let builder = lab
+        .builder()
+        .redis(format!("redis://:s3cret@{}", link.addr));
+    let node = builder.publish_timeout(Duration::from_millis(900)).start();
+    let broadcaster = node.broadcaster();
+    let first = soon("an end", broadcaster.is_online("alice")).await;
+    let reason = first.expect_err("control: the first does not live to see it");
+    assert!(
+        reason.to_string().contains("no connection in time"),
+        "{reason}"
+    );
+    until("a question is answered", async || {
+        broadcaster.is_online("alice").await.is_ok()
+    })
+    .await;
+}
