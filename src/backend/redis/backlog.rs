@@ -20,8 +20,9 @@ pub(super) const BATCH: usize = 256;
 /// More channels than these make a union large. Those that must stay in one piece have fewer: a union whose
 /// copies nodes tell apart by its id is published 16 times at most.
 const WHOLE: usize = 64;
-/// Most channels of a large union in one pipeline, …
-const PART: usize = 256;
+/// Most channels of a large union in one pipeline: few enough that Redis serves the others within milliseconds, and
+/// so many that a union of 100,000 takes 50 round trips, half a second on a link of 10 ms; …
+const PART: usize = 2048;
 /// … and most bytes of payload: what Redis takes in about a millisecond.
 const PART_BYTES: usize = 256 * 1024;
 
@@ -348,27 +349,31 @@ mod tests {
     #[test]
     fn a_large_union_is_cut_and_what_is_small_goes_first() {
         let mut backlog = Backlog::default();
-        let (first, mut first_answer) = queued(0..1000, false);
-        let (second, mut second_answer) = queued(1000..1300, false);
+        let (end, rest) = (4 * PART - 24, PART + 44);
+        let (first, mut first_answer) = queued(0..end, false);
+        let (second, mut second_answer) = queued(end..end + rest, false);
         backlog.arrived.extend([first, second]);
         backlog.admit();
-        assert_eq!(written(&mut backlog), (0..256).collect::<Vec<_>>());
-        for (channel, is_probe) in [(7777, false), (8888, false), (9999, true)] {
+        assert_eq!(written(&mut backlog), (0..PART).collect::<Vec<_>>());
+        for (channel, is_probe) in [(77_777, false), (88_888, false), (99_999, true)] {
             backlog
                 .arrived
                 .push(queued(channel..channel + 1, is_probe).0);
         }
         backlog.admit();
-        let small = [9999, 7777, 8888];
+        let small = [99_999, 77_777, 88_888];
         assert_eq!(
             written(&mut backlog),
-            small.into_iter().chain(256..512).collect::<Vec<_>>()
+            small.into_iter().chain(PART..2 * PART).collect::<Vec<_>>()
         );
-        assert_eq!(written(&mut backlog), (512..768).collect::<Vec<_>>());
+        assert_eq!(
+            written(&mut backlog),
+            (2 * PART..3 * PART).collect::<Vec<_>>()
+        );
         assert!(first_answer.try_recv().is_err(), "it is not finished");
-        assert_eq!(written(&mut backlog), (768..1000).collect::<Vec<_>>());
-        assert_eq!(first_answer.try_recv().unwrap().unwrap(), 2000);
-        assert_eq!(written(&mut backlog), (1000..1256).collect::<Vec<_>>());
+        assert_eq!(written(&mut backlog), (3 * PART..end).collect::<Vec<_>>());
+        assert_eq!(first_answer.try_recv().unwrap().unwrap(), 2 * end);
+        assert_eq!(written(&mut backlog), (end..end + PART).collect::<Vec<_>>());
         backlog.fail(&PublishError::not_sent("lost"));
         assert!(second_answer.try_recv().unwrap().unwrap_err().maybe_sent);
         assert!(backlog.is_empty());
@@ -380,9 +385,9 @@ mod tests {
         backlog
             .arrived
             .extend((0..2000).map(|_| queued(0..1, false).0));
-        backlog.arrived.push(queued(0..300, false).0);
+        backlog.arrived.push(queued(0..PART + 44, false).0);
         backlog.admit();
         assert_eq!(written(&mut backlog).len(), BATCH + PART);
-        assert_eq!(written(&mut backlog).len(), BATCH + 300 - PART);
+        assert_eq!(written(&mut backlog).len(), BATCH + 44);
     }
 }
