@@ -162,7 +162,7 @@ impl Outline {
             let number = || number(&line[1..]).ok();
             match line.first() {
                 Some(b'$') => match number() {
-                    Some(length) if length <= limit => self.at += length + 2,
+                    Some(length) if length <= limit.max(MAX_REPLY) => self.at += length + 2,
                     _ => return true,
                 },
                 Some(b'*' | b'>') => match number() {
@@ -513,22 +513,42 @@ mod tests {
         assert!(broken && read <= MAX_REPLY + 1000, "{read} bytes were read");
     }
 
+    /// A HELLO with so many elements.
+    fn hello(elements: usize) -> Vec<u8> {
+        let fields = "$1\r\nx\r\n:1\r\n".repeat(elements / 2 - 1);
+        let head = format!("*{elements}\r\n$6\r\nserver\r\n$5\r\nredis\r\n");
+        [head, fields].concat().into_bytes()
+    }
+
     #[test]
-    fn a_reply_in_pieces_is_not_parsed_again_for_each() {
-        let fields = "$1\r\nx\r\n:1\r\n".repeat(MAX_FIELDS / 2 - 1);
-        let head = format!("*{MAX_FIELDS}\r\n$6\r\nserver\r\n$5\r\nredis\r\n");
-        let reply = [head, fields].concat().into_bytes();
+    fn every_byte_of_an_incomplete_reply_is_looked_at_once() {
+        let reply = hello(MAX_FIELDS);
         assert!(reply.len() < MAX_REPLY);
         let mut outline = Outline::default();
         let mut steps = 0;
         for end in 1..=reply.len() {
-            let (at, searched) = (outline.at, outline.searched);
+            let before = outline.at.max(outline.searched);
             let complete = outline.is_complete(&reply[..end], 256);
             assert_eq!(complete, end == reply.len(), "after {end} bytes");
-            steps += outline.at.max(outline.searched) - at.max(searched);
+            steps += outline.at.max(outline.searched) - before;
         }
-        assert!(steps <= reply.len(), "every byte is looked at once");
-        assert!(read(256, reply.chunks(1).map(<[u8]>::to_vec)).is_ok());
+        assert!(steps <= reply.len(), "{steps} steps");
+    }
+
+    /// Parsed again for every byte, one that is eight times as long takes 64 times as long.
+    #[test]
+    fn a_reply_in_pieces_is_not_parsed_again_for_each() {
+        let quickest = |elements: usize| {
+            let reply = hello(elements);
+            let times = (0..5).map(|_| {
+                let begun = std::time::Instant::now();
+                assert!(read_all(256, reply.chunks(1)).1.is_ok());
+                begun.elapsed()
+            });
+            times.min().unwrap()
+        };
+        let (short, long) = (quickest(MAX_FIELDS / 8), quickest(MAX_FIELDS));
+        assert!(long < 30 * short, "{short:?}, then {long:?}");
     }
 
     #[test]
