@@ -82,6 +82,7 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
     const NEVER: Duration = Duration::from_secs(3600);
+    const PATIENCE: Duration = Duration::from_secs(20);
 
     fn address(text: &str) -> SocketAddr {
         text.parse().unwrap()
@@ -138,7 +139,8 @@ mod tests {
             (&[AcceptsLate, Refuses], MS, Ok(0), 2),
             (&[], NEVER, none(), 0),
         ] {
-            assert_eq!(raced(fates, head_start).await, (end, tried));
+            let raced = timeout(PATIENCE, raced(fates, head_start)).await;
+            assert_eq!(raced.unwrap(), (end, tried));
         }
         let alone = timeout(50 * MS, raced(&[Swallows, Accepts], NEVER)).await;
         assert!(alone.is_err(), "control: the second has to wait");
