@@ -79,7 +79,7 @@ impl Inbox {
 }
 
 /// Never under a lock: a waker is foreign code, which may come back here.
-fn wake(waker: Option<Waker>) {
+pub(crate) fn wake(waker: Option<Waker>) {
     if let Some(waker) = waker {
         waker.wake();
     }
