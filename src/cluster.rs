@@ -122,8 +122,8 @@ impl Cluster {
 
     /// The gaps that end from now on, one for each outage of the bus in which messages of other nodes may
     /// have been missed; none for a Redis that was absent from the start. A stream that begins in an
-    /// outage tells of that outage. A reader that keeps up misses none; one that lags more than 16
-    /// behind misses the oldest. Ends with the node.
+    /// outage tells of that outage. A reader misses none; one that lags more than 16 behind is told
+    /// of the oldest as one gap that spans them. Ends with the node.
     pub fn gaps(&self) -> impl Stream<Item = Gap> + Send + Unpin + use<> {
         self.node.gaps().stream()
     }

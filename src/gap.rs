@@ -1,12 +1,17 @@
 //! A span of time in which messages of other nodes may have been missed.
 
+use std::collections::VecDeque;
+use std::mem::swap;
+use std::pin::Pin;
+use std::sync::{Arc, Weak};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, SystemTime};
 
 use futures::Stream;
-use tokio::sync::broadcast;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use crate::health::follow;
+use crate::inbox::wake;
 
 /// An outage of the bus that is over, and during which messages of other nodes may have been missed: Redis
 /// pub/sub does not repeat them.
@@ -42,26 +47,99 @@ impl Gap {
     }
 }
 
-/// How many gaps a reader may lag behind before it misses the oldest.
+/// How many gaps wait for a reader before the two oldest become one.
 const HISTORY: usize = 16;
 
 /// Everyone who wants to know of gaps.
 #[derive(Debug)]
-pub(crate) struct Gaps(broadcast::Sender<Gap>);
+pub(crate) struct Gaps(Mutex<Vec<Weak<Reader>>>);
+
+#[derive(Debug, Default)]
+struct Reader(Mutex<Unread>);
+
+#[derive(Debug, Default)]
+struct Unread {
+    gaps: VecDeque<Gap>,
+    ended: bool,
+    waker: Option<Waker>,
+}
+
+struct Told(Arc<Reader>);
 
 impl Gaps {
     pub(crate) fn new() -> Self {
-        Self(broadcast::Sender::new(HISTORY))
+        Self(Mutex::default())
     }
 
     pub(crate) fn tell(&self, gap: Gap) {
-        // Fails only when nobody wants to know.
-        let _ = self.0.send(gap);
+        for reader in self.readers() {
+            reader.change(|unread| unread.push(gap));
+        }
     }
 
-    /// The gaps that end from now on; ends with the node.
+    /// The gaps that end from now on; ends with the node. Who lags is told of several as one that spans them.
     pub(crate) fn stream(&self) -> impl Stream<Item = Gap> + Send + Unpin + use<> {
-        follow(self.0.subscribe())
+        let reader = Arc::new(Reader::default());
+        let mut readers = self.0.lock();
+        // Only before it would grow, so that many readers cost no square.
+        if readers.len() == readers.capacity() {
+            readers.retain(|reader| reader.strong_count() > 0);
+        }
+        readers.push(Arc::downgrade(&reader));
+        Told(reader)
+    }
+
+    fn readers(&self) -> Vec<Arc<Reader>> {
+        self.0.lock().iter().filter_map(Weak::upgrade).collect()
+    }
+}
+
+impl Drop for Gaps {
+    fn drop(&mut self) {
+        for reader in self.readers() {
+            reader.change(|unread| unread.ended = true);
+        }
+    }
+}
+
+impl Reader {
+    fn change(&self, change: impl FnOnce(&mut Unread)) {
+        let mut unread = self.0.lock();
+        change(&mut unread);
+        let waker = unread.waker.take();
+        drop(unread);
+        wake(waker);
+    }
+}
+
+impl Unread {
+    fn push(&mut self, gap: Gap) {
+        if self.gaps.len() == HISTORY
+            && let Some(oldest) = self.gaps.pop_front()
+            && let Some(next) = self.gaps.front_mut()
+        {
+            next.from = next.from.min(oldest.from);
+            next.until = next.until.max(oldest.until);
+        }
+        self.gaps.push_back(gap);
+    }
+}
+
+impl Stream for Told {
+    type Item = Gap;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Gap>> {
+        // Before the guard, so that what it is swapped for is dropped after it.
+        let mut waker = Some(cx.waker().clone());
+        let mut unread = self.0.0.lock();
+        if let Some(gap) = unread.gaps.pop_front() {
+            return Poll::Ready(Some(gap));
+        }
+        if unread.ended {
+            return Poll::Ready(None);
+        }
+        swap(&mut unread.waker, &mut waker);
+        Poll::Pending
     }
 }
 
@@ -100,5 +178,30 @@ mod tests {
         assert_eq!(asked.next().await, Some(third));
         drop(gaps);
         assert_eq!(asked.next().await, None);
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_lags_is_told_of_one_gap_that_spans_what_it_missed() {
+        let gaps = Gaps::new();
+        let mut lagging = gaps.stream();
+        let start = SystemTime::UNIX_EPOCH;
+        let told: Vec<_> = (0..219)
+            .map(|n| Gap {
+                from: start + 2 * n * S,
+                until: start + (2 * n + 1) * S,
+            })
+            .collect();
+        for gap in &told {
+            gaps.tell(*gap);
+        }
+        drop(gaps);
+        let heard: Vec<_> = lagging.by_ref().collect().await;
+        assert_eq!(heard.len(), HISTORY);
+        let merged = told.len() - HISTORY;
+        assert_eq!(
+            (heard[0].from, heard[0].until),
+            (told[0].from, told[merged].until)
+        );
+        assert_eq!(heard[1..], told[merged + 1..]);
     }
 }

@@ -1,6 +1,7 @@
 //! What a client sent and the handler has not read yet.
 
 use std::collections::VecDeque;
+use std::mem::swap;
 use std::task::{Context, Poll, Waker};
 
 use parking_lot::Mutex;
@@ -27,47 +28,58 @@ struct State {
 impl Inbox {
     /// Waits until the handler has made room.
     pub(crate) fn poll_room(&self, cx: &mut Context<'_>) -> Poll<()> {
+        // Before the guard, so that what it is swapped for is dropped after it.
+        let mut waker = Some(cx.waker().clone());
         let mut state = self.0.lock();
         if state.messages.len() < MAX_MESSAGES {
             return Poll::Ready(());
         }
-        state.driver = Some(cx.waker().clone());
+        swap(&mut state.driver, &mut waker);
         Poll::Pending
     }
 
     pub(crate) fn push(&self, message: Message) {
         let mut state = self.0.lock();
-        if !state.ended {
-            state.messages.push_back(message);
-            wake(state.handler.take());
+        if state.ended {
+            return;
         }
+        state.messages.push_back(message);
+        let handler = state.handler.take();
+        drop(state);
+        wake(handler);
     }
 
     /// Nothing more will come; what is there can still be read.
     pub(crate) fn end(&self) {
         let mut state = self.0.lock();
         state.ended = true;
-        wake(state.handler.take());
+        let handler = state.handler.take();
+        drop(state);
+        wake(handler);
     }
 
     pub(crate) fn poll_next(&self, cx: &mut Context<'_>) -> Poll<Option<Message>> {
+        let mut waker = Some(cx.waker().clone());
         let mut state = self.0.lock();
         if let Some(message) = state.messages.pop_front() {
             if state.messages.is_empty() {
                 state.messages = VecDeque::new();
             }
-            wake(state.driver.take());
+            let driver = state.driver.take();
+            drop(state);
+            wake(driver);
             return Poll::Ready(Some(message));
         }
         if state.ended {
             return Poll::Ready(None);
         }
-        state.handler = Some(cx.waker().clone());
+        swap(&mut state.handler, &mut waker);
         Poll::Pending
     }
 }
 
-fn wake(waker: Option<Waker>) {
+/// Never under a lock: a waker is foreign code, which may come back here.
+pub(crate) fn wake(waker: Option<Waker>) {
     if let Some(waker) = waker {
         waker.wake();
     }
@@ -75,7 +87,58 @@ fn wake(waker: Option<Waker>) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, mpsc};
+    use std::task::Wake;
+    use std::thread;
+    use std::time::Duration;
+
     use super::*;
+
+    /// Comes back to the inbox when it is woken and when it is dropped.
+    struct Reentrant(Arc<Inbox>, mpsc::Sender<()>);
+
+    impl Wake for Reentrant {
+        fn wake(self: Arc<Self>) {
+            let _ = self.0.poll_room(&mut Context::from_waker(Waker::noop()));
+            let _ = self.1.send(());
+        }
+    }
+
+    impl Drop for Reentrant {
+        fn drop(&mut self) {
+            let _ = self.0.poll_room(&mut Context::from_waker(Waker::noop()));
+        }
+    }
+
+    #[test]
+    fn a_waker_may_come_back() {
+        let steps: [fn(&Inbox); 3] = [
+            |inbox| inbox.push("woken".into()),
+            Inbox::end,
+            // Replaces the waker, which drops it.
+            |inbox| {
+                let _ = inbox.poll_next(&mut Context::from_waker(Waker::noop()));
+            },
+        ];
+        for (n, step) in steps.into_iter().enumerate() {
+            let inbox = Arc::new(Inbox::default());
+            let (woken, wakes) = mpsc::channel();
+            let (done, over) = mpsc::channel();
+            thread::spawn(move || {
+                let waker = Waker::from(Arc::new(Reentrant(inbox.clone(), woken)));
+                assert!(
+                    inbox
+                        .poll_next(&mut Context::from_waker(&waker))
+                        .is_pending()
+                );
+                drop(waker);
+                step(&inbox);
+                let _ = done.send(wakes.try_recv().is_ok());
+            });
+            let came = over.recv_timeout(Duration::from_secs(10));
+            assert_eq!(came, Ok(n < 2), "step {n}");
+        }
+    }
 
     #[test]
     fn reading_stops_when_the_handler_does_not_read() {

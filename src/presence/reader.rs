@@ -1,6 +1,7 @@
 //! What one reader of presence has not read yet.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::mem::swap;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
@@ -9,6 +10,7 @@ use tokio::sync::Notify;
 
 use super::PresenceChange;
 use crate::id::UserId;
+use crate::inbox::wake;
 
 /// Bounded by the number of users: of each, the reader is told the last state only.
 #[derive(Debug)]
@@ -48,7 +50,8 @@ impl Reader {
         {
             return;
         }
-        let state = &mut *self.state.lock();
+        let mut guard = self.state.lock();
+        let state = &mut *guard;
         // A change and its reverse, both unread: for this reader nothing happened.
         if let Some(place) = state.places.remove(user) {
             state.unread.remove(&place);
@@ -57,17 +60,23 @@ impl Reader {
         state.places.insert(user.clone(), state.next);
         state.unread.insert(state.next, change.clone());
         state.next += 1;
-        state.wake();
+        let waker = state.waker.take();
+        drop(guard);
+        wake(waker);
     }
 
     /// Nothing more will come.
     pub(crate) fn end(&self) {
         let mut state = self.state.lock();
         state.ended = true;
-        state.wake();
+        let waker = state.waker.take();
+        drop(state);
+        wake(waker);
     }
 
     pub(crate) fn poll_next(&self, cx: &mut Context<'_>) -> Poll<Option<PresenceChange>> {
+        // Before the guard, so that what it is swapped for is dropped after it.
+        let mut waker = Some(cx.waker().clone());
         let mut state = self.state.lock();
         if let Some((_, change)) = state.unread.pop_first() {
             state.places.remove(change.user());
@@ -76,7 +85,7 @@ impl Reader {
         if state.ended {
             return Poll::Ready(None);
         }
-        state.waker = Some(cx.waker().clone());
+        swap(&mut state.waker, &mut waker);
         Poll::Pending
     }
 }
@@ -84,14 +93,6 @@ impl Reader {
 impl Drop for Reader {
     fn drop(&mut self) {
         self.gone.notify_one();
-    }
-}
-
-impl State {
-    fn wake(&mut self) {
-        if let Some(waker) = self.waker.take() {
-            waker.wake();
-        }
     }
 }
 
@@ -106,6 +107,33 @@ mod tests {
             read.push(format!("{change:?}"));
         }
         read
+    }
+
+    /// Comes back to the reader when it is woken.
+    struct Reentrant(Arc<Reader>);
+
+    impl std::task::Wake for Reentrant {
+        fn wake(self: Arc<Self>) {
+            read(&self.0);
+        }
+    }
+
+    #[test]
+    fn a_waker_may_come_back() {
+        let (done, over) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let reader = Arc::new(Reader::new(None, Arc::default()));
+            let waker = Waker::from(Arc::new(Reentrant(reader.clone())));
+            let mut cx = Context::from_waker(&waker);
+            assert!(reader.poll_next(&mut cx).is_pending());
+            reader.push(&PresenceChange::Online("x".into()));
+            let left = read(&reader);
+            assert!(reader.poll_next(&mut cx).is_pending());
+            reader.end();
+            let _ = done.send(left);
+        });
+        let left = over.recv_timeout(std::time::Duration::from_secs(10));
+        assert_eq!(left, Ok(Vec::new()), "the waker read it");
     }
 
     #[test]
