@@ -99,8 +99,9 @@ async fn every_outage_of_a_row_is_noticed_survived_and_one_gap() {
 async fn killed_subscribers_lose_nothing_outside_the_gap() {
     let mut lab = Lab::redis();
     let [a, b] = lab.nodes().await;
-    let mut watch = Watch::new(&a);
+    let (mut watch, mut other) = (Watch::new(&a), Watch::new(&b));
     watch.until_up().await;
+    other.until_up().await;
     let mut client = a.client("alice").await;
     let connections = lab.server().connections();
     assert_eq!(connections, 4, "control: two of each node");
@@ -117,6 +118,8 @@ async fn killed_subscribers_lose_nothing_outside_the_gap() {
         watch.until_up().await;
         figures.healed();
         faults.push(figures);
+        other.until_degraded().await;
+        other.until_up().await;
     }
     traffic.passes(20).await;
     let heard = async || heard_until_fence(&b.broadcaster, &mut client).await;
