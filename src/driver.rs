@@ -191,10 +191,7 @@ impl Driver {
             return false;
         }
         let Self { io, socket, .. } = self;
-        let written = socket
-            .outbox
-            .poll_write(cx, |cx, bytes| io.poll_write(cx, bytes));
-        match written {
+        match socket.outbox.poll_write(cx, io) {
             Poll::Ready(Ok(())) => match self.io.poll_flush(cx) {
                 Poll::Ready(Ok(())) => return true,
                 Poll::Ready(Err(_)) => self.vanish(),

@@ -1,7 +1,6 @@
 //! A span of time in which messages of other nodes may have been missed.
 
 use std::collections::VecDeque;
-use std::mem::swap;
 use std::pin::Pin;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker};
@@ -11,7 +10,7 @@ use futures::Stream;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use crate::inbox::wake;
+use crate::waker::{poll_locked, wake};
 
 /// An outage of the bus that is over, and during which messages of other nodes may have been missed: Redis
 /// pub/sub does not repeat them.
@@ -129,17 +128,15 @@ impl Stream for Told {
     type Item = Gap;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Gap>> {
-        // Before the guard, so that what it is swapped for is dropped after it.
-        let mut waker = Some(cx.waker().clone());
-        let mut unread = self.0.0.lock();
-        if let Some(gap) = unread.gaps.pop_front() {
-            return Poll::Ready(Some(gap));
-        }
-        if unread.ended {
-            return Poll::Ready(None);
-        }
-        swap(&mut unread.waker, &mut waker);
-        Poll::Pending
+        poll_locked(
+            &self.0.0,
+            cx,
+            |unread| &mut unread.waker,
+            |unread| match (unread.gaps.pop_front(), unread.ended) {
+                (None, false) => Poll::Pending,
+                (gap, _) => Poll::Ready(gap),
+            },
+        )
     }
 }
 

@@ -1,12 +1,12 @@
 //! What a client sent and the handler has not read yet.
 
 use std::collections::VecDeque;
-use std::mem::swap;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 
 use parking_lot::Mutex;
 
 use crate::message::Message;
+use crate::waker::{poll_locked, wake};
 
 /// How many messages wait for the handler before reading stops: the client then feels it through
 /// TCP. Enough to keep a busy handler from waiting for its own task's next turn.
@@ -25,17 +25,33 @@ struct State {
     driver: Option<Waker>,
 }
 
+impl State {
+    /// The next message, and who waits for its room.
+    fn next(&mut self) -> Poll<(Option<Message>, Option<Waker>)> {
+        let message = self.messages.pop_front();
+        if self.messages.is_empty() {
+            self.messages = VecDeque::new();
+        }
+        match message {
+            None if !self.ended => Poll::Pending,
+            None => Poll::Ready((None, None)),
+            message => Poll::Ready((message, self.driver.take())),
+        }
+    }
+}
+
 impl Inbox {
     /// Waits until the handler has made room.
     pub(crate) fn poll_room(&self, cx: &mut Context<'_>) -> Poll<()> {
-        // Before the guard, so that what it is swapped for is dropped after it.
-        let mut waker = Some(cx.waker().clone());
-        let mut state = self.0.lock();
-        if state.messages.len() < MAX_MESSAGES {
-            return Poll::Ready(());
-        }
-        swap(&mut state.driver, &mut waker);
-        Poll::Pending
+        poll_locked(
+            &self.0,
+            cx,
+            |state| &mut state.driver,
+            |state| match state.messages.len() < MAX_MESSAGES {
+                true => Poll::Ready(()),
+                false => Poll::Pending,
+            },
+        )
     }
 
     pub(crate) fn push(&self, message: Message) {
@@ -59,29 +75,14 @@ impl Inbox {
     }
 
     pub(crate) fn poll_next(&self, cx: &mut Context<'_>) -> Poll<Option<Message>> {
-        let mut waker = Some(cx.waker().clone());
-        let mut state = self.0.lock();
-        if let Some(message) = state.messages.pop_front() {
-            if state.messages.is_empty() {
-                state.messages = VecDeque::new();
-            }
-            let driver = state.driver.take();
-            drop(state);
-            wake(driver);
-            return Poll::Ready(Some(message));
-        }
-        if state.ended {
-            return Poll::Ready(None);
-        }
-        swap(&mut state.handler, &mut waker);
-        Poll::Pending
-    }
-}
-
-/// Never under a lock: a waker is foreign code, which may come back here.
-pub(crate) fn wake(waker: Option<Waker>) {
-    if let Some(waker) = waker {
-        waker.wake();
+        let (message, driver) = ready!(poll_locked(
+            &self.0,
+            cx,
+            |state| &mut state.handler,
+            State::next
+        ));
+        wake(driver);
+        Poll::Ready(message)
     }
 }
 

@@ -166,6 +166,7 @@ mod share;
 mod slot;
 mod socket;
 mod topic;
+mod waker;
 mod wire;
 mod worker;
 mod ws;

@@ -8,7 +8,8 @@ mod queue;
 mod state;
 
 use std::fmt;
-use std::io::{self, ErrorKind, IoSlice};
+use std::io::{self, ErrorKind};
+use std::mem::take;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -20,14 +21,15 @@ use tokio::time::Instant;
 pub(crate) use self::queue::OutboxLimits;
 use self::queue::Queue;
 pub use self::queue::SlowConsumer;
-use self::state::{State, try_write, wake};
+use self::state::{State, Writing};
 use crate::close::Close;
 use crate::expiry::{Clock, Expiry};
-use crate::heartbeat::{Beat, Heartbeat, HeartbeatTimes};
+use crate::heartbeat::{Heartbeat, HeartbeatTimes};
 use crate::id::{SocketId, UserId};
 use crate::registry::Member;
+use crate::waker::poll_locked;
 use crate::ws::frame::Frame;
-use crate::ws::lend_buffer;
+use crate::ws::{TaskWriter, lend_buffer};
 
 /// What became of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +44,14 @@ pub(crate) enum Pushed {
 }
 
 impl Pushed {
+    /// Taken, at the price of so many.
+    fn instead_of(dropped: usize) -> Self {
+        match dropped {
+            0 => Self::Taken,
+            _ => Self::Replaced(dropped),
+        }
+    }
+
     /// Whether the client will get it.
     pub(crate) fn is_taken(self) -> bool {
         matches!(self, Self::Taken | Self::Replaced(_))
@@ -83,98 +93,101 @@ impl Outbox {
         }
     }
 
+    /// Whatever is done under the lock; whom it concerns is woken after it.
+    fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        let mut state = self.state.lock();
+        let changed = change(&mut state);
+        let wakes = state.take_wakes();
+        drop(state);
+        wakes.wake();
+        changed
+    }
+
     // Senders --------------------------------------------------------------------------------------
 
     /// Writes a frame, or queues it when others are before it. Never waits.
     pub(crate) fn send(&self, frame: &Frame, limits: &OutboxLimits) -> Pushed {
-        let mut state = self.state.lock();
-        if state.end.is_some() {
-            return Pushed::Closed;
-        }
-        if let Some(stream) = &state.stream
-            && state.queue.is_empty()
-        {
-            let written = stream.try_write(frame.as_bytes()).unwrap_or(0);
-            if written == frame.len() {
+        self.change(|state| {
+            if state.end.is_some() {
+                return Pushed::Closed;
+            }
+            if let Some(stream) = &state.stream
+                && state.queue.is_empty()
+            {
+                let written = stream.try_write(frame.as_bytes()).unwrap_or(0);
+                if written < frame.len() {
+                    state.queue.push_begun(frame.clone(), written);
+                    state.note_progress(true);
+                    state.wake_driver();
+                }
                 return Pushed::Taken;
             }
-            state.queue.push_begun(frame.clone(), written);
-            state.note_progress(true);
-            wake(state.driver.take());
-            return Pushed::Taken;
-        }
-        let blocked = state.stalled.is_some();
-        let dropped = match state.make_room(frame, limits) {
-            Ok(dropped) => dropped,
-            Err(lost) => return Pushed::Overflowed(lost),
-        };
-        state.queue.push(frame.clone());
-        // While the kernel takes nothing, only its own wake-up helps.
-        if !blocked {
-            state.leave_to_task();
-        }
-        if dropped == 0 {
-            Pushed::Taken
-        } else {
-            Pushed::Replaced(dropped)
-        }
+            let blocked = state.stalled.is_some();
+            let dropped = match state.make_room(frame, limits) {
+                Ok(dropped) => dropped,
+                Err(lost) => return Pushed::Overflowed(lost),
+            };
+            state.queue.push(frame.clone());
+            // While the kernel takes nothing, only its own wake-up helps.
+            if !blocked {
+                state.leave_to_task();
+            }
+            Pushed::instead_of(dropped)
+        })
     }
 
     /// Queues a frame that will leave with others by [`write_collected`](Self::write_collected). Also
     /// tells whether it is the first of them.
     pub(crate) fn collect(&self, frame: &Frame, limits: &OutboxLimits) -> (Pushed, bool) {
-        let mut state = self.state.lock();
-        if state.end.is_some() {
-            return (Pushed::Closed, false);
-        }
-        let dropped = match state.make_room(frame, limits) {
-            Ok(dropped) => dropped,
-            Err(lost) => return (Pushed::Overflowed(lost), false),
-        };
-        state.queue.push(frame.clone());
-        let first = !std::mem::replace(&mut state.collecting, true);
-        (
-            if dropped == 0 {
-                Pushed::Taken
-            } else {
-                Pushed::Replaced(dropped)
-            },
-            first,
-        )
+        self.change(|state| {
+            if state.end.is_some() {
+                return (Pushed::Closed, false);
+            }
+            let dropped = match state.make_room(frame, limits) {
+                Ok(dropped) => dropped,
+                Err(lost) => return (Pushed::Overflowed(lost), false),
+            };
+            state.queue.push(frame.clone());
+            let first = !std::mem::replace(&mut state.collecting, true);
+            (Pushed::instead_of(dropped), first)
+        })
     }
 
     /// Ends the socket like [`close`](Self::close), but says so with what else is collected. Whether that is
     /// the first of it.
     pub(crate) fn collect_close(&self, close: &Close) -> bool {
-        let mut state = self.state.lock();
-        if state.end.is_some() {
-            return false;
-        }
-        state.queue_close(close.clone());
-        !std::mem::replace(&mut state.collecting, true)
+        self.change(|state| {
+            if state.end.is_some() {
+                return false;
+            }
+            state.queue_close(close.clone());
+            !std::mem::replace(&mut state.collecting, true)
+        })
     }
 
     /// Writes what was collected, in one write where the kernel takes it. Whether it is the socket's task that
     /// has to.
     pub(crate) fn write_collected(&self) -> bool {
-        let mut state = self.state.lock();
-        if state.collecting {
-            state.write_queue();
-        }
-        if state.end.is_some() {
-            state.wake_all();
-        }
-        state.stream.is_none()
+        self.change(|state| {
+            if state.collecting {
+                state.write_queue();
+            }
+            if state.end.is_some() {
+                state.wake_all();
+            }
+            state.stream.is_none()
+        })
     }
 
     /// Ends the socket after what is queued. The first close wins; returns whether this was it.
     pub(crate) fn close(&self, close: Close) -> bool {
-        let mut state = self.state.lock();
-        if state.end.is_some() {
-            return false;
-        }
-        state.end(close);
-        true
+        self.change(|state| {
+            let first = state.end.is_none();
+            if first {
+                state.end(close);
+            }
+            first
+        })
     }
 
     // The handler ----------------------------------------------------------------------------------
@@ -185,27 +198,24 @@ impl Outbox {
         cx: &mut Context<'_>,
         limits: &OutboxLimits,
     ) -> Poll<Result<(), Close>> {
-        let mut state = self.state.lock();
-        if let Some(end) = &state.end {
-            return Poll::Ready(Err(end.close.clone()));
-        }
-        if state.queue.has_room(limits) {
-            return Poll::Ready(Ok(()));
-        }
-        state.handler = Some(cx.waker().clone());
-        Poll::Pending
+        poll_locked(&self.state, cx, State::handler, |state| match &state.end {
+            Some(end) => Poll::Ready(Err(end.close.clone())),
+            None if state.queue.has_room(limits) => Poll::Ready(Ok(())),
+            None => Poll::Pending,
+        })
     }
 
     /// Takes the handler's frame into the room that [`poll_room`](Self::poll_room) found; the socket's
     /// task, which runs next, writes all that the handler said in one go.
     pub(crate) fn push_into_room(&self, frame: Frame) -> Result<(), Close> {
-        let mut state = self.state.lock();
-        if let Some(end) = &state.end {
-            return Err(end.close.clone());
-        }
-        state.queue.push(frame);
-        state.leave_to_task();
-        Ok(())
+        self.change(|state| {
+            if let Some(end) = &state.end {
+                return Err(end.close.clone());
+            }
+            state.queue.push(frame);
+            state.leave_to_task();
+            Ok(())
+        })
     }
 
     /// What ended the socket, once something has.
@@ -215,12 +225,12 @@ impl Outbox {
 
     /// Waits until the stream is gone.
     pub(crate) fn poll_finished(&self, cx: &mut Context<'_>) -> Poll<()> {
-        let mut state = self.state.lock();
-        if state.finished {
-            return Poll::Ready(());
-        }
-        state.handler = Some(cx.waker().clone());
-        Poll::Pending
+        poll_locked(&self.state, cx, State::handler, |state| {
+            match state.finished {
+                true => Poll::Ready(()),
+                false => Poll::Pending,
+            }
+        })
     }
 
     // The socket's task ----------------------------------------------------------------------------
@@ -255,21 +265,23 @@ impl Outbox {
 
     /// The client ended it, or broke the rules: it is told, and nothing else.
     pub(crate) fn answer(&self, close: Close) {
-        let mut state = self.state.lock();
-        if state.end.is_none() {
-            state.queue.discard();
-            state.end(close);
-        }
+        self.change(|state| {
+            if state.end.is_none() {
+                state.queue.discard();
+                state.end(close);
+            }
+        });
     }
 
     /// The client is gone: nobody reads what is queued.
     pub(crate) fn abandon(&self, close: Close) {
-        let mut state = self.state.lock();
-        state.queue.discard();
-        if state.end.is_none() {
-            state.note_end(close);
-            state.wake_all();
-        }
+        self.change(|state| {
+            state.queue.discard();
+            if state.end.is_none() {
+                state.note_end(close);
+                state.wake_all();
+            }
+        });
     }
 
     pub(crate) fn phase(&self) -> Phase {
@@ -281,72 +293,68 @@ impl Outbox {
         }
     }
 
-    /// Writes what is queued; ready when nothing is left. The task is woken when there is more. Where
-    /// there is no stream to share, `write` does it.
+    /// Writes what is queued; ready when nothing is left. The task is woken when there is more. `io` is called
+    /// without the lock: it is foreign code.
     pub(crate) fn poll_write(
         &self,
         cx: &mut Context<'_>,
-        mut write: impl FnMut(&mut Context<'_>, &[u8]) -> Poll<io::Result<usize>>,
+        io: &mut impl TaskWriter,
     ) -> Poll<io::Result<()>> {
-        let state = &mut *self.state.lock();
-        if !state
-            .driver
-            .as_ref()
-            .is_some_and(|waker| waker.will_wake(cx.waker()))
-        {
-            state.driver = Some(cx.waker().clone());
-        }
-        (state.collecting, state.owed) = (false, false);
-        let before = state.queue.left();
-        let result = match &state.stream {
-            Some(stream) => state
-                .queue
-                .write(|slices| or_would_block(write_when_ready(stream, cx, slices))),
-            None => lend_buffer(|buffer| {
-                state
-                    .queue
-                    .write_through(buffer, |bytes| or_would_block(write(cx, bytes)))
-            }),
-        };
-        let progress = state.queue.left() < before;
-        if progress {
-            wake(state.handler.take());
-        }
-        match result {
-            Ok(()) => {
-                state.stalled = None;
-                Poll::Ready(Ok(()))
+        let _ = poll_locked(&self.state, cx, State::driver, |_| Poll::<()>::Pending);
+        let mut progress = false;
+        loop {
+            match self.change(|state| state.begin_writing(&mut progress)) {
+                Writing::Over(result) => return Poll::Ready(result),
+                Writing::Blocked => ready!(io.poll_writable(cx))?,
+                Writing::ByTask(queue) => return self.write_by_task(cx, queue, io),
             }
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                state.note_progress(progress);
-                state.owed = progress;
-                Poll::Pending
-            }
-            Err(error) => Poll::Ready(Err(error)),
         }
+    }
+
+    /// Writes what was taken out, while others queue what comes after it.
+    fn write_by_task(
+        &self,
+        cx: &mut Context<'_>,
+        mut queue: Queue,
+        io: &mut impl TaskWriter,
+    ) -> Poll<io::Result<()>> {
+        let before = queue.left();
+        let written = lend_buffer(|buffer| {
+            queue.write_through(buffer, |bytes| or_would_block(io.poll_write(cx, bytes)))
+        });
+        let progress = queue.left() < before;
+        let is_over = written.is_ok();
+        let result = self.change(|state| state.end_writing(queue, written, progress));
+        if is_over && result.is_pending() {
+            cx.waker().wake_by_ref();
+        }
+        result
     }
 
     /// Shuts the writing side of a shared stream.
     pub(crate) fn shut(&self) {
-        self.state.lock().stream = None;
+        let stream = self.change(|state| state.stream.take());
+        drop(stream);
     }
 
     /// The stream is gone.
     pub(crate) fn finish(&self) {
-        let mut state = self.state.lock();
-        state.finished = true;
-        state.stream = None;
-        state.queue = Queue::default();
-        state.wake_all();
+        let rest = self.change(|state| {
+            state.finished = true;
+            state.wake_all();
+            (state.stream.take(), take(&mut state.queue))
+        });
+        drop(rest);
     }
 
     // The end of the node --------------------------------------------------------------------------
 
     /// Drops the stream, whatever is still to be said.
     pub(crate) fn cut(&self) {
-        let mut state = self.state.lock();
-        state.killed = true;
-        state.wake_all();
+        self.change(|state| {
+            state.killed = true;
+            state.wake_all();
+        });
     }
 
     // The sweeper ----------------------------------------------------------------------------------
@@ -354,46 +362,7 @@ impl Outbox {
     /// Does what time demands: pings, gives up the silent and the stalled, ends what has expired. Time in
     /// which the process slept is demanded of nobody; an identity expires all the same.
     pub(crate) fn sweep(&self, clock: Clock, slept: Duration, times: &HeartbeatTimes) -> Swept {
-        let now = clock.now;
-        let mut state = self.state.lock();
-        if !slept.is_zero() {
-            state.excuse(slept, now);
-        }
-        if let Some(end) = &state.end {
-            if end.deadline <= now {
-                state.killed = true;
-                wake(state.driver.take());
-            }
-            return Swept::Fine;
-        }
-        if state.expiry.is_some_and(|expiry| expiry.is_over(clock)) {
-            state.end(Close::from_static(Close::EXPIRED, "the identity expired"));
-            return Swept::Fine;
-        }
-        if state
-            .stalled
-            .is_some_and(|since| since + times.write_timeout <= now)
-        {
-            let lost = state.queue.discard();
-            state.kill(Close::from_static(
-                Close::TRY_AGAIN_LATER,
-                "the client accepts nothing",
-            ));
-            return Swept::Stalled(lost);
-        }
-        match state.heartbeat.poll(now, times, self.id.number) {
-            Beat::Wait => {}
-            Beat::Ping => {
-                state.queue.push(Frame::ping());
-                state.write_queue();
-            }
-            Beat::Dead if state.paused => {
-                state.trust_acknowledgements(times.patience());
-                state.heartbeat.seen(now);
-            }
-            Beat::Dead => state.kill(Close::from_static(Close::ABNORMAL, "no sign of life")),
-        }
-        Swept::Fine
+        self.change(|state| state.sweep(clock, slept, times, self.id.number))
     }
 }
 
@@ -401,21 +370,6 @@ fn or_would_block(written: Poll<io::Result<usize>>) -> io::Result<usize> {
     match written {
         Poll::Ready(written) => written,
         Poll::Pending => Err(ErrorKind::WouldBlock.into()),
-    }
-}
-
-fn write_when_ready(
-    stream: &OwnedWriteHalf,
-    cx: &mut Context<'_>,
-    slices: &[IoSlice<'_>],
-) -> Poll<io::Result<usize>> {
-    loop {
-        match try_write(stream, slices) {
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                ready!(stream.as_ref().poll_write_ready(cx))?;
-            }
-            written => return Poll::Ready(written),
-        }
     }
 }
 
@@ -431,13 +385,16 @@ impl Member for Arc<Outbox> {
 
 impl fmt::Debug for Outbox {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let state = self.state.lock();
+        let (frames, bytes) = {
+            let state = self.state.lock();
+            (state.queue.len(), state.queue.left())
+        };
         f.debug_struct("Outbox")
             .field("id", &self.id)
             .field("user", &self.user)
-            .field("frames", &state.queue.len())
-            .field("bytes", &state.queue.left())
-            .field("close", &state.end.as_ref().map(|end| &end.close))
+            .field("frames", &frames)
+            .field("bytes", &bytes)
+            .field("close", &self.close_reason())
             .finish()
     }
 }
@@ -452,6 +409,7 @@ impl Outbox {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
     use std::task::{Wake, Waker};
     use std::time::UNIX_EPOCH;
 
@@ -464,6 +422,22 @@ mod tests {
     use super::*;
     use crate::config::CLOSING;
     use crate::id::NodeId;
+    use crate::ws::Io;
+
+    /// A stream that nobody shares.
+    impl<W: FnMut(&mut Context<'_>, &[u8]) -> Poll<io::Result<usize>>> TaskWriter for W {
+        fn poll_writable(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            unreachable!("the task writes by itself")
+        }
+
+        fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+            self(cx, bytes)
+        }
+    }
+
+    fn by_task<W: FnMut(&mut Context<'_>, &[u8]) -> Poll<io::Result<usize>>>(write: W) -> W {
+        write
+    }
 
     #[derive(Default)]
     struct Flag(Mutex<bool>);
@@ -502,10 +476,11 @@ mod tests {
     fn written(outbox: &Outbox) -> Vec<u8> {
         let mut out = Vec::new();
         let mut cx = Context::from_waker(Waker::noop());
-        let result = outbox.poll_write(&mut cx, |_, bytes| {
+        let mut all = by_task(|_, bytes| {
             out.extend_from_slice(bytes);
             Poll::Ready(Ok(bytes.len()))
         });
+        let result = outbox.poll_write(&mut cx, &mut all);
         assert!(matches!(result, Poll::Ready(Ok(()))));
         out
     }
@@ -522,7 +497,7 @@ mod tests {
         let mut cx = Context::from_waker(Waker::noop());
         assert!(
             outbox
-                .poll_write(&mut cx, |_, _| Poll::Pending)
+                .poll_write(&mut cx, &mut by_task(|_, _| Poll::Pending))
                 .is_pending()
         );
     }
@@ -676,6 +651,104 @@ mod tests {
         assert!(pongs.ends_with(&99_999u32.to_be_bytes()));
     }
 
+    /// Comes back to the outbox that wakes it, as any executor may.
+    struct ComesBack {
+        outbox: Arc<Outbox>,
+        came: AtomicUsize,
+    }
+
+    impl Wake for ComesBack {
+        fn wake(self: Arc<Self>) {
+            self.outbox.close_reason();
+            self.outbox.phase();
+            self.outbox.collect(
+                &Frame::text("again"),
+                &limits(99, 9999, SlowConsumer::Close),
+            );
+            self.came.fetch_add(1, SeqCst);
+        }
+    }
+
+    /// On a thread of its own, which would hang.
+    fn in_time(what: &str, work: impl FnOnce() + Send + 'static) {
+        let (done, ended) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            work();
+            done.send(())
+        });
+        let ended = ended.recv_timeout(Duration::from_secs(30));
+        assert!(ended.is_ok(), "{what}: a dead-lock, or a panic");
+    }
+
+    #[test]
+    fn wakers_may_come_back() {
+        type Act = fn(&Outbox, &OutboxLimits);
+        let acts: [(&str, Act); 8] = [
+            ("send", |outbox, limits| {
+                outbox.send(&Frame::text("x"), limits);
+            }),
+            ("write what was collected", |outbox, limits| {
+                outbox.collect(&Frame::text("x"), limits);
+                outbox.write_collected();
+            }),
+            ("close", |outbox, _| {
+                outbox.close(Close::new(1000, ""));
+            }),
+            ("answer", |outbox, _| outbox.answer(Close::new(1000, ""))),
+            ("abandon", |outbox, _| outbox.abandon(Close::new(1000, ""))),
+            ("cut", |outbox, _| outbox.cut()),
+            ("finish", |outbox, _| outbox.finish()),
+            ("speak", |outbox, _| {
+                let _ = outbox.push_into_room(Frame::text("x"));
+            }),
+        ];
+        for (what, act) in acts {
+            in_time(what, move || {
+                let (outbox, limits) = (Arc::new(outbox()), limits(1, 1000, SlowConsumer::Close));
+                let came = AtomicUsize::new(0);
+                let back = Arc::new(ComesBack {
+                    outbox: outbox.clone(),
+                    came,
+                });
+                let waker = Waker::from(back.clone());
+                let mut cx = Context::from_waker(&waker);
+                // The task waits for something to write, the handler for the end.
+                let writing = outbox.poll_write(&mut cx, &mut by_task(|_, _| Poll::Pending));
+                assert!(writing.is_ready());
+                assert!(outbox.poll_finished(&mut cx).is_pending());
+                act(&outbox, &limits);
+                assert!(back.came.load(SeqCst) > 0, "{what} wakes");
+            });
+        }
+    }
+
+    /// TLS and HTTP/2 wake tasks of their own when they are written to.
+    #[test]
+    fn a_stream_may_come_back() {
+        in_time("writing", || {
+            let (outbox, limits) = (outbox(), limits(99, 9999, SlowConsumer::Close));
+            let mut cx = Context::from_waker(Waker::noop());
+            for text in ["1", "2"] {
+                outbox.send(&Frame::text(text), &limits);
+            }
+            let (mut out, mut turn) = (Vec::new(), 0);
+            let mut taking = by_task(|_, bytes| {
+                turn += 1;
+                if turn == 1 {
+                    // Queued behind what is being written, however much of that is taken.
+                    outbox.send(&Frame::text("3"), &limits);
+                    out.extend_from_slice(&bytes[..1]);
+                    return Poll::Ready(Ok(1));
+                }
+                out.extend_from_slice(bytes);
+                Poll::Ready(Ok(bytes.len()))
+            });
+            assert!(outbox.poll_write(&mut cx, &mut taking).is_pending());
+            assert!(outbox.poll_write(&mut cx, &mut taking).is_ready());
+            assert_eq!(out, frames(["1", "2", "3"]));
+        });
+    }
+
     #[test]
     fn the_handler_waits_for_room_and_is_woken() {
         let limits = limits(1, 1000, SlowConsumer::Close);
@@ -799,7 +872,7 @@ mod tests {
         let mut cx = Context::from_waker(Waker::noop());
         assert!(
             stalled
-                .poll_write(&mut cx, |_, _| Poll::Pending)
+                .poll_write(&mut cx, &mut by_task(|_, _| Poll::Pending))
                 .is_pending()
         );
         stalled.sweep(at(start + seconds(9)), Duration::ZERO, &times);
@@ -872,7 +945,7 @@ mod tests {
         let blocked = |outbox: &Outbox| {
             let mut cx = Context::from_waker(Waker::noop());
             outbox
-                .poll_write(&mut cx, |_, _| Poll::Pending)
+                .poll_write(&mut cx, &mut by_task(|_, _| Poll::Pending))
                 .is_pending()
         };
 
@@ -1017,12 +1090,13 @@ mod tests {
             let mut out = Vec::new();
             let mut cx = Context::from_waker(Waker::noop());
             let account = play(&outbox, steps, &limits, 1, |mut room| {
-                let _ = outbox.poll_write(&mut cx, |_, bytes| {
+                let mut part = by_task(|_, bytes| {
                     let count = bytes.len().min(room);
                     out.extend_from_slice(&bytes[..count]);
                     room -= count;
                     if count == 0 { Poll::Pending } else { Poll::Ready(Ok(count)) }
                 });
+                let _ = outbox.poll_write(&mut cx, &mut part);
             });
             out.extend(written(&outbox));
             check(&out, account, outbox.close_reason())?;
@@ -1033,20 +1107,20 @@ mod tests {
         fn whatever_the_kernel_takes_at_a_time_frames_come_out_whole(steps in vec(step(), 0..60), drop_oldest: bool) {
             const SCALE: usize = 100;
             let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
-            let (outbox, mut client, _reader) = runtime.block_on(connected());
+            let (outbox, mut client, reader) = runtime.block_on(connected());
+            let mut shared = Io::Tcp(reader);
             let limits = limits(6, 150 * SCALE, policy(drop_oldest));
             let mut out = Vec::new();
-            let unused = |_: &mut Context<'_>, _: &[u8]| unreachable!("the stream is shared");
             let account = play(&outbox, steps, &limits, SCALE, |room| runtime.block_on(async {
                 // Lets the runtime hear of the kernel.
                 tokio::task::yield_now().await;
                 let mut read = vec![0; room];
                 let count = client.try_read(&mut read).unwrap_or(0);
                 out.extend_from_slice(&read[..count]);
-                let _ = std::future::poll_fn(|cx| Poll::Ready(outbox.poll_write(cx, unused))).await;
+                let _ = std::future::poll_fn(|cx| Poll::Ready(outbox.poll_write(cx, &mut shared))).await;
             }));
             runtime.block_on(async {
-                let writing = std::future::poll_fn(|cx| outbox.poll_write(cx, unused));
+                let writing = std::future::poll_fn(|cx| outbox.poll_write(cx, &mut shared));
                 let (_, written) = tokio::join!(client.read_to_end(&mut out), async {
                     let written = writing.await;
                     outbox.shut();
@@ -1062,12 +1136,12 @@ mod tests {
     /// little, the task finishes the rest.
     #[tokio::test(flavor = "multi_thread")]
     async fn senders_and_task_share_one_stream_without_tearing_a_frame() {
-        let (outbox, mut client, _reader) = connected().await;
+        let (outbox, mut client, reader) = connected().await;
         let task = {
             let outbox = outbox.clone();
+            let mut shared = Io::Tcp(reader);
             tokio::spawn(std::future::poll_fn(move |cx| {
-                let unused = |_: &mut Context<'_>, _: &[u8]| unreachable!("the stream is shared");
-                match outbox.poll_write(cx, unused) {
+                match outbox.poll_write(cx, &mut shared) {
                     Poll::Ready(Ok(())) if outbox.phase() == Phase::Closing => Poll::Ready(()),
                     Poll::Ready(Err(error)) => panic!("{error}"),
                     _ => Poll::Pending,

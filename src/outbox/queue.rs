@@ -71,6 +71,14 @@ impl Queue {
         }
     }
 
+    /// Puts back what was taken out, before what came meanwhile; only what was taken out can be begun.
+    pub(crate) fn put_first(&mut self, mut rest: Self) {
+        debug_assert!(self.written == 0);
+        rest.bytes += self.bytes;
+        rest.frames.append(&mut self.frames);
+        *self = rest;
+    }
+
     /// Takes a frame of which this much is written already.
     pub(crate) fn push_begun(&mut self, frame: Frame, written: usize) {
         debug_assert!(self.is_empty() && written < frame.len());

@@ -1,7 +1,8 @@
 //! What an outbox keeps under its lock, and the steps that are taken there.
 
-use std::io::{self, IoSlice};
-use std::task::Waker;
+use std::io::{self, ErrorKind, IoSlice};
+use std::mem::take;
+use std::task::{Poll, Waker};
 use std::time::Duration;
 
 #[cfg(target_os = "linux")]
@@ -9,11 +10,13 @@ use socket2::SockRef;
 use tokio::net::tcp::OwnedWriteHalf;
 use tokio::time::Instant;
 
+use super::Swept;
 use super::queue::{OutboxLimits, Queue, SlowConsumer};
 use crate::close::Close;
 use crate::config::CLOSING;
-use crate::expiry::Expiry;
-use crate::heartbeat::{Heartbeat, excused};
+use crate::expiry::{Clock, Expiry};
+use crate::heartbeat::{Beat, Heartbeat, HeartbeatTimes, excused};
+use crate::waker::wake;
 use crate::ws::frame::Frame;
 
 /// How a socket ends, and when that must be over.
@@ -42,9 +45,32 @@ pub(super) struct State {
     pub(super) killed: bool,
     /// The stream is gone.
     pub(super) finished: bool,
-    pub(super) driver: Option<Waker>,
+    driver: Option<Waker>,
     /// The handler, waiting for room or for the end.
-    pub(super) handler: Option<Waker>,
+    handler: Option<Waker>,
+    /// Whom to wake once the lock is given back.
+    wakes_driver: bool,
+    wakes_handler: bool,
+}
+
+/// Those whom a change concerns. Woken without the lock, since a waker is foreign code, which may come back here.
+#[must_use = "somebody waits for it"]
+pub(super) struct Wakes(Option<Waker>, Option<Waker>);
+
+impl Wakes {
+    pub(super) fn wake(self) {
+        wake(self.0);
+        wake(self.1);
+    }
+}
+
+/// How the writing of the socket's task goes on.
+pub(super) enum Writing {
+    Over(io::Result<()>),
+    /// The kernel takes no more of a shared stream for now.
+    Blocked,
+    /// Nobody else may write: this is to be written, and put back as far as it was not.
+    ByTask(Queue),
 }
 
 impl State {
@@ -63,7 +89,34 @@ impl State {
             finished: false,
             driver: None,
             handler: None,
+            wakes_driver: false,
+            wakes_handler: false,
         }
+    }
+
+    /// Where the socket's task waits.
+    pub(super) fn driver(&mut self) -> &mut Option<Waker> {
+        &mut self.driver
+    }
+
+    /// Where the handler does.
+    pub(super) fn handler(&mut self) -> &mut Option<Waker> {
+        &mut self.handler
+    }
+
+    pub(super) fn wake_driver(&mut self) {
+        self.wakes_driver = true;
+    }
+
+    pub(super) fn wake_handler(&mut self) {
+        self.wakes_handler = true;
+    }
+
+    /// To be taken before the lock is given back.
+    pub(super) fn take_wakes(&mut self) -> Wakes {
+        let driver = take(&mut self.wakes_driver).then(|| self.driver.take());
+        let handler = take(&mut self.wakes_handler).then(|| self.handler.take());
+        Wakes(driver.flatten(), handler.flatten())
     }
 
     /// Writes what is queued, as far as the kernel takes it. An error is left for the socket's
@@ -82,21 +135,74 @@ impl State {
         let written = self.queue.write(|slices| try_write(stream, slices));
         let progress = self.queue.left() < before;
         if progress {
-            wake(self.handler.take());
+            self.wake_handler();
         }
         match written {
             Ok(()) => self.stalled = None,
             Err(_) => {
                 self.note_progress(progress);
-                wake(self.driver.take());
+                self.wake_driver();
             }
+        }
+    }
+
+    /// The socket's task writes. Adds to whether there was progress.
+    pub(super) fn begin_writing(&mut self, progress: &mut bool) -> Writing {
+        (self.collecting, self.owed) = (false, false);
+        let Some(stream) = &self.stream else {
+            return Writing::ByTask(take(&mut self.queue));
+        };
+        let before = self.queue.left();
+        let written = self.queue.write(|slices| try_write(stream, slices));
+        *progress |= self.queue.left() < before;
+        if *progress {
+            self.wake_handler();
+        }
+        match written {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                self.note_progress(*progress);
+                self.owed = *progress;
+                Writing::Blocked
+            }
+            over => {
+                self.stalled = self.stalled.filter(|_| over.is_err());
+                Writing::Over(over)
+            }
+        }
+    }
+
+    /// The task has written by itself what it had taken out; others may have queued more meanwhile.
+    pub(super) fn end_writing(
+        &mut self,
+        rest: Queue,
+        written: io::Result<()>,
+        progress: bool,
+    ) -> Poll<io::Result<()>> {
+        self.queue.put_first(rest);
+        if progress {
+            self.wake_handler();
+        }
+        match written {
+            Ok(()) => {
+                self.stalled = None;
+                match self.queue.is_empty() {
+                    true => Poll::Ready(Ok(())),
+                    false => Poll::Pending,
+                }
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                self.note_progress(progress);
+                self.owed |= progress;
+                Poll::Pending
+            }
+            Err(error) => Poll::Ready(Err(error)),
         }
     }
 
     /// Wakes the task to write what is queued.
     pub(super) fn leave_to_task(&mut self) {
         self.owed = true;
-        wake(self.driver.take());
+        self.wake_driver();
     }
 
     pub(super) fn note_progress(&mut self, progress: bool) {
@@ -174,9 +280,58 @@ impl State {
         }
     }
 
+    /// Does what time demands.
+    pub(super) fn sweep(
+        &mut self,
+        clock: Clock,
+        slept: Duration,
+        times: &HeartbeatTimes,
+        number: u64,
+    ) -> Swept {
+        let now = clock.now;
+        if !slept.is_zero() {
+            self.excuse(slept, now);
+        }
+        if let Some(end) = &self.end {
+            if end.deadline <= now {
+                self.killed = true;
+                self.wake_driver();
+            }
+            return Swept::Fine;
+        }
+        if self.expiry.is_some_and(|expiry| expiry.is_over(clock)) {
+            self.end(Close::from_static(Close::EXPIRED, "the identity expired"));
+            return Swept::Fine;
+        }
+        if self
+            .stalled
+            .is_some_and(|since| since + times.write_timeout <= now)
+        {
+            let lost = self.queue.discard();
+            self.kill(Close::from_static(
+                Close::TRY_AGAIN_LATER,
+                "the client accepts nothing",
+            ));
+            return Swept::Stalled(lost);
+        }
+        match self.heartbeat.poll(now, times, number) {
+            Beat::Wait => {}
+            Beat::Ping => {
+                self.queue.push(Frame::ping());
+                self.write_queue();
+            }
+            Beat::Dead if self.paused => {
+                self.trust_acknowledgements(times.patience());
+                self.heartbeat.seen(now);
+            }
+            Beat::Dead => self.kill(Close::from_static(Close::ABNORMAL, "no sign of life")),
+        }
+        Swept::Fine
+    }
+
     pub(super) fn wake_all(&mut self) {
-        wake(self.driver.take());
-        wake(self.handler.take());
+        self.wake_driver();
+        self.wake_handler();
     }
 
     /// Ends it at once, without a word.
@@ -192,11 +347,5 @@ pub(super) fn try_write(stream: &OwnedWriteHalf, slices: &[IoSlice<'_>]) -> io::
     match slices {
         [one] => stream.try_write(one),
         many => stream.try_write_vectored(many),
-    }
-}
-
-pub(super) fn wake(waker: Option<Waker>) {
-    if let Some(waker) = waker {
-        waker.wake();
     }
 }

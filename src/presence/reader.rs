@@ -1,7 +1,6 @@
 //! What one reader of presence has not read yet.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::mem::swap;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
@@ -10,7 +9,7 @@ use tokio::sync::Notify;
 
 use super::PresenceChange;
 use crate::id::UserId;
-use crate::inbox::wake;
+use crate::waker::{poll_locked, wake};
 
 /// Bounded by the number of users: of each, the reader is told the last state only.
 #[derive(Debug)]
@@ -75,18 +74,21 @@ impl Reader {
     }
 
     pub(crate) fn poll_next(&self, cx: &mut Context<'_>) -> Poll<Option<PresenceChange>> {
-        // Before the guard, so that what it is swapped for is dropped after it.
-        let mut waker = Some(cx.waker().clone());
-        let mut state = self.state.lock();
-        if let Some((_, change)) = state.unread.pop_first() {
-            state.places.remove(change.user());
-            return Poll::Ready(Some(change));
-        }
-        if state.ended {
-            return Poll::Ready(None);
-        }
-        swap(&mut state.waker, &mut waker);
-        Poll::Pending
+        poll_locked(
+            &self.state,
+            cx,
+            |state| &mut state.waker,
+            |state| {
+                if let Some((_, change)) = state.unread.pop_first() {
+                    state.places.remove(change.user());
+                    return Poll::Ready(Some(change));
+                }
+                match state.ended {
+                    true => Poll::Ready(None),
+                    false => Poll::Pending,
+                }
+            },
+        )
     }
 }
 

@@ -25,12 +25,13 @@ thread_local! {
     static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Lends the thread's buffer, which can be lent once at a time.
+/// Lends the thread's buffer. Whoever wants it meanwhile, from within `work`, gets one of his own.
 pub(crate) fn lend_buffer<T>(work: impl FnOnce(&mut [u8]) -> T) -> T {
-    BUFFER.with_borrow_mut(|buffer| {
-        buffer.resize(BUFFER_SIZE, 0);
-        work(buffer)
-    })
+    let mut buffer = BUFFER.take();
+    buffer.resize(BUFFER_SIZE, 0);
+    let done = work(&mut buffer);
+    BUFFER.set(buffer);
+    done
 }
 
 /// The reading side of an upgraded stream; over TLS and HTTP/2 both sides.
@@ -40,6 +41,31 @@ pub(crate) enum Io {
     Tcp(OwnedReadHalf),
     /// TLS, HTTP/2, or a server of another kind: only the socket's task writes.
     Other(Box<TokioIo<Upgraded>>),
+}
+
+/// How the socket's task writes.
+pub(crate) trait TaskWriter {
+    /// Waits until a stream that senders share takes more.
+    fn poll_writable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+
+    /// Writes to a stream that nobody shares.
+    fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>>;
+}
+
+impl TaskWriter for Io {
+    fn poll_writable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Tcp(stream) => stream.as_ref().poll_write_ready(cx),
+            Self::Other(_) => Poll::Ready(Ok(())),
+        }
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self {
+            Self::Tcp(_) => Poll::Ready(Err(ErrorKind::NotConnected.into())),
+            Self::Other(stream) => Pin::new(stream).poll_write(cx, bytes),
+        }
+    }
 }
 
 /// What the end of a handshake leaves.
@@ -125,18 +151,6 @@ impl Io {
             })?;
             Poll::Ready(Ok(take(read.filled_mut())))
         })
-    }
-
-    /// Writes where nobody else does; a TCP stream is written by its outbox.
-    pub(crate) fn poll_write(
-        &mut self,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        match self {
-            Self::Tcp(_) => Poll::Ready(Err(ErrorKind::NotConnected.into())),
-            Self::Other(stream) => Pin::new(stream).poll_write(cx, bytes),
-        }
     }
 
     pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
