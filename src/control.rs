@@ -27,6 +27,8 @@ pub(crate) enum Control {
         #[serde(default, skip_serializing_if = "is_false")]
         worker: bool,
     },
+    /// A node stood on the wrong server: what it said in the last so many milliseconds may not have arrived.
+    Strayed { millis: u64 },
     /// A node leaves.
     Bye,
 }

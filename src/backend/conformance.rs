@@ -68,6 +68,8 @@ impl Listener for Recorder {
         self.tell(Told::Up);
     }
 
+    fn strayed(&self) {}
+
     fn down(&self, _: Arc<str>, _: bool) {
         self.tell(Told::Down);
     }

@@ -154,6 +154,10 @@ pub(crate) trait Listener: Send + Sync {
     /// at `proven` came back. Said for every probe.
     fn up(&self, proven: Instant);
 
+    /// What this node published since the bus was last proven may have reached only a part of the others, and nobody
+    /// else knows it: it stood on a server that is no primary any more. Said before [`down`](Self::down).
+    fn strayed(&self);
+
     /// The bus is not usable. `deaf`: messages may be missed from now on.
     fn down(&self, reason: Arc<str>, deaf: bool);
 }

@@ -84,6 +84,7 @@ impl Node {
                 reply,
                 worker,
             }) => self.node_said_hello(node, (lease, worker), (reply, to_us)),
+            Ok(Control::Strayed { millis }) => self.node_strayed(origin, millis),
             Ok(Control::Bye) => self.node_left(origin),
             // A word of a later version.
             Err(_) if serde_json::from_slice::<IgnoredAny>(json).is_ok() => {}

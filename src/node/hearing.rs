@@ -27,6 +27,10 @@ pub(super) struct Outage {
     since: Option<Instant>,
     /// Messages may have been missed in the present outage, since then.
     gap: Option<Instant>,
+    /// What this node published since then may not have arrived everywhere, and the others are to be told.
+    strayed: Option<Instant>,
+    /// From when until when others said so of what they published.
+    strays: Option<(Instant, Instant)>,
 }
 
 impl Outage {
@@ -36,6 +40,8 @@ impl Outage {
             proven: None,
             since: None,
             gap: None,
+            strayed: None,
+            strays: None,
         }
     }
 
@@ -43,7 +49,31 @@ impl Outage {
     fn ends(&mut self, proven: Instant) -> Option<Instant> {
         self.proven = Some(proven);
         self.since.get_or_insert(proven);
-        self.gap.take()
+        let gap = self.gap.take()?;
+        // One gap tells of both.
+        let strays = self.strays.take().map_or(gap, |(from, _)| from);
+        Some(gap.min(strays))
+    }
+
+    /// Others stood on the wrong server in the meantime; it is told with the next [`take_strays`](Self::take_strays),
+    /// since after a failover many say so.
+    pub(super) fn others_strayed(&mut self, from: Instant, until: Instant) {
+        let (first, last) = self.strays.unwrap_or((from, until));
+        self.strays = Some((first.min(from), last.max(until)));
+    }
+
+    pub(super) fn take_strays(&mut self) -> Option<(Instant, Instant)> {
+        self.strays.take()
+    }
+
+    /// Since when what we published may not have arrived; to be said to the others.
+    pub(super) fn take_strayed(&mut self) -> Option<Instant> {
+        self.strayed.take()
+    }
+
+    /// It could not be said, or is known only now.
+    pub(super) fn has_strayed(&mut self, since: Option<Instant>) {
+        self.strayed = self.strayed.into_iter().chain(since).min();
     }
 
     /// The bus does not work. Whether messages may be missed, and whether that is new. Who never heard
@@ -64,6 +94,12 @@ impl Outage {
 }
 
 impl Node {
+    pub(super) fn tell_gap(&self, gap: Gap) {
+        let millis = gap.span().as_millis() as u64;
+        self.counters.bus_gap_millis.fetch_add(millis, Relaxed);
+        self.gaps.tell(gap);
+    }
+
     /// Since when, and until when, this node has heard whatever the others said; none while the bus is down.
     pub(super) fn hearing(&self) -> Option<(Instant, Instant)> {
         let outage = self.outage.lock();
@@ -148,13 +184,17 @@ impl Listener for Node {
         });
         if let Some(gap) = gap {
             self.counters.bus_reconnects.fetch_add(1, Relaxed);
-            let millis = gap.span().as_millis() as u64;
-            self.counters.bus_gap_millis.fetch_add(millis, Relaxed);
-            self.gaps.tell(gap);
+            self.tell_gap(gap);
         }
         if changed {
             tracing::info!(node = %self.id, gap = ?gap.map(|gap| gap.span()), "the bus is up: messages travel between the nodes");
         }
+    }
+
+    fn strayed(&self) {
+        let mut outage = self.outage.lock();
+        let proven = outage.proven;
+        outage.has_strayed(proven);
     }
 
     fn down(&self, reason: Arc<str>, deaf: bool) {

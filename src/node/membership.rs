@@ -2,7 +2,7 @@
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Weak;
-use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::time::Duration;
 
 use futures::{FutureExt, StreamExt};
@@ -11,7 +11,9 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::Node;
 use super::desk::Event;
+use crate::config::LONGEST;
 use crate::control::Control;
+use crate::gap::Gap;
 use crate::id::NodeId;
 use crate::members::MARGIN;
 use crate::roster::NodeInfo;
@@ -52,6 +54,34 @@ impl Node {
         } else if is_new && !to_us {
             // It takes us for a node that knows it, and would not tell us again what it wants to be told.
             self.greet(id, true);
+        }
+    }
+
+    /// What it published may have reached others only, while we heard all there was to hear.
+    pub(super) fn node_strayed(&self, id: NodeId, millis: u64) {
+        let now = Instant::now();
+        let span = Duration::from_millis(millis).min(LONGEST);
+        let from = now.checked_sub(span).unwrap_or(now);
+        self.outage.lock().others_strayed(from, now);
+        tracing::info!(node = %self.id, other = %id, ?span, "a node stood on a replica: what it sent meanwhile may not have arrived");
+    }
+
+    /// Tells the others that what we published may not have arrived, and our sockets what the others say so.
+    async fn tell_of_strays(&self) {
+        let (strayed, strays) = {
+            let mut outage = self.outage.lock();
+            (outage.take_strayed(), outage.take_strays())
+        };
+        if let Some((from, until)) = strays {
+            self.counters.bus_gaps.fetch_add(1, Relaxed);
+            self.tell_gap(Gap::between(from, until));
+        }
+        if let Some(since) = strayed {
+            let millis = since.elapsed().as_millis() as u64;
+            let strayed = Control::Strayed { millis };
+            if !self.say_to(Topic::nodes(), &strayed).await {
+                self.outage.lock().has_strayed(Some(since));
+            }
         }
     }
 
@@ -108,6 +138,7 @@ impl Node {
         let Some(hearing @ (since, _)) = self.hearing() else {
             return known_since;
         };
+        self.tell_of_strays().await;
         let returned = known_since != Some(since);
         if returned {
             self.desk.tell(Event::Returned);

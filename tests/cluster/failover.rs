@@ -1,11 +1,14 @@
 //! No connection of a node outlives a change of the primary, and none is given up while it opens (A2, A3, H5).
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use axum_cluster::{Health, OverLimit};
+use futures::StreamExt;
 
 use crate::gaps::replica_of;
 use crate::slots::{attempt, enter, is_refused, until_free};
+use crate::support::client::text;
+use crate::support::node::NEVER;
 use crate::support::proxy::Proxy;
 use crate::support::{Lab, RedisServer, TestNode, soon, until};
 
@@ -96,6 +99,51 @@ async fn questions_are_asked_of_the_new_primary() {
     );
 }
 
+/// Who still stands on the old primary sends into the void, and learns it first: the others are told.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_sent_on_the_old_primary_is_a_gap_of_those_who_moved() {
+    let pair = Pair::start().await;
+    let lab = Lab::memory();
+    let quick = lab.builder().redis(pair.name.url());
+    let quick = quick.lease(Duration::from_millis(1500));
+    let slow = lab.builder().redis(pair.name.url()).probe_interval(NEVER);
+    let moved = TestNode::start(quick.start()).await;
+    let stays = TestNode::start(slow.start()).await;
+    for node in [&moved, &stays] {
+        node.cluster.ready().await.unwrap();
+    }
+    let mut alice = moved.client("alice").await;
+    let mut gaps = moved.broadcaster.gaps();
+    let send = async |text: &str| {
+        let sent = stays.broadcaster.to_user("alice").send(text.to_owned());
+        sent.await.unwrap().nodes()
+    };
+    assert!(!stays.broadcaster.is_online("nobody").await.unwrap());
+    assert_eq!(send("control").await, Some(1));
+    assert_eq!(alice.event().await, text("control"));
+
+    pair.fail_over().await;
+    let own = soon("its own gap", gaps.next()).await.unwrap();
+    let sent_at = SystemTime::now();
+    assert_eq!(
+        send("lost").await,
+        Some(0),
+        "nobody is there any more, and no error"
+    );
+    assert!(own.until < sent_at, "control: {own:?} does not tell of it");
+    // It finds out where it stands.
+    assert!(!stays.broadcaster.is_online("nobody").await.unwrap());
+    let told = soon("the gap of the other", gaps.next()).await.unwrap();
+    assert!(
+        told.from <= sent_at && sent_at <= told.until,
+        "{told:?} at {sent_at:?}"
+    );
+    until("both moved", async || stays.cluster.health() == Health::Up).await;
+    assert_eq!(send("found").await, Some(1));
+    assert_eq!(alice.event().await, text("found"), "control: it was lost");
+    assert_eq!(moved.cluster.stats().bus_gaps, 2);
+}
+
 /// A3: the slots are written where nothing can be written any longer.
 #[tokio::test(flavor = "multi_thread")]
 async fn limits_are_checked_by_the_new_primary() {
@@ -141,6 +189,8 @@ async fn a_link_that_opens_slowly_comes_up_all_the_same() {
     let builder = lab
         .builder()
         .redis(format!("redis://:s3cret@{}", link.addr));
+    // Probes have the time they need on such a link.
+    let builder = builder.probe_interval(Duration::from_secs(5));
     let node = builder.publish_timeout(Duration::from_millis(900)).start();
     let broadcaster = node.broadcaster();
     let first = soon("an end", broadcaster.is_online("alice")).await;

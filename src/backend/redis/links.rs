@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Cmd, Pipeline, RedisError, RedisResult, Value};
 use tokio::task::AbortHandle;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::advice::{REPLICA, is_replica, is_wrong_server, tells_no_role};
 use super::endpoint::{Endpoint, OPENING};
@@ -38,6 +38,9 @@ pub(crate) struct Link {
     /// That of the endpoint when this was opened.
     generation: u64,
     dead: Arc<AtomicBool>,
+    /// Since when it owes an answer, though perhaps nobody waits for it any longer, and how long it may.
+    owes_since: Option<Instant>,
+    deadline: Duration,
     driver: AbortHandle,
 }
 
@@ -89,6 +92,8 @@ impl Links {
             endpoint: self.endpoint.clone(),
             generation,
             dead,
+            owes_since: None,
+            deadline: self.deadline,
             driver: driver.abort_handle(),
         })
     }
@@ -135,12 +140,11 @@ impl ManageConnection for Links {
 
 impl Link {
     pub(super) fn is_dead(&self) -> bool {
-        self.dead.load(Ordering::Acquire) || self.generation != self.endpoint.generation()
-    }
-
-    /// Nobody waits for its answers any longer.
-    pub(super) fn give_up(&self) {
-        self.dead.store(true, Ordering::Release);
+        self.dead.load(Ordering::Acquire)
+            || self.generation != self.endpoint.generation()
+            || self
+                .owes_since
+                .is_some_and(|since| since.elapsed() >= self.deadline)
     }
 
     /// How many subscribers each of these channels has, in one round trip.
@@ -168,7 +172,9 @@ impl Link {
         &mut self,
         commands: &Commands,
     ) -> RedisResult<Vec<RedisResult<Value>>> {
+        self.owes_since.get_or_insert_with(Instant::now);
         let answers = commands.0.query_async(&mut self.connection).await;
+        self.owes_since = None;
         let answers = answers.and_then(of_primary);
         match &answers {
             Ok(answers)
@@ -181,7 +187,7 @@ impl Link {
             }
             Ok(_) => {}
             Err(error) => {
-                self.give_up();
+                self.dead.store(true, Ordering::Release);
                 // Redis may only be slow.
                 if !error.is_timeout() {
                     self.endpoint.leave(self.generation);

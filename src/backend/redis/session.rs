@@ -269,7 +269,10 @@ impl<'a> Session<'a> {
                 self.prove();
                 Ok(())
             }
-            Err(error) if error.on_replica => Err(error.reason),
+            Err(error) if error.on_replica => {
+                self.subscriber.tell(|listener| listener.strayed());
+                Err(error.reason)
+            }
             Err(error) => {
                 self.returned = None;
                 self.probes.clear();

@@ -248,6 +248,8 @@ mod tests {
             let _ = self.0.send(Told::Up);
         }
 
+        fn strayed(&self) {}
+
         fn down(&self, _: Arc<str>, deaf: bool) {
             let _ = self.0.send(Told::Down { deaf });
         }
