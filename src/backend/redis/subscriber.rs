@@ -13,8 +13,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use super::advice::Advice;
 use super::backoff::{Backoff, LONGEST_PAUSE};
-use super::endpoint::Endpoint;
-use super::pipeline::OPENING;
+use super::endpoint::{Endpoint, OPENING};
 use super::publisher::Publisher;
 use super::resp::Reader;
 use super::session::Session;
