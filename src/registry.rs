@@ -457,8 +457,11 @@ impl<'a, T: Eq + Hash> Lookup<'a, T> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+    use std::sync::{Arc, Weak};
     use std::time::{Duration, Instant};
 
+    use parking_lot::RwLock;
     use proptest::prelude::*;
     use smallvec::smallvec;
 
@@ -572,6 +575,51 @@ mod tests {
         assert_eq!(info.rooms, ["a b"]);
         assert_eq!(info.description.unwrap()["device"], "phone");
         assert_eq!(registry.describe(id(2)), None);
+    }
+
+    /// Notes at its end whether the registry is free, as that of a socket would close a stream.
+    struct Last {
+        fake: Fake,
+        registry: Weak<RwLock<Registry<Arc<Last>>>>,
+        free: Arc<AtomicBool>,
+    }
+
+    impl Member for Arc<Last> {
+        fn id(&self) -> SocketId {
+            self.fake.0
+        }
+        fn user(&self) -> &UserId {
+            &self.fake.1
+        }
+    }
+
+    impl Drop for Last {
+        fn drop(&mut self) {
+            let registry = self.registry.upgrade();
+            let free = registry.is_some_and(|registry| registry.try_write().is_some());
+            self.free.store(free, SeqCst);
+        }
+    }
+
+    #[test]
+    fn the_last_of_a_socket_is_dropped_without_the_lock() {
+        let registry = Arc::new(RwLock::new(Registry::new()));
+        let free = Arc::new(AtomicBool::new(false));
+        for number in 0..3 {
+            let last = Arc::new(Last {
+                fake: Fake(id(number), "alice".into()),
+                registry: Arc::downgrade(&registry),
+                free: free.clone(),
+            });
+            registry.write().insert(user("alice"), last, about());
+            registry.write().join(id(number), &room("x"));
+        }
+        for number in 0..3 {
+            let removed = registry.write().remove(id(number));
+            assert!(!free.swap(false, SeqCst), "it is not over yet");
+            drop(removed);
+            assert!(free.swap(false, SeqCst));
+        }
     }
 
     /// The quickest of a few, so that a busy machine does not matter.

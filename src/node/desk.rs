@@ -176,6 +176,11 @@ impl Node {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+    use std::sync::mpsc;
+    use std::task::{Context, Wake, Waker};
+    use std::time::Duration;
+
     use super::*;
 
     const OTHER: NodeId = NodeId(1);
@@ -183,6 +188,39 @@ mod tests {
     fn watch(topic: &Topic) -> Wish {
         let topic = topic.as_str().to_owned();
         Wish::Watch { topic }
+    }
+
+    /// Comes back to the desk when it is woken.
+    struct Reentrant(Arc<Desk>, mpsc::Sender<()>);
+
+    impl Wake for Reentrant {
+        fn wake(self: Arc<Self>) {
+            self.0.is_touched();
+            let _ = self.1.send(());
+        }
+    }
+
+    #[test]
+    fn a_waker_may_come_back() {
+        let steps: [fn(&Desk); 3] = [
+            |desk| desk.touch(&"x".into(), [&Topic::all()]),
+            |desk| desk.tell(Event::Returned),
+            |desk| desk.wish(OTHER, &watch(&Topic::all())),
+        ];
+        for (n, step) in steps.into_iter().enumerate() {
+            let (woken, wakes) = mpsc::channel();
+            std::thread::spawn(move || {
+                let desk = Arc::new(Desk::default());
+                desk.watch(&Topic::all(), true);
+                let waker = Waker::from(Arc::new(Reentrant(desk.clone(), woken)));
+                let mut arrived = pin!(desk.arrived.notified());
+                let mut cx = Context::from_waker(&waker);
+                assert!(arrived.as_mut().poll(&mut cx).is_pending());
+                step(&desk);
+            });
+            let woken = wakes.recv_timeout(Duration::from_secs(10));
+            assert_eq!(woken, Ok(()), "step {n}");
+        }
     }
 
     #[test]
