@@ -13,7 +13,7 @@ use crate::config::Config;
 use crate::id::{NodeId, SocketId, UserId};
 use crate::message::Message;
 use crate::outbox::{Outbox, OutboxLimits};
-use crate::registry::{About, Limits, Member, Registry};
+use crate::registry::{About, Limits, Member, Registry, Wanted};
 use crate::scope::Scope;
 use crate::topic::{Namespace, Topic};
 use crate::wire::{self, Action};
@@ -124,7 +124,8 @@ impl FanOut {
             targets: smallvec![self.rooms[room].as_str()],
             ..Scope::default()
         };
-        let members = self.registry.read().select(&scope);
+        let wanted = Wanted::of(&scope);
+        let members = self.registry.read().select(&wanted);
         let frame = Frame::message(message);
         members
             .iter()

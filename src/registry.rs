@@ -6,7 +6,7 @@ use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
 use std::time::SystemTime;
 
-use indexmap::IndexMap;
+use indexmap::{IndexMap, IndexSet};
 use smallvec::SmallVec;
 
 use crate::id::{SocketId, UserId};
@@ -55,8 +55,17 @@ pub(crate) struct About {
 struct Entry<M> {
     member: M,
     user: Topic,
-    rooms: Vec<Topic>,
+    rooms: Rooms,
     about: About,
+}
+
+/// What is left of a socket that was removed. Its member may be the last of it, and its end is foreign: to be
+/// dropped when the registry is unlocked.
+#[derive(Debug)]
+#[must_use = "drop it without the lock"]
+pub(crate) struct Removed<M> {
+    pub(crate) rooms: Rooms,
+    _member: M,
 }
 
 /// The sockets on one topic.
@@ -132,29 +141,30 @@ impl<M: Member> Registry<M> {
             Entry {
                 member,
                 user,
-                rooms: Vec::new(),
+                rooms: Rooms::default(),
                 about,
             },
         );
     }
 
-    /// Takes a socket off every topic; its claim stays. Returns its rooms.
-    pub(crate) fn remove(&mut self, id: SocketId) -> Option<Vec<Topic>> {
+    /// Takes a socket off every topic; its claim stays.
+    pub(crate) fn remove(&mut self, id: SocketId) -> Option<Removed<M>> {
         let entry = self.sockets.swap_remove(&id)?;
         for topic in entry.rooms.iter().chain([&entry.user]) {
             self.remove_from(topic, id);
         }
-        Some(entry.rooms)
+        Some(Removed {
+            rooms: entry.rooms,
+            _member: entry.member,
+        })
     }
 
     /// Whether the socket newly joined; `None` when it is not registered.
     pub(crate) fn join(&mut self, id: SocketId, room: &Topic) -> Option<bool> {
         let entry = self.sockets.get_mut(&id)?;
-        if entry.rooms.contains(room) {
+        if !entry.rooms.insert(room) {
             return Some(false);
         }
-        entry.rooms.reserve_exact(1);
-        entry.rooms.push(room.clone());
         let member = entry.member.clone();
         self.add_to(room, member);
         Some(true)
@@ -165,29 +175,23 @@ impl<M: Member> Registry<M> {
         let Some(entry) = self.sockets.get_mut(&id) else {
             return false;
         };
-        let Some(at) = entry.rooms.iter().position(|joined| joined == room) else {
+        if !entry.rooms.remove(room) {
             return false;
-        };
-        entry.rooms.swap_remove(at);
+        }
         self.remove_from(room, id);
         true
     }
 
-    /// Who is meant: each socket once, however often it matches. Takes time for the sockets and for the
-    /// exceptions, not for each with each.
-    pub(crate) fn select(&self, scope: &Scope<'_>) -> SmallVec<[M; 4]> {
+    /// Who is meant: each socket once, however often it matches. Takes time for the targets and their sockets,
+    /// not for the exceptions.
+    pub(crate) fn select(&self, wanted: &Wanted<'_>) -> SmallVec<[M; 4]> {
         let mut selected = SmallVec::new();
-        let except = Lookup::of(&scope.except);
-        let except_users = Lookup::of(&scope.except_users);
-        let union = scope.targets.len() > 1;
-        let (mut visited, mut seen) = (HashSet::new(), HashSet::new());
-        for &topic in &scope.targets {
-            if union && !visited.insert(topic) {
-                continue;
-            }
+        let union = wanted.targets.len() > 1;
+        let mut seen = HashSet::new();
+        for topic in &wanted.targets {
             self.each_on(topic, |member| {
-                if except.contains(&member.id())
-                    || except_users.contains(&member.user().as_str())
+                if wanted.except.contains(&member.id())
+                    || wanted.except_users.contains(&member.user().as_str())
                     || union && !seen.insert(member.id())
                 {
                     return;
@@ -340,8 +344,93 @@ impl<M: Member> Group<M> {
     }
 }
 
+/// The rooms of one socket: nearly every socket is in a few, and those take little memory.
+#[derive(Debug)]
+pub(crate) enum Rooms {
+    Few(Vec<Topic>),
+    /// Boxed, so that a socket in none stays small.
+    Many(Box<IndexSet<Topic>>),
+}
+
+impl Rooms {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Topic> {
+        let (few, many) = match self {
+            Self::Few(rooms) => (Some(rooms.iter()), None),
+            Self::Many(rooms) => (None, Some(rooms.iter())),
+        };
+        few.into_iter().flatten().chain(many.into_iter().flatten())
+    }
+
+    fn contains(&self, room: &Topic) -> bool {
+        match self {
+            Self::Few(rooms) => rooms.contains(room),
+            Self::Many(rooms) => rooms.contains(room),
+        }
+    }
+
+    /// Whether it is new.
+    fn insert(&mut self, room: &Topic) -> bool {
+        match self {
+            Self::Few(rooms) if rooms.contains(room) => return false,
+            Self::Few(rooms) if rooms.len() < FEW_ROOMS => {
+                rooms.reserve_exact(1);
+                rooms.push(room.clone());
+            }
+            Self::Few(rooms) => {
+                let rooms = std::mem::take(rooms).into_iter().chain([room.clone()]);
+                *self = Self::Many(Box::new(rooms.collect()));
+            }
+            Self::Many(rooms) => return rooms.insert(room.clone()),
+        }
+        true
+    }
+
+    /// Whether it was there.
+    fn remove(&mut self, room: &Topic) -> bool {
+        match self {
+            Self::Few(rooms) => {
+                let at = rooms.iter().position(|joined| joined == room);
+                at.map(|at| rooms.swap_remove(at)).is_some()
+            }
+            Self::Many(rooms) => rooms.swap_remove(room),
+        }
+    }
+}
+
+impl Default for Rooms {
+    fn default() -> Self {
+        Self::Few(Vec::new())
+    }
+}
+
+/// A scope that is ready to be looked up: made before the registry is locked, so that nobody waits while
+/// thousands of exceptions are sorted in.
+pub(crate) struct Wanted<'a> {
+    /// Each once.
+    targets: SmallVec<[&'a str; 1]>,
+    except: Lookup<'a, SocketId>,
+    except_users: Lookup<'a, &'a str>,
+}
+
+impl<'a> Wanted<'a> {
+    pub(crate) fn of(scope: &'a Scope<'_>) -> Self {
+        let mut targets: SmallVec<[&str; 1]> = scope.targets.iter().copied().collect();
+        if targets.len() > 1 {
+            let mut seen = HashSet::with_capacity(targets.len());
+            targets.retain(|topic| seen.insert(*topic));
+        }
+        Self {
+            targets,
+            except: Lookup::of(&scope.except),
+            except_users: Lookup::of(&scope.except_users),
+        }
+    }
+}
+
 /// So few are found faster by looking at each than by a hash.
 const FEW: usize = 8;
+/// The same, where a hash costs every socket memory too.
+const FEW_ROOMS: usize = 32;
 
 /// What is asked for once per socket.
 enum Lookup<'a, T> {
@@ -368,8 +457,11 @@ impl<'a, T: Eq + Hash> Lookup<'a, T> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+    use std::sync::{Arc, Weak};
     use std::time::{Duration, Instant};
 
+    use parking_lot::RwLock;
     use proptest::prelude::*;
     use smallvec::smallvec;
 
@@ -416,7 +508,8 @@ mod tests {
     }
 
     fn numbers(registry: &Registry<Fake>, scope: &Scope<'_>) -> Vec<u64> {
-        let mut numbers: Vec<_> = registry.select(scope).iter().map(|m| m.0.number).collect();
+        let selected = registry.select(&Wanted::of(scope));
+        let mut numbers: Vec<_> = selected.iter().map(|m| m.0.number).collect();
         numbers.sort_unstable();
         numbers
     }
@@ -484,6 +577,51 @@ mod tests {
         assert_eq!(registry.describe(id(2)), None);
     }
 
+    /// Notes at its end whether the registry is free, as that of a socket would close a stream.
+    struct Last {
+        fake: Fake,
+        registry: Weak<RwLock<Registry<Arc<Last>>>>,
+        free: Arc<AtomicBool>,
+    }
+
+    impl Member for Arc<Last> {
+        fn id(&self) -> SocketId {
+            self.fake.0
+        }
+        fn user(&self) -> &UserId {
+            &self.fake.1
+        }
+    }
+
+    impl Drop for Last {
+        fn drop(&mut self) {
+            let registry = self.registry.upgrade();
+            let free = registry.is_some_and(|registry| registry.try_write().is_some());
+            self.free.store(free, SeqCst);
+        }
+    }
+
+    #[test]
+    fn the_last_of_a_socket_is_dropped_without_the_lock() {
+        let registry = Arc::new(RwLock::new(Registry::new()));
+        let free = Arc::new(AtomicBool::new(false));
+        for number in 0..3 {
+            let last = Arc::new(Last {
+                fake: Fake(id(number), "alice".into()),
+                registry: Arc::downgrade(&registry),
+                free: free.clone(),
+            });
+            registry.write().insert(user("alice"), last, about());
+            registry.write().join(id(number), &room("x"));
+        }
+        for number in 0..3 {
+            let removed = registry.write().remove(id(number));
+            assert!(!free.swap(false, SeqCst), "it is not over yet");
+            drop(removed);
+            assert!(free.swap(false, SeqCst));
+        }
+    }
+
     /// The quickest of a few, so that a busy machine does not matter.
     fn quickest(mut step: impl FnMut()) -> Duration {
         let times = (0..5).map(|_| {
@@ -507,12 +645,69 @@ mod tests {
             ..plain.clone()
         };
         let repeated = targets(std::iter::repeat_n("all", 20_000));
-        let once = quickest(|| assert_eq!(registry.select(&plain).len(), 2_000));
+        let select =
+            |scope: &Scope<'_>| assert_eq!(registry.select(&Wanted::of(scope)).len(), 2_000);
+        let once = quickest(|| select(&plain));
         for scope in [excepting, repeated] {
-            let took = quickest(|| assert_eq!(registry.select(&scope).len(), 2_000));
+            let took = quickest(|| select(&scope));
             // 22,000 steps instead of 2,000, and not 40,000,000.
             assert!(took < 400 * once, "{took:?} instead of {once:?}");
         }
+    }
+
+    #[test]
+    fn exceptions_are_sorted_in_before_the_lock() {
+        let names: Vec<_> = (0..200_000).map(|n| format!("nobody {n}")).collect();
+        let mut registry = Registry::new();
+        connect(&mut registry, 1, "alice");
+        let excepting = Scope {
+            except_users: names.iter().map(String::as_str).collect(),
+            ..targets(["all"])
+        };
+        let mut wanted = None;
+        let preparing = quickest(|| wanted = Some(Wanted::of(&excepting)));
+        let wanted = wanted.unwrap();
+        let locked = quickest(|| assert_eq!(registry.select(&wanted).len(), 1));
+        assert!(20 * locked < preparing, "{locked:?} of {preparing:?}");
+    }
+
+    #[test]
+    fn thousands_of_rooms_cost_a_socket_no_square() {
+        let took = |count: usize| {
+            let rooms: Vec<_> = (0..count).map(|n| room(&n.to_string())).collect();
+            let mut registry = Registry::new();
+            connect(&mut registry, 1, "alice");
+            quickest(|| {
+                for room in &rooms {
+                    assert_eq!(registry.join(id(1), room), Some(true));
+                }
+                for room in rooms.iter().rev() {
+                    assert!(registry.has_user_on(&user("alice"), room));
+                }
+                for room in &rooms {
+                    assert!(registry.leave(id(1), room));
+                }
+            })
+        };
+        let (few, many) = (took(500), took(16_000));
+        // 32 times as much, and not 1,024 times.
+        assert!(many < 200 * few, "{many:?} instead of {few:?}");
+    }
+
+    #[test]
+    fn a_socket_in_many_rooms_leaves_and_comes_back() {
+        let mut rooms = Rooms::default();
+        let names: Vec<_> = (0..2 * FEW_ROOMS).map(|n| room(&n.to_string())).collect();
+        for name in &names {
+            assert!(rooms.insert(name) && !rooms.insert(name));
+        }
+        assert!(names.iter().eq(rooms.iter()));
+        for name in &names {
+            assert!(rooms.contains(name) && rooms.remove(name));
+            assert!(!rooms.contains(name) && !rooms.remove(name));
+        }
+        assert!(rooms.iter().next().is_none() && rooms.insert(&names[0]));
+        assert_eq!(size_of::<Rooms>(), size_of::<Vec<Topic>>());
     }
 
     #[derive(Clone, Debug)]
@@ -574,7 +769,7 @@ mod tests {
                     }
                     Op::Remove(s) => if let Some(at) = pick(s, &model) {
                         let (number, user_number, rooms) = model.remove(at);
-                        prop_assert_eq!(registry.remove(id(number)).map(|left| left.len()), Some(rooms.len()));
+                        prop_assert_eq!(registry.remove(id(number)).map(|left| left.rooms.iter().count()), Some(rooms.len()));
                         prop_assert!(registry.remove(id(number)).is_none());
                         registry.unclaim(&user(&user_number.to_string()));
                     },
@@ -605,7 +800,7 @@ mod tests {
             let rooms: HashSet<u8> = model.iter().flat_map(|m| m.2.clone()).collect();
             prop_assert_eq!((registry.sockets(), registry.users(), registry.rooms()), (model.len(), users.len(), rooms.len()));
             for (number, user_number, _) in model {
-                registry.remove(id(number));
+                drop(registry.remove(id(number)));
                 registry.unclaim(&user(&user_number.to_string()));
             }
             prop_assert!(registry.groups.is_empty() && registry.sockets.is_empty());

@@ -218,19 +218,22 @@ impl Registration {
             return;
         };
         let node = &self.node;
-        let rooms = node.registry.write().remove(self.id).unwrap_or_default();
-        for room in &rooms {
+        let removed = node.registry.write().remove(self.id);
+        let rooms = || removed.iter().flat_map(|removed| removed.rooms.iter());
+        for room in rooms() {
             node.bus.release(room);
         }
         node.desk
-            .touch(&reservation.user, rooms.iter().chain([&node.all]));
+            .touch(&reservation.user, rooms().chain([&node.all]));
     }
 }
 
 impl Drop for Registration {
     fn drop(&mut self) {
         self.give_back();
-        self.node.live.lock().swap_remove(&self.id.number);
+        // Dropped afterwards: with the last of it its stream is closed.
+        let gone = self.node.live.lock().swap_remove(&self.id.number);
+        drop(gone);
     }
 }
 

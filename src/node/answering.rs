@@ -19,7 +19,7 @@ use crate::extract::MAX_DESCRIPTION;
 use crate::gather::Gathering;
 use crate::id::NodeId;
 use crate::outbox::Outbox;
-use crate::registry::Member;
+use crate::registry::{Member, Wanted};
 use crate::roster::SocketInfo;
 use crate::scope::Scope;
 use crate::seen::Seen;
@@ -215,7 +215,8 @@ impl Node {
 
     /// The sockets that are meant and have not ended.
     pub(super) fn members_of(&self, scope: &Scope<'_>) -> Vec<Arc<Outbox>> {
-        let members = self.registry.read().select(scope);
+        let wanted = Wanted::of(scope);
+        let members = self.registry.read().select(&wanted);
         let alive = members
             .into_iter()
             .filter(|outbox| outbox.close_reason().is_none());

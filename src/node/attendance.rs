@@ -343,6 +343,7 @@ impl Attendance {
 
     async fn inform_readers(&mut self, node: &Node) {
         let now = Instant::now();
+        let mut ended = HashSet::new();
         for (topic, attended) in &mut self.topics {
             let Some(feed) = &mut attended.feed else {
                 continue;
@@ -352,13 +353,16 @@ impl Attendance {
             feed.readers.retain(|reader| reader.strong_count() > 0);
             if feed.readers.is_empty() {
                 attended.feed = None;
-                self.unasked.retain(|(_, asked)| asked != topic);
+                ended.insert(topic.clone());
                 node.bus.release(&topic.presence());
                 let topic = topic.as_str().to_owned();
                 let unwatch = Wish::Unwatch { topic };
                 // Whoever does not hear it will find that nobody listens.
                 let _ = node.say_presence(Topic::nodes(), &unwatch).await;
             }
+        }
+        if !ended.is_empty() {
+            self.unasked.retain(|(_, asked)| !ended.contains(asked));
         }
     }
 

@@ -66,31 +66,24 @@ impl Desk {
         if !self.watched.load(SeqCst) {
             return;
         }
-        let Mail { watched, news } = &mut *self.mail.lock();
+        let mut touched = false;
+        let mut mail = self.mail.lock();
+        let Mail { watched, news } = &mut *mail;
         for topic in topics {
             if watched.contains(topic) {
-                let touched = news.touched.entry(topic.clone()).or_default();
-                touched.insert(user.clone());
-                self.arrived.notify_one();
+                let users = news.touched.entry(topic.clone()).or_default();
+                users.insert(user.clone());
+                touched = true;
             }
+        }
+        drop(mail);
+        if touched {
+            self.arrived.notify_one();
         }
     }
 
     pub(super) fn tell(&self, event: Event) {
-        let news = &mut self.mail.lock().news;
-        if let Event::Left(other) = event {
-            news.wishes.retain(|(node, _), _| *node != other);
-        }
-        if let Event::Said(_, json) = &event {
-            news.tidings += json.len();
-            if news.tidings > MAX_TIDINGS {
-                news.tidings = json.len();
-                news.events
-                    .retain(|event| !matches!(event, Event::Said(..) | Event::Missed));
-                news.events.push_back(Event::Missed);
-            }
-        }
-        news.events.push_back(event);
+        self.mail.lock().news.add(event);
         self.arrived.notify_one();
     }
 
@@ -126,6 +119,24 @@ impl Desk {
         let readers = std::mem::take(&mut self.mail.lock().news.readers);
         let readers = readers.iter().filter_map(|(_, reader)| reader.upgrade());
         readers.for_each(|reader| reader.end());
+    }
+}
+
+impl News {
+    fn add(&mut self, event: Event) {
+        if let Event::Left(other) = event {
+            self.wishes.retain(|(node, _), _| *node != other);
+        }
+        if let Event::Said(_, json) = &event {
+            self.tidings += json.len();
+            if self.tidings > MAX_TIDINGS {
+                self.tidings = json.len();
+                self.events
+                    .retain(|event| !matches!(event, Event::Said(..) | Event::Missed));
+                self.events.push_back(Event::Missed);
+            }
+        }
+        self.events.push_back(event);
     }
 }
 
@@ -165,6 +176,11 @@ impl Node {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+    use std::sync::mpsc;
+    use std::task::{Context, Wake, Waker};
+    use std::time::Duration;
+
     use super::*;
 
     const OTHER: NodeId = NodeId(1);
@@ -172,6 +188,39 @@ mod tests {
     fn watch(topic: &Topic) -> Wish {
         let topic = topic.as_str().to_owned();
         Wish::Watch { topic }
+    }
+
+    /// Comes back to the desk when it is woken.
+    struct Reentrant(Arc<Desk>, mpsc::Sender<()>);
+
+    impl Wake for Reentrant {
+        fn wake(self: Arc<Self>) {
+            self.0.is_touched();
+            let _ = self.1.send(());
+        }
+    }
+
+    #[test]
+    fn a_waker_may_come_back() {
+        let steps: [fn(&Desk); 3] = [
+            |desk| desk.touch(&"x".into(), [&Topic::all()]),
+            |desk| desk.tell(Event::Returned),
+            |desk| desk.wish(OTHER, &watch(&Topic::all())),
+        ];
+        for (n, step) in steps.into_iter().enumerate() {
+            let (woken, wakes) = mpsc::channel();
+            std::thread::spawn(move || {
+                let desk = Arc::new(Desk::default());
+                desk.watch(&Topic::all(), true);
+                let waker = Waker::from(Arc::new(Reentrant(desk.clone(), woken)));
+                let mut arrived = pin!(desk.arrived.notified());
+                let mut cx = Context::from_waker(&waker);
+                assert!(arrived.as_mut().poll(&mut cx).is_pending());
+                step(&desk);
+            });
+            let woken = wakes.recv_timeout(Duration::from_secs(10));
+            assert_eq!(woken, Ok(()), "step {n}");
+        }
     }
 
     #[test]

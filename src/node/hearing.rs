@@ -102,8 +102,11 @@ impl Node {
 
     /// Since when, and until when, this node has heard whatever the others said; none while the bus is down.
     pub(super) fn hearing(&self) -> Option<(Instant, Instant)> {
-        let outage = self.outage.lock();
-        Some((outage.since?, self.bus.heard_until(outage.proven?)))
+        let (since, proven) = {
+            let outage = self.outage.lock();
+            (outage.since?, outage.proven?)
+        };
+        Some((since, self.bus.heard_until(proven)))
     }
 }
 

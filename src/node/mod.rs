@@ -45,7 +45,7 @@ use crate::id::{NodeId, UserId};
 use crate::members::Members;
 use crate::message::Message;
 use crate::outbox::{Outbox, Pushed};
-use crate::registry::{Member, Registry};
+use crate::registry::{Member, Registry, Wanted};
 use crate::roster::{Count, Roster};
 use crate::scope::{Route, Scope, Selection};
 use crate::seen::Seen;
@@ -181,7 +181,8 @@ impl Node {
     /// Hands a message to the sockets of this node, writing as far as the kernel takes it and never
     /// waiting for one. Lets other tasks run between chunks. Returns how many took it.
     async fn deliver(&self, scope: &Scope<'_>, message: &Message) -> usize {
-        let members = self.registry.read().select(scope);
+        let wanted = Wanted::of(scope);
+        let members = self.registry.read().select(&wanted);
         if members.is_empty() {
             return 0;
         }
@@ -196,7 +197,8 @@ impl Node {
     /// The same for what the bus brought: collected, so that all of one wake leaves each socket in one
     /// write.
     fn collect(&self, scope: &Scope<'_>, frame: impl FnOnce() -> Frame) {
-        let members = self.registry.read().select(scope);
+        let wanted = Wanted::of(scope);
+        let members = self.registry.read().select(&wanted);
         if members.is_empty() {
             return;
         }

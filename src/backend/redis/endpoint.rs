@@ -28,8 +28,8 @@ use super::address;
 use super::dial::dial;
 use crate::error::ConnectError;
 
-/// The longest that opening a connection may take, from the name to the login: five round trips (TCP, TLS and
-/// the login) of the slowest link, and two SYNs that were lost.
+/// The longest that opening a connection may take, from the name to the login and the role: five round trips of
+/// 2 s, or fewer and two SYNs that were lost. Longer than a publication waits, so that a slow link is no dead one.
 pub(super) const OPENING: Duration = Duration::from_secs(10);
 
 /// A silent link is asked for life after this long, this often, …

@@ -3,7 +3,6 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::{BufMut, BytesMut};
 use futures::FutureExt;
@@ -32,9 +31,6 @@ impl<T: Into<Arc<str>>> From<T> for Unusable {
     }
 }
 
-/// How long dialling, TLS, the login and the question for the role may take together: five round trips of 2 s.
-/// Longer than a publication waits, so that a slow link is no dead one.
-pub(super) const OPENING: Duration = Duration::from_secs(10);
 /// Memory that is kept between batches; so much is written at once.
 const KEPT: usize = 256 * 1024;
 

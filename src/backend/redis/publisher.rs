@@ -18,8 +18,8 @@ use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use super::advice::Advice;
 use super::backlog::{BATCH, Backlog, Publication, Published, Turn, Waiter};
 use super::backoff::Backoff;
-use super::endpoint::Endpoint;
-use super::pipeline::{OPENING, Pipeline, Unusable};
+use super::endpoint::{Endpoint, OPENING};
+use super::pipeline::{Pipeline, Unusable};
 use crate::error::PublishError;
 
 /// What may be queued, in units of [`UNIT`] bytes of payload; every publication takes at least one.

@@ -90,22 +90,26 @@ impl<'a> Session<'a> {
 
     /// Does what is due; returns when to look again.
     pub(super) fn advance(&mut self, now: Instant) -> Result<Instant, Arc<str>> {
-        let mut subscriptions = self.subscriber.table.subscriptions.lock();
-        let doubted = self.restored && !subscriptions.is_restored();
-        let may_write = self.greeted && self.output.is_empty();
-        let limit = match may_write && subscriptions.unanswered() <= UNANSWERED - BATCH {
-            true => BATCH,
-            false => 0,
-        };
-        if subscriptions.unanswered() == 0 {
-            self.answered_at = now;
-        }
-        let step = subscriptions.step(now, limit);
+        let table = &self.subscriber.table;
+        let (doubted, step, (restored, expiry, owed)) = table.with(|table| {
+            let doubted = self.restored && !table.is_restored();
+            let may_write = self.greeted && self.output.is_empty();
+            let limit = match may_write && table.unanswered() <= UNANSWERED - BATCH {
+                true => BATCH,
+                false => 0,
+            };
+            if table.unanswered() == 0 {
+                self.answered_at = now;
+            }
+            let step = table.step(now, limit);
+            let owed = table.unanswered() > 0;
+            (
+                doubted,
+                step,
+                (table.is_restored(), table.next_expiry(), owed),
+            )
+        });
         self.write(&step);
-        let (restored, expiry) = (subscriptions.is_restored(), subscriptions.next_expiry());
-        let owed = subscriptions.unanswered() > 0;
-        drop(subscriptions);
-
         if doubted {
             self.begin_anew(now);
         }
@@ -209,7 +213,7 @@ impl<'a> Session<'a> {
             Reply::Oversized => subscriber.tell(|listener| listener.garbage()),
             Reply::Answered { channel } => {
                 if let Some(topic) = namespace.topic(channel) {
-                    let in_turn = subscriber.table.subscriptions.lock().answered(topic);
+                    let in_turn = subscriber.table.with(|table| table.answered(topic));
                     if in_turn {
                         self.answered_at = self.heard_at;
                     }

@@ -13,8 +13,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use super::advice::Advice;
 use super::backoff::{Backoff, LONGEST_PAUSE};
-use super::endpoint::Endpoint;
-use super::pipeline::OPENING;
+use super::endpoint::{Endpoint, OPENING};
 use super::publisher::Publisher;
 use super::resp::Reader;
 use super::session::Session;
@@ -28,7 +27,7 @@ use crate::wire::MAX_ENVELOPE;
 /// The subscriptions, shared by those who want and the task that subscribes.
 #[derive(Debug)]
 pub(crate) struct Table {
-    pub(super) subscriptions: Mutex<Subscriptions>,
+    subscriptions: Mutex<Subscriptions>,
     changed: Notify,
     doubted: Notify,
 }
@@ -44,9 +43,19 @@ impl Table {
 
     /// Changes what is wanted.
     pub(crate) fn change<T>(&self, change: impl FnOnce(&mut Subscriptions) -> T) -> T {
-        let changed = change(&mut self.subscriptions.lock());
+        let changed = self.with(change);
         self.changed.notify_one();
         changed
+    }
+
+    /// Looks at the subscriptions, or notes what became of them; whoever waits is told afterwards.
+    pub(super) fn with<T>(&self, look: impl FnOnce(&mut Subscriptions) -> T) -> T {
+        let mut subscriptions = self.subscriptions.lock();
+        let seen = look(&mut subscriptions);
+        let news = subscriptions.take_news();
+        drop(subscriptions);
+        news.tell();
+        seen
     }
 
     /// A publish failed: find out soon whether the bus works at all.
@@ -64,14 +73,14 @@ struct Connected<'a>(&'a Table);
 
 impl<'a> Connected<'a> {
     fn new(table: &'a Table) -> Self {
-        table.subscriptions.lock().connected();
+        table.with(Subscriptions::connected);
         Self(table)
     }
 }
 
 impl Drop for Connected<'_> {
     fn drop(&mut self) {
-        self.0.subscriptions.lock().disconnected();
+        self.0.with(Subscriptions::disconnected);
     }
 }
 
@@ -104,7 +113,7 @@ impl Subscriber {
         let mut backoff = Backoff::new(LONGEST_PAUSE);
         loop {
             let reason = self.listen(&mut backoff).await;
-            self.table.subscriptions.lock().disconnected();
+            self.table.with(Subscriptions::disconnected);
             self.tell(|listener| listener.down(reason, true));
             sleep(backoff.ended(Instant::now(), fastrand::f64())).await;
         }
@@ -206,6 +215,8 @@ async fn write_or_flush(
 
 #[cfg(test)]
 mod tests {
+    use std::task::{Context, Wake, Waker};
+
     use futures::FutureExt;
     use tokio::io::{AsyncBufReadExt, BufReader, BufWriter};
     use tokio::net::{TcpSocket, TcpStream};
@@ -217,6 +228,7 @@ mod tests {
     use tokio_util::sync::CancellationToken;
 
     use super::*;
+    use crate::backend::Confirmation;
     use crate::backend::conformance::redis_server::{self, RedisServer};
     use crate::backend::redis::session::{SILENCE, UNANSWERED};
     use crate::backend::redis::supervise;
@@ -285,6 +297,46 @@ mod tests {
             listener,
             told_no_role: Once::new(),
             began: false,
+        }
+    }
+
+    /// Comes back to the table when it is woken.
+    struct Reentrant(Arc<Table>, std::sync::mpsc::Sender<()>);
+
+    impl Wake for Reentrant {
+        fn wake(self: Arc<Self>) {
+            self.0.with(|_| {});
+            let _ = self.1.send(());
+        }
+    }
+
+    #[test]
+    fn a_waker_may_come_back() {
+        let steps: [fn(&Table, &Topic); 3] = [
+            |table, topic| table.change(|table| table.release(topic, Instant::now())),
+            |table, topic| {
+                table.with(|table| table.step(Instant::now(), 1));
+                table.with(|table| table.answered(topic.as_str()));
+            },
+            |table, _| table.with(Subscriptions::disconnected),
+        ];
+        for (n, step) in steps.into_iter().enumerate() {
+            let (woken, wakes) = std::sync::mpsc::channel();
+            std::thread::spawn(move || {
+                let table = Arc::new(Table::new(SILENCE));
+                let topic = Topic::room("x").unwrap();
+                table.with(Subscriptions::connected);
+                let Confirmation::Pending(mut confirmed) = table.change(|table| table.want(&topic))
+                else {
+                    panic!("nothing is confirmed yet")
+                };
+                let waker = Waker::from(Arc::new(Reentrant(table.clone(), woken)));
+                let mut cx = Context::from_waker(&waker);
+                assert!(confirmed.poll_unpin(&mut cx).is_pending());
+                step(&table, &topic);
+            });
+            let woken = wakes.recv_timeout(Duration::from_secs(10));
+            assert_eq!(woken, Ok(()), "step {n}");
         }
     }
 

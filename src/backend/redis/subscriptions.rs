@@ -35,6 +35,26 @@ pub(crate) struct Subscriptions {
     /// the last.
     restored_at: Option<u64>,
     link: Link,
+    /// Since it was taken last.
+    news: News,
+}
+
+/// Whom to tell that the wait is over: without the lock around the table, since a waker is foreign code.
+#[derive(Debug, Default)]
+#[must_use = "who waits is to be told"]
+pub(super) struct News {
+    confirmed: Vec<oneshot::Sender<()>>,
+    /// Dropped: there is nothing to wait for.
+    given_up: Vec<oneshot::Sender<()>>,
+}
+
+impl News {
+    pub(super) fn tell(self) {
+        for waiting in self.confirmed {
+            // Fails only when the waiter gave up.
+            let _ = waiting.send(());
+        }
+    }
 }
 
 /// What is known of the connection.
@@ -97,7 +117,13 @@ impl Subscriptions {
             answered: 0,
             restored_at: None,
             link: Link::Starting,
+            news: News::default(),
         }
+    }
+
+    /// Whom to tell of what changed.
+    pub(super) fn take_news(&mut self) -> News {
+        std::mem::take(&mut self.news)
     }
 
     /// One more reason to hear a topic.
@@ -129,7 +155,8 @@ impl Subscriptions {
         if entry.reasons > 0 {
             return;
         }
-        entry.waiting = Vec::new();
+        let waiting = std::mem::take(&mut entry.waiting);
+        self.news.given_up.extend(waiting);
         if entry.subscribed {
             let end = now + self.linger;
             entry.linger_until = Some(end);
@@ -220,10 +247,8 @@ impl Subscriptions {
         entry.unanswered -= 1;
         self.answered += 1;
         if entry.is_confirmed() {
-            for waiting in std::mem::take(&mut entry.waiting) {
-                // Fails only when the waiter gave up.
-                let _ = waiting.send(());
-            }
+            let waiting = std::mem::take(&mut entry.waiting);
+            self.news.confirmed.extend(waiting);
         }
         self.forget_if_unused(topic);
         turn == Some(0)
@@ -257,6 +282,7 @@ impl Subscriptions {
         self.restoring = VecDeque::new();
         self.lingering = VecDeque::new();
         self.entries.retain(|_, entry| {
+            self.news.given_up.append(&mut entry.waiting);
             *entry = Entry {
                 reasons: entry.reasons,
                 ..Entry::default()
@@ -417,6 +443,7 @@ mod tests {
                 }
                 Event::Write | Event::Connect | Event::Impatience => {}
             }
+            self.table.take_news().tell();
         }
 
         fn check(&mut self) {
@@ -613,6 +640,7 @@ mod tests {
             panic!("starting")
         };
         table.disconnected();
+        table.take_news().tell();
         assert!(
             first
                 .try_recv()
