@@ -32,6 +32,17 @@ pub(crate) enum Route {
     Union(SmallVec<[Topic; 1]>),
 }
 
+/// How much an audience names. Whatever goes to one audience is of one size, and so keeps its order; what goes to
+/// a large one may come behind what goes to small ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Size {
+    Small,
+    Large,
+}
+
+/// An audience of more topics is large.
+const SMALL: usize = 64;
+
 /// A union of more topics travels once to every node instead of once per topic: copies that name
 /// all the others would grow with the square.
 const MAX_UNION_COPIES: usize = 16;
@@ -46,6 +57,13 @@ impl Selection {
 
     pub(crate) fn add(&mut self, topic: Topic) {
         self.targets.push(topic);
+    }
+
+    pub(crate) fn size(&self) -> Size {
+        match self.targets.len() {
+            0..=SMALL => Size::Small,
+            _ => Size::Large,
+        }
     }
 
     /// Removes what is named twice, so that nobody is addressed twice.

@@ -43,7 +43,7 @@ impl Seen {
 
     /// The node has left, and says nothing any more.
     pub(crate) fn forget(&mut self, node: NodeId) {
-        self.0.swap_remove(&node);
+        self.0.shift_remove(&node);
     }
 }
 

@@ -12,6 +12,7 @@ use tokio::time::{Instant, timeout};
 use super::slots::Slots;
 use super::{Backend, Bus, BusSettings, Confirmation, Listener};
 use crate::id::{NodeId, SocketId};
+use crate::scope::Size;
 use crate::slot::{OverLimit, SlotLimit};
 use crate::topic::{Namespace, Topic};
 
@@ -140,6 +141,7 @@ impl End {
         let published = self.bus.publish(
             smallvec![topic.clone()],
             Bytes::copy_from_slice(bytes.as_bytes()),
+            Size::Small,
         );
         published.await.unwrap().nodes
     }
@@ -256,7 +258,7 @@ async fn several_topics_are_one_publication(backend: Backend) {
     let topics = smallvec![room("1"), room("2"), room("3")];
     assert_eq!(
         a.bus
-            .publish(topics, Bytes::from_static(b"u"))
+            .publish(topics, Bytes::from_static(b"u"), Size::Small)
             .await
             .unwrap()
             .nodes,

@@ -15,6 +15,7 @@ use super::slots::{Claim, Slots};
 use super::{Bus, BusSettings, Confirmation, Listener, Published};
 use crate::error::PublishError;
 use crate::id::{NodeId, SocketId};
+use crate::scope::Size;
 use crate::slot::SlotLimit;
 use crate::topic::{Namespace, Topic};
 
@@ -132,6 +133,7 @@ impl Bus for MemoryBus {
         &self,
         topics: SmallVec<[Topic; 1]>,
         envelope: Bytes,
+        _: Size,
     ) -> BoxFuture<'_, Result<Published, PublishError>> {
         let mut nodes = 0;
         for topic in &topics {

@@ -21,6 +21,7 @@ use self::redis::{Endpoint, RedisBus};
 use self::slots::Slots;
 use crate::error::{ConnectError, PublishError};
 use crate::id::NodeId;
+use crate::scope::Size;
 use crate::slot::SlotLimit;
 use crate::topic::{Namespace, Topic};
 
@@ -98,11 +99,12 @@ pub(crate) trait Bus: fmt::Debug + Send + Sync {
     fn doubt(&self);
 
     /// Publishes the same bytes on the channel of each topic. Queued by the call, so that the order of calls is
-    /// the order in which they are published.
+    /// the order in which they are published, among those of one size.
     fn publish(
         &self,
         topics: SmallVec<[Topic; 1]>,
         envelope: Bytes,
+        size: Size,
     ) -> BoxFuture<'_, Result<Published, PublishError>>;
 
     /// How many nodes hear each of these topics.

@@ -21,7 +21,7 @@ use crate::id::NodeId;
 use crate::outbox::Outbox;
 use crate::registry::{Member, Wanted};
 use crate::roster::SocketInfo;
-use crate::scope::Scope;
+use crate::scope::{Scope, Size};
 use crate::seen::Seen;
 use crate::topic::Topic;
 use crate::wire::{self, Action};
@@ -117,7 +117,8 @@ impl Node {
     /// Queued by the call, and not waited for. Unsaid, it is taken for silence.
     fn reply(&self, asker: NodeId, id: u64, control: &Control) {
         let envelope = self.say(&Scope::default(), id, control);
-        drop(self.bus.publish(smallvec![Topic::node(asker)], envelope));
+        let asker = smallvec![Topic::node(asker)];
+        drop(self.bus.publish(asker, envelope, Size::Small));
     }
 
     /// Tells a question of this node, unless it is over.
@@ -279,6 +280,10 @@ impl Open {
         };
         let envelope = wire::encode(self.node.id, None, &Scope::default(), &action);
         let asker = Topic::node(self.asker);
-        self.node.bus.publish(smallvec![asker], envelope).await
+        let saying = self
+            .node
+            .bus
+            .publish(smallvec![asker], envelope, Size::Small);
+        saying.await
     }
 }

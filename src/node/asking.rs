@@ -10,10 +10,9 @@ use bytes::Bytes;
 use futures::future::{join, join_all};
 use parking_lot::Mutex;
 use smallvec::smallvec;
-use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::task::yield_now;
-use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::Node;
 use crate::backend::Listener;
@@ -22,7 +21,7 @@ use crate::error::{PublishError, QueryError, QueryErrorKind, SendError, SendErro
 use crate::gather::{Answers, Gathering};
 use crate::id::NodeId;
 use crate::roster::{Count, NodeInfo, Roster};
-use crate::scope::{Scope, Selection};
+use crate::scope::{Scope, Selection, Size};
 use crate::share::Flight;
 use crate::topic::Topic;
 use crate::wire::{self, Action, MAX_ENVELOPE};
@@ -209,17 +208,7 @@ impl Node {
     fn flight(&self) -> Flight<'_> {
         Flight {
             runtime: self.home.runtime(),
-            longest: 2 * self.config.publish_timeout,
-        }
-    }
-
-    /// Waits for a shared question: the one that is under way, and one's own. `None` when nothing came of it.
-    async fn in_time<T>(&self, shared: impl Future<Output = Option<T>>) -> Option<T> {
-        let patience = 2 * self.flight().longest;
-        match Handle::try_current() {
-            Ok(_) => timeout(patience, shared).await.ok().flatten(),
-            // The caller has no timer. Ours ends it.
-            Err(_) => shared.await,
+            longest: self.longest(),
         }
     }
 
@@ -295,7 +284,8 @@ impl Node {
                 envelope.len()
             )));
         }
-        let published = self.bus.publish(smallvec![carrier], envelope).await?;
+        let size = selection.size();
+        let published = self.bus.publish(smallvec![carrier], envelope, size).await?;
         open.question
             .update(|gathering| gathering.promise(published));
         // At the deadline what is there must do.
@@ -343,10 +333,10 @@ impl Open<'_> {
             .node
             .say(&Scope::default(), self.id, &Control::Ping { id: self.id });
         let pings = silent.into_iter().map(|node| {
-            let pinging = self
-                .node
-                .bus
-                .publish(smallvec![Topic::node(node)], envelope.clone());
+            let pinging =
+                self.node
+                    .bus
+                    .publish(smallvec![Topic::node(node)], envelope.clone(), Size::Small);
             async move { (node, pinging.await) }
         });
         for (node, pinged) in join_all(pings).await {

@@ -18,7 +18,7 @@ use super::Node;
 use super::desk::{Event, News};
 use crate::id::{NodeId, UserId};
 use crate::presence::{Announcer, PresenceChange, Reader, Table, Tidings, Wish};
-use crate::scope::Scope;
+use crate::scope::{Scope, Size};
 use crate::topic::Topic;
 use crate::wire::{self, Action};
 
@@ -37,7 +37,7 @@ impl Node {
         let json = serde_json::to_vec(what).expect("tidings are plain data");
         let action = Action::Presence(&json);
         let envelope = wire::encode(self.id, None, &Scope::default(), &action);
-        let published = self.bus.publish(smallvec![to], envelope).await;
+        let published = self.bus.publish(smallvec![to], envelope, Size::Small).await;
         Some(published.ok()?.nodes)
     }
 

@@ -179,6 +179,9 @@ impl Listener for Node {
     }
 
     fn up(&self, proven: Instant) {
+        if self.has_lost_its_runtime() {
+            return;
+        }
         let gap = self.outage.lock().ends(proven);
         let gap = gap.map(|from| Gap::between(from, proven));
         let changed = self.health.update(|health| match health {
@@ -201,6 +204,9 @@ impl Listener for Node {
     }
 
     fn down(&self, reason: Arc<str>, deaf: bool) {
+        if self.has_lost_its_runtime() {
+            return;
+        }
         let (gap, is_new) = self.outage.lock().begins(deaf);
         self.counters.bus_gaps.fetch_add(u64::from(is_new), Relaxed);
         let changed = self.health.update(|health| match health {

@@ -2,10 +2,11 @@
 
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Weak};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::Node;
@@ -49,12 +50,29 @@ impl Node {
         self.tasks.spawn_on(task, &self.home.runtime)
     }
 
-    /// Runs what the caller waits for, and no longer; `None` when the runtime is gone, or it panicked.
+    /// Runs what the caller waits for, and no longer; `None` when the runtime is gone, it panicked, or nothing came of
+    /// it in time.
     pub(super) async fn at_home<T: Send + 'static>(
         &self,
         task: impl Future<Output = T> + Send + 'static,
     ) -> Option<T> {
-        AbortOnDropHandle::new(self.spawn(task)).await.ok()
+        let task = AbortOnDropHandle::new(self.spawn(task));
+        self.in_time(async { task.await.ok() }).await
+    }
+
+    /// The longest that anything at home takes, which has deadlines of its own: the wait for Redis, and what comes
+    /// before and after.
+    pub(super) fn longest(&self) -> Duration {
+        2 * self.config.publish_timeout
+    }
+
+    /// Waits no longer for what runs at home than twice the longest: nobody may drive that runtime.
+    pub(super) async fn in_time<T>(&self, what: impl Future<Output = Option<T>>) -> Option<T> {
+        match Handle::try_current() {
+            Ok(_) => timeout(2 * self.longest(), what).await.ok().flatten(),
+            // The caller has no timer. The deadlines at home end it.
+            Err(_) => what.await,
+        }
     }
 
     /// Runs a task that ends with the node, and whose end before that is told.
@@ -70,23 +88,25 @@ impl Node {
     pub(super) fn unfinished(&self) -> &'static str {
         match self.has_lost_its_runtime() {
             true => ENDED,
-            false => "a task of the cluster panicked: please report it",
+            false => {
+                "the runtime on which this cluster was started does not run, or a task of the cluster panicked"
+            }
         }
     }
 
-    fn lost_its_runtime(&self) {
+    fn lost_its_runtime(&self, reason: &'static str) {
         if self.home.ended.swap(true, SeqCst) {
             return;
         }
         let degraded = |health: &Health| match health {
             Health::Up | Health::Degraded { .. } => Some(Health::Degraded {
                 since: SystemTime::now(),
-                reason: ENDED.into(),
+                reason: reason.into(),
             }),
             Health::Draining | Health::Down => None,
         };
         if self.health.update(degraded) {
-            tracing::warn!(node = %self.id, "{ENDED}; new sockets are refused");
+            tracing::warn!(node = %self.id, "{reason}: new sockets are refused");
         }
     }
 }
@@ -95,8 +115,14 @@ struct Guard(Weak<Node>);
 
 impl Drop for Guard {
     fn drop(&mut self) {
+        let reason = match std::thread::panicking() {
+            true => {
+                "a task of the cluster panicked and is gone (please report it, and restart this process)"
+            }
+            false => ENDED,
+        };
         if let Some(node) = self.0.upgrade().filter(|node| !node.stopped.load(SeqCst)) {
-            node.lost_its_runtime();
+            node.lost_its_runtime(reason);
         }
     }
 }

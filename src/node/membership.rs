@@ -17,7 +17,7 @@ use crate::gap::Gap;
 use crate::id::NodeId;
 use crate::members::MARGIN;
 use crate::roster::NodeInfo;
-use crate::scope::Scope;
+use crate::scope::{Scope, Size};
 use crate::topic::Topic;
 
 impl Node {
@@ -153,7 +153,8 @@ impl Node {
 
     async fn say_to(&self, to: Topic, control: &Control) -> bool {
         let envelope = self.say(&Scope::default(), 0, control);
-        self.bus.publish(smallvec![to], envelope).await.is_ok()
+        let saying = self.bus.publish(smallvec![to], envelope, Size::Small);
+        saying.await.is_ok()
     }
 }
 

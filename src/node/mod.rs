@@ -261,7 +261,8 @@ impl Node {
         };
         self.counters.sent.fetch_add(1, Relaxed);
         // Queued by the call: sends happen in the order in which they are first polled.
-        let publishing = envelope.map(|envelope| self.bus.publish(topics, envelope));
+        let publishing =
+            envelope.map(|envelope| self.bus.publish(topics, envelope, selection.size()));
         let local = self.deliver(&scope, message).await;
         let published = match publishing {
             None => Ok(Published::default()),

@@ -23,6 +23,7 @@ on_every_bus! {
     an_audience_nobody_is_in_is_fine
     a_send_right_after_the_upgrade_arrives
     a_close_comes_after_the_message_before_it
+    a_close_of_very_many_comes_after_the_message_before_it
     exceptions_are_respected_everywhere
     one_socket_is_reached_from_anywhere
     rooms_are_joined_and_left
@@ -518,4 +519,18 @@ async fn a_union_comes_once_whatever_others_send_meanwhile() {
     let (unions, events) = reading.await.unwrap();
     assert_eq!(unions, 1);
     assert!(events > between, "{events}");
+}
+
+/// The union is large enough to travel in parts, the close travels at once.
+async fn a_close_of_very_many_comes_after_the_message_before_it(lab: Lab) {
+    let [a, b] = lab.nodes().await;
+    let mut client = b.client("last").await;
+    let users = (0..5000).map(|user| user.to_string());
+    let audience = a.broadcaster.to_users(users.chain(["last".to_owned()]));
+    let close = Close::new(4001, "bye");
+    let (sent, closed) = tokio::join!(audience.clone().send("hello"), audience.close(close));
+    sent.unwrap();
+    assert_eq!(closed.unwrap().nodes(), Some(1));
+    assert_eq!(client.event().await, text("hello"));
+    assert_eq!(client.event().await, Event::Closed(4001, "bye".into()));
 }

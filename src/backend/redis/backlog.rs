@@ -1,8 +1,8 @@
 //! What waits to be published, and who waits for it: which publications come next, without any I/O.
 //!
 //! A union of very many users is cut: one part goes with every pipeline, behind all that is small. What is
-//! promised is the order of one sender to one audience, and such are of equal size, so they never pass one
-//! another. A union of 100,000 users and one of these users are two audiences.
+//! promised is the order of one sender to one audience, and whatever goes to that, messages and commands, is of
+//! one size, so that it never passes one another. A union of 100,000 users and one of these users are two audiences.
 
 use std::collections::VecDeque;
 use std::pin::pin;
@@ -14,17 +14,15 @@ use tokio::time::{Instant, timeout_at};
 
 use super::pipeline::{Counted, Unusable};
 use crate::error::PublishError;
+use crate::scope::Size;
 
 /// Most publications in one pipeline.
 pub(super) const BATCH: usize = 256;
-/// More channels than these make a union large. Those that must stay in one piece have fewer: a union whose
-/// copies nodes tell apart by its id is published 16 times at most.
-const WHOLE: usize = 64;
 /// Most channels of a large union in one pipeline: few enough that Redis serves the others within milliseconds, and
 /// so many that a union of 100,000 takes 50 round trips, half a second on a link of 10 ms; …
 const PART: usize = 2048;
-/// … and most bytes of payload: what Redis takes in about a millisecond.
-const PART_BYTES: usize = 256 * 1024;
+/// … and most bytes of payload: 2,048 of 1 KiB, which take a link of 1 Gbit/s 17 ms.
+const PART_BYTES: usize = 2 * 1024 * 1024;
 
 #[derive(Debug)]
 pub(super) struct Publication {
@@ -32,6 +30,7 @@ pub(super) struct Publication {
     pub(super) envelope: Bytes,
     /// It wants to know whether it went to a replica.
     pub(super) is_probe: bool,
+    size: Size,
     /// On how many channels it was published before this turn, …
     begin: usize,
     /// … and on how many with it.
@@ -39,19 +38,27 @@ pub(super) struct Publication {
 }
 
 impl Publication {
-    pub(super) fn new(channels: SmallVec<[String; 1]>, envelope: Bytes, is_probe: bool) -> Self {
+    pub(super) fn new(channels: SmallVec<[String; 1]>, envelope: Bytes, size: Size) -> Self {
         Self {
             channels,
             envelope,
-            is_probe,
+            is_probe: false,
+            size,
             begin: 0,
             end: 0,
         }
     }
 
-    /// By its channels alone: all that goes to one audience must be alike.
+    pub(super) fn probe(channels: SmallVec<[String; 1]>, envelope: Bytes) -> Self {
+        Self {
+            is_probe: true,
+            ..Self::new(channels, envelope, Size::Small)
+        }
+    }
+
+    /// What must stay in one piece is small, or has one channel.
     pub(super) fn is_large(&self) -> bool {
-        self.channels.len() > WHOLE
+        self.size == Size::Large
     }
 
     /// The channels whose turn it is.
@@ -327,9 +334,14 @@ mod tests {
         static ROOM: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(10_000)));
         let permit = ROOM.clone().try_acquire_owned().unwrap();
         let (reply, answer) = oneshot::channel();
-        let channels = channels.map(|channel| channel.to_string()).collect();
+        let channels: SmallVec<_> = channels.map(|channel| channel.to_string()).collect();
         let deadline = Instant::now() + Duration::from_secs(60);
-        let publication = Publication::new(channels, Bytes::from_static(b"x"), is_probe);
+        let size = match channels.len() {
+            0..=64 => Size::Small,
+            _ => Size::Large,
+        };
+        let mut publication = Publication::new(channels, Bytes::from_static(b"x"), size);
+        publication.is_probe = is_probe;
         (
             (publication, Waiter::new(deadline, reply, (permit, None))),
             answer,
@@ -377,6 +389,22 @@ mod tests {
         backlog.fail(&PublishError::not_sent("lost"));
         assert!(second_answer.try_recv().unwrap().unwrap_err().maybe_sent);
         assert!(backlog.is_empty());
+    }
+
+    /// A union of very many users, and then the command to close their sockets, which travels on one channel.
+    #[test]
+    fn what_goes_to_one_audience_keeps_its_order() {
+        let mut backlog = Backlog::default();
+        let (mut command, _answer) = queued(99_999..100_000, false);
+        command.0.size = Size::Large;
+        backlog.arrived.push(queued(0..PART + 44, false).0);
+        backlog.arrived.push(command);
+        backlog.arrived.push(queued(77_777..77_778, false).0);
+        backlog.admit();
+        let first = [77_777].into_iter().chain(0..PART);
+        assert_eq!(written(&mut backlog), first.collect::<Vec<_>>());
+        assert_eq!(written(&mut backlog), (PART..PART + 44).collect::<Vec<_>>());
+        assert_eq!(written(&mut backlog), [99_999]);
     }
 
     #[test]

@@ -47,6 +47,7 @@ use super::slots::Slots;
 use super::{Bus, BusSettings, Confirmation, Listener, Published};
 use crate::error::PublishError;
 use crate::id::NodeId;
+use crate::scope::Size;
 use crate::topic::Topic;
 
 /// Connections for questions, beside the two of the bus itself.
@@ -204,6 +205,7 @@ impl Bus for RedisBus {
         &self,
         mut topics: SmallVec<[Topic; 1]>,
         envelope: Bytes,
+        size: Size,
     ) -> BoxFuture<'_, Result<Published, PublishError>> {
         let channels = topics
             .iter()
@@ -213,7 +215,7 @@ impl Bus for RedisBus {
             topics.retain(|topic| self.table.is_confirmed(topic));
         };
         confirmed(&mut topics);
-        let publishing = self.publisher.publish(channels, envelope);
+        let publishing = self.publisher.publish(channels, envelope, size);
         async move {
             let published = publishing.await;
             if published.is_err() {

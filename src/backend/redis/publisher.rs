@@ -12,6 +12,7 @@ use bytes::Bytes;
 use futures::future::Either;
 use futures::{FutureExt, TryFutureExt};
 use smallvec::{SmallVec, smallvec};
+use tokio::runtime::Handle;
 use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore, TryAcquireError, mpsc, oneshot};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
@@ -21,6 +22,7 @@ use super::backoff::Backoff;
 use super::endpoint::{Endpoint, OPENING};
 use super::pipeline::{Pipeline, Unusable};
 use crate::error::PublishError;
+use crate::scope::Size;
 
 /// What may be queued, in units of [`UNIT`] bytes of payload; every publication takes at least one.
 const QUEUE: usize = 64 * 1024;
@@ -40,6 +42,7 @@ pub(crate) struct Publisher {
     /// Bounds what of that large unions take.
     large: Arc<Semaphore>,
     deadline: Duration,
+    runtime: Handle,
 }
 
 /// The other end of the queue.
@@ -53,6 +56,7 @@ pub(crate) struct PublishQueue {
 }
 
 impl Publisher {
+    /// Must be called within the runtime of the [`PublishQueue`].
     pub(crate) fn new(
         endpoint: Arc<Endpoint>,
         advice: Arc<Advice>,
@@ -65,6 +69,7 @@ impl Publisher {
                 room: Arc::new(Semaphore::new(QUEUE)),
                 large: Arc::new(Semaphore::new(LARGE)),
                 deadline,
+                runtime: Handle::current(),
             },
             PublishQueue {
                 waiting,
@@ -82,8 +87,9 @@ impl Publisher {
         &self,
         channels: SmallVec<[String; 1]>,
         envelope: Bytes,
+        size: Size,
     ) -> impl Future<Output = Published> + Send + use<> {
-        self.enqueue(channels, envelope, false)
+        self.enqueue(Publication::new(channels, envelope, size))
     }
 
     /// Publishes on one channel before whatever waits, and fails if that was on a replica.
@@ -92,7 +98,7 @@ impl Publisher {
         channel: String,
         envelope: Bytes,
     ) -> impl Future<Output = Published> + Send + use<> {
-        self.enqueue(smallvec![channel], envelope, true)
+        self.enqueue(Publication::probe(smallvec![channel], envelope))
     }
 
     /// Publications that wait for Redis, in units of [`UNIT`] bytes.
@@ -100,14 +106,8 @@ impl Publisher {
         QUEUE - self.room.available_permits()
     }
 
-    fn enqueue(
-        &self,
-        channels: SmallVec<[String; 1]>,
-        envelope: Bytes,
-        is_probe: bool,
-    ) -> impl Future<Output = Published> + Send + use<> {
+    fn enqueue(&self, publication: Publication) -> impl Future<Output = Published> + Send + use<> {
         let deadline = Instant::now() + self.deadline;
-        let publication = Publication::new(channels, envelope, is_probe);
         let room = Room::of(self, &publication);
         let (reply, answer) = oneshot::channel();
         let queued = match room.try_take() {
@@ -118,9 +118,14 @@ impl Publisher {
             }
             Err(_) => {
                 // Whoever waits already comes first: released room goes to them.
-                let queue = self.queue.clone();
+                let (queue, runtime) = (self.queue.clone(), self.runtime.clone());
                 let waiting = async move {
-                    let room = timeout_at(deadline, room.take()).await;
+                    // By our own timer: who waits may have none.
+                    let waiting = {
+                        let _home = runtime.enter();
+                        timeout_at(deadline, room.take())
+                    };
+                    let room = waiting.await;
                     let room = room.map_err(|_| crowded())?.map_err(|_| stopped())?;
                     let waiter = Waiter::new(deadline, reply, room);
                     queue.send((publication, waiter)).map_err(|_| stopped())
@@ -344,9 +349,11 @@ mod tests {
             queue: publisher.queue.clone(),
             room: publisher.room.clone(),
             large: publisher.large.clone(),
+            runtime: publisher.runtime.clone(),
         };
-        let [impatient, patient] = [&short, &publisher]
-            .map(|publisher| publisher.publish(smallvec!["x".to_owned()], Bytes::new()));
+        let [impatient, patient] = [&short, &publisher].map(|publisher| {
+            publisher.publish(smallvec!["x".to_owned()], Bytes::new(), Size::Small)
+        });
         tokio::spawn(async move { queue.run().await });
         let (mut redis, _) = server.accept().await.unwrap();
         redis.write_all(b"-ERR unknown command\r\n").await.unwrap();
@@ -370,10 +377,12 @@ mod tests {
             queue: publisher.queue.clone(),
             room: publisher.room.clone(),
             large: publisher.large.clone(),
+            runtime: publisher.runtime.clone(),
         };
         let start = Instant::now();
-        let [_first, second] = [&publisher, &short]
-            .map(|publisher| publisher.publish(smallvec!["x".to_owned()], Bytes::new()));
+        let [_first, second] = [&publisher, &short].map(|publisher| {
+            publisher.publish(smallvec!["x".to_owned()], Bytes::new(), Size::Small)
+        });
         tokio::spawn(async move { queue.run().await });
         second.await.unwrap_err();
         assert!(start.elapsed() < long / 2, "{:?}", start.elapsed());

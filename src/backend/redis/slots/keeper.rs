@@ -1,5 +1,6 @@
 //! The task that tells Redis about this node's slots and asks for new ones, in one pipeline at a time.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,6 +30,8 @@ const LOOK: Duration = Duration::from_millis(250);
 const GRACE: u32 = 3;
 /// Until what is missing is asked for again.
 const RETRY: Duration = Duration::from_millis(10);
+/// So often that is doubled while nothing came of it: 2.56 s.
+const MOST_RETRIES: u32 = 8;
 
 #[derive(Debug)]
 pub(in crate::backend::redis) struct Keeper {
@@ -112,33 +115,54 @@ impl Keeper {
     /// Keeps Redis informed, for ever.
     pub(in crate::backend::redis) async fn run(&mut self) {
         self.table.book.lock().begin();
-        let mut failures = 0;
+        let (mut failures, mut forgotten) = (0, 0);
         loop {
             let lapse = match self.join().await {
-                Ok(()) => self.serve(&mut failures).await,
+                Ok(()) => self.serve(&mut failures, &mut forgotten).await,
                 Err(lapse) => lapse,
             };
             let reason = match lapse {
                 Lapse::Failed(reason) => reason,
                 Lapse::Forgotten => {
-                    tracing::debug!("redis has lost this node's slots, or the script: once more");
-                    self.table.change(Book::forgotten);
-                    sleep(RETRY).await;
+                    self.forgotten(&mut forgotten).await;
                     continue;
                 }
             };
             failures += 1;
             // A single failure tells of a lost connection, not of a lost Redis.
             if failures > 1 {
-                if self.table.change(|book| book.outage(now())) {
-                    tracing::warn!(%reason, "sockets per user are limited by this node's own count for now");
-                }
+                self.outage(&reason);
                 tokio::select! {
                     () = sleep(pause(failures, fastrand::f64())) => {}
                     () = self.table.doubted.notified() => {}
                 }
             }
         }
+    }
+
+    fn outage(&self, reason: &str) {
+        if self.table.change(|book| book.outage(now())) {
+            tracing::warn!(
+                reason,
+                "sockets per user are limited by this node's own count for now"
+            );
+        }
+    }
+
+    /// Redis answers, and does not know this node: at once the first time, then less and less often.
+    async fn forgotten(&mut self, times: &mut u32) {
+        self.table.change(Book::forgotten);
+        let wait = RETRY * 2_u32.pow((*times).min(MOST_RETRIES));
+        if *times == MOST_RETRIES {
+            tracing::warn!(
+                "redis loses the slots of this node again and again, and nobody is let in meanwhile: it must not evict \
+                them (maxmemory-policy volatile-* or allkeys-*), nor must anybody delete them"
+            );
+        } else {
+            tracing::debug!("redis has lost this node's slots, or the script: once more");
+        }
+        *times = times.saturating_add(1);
+        sleep(wait).await;
     }
 
     /// Deletes what this node has in Redis, if Redis answers.
@@ -182,7 +206,7 @@ impl Keeper {
     }
 
     /// Speaks until something fails; returns what.
-    async fn serve(&mut self, failures: &mut u32) -> Lapse {
+    async fn serve(&mut self, failures: &mut u32, forgotten: &mut u32) -> Lapse {
         loop {
             let now = Instant::now();
             let batch = self.table.book.lock().next_batch(self.due.claims <= now);
@@ -198,7 +222,7 @@ impl Keeper {
             if let Err(lapse) = said {
                 return lapse;
             }
-            *failures = 0;
+            (*failures, *forgotten) = (0, 0);
             self.due.look = Instant::now() + self.look;
         }
     }
@@ -273,16 +297,26 @@ impl Keeper {
     async fn ask(&mut self, commands: &Commands) -> Result<Vec<RedisResult<Value>>, Lapse> {
         let mut link = match self.link.take().filter(|link| !link.is_dead()) {
             Some(link) => link,
-            None => {
-                let connecting = self.links.connect().await;
-                connecting.map_err(|error| self.lapse(&error))?
-            }
+            None => self.connect().await?,
         };
         let answers = link.run(commands).await;
         // After an error, or cancelled, it is of no further use.
         let answers = answers.map_err(|error| self.lapse(&error))?;
         self.link = Some(link);
         Ok(answers)
+    }
+
+    /// Whoever waits for Redis meanwhile is told what this node knows: opening a connection may take longer.
+    async fn connect(&self) -> Result<Link, Lapse> {
+        let mut connecting = pin!(self.links.connect());
+        let opened = match timeout(self.deadline, connecting.as_mut()).await {
+            Ok(opened) => opened,
+            Err(_) => {
+                self.outage("redis accepted no connection in time");
+                connecting.await
+            }
+        };
+        opened.map_err(|error| self.lapse(&error))
     }
 
     fn lapse(&self, error: &RedisError) -> Lapse {
