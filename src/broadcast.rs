@@ -55,7 +55,8 @@ impl Broadcaster {
         Self::builder().redis(redis_url).connect().await
     }
 
-    /// A publisher without sockets, with settings of your own.
+    /// A publisher without sockets, with settings of your own. When no node takes what it sends to a user who is
+    /// online, its namespace or Redis is not the app's: see [`BroadcasterBuilder`].
     pub fn builder() -> BroadcasterBuilder {
         BroadcasterBuilder::new()
     }

@@ -38,8 +38,8 @@ impl std::error::Error for ConnectError {}
 ///
 /// As a response, so that `?` works in handlers: 503 when the bus failed or the cluster was shut down, 400
 /// when the caller named an unusable id or close code, 413 when the message is too large for the bus, 500
-/// when a value could not be written as JSON. The body names the class of the failure only; the rest, such as
-/// Redis' words, goes to the log at debug.
+/// when a value could not be written as JSON. The body names the class of the failure, and that this
+/// node's sockets were served when only the bus failed; the rest, such as Redis' words, goes to the log at debug.
 #[derive(Debug, Clone)]
 pub struct SendError {
     pub(crate) local: usize,
@@ -119,9 +119,11 @@ impl IntoResponse for SendError {
             SendErrorKind::Json(_) => "the value cannot be written as JSON".to_owned(),
             SendErrorKind::Bus(PublishError {
                 maybe_sent: false, ..
-            }) => "the message was not sent to other nodes: the bus is not usable".to_owned(),
+            }) => "the bus is not usable: sockets of this node were served; other nodes were not reached"
+                .to_owned(),
             SendErrorKind::Bus(_) => {
-                "the message may not have reached other nodes: the bus is not usable".to_owned()
+                "the bus is not usable: sockets of this node were served; other nodes may not have been reached"
+                    .to_owned()
             }
             SendErrorKind::InvalidId(_)
             | SendErrorKind::InvalidClose(_)

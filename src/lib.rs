@@ -43,9 +43,14 @@
 //! }
 //! ```
 //!
+//! It needs a Redis on 6379: without one this node's sockets still work, `notify` answers with an error, and
+//! everything comes right by itself when Redis is there. To hear what it says, `cargo add tracing-subscriber
+//! --features env-filter`, begin `main` with `tracing_subscriber::fmt::init();`, and run it with
+//! `RUST_LOG=axum_cluster=debug`.
+//!
 //! # How it fits together
 //! - [`ClusterLayer`] puts a [`Broadcaster`] into every request. It and the auth middleware must both wrap
-//!   the route; which is outside does not matter.
+//!   the routes, so they come after them; which of the two is outside does not matter.
 //! - [`ClusterSocket`] is the extractor: it knows the user, checks the origin and the handshake, and waits
 //!   until the cluster's messages for the user come here. `on_upgrade` makes it a [`Socket`].
 //! - [`Broadcaster`] says who: [`to_user`](Broadcaster::to_user), [`to_room`](Broadcaster::to_room),

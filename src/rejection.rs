@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use crate::close::Close;
 use crate::config::{CLOSING, NoUser};
-use crate::node::{Counted, Node, Refused};
+use crate::node::{Counted, ENDED, Node, Refused};
 use crate::origin::ForeignOrigin;
 use crate::registry::Full;
 use crate::ws::Opened;
@@ -65,21 +65,31 @@ impl ClusterRejection {
                     `allow_origin` or `allow_origin_if` can admit it, and a proxy must hand Host on");
             }
             Kind::Unauthenticated(missing) | Kind::Close(missing, _) => {
+                let close = rejection.close();
+                let status = close.is_none().then_some(status);
                 if missing.is_suspicious() && node.is_first_without_user() {
-                    tracing::warn!(node = %node_id, status, reason = %missing, "upgrade refused: it came without a user. Said \
-                        once, then at debug. Where nobody had logged in, all is well");
+                    tracing::warn!(node = %node_id, status, close, "upgrade refused: {missing} (harmless where nobody had \
+                        logged in; said once, then at debug)");
                 } else {
-                    tracing::debug!(node = %node_id, status, reason = %missing, "upgrade refused: it came without a user");
+                    tracing::debug!(node = %node_id, status, close, "upgrade refused: {missing}");
                 }
             }
             kind => {
                 let reason = kind
-                    .limit()
+                    .cause()
                     .map_or_else(|| rejection.to_string(), str::to_owned);
                 tracing::debug!(node = %node_id, status, reason, "upgrade refused");
             }
         }
         rejection
+    }
+
+    /// The code of the only frame, where it comes as one: the 101 before it says nothing.
+    fn close(&self) -> Option<u16> {
+        match &self.0 {
+            Kind::Close(_, refusal) => Some(refusal.close.code),
+            _ => None,
+        }
     }
 
     /// The status of the response.
@@ -115,13 +125,14 @@ impl Kind {
         })
     }
 
-    /// The setting that refused it, which is no client's business.
-    fn limit(&self) -> Option<&'static str> {
+    /// The setting or the mistake that refused it, which is no client's business.
+    fn cause(&self) -> Option<&'static str> {
         match self {
             Self::Refused(Refused::Full(Full::Node)) => Some("`max_sockets` is reached"),
             Self::Refused(Refused::Full(Full::User)) => {
                 Some("`max_sockets_per_user` or `max_sockets_per_user_in_cluster` is reached")
             }
+            Self::Refused(Refused::RuntimeEnded) => Some(ENDED),
             _ => None,
         }
     }
@@ -134,14 +145,15 @@ impl fmt::Display for ClusterRejection {
                 "no cluster in this request: add `.layer(ClusterLayer::new(redis_url))` around the route",
             ),
             Kind::Refused(Refused::Draining) => f.write_str("the server is shutting down, try again"),
-            Kind::Refused(Refused::RuntimeEnded) => f.write_str(
-                "the tokio runtime on which the server's cluster was started has ended: start it on the one that serves",
-            ),
+            Kind::Refused(Refused::RuntimeEnded) => {
+                f.write_str("the server cannot open sockets now, try again later")
+            }
             Kind::Refused(Refused::Full(Full::Node)) => f.write_str("the server is full, try again later"),
             Kind::Refused(Refused::Full(Full::User)) => f.write_str("too many sockets of this user"),
             Kind::Refused(Refused::InvalidUser(error)) => write!(f, "user id: {error}"),
             Kind::Origin(_) => f.write_str(
-                "this origin may not open a socket here; the server's `allow_origin` can admit it",
+                "this origin may not open a socket here: the server's `allow_origin` can admit it, or a proxy in front \
+                 does not hand `Host` on",
             ),
             Kind::Handshake(error) => error.fmt(f),
             Kind::UpgradeTaken => f.write_str(

@@ -20,10 +20,14 @@ use crate::error::ConnectError;
 ///     .namespace("shop-prod") // the app's
 ///     .connect()
 ///     .await?;
-/// broadcaster.to_user("alice").send("your order has shipped").await?;
+/// let delivery = broadcaster.to_user("alice").send("your order has shipped").await?;
+/// println!("{:?} nodes took it", delivery.nodes());
 /// # Ok(())
 /// # }
 /// ```
+///
+/// 0 nodes for a user who is online: the namespace or the Redis is not the app's, and
+/// [`Cluster::nodes`] of a node started with the same two lists nobody else.
 #[derive(Debug, Clone)]
 #[must_use = "a builder does nothing until `connect`"]
 pub struct BroadcasterBuilder(Builder);
@@ -45,7 +49,8 @@ impl BroadcasterBuilder {
     }
 
     /// The namespace of the app's nodes ([`Builder::namespace`]). Default: `cluster`. In another namespace it
-    /// sends to nobody, and no error says so: [`Delivery::nodes`](crate::Delivery::nodes) is 0.
+    /// sends to nobody, and no error says so: [`Delivery::nodes`](crate::Delivery::nodes) is 0 for a user who is
+    /// online.
     pub fn namespace(self, name: impl AsRef<str>) -> Self {
         Self(self.0.namespace(name))
     }

@@ -44,6 +44,8 @@ impl Node {
         let (lease, now) = (Duration::from_millis(lease), Instant::now());
         let is_new = self.members.lock().heard(info, lease, worker, now);
         if is_new {
+            let name = (!name.is_empty()).then_some(name);
+            let worker = worker.then_some(true);
             tracing::info!(node = %self.id, other = %id, name, worker, "a node joined");
         }
         if is_new || reply {

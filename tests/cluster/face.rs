@@ -271,7 +271,8 @@ async fn a_failed_send_is_a_503_that_names_the_problem() {
     let (addr, _server) = serve(app).await;
     let response = http_get(addr, "/notify").await;
     assert!(
-        response.contains("503") && response.contains("was not sent to other nodes"),
+        response.contains("503")
+            && response.contains("sockets of this node were served; other nodes were not reached"),
         "{response}"
     );
     assert!(

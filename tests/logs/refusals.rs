@@ -83,7 +83,11 @@ async fn a_user_of_another_type_is_named_at_warn_once_then_at_debug() {
     let (right, _r) = serve(route.layer(Extension(CurrentUser(1)))).await;
     for (addr, level, reason) in [
         (nobody, "DEBUG", "saw no user in the request's"),
-        (wrong, "WARN", "is another"),
+        (
+            wrong,
+            "WARN",
+            "that it inserts (harmless where nobody had logged in;",
+        ),
         (wrong, "DEBUG", "is another"),
     ] {
         log.take();
@@ -93,7 +97,7 @@ async fn a_user_of_another_type_is_named_at_warn_once_then_at_debug() {
         let [line] = refusals(&log)[..] else {
             panic!("{log}")
         };
-        for part in [level, "::CurrentUser`", "status=101", reason] {
+        for part in [level, "::CurrentUser`", "close=4403", reason] {
             assert!(line.contains(part), "{part} is not in {line}");
         }
     }
@@ -152,7 +156,7 @@ async fn every_refusal_is_logged_with_its_reason_and_counted() {
             "extract `ClusterSocket` alone",
             |it| it.upgrades_failed,
         ),
-        ("/ws", &[], 101, "no `axum_cluster::id::UserId`", |it| {
+        ("/ws", &[], 101, "no `axum_cluster::UserId`", |it| {
             it.unauthenticated
         }),
     ];
@@ -220,10 +224,42 @@ fn check(log: &Log, status: u16, reason: &str) {
     let [line] = refusals(&log)[..] else {
         panic!("not one line for {reason}: {log}")
     };
-    for part in [&format!("status={status}"), reason] {
+    let outcome = match status {
+        101 => "close=4403".to_owned(),
+        _ => format!("status={status}"),
+    };
+    for part in [&outcome, reason] {
         assert!(line.contains(part), "{part} is not in {line}");
     }
     assert!(!log.contains("s3cret"), "{log}");
+}
+
+#[test]
+fn a_lost_runtime_is_for_the_log_and_not_for_clients() {
+    let runtime = || {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap()
+    };
+    let (log, _guard) = Log::capture_here();
+    let (first, second) = (runtime(), runtime());
+    let cluster = first.block_on(async { Cluster::builder().start() });
+    drop(first);
+    second.block_on(async {
+        let addr = serve_app(&cluster).await;
+        until("the node knows", async || {
+            cluster.health().to_string().contains("runtime")
+        })
+        .await;
+        log.take();
+        let refused = Client::try_connect(addr, "/ws", &[("x-user", "bob")]).await;
+        let (status, body) = refused.unwrap_err();
+        assert_eq!(status, 503);
+        assert!(body.contains("try again later"), "{body}");
+        assert!(!body.contains("runtime"), "{body}");
+        check(&log, 503, "the tokio runtime on which");
+    });
 }
 
 /// Hyper answers 101 and keeps the stream.
@@ -339,7 +375,12 @@ async fn redis_words_are_for_the_log_and_not_for_callers() {
         .layer(cluster.layer());
     let (addr, _server) = serve(app).await;
     for (path, status, class, words) in [
-        ("/send", 503, "the bus is not usable", "NOPERM"),
+        (
+            "/send",
+            503,
+            "the bus is not usable: sockets of this node were served; other nodes were not reached",
+            "NOPERM",
+        ),
         ("/ask", 503, "no answer from the bus", "NOPERM"),
         (
             "/json",
