@@ -632,27 +632,40 @@ mod tests {
         times.min().unwrap()
     }
 
+    /// Sixteen times as much of everything takes sixteen times as long, or a few times that where it no longer fits
+    /// into a cache, and not 256 times. Tried again, since others may take the machine away for a while.
+    fn no_product(mut step: impl FnMut(usize) -> Duration) {
+        let tries = (0..5).map(|_| (step(1), step(16)));
+        let tries: Vec<_> = tries.collect();
+        assert!(
+            tries.iter().any(|(once, sixteen)| *sixteen < 96 * *once),
+            "{tries:?}"
+        );
+    }
+
     #[test]
     fn exceptions_and_repeated_targets_cost_no_product() {
-        let names: Vec<_> = (0..20_000).map(|n| format!("nobody {n}")).collect();
-        let mut registry = Registry::new();
-        for n in 0..2_000 {
-            connect(&mut registry, n, &format!("user {n}"));
-        }
-        let plain = targets(["all"]);
-        let excepting = Scope {
-            except_users: names.iter().map(String::as_str).collect(),
-            ..plain.clone()
+        let registry = |times: usize| {
+            let mut registry = Registry::new();
+            for n in 0..125 * times {
+                connect(&mut registry, n as u64, &format!("user {n}"));
+            }
+            registry
         };
-        let repeated = targets(std::iter::repeat_n("all", 20_000));
-        let select =
-            |scope: &Scope<'_>| assert_eq!(registry.select(&Wanted::of(scope)).len(), 2_000);
-        let once = quickest(|| select(&plain));
-        for scope in [excepting, repeated] {
-            let took = quickest(|| select(&scope));
-            // 22,000 steps instead of 2,000, and not 40,000,000.
-            assert!(took < 400 * once, "{took:?} instead of {once:?}");
-        }
+        no_product(|times| {
+            let registry = registry(times);
+            let names: Vec<_> = (0..1_250 * times).map(|n| format!("nobody {n}")).collect();
+            let scope = Scope {
+                except_users: names.iter().map(String::as_str).collect(),
+                ..targets(["all"])
+            };
+            quickest(|| assert_eq!(registry.select(&Wanted::of(&scope)).len(), 125 * times))
+        });
+        no_product(|times| {
+            let registry = registry(times);
+            let scope = targets(std::iter::repeat_n("all", 1_250 * times));
+            quickest(|| assert_eq!(registry.select(&Wanted::of(&scope)).len(), 125 * times))
+        });
     }
 
     #[test]
@@ -664,17 +677,25 @@ mod tests {
             except_users: names.iter().map(String::as_str).collect(),
             ..targets(["all"])
         };
-        let mut wanted = None;
-        let preparing = quickest(|| wanted = Some(Wanted::of(&excepting)));
-        let wanted = wanted.unwrap();
-        let locked = quickest(|| assert_eq!(registry.select(&wanted).len(), 1));
-        assert!(20 * locked < preparing, "{locked:?} of {preparing:?}");
+        let wanted = Wanted::of(&excepting);
+        let tries = (0..5).map(|_| {
+            let preparing = quickest(|| drop(Wanted::of(&excepting)));
+            let locked = quickest(|| assert_eq!(registry.select(&wanted).len(), 1));
+            (locked, preparing)
+        });
+        let tries: Vec<_> = tries.collect();
+        assert!(
+            tries
+                .iter()
+                .any(|(locked, preparing)| 20 * *locked < *preparing),
+            "{tries:?}"
+        );
     }
 
     #[test]
     fn thousands_of_rooms_cost_a_socket_no_square() {
-        let took = |count: usize| {
-            let rooms: Vec<_> = (0..count).map(|n| room(&n.to_string())).collect();
+        no_product(|times| {
+            let rooms: Vec<_> = (0..1_000 * times).map(|n| room(&n.to_string())).collect();
             let mut registry = Registry::new();
             connect(&mut registry, 1, "alice");
             quickest(|| {
@@ -688,10 +709,7 @@ mod tests {
                     assert!(registry.leave(id(1), room));
                 }
             })
-        };
-        let (few, many) = (took(500), took(16_000));
-        // 32 times as much, and not 1,024 times.
-        assert!(many < 200 * few, "{many:?} instead of {few:?}");
+        });
     }
 
     #[test]
