@@ -304,7 +304,7 @@ impl Builder {
     /// The node's tasks run on the tokio runtime on which this is called, and end with it: keep that runtime, and
     /// start the cluster within the one that serves. When it ends first, health becomes
     /// [`Degraded`](crate::Health::Degraded) for good, saying so, and upgrades are refused with 503. Handles may be
-    /// used from any runtime that has timers (`enable_time`), and from none.
+    /// used from any runtime that has timers (`enable_time`); sends and questions, also from none.
     ///
     /// # Panics
     /// When a setting makes no sense (the text says which and why), or outside a tokio runtime.

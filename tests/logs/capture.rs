@@ -2,7 +2,7 @@
 
 use std::fmt::Debug;
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tracing::subscriber::DefaultGuard;
 
@@ -12,6 +12,14 @@ pub const MARK: &str = "s3cret";
 /// Where the process logs to.
 #[derive(Clone, Default)]
 pub struct Log(Arc<Mutex<Vec<u8>>>);
+
+static ALONE: Mutex<()> = Mutex::new(());
+
+/// Dropped in this order.
+pub struct Listening {
+    _listener: DefaultGuard,
+    _alone: MutexGuard<'static, ()>,
+}
 
 impl Log {
     /// Takes all logs of this process from now on.
@@ -26,8 +34,10 @@ impl Log {
         log
     }
 
-    /// Takes the logs of this thread, while the guard lives.
-    pub fn capture_here() -> (Self, DefaultGuard) {
+    /// Takes the logs of this thread, while the guard lives. One test at a time: what `tracing` remembers of who
+    /// listens is shared, and may be wrong for a moment when listeners come and go.
+    pub fn capture_here() -> (Self, Listening) {
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let log = Self::default();
         let writer = log.clone();
         let subscriber = tracing_subscriber::fmt()
@@ -35,7 +45,12 @@ impl Log {
             .with_ansi(false)
             .with_writer(move || writer.clone())
             .finish();
-        (log, tracing::subscriber::set_default(subscriber))
+        let listener = tracing::subscriber::set_default(subscriber);
+        let listening = Listening {
+            _listener: listener,
+            _alone: alone,
+        };
+        (log, listening)
     }
 
     pub fn take(&self) -> String {
