@@ -134,7 +134,7 @@ impl Bus for MemoryBus {
         topics: SmallVec<[Topic; 1]>,
         envelope: Bytes,
         _: Size,
-    ) -> BoxFuture<'_, Result<Published, PublishError>> {
+    ) -> BoxFuture<'static, Result<Published, PublishError>> {
         let mut nodes = 0;
         for topic in &topics {
             let listeners: SmallVec<[Weak<dyn Listener>; 4]> = {

@@ -105,7 +105,7 @@ pub(crate) trait Bus: fmt::Debug + Send + Sync {
         topics: SmallVec<[Topic; 1]>,
         envelope: Bytes,
         size: Size,
-    ) -> BoxFuture<'_, Result<Published, PublishError>>;
+    ) -> BoxFuture<'static, Result<Published, PublishError>>;
 
     /// How many nodes hear each of these topics.
     fn listening<'a>(&'a self, topics: &'a [Topic]) -> BoxFuture<'a, Result<Vec<usize>, Arc<str>>>;

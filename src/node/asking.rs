@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::future::{join, join_all};
+use futures::future::{BoxFuture, join, join_all};
 use parking_lot::Mutex;
 use smallvec::smallvec;
 use tokio::sync::Notify;
@@ -15,7 +15,7 @@ use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::Node;
-use crate::backend::Listener;
+use crate::backend::{Listener, Published};
 use crate::control::{Answer, Ask, Control};
 use crate::error::{PublishError, QueryError, QueryErrorKind, SendError, SendErrorKind};
 use crate::gather::{Answers, Gathering};
@@ -43,14 +43,21 @@ impl Question {
     }
 }
 
-/// Forgets the question however the asker ends.
-struct Open<'a> {
-    node: &'a Node,
+/// A question that is published, or about to be. Forgotten however the asker ends.
+struct Open {
+    node: Arc<Node>,
     id: u64,
     question: Arc<Question>,
+    deadline: Instant,
 }
 
-impl Drop for Open<'_> {
+/// A question whose publication is queued already.
+struct Asked {
+    open: Open,
+    publishing: BoxFuture<'static, Result<Published, PublishError>>,
+}
+
+impl Drop for Open {
     fn drop(&mut self) {
         let forgotten = self.node.questions.lock().remove(&self.id);
         drop(forgotten);
@@ -80,6 +87,11 @@ impl Node {
         }
         self.counters.sent.fetch_add(1, Relaxed);
         let (local, confirmation) = self.carry_out(&selection.scope(), &what);
+        // Queued by this call, so that it keeps its place among what else is sent.
+        let asked = match local_only {
+            true => Ok(None),
+            false => self.begin(selection, what),
+        };
         if self.settle() {
             let node = self.clone();
             // In a task, since a caller that gives up leaves nobody unclosed.
@@ -90,15 +102,10 @@ impl Node {
             });
             let _ = settling.await;
         }
-        let (node, selection) = (self.clone(), selection.clone());
+        let node = self.clone();
         let asking = self.at_home(async move {
-            let asking = async {
-                match local_only {
-                    true => Ok(Answers::of_nobody()),
-                    false => node.ask(&selection, what).await,
-                }
-            };
-            join(asking, node.settled(confirmation)).await.0
+            let answers = async { Asked::answers(asked?).await };
+            join(answers, node.settled(confirmation)).await.0
         });
         let answers = match asking.await {
             None if local_only => Ok(Answers::of_nobody()),
@@ -148,7 +155,7 @@ impl Node {
         Ok(self.gather_roster(&selection, true).await)
     }
 
-    async fn gather_roster(&self, selection: &Selection, local_only: bool) -> Roster {
+    async fn gather_roster(self: &Arc<Self>, selection: &Selection, local_only: bool) -> Roster {
         let here = self.members_of(&selection.scope());
         let (mut sockets, others) = tokio::join!(
             self.describe(&here),
@@ -190,7 +197,7 @@ impl Node {
         Ok(self.gather_count(&selection, true).await)
     }
 
-    async fn gather_count(&self, selection: &Selection, local_only: bool) -> Count {
+    async fn gather_count(self: &Arc<Self>, selection: &Selection, local_only: bool) -> Count {
         let here = self.members_of(&selection.scope()).len();
         let others = self.ask_others(selection, Ask::Count, local_only).await;
         let (answers, missing, partial) = read(others);
@@ -248,7 +255,12 @@ impl Node {
     }
 
     /// For questions that are answered in part where they cannot be answered whole.
-    async fn ask_others(&self, selection: &Selection, what: Ask, local_only: bool) -> Answers {
+    async fn ask_others(
+        self: &Arc<Self>,
+        selection: &Selection,
+        what: Ask,
+        local_only: bool,
+    ) -> Answers {
         if local_only {
             return Answers::of_nobody();
         }
@@ -263,20 +275,25 @@ impl Node {
         nodes
     }
 
-    async fn ask(&self, selection: &Selection, what: Ask) -> Result<Answers, PublishError> {
+    async fn ask(
+        self: &Arc<Self>,
+        selection: &Selection,
+        what: Ask,
+    ) -> Result<Answers, PublishError> {
+        Asked::answers(self.begin(selection, what)?).await
+    }
+
+    /// Queues a question, by the call itself; `None` where nobody else is asked.
+    fn begin(
+        self: &Arc<Self>,
+        selection: &Selection,
+        what: Ask,
+    ) -> Result<Option<Asked>, PublishError> {
         let carrier = selection.question_carrier();
         let Some(carrier) = carrier.filter(|topic| *topic != self.own) else {
-            return Ok(Answers::of_nobody());
+            return Ok(None);
         };
         let id = self.next_question.fetch_add(1, Relaxed);
-        let question = Arc::new(Question::default());
-        self.questions.lock().insert(id, question.clone());
-        let open = Open {
-            node: self,
-            id,
-            question,
-        };
-        let deadline = Instant::now() + self.config.publish_timeout;
         let envelope = self.say(&selection.scope(), id, &Control::Ask { id, what });
         if envelope.len() > MAX_ENVELOPE {
             return Err(PublishError::not_sent(format!(
@@ -284,15 +301,17 @@ impl Node {
                 envelope.len()
             )));
         }
+        let question = Arc::new(Question::default());
+        self.questions.lock().insert(id, question.clone());
+        let open = Open {
+            node: self.clone(),
+            id,
+            question,
+            deadline: Instant::now() + self.config.publish_timeout,
+        };
         let size = selection.size();
-        let published = self.bus.publish(smallvec![carrier], envelope, size).await?;
-        open.question
-            .update(|gathering| gathering.promise(published));
-        // At the deadline what is there must do.
-        let _ = timeout_at(deadline, open.wait()).await;
-        let mut gathering = std::mem::take(&mut *open.question.gathering.lock());
-        gathering.end(self.members.lock().ids());
-        Ok(gathering.into_answers())
+        let publishing = self.bus.publish(smallvec![carrier], envelope, size);
+        Ok(Some(Asked { open, publishing }))
     }
 
     /// An envelope that names its whole scope, on whatever channel it travels.
@@ -302,7 +321,23 @@ impl Node {
     }
 }
 
-impl Open<'_> {
+impl Asked {
+    /// At the deadline what is there must do.
+    async fn answers(asked: Option<Self>) -> Result<Answers, PublishError> {
+        let Some(Self { open, publishing }) = asked else {
+            return Ok(Answers::of_nobody());
+        };
+        let published = publishing.await?;
+        open.question
+            .update(|gathering| gathering.promise(published));
+        let _ = timeout_at(open.deadline, open.wait()).await;
+        let mut gathering = std::mem::take(&mut *open.question.gathering.lock());
+        gathering.end(open.node.members.lock().ids());
+        Ok(gathering.into_answers())
+    }
+}
+
+impl Open {
     async fn wait(&self) {
         let mut follow_up = Instant::now() + FOLLOW_UP;
         loop {

@@ -24,6 +24,7 @@ on_every_bus! {
     a_send_right_after_the_upgrade_arrives
     a_close_comes_after_the_message_before_it
     a_close_of_very_many_comes_after_the_message_before_it
+    commands_keep_their_place_among_sends
     exceptions_are_respected_everywhere
     one_socket_is_reached_from_anywhere
     rooms_are_joined_and_left
@@ -533,4 +534,28 @@ async fn a_close_of_very_many_comes_after_the_message_before_it(lab: Lab) {
     assert_eq!(closed.unwrap().nodes(), Some(1));
     assert_eq!(client.event().await, text("hello"));
     assert_eq!(client.event().await, Event::Closed(4001, "bye".into()));
+}
+
+/// All are polled at once: what is polled first happens first.
+async fn commands_keep_their_place_among_sends(lab: Lab) {
+    let [a, b] = lab.nodes().await;
+    let mut clients = [a.client("alice").await, b.client("alice").await];
+    for round in 0..50 {
+        for client in &mut clients {
+            assert_eq!(client.ask("join room").await, "joined");
+        }
+        let room = || a.broadcaster.to_room("room");
+        let (member, left, stranger) = tokio::join!(
+            room().send("member"),
+            room().leave("room"),
+            room().send("stranger")
+        );
+        assert_eq!(left.unwrap().nodes(), Some(1));
+        member.unwrap();
+        stranger.unwrap();
+        a.broadcaster.to_user("alice").send("fence").await.unwrap();
+        for client in &mut clients {
+            assert_eq!(client.before("fence").await, [text("member")], "{round}");
+        }
+    }
 }

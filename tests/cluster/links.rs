@@ -221,6 +221,8 @@ async fn large_unions_keep_neither_the_probe_nor_small_sends_waiting() {
     const USERS: usize = 40_000;
     let lab = Lab::redis();
     let patient = lab.builder().publish_timeout(Duration::from_secs(60));
+    // By default, since the threads of this test may take the machine away for a part of the tests' own interval.
+    let patient = patient.probe_interval(Duration::from_secs(5));
     let a = TestNode::start(patient.start()).await;
     until_up(&a).await;
     let b = lab.node().await;

@@ -544,7 +544,9 @@ async fn a_slot_that_redis_took_back_is_written_again() {
 async fn a_dead_node_whose_keys_are_lost_is_given_up() {
     let lab = Lab::redis();
     let server = lab.redis.as_ref().unwrap();
-    let builder = limited(&lab, 2, OverLimit::Refuse).lease(NEVER);
+    // Long enough for a busy machine: who is not answered in time counts its own sockets.
+    let patient = limited(&lab, 2, OverLimit::Refuse).publish_timeout(Duration::from_secs(10));
+    let builder = patient.lease(NEVER);
     let [b, c] = start(builder.clone()).await;
     let before = own_keys(server);
     let process = Runtime::new().unwrap();

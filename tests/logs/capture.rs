@@ -18,12 +18,22 @@ static ALONE: Mutex<()> = Mutex::new(());
 /// Dropped in this order.
 pub struct Listening {
     _listener: DefaultGuard,
-    _alone: MutexGuard<'static, ()>,
+    _alone: Alone,
+}
+
+/// No other test listens while this is held.
+pub struct Alone(#[expect(dead_code, reason = "it is held")] MutexGuard<'static, ()>);
+
+impl Alone {
+    fn wait() -> Self {
+        Self(ALONE.lock().unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
 impl Log {
-    /// Takes all logs of this process from now on.
-    pub fn capture() -> Self {
+    /// Takes all logs of this process from now on, while no other test listens.
+    pub fn capture() -> (Self, Alone) {
+        let alone = Alone::wait();
         let log = Self::default();
         let writer = log.clone();
         tracing_subscriber::fmt()
@@ -31,13 +41,13 @@ impl Log {
             .with_ansi(false)
             .with_writer(move || writer.clone())
             .init();
-        log
+        (log, alone)
     }
 
     /// Takes the logs of this thread, while the guard lives. One test at a time: what `tracing` remembers of who
     /// listens is shared, and may be wrong for a moment when listeners come and go.
     pub fn capture_here() -> (Self, Listening) {
-        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let alone = Alone::wait();
         let log = Self::default();
         let writer = log.clone();
         let subscriber = tracing_subscriber::fmt()

@@ -26,7 +26,7 @@ const PASSWORD: &str = "s3cret-password";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn secrets_are_neither_logged_nor_shown() {
-    let log = Log::capture();
+    let (log, _alone) = Log::capture();
     the_search_finds_what_was_logged_on_purpose(&log);
     let mut expected = a_busy_day().await;
     expected.extend(wrong_passwords().await);

@@ -206,24 +206,22 @@ impl Bus for RedisBus {
         mut topics: SmallVec<[Topic; 1]>,
         envelope: Bytes,
         size: Size,
-    ) -> BoxFuture<'_, Result<Published, PublishError>> {
+    ) -> BoxFuture<'static, Result<Published, PublishError>> {
         let channels = topics
             .iter()
             .map(|topic| self.settings.namespace.channel(topic))
             .collect();
-        let confirmed = |topics: &mut SmallVec<[Topic; 1]>| {
-            topics.retain(|topic| self.table.is_confirmed(topic));
-        };
-        confirmed(&mut topics);
+        let table = self.table.clone();
+        topics.retain(|topic| table.is_confirmed(topic));
         let publishing = self.publisher.publish(channels, envelope, size);
         async move {
             let published = publishing.await;
             if published.is_err() {
-                self.table.doubt();
+                table.doubt();
             }
             let receivers = published?;
             // Those that heard it surely: who subscribed meanwhile perhaps did not.
-            confirmed(&mut topics);
+            topics.retain(|topic| table.is_confirmed(topic));
             Ok(Published {
                 nodes: receivers.saturating_sub(topics.len()),
                 comes_back: !topics.is_empty(),
