@@ -29,6 +29,8 @@ pub(crate) struct Gathering {
     unreachable: HashSet<NodeId>,
     /// Nodes that got the question and do not answer it.
     refused: HashSet<NodeId>,
+    /// Nodes that said goodbye meanwhile: each may be one of those that took the question.
+    gone: usize,
     /// Time ended before the answers were there.
     late: bool,
 }
@@ -71,12 +73,20 @@ impl Gathering {
         }
     }
 
-    /// A node has left: it will not answer any more.
-    pub(crate) fn left(&mut self, node: NodeId) {
+    /// A node has left, or is given up since it said nothing for a lease: it will not answer any more. Only of one
+    /// that said goodbye it is known that its sockets are gone.
+    pub(crate) fn left(&mut self, node: NodeId, goodbye: bool) {
         if !self.finished.contains(&node) {
             self.uncertain = true;
+            self.gone += usize::from(goodbye);
             self.no_longer_awaited(node);
         }
+    }
+
+    /// So many other nodes are on the bus, of so many that are known: with fewer, somebody is cut off, and counting
+    /// cannot tell whom the question did not reach.
+    pub(crate) fn present(&mut self, present: usize, known: usize) {
+        self.uncertain |= present < known;
     }
 
     /// Of the nodes that are known, those to ask by name.
@@ -117,6 +127,8 @@ impl Gathering {
     /// What was answered whole, and who did not answer. A part of an answer counts as none.
     pub(crate) fn into_answers(mut self) -> Answers {
         let counted = self.is_counted();
+        // Somebody took the question and did not answer, and nobody knows who it was.
+        let unknown = self.owed() > self.gone;
         let mut missing = self.refused;
         if !counted {
             missing.extend(self.awaited.into_iter().flatten());
@@ -127,9 +139,17 @@ impl Gathering {
         self.answers.retain(|node, _| self.finished.contains(node));
         Answers {
             parts: self.answers,
-            partial: !missing.is_empty() || self.late,
+            partial: !missing.is_empty() || self.late || unknown,
             missing,
         }
+    }
+
+    /// How many took the question and have not answered, ourselves aside.
+    fn owed(&self) -> usize {
+        let promised = self.promised.unwrap_or_default();
+        let ourselves = usize::from(self.came_back && !promised.comes_back);
+        let settled = self.finished.len() + self.refused.len() + ourselves;
+        promised.nodes.saturating_sub(settled)
     }
 
     /// Whether we hear what is answered, as far as can be told.
@@ -299,10 +319,10 @@ mod tests {
     fn a_node_that_leaves_is_neither_waited_for_nor_missing() {
         let mut gathering = promised(2);
         answer(&mut gathering, A);
-        gathering.left(C);
+        gathering.left(C, true);
         assert!(!gathering.is_complete() && gathering.needs_names());
         gathering.follow_up([A, B]);
-        gathering.left(B);
+        gathering.left(B, true);
         assert!(gathering.is_complete() && !gathering.needs_names());
         let answers = gathering.into_answers();
         assert_eq!((answers.parts.len(), answers.missing), (1, vec![]));
@@ -346,5 +366,36 @@ mod tests {
         deaf.end([A]);
         let answers = deaf.into_answers();
         assert_eq!((answers.missing, answers.partial), (vec![A], true));
+    }
+
+    #[test]
+    fn who_took_the_question_and_is_known_to_nobody_is_missing_all_the_same() {
+        let mut gathering = promised(2);
+        answer(&mut gathering, A);
+        gathering.follow_up([A]);
+        assert!(gathering.is_complete(), "nobody is waited for");
+        let answers = gathering.into_answers();
+        assert_eq!((answers.missing, answers.partial), (vec![], true));
+
+        let mut gathering = promised(2);
+        answer(&mut gathering, A);
+        gathering.left(B, false);
+        gathering.follow_up([A]);
+        assert!(gathering.into_answers().partial, "it was only not heard");
+    }
+
+    #[test]
+    fn with_fewer_on_the_bus_than_are_known_counting_ends_nothing() {
+        let mut gathering = promised(1);
+        answer(&mut gathering, A);
+        gathering.present(2, 2);
+        assert!(gathering.is_complete(), "control");
+        gathering.present(1, 2);
+        assert!(!gathering.is_complete() && gathering.needs_names());
+        gathering.follow_up([A, B]);
+        gathering.unreachable(B);
+        assert!(gathering.is_complete());
+        let answers = gathering.into_answers();
+        assert_eq!((answers.missing, answers.partial), (vec![B], true));
     }
 }

@@ -66,6 +66,11 @@ impl Members {
         self.0.get(&id).is_some_and(|member| member.worker)
     }
 
+    /// How many there are, workers among them.
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
     /// The nodes, which may hold sockets.
     pub(crate) fn ids(&self) -> impl Iterator<Item = NodeId> {
         self.infos().map(|info| info.id)

@@ -85,7 +85,7 @@ impl Node {
                 worker,
             }) => self.node_said_hello(node, (lease, worker), (reply, to_us)),
             Ok(Control::Strayed { millis }) => self.node_strayed(origin, millis),
-            Ok(Control::Bye) => self.node_left(origin),
+            Ok(Control::Bye) => self.node_left(origin, true),
             // A word of a later version.
             Err(_) if serde_json::from_slice::<IgnoredAny>(json).is_ok() => {}
             Err(_) => self.garbage(),

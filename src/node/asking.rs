@@ -55,6 +55,8 @@ struct Open {
 struct Asked {
     open: Open,
     publishing: BoxFuture<'static, Result<Published, PublishError>>,
+    /// Tells how many nodes are on the bus at all.
+    census: BoxFuture<'static, Result<Published, PublishError>>,
 }
 
 impl Drop for Open {
@@ -311,7 +313,15 @@ impl Node {
         };
         let size = selection.size();
         let publishing = self.bus.publish(smallvec![carrier], envelope, size);
-        Ok(Some(Asked { open, publishing }))
+        let probe = wire::encode(self.id, None, &Scope::default(), &Action::Probe);
+        let census = self
+            .bus
+            .publish(smallvec![Topic::nodes()], probe, Size::Small);
+        Ok(Some(Asked {
+            open,
+            publishing,
+            census,
+        }))
     }
 
     /// An envelope that names its whole scope, on whatever channel it travels.
@@ -324,12 +334,22 @@ impl Node {
 impl Asked {
     /// At the deadline what is there must do.
     async fn answers(asked: Option<Self>) -> Result<Answers, PublishError> {
-        let Some(Self { open, publishing }) = asked else {
+        let Some(Self {
+            open,
+            publishing,
+            census,
+        }) = asked
+        else {
             return Ok(Answers::of_nobody());
         };
-        let published = publishing.await?;
-        open.question
-            .update(|gathering| gathering.promise(published));
+        let (published, census) = join(publishing, census).await;
+        let published = published?;
+        let known = open.node.members.lock().len();
+        let present = census.map_or(0, |census| census.nodes);
+        open.question.update(|gathering| {
+            gathering.present(present, known);
+            gathering.promise(published);
+        });
         let _ = timeout_at(open.deadline, open.wait()).await;
         let mut gathering = std::mem::take(&mut *open.question.gathering.lock());
         gathering.end(open.node.members.lock().ids());

@@ -87,7 +87,8 @@ impl Node {
         }
     }
 
-    pub(super) fn node_left(&self, id: NodeId) {
+    /// With a goodbye, or without: then it is only not heard any more.
+    pub(super) fn node_left(&self, id: NodeId, goodbye: bool) {
         if self.members.lock().left(id) {
             tracing::info!(node = %self.id, other = %id, "a node left");
         }
@@ -96,7 +97,7 @@ impl Node {
         self.desk.tell(Event::Left(id));
         let questions: Vec<_> = self.questions.lock().values().cloned().collect();
         for question in questions {
-            question.update(|gathering| gathering.left(id));
+            question.update(|gathering| gathering.left(id, goodbye));
         }
     }
 
@@ -146,7 +147,7 @@ impl Node {
             self.desk.tell(Event::Returned);
         }
         let expired = self.members.lock().expire(hearing);
-        expired.into_iter().for_each(|id| self.node_left(id));
+        expired.into_iter().for_each(|id| self.node_left(id, false));
         match self.say_hello(Topic::nodes(), returned).await {
             true => Some(since),
             false => known_since,

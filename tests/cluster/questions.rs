@@ -237,3 +237,49 @@ async fn who_is_deaf_without_knowing_calls_nothing_whole() {
     assert_eq!((deaf.sockets(), deaf.is_complete()), (1, false));
     assert_eq!(deaf.missing(), [b.id()]);
 }
+
+/// Redis counts no node whose link is cut, and nobody else tells that it is there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_cut_off_is_missing() {
+    let mut lab = Lab::redis();
+    let link = Proxy::to(lab.server().port()).await;
+    let a = lab.node().await;
+    let b = TestNode::start(lab.builder().redis(link.url()).start()).await;
+    b.cluster.ready().await.unwrap();
+    let c = lab.node().await;
+    let _clients = (b.client("alice").await, c.client("alice").await);
+    until("all know one another", async || {
+        a.cluster.stats().nodes == 3
+    })
+    .await;
+    let count = async || a.broadcaster.to_user("alice").count().await.unwrap();
+    let before = count().await;
+    assert_eq!(
+        (before.sockets(), before.is_complete()),
+        (2, true),
+        "control"
+    );
+    link.cut();
+    until("its link is gone", async || {
+        b.cluster.health() != Health::Up
+    })
+    .await;
+    let cut = count().await;
+    assert_eq!((cut.sockets(), cut.is_complete()), (1, false));
+    assert_eq!(cut.missing(), [b.id()]);
+    assert!(
+        !a.broadcaster
+            .to_user("alice")
+            .sockets()
+            .await
+            .unwrap()
+            .is_complete()
+    );
+    assert!(!a.broadcaster.to_all().count().await.unwrap().is_complete());
+    link.heal();
+    until("it is there again", async || {
+        let healed = count().await;
+        (healed.sockets(), healed.is_complete()) == (2, true)
+    })
+    .await;
+}
