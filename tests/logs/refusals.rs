@@ -309,6 +309,8 @@ async fn a_server_that_does_not_upgrade_is_named_once_at_warn() {
 
 #[tokio::test]
 async fn a_request_without_a_server_is_told_so() {
+    // Every test of this binary listens: what one logs unheard, `tracing` may take for unheard everywhere.
+    let (_log, _guard) = Log::capture_here();
     let cluster = Cluster::builder().start();
     let app = Router::new()
         .route("/ws", any(ws))
