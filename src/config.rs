@@ -9,8 +9,8 @@ use http::Extensions;
 
 use crate::close::Close;
 use crate::id::UserId;
+use crate::local::socket::{OutboxLimits, SlowConsumer};
 use crate::origin::OriginPolicy;
-use crate::outbox::{OutboxLimits, SlowConsumer};
 use crate::registry::Limits;
 use crate::slot::SlotLimit;
 use crate::topic::Namespace;

@@ -13,7 +13,7 @@ use crate::close::Close;
 use crate::control::Ask;
 use crate::expiry::Expiry;
 use crate::id::{InvalidId, SocketId, UserId};
-use crate::outbox::Outbox;
+use crate::local::socket::Outbox;
 use crate::registry::{About, Full, Member};
 use crate::scope::Selection;
 use crate::topic::Topic;

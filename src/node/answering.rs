@@ -18,7 +18,7 @@ use crate::error::PublishError;
 use crate::extract::MAX_DESCRIPTION;
 use crate::gather::Gathering;
 use crate::id::NodeId;
-use crate::outbox::Outbox;
+use crate::local::socket::Outbox;
 use crate::registry::{Member, Wanted};
 use crate::roster::SocketInfo;
 use crate::scope::{Scope, Size};

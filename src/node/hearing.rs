@@ -13,7 +13,7 @@ use crate::backend::Listener;
 use crate::close::Close;
 use crate::gap::Gap;
 use crate::health::Health;
-use crate::outbox::Outbox;
+use crate::local::socket::Outbox;
 use crate::wire::{self, Action, ONE_COPY};
 use crate::ws::frame::Frame;
 

@@ -42,9 +42,9 @@ use crate::error::{PublishError, QueryError, QueryErrorKind, SendError, SendErro
 use crate::gap::Gaps;
 use crate::health::{Health, HealthCell};
 use crate::id::{NodeId, UserId};
+use crate::local::socket::{Outbox, Pushed};
 use crate::members::Members;
 use crate::message::Message;
-use crate::outbox::{Outbox, Pushed};
 use crate::registry::{Member, Registry, Wanted};
 use crate::roster::{Count, Roster};
 use crate::scope::{Route, Scope, Selection};

@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep};
 use super::{CHUNK, Node};
 use crate::expiry::Clock;
 use crate::heartbeat::{HeartbeatTimes, Pulse};
-use crate::outbox::Swept;
+use crate::local::socket::Swept;
 
 /// Sweeps as long as the node lives.
 pub(super) async fn sweep(node: Weak<Node>) {

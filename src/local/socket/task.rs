@@ -7,9 +7,9 @@ use std::task::{Context, Poll};
 use bytes::BytesMut;
 
 use crate::close::Close;
-use crate::inbox::Inbox;
+use crate::local::socket::Inbox;
+use crate::local::socket::{Outbox, Phase};
 use crate::node::Registration;
-use crate::outbox::{Outbox, Phase};
 use crate::registry::Member;
 use crate::ws::frame::{Decoder, Frame, Heard, Violation};
 use crate::ws::{Io, Opened};

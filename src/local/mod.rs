@@ -1,0 +1,3 @@
+//! What this process holds for its clients.
+
+pub(crate) mod socket;
