@@ -107,9 +107,71 @@ impl fmt::Display for Close {
     }
 }
 
+/// Every ending that is the crate's own, as the table of [`Close`] documents them. What a user or a client closes
+/// with is theirs.
+pub(crate) mod reason {
+    use super::Close;
+
+    /// The handler returned, or dropped its socket.
+    pub(crate) const DONE: Close = Close::from_static(Close::NORMAL, "");
+    pub(crate) const PANICKED: Close =
+        Close::from_static(Close::INTERNAL_ERROR, "the handler panicked");
+    /// Its outbox is full.
+    pub(crate) const SLOW: Close = Close::from_static(Close::TRY_AGAIN_LATER, "slow consumer");
+    /// The kernel took nothing for it within the write timeout.
+    pub(crate) const STALLED: Close =
+        Close::from_static(Close::TRY_AGAIN_LATER, "the client accepts nothing");
+    /// No pong came in time.
+    pub(crate) const SILENT: Close = Close::from_static(Close::ABNORMAL, "no sign of life");
+    /// Its stream ended, or failed, without a Close frame.
+    pub(crate) const VANISHED: Close =
+        Close::from_static(Close::ABNORMAL, "the connection was lost");
+    /// The server kept the stream, or the client left before it had the answer.
+    pub(crate) const NOT_OPENED: Close =
+        Close::from_static(Close::ABNORMAL, "the handshake was not completed");
+    /// The runtime ended, or a task of the crate panicked.
+    pub(crate) const DROPPED: Close =
+        Close::from_static(Close::ABNORMAL, "the socket's task was dropped");
+    pub(crate) const RESTART: Close =
+        Close::from_static(Close::RESTART, "the server restarts, please reconnect");
+    pub(crate) const EXPIRED: Close = Close::from_static(Close::EXPIRED, "the identity expired");
+    pub(crate) const UNAUTHENTICATED: Close =
+        Close::from_static(Close::UNAUTHENTICATED, "authentication required");
+    pub(crate) const REPLACED: Close =
+        Close::from_static(Close::REPLACED, "replaced by a newer socket");
+    pub(crate) const PROTOCOL: Close = Close::from_static(Close::PROTOCOL_ERROR, "protocol error");
+    pub(crate) const NOT_UTF8: Close = Close::from_static(Close::INVALID_DATA, "text is not UTF-8");
+    pub(crate) const TOO_BIG: Close = Close::from_static(Close::TOO_BIG, "message too big");
+    /// What a client is taken to have said whose Close frame is empty.
+    pub(crate) const NO_STATUS: Close = Close::from_static(Close::NO_STATUS, "");
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn our_own_reasons_fit_into_a_frame() {
+        use reason::*;
+        for close in [
+            DONE,
+            PANICKED,
+            SLOW,
+            STALLED,
+            RESTART,
+            EXPIRED,
+            UNAUTHENTICATED,
+            REPLACED,
+            PROTOCOL,
+            NOT_UTF8,
+            TOO_BIG,
+        ] {
+            assert_eq!(close.clone().into_written(), close);
+        }
+        for close in [SILENT, VANISHED, NOT_OPENED, DROPPED, NO_STATUS] {
+            assert!(!close.is_sendable(), "{close} is only reported");
+        }
+    }
 
     #[test]
     fn a_long_reason_is_cut_between_characters() {

@@ -17,7 +17,7 @@ use serde_json::Value;
 use tokio::task::unconstrained;
 
 use crate::broadcast::Broadcaster;
-use crate::close::Close;
+use crate::close::reason;
 use crate::config::Unauthenticated;
 use crate::expiry::{Clock, Expiry};
 use crate::id::UserId;
@@ -151,10 +151,7 @@ impl ClusterSocket {
         let tasks = node.tasks().clone();
         node.tasks().clone().spawn(async move {
             let Some(opened) = opened(upgrade, &node).await else {
-                outbox.abandon(Close::from_static(
-                    Close::ABNORMAL,
-                    "the handshake was not completed",
-                ));
+                outbox.abandon(reason::NOT_OPENED);
                 outbox.finish();
                 return;
             };
@@ -226,9 +223,7 @@ impl ClusterSocket {
             Err(missing) => {
                 let close = match &config.unauthenticated {
                     Unauthenticated::Reject => return Err(Kind::Unauthenticated(missing)),
-                    Unauthenticated::Close => {
-                        Close::from_static(Close::UNAUTHENTICATED, "authentication required")
-                    }
+                    Unauthenticated::Close => reason::UNAUTHENTICATED,
                     Unauthenticated::CloseWith(close) => close.clone(),
                 };
                 let refusal = Refusal {

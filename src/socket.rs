@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 
 use futures::{Sink, Stream};
 
-use crate::close::Close;
+use crate::close::{Close, reason};
 use crate::error::{Closed, JoinError};
 use crate::gap::Gap;
 use crate::id::{SocketId, UserId};
@@ -201,17 +201,16 @@ impl Socket {
     }
 
     fn ending(&self) -> Close {
-        self.close_reason()
-            .unwrap_or_else(|| Close::from_static(Close::NORMAL, ""))
+        self.close_reason().unwrap_or(reason::DONE)
     }
 }
 
 impl Drop for Socket {
     fn drop(&mut self) {
         self.outbox.close(if std::thread::panicking() {
-            Close::from_static(Close::INTERNAL_ERROR, "the handler panicked")
+            reason::PANICKED
         } else {
-            Close::from_static(Close::NORMAL, "")
+            reason::DONE
         });
     }
 }
@@ -243,7 +242,7 @@ impl Sink<Message> for Socket {
     }
 
     fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), Closed>> {
-        self.outbox.close(Close::from_static(Close::NORMAL, ""));
+        self.outbox.close(reason::DONE);
         self.outbox.poll_finished(cx).map(Ok)
     }
 }

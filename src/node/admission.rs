@@ -7,9 +7,9 @@ use std::time::SystemTime;
 
 use futures::future::join;
 
-use super::{Node, restarting};
+use super::Node;
 use crate::backend::Confirmation;
-use crate::close::Close;
+use crate::close::{Close, reason};
 use crate::control::Ask;
 use crate::expiry::Expiry;
 use crate::id::{InvalidId, SocketId, UserId};
@@ -77,7 +77,7 @@ impl Node {
             others
                 .into_iter()
                 .for_each(|socket| selection.add(Topic::socket(socket)));
-            let (node, close) = (self.clone(), Ask::from(&replaced()));
+            let (node, close) = (self.clone(), Ask::from(&reason::REPLACED));
             self.spawn(async move {
                 // Should it not arrive, their nodes learn it with the next renewal of their lease.
                 let _ = node.command(&selection, close, false).await;
@@ -164,13 +164,13 @@ impl Reservation {
         node.desk.touch(&self.user, [&node.all]);
         // A drain that began meanwhile may have looked before this one was there.
         if node.is_draining() {
-            outbox.close(restarting());
+            outbox.close(reason::RESTART);
         }
         // So may who took its slot.
         if let Some(slots) = node.bus.slots()
             && !slots.holds(&self.topic, number)
         {
-            outbox.close(replaced());
+            outbox.close(reason::REPLACED);
         }
         tracing::debug!(socket = %id, user = self.user.as_str(), "socket opened");
         (
@@ -235,8 +235,4 @@ impl Drop for Registration {
         let gone = self.node.live.lock().swap_remove(&self.id.number);
         drop(gone);
     }
-}
-
-pub(super) fn replaced() -> Close {
-    Close::from_static(Close::REPLACED, "replaced by a newer socket")
 }

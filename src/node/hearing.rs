@@ -7,10 +7,9 @@ use std::time::SystemTime;
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
-use super::admission::replaced;
 use super::{CHUNK, Node};
 use crate::backend::Listener;
-use crate::close::Close;
+use crate::close::{Close, reason};
 use crate::gap::Gap;
 use crate::health::Health;
 use crate::local::socket::Outbox;
@@ -174,7 +173,7 @@ impl Listener for Node {
     fn replaced(&self, number: u64) {
         let outbox = self.live.lock().get(&number).cloned();
         if let Some(outbox) = outbox {
-            outbox.close(replaced());
+            outbox.close(reason::REPLACED);
         }
     }
 

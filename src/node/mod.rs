@@ -36,7 +36,7 @@ pub(crate) use self::home::ENDED;
 use self::home::Home;
 use self::sweeper::sweep;
 use crate::backend::{Backend, Bus, BusSettings, Published};
-use crate::close::Close;
+use crate::close::reason;
 use crate::config::{CLOSING, Config, LONGEST};
 use crate::error::{PublishError, QueryError, QueryErrorKind, SendError, SendErrorKind};
 use crate::gap::Gaps;
@@ -354,7 +354,7 @@ impl Node {
         moments.sort_unstable_by_key(|(moment, _)| *moment);
         for (moment, outbox) in moments {
             sleep_until(moment).await;
-            outbox.close(restarting());
+            outbox.close(reason::RESTART);
         }
         self.tasks.close();
         if timeout_at(deadline - LEAVING, self.tasks.wait())
@@ -392,8 +392,4 @@ async fn in_chunks(members: &[Arc<Outbox>], serve: impl Fn(&Arc<Outbox>) -> bool
         served += chunk.iter().filter(|outbox| serve(outbox)).count();
     }
     served
-}
-
-fn restarting() -> Close {
-    Close::from_static(Close::RESTART, "the server restarts, please reconnect")
 }

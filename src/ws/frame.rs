@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::close::Close;
+use crate::close::{Close, reason};
 use crate::message::{Message, Utf8Bytes};
 
 const CONTINUATION: u8 = 0x0;
@@ -120,9 +120,9 @@ impl Violation {
     /// What to close with (section 7.4.1).
     pub(crate) fn close(self) -> Close {
         match self {
-            Self::Protocol => Close::from_static(Close::PROTOCOL_ERROR, "protocol error"),
-            Self::NotUtf8 => Close::from_static(Close::INVALID_DATA, "text is not UTF-8"),
-            Self::TooBig => Close::from_static(Close::TOO_BIG, "message too big"),
+            Self::Protocol => reason::PROTOCOL,
+            Self::NotUtf8 => reason::NOT_UTF8,
+            Self::TooBig => reason::TOO_BIG,
         }
     }
 }
@@ -342,7 +342,7 @@ fn control(opcode: u8, payload: &[u8]) -> Result<Heard, Violation> {
     match (opcode, payload) {
         (PING, _) => Ok(Heard::Ping(payload.to_vec())),
         (PONG, _) => Ok(Heard::Pong),
-        (_, []) => Ok(Heard::Close(Close::from_static(Close::NO_STATUS, ""))),
+        (_, []) => Ok(Heard::Close(reason::NO_STATUS)),
         (_, [a, b, reason @ ..]) => {
             let reason = std::str::from_utf8(reason).map_err(|_| Violation::NotUtf8)?;
             let close = Close::new(u16::from_be_bytes([*a, *b]), reason);

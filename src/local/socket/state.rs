@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::Swept;
 use super::queue::{OutboxLimits, Queue, SlowConsumer};
-use crate::close::Close;
+use crate::close::{Close, reason};
 use crate::config::CLOSING;
 use crate::expiry::{Clock, Expiry};
 use crate::heartbeat::{Beat, Heartbeat, HeartbeatTimes, excused};
@@ -231,7 +231,7 @@ impl State {
         while !limits.admits(&self.queue, frame) {
             if limits.policy == SlowConsumer::Close || !self.queue.drop_oldest() {
                 let lost = self.queue.discard() + 1;
-                self.end(Close::from_static(Close::TRY_AGAIN_LATER, "slow consumer"));
+                self.end(reason::SLOW);
                 return Err(lost);
             }
             dropped += 1;
@@ -300,7 +300,7 @@ impl State {
             return Swept::Fine;
         }
         if self.expiry.is_some_and(|expiry| expiry.is_over(clock)) {
-            self.end(Close::from_static(Close::EXPIRED, "the identity expired"));
+            self.end(reason::EXPIRED);
             return Swept::Fine;
         }
         if self
@@ -308,10 +308,7 @@ impl State {
             .is_some_and(|since| since + times.write_timeout <= now)
         {
             let lost = self.queue.discard();
-            self.kill(Close::from_static(
-                Close::TRY_AGAIN_LATER,
-                "the client accepts nothing",
-            ));
+            self.kill(reason::STALLED);
             return Swept::Stalled(lost);
         }
         match self.heartbeat.poll(now, times, number) {
@@ -324,7 +321,7 @@ impl State {
                 self.trust_acknowledgements(times.patience());
                 self.heartbeat.seen(now);
             }
-            Beat::Dead => self.kill(Close::from_static(Close::ABNORMAL, "no sign of life")),
+            Beat::Dead => self.kill(reason::SILENT),
         }
         Swept::Fine
     }

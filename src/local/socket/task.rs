@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 
 use bytes::BytesMut;
 
-use crate::close::Close;
+use crate::close::{Close, reason};
 use crate::local::socket::Inbox;
 use crate::local::socket::{Outbox, Phase};
 use crate::node::Registration;
@@ -66,10 +66,7 @@ impl Ending {
 
 impl Drop for Ending {
     fn drop(&mut self) {
-        self.outbox.abandon(Close::from_static(
-            Close::ABNORMAL,
-            "the socket's task was dropped",
-        ));
+        self.outbox.abandon(reason::DROPPED);
         self.unregister();
         self.outbox.finish();
         if let Some(close) = self.outbox.close_reason() {
@@ -219,8 +216,7 @@ impl Driver {
     }
 
     fn vanish(&mut self) {
-        let vanished = Close::from_static(Close::ABNORMAL, "the connection was lost");
-        self.socket.outbox.abandon(vanished);
+        self.socket.outbox.abandon(reason::VANISHED);
         self.socket.unregister();
         self.state = State::Done;
     }
