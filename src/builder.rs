@@ -9,7 +9,7 @@ use crate::cluster::Cluster;
 use crate::config::{Config, Identify, Unauthenticated};
 use crate::error::{ConnectError, SendError, SendErrorKind};
 use crate::id::UserId;
-use crate::local::socket::SlowConsumer;
+use crate::limits::SlowConsumer;
 use crate::node::Node;
 use crate::origin::OriginPattern;
 use crate::slot::{OverLimit, SlotLimit};

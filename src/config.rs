@@ -9,7 +9,7 @@ use http::Extensions;
 
 use crate::close::Close;
 use crate::id::UserId;
-use crate::local::socket::{OutboxLimits, SlowConsumer};
+use crate::limits::{OutboxLimits, SlowConsumer};
 use crate::origin::OriginPolicy;
 use crate::registry::Limits;
 use crate::slot::SlotLimit;

@@ -154,6 +154,7 @@ mod id;
 #[doc(hidden)]
 pub mod internals;
 mod layer;
+mod limits;
 mod local;
 mod members;
 mod message;
@@ -186,7 +187,7 @@ pub use gap::Gap;
 pub use health::{Health, Stats};
 pub use id::{InvalidId, InvalidNodeId, InvalidSocketId, NodeId, SocketId, UserId};
 pub use layer::{ClusterLayer, ClusterService};
-pub use local::socket::SlowConsumer;
+pub use limits::SlowConsumer;
 pub use message::{Message, Utf8Bytes};
 pub use presence::{Presence, PresenceChange};
 pub use rejection::ClusterRejection;

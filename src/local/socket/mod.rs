@@ -23,15 +23,14 @@ use tokio::net::tcp::OwnedWriteHalf;
 use tokio::time::Instant;
 
 pub(crate) use self::inbox::Inbox;
-pub(crate) use self::queue::OutboxLimits;
 use self::queue::Queue;
-pub use self::queue::SlowConsumer;
 use self::state::{State, Writing};
 pub(crate) use self::task::Driver;
 use crate::close::Close;
 use crate::expiry::{Clock, Expiry};
 use crate::heartbeat::{Heartbeat, HeartbeatTimes};
 use crate::id::{SocketId, UserId};
+use crate::limits::OutboxLimits;
 use crate::registry::Member;
 use crate::waker::poll_locked;
 use crate::ws::frame::Frame;

@@ -3,44 +3,8 @@
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, IoSlice};
 
+use crate::limits::OutboxLimits;
 use crate::ws::frame::Frame;
-
-/// What to do with a client that reads more slowly than messages come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub enum SlowConsumer {
-    /// Close it with 1013 and discard what was queued: it reconnects and starts afresh. The default,
-    /// since a client that silently lost messages is wrong without knowing it.
-    #[default]
-    Close,
-    /// Discard its oldest messages and go on; for feeds where only the newest counts.
-    DropOldest,
-}
-
-/// How much an outbox holds.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct OutboxLimits {
-    pub(crate) messages: usize,
-    pub(crate) bytes: usize,
-    pub(crate) policy: SlowConsumer,
-}
-
-impl OutboxLimits {
-    /// Whether one more frame fits. Any single frame fits into an empty outbox.
-    pub(crate) fn admits(&self, queue: &Queue, frame: &Frame) -> bool {
-        queue.is_empty() || queue.len() < self.messages && queue.bytes + frame.len() <= self.bytes
-    }
-
-    /// The same for a burst.
-    pub(crate) fn admits_burst(&self, queue: &Queue, frame: &Frame) -> bool {
-        let most = Self {
-            messages: self.messages.saturating_mul(BURST),
-            bytes: self.bytes.saturating_mul(BURST),
-            ..*self
-        };
-        most.admits(queue, frame)
-    }
-}
 
 /// The frames of one socket, of which the first may be partly written.
 #[derive(Default)]
@@ -84,6 +48,21 @@ impl Queue {
         debug_assert!(self.is_empty() && written < frame.len());
         self.written = written;
         self.push(frame);
+    }
+
+    /// Whether one more frame fits. Any single frame fits into an empty outbox.
+    pub(crate) fn admits(&self, frame: &Frame, limits: &OutboxLimits) -> bool {
+        self.is_empty() || self.len() < limits.messages && self.bytes + frame.len() <= limits.bytes
+    }
+
+    /// The same for a burst, while the one that alone can write has had no turn.
+    pub(crate) fn admits_burst(&self, frame: &Frame, limits: &OutboxLimits) -> bool {
+        let burst = OutboxLimits {
+            messages: limits.messages.saturating_mul(BURST),
+            bytes: limits.bytes.saturating_mul(BURST),
+            ..*limits
+        };
+        self.admits(frame, &burst)
     }
 
     pub(crate) fn is_empty(&self) -> bool {

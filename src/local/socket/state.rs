@@ -11,11 +11,12 @@ use tokio::net::tcp::OwnedWriteHalf;
 use tokio::time::Instant;
 
 use super::Swept;
-use super::queue::{OutboxLimits, Queue, SlowConsumer};
+use super::queue::Queue;
 use crate::close::{Close, reason};
 use crate::config::CLOSING;
 use crate::expiry::{Clock, Expiry};
 use crate::heartbeat::{Beat, Heartbeat, HeartbeatTimes, excused};
+use crate::limits::{OutboxLimits, SlowConsumer};
 use crate::waker::wake;
 use crate::ws::frame::Frame;
 
@@ -221,14 +222,14 @@ impl State {
         if self.stream.is_none() {
             // The client is not slow while the task that alone can write has had no turn. What is collected for
             // one is bounded by the bus.
-            if self.collecting || self.owed && limits.admits_burst(&self.queue, frame) {
+            if self.collecting || self.owed && self.queue.admits_burst(frame, limits) {
                 return Ok(0);
             }
-        } else if (self.collecting || self.owed) && !limits.admits(&self.queue, frame) {
+        } else if (self.collecting || self.owed) && !self.queue.admits(frame, limits) {
             self.write_queue();
         }
         let mut dropped = 0;
-        while !limits.admits(&self.queue, frame) {
+        while !self.queue.admits(frame, limits) {
             if limits.policy == SlowConsumer::Close || !self.queue.drop_oldest() {
                 let lost = self.queue.discard() + 1;
                 self.end(reason::SLOW);

@@ -13,6 +13,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use super::*;
 use crate::config::CLOSING;
 use crate::id::NodeId;
+use crate::limits::SlowConsumer;
 use crate::ws::Io;
 
 /// A stream that nobody shares.

@@ -1,0 +1,21 @@
+//! How much is kept for a client that reads slowly, and what happens then.
+
+/// What to do with a client that reads more slowly than messages come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum SlowConsumer {
+    /// Close it with 1013 and discard what was queued: it reconnects and starts afresh. The default,
+    /// since a client that silently lost messages is wrong without knowing it.
+    #[default]
+    Close,
+    /// Discard its oldest messages and go on; for feeds where only the newest counts.
+    DropOldest,
+}
+
+/// How much an outbox holds.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct OutboxLimits {
+    pub(crate) messages: usize,
+    pub(crate) bytes: usize,
+    pub(crate) policy: SlowConsumer,
+}
