@@ -17,6 +17,10 @@ use crate::topic::Namespace;
 
 /// How long the closing handshake may take, a stalled upgrade too.
 pub(crate) const CLOSING: Duration = Duration::from_secs(5);
+/// How many sockets are served before other tasks may run: about 0.4 ms of writing.
+pub(crate) const CHUNK: usize = 128;
+/// Kept for every socket, and sent with every roster.
+pub(crate) const MAX_DESCRIPTION: usize = 1024;
 /// How long [`Cluster::ready`](crate::Cluster::ready) waits.
 pub(crate) const READY: Duration = Duration::from_secs(5);
 /// No setting needs more, and no sum of times overflows.

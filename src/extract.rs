@@ -18,7 +18,7 @@ use tokio::task::unconstrained;
 
 use crate::broadcast::Broadcaster;
 use crate::close::reason;
-use crate::config::Unauthenticated;
+use crate::config::{MAX_DESCRIPTION, Unauthenticated};
 use crate::expiry::{Clock, Expiry};
 use crate::id::UserId;
 use crate::layer::CameWithUpgrade;
@@ -176,8 +176,6 @@ impl ClusterSocket {
     }
 }
 
-/// Kept for every socket, and sent with every roster.
-pub(crate) const MAX_DESCRIPTION: usize = 1024;
 /// Parsers of JSON give up below 128 levels, and every answer puts some around a description.
 const MAX_DEPTH: usize = 100;
 

@@ -10,12 +10,12 @@ use serde::de::IgnoredAny;
 use smallvec::smallvec;
 use tokio::task::yield_now;
 
-use super::{CHUNK, Node};
+use super::Node;
 use crate::backend::{Confirmation, Listener, Published};
 use crate::close::Close;
+use crate::config::{CHUNK, MAX_DESCRIPTION};
 use crate::control::{Answer, Ask, Control};
 use crate::error::PublishError;
-use crate::extract::MAX_DESCRIPTION;
 use crate::gather::Gathering;
 use crate::id::NodeId;
 use crate::local::socket::Outbox;

@@ -7,9 +7,10 @@ use std::time::SystemTime;
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
-use super::{CHUNK, Node};
+use super::Node;
 use crate::backend::Listener;
 use crate::close::{Close, reason};
+use crate::config::CHUNK;
 use crate::gap::Gap;
 use crate::health::Health;
 use crate::local::socket::Outbox;

@@ -37,7 +37,7 @@ use self::home::Home;
 use self::sweeper::sweep;
 use crate::backend::{Backend, Bus, BusSettings, Published};
 use crate::close::reason;
-use crate::config::{CLOSING, Config, LONGEST};
+use crate::config::{CHUNK, CLOSING, Config, LONGEST};
 use crate::error::{PublishError, QueryError, QueryErrorKind, SendError, SendErrorKind};
 use crate::gap::Gaps;
 use crate::health::{Health, HealthCell};
@@ -380,8 +380,6 @@ impl Node {
 
 /// How long before the end of a shutdown the bus is left, with or without an answer of every client.
 const LEAVING: Duration = Duration::from_millis(500);
-/// How many sockets are served before other tasks may run: about 0.4 ms of writing.
-const CHUNK: usize = 128;
 
 async fn in_chunks(members: &[Arc<Outbox>], serve: impl Fn(&Arc<Outbox>) -> bool) -> usize {
     let mut served = 0;

@@ -9,7 +9,8 @@ use indexmap::IndexMap;
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep};
 
-use super::{CHUNK, Node};
+use super::Node;
+use crate::config::CHUNK;
 use crate::expiry::Clock;
 use crate::heartbeat::{HeartbeatTimes, Pulse};
 use crate::local::socket::Swept;
