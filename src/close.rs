@@ -132,6 +132,8 @@ pub(crate) mod reason {
     /// The runtime ended, or a task of the crate panicked.
     pub(crate) const DROPPED: Close =
         Close::from_static(Close::ABNORMAL, "the socket's task was dropped");
+    /// The node is at its end, and nobody had closed this one.
+    pub(crate) const STOPPED: Close = Close::from_static(Close::ABNORMAL, "the node stopped");
     pub(crate) const RESTART: Close =
         Close::from_static(Close::RESTART, "the server restarts, please reconnect");
     pub(crate) const EXPIRED: Close = Close::from_static(Close::EXPIRED, "the identity expired");
@@ -168,7 +170,7 @@ mod tests {
         ] {
             assert_eq!(close.clone().into_written(), close);
         }
-        for close in [SILENT, VANISHED, NOT_OPENED, DROPPED, NO_STATUS] {
+        for close in [SILENT, VANISHED, NOT_OPENED, DROPPED, STOPPED, NO_STATUS] {
             assert!(!close.is_sendable(), "{close} is only reported");
         }
     }

@@ -23,9 +23,7 @@ use crate::expiry::{Clock, Expiry};
 use crate::id::UserId;
 use crate::layer::CameWithUpgrade;
 use crate::local::socket::Driver;
-use crate::local::socket::Inbox;
 use crate::node::{Counted, Node, Refused, Reservation};
-use crate::registry::Member;
 use crate::rejection::{ClusterRejection, Kind, Refusal, opened};
 use crate::socket::Socket;
 use crate::ws::handshake::{Handshake, is_wanted};
@@ -144,19 +142,18 @@ impl ClusterSocket {
                 return (StatusCode::INTERNAL_SERVER_ERROR, refusal).into_response();
             }
         };
-        let (outbox, registration) = self.reservation.register(expiry, description);
-        let inbox = Arc::new(Inbox::default());
-        let socket = Socket::new(node.clone(), outbox.clone(), inbox.clone());
+        let (handler_end, driver_end, registration) =
+            self.reservation.register(expiry, description);
+        let socket = Socket::new(node.clone(), handler_end);
         let (upgrade, limit) = (self.upgrade, node.config().max_message_size);
         let tasks = node.tasks().clone();
         node.tasks().clone().spawn(async move {
             let Some(opened) = opened(upgrade, &node).await else {
-                outbox.abandon(reason::NOT_OPENED);
-                outbox.finish();
+                driver_end.abandon(reason::NOT_OPENED);
                 return;
             };
-            let (id, user) = (outbox.id(), outbox.user().clone());
-            let driver = Driver::new(opened, outbox, inbox, registration, limit);
+            let (id, user) = (driver_end.id(), driver_end.user().clone());
+            let driver = Driver::new(opened, driver_end, registration, limit);
             let driver = unconstrained(driver);
             let panicked = move |_| tracing::error!(socket = %id, user = user.as_str(), "the handler panicked: its socket is closed with 1011, the node goes on");
             // A task of their own, which holds nothing of the handshake. The handler comes first: what

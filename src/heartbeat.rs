@@ -10,6 +10,8 @@ pub(crate) enum Beat {
     Ping,
     /// Nothing came back in time.
     Dead,
+    /// Nothing came back in time, but nobody listened.
+    Unheard,
     Wait,
 }
 
@@ -44,6 +46,8 @@ impl HeartbeatTimes {
 pub(crate) struct Heartbeat {
     last_seen: Instant,
     pinged: Option<Instant>,
+    /// Nobody reads what the client sends.
+    paused: bool,
 }
 
 impl Heartbeat {
@@ -51,13 +55,14 @@ impl Heartbeat {
         Self {
             last_seen: now,
             pinged: None,
+            paused: false,
         }
     }
 
     /// The process slept, and with it the ears for this client.
-    pub(crate) fn excuse(&mut self, slept: Duration, now: Instant) {
-        self.last_seen = excused(self.last_seen, slept, now);
-        self.pinged = self.pinged.map(|at| excused(at, slept, now));
+    pub(crate) fn discount(&mut self, slept: Duration, now: Instant) {
+        self.last_seen = discounted(self.last_seen, slept, now);
+        self.pinged = self.pinged.map(|at| discounted(at, slept, now));
     }
 
     /// The client gave a sign of life.
@@ -66,10 +71,21 @@ impl Heartbeat {
         self.pinged = None;
     }
 
+    /// While nobody reads what it sends, silence says nothing about the client. It is pinged all the same: writing
+    /// is the only way to notice that it is gone.
+    pub(crate) fn pause(&mut self, paused: bool, now: Instant) {
+        self.paused = paused;
+        self.seen(now);
+    }
+
     /// Asks what to do; [`Beat::Ping`] is said once. The socket's number spreads the pings of those
     /// that opened together over ±10 %.
     pub(crate) fn poll(&mut self, now: Instant, times: &HeartbeatTimes, number: u64) -> Beat {
         match self.pinged {
+            Some(at) if at + times.pong_timeout <= now && self.paused => {
+                self.seen(now);
+                Beat::Unheard
+            }
             Some(at) if at + times.pong_timeout <= now => Beat::Dead,
             None if self.last_seen + spread(times.ping_interval, number) <= now => {
                 self.pinged = Some(now);
@@ -101,7 +117,7 @@ impl Pulse {
 }
 
 /// A moment of the past, without the time in which the process slept. What happened since it woke stays.
-pub(crate) fn excused(at: Instant, slept: Duration, now: Instant) -> Instant {
+pub(crate) fn discounted(at: Instant, slept: Duration, now: Instant) -> Instant {
     (at + slept).min(now.max(at))
 }
 
@@ -143,6 +159,24 @@ mod tests {
     }
 
     #[test]
+    fn who_is_not_listened_to_is_pinged_and_not_given_up() {
+        let start = Instant::now();
+        let mut heart = Heartbeat::new(start);
+        heart.pause(true, start);
+        for round in 0..3u32 {
+            let from = start + 48 * S * round;
+            assert_eq!(heart.poll(from + 28 * S, &TIMES, 7), Beat::Ping);
+            assert_eq!(heart.poll(from + 48 * S, &TIMES, 7), Beat::Unheard);
+        }
+        // Listened to again, it has all its time.
+        let again = start + 150 * S;
+        heart.pause(false, again);
+        assert_eq!(heart.poll(again + 20 * S, &TIMES, 7), Beat::Wait);
+        assert_eq!(heart.poll(again + 28 * S, &TIMES, 7), Beat::Ping);
+        assert_eq!(heart.poll(again + 48 * S, &TIMES, 7), Beat::Dead);
+    }
+
+    #[test]
     fn time_in_which_the_process_slept_counts_for_nobody() {
         let start = Instant::now();
         let mut pulse = Pulse::new(S, start);
@@ -155,7 +189,7 @@ mod tests {
         let woken = start + 128 * S;
         let slept = pulse.beat(woken);
         assert_eq!(slept, 98 * S);
-        heart.excuse(slept, woken);
+        heart.discount(slept, woken);
         assert_eq!(heart.poll(woken, &TIMES, 7), Beat::Wait);
         assert_eq!(heart.poll(woken + 17 * S, &TIMES, 7), Beat::Wait);
         assert_eq!(heart.poll(woken + 18 * S, &TIMES, 7), Beat::Dead);
@@ -165,10 +199,14 @@ mod tests {
     fn what_happened_after_waking_is_not_moved_into_the_future() {
         let start = Instant::now();
         let woken = start + 100 * S;
-        assert_eq!(excused(woken, 98 * S, woken), woken);
-        assert_eq!(excused(start, 98 * S, woken), start + 98 * S);
+        assert_eq!(discounted(woken, 98 * S, woken), woken);
+        assert_eq!(discounted(start, 98 * S, woken), start + 98 * S);
         let later = woken + S;
-        assert_eq!(excused(later, 98 * S, woken), later, "read while we swept");
+        assert_eq!(
+            discounted(later, 98 * S, woken),
+            later,
+            "read while we swept"
+        );
     }
 
     #[test]

@@ -1,6 +1,5 @@
 //! A window for the project's own benches and fuzz targets. Not part of the public API.
 
-use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -12,9 +11,9 @@ use crate::backend::redis::Reader;
 use crate::config::Config;
 use crate::id::{NodeId, SocketId, UserId};
 use crate::limits::OutboxLimits;
-use crate::local::socket::Outbox;
+use crate::local::socket::{DriverEnd, Ends, Sender};
 use crate::message::Message;
-use crate::registry::{About, Limits, Member, Registry, Wanted};
+use crate::registry::{About, Limits, Registry, Wanted};
 use crate::scope::Scope;
 use crate::topic::{Namespace, Topic};
 use crate::wire::{self, Action};
@@ -78,9 +77,9 @@ pub fn handshake(request: Request<()>) -> bool {
 /// A node's registry with sockets that nobody drives, each of a user of its own.
 #[derive(Debug)]
 pub struct FanOut {
-    registry: RwLock<Registry<Arc<Outbox>>>,
+    registry: RwLock<Registry<Sender>>,
     rooms: Vec<Topic>,
-    outboxes: Vec<Arc<Outbox>>,
+    drivers: Vec<DriverEnd>,
     limits: OutboxLimits,
 }
 
@@ -91,7 +90,7 @@ impl FanOut {
         let mut fan_out = Self {
             registry: RwLock::new(Registry::new()),
             rooms: Vec::new(),
-            outboxes: Vec::new(),
+            drivers: Vec::new(),
             limits: Config::new(namespace).outbox,
         };
         for number in 0..rooms {
@@ -103,10 +102,11 @@ impl FanOut {
     }
 
     fn connect(&mut self, room: &Topic) {
-        let number = self.outboxes.len() as u64;
+        let number = self.drivers.len() as u64;
         let (node, user) = (NodeId(1), UserId::from(number));
         let topic = Topic::user(&user).expect("a number is a valid id");
-        let outbox = Arc::new(Outbox::new(SocketId { node, number }, user, None));
+        let id = SocketId { node, number };
+        let Ends { sender, driver, .. } = Ends::new(id, user, None);
         let registry = self.registry.get_mut();
         let claimed = registry.claim(&topic, Limits::default());
         claimed.expect("there is no limit");
@@ -114,9 +114,9 @@ impl FanOut {
             connected_at: SystemTime::UNIX_EPOCH,
             description: None,
         };
-        registry.insert(topic, outbox.clone(), about);
-        registry.join(outbox.id(), room);
-        self.outboxes.push(outbox);
+        registry.insert(topic, sender, about);
+        registry.join(id, room);
+        self.drivers.push(driver);
     }
 
     /// What a node does for one message to a room, but for the system calls.
@@ -130,12 +130,12 @@ impl FanOut {
         let frame = Frame::message(message);
         members
             .iter()
-            .filter(|outbox| outbox.send(&frame, &self.limits).is_taken())
+            .filter(|socket| socket.send(&frame, &self.limits).is_taken())
             .count()
     }
 
-    /// Empties the outboxes, as their tasks would.
+    /// Empties the outboxes, as their drivers would.
     pub fn drain(&self) {
-        self.outboxes.iter().for_each(|outbox| outbox.forget());
+        self.drivers.iter().for_each(DriverEnd::forget);
     }
 }

@@ -11,11 +11,9 @@ use crate::close::{Close, reason};
 use crate::error::{Closed, JoinError};
 use crate::gap::Gap;
 use crate::id::{SocketId, UserId};
-use crate::local::socket::Inbox;
-use crate::local::socket::Outbox;
+use crate::local::socket::HandlerEnd;
 use crate::message::Message;
 use crate::node::Node;
-use crate::registry::Member;
 use crate::topic::Topic;
 use crate::ws::frame::Frame;
 
@@ -49,27 +47,22 @@ use crate::ws::frame::Frame;
 #[derive(Debug)]
 pub struct Socket {
     node: Arc<Node>,
-    outbox: Arc<Outbox>,
-    inbox: Arc<Inbox>,
+    end: HandlerEnd,
 }
 
 impl Socket {
-    pub(crate) fn new(node: Arc<Node>, outbox: Arc<Outbox>, inbox: Arc<Inbox>) -> Self {
-        Self {
-            node,
-            outbox,
-            inbox,
-        }
+    pub(crate) fn new(node: Arc<Node>, end: HandlerEnd) -> Self {
+        Self { node, end }
     }
 
     /// Its identity in the whole cluster.
     pub fn id(&self) -> SocketId {
-        self.outbox.id()
+        self.end.id()
     }
 
     /// Whose it is.
     pub fn user(&self) -> &UserId {
-        self.outbox.user()
+        self.end.user()
     }
 
     /// The client's next message. `None` when the socket has ended;
@@ -81,7 +74,7 @@ impl Socket {
     /// # Cancel safety
     /// Cancel safe: a message is either returned or still there.
     pub async fn recv(&mut self) -> Option<Message> {
-        poll_fn(|cx| self.inbox.poll_next(cx)).await
+        poll_fn(|cx| self.end.poll_recv(cx)).await
     }
 
     /// Sends to this client alone. Waits for room in the outbox, so a fast handler is slowed down to
@@ -95,8 +88,8 @@ impl Socket {
     pub async fn send(&mut self, message: impl Into<Message>) -> Result<(), Closed> {
         let message = message.into();
         poll_fn(|cx| self.poll_room(cx)).await?;
-        self.outbox
-            .push_into_room(Frame::message(&message))
+        self.end
+            .push(Frame::message(&message))
             .map_err(|close| Closed { close })
     }
 
@@ -125,7 +118,7 @@ impl Socket {
     /// Cancelled, the socket is in the room, though perhaps not yet for other nodes.
     pub async fn join(&self, room: impl AsRef<str>) -> Result<(), JoinError> {
         let room = Topic::room(room.as_ref()).map_err(JoinError::InvalidRoom)?;
-        let joined = self.node.join(&self.outbox, &room).await;
+        let joined = self.node.join(&self.end.sender(), &room).await;
         joined.ok_or_else(|| {
             JoinError::Closed(Closed {
                 close: self.ending(),
@@ -136,7 +129,7 @@ impl Socket {
     /// Leaves a room, at once. A room it is not in is left already.
     pub fn leave(&self, room: impl AsRef<str>) {
         if let Ok(room) = Topic::room(room.as_ref()) {
-            self.node.leave(&self.outbox, &room);
+            self.node.leave(&self.end.sender(), &room);
         }
     }
 
@@ -185,18 +178,18 @@ impl Socket {
     /// # Cancel safety
     /// Cancelled, the closing goes on without you.
     pub async fn close(&mut self, close: Close) {
-        self.outbox.close(close);
-        poll_fn(|cx| self.outbox.poll_finished(cx)).await;
+        self.end.close(close);
+        poll_fn(|cx| self.end.poll_finished(cx)).await;
     }
 
     /// What ended the socket, whoever began it, as it was on the wire: a reason of more than 123 bytes is
     /// cut, and of a code that may not be sent the client sees nothing (1005). `None` while it lives.
     pub fn close_reason(&self) -> Option<Close> {
-        self.outbox.close_reason()
+        self.end.close_reason()
     }
 
     fn poll_room(&self, cx: &mut Context<'_>) -> Poll<Result<(), Closed>> {
-        let room = self.outbox.poll_room(cx, &self.node.config().outbox);
+        let room = self.end.poll_room(cx, &self.node.config().outbox);
         room.map_err(|close| Closed { close })
     }
 
@@ -207,7 +200,7 @@ impl Socket {
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        self.outbox.close(if std::thread::panicking() {
+        self.end.close(if std::thread::panicking() {
             reason::PANICKED
         } else {
             reason::DONE
@@ -219,7 +212,7 @@ impl Stream for Socket {
     type Item = Message;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Message>> {
-        self.inbox.poll_next(cx)
+        self.end.poll_recv(cx)
     }
 }
 
@@ -232,8 +225,8 @@ impl Sink<Message> for Socket {
     }
 
     fn start_send(self: Pin<&mut Self>, message: Message) -> Result<(), Closed> {
-        self.outbox
-            .push_into_room(Frame::message(&message))
+        self.end
+            .push(Frame::message(&message))
             .map_err(|close| Closed { close })
     }
 
@@ -242,7 +235,7 @@ impl Sink<Message> for Socket {
     }
 
     fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), Closed>> {
-        self.outbox.close(reason::DONE);
-        self.outbox.poll_finished(cx).map(Ok)
+        self.end.close(reason::DONE);
+        self.end.poll_finished(cx).map(Ok)
     }
 }

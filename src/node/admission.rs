@@ -13,7 +13,7 @@ use crate::close::{Close, reason};
 use crate::control::Ask;
 use crate::expiry::Expiry;
 use crate::id::{InvalidId, SocketId, UserId};
-use crate::local::socket::Outbox;
+use crate::local::socket::{DriverEnd, Ends, HandlerEnd, Sender};
 use crate::registry::{About, Full, Member};
 use crate::scope::Selection;
 use crate::topic::Topic;
@@ -87,13 +87,13 @@ impl Node {
     }
 
     /// Puts a socket into a room; returns when the cluster's messages for the room come here.
-    pub(crate) async fn join(&self, socket: &Arc<Outbox>, room: &Topic) -> Option<()> {
+    pub(crate) async fn join(&self, socket: &Sender, room: &Topic) -> Option<()> {
         let confirmation = self.begin_join(socket, room)?;
         self.settled(confirmation).await;
         Some(())
     }
 
-    pub(super) fn begin_join(&self, socket: &Arc<Outbox>, room: &Topic) -> Option<Confirmation> {
+    pub(super) fn begin_join(&self, socket: &Sender, room: &Topic) -> Option<Confirmation> {
         // Wanted before it is joined: the end of the socket releases every room it has joined.
         let confirmation = self.bus.want(room);
         let joined = self.registry.write().join(socket.id(), room);
@@ -113,7 +113,7 @@ impl Node {
         }
     }
 
-    pub(crate) fn leave(&self, socket: &Arc<Outbox>, room: &Topic) {
+    pub(crate) fn leave(&self, socket: &Sender, room: &Topic) {
         let left = self.registry.write().leave(socket.id(), room);
         if left {
             self.bus.release(room);
@@ -146,41 +146,40 @@ impl Reservation {
         self,
         expiry: Option<Expiry>,
         description: Option<Box<str>>,
-    ) -> (Arc<Outbox>, Registration) {
+    ) -> (HandlerEnd, DriverEnd, Registration) {
         let (node, number) = (self.node.clone(), self.number);
         let id = SocketId {
             node: node.id,
             number,
         };
-        let outbox = Arc::new(Outbox::new(id, self.user.clone(), expiry));
-        node.live.lock().insert(number, outbox.clone());
+        let ends = Ends::new(id, self.user.clone(), expiry);
+        let sender = ends.sender;
+        node.live.lock().insert(number, ends.sweep);
         let about = About {
             connected_at: SystemTime::now(),
             description,
         };
         node.registry
             .write()
-            .insert(self.topic.clone(), outbox.clone(), about);
+            .insert(self.topic.clone(), sender.clone(), about);
         node.desk.touch(&self.user, [&node.all]);
         // A drain that began meanwhile may have looked before this one was there.
         if node.is_draining() {
-            outbox.close(reason::RESTART);
+            sender.close(reason::RESTART);
         }
         // So may who took its slot.
         if let Some(slots) = node.bus.slots()
             && !slots.holds(&self.topic, number)
         {
-            outbox.close(reason::REPLACED);
+            sender.close(reason::REPLACED);
         }
         tracing::debug!(socket = %id, user = self.user.as_str(), "socket opened");
-        (
-            outbox,
-            Registration {
-                node,
-                id,
-                reservation: Some(self),
-            },
-        )
+        let registration = Registration {
+            node,
+            id,
+            reservation: Some(self),
+        };
+        (ends.handler, ends.driver, registration)
     }
 }
 

@@ -18,7 +18,7 @@ use crate::control::{Answer, Ask, Control};
 use crate::error::PublishError;
 use crate::gather::Gathering;
 use crate::id::NodeId;
-use crate::local::socket::Outbox;
+use crate::local::socket::Sender;
 use crate::registry::{Member, Wanted};
 use crate::roster::SocketInfo;
 use crate::scope::{Scope, Size};
@@ -208,14 +208,14 @@ impl Node {
         (count, confirmation)
     }
 
-    pub(super) fn collect_close(&self, members: &[Arc<Outbox>], close: &Close) {
+    pub(super) fn collect_close(&self, members: &[Sender], close: &Close) {
         let first = members.iter().filter(|outbox| outbox.collect_close(close));
-        let first: Vec<Arc<Outbox>> = first.cloned().collect();
+        let first: Vec<Sender> = first.cloned().collect();
         self.collected.lock().extend(first);
     }
 
     /// The sockets that are meant and have not ended.
-    pub(super) fn members_of(&self, scope: &Scope<'_>) -> Vec<Arc<Outbox>> {
+    pub(super) fn members_of(&self, scope: &Scope<'_>) -> Vec<Sender> {
         let wanted = Wanted::of(scope);
         let members = self.registry.read().select(&wanted);
         let alive = members
@@ -226,7 +226,7 @@ impl Node {
 
     /// What rosters tell of these sockets; other tasks may run in between, and the registry is never
     /// held for long.
-    pub(super) async fn describe(&self, members: &[Arc<Outbox>]) -> Vec<SocketInfo> {
+    pub(super) async fn describe(&self, members: &[Sender]) -> Vec<SocketInfo> {
         let mut infos = Vec::with_capacity(members.len());
         for chunk in members.chunks(CHUNK) {
             {
@@ -253,7 +253,7 @@ impl Open {
         let _ = self.say(&answer, false).await;
     }
 
-    async fn answer_with_sockets(self, members: Vec<Arc<Outbox>>) {
+    async fn answer_with_sockets(self, members: Vec<Sender>) {
         let (mut part, mut size) = (Answer::default(), 0);
         for chunk in members.chunks(CHUNK) {
             for socket in self.node.describe(chunk).await {

@@ -13,7 +13,7 @@ use crate::close::{Close, reason};
 use crate::config::CHUNK;
 use crate::gap::Gap;
 use crate::health::Health;
-use crate::local::socket::Outbox;
+use crate::local::socket::{Flushed, Sender, SweepEnd};
 use crate::wire::{self, Action, ONE_COPY};
 use crate::ws::frame::Frame;
 
@@ -158,11 +158,11 @@ impl Listener for Node {
     fn settle(&self) -> bool {
         let mut collected = self.collected.lock();
         let rest = collected.len().saturating_sub(CHUNK);
-        let chunk: SmallVec<[Arc<Outbox>; CHUNK]> = collected.drain(rest..).collect();
+        let chunk: SmallVec<[Sender; CHUNK]> = collected.drain(rest..).collect();
         drop(collected);
         let mut others_write = false;
-        for outbox in &chunk {
-            others_write |= outbox.write_collected();
+        for socket in &chunk {
+            others_write |= socket.flush() == Flushed::ByTask;
         }
         rest > 0 || others_write
     }
@@ -172,9 +172,9 @@ impl Listener for Node {
     }
 
     fn replaced(&self, number: u64) {
-        let outbox = self.live.lock().get(&number).cloned();
-        if let Some(outbox) = outbox {
-            outbox.close(reason::REPLACED);
+        let socket = self.live.lock().get(&number).map(SweepEnd::sender);
+        if let Some(socket) = socket {
+            socket.close(reason::REPLACED);
         }
     }
 

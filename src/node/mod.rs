@@ -42,7 +42,7 @@ use crate::error::{PublishError, QueryError, QueryErrorKind, SendError, SendErro
 use crate::gap::Gaps;
 use crate::health::{Health, HealthCell};
 use crate::id::{NodeId, UserId};
-use crate::local::socket::{Outbox, Pushed};
+use crate::local::socket::{Pushed, Sender, SweepEnd};
 use crate::members::Members;
 use crate::message::Message;
 use crate::registry::{Member, Registry, Wanted};
@@ -65,7 +65,7 @@ pub(crate) struct Node {
     all: Topic,
     config: Config,
     bus: Box<dyn Bus>,
-    registry: RwLock<Registry<Arc<Outbox>>>,
+    registry: RwLock<Registry<Sender>>,
     unions: Mutex<Seen>,
     next_socket: AtomicU64,
     next_union: AtomicU64,
@@ -86,9 +86,9 @@ pub(crate) struct Node {
     home: Home,
     tasks: TaskTracker,
     /// Every socket whose stream is not gone, for the sweeper.
-    live: Mutex<IndexMap<u64, Arc<Outbox>>>,
+    live: Mutex<IndexMap<u64, SweepEnd>>,
     /// Sockets with frames of the present wake of the bus.
-    collected: Mutex<Vec<Arc<Outbox>>>,
+    collected: Mutex<Vec<Sender>>,
     draining: AtomicBool,
     stopped: AtomicBool,
 }
@@ -188,7 +188,7 @@ impl Node {
         }
         let frame = Frame::message(message);
         let limits = &self.config.outbox;
-        let take = |outbox: &Arc<Outbox>| self.note(outbox, outbox.send(&frame, limits));
+        let take = |outbox: &Sender| self.note(outbox, outbox.send(&frame, limits));
         let taken = in_chunks(&members, take).await;
         self.counters.delivered.fetch_add(taken as u64, Relaxed);
         taken
@@ -205,9 +205,9 @@ impl Node {
         let frame = frame();
         let mut taken = 0;
         for outbox in members {
-            let (pushed, first) = outbox.collect(&frame, &self.config.outbox);
-            taken += u64::from(self.note(&outbox, pushed));
-            if first {
+            let collected = outbox.collect(&frame, &self.config.outbox);
+            taken += u64::from(self.note(&outbox, collected.pushed));
+            if collected.wants_flush {
                 self.collected.lock().push(outbox);
             }
         }
@@ -215,7 +215,7 @@ impl Node {
     }
 
     /// Counts what became of a frame; whether it was taken.
-    fn note(&self, outbox: &Arc<Outbox>, pushed: Pushed) -> bool {
+    fn note(&self, outbox: &Sender, pushed: Pushed) -> bool {
         match pushed {
             Pushed::Taken | Pushed::Closed => {}
             Pushed::Replaced(lost) => {
@@ -229,7 +229,7 @@ impl Node {
         pushed.is_taken()
     }
 
-    fn note_slow(&self, outbox: &Arc<Outbox>, lost: usize) {
+    fn note_slow(&self, outbox: &Sender, lost: usize) {
         self.counters.slow_closed.fetch_add(1, Relaxed);
         let (socket, user) = (outbox.id(), outbox.user());
         tracing::warn!(%socket, user = user.as_str(), dropped = lost, "slow consumer closed with 1013: if many are, send less or \
@@ -345,10 +345,9 @@ impl Node {
         {
             tracing::info!(node = %self.id, sockets = self.stats().sockets, "draining");
         }
-        let mut moments: Vec<(Instant, Arc<Outbox>)> = {
+        let mut moments: Vec<(Instant, Sender)> = {
             let registry = self.registry.read();
-            let at =
-                |outbox: &Arc<Outbox>| (start + window.mul_f64(fastrand::f64()), outbox.clone());
+            let at = |outbox: &Sender| (start + window.mul_f64(fastrand::f64()), outbox.clone());
             registry.members().map(at).collect()
         };
         moments.sort_unstable_by_key(|(moment, _)| *moment);
@@ -362,8 +361,8 @@ impl Node {
             .is_err()
         {
             // They had their time to answer. Without streams only handlers can still run.
-            let rest: Vec<Arc<Outbox>> = self.live.lock().values().cloned().collect();
-            rest.iter().for_each(|outbox| outbox.cut());
+            let rest: Vec<SweepEnd> = self.live.lock().values().cloned().collect();
+            rest.iter().for_each(SweepEnd::cut);
         }
         self.stopped.store(true, SeqCst);
         self.desk.tell(Event::Stop);
@@ -381,7 +380,7 @@ impl Node {
 /// How long before the end of a shutdown the bus is left, with or without an answer of every client.
 const LEAVING: Duration = Duration::from_millis(500);
 
-async fn in_chunks(members: &[Arc<Outbox>], serve: impl Fn(&Arc<Outbox>) -> bool) -> usize {
+async fn in_chunks(members: &[Sender], serve: impl Fn(&Sender) -> bool) -> usize {
     let mut served = 0;
     for (n, chunk) in members.chunks(CHUNK).enumerate() {
         if n > 0 {

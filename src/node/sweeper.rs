@@ -13,7 +13,7 @@ use super::Node;
 use crate::config::CHUNK;
 use crate::expiry::Clock;
 use crate::heartbeat::{HeartbeatTimes, Pulse};
-use crate::local::socket::Swept;
+use crate::local::socket::{SweepEnd, Swept};
 
 /// Sweeps as long as the node lives.
 pub(super) async fn sweep(node: Weak<Node>) {
@@ -49,12 +49,12 @@ impl Node {
     }
 
     fn sweep(&self, clock: Clock, slept: Duration, times: &HeartbeatTimes) {
-        walk(&self.live, slept, |outbox| {
-            if let Swept::Stalled(lost) = outbox.sweep(clock, slept, times) {
+        walk(&self.live, slept, |socket: &SweepEnd| {
+            if let Swept::Stalled(lost) = socket.sweep(clock, slept, times) {
                 self.counters
                     .dropped_stalled
                     .fetch_add(lost as u64, Relaxed);
-                self.note_slow(outbox, lost);
+                self.note_slow(&socket.sender(), lost);
             }
         });
     }

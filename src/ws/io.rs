@@ -2,14 +2,17 @@
 
 use std::cell::RefCell;
 use std::future::poll_fn;
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use hyper_util::server::conn::auto::upgrade::downcast;
+#[cfg(target_os = "linux")]
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -41,6 +44,38 @@ pub(crate) enum Io {
     Tcp(OwnedReadHalf),
     /// TLS, HTTP/2, or a server of another kind: only the socket's task writes.
     Other(Box<TokioIo<Upgraded>>),
+}
+
+/// How whoever has something to say writes to a stream that the senders and the task share. It never waits.
+pub(crate) trait SharedWriter {
+    fn try_write(&self, bytes: &[u8]) -> io::Result<usize>;
+
+    fn try_write_vectored(&self, slices: &[IoSlice<'_>]) -> io::Result<usize>;
+
+    /// Lets the kernel give the connection up when nothing was acknowledged for so long.
+    fn give_up_after(&self, patience: Duration);
+}
+
+impl SharedWriter for OwnedWriteHalf {
+    fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
+        Self::try_write(self, bytes)
+    }
+
+    /// `send` is cheaper than `writev` of one.
+    fn try_write_vectored(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        match slices {
+            [one] => Self::try_write(self, one),
+            many => Self::try_write_vectored(self, many),
+        }
+    }
+
+    fn give_up_after(&self, patience: Duration) {
+        // A failure makes a rare end late.
+        #[cfg(target_os = "linux")]
+        let _ = SockRef::from(self.as_ref()).set_tcp_user_timeout(Some(patience));
+        #[cfg(not(target_os = "linux"))]
+        let _ = patience;
+    }
 }
 
 /// How the socket's task writes.

@@ -4,4 +4,4 @@ pub(crate) mod frame;
 pub(crate) mod handshake;
 mod io;
 
-pub(crate) use io::{Io, Opened, TaskWriter, lend_buffer};
+pub(crate) use io::{Io, Opened, SharedWriter, TaskWriter, lend_buffer};

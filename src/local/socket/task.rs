@@ -1,16 +1,35 @@
 //! The task that owns one stream: it reads for the handler, finishes what senders could not write, and
 //! brings the socket to its one end. Time is the sweeper's.
+//!
+//! ```text
+//!                     somebody else ends it
+//!            Open ──────────────────────────▶ Closing
+//!              │                                │
+//!              │ the client says Close, or breaks the rules
+//!              ▼                                ▼
+//!              └──────────▶ Shutting ◀──────────┘
+//!                              │ all is written: our side is shut
+//!                              ▼
+//!                           Draining
+//!                              │ the client's side has ended
+//!                              ▼
+//!                            Done ◀── from anywhere: the stream fails, or the socket is cut
+//! ```
+//!
+//! These are not the stages of the socket, which say what may still be sent to it: here is what is still expected of the
+//! stream. The task learns of an ending from the socket, or makes it; from then on it only sees the bytes off. *Draining*
+//! is there since a TCP stream that is closed with unread bytes is reset, which could destroy the Close frame on its way.
 
-use std::sync::Arc;
+use std::mem::replace;
+use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::BytesMut;
 
+use super::DriverEnd;
+use super::outcome::Stage;
 use crate::close::{Close, reason};
-use crate::local::socket::Inbox;
-use crate::local::socket::{Outbox, Phase};
 use crate::node::Registration;
-use crate::registry::Member;
 use crate::ws::frame::{Decoder, Frame, Heard, Violation};
 use crate::ws::{Io, Opened};
 
@@ -20,11 +39,20 @@ use crate::ws::{Io, Opened};
 #[derive(Debug)]
 pub(crate) struct Driver {
     io: Io,
-    socket: Ending,
+    socket: Driven,
+}
+
+/// What a driver has beside the stream; whatever happens to it, this is how its socket ends.
+#[derive(Debug)]
+struct Driven {
+    end: DriverEnd,
+    registration: Registration,
     decoder: Decoder,
+    state: State,
     /// The handler does not read.
     paused: bool,
-    state: State,
+    /// Bytes since the client's last sign of life.
+    trickled: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,151 +60,78 @@ enum State {
     Open,
     /// We have said our Close; the client's is awaited.
     Closing,
-    /// Both have, or the client broke the rules: our side is to be shut …
+    /// Both have, or the client broke the rules: our side is to be shut.
     Shutting,
-    /// … and the client's end of the stream is awaited. Closing with unread bytes would reset the
-    /// connection and could destroy the Close frame on its way.
+    /// The client's end of the stream is awaited.
     Draining,
     Done,
 }
 
-/// So many bytes that complete nothing are a sign of life as well: fewer are a trickle by which a
-/// client that answers no ping could stay for ever.
-const SIGN_OF_LIFE: usize = 1024;
-
-/// Whatever happens to the driver, this is how its socket ends.
-#[derive(Debug)]
-struct Ending {
-    outbox: Arc<Outbox>,
-    inbox: Arc<Inbox>,
-    registration: Registration,
-    /// Bytes since the client's last sign of life.
-    trickled: usize,
-}
-
-impl Ending {
-    /// Unreachable from now on, and the handler hears nothing more.
-    fn unregister(&mut self) {
-        if let Some(close) = self.outbox.close_reason() {
-            self.registration.unregister(&close);
-        }
-        self.inbox.end();
-    }
-}
-
-impl Drop for Ending {
-    fn drop(&mut self) {
-        self.outbox.abandon(reason::DROPPED);
-        self.unregister();
-        self.outbox.finish();
-        if let Some(close) = self.outbox.close_reason() {
-            let socket = self.outbox.id();
-            tracing::debug!(%socket, code = close.code, reason = close.reason.as_str(), "socket closed");
-        }
+impl State {
+    /// Whether what the client says still matters.
+    fn listens(self) -> bool {
+        matches!(self, Self::Open | Self::Closing)
     }
 }
 
 impl Driver {
     pub(crate) fn new(
         opened: Opened,
-        outbox: Arc<Outbox>,
-        inbox: Arc<Inbox>,
+        end: DriverEnd,
         registration: Registration,
         max_message_size: usize,
     ) -> Self {
         let Opened { io, writer, early } = opened;
-        outbox.open(writer);
-        let socket = Ending {
-            outbox,
-            inbox,
+        end.opened(writer);
+        let mut socket = Driven {
+            end,
             registration,
+            decoder: Decoder::new(max_message_size),
+            state: State::Open,
+            paused: false,
             trickled: 0,
         };
-        let decoder = Decoder::new(max_message_size);
-        let mut driver = Self {
-            io,
-            socket,
-            decoder,
-            paused: false,
-            state: State::Open,
-        };
         if !early.is_empty() {
-            let Self {
-                socket,
-                decoder,
-                state,
-                ..
-            } = &mut driver;
-            hear(&mut BytesMut::from(early), socket, decoder, state);
+            socket.hear(&mut BytesMut::from(early));
         }
-        driver
+        Self { io, socket }
     }
 
     fn advance(&mut self, cx: &mut Context<'_>) {
-        self.notice_the_end();
-        let was_open = self.state == State::Open;
+        self.socket.notice_the_end();
+        let was_open = self.socket.state == State::Open;
         self.read(cx);
         let written = self.write(cx);
         // Last, since from now on whoever ends it finds a waker.
-        self.notice_the_end();
-        if was_open && self.state == State::Closing {
+        self.socket.notice_the_end();
+        if was_open && self.socket.state == State::Closing {
             // A full inbox keeps it from reading no longer.
             cx.waker().wake_by_ref();
         }
-        if self.state == State::Shutting && written {
-            self.socket.outbox.shut();
+        if self.socket.state == State::Shutting && written {
+            self.socket.end.shut();
             match self.io.poll_shutdown(cx) {
-                Poll::Ready(Ok(())) => self.state = State::Draining,
-                Poll::Ready(Err(_)) => self.state = State::Done,
+                Poll::Ready(Ok(())) => self.socket.state = State::Draining,
+                Poll::Ready(Err(_)) => self.socket.state = State::Done,
                 Poll::Pending => {}
             }
         }
-        if self.state == State::Draining {
+        if self.socket.state == State::Draining {
             self.drain(cx);
         }
     }
 
-    /// Somebody may have ended the socket: the handler, a kick, a drain, a full outbox, the sweeper.
-    fn notice_the_end(&mut self) {
-        match self.socket.outbox.phase() {
-            Phase::Open => {}
-            Phase::Closing if self.state == State::Open => {
-                self.socket.unregister();
-                self.state = State::Closing;
-            }
-            Phase::Closing => {}
-            Phase::Killed => {
-                self.socket.unregister();
-                self.state = State::Done;
-            }
-        }
-    }
-
     fn read(&mut self, cx: &mut Context<'_>) {
+        let Self { io, socket } = self;
         for _ in 0..READS {
-            if !matches!(self.state, State::Open | State::Closing) {
-                return;
-            }
-            let full = self.state == State::Open && self.socket.inbox.poll_room(cx).is_pending();
-            if full != std::mem::replace(&mut self.paused, full) {
-                self.socket.outbox.pause(full);
-            }
-            if full {
+            if !socket.state.listens() || socket.is_paused(cx) {
                 return;
             }
             // The buffer is the thread's: it is lent for as long as the bytes are looked at.
-            let Self {
-                io,
-                socket,
-                decoder,
-                state,
-                ..
-            } = self;
-            let read = io.poll_read(cx, |bytes| hear(bytes, socket, decoder, state));
-            match read {
+            match io.poll_read(cx, |bytes| socket.hear(bytes)) {
                 Poll::Pending => return,
                 Poll::Ready(Ok(true)) => {}
-                Poll::Ready(Ok(false) | Err(_)) => self.vanish(),
+                Poll::Ready(Ok(false) | Err(_)) => socket.vanish(),
             }
         }
         cx.waker().wake_by_ref();
@@ -184,20 +139,18 @@ impl Driver {
 
     /// Whether everything is written.
     fn write(&mut self, cx: &mut Context<'_>) -> bool {
-        if self.state == State::Done {
+        let Self { io, socket } = self;
+        if socket.state == State::Done {
             return false;
         }
-        let Self { io, socket, .. } = self;
-        match socket.outbox.poll_write(cx, io) {
-            Poll::Ready(Ok(())) => match self.io.poll_flush(cx) {
-                Poll::Ready(Ok(())) => return true,
-                Poll::Ready(Err(_)) => self.vanish(),
-                Poll::Pending => {}
-            },
-            Poll::Ready(Err(_)) => self.vanish(),
-            Poll::Pending => {}
+        let written = match socket.end.poll_write(cx, io) {
+            Poll::Ready(Ok(())) => io.poll_flush(cx),
+            other => other,
+        };
+        if let Poll::Ready(Err(_)) = written {
+            socket.vanish();
         }
-        false
+        matches!(written, Poll::Ready(Ok(())))
     }
 
     /// Reads and forgets until the client's end.
@@ -207,71 +160,120 @@ impl Driver {
                 Poll::Pending => return,
                 Poll::Ready(Ok(false)) => {}
                 Poll::Ready(Ok(true) | Err(_)) => {
-                    self.state = State::Done;
+                    self.socket.state = State::Done;
                     return;
                 }
             }
         }
         cx.waker().wake_by_ref();
     }
-
-    fn vanish(&mut self) {
-        self.socket.outbox.abandon(reason::VANISHED);
-        self.socket.unregister();
-        self.state = State::Done;
-    }
 }
 
 impl Future for Driver {
     type Output = ();
 
-    fn poll(self: std::pin::Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let driver = self.get_mut();
         driver.advance(cx);
-        if driver.state == State::Done {
-            Poll::Ready(())
-        } else {
-            Poll::Pending
+        match driver.socket.state {
+            State::Done => Poll::Ready(()),
+            _ => Poll::Pending,
         }
     }
 }
 
-/// Takes what a client sent; whether the stream goes on.
-fn hear(bytes: &mut [u8], socket: &mut Ending, decoder: &mut Decoder, state: &mut State) -> bool {
-    if bytes.is_empty() {
-        return false;
-    }
-    socket.trickled += bytes.len();
-    let mut said_something = false;
-    let mut rest = bytes;
-    while !rest.is_empty() && matches!(state, State::Open | State::Closing) {
-        match decoder.decode(rest) {
-            Ok((used, heard)) => {
-                rest = &mut rest[used..];
-                said_something |= heard.is_some();
-                match heard {
-                    Some(Heard::Message(message)) => socket.inbox.push(message),
-                    Some(Heard::Ping(payload)) => socket.outbox.pong(Frame::pong(&payload)),
-                    Some(Heard::Close(close)) => end(socket, state, close),
-                    Some(Heard::Pong) | None => {}
-                }
+impl Driven {
+    /// Somebody may have ended the socket: the handler, a kick, a drain, a full outbox, the sweeper.
+    fn notice_the_end(&mut self) {
+        match self.end.stage() {
+            Stage::Open => {}
+            Stage::Ending if self.state == State::Open => {
+                self.unregister();
+                self.state = State::Closing;
             }
-            Err(violation) => end(socket, state, Violation::close(violation)),
+            Stage::Ending => {}
+            Stage::Cut => {
+                self.unregister();
+                self.state = State::Done;
+            }
         }
     }
-    if said_something || socket.trickled >= SIGN_OF_LIFE {
-        socket.trickled = 0;
-        socket.outbox.seen();
+
+    /// Whether nothing is to be read, since the handler does not read either. Once it has ended nobody waits for it.
+    fn is_paused(&mut self, cx: &mut Context<'_>) -> bool {
+        let full = self.state == State::Open && self.end.poll_inbox(cx).is_pending();
+        if full != replace(&mut self.paused, full) {
+            self.end.pause(full);
+        }
+        full
     }
-    true
+
+    /// Takes what a client sent; whether the stream goes on.
+    fn hear(&mut self, bytes: &mut [u8]) -> bool {
+        if bytes.is_empty() {
+            return false;
+        }
+        self.trickled += bytes.len();
+        let mut said_something = false;
+        let mut rest = bytes;
+        while !rest.is_empty() && self.state.listens() {
+            match self.decoder.decode(rest) {
+                Ok((used, heard)) => {
+                    rest = &mut rest[used..];
+                    said_something |= heard.is_some();
+                    match heard {
+                        Some(Heard::Message(message)) => self.end.heard(message),
+                        Some(Heard::Ping(payload)) => self.end.pong(Frame::pong(&payload)),
+                        Some(Heard::Close(close)) => self.answer(close),
+                        Some(Heard::Pong) | None => {}
+                    }
+                }
+                Err(violation) => self.answer(Violation::close(violation)),
+            }
+        }
+        if said_something || self.trickled >= SIGN_OF_LIFE {
+            self.trickled = 0;
+            self.end.seen();
+        }
+        true
+    }
+
+    /// The client has ended it, or broken the rules.
+    fn answer(&mut self, close: Close) {
+        self.end.answer(close);
+        self.unregister();
+        self.state = State::Shutting;
+    }
+
+    /// The stream failed, or ended without a Close frame.
+    fn vanish(&mut self) {
+        self.end.abandon(reason::VANISHED);
+        self.unregister();
+        self.state = State::Done;
+    }
+
+    /// Unreachable from now on, and the handler hears nothing more.
+    fn unregister(&mut self) {
+        if let Some(close) = self.end.close_reason() {
+            self.registration.unregister(&close);
+        }
+        self.end.end_inbox();
+    }
 }
 
-/// The client has ended it, or broken the rules.
-fn end(socket: &mut Ending, state: &mut State, close: Close) {
-    socket.outbox.answer(close);
-    socket.unregister();
-    *state = State::Shutting;
+impl Drop for Driven {
+    fn drop(&mut self) {
+        self.end.abandon(reason::DROPPED);
+        self.unregister();
+        if let Some(close) = self.end.close_reason() {
+            let socket = self.end.id();
+            tracing::debug!(%socket, code = close.code, reason = close.reason.as_str(), "socket closed");
+        }
+    }
 }
 
 /// Most reads in one turn, so that other tasks may run: 1 MiB.
 const READS: usize = 16;
+/// So many bytes that complete nothing are a sign of life as well: fewer are a trickle by which a
+/// client that answers no ping could stay for ever.
+const SIGN_OF_LIFE: usize = 1024;

@@ -1,8 +1,11 @@
-//! The outbox, by each of its users and by all at once.
+//! The ends of a socket, each alone and all at once.
 
+mod model;
+
+use std::io::{self, ErrorKind};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-use std::task::{Wake, Waker};
-use std::time::UNIX_EPOCH;
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::{Duration, UNIX_EPOCH};
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -10,11 +13,16 @@ use tokio::io::AsyncReadExt;
 use tokio::net::tcp::OwnedReadHalf;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
+use super::outcome::{Collected, Stage};
 use super::*;
+use crate::close::reason;
 use crate::config::CLOSING;
+use crate::expiry::Clock;
+use crate::heartbeat::HeartbeatTimes;
 use crate::id::NodeId;
-use crate::limits::SlowConsumer;
-use crate::ws::Io;
+use crate::limits::{OutboxLimits, SlowConsumer};
+use crate::ws::frame::Frame;
+use crate::ws::{Io, TaskWriter};
 
 /// A stream that nobody shares.
 impl<W: FnMut(&mut Context<'_>, &[u8]) -> Poll<io::Result<usize>>> TaskWriter for W {
@@ -45,8 +53,8 @@ fn at(now: Instant) -> Clock {
     Clock { now, wall: 0 }
 }
 
-fn outbox() -> Outbox {
-    Outbox::new(
+fn outbox() -> Ends {
+    Ends::new(
         SocketId {
             node: NodeId(1),
             number: 1,
@@ -65,14 +73,14 @@ fn limits(messages: usize, bytes: usize, policy: SlowConsumer) -> OutboxLimits {
 }
 
 /// What the socket's task would write now, with a kernel that takes everything.
-fn written(outbox: &Outbox) -> Vec<u8> {
+fn written(outbox: &Ends) -> Vec<u8> {
     let mut out = Vec::new();
     let mut cx = Context::from_waker(Waker::noop());
     let mut all = by_task(|_, bytes| {
         out.extend_from_slice(bytes);
         Poll::Ready(Ok(bytes.len()))
     });
-    let result = outbox.poll_write(&mut cx, &mut all);
+    let result = outbox.driver.poll_write(&mut cx, &mut all);
     assert!(matches!(result, Poll::Ready(Ok(()))));
     out
 }
@@ -85,13 +93,21 @@ fn frames<'a>(texts: impl IntoIterator<Item = &'a str>) -> Vec<u8> {
 }
 
 /// The task has its turn, and nothing is taken.
-fn write_in_vain(outbox: &Outbox) {
+fn write_in_vain(outbox: &Ends) {
     let mut cx = Context::from_waker(Waker::noop());
     assert!(
         outbox
+            .driver
             .poll_write(&mut cx, &mut by_task(|_, _| Poll::Pending))
             .is_pending()
     );
+}
+
+fn taken(wants_flush: bool) -> Collected {
+    Collected {
+        pushed: Pushed::Taken,
+        wants_flush,
+    }
 }
 
 #[test]
@@ -101,14 +117,14 @@ fn nobody_is_slow_before_the_turn_of_the_task_that_alone_can_write() {
     let outbox = outbox();
     for wake in 0..3 {
         for n in 0..2 {
-            let collected = outbox.collect(&message, &limits);
-            assert_eq!(collected, (Pushed::Taken, n == 0), "wake {wake}");
+            let collected = outbox.sender.collect(&message, &limits);
+            assert_eq!(collected, taken(n == 0), "wake {wake}");
         }
-        assert!(outbox.write_collected(), "the task has to");
+        assert_eq!(outbox.sender.flush(), Flushed::ByTask);
     }
-    assert_eq!(outbox.send(&message, &limits), Pushed::Taken);
+    assert_eq!(outbox.sender.send(&message, &limits), Pushed::Taken);
     write_in_vain(&outbox);
-    assert_eq!(outbox.send(&message, &limits), Pushed::Overflowed(8));
+    assert_eq!(outbox.sender.send(&message, &limits), Pushed::Overflowed(8));
 }
 
 #[test]
@@ -116,12 +132,12 @@ fn a_burst_has_its_limit_too() {
     let limits = limits(2, 1000, SlowConsumer::Close);
     let outbox = outbox();
     for n in 0..9 {
-        let collected = outbox.collect(&Frame::text("x"), &limits);
-        assert_eq!(collected, (Pushed::Taken, n == 0));
+        let collected = outbox.sender.collect(&Frame::text("x"), &limits);
+        assert_eq!(collected, taken(n == 0));
     }
-    outbox.write_collected();
-    let (pushed, _) = outbox.collect(&Frame::text("x"), &limits);
-    assert_eq!(pushed, Pushed::Overflowed(10));
+    outbox.sender.flush();
+    let collected = outbox.sender.collect(&Frame::text("x"), &limits);
+    assert_eq!(collected.pushed, Pushed::Overflowed(10));
 }
 
 /// Its own message filled the outbox, and nothing was offered to the kernel yet.
@@ -129,11 +145,11 @@ fn a_burst_has_its_limit_too() {
 async fn a_handler_that_speaks_to_its_own_room_is_not_slow() {
     let limits = limits(1, 1000, SlowConsumer::Close);
     let (outbox, mut client, _reader) = connected().await;
-    outbox.push_into_room(Frame::text("own")).unwrap();
+    outbox.handler.push(Frame::text("own")).unwrap();
     let message = Frame::text("room");
-    assert_eq!(outbox.send(&message, &limits), Pushed::Taken);
+    assert_eq!(outbox.sender.send(&message, &limits), Pushed::Taken);
     assert_eq!(written(&outbox), b"");
-    outbox.shut();
+    outbox.driver.shut();
     let mut read = Vec::new();
     client.read_to_end(&mut read).await.unwrap();
     assert_eq!(read, frames(["own", "room"]));
@@ -145,22 +161,25 @@ fn a_slow_consumer_is_closed_at_either_limit() {
         let limits = limits(messages, bytes, SlowConsumer::Close);
         let outbox = outbox();
         assert_eq!(
-            outbox.send(&Frame::text("0123456789"), &limits),
+            outbox.sender.send(&Frame::text("0123456789"), &limits),
             Pushed::Taken
         );
         assert_eq!(
-            outbox.send(&Frame::text("0123456789"), &limits),
+            outbox.sender.send(&Frame::text("0123456789"), &limits),
             Pushed::Taken
         );
         write_in_vain(&outbox);
         assert_eq!(
-            outbox.send(&Frame::text("x"), &limits),
+            outbox.sender.send(&Frame::text("x"), &limits),
             Pushed::Overflowed(3)
         );
-        assert_eq!(outbox.send(&Frame::text("x"), &limits), Pushed::Closed);
+        assert_eq!(
+            outbox.sender.send(&Frame::text("x"), &limits),
+            Pushed::Closed
+        );
         let close = Close::new(1013, "slow consumer");
         assert_eq!(written(&outbox), Frame::close(&close).as_bytes());
-        assert_eq!(outbox.close_reason(), Some(close));
+        assert_eq!(outbox.sender.close_reason(), Some(close));
     }
 }
 
@@ -169,11 +188,50 @@ fn the_oldest_make_room_when_configured() {
     let limits = limits(2, 1000, SlowConsumer::DropOldest);
     let outbox = outbox();
     for text in ["1", "2"] {
-        assert_eq!(outbox.send(&Frame::text(text), &limits), Pushed::Taken);
+        assert_eq!(
+            outbox.sender.send(&Frame::text(text), &limits),
+            Pushed::Taken
+        );
     }
     write_in_vain(&outbox);
-    assert_eq!(outbox.send(&Frame::text("3"), &limits), Pushed::Replaced(1));
+    assert_eq!(
+        outbox.sender.send(&Frame::text("3"), &limits),
+        Pushed::Replaced(1)
+    );
     assert_eq!(written(&outbox), frames(["2", "3"]));
+}
+
+/// Nothing is left to be dropped for it but a frame that is begun.
+#[test]
+fn what_was_dropped_before_an_overflow_is_counted() {
+    let limits = limits(9, 80, SlowConsumer::DropOldest);
+    let outbox = outbox();
+    for size in [30, 10, 10] {
+        let message = Frame::text(&"x".repeat(size));
+        assert_eq!(outbox.sender.send(&message, &limits), Pushed::Taken);
+    }
+    let mut room = 1;
+    let mut one_byte = by_task(|_, _| match std::mem::take(&mut room) {
+        0 => Poll::Pending,
+        count => Poll::Ready(Ok(count)),
+    });
+    let mut cx = Context::from_waker(Waker::noop());
+    let writing = outbox.driver.poll_write(&mut cx, &mut one_byte);
+    assert!(writing.is_pending());
+    // Its next turn brings nothing, so that the client is slow.
+    write_in_vain(&outbox);
+    let big = Frame::text(&"x".repeat(70));
+    assert_eq!(outbox.sender.send(&big, &limits), Pushed::Overflowed(3));
+}
+
+/// An idle socket is to cost 2 KiB with all that hyper, tokio and the registry have for it (`benches/README.md`, under
+/// Sockets). Of that this is what we choose, and whatever is added here is added to each. Reasons are boxed for it, and
+/// queues give their memory back. Of the bytes the queues are 80, the four wakers 64, the heartbeat 40, life and expiry
+/// 24 each, the stream and the time of a stall 16 each, id and user 32; the rest are flags, locks and what aligns them.
+#[cfg(target_pointer_width = "64")]
+#[test]
+fn an_idle_socket_is_small() {
+    assert!(size_of::<Shared>() <= 336, "{}", size_of::<Shared>());
 }
 
 #[test]
@@ -181,11 +239,11 @@ fn one_message_of_any_size_fits_into_an_empty_outbox() {
     let limits = limits(2, 10, SlowConsumer::Close);
     let outbox = outbox();
     assert_eq!(
-        outbox.send(&Frame::binary(&[0; 1000]), &limits),
+        outbox.sender.send(&Frame::binary(&[0; 1000]), &limits),
         Pushed::Taken
     );
     assert_eq!(
-        outbox.send(&Frame::text("x"), &limits),
+        outbox.sender.send(&Frame::text("x"), &limits),
         Pushed::Overflowed(2)
     );
 }
@@ -194,13 +252,16 @@ fn one_message_of_any_size_fits_into_an_empty_outbox() {
 fn a_close_comes_after_what_was_queued_and_the_first_wins() {
     let limits = limits(8, 1000, SlowConsumer::Close);
     let outbox = outbox();
-    outbox.send(&Frame::text("last words"), &limits);
-    assert!(outbox.close(Close::new(4000, "first")));
-    assert!(!outbox.close(Close::new(4001, "second")));
+    outbox.sender.send(&Frame::text("last words"), &limits);
+    assert!(outbox.sender.close(Close::new(4000, "first")));
+    assert!(!outbox.sender.close(Close::new(4001, "second")));
     let mut expected = frames(["last words"]);
     expected.extend(Frame::close(&Close::new(4000, "first")).as_bytes());
     assert_eq!(written(&outbox), expected);
-    assert_eq!(outbox.close_reason(), Some(Close::new(4000, "first")));
+    assert_eq!(
+        outbox.sender.close_reason(),
+        Some(Close::new(4000, "first"))
+    );
 }
 
 #[tokio::test]
@@ -209,20 +270,26 @@ async fn a_collected_close_leaves_after_the_messages_in_the_same_write() {
     let (outbox, mut client, _reader) = connected().await;
     let flag = Arc::new(Flag::default());
     let waker = Waker::from(flag.clone());
-    let finished = outbox.poll_finished(&mut Context::from_waker(&waker));
+    let finished = outbox
+        .handler
+        .poll_finished(&mut Context::from_waker(&waker));
     assert!(finished.is_pending());
     let close = Close::new(4000, "kicked");
-    assert!(outbox.collect(&Frame::text("last words"), &limits).1);
-    assert!(!outbox.collect_close(&close), "not the first of this wake");
-    assert!(!outbox.collect_close(&Close::new(4001, "second")));
+    let collected = outbox.sender.collect(&Frame::text("last words"), &limits);
+    assert_eq!(collected, taken(true));
+    assert!(
+        !outbox.sender.collect_close(&close),
+        "not the first of this wake"
+    );
+    assert!(!outbox.sender.collect_close(&Close::new(4001, "second")));
     assert_eq!(
-        outbox.collect(&Frame::text("late"), &limits).0,
+        outbox.sender.collect(&Frame::text("late"), &limits).pushed,
         Pushed::Closed
     );
     let nothing = client.try_read(&mut [0; 1]).map_err(|error| error.kind());
     assert_eq!(nothing, Err(ErrorKind::WouldBlock), "written too early");
 
-    outbox.write_collected();
+    outbox.sender.flush();
     assert!(*flag.0.lock(), "its tasks must notice the end");
     let mut expected = frames(["last words"]);
     expected.extend(Frame::close(&close).as_bytes());
@@ -235,7 +302,7 @@ async fn a_collected_close_leaves_after_the_messages_in_the_same_write() {
 fn pings_do_not_fill_the_memory_and_the_newest_is_answered() {
     let outbox = outbox();
     for n in 0..100_000u32 {
-        outbox.pong(Frame::pong(&n.to_be_bytes()));
+        outbox.driver.pong(Frame::pong(&n.to_be_bytes()));
     }
     let pongs = written(&outbox);
     let one = Frame::pong(&[0; 4]).len();
@@ -243,21 +310,39 @@ fn pings_do_not_fill_the_memory_and_the_newest_is_answered() {
     assert!(pongs.ends_with(&99_999u32.to_be_bytes()));
 }
 
-/// Comes back to the outbox that wakes it, as any executor may.
+/// Comes back to the socket that wakes it, as any executor may.
 struct ComesBack {
-    outbox: Arc<Outbox>,
+    sender: Sender,
     came: AtomicUsize,
+}
+
+impl ComesBack {
+    fn to(ends: &Ends) -> Arc<Self> {
+        Arc::new(Self {
+            sender: ends.sender.clone(),
+            came: AtomicUsize::new(0),
+        })
+    }
+
+    fn back(&self) {
+        let limits = limits(99, 9999, SlowConsumer::Close);
+        self.sender.close_reason();
+        let _ = self.sender.collect(&Frame::text("again"), &limits);
+        let _ = self.sender.0.inbox.lock().room();
+    }
 }
 
 impl Wake for ComesBack {
     fn wake(self: Arc<Self>) {
-        self.outbox.close_reason();
-        self.outbox.phase();
-        self.outbox.collect(
-            &Frame::text("again"),
-            &limits(99, 9999, SlowConsumer::Close),
-        );
+        self.back();
         self.came.fetch_add(1, SeqCst);
+    }
+}
+
+/// A waker that is replaced is dropped.
+impl Drop for ComesBack {
+    fn drop(&mut self) {
+        self.back();
     }
 }
 
@@ -274,42 +359,75 @@ fn in_time(what: &str, work: impl FnOnce() + Send + 'static) {
 
 #[test]
 fn wakers_may_come_back() {
-    type Act = fn(&Outbox, &OutboxLimits);
-    let acts: [(&str, Act); 8] = [
-        ("send", |outbox, limits| {
-            outbox.send(&Frame::text("x"), limits);
+    type Act = fn(&mut Ends, &OutboxLimits);
+    let acts: [(&str, Act); 10] = [
+        ("send", |ends, limits| {
+            ends.sender.send(&Frame::text("x"), limits);
         }),
-        ("write what was collected", |outbox, limits| {
-            outbox.collect(&Frame::text("x"), limits);
-            outbox.write_collected();
+        ("flush", |ends, limits| {
+            let _ = ends.sender.collect(&Frame::text("x"), limits);
+            ends.sender.flush();
         }),
-        ("close", |outbox, _| {
-            outbox.close(Close::new(1000, ""));
+        ("close", |ends, _| {
+            ends.sender.close(reason::DONE);
         }),
-        ("answer", |outbox, _| outbox.answer(Close::new(1000, ""))),
-        ("abandon", |outbox, _| outbox.abandon(Close::new(1000, ""))),
-        ("cut", |outbox, _| outbox.cut()),
-        ("finish", |outbox, _| outbox.finish()),
-        ("speak", |outbox, _| {
-            let _ = outbox.push_into_room(Frame::text("x"));
+        ("answer", |ends, _| ends.driver.answer(reason::DONE)),
+        ("abandon", |ends, _| ends.driver.abandon(reason::VANISHED)),
+        ("cut", |ends, _| ends.sweep.cut()),
+        ("finish", |ends, _| {
+            drop(std::mem::replace(&mut ends.driver, outbox().driver));
         }),
+        ("speak", |ends, _| {
+            let _ = ends.handler.push(Frame::text("x"));
+        }),
+        ("hear", |ends, _| ends.driver.heard("x".into())),
+        ("hear no more", |ends, _| ends.driver.end_inbox()),
     ];
     for (what, act) in acts {
         in_time(what, move || {
-            let (outbox, limits) = (Arc::new(outbox()), limits(1, 1000, SlowConsumer::Close));
-            let came = AtomicUsize::new(0);
-            let back = Arc::new(ComesBack {
-                outbox: outbox.clone(),
-                came,
-            });
+            let (mut ends, limits) = (outbox(), limits(1, 1000, SlowConsumer::Close));
+            let back = ComesBack::to(&ends);
             let waker = Waker::from(back.clone());
             let mut cx = Context::from_waker(&waker);
-            // The task waits for something to write, the handler for the end.
-            let writing = outbox.poll_write(&mut cx, &mut by_task(|_, _| Poll::Pending));
+            // The task waits for something to write, the handler for a message and for the end.
+            let writing = ends
+                .driver
+                .poll_write(&mut cx, &mut by_task(|_, _| Poll::Pending));
             assert!(writing.is_ready());
-            assert!(outbox.poll_finished(&mut cx).is_pending());
-            act(&outbox, &limits);
+            assert!(ends.handler.poll_recv(&mut cx).is_pending());
+            assert!(ends.handler.poll_finished(&mut cx).is_pending());
+            act(&mut ends, &limits);
             assert!(back.came.load(SeqCst) > 0, "{what} wakes");
+        });
+    }
+}
+
+#[test]
+fn a_waker_may_come_back_when_it_is_dropped() {
+    type Wait = fn(&Ends, &mut Context<'_>) -> bool;
+    let waits: [(&str, Wait); 3] = [
+        ("a message", |ends, cx| {
+            ends.handler.poll_recv(cx).is_pending()
+        }),
+        ("the end", |ends, cx| {
+            ends.handler.poll_finished(cx).is_pending()
+        }),
+        ("something to write", |ends, cx| {
+            let mut nothing = by_task(|_, _| Poll::Pending);
+            ends.driver.poll_write(cx, &mut nothing).is_ready()
+        }),
+    ];
+    for (what, wait) in waits {
+        in_time(what, move || {
+            let ends = outbox();
+            let back = ComesBack::to(&ends);
+            let gone = Arc::downgrade(&back);
+            let waker = Waker::from(back);
+            assert!(wait(&ends, &mut Context::from_waker(&waker)));
+            drop(waker);
+            assert!(gone.strong_count() > 0, "{what}: nobody waits");
+            wait(&ends, &mut Context::from_waker(Waker::noop()));
+            assert_eq!(gone.strong_count(), 0, "{what}: it is not replaced");
         });
     }
 }
@@ -321,22 +439,22 @@ fn a_stream_may_come_back() {
         let (outbox, limits) = (outbox(), limits(99, 9999, SlowConsumer::Close));
         let mut cx = Context::from_waker(Waker::noop());
         for text in ["1", "2"] {
-            outbox.send(&Frame::text(text), &limits);
+            outbox.sender.send(&Frame::text(text), &limits);
         }
         let (mut out, mut turn) = (Vec::new(), 0);
         let mut taking = by_task(|_, bytes| {
             turn += 1;
             if turn == 1 {
                 // Queued behind what is being written, however much of that is taken.
-                outbox.send(&Frame::text("3"), &limits);
+                outbox.sender.send(&Frame::text("3"), &limits);
                 out.extend_from_slice(&bytes[..1]);
                 return Poll::Ready(Ok(1));
             }
             out.extend_from_slice(bytes);
             Poll::Ready(Ok(bytes.len()))
         });
-        assert!(outbox.poll_write(&mut cx, &mut taking).is_pending());
-        assert!(outbox.poll_write(&mut cx, &mut taking).is_ready());
+        assert!(outbox.driver.poll_write(&mut cx, &mut taking).is_pending());
+        assert!(outbox.driver.poll_write(&mut cx, &mut taking).is_ready());
         assert_eq!(out, frames(["1", "2", "3"]));
     });
 }
@@ -348,21 +466,24 @@ fn the_handler_waits_for_room_and_is_woken() {
     let flag = Arc::new(Flag::default());
     let waker = Waker::from(flag.clone());
     let mut cx = Context::from_waker(&waker);
-    assert_eq!(outbox.poll_room(&mut cx, &limits), Poll::Ready(Ok(())));
-    assert_eq!(outbox.push_into_room(Frame::text("1")), Ok(()));
-    assert!(outbox.poll_room(&mut cx, &limits).is_pending());
+    assert_eq!(
+        outbox.handler.poll_room(&mut cx, &limits),
+        Poll::Ready(Ok(()))
+    );
+    assert_eq!(outbox.handler.push(Frame::text("1")), Ok(()));
+    assert!(outbox.handler.poll_room(&mut cx, &limits).is_pending());
     assert_eq!(written(&outbox), frames(["1"]));
     assert!(*flag.0.lock(), "room wakes the handler");
-    assert!(outbox.poll_room(&mut cx, &limits).is_ready());
-    outbox.close(Close::new(1000, ""));
+    assert!(outbox.handler.poll_room(&mut cx, &limits).is_ready());
+    outbox.sender.close(Close::new(1000, ""));
     assert_eq!(
-        outbox.push_into_room(Frame::text("2")),
+        outbox.handler.push(Frame::text("2")),
         Err(Close::new(1000, ""))
     );
 }
 
 /// An outbox that shares a stream, and the client's end of it.
-async fn connected() -> (Arc<Outbox>, TcpStream, OwnedReadHalf) {
+async fn connected() -> (Arc<Ends>, TcpStream, OwnedReadHalf) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let client = TcpSocket::new_v4().unwrap();
     client.set_recv_buffer_size(4096).unwrap();
@@ -375,7 +496,7 @@ async fn connected() -> (Arc<Outbox>, TcpStream, OwnedReadHalf) {
     let (reader, writer) = server.into_split();
     writer.writable().await.unwrap();
     let outbox = Arc::new(outbox());
-    outbox.open(Some(writer));
+    outbox.driver.opened(Some(writer));
     (outbox, client, reader)
 }
 
@@ -386,11 +507,19 @@ async fn whoever_makes_room_wakes_the_handler() {
     let flag = Arc::new(Flag::default());
     let waker = Waker::from(flag.clone());
     for _ in 0..2 {
-        assert!(outbox.collect(&Frame::text("x"), &limits).0.is_taken());
+        assert!(
+            outbox
+                .sender
+                .collect(&Frame::text("x"), &limits)
+                .pushed
+                .is_taken()
+        );
     }
-    let room = outbox.poll_room(&mut Context::from_waker(&waker), &limits);
+    let room = outbox
+        .handler
+        .poll_room(&mut Context::from_waker(&waker), &limits);
     assert!(room.is_pending(), "no room while the bus delivers");
-    outbox.write_collected();
+    outbox.sender.flush();
     assert!(*flag.0.lock(), "the driver has nothing left to do");
 }
 
@@ -405,11 +534,15 @@ async fn while_the_handler_does_not_read_the_kernel_gives_a_lost_client_up() {
     };
     let (outbox, _client, reader) = connected().await;
     let patience = || socket2::SockRef::from(reader.as_ref()).tcp_user_timeout();
-    outbox.pause(true);
+    outbox.driver.pause(true);
     let start = Instant::now();
-    outbox.sweep(at(start + Duration::from_secs(30)), Duration::ZERO, &times);
+    outbox
+        .sweep
+        .sweep(at(start + Duration::from_secs(30)), Duration::ZERO, &times);
     assert_eq!(patience().unwrap(), None, "control");
-    outbox.sweep(at(start + Duration::from_secs(55)), Duration::ZERO, &times);
+    outbox
+        .sweep
+        .sweep(at(start + Duration::from_secs(55)), Duration::ZERO, &times);
     assert_eq!(patience().unwrap(), Some(Duration::from_secs(45)));
 }
 
@@ -418,10 +551,10 @@ fn an_empty_outbox_owns_no_memory() {
     let limits = limits(1000, 1 << 20, SlowConsumer::Close);
     let outbox = outbox();
     for _ in 0..100 {
-        outbox.send(&Frame::binary(&[0; 1000]), &limits);
+        outbox.sender.send(&Frame::binary(&[0; 1000]), &limits);
     }
     written(&outbox);
-    assert_eq!(outbox.state.lock().queue.capacity(), 0);
+    assert_eq!(outbox.sender.0.core.lock().queue.capacity(), 0);
 }
 
 #[test]
@@ -432,25 +565,31 @@ fn time_ends_the_silent_the_stalled_the_expired_and_the_endless() {
         pong_timeout: seconds(20),
         write_timeout: seconds(10),
     };
-    let ended = |outbox: &Outbox| outbox.close_reason().map(|close| close.code);
+    let ended = |outbox: &Ends| outbox.sender.close_reason().map(|close| close.code);
     let start = Instant::now();
 
     let silent = outbox();
     assert_eq!(
-        silent.sweep(at(start + seconds(30)), Duration::ZERO, &times),
+        silent
+            .sweep
+            .sweep(at(start + seconds(30)), Duration::ZERO, &times),
         Swept::Fine
     );
     assert_eq!(written(&silent), Frame::ping().as_bytes());
-    silent.sweep(at(start + seconds(51)), Duration::ZERO, &times);
+    silent
+        .sweep
+        .sweep(at(start + seconds(51)), Duration::ZERO, &times);
     assert_eq!(
-        (ended(&silent), silent.phase()),
-        (Some(1006), Phase::Killed)
+        (ended(&silent), silent.driver.stage()),
+        (Some(1006), Stage::Cut)
     );
 
     let busy_handler = outbox();
-    busy_handler.pause(true);
+    busy_handler.driver.pause(true);
     for (second, expected) in [(30, true), (51, false), (80, true)] {
-        busy_handler.sweep(at(start + seconds(second)), Duration::ZERO, &times);
+        busy_handler
+            .sweep
+            .sweep(at(start + seconds(second)), Duration::ZERO, &times);
         let pinged = written(&busy_handler) == Frame::ping().as_bytes();
         assert_eq!(
             (pinged, ended(&busy_handler)),
@@ -460,25 +599,32 @@ fn time_ends_the_silent_the_stalled_the_expired_and_the_endless() {
     }
 
     let stalled = outbox();
-    stalled.send(&Frame::text("x"), &limits(9, 99, SlowConsumer::DropOldest));
+    stalled
+        .sender
+        .send(&Frame::text("x"), &limits(9, 99, SlowConsumer::DropOldest));
     let mut cx = Context::from_waker(Waker::noop());
     assert!(
         stalled
+            .driver
             .poll_write(&mut cx, &mut by_task(|_, _| Poll::Pending))
             .is_pending()
     );
-    stalled.sweep(at(start + seconds(9)), Duration::ZERO, &times);
+    stalled
+        .sweep
+        .sweep(at(start + seconds(9)), Duration::ZERO, &times);
     assert_eq!(ended(&stalled), None);
     assert_eq!(
-        stalled.sweep(at(start + seconds(11)), Duration::ZERO, &times),
+        stalled
+            .sweep
+            .sweep(at(start + seconds(11)), Duration::ZERO, &times),
         Swept::Stalled(1)
     );
     assert_eq!(
-        (ended(&stalled), stalled.phase()),
-        (Some(1013), Phase::Killed)
+        (ended(&stalled), stalled.driver.stage()),
+        (Some(1013), Stage::Cut)
     );
 
-    let expiring = Outbox::new(
+    let expiring = Ends::new(
         SocketId {
             node: NodeId(1),
             number: 1,
@@ -486,15 +632,21 @@ fn time_ends_the_silent_the_stalled_the_expired_and_the_endless() {
         "a".into(),
         Some(Expiry::at(UNIX_EPOCH + seconds(2), at(start))),
     );
-    expiring.sweep(at(start + seconds(1)), Duration::ZERO, &times);
+    expiring
+        .sweep
+        .sweep(at(start + seconds(1)), Duration::ZERO, &times);
     assert_eq!(ended(&expiring), None);
-    expiring.sweep(at(start + seconds(3)), Duration::ZERO, &times);
+    expiring
+        .sweep
+        .sweep(at(start + seconds(3)), Duration::ZERO, &times);
     assert_eq!(
-        (ended(&expiring), expiring.phase()),
-        (Some(4401), Phase::Closing)
+        (ended(&expiring), expiring.driver.stage()),
+        (Some(4401), Stage::Ending)
     );
-    expiring.sweep(at(Instant::now() + CLOSING), Duration::ZERO, &times);
-    assert_eq!(expiring.phase(), Phase::Killed);
+    expiring
+        .sweep
+        .sweep(at(start + seconds(3) + CLOSING), Duration::ZERO, &times);
+    assert_eq!(expiring.driver.stage(), Stage::Cut);
 }
 
 #[test]
@@ -506,19 +658,21 @@ fn an_identity_expires_by_the_wall_clock_too() {
     };
     let start = at(Instant::now());
     let expiry = Expiry::at(UNIX_EPOCH + Duration::from_secs(3600), start);
-    let outbox = Outbox::new(outbox().id, "a".into(), Some(expiry));
+    let outbox = Ends::new(outbox().handler.id(), "a".into(), Some(expiry));
     // The monotonic clock stood still while the machine slept.
     for (wall, ended) in [(3_599_999, None), (3_600_000, Some(Close::EXPIRED))] {
-        outbox.sweep(Clock { wall, ..start }, Duration::ZERO, &times);
-        assert_eq!(outbox.close_reason().map(|close| close.code), ended);
+        outbox
+            .sweep
+            .sweep(Clock { wall, ..start }, Duration::ZERO, &times);
+        assert_eq!(outbox.sender.close_reason().map(|close| close.code), ended);
     }
 }
 
 #[test]
 fn an_ending_is_reported_as_it_was_written() {
     let outbox = outbox();
-    outbox.close(Close::new(4000, "é".repeat(100)));
-    let close = outbox.close_reason().unwrap();
+    outbox.sender.close(Close::new(4000, "é".repeat(100)));
+    let close = outbox.sender.close_reason().unwrap();
     assert_eq!(close, Close::new(4000, "é".repeat(61)));
     assert_eq!(written(&outbox), Frame::close(&close).as_bytes());
 }
@@ -534,43 +688,50 @@ fn a_process_that_slept_gives_nobody_up_for_it() {
     let start = Instant::now();
     let woken = start + seconds(1000);
     let slept = seconds(995);
-    let blocked = |outbox: &Outbox| {
+    let blocked = |outbox: &Ends| {
         let mut cx = Context::from_waker(Waker::noop());
         outbox
+            .driver
             .poll_write(&mut cx, &mut by_task(|_, _| Poll::Pending))
             .is_pending()
     };
 
     let pinged = outbox();
-    pinged.sweep(at(start + seconds(30)), Duration::ZERO, &times);
+    pinged
+        .sweep
+        .sweep(at(start + seconds(30)), Duration::ZERO, &times);
     let stalled = outbox();
-    stalled.send(&Frame::text("x"), &limits(9, 99, SlowConsumer::Close));
+    stalled
+        .sender
+        .send(&Frame::text("x"), &limits(9, 99, SlowConsumer::Close));
     assert!(blocked(&stalled));
     let closing = outbox();
-    closing.close(Close::new(4000, ""));
+    closing.sender.close(Close::new(4000, ""));
     assert!(blocked(&closing));
-    let expiring = Outbox::new(
-        pinged.id,
+    let expiring = Ends::new(
+        pinged.handler.id(),
         "a".into(),
         Some(Expiry::at(UNIX_EPOCH + seconds(2), at(start))),
     );
 
     for outbox in [&pinged, &stalled, &closing, &expiring] {
-        assert_eq!(outbox.sweep(at(woken), slept, &times), Swept::Fine);
+        assert_eq!(outbox.sweep.sweep(at(woken), slept, &times), Swept::Fine);
     }
-    assert_eq!(pinged.close_reason(), None);
-    assert_eq!(stalled.close_reason(), None);
-    assert_eq!(closing.phase(), Phase::Closing);
+    assert_eq!(pinged.sender.close_reason(), None);
+    assert_eq!(stalled.sender.close_reason(), None);
+    assert_eq!(closing.driver.stage(), Stage::Ending);
     assert_eq!(
-        expiring.close_reason().map(|close| close.code),
+        expiring.sender.close_reason().map(|close| close.code),
         Some(Close::EXPIRED),
         "an identity is no better for it"
     );
 
     // Their time goes on where it stood.
     for outbox in [&pinged, &stalled, &closing] {
-        outbox.sweep(at(woken + seconds(21)), Duration::ZERO, &times);
-        assert_eq!(outbox.phase(), Phase::Killed);
+        outbox
+            .sweep
+            .sweep(at(woken + seconds(21)), Duration::ZERO, &times);
+        assert_eq!(outbox.driver.stage(), Stage::Cut);
     }
 }
 
@@ -602,7 +763,7 @@ type Account = (Vec<Frame>, usize);
 
 /// Does the steps, with frames so many times as long.
 fn play(
-    outbox: &Outbox,
+    outbox: &Ends,
     steps: Vec<Step>,
     limits: &OutboxLimits,
     scale: usize,
@@ -614,24 +775,24 @@ fn play(
         let (frame, pushed) = match step {
             Step::Send(size) => {
                 let frame = frame(size);
-                let pushed = outbox.send(&frame, limits);
+                let pushed = outbox.sender.send(&frame, limits);
                 (frame, pushed)
             }
             Step::Collect(size) => {
                 let frame = frame(size);
-                let pushed = outbox.collect(&frame, limits).0;
+                let pushed = outbox.sender.collect(&frame, limits).pushed;
                 (frame, pushed)
             }
             Step::WriteCollected => {
-                outbox.write_collected();
+                outbox.sender.flush();
                 continue;
             }
             Step::Close => {
-                outbox.close(Close::new(4000, "closed"));
+                outbox.sender.close(Close::new(4000, "closed"));
                 continue;
             }
             Step::CollectClose => {
-                outbox.collect_close(&Close::new(4001, "collected"));
+                outbox.sender.collect_close(&Close::new(4001, "collected"));
                 continue;
             }
             Step::Write(room) => {
@@ -688,10 +849,10 @@ proptest! {
                 room -= count;
                 if count == 0 { Poll::Pending } else { Poll::Ready(Ok(count)) }
             });
-            let _ = outbox.poll_write(&mut cx, &mut part);
+            let _ = outbox.driver.poll_write(&mut cx, &mut part);
         });
         out.extend(written(&outbox));
-        check(&out, account, outbox.close_reason())?;
+        check(&out, account, outbox.sender.close_reason())?;
     }
 
     /// The same through a stream that senders write too, to a client that reads now and then.
@@ -709,18 +870,18 @@ proptest! {
             let mut read = vec![0; room];
             let count = client.try_read(&mut read).unwrap_or(0);
             out.extend_from_slice(&read[..count]);
-            let _ = std::future::poll_fn(|cx| Poll::Ready(outbox.poll_write(cx, &mut shared))).await;
+            let _ = std::future::poll_fn(|cx| Poll::Ready(outbox.driver.poll_write(cx, &mut shared))).await;
         }));
         runtime.block_on(async {
-            let writing = std::future::poll_fn(|cx| outbox.poll_write(cx, &mut shared));
+            let writing = std::future::poll_fn(|cx| outbox.driver.poll_write(cx, &mut shared));
             let (_, written) = tokio::join!(client.read_to_end(&mut out), async {
                 let written = writing.await;
-                outbox.shut();
+                outbox.driver.shut();
                 written
             });
             written.unwrap();
         });
-        check(&out, account, outbox.close_reason())?;
+        check(&out, account, outbox.sender.close_reason())?;
     }
 }
 
@@ -733,8 +894,8 @@ async fn senders_and_task_share_one_stream_without_tearing_a_frame() {
         let outbox = outbox.clone();
         let mut shared = Io::Tcp(reader);
         tokio::spawn(std::future::poll_fn(move |cx| {
-            match outbox.poll_write(cx, &mut shared) {
-                Poll::Ready(Ok(())) if outbox.phase() == Phase::Closing => Poll::Ready(()),
+            match outbox.driver.poll_write(cx, &mut shared) {
+                Poll::Ready(Ok(())) if outbox.driver.stage() == Stage::Ending => Poll::Ready(()),
                 Poll::Ready(Err(error)) => panic!("{error}"),
                 _ => Poll::Pending,
             }
@@ -750,10 +911,10 @@ async fn senders_and_task_share_one_stream_without_tearing_a_frame() {
                 for n in 0..EACH {
                     let frame = Frame::text(&format!("{sender}:{n}:{}", "x".repeat(n % 700)));
                     if n % 3 == 0 {
-                        assert!(outbox.collect(&frame, &limits).0.is_taken());
-                        outbox.write_collected();
+                        assert!(outbox.sender.collect(&frame, &limits).pushed.is_taken());
+                        outbox.sender.flush();
                     } else {
-                        assert!(outbox.send(&frame, &limits).is_taken());
+                        assert!(outbox.sender.send(&frame, &limits).is_taken());
                     }
                     tokio::task::yield_now().await;
                 }
@@ -784,6 +945,6 @@ async fn senders_and_task_share_one_stream_without_tearing_a_frame() {
         sender.await.unwrap();
     }
     assert_eq!(reading.await.unwrap(), [EACH; SENDERS]);
-    outbox.close(Close::new(1000, ""));
+    outbox.sender.close(Close::new(1000, ""));
     task.await.unwrap();
 }

@@ -1,0 +1,85 @@
+//! The end of the app's handler.
+
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use tokio::time::Instant;
+
+use super::inbox::Inbox;
+use super::{Sender, Shared};
+use crate::close::Close;
+use crate::id::{SocketId, UserId};
+use crate::limits::OutboxLimits;
+use crate::message::Message;
+use crate::waker::{poll_locked, wake};
+use crate::ws::frame::Frame;
+
+/// Hears, and says as much as the client takes: it waits where a [`Sender`] would overflow.
+#[derive(Debug)]
+pub(crate) struct HandlerEnd(pub(super) Arc<Shared>);
+
+impl HandlerEnd {
+    pub(crate) fn id(&self) -> SocketId {
+        self.0.id
+    }
+
+    pub(crate) fn user(&self) -> &UserId {
+        &self.0.user
+    }
+
+    /// As others reach it.
+    pub(crate) fn sender(&self) -> Sender {
+        Sender(self.0.clone())
+    }
+
+    /// Waits for room: the handler's own sends press back instead of overflowing.
+    pub(crate) fn poll_room(
+        &self,
+        cx: &mut Context<'_>,
+        limits: &OutboxLimits,
+    ) -> Poll<Result<(), Close>> {
+        poll_locked(
+            &self.0.core,
+            cx,
+            |core| &mut core.wakers.handler,
+            |core| core.room(limits),
+        )
+    }
+
+    /// Takes the handler's frame into the room that [`poll_room`](Self::poll_room) found.
+    pub(crate) fn push(&self, frame: Frame) -> Result<(), Close> {
+        self.0.change(|core| core.push(frame))
+    }
+
+    /// The client's next message; `None` when nothing more will come.
+    pub(crate) fn poll_recv(&self, cx: &mut Context<'_>) -> Poll<Option<Message>> {
+        let (message, driver) = ready!(poll_locked(
+            &self.0.inbox,
+            cx,
+            |inbox| &mut inbox.handler,
+            Inbox::next
+        ));
+        wake(driver);
+        Poll::Ready(message)
+    }
+
+    /// Waits until the stream is gone.
+    pub(crate) fn poll_finished(&self, cx: &mut Context<'_>) -> Poll<()> {
+        poll_locked(
+            &self.0.core,
+            cx,
+            |core| &mut core.wakers.handler,
+            |core| core.finished(),
+        )
+    }
+
+    /// Ends the socket after what is queued, if nothing has.
+    pub(crate) fn close(&self, close: Close) {
+        self.0.change(|core| core.close(close, Instant::now));
+    }
+
+    /// What ended the socket, once something has.
+    pub(crate) fn close_reason(&self) -> Option<Close> {
+        self.0.close_reason()
+    }
+}

@@ -1,0 +1,62 @@
+//! The end of whoever has something to say to a socket.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::Shared;
+use super::outcome::{Collected, Flushed, Pushed};
+use crate::close::Close;
+use crate::id::{SocketId, UserId};
+use crate::limits::OutboxLimits;
+use crate::registry::Member;
+use crate::ws::frame::Frame;
+
+/// Sends, and ends the socket with a word; it never waits.
+#[derive(Debug, Clone)]
+pub(crate) struct Sender(pub(super) Arc<Shared>);
+
+impl Sender {
+    /// Writes a frame, or queues it when others are before it.
+    pub(crate) fn send(&self, frame: &Frame, limits: &OutboxLimits) -> Pushed {
+        self.0.change(|core| core.send(frame, limits, Instant::now))
+    }
+
+    /// Queues a frame that will leave with others by [`flush`](Self::flush).
+    pub(crate) fn collect(&self, frame: &Frame, limits: &OutboxLimits) -> Collected {
+        self.0
+            .change(|core| core.collect(frame, limits, Instant::now))
+    }
+
+    /// Ends the socket like [`close`](Self::close), but says so with what else is collected. Whether it asks
+    /// for a flush.
+    pub(crate) fn collect_close(&self, close: &Close) -> bool {
+        self.0
+            .change(|core| core.collect_close(close, Instant::now))
+    }
+
+    /// Writes what was collected, in one write where the kernel takes it.
+    pub(crate) fn flush(&self) -> Flushed {
+        self.0.change(|core| core.flush(Instant::now))
+    }
+
+    /// Ends the socket after what is queued. The first close wins; returns whether this was it.
+    pub(crate) fn close(&self, close: Close) -> bool {
+        self.0.change(|core| core.close(close, Instant::now))
+    }
+
+    /// What ended the socket, once something has.
+    pub(crate) fn close_reason(&self) -> Option<Close> {
+        self.0.close_reason()
+    }
+}
+
+impl Member for Sender {
+    fn id(&self) -> SocketId {
+        self.0.id
+    }
+
+    fn user(&self) -> &UserId {
+        &self.0.user
+    }
+}
