@@ -9,7 +9,9 @@ use serde::Serialize;
 
 use crate::close::Close;
 use crate::control::Ask;
-use crate::error::{ConnectError, QueryError, SendError, SendErrorKind};
+#[cfg(feature = "redis")]
+use crate::error::ConnectError;
+use crate::error::{QueryError, SendError, SendErrorKind};
 use crate::gap::Gap;
 use crate::id::{InvalidId, SocketId, UserId, check_name};
 use crate::message::Message;
@@ -51,6 +53,7 @@ impl Broadcaster {
     ///
     /// # Cancel safety
     /// Cancelled, nothing is left behind.
+    #[cfg(feature = "redis")]
     pub async fn connect(redis_url: impl AsRef<str>) -> Result<Self, ConnectError> {
         Self::builder().redis(redis_url).connect().await
     }

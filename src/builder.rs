@@ -57,6 +57,7 @@ impl Builder {
 
     /// The Redis that connects the nodes; see [`Backend::redis`] for the forms of the URL. Default: none,
     /// the node is alone in memory.
+    #[cfg(feature = "redis")]
     pub fn redis(self, url: impl AsRef<str>) -> Self {
         match Backend::redis(url) {
             Ok(backend) => self.backend(backend),

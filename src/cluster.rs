@@ -50,6 +50,7 @@ impl Cluster {
     ///
     /// # Cancel safety
     /// Cancelled, nothing is left behind.
+    #[cfg(feature = "redis")]
     pub async fn connect(redis_url: impl AsRef<str>) -> Result<Self, ConnectError> {
         let cluster = Self::builder().redis(redis_url).try_start()?;
         cluster.ready().await?;

@@ -8,6 +8,7 @@ use http::Request;
 use parking_lot::RwLock;
 use smallvec::smallvec;
 
+#[cfg(feature = "redis")]
 use crate::backend::redis::Reader;
 use crate::config::Config;
 use crate::id::{NodeId, SocketId, UserId};
@@ -52,6 +53,7 @@ pub fn frames(bytes: &[u8], limit: usize, piece: usize) -> (Vec<String>, Option<
 
 /// Reads what Redis says, in pieces of this size; what was said, written down, and whether it broke its
 /// protocol.
+#[cfg(feature = "redis")]
 pub fn resp(bytes: &[u8], limit: usize, piece: usize) -> (Vec<String>, bool) {
     let mut reader = Reader::new(limit);
     let mut said = Vec::new();

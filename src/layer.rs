@@ -9,6 +9,7 @@ use tower_service::Service;
 
 use crate::broadcast::Broadcaster;
 use crate::cluster::Cluster;
+#[cfg(feature = "redis")]
 use crate::error::ConnectError;
 
 /// Makes everything behind it part of the cluster: every request carries the [`Broadcaster`], and
@@ -45,6 +46,7 @@ impl ClusterLayer {
     /// # Panics
     /// When the URL is malformed or unsupported ([`try_new`](Self::try_new) returns the error), or
     /// outside a tokio runtime.
+    #[cfg(feature = "redis")]
     pub fn new(redis_url: impl AsRef<str>) -> Self {
         Cluster::builder().redis(redis_url).start().layer()
     }
@@ -56,6 +58,7 @@ impl ClusterLayer {
     ///
     /// # Panics
     /// Outside a tokio runtime.
+    #[cfg(feature = "redis")]
     pub fn try_new(redis_url: impl AsRef<str>) -> Result<Self, ConnectError> {
         Ok(Cluster::builder().redis(redis_url).try_start()?.layer())
     }

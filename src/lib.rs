@@ -5,7 +5,8 @@
 //! sessions, no protocol of its own. It needs axum 0.8 and tokio: `cargo add axum-cluster axum@0.8` and
 //! `cargo add tokio --features macros,net,rt-multi-thread`.
 //!
-//! ```no_run
+#![cfg_attr(feature = "redis", doc = "```no_run")]
+#![cfg_attr(not(feature = "redis"), doc = "```ignore")]
 //! use axum::extract::{Path, Request};
 //! use axum::middleware::{self, Next};
 //! use axum::response::Response;
@@ -76,6 +77,17 @@
 //! later. Afterwards every handler that asks is told the [`Gap`]: [`Socket::gaps`], [`Broadcaster::gaps`],
 //! [`Cluster::gaps`]. [`Cluster::health_changes`] tells of the outage itself, and [`Stats::bus_gaps`] counts.
 //!
+//! # Features
+//! | feature | | what it brings |
+//! |---|---|---|
+//! | `redis` | default | nodes in several processes. `Backend::redis`, `ClusterLayer::new` and `try_new`, `Cluster::connect`, `Broadcaster::connect` and `redis` of the builders exist with it only |
+//! | `tls-ring` | default | `rediss://`, with the cryptography of ring |
+//! | `tls-aws-lc` | | `rediss://`, with that of AWS-LC, also where `tls-ring` is on as well |
+//!
+//! `default-features = false` is a cluster within one process ([`Backend::memory`]): two fifths fewer
+//! dependencies, and none that needs a C compiler, as both of TLS do. With `features = ["redis"]` and no TLS, a
+//! `rediss://` is refused at the start.
+//!
 //! # When nobody gets in
 //! Every refused upgrade is logged with its reason and the fix: `RUST_LOG=axum_cluster=debug` shows them, and
 //! [`Stats`] counts each kind. Mostly it is a user type other than the middleware inserts (4403, said once at
@@ -119,6 +131,14 @@
 //! How to operate a cluster, and whom it trusts: [`docs`].
 
 #![warn(unreachable_pub)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+#![cfg_attr(
+    not(feature = "redis"),
+    expect(
+        dead_code,
+        reason = "in memory nothing is lost, and the bus has to say less"
+    )
+)]
 
 /// How to operate a cluster, whom it trusts, and what it costs: the documents of the package.
 #[cfg(doc)]
@@ -152,7 +172,7 @@ mod health;
 mod heartbeat;
 mod id;
 mod inbox;
-#[cfg(feature = "internals")]
+#[cfg(any(fuzzing, axum_cluster_internals))]
 #[doc(hidden)]
 pub mod internals;
 mod layer;
@@ -198,6 +218,6 @@ pub use socket::Socket;
 pub use worker::BroadcasterBuilder;
 
 /// Compiles the programs of the README.
-#[cfg(doctest)]
+#[cfg(all(doctest, feature = "redis"))]
 #[doc = include_str!("../README.md")]
 struct Readme;

@@ -12,6 +12,7 @@ use crate::error::ConnectError;
 /// [`ClusterLayer`](crate::ClusterLayer).
 ///
 /// ```no_run
+/// # #[cfg(feature = "redis")]
 /// # async fn work() -> Result<(), Box<dyn std::error::Error>> {
 /// use axum_cluster::Broadcaster;
 ///
@@ -39,6 +40,7 @@ impl BroadcasterBuilder {
 
     /// The Redis of the app's nodes; see [`Backend::redis`] for the forms of the URL. Default: none, it is
     /// alone in memory.
+    #[cfg(feature = "redis")]
     pub fn redis(self, url: impl AsRef<str>) -> Self {
         Self(self.0.redis(url))
     }

@@ -16,6 +16,7 @@ use crate::scope::Size;
 use crate::slot::{OverLimit, SlotLimit};
 use crate::topic::{Namespace, Topic};
 
+#[cfg(feature = "redis")]
 #[path = "../../tests/support/redis.rs"]
 #[expect(
     dead_code,
@@ -24,6 +25,7 @@ use crate::topic::{Namespace, Topic};
 )]
 pub(super) mod redis_server;
 
+#[cfg(feature = "redis")]
 use redis_server::RedisServer;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -405,6 +407,7 @@ macro_rules! on_every_bus {
             })*
         }
 
+        #[cfg(feature = "redis")]
         mod redis {
             use super::*;
             $(#[tokio::test(flavor = "multi_thread")]

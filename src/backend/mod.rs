@@ -3,6 +3,7 @@
 #[cfg(test)]
 mod conformance;
 mod memory;
+#[cfg(feature = "redis")]
 pub(crate) mod redis;
 mod slots;
 
@@ -17,9 +18,12 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 
 use self::memory::{Hub, MemoryBus};
+#[cfg(feature = "redis")]
 use self::redis::{Endpoint, RedisBus};
 use self::slots::Slots;
-use crate::error::{ConnectError, PublishError};
+#[cfg(feature = "redis")]
+use crate::error::ConnectError;
+use crate::error::PublishError;
 use crate::id::NodeId;
 use crate::scope::Size;
 use crate::slot::SlotLimit;
@@ -43,6 +47,7 @@ pub struct Backend(Kind);
 #[derive(Clone, Debug)]
 enum Kind {
     Memory(Arc<Hub>),
+    #[cfg(feature = "redis")]
     Redis(Arc<Endpoint>),
 }
 
@@ -60,6 +65,7 @@ impl Backend {
     ///
     /// # Errors
     /// [`ConnectError::Url`] names the part that is wrong. A password is never shown.
+    #[cfg(feature = "redis")]
     pub fn redis(url: impl AsRef<str>) -> Result<Self, ConnectError> {
         Ok(Self(Kind::Redis(Arc::new(Endpoint::parse(url.as_ref())?))))
     }
@@ -67,6 +73,7 @@ impl Backend {
     pub(crate) fn open(&self, node: NodeId, settings: BusSettings) -> Box<dyn Bus> {
         match &self.0 {
             Kind::Memory(hub) => Box::new(MemoryBus::new(hub.clone(), node, settings)),
+            #[cfg(feature = "redis")]
             Kind::Redis(endpoint) => Box::new(RedisBus::new(endpoint.clone(), node, settings)),
         }
     }

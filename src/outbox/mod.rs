@@ -399,7 +399,7 @@ impl fmt::Debug for Outbox {
     }
 }
 
-#[cfg(feature = "internals")]
+#[cfg(any(fuzzing, axum_cluster_internals))]
 impl Outbox {
     /// Forgets what is queued.
     pub(crate) fn forget(&self) {

@@ -5,7 +5,6 @@ use std::io;
 #[cfg(unix)]
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -15,17 +14,12 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 #[cfg(unix)]
 use tokio::net::UnixStream;
-use tokio::sync::OnceCell;
-use tokio::task::spawn_blocking;
 use tokio::time::timeout;
-use tokio_rustls::TlsConnector;
-use tokio_rustls::rustls::crypto::ring;
-use tokio_rustls::rustls::pki_types::ServerName;
-use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 use url::Url;
 
 use super::address;
 use super::dial::dial;
+use super::tls::Tls;
 use crate::error::ConnectError;
 
 /// The longest that opening a connection may take, from the name to the login and the role: five round trips of
@@ -48,7 +42,6 @@ pub(crate) struct Endpoint {
     login: RedisConnectionInfo,
     /// The URL without its secrets.
     shown: String,
-    tls: OnceCell<TlsConnector>,
     /// Raised whenever everything that is open may be on another server than what is opened next.
     generation: AtomicU64,
 }
@@ -57,7 +50,7 @@ enum Addr {
     Tcp {
         host: String,
         port: u16,
-        tls: bool,
+        tls: Option<Tls>,
     },
     #[cfg(unix)]
     Unix(PathBuf),
@@ -73,6 +66,10 @@ impl Endpoint {
         let wrong = |problem: String| ConnectError::Url(problem);
         let url = address::parse(text).map_err(wrong)?;
         let shown = shown(&url);
+        let (url, tls) = match url.scheme() {
+            "rediss" => (plain(url), Some(Tls::new().map_err(wrong)?)),
+            _ => (url, None),
+        };
         // The library's texts name the part and never quote a secret.
         let info = url
             .into_connection_info()
@@ -81,12 +78,7 @@ impl Endpoint {
             ConnectionAddr::Tcp(host, port) => Addr::Tcp {
                 host: host.clone(),
                 port: *port,
-                tls: false,
-            },
-            ConnectionAddr::TcpTls { host, port, .. } => Addr::Tcp {
-                host: host.clone(),
-                port: *port,
-                tls: true,
+                tls,
             },
             #[cfg(unix)]
             ConnectionAddr::Unix(path) => Addr::Unix(path.clone()),
@@ -109,7 +101,6 @@ impl Endpoint {
             addr,
             login,
             shown,
-            tls: OnceCell::new(),
             generation: AtomicU64::new(0),
         })
     }
@@ -147,16 +138,10 @@ impl Endpoint {
             Addr::Tcp { host, port, tls } => {
                 let stream = dial(host, *port).await?;
                 guard_against_silence(&stream)?;
-                if !tls {
-                    return Ok(Box::pin(stream));
+                match tls {
+                    Some(tls) => Ok(Box::pin(tls.secure(host, stream).await?)),
+                    None => Ok(Box::pin(stream)),
                 }
-                let name = ServerName::try_from(host.clone()).map_err(io::Error::other)?;
-                // Reads files; only success is kept, since they may be there next time.
-                let connector = self.tls.get_or_try_init(async || {
-                    let made = spawn_blocking(tls_connector).await;
-                    made.map_err(io::Error::other)?.map_err(io::Error::other)
-                });
-                Ok(Box::pin(connector.await?.connect(name, stream).await?))
             }
         }
     }
@@ -198,24 +183,11 @@ fn guard_against_silence(stream: &TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-/// Verifies against the system's certificates. The provider is named, since rustls panics when a
-/// program brings none or two of its own.
-fn tls_connector() -> Result<TlsConnector, String> {
-    let found = rustls_native_certs::load_native_certs();
-    let mut roots = RootCertStore::empty();
-    let (added, _) = roots.add_parsable_certificates(found.certs);
-    if added == 0 {
-        return Err(
-            "no trusted certificates on this system: install ca-certificates or set SSL_CERT_FILE"
-                .into(),
-        );
-    }
-    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .map_err(|error| error.to_string())?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    Ok(TlsConnector::from(Arc::new(config)))
+/// As the redis crate reads it, which knows no TLS here: that is ours.
+fn plain(mut url: Url) -> Url {
+    // Fails only between schemes of the web and others.
+    let _ = url.set_scheme("redis");
+    url
 }
 
 fn shown(url: &Url) -> String {
@@ -251,6 +223,7 @@ mod tests {
             "redis://user:s3cret@host:1/2",
             #[cfg(unix)]
             "redis+unix:///run/redis.sock?pass=s3cret&user=x",
+            #[cfg(any(feature = "tls-ring", feature = "tls-aws-lc"))]
             "rediss://:s3cret@host",
         ] {
             let endpoint = Endpoint::parse(url).unwrap();
@@ -274,6 +247,18 @@ mod tests {
         }
     }
 
+    #[cfg(not(any(feature = "tls-ring", feature = "tls-aws-lc")))]
+    #[test]
+    fn without_tls_its_features_are_named() {
+        for url in ["rediss://:s3cret@host", "valkeys://:s3cret@host"] {
+            let error = Endpoint::parse(url).unwrap_err().to_string();
+            for said in ["`rediss`", "`tls-ring`", "`tls-aws-lc`"] {
+                assert!(error.contains(said), "{error}");
+            }
+            assert!(!error.contains("s3cret"), "{error}");
+        }
+    }
+
     #[test]
     fn a_password_is_what_was_meant() {
         for url in ["redis://:p@s%2Cs@host", "redis://:p%40s%2Cs@host"] {
@@ -287,8 +272,10 @@ mod tests {
         for url in [
             "redis://localhost",
             "redis://u:p@[::1]:7000/3",
-            "rediss://h",
             "valkey://h",
+            #[cfg(any(feature = "tls-ring", feature = "tls-aws-lc"))]
+            "rediss://h",
+            #[cfg(any(feature = "tls-ring", feature = "tls-aws-lc"))]
             "valkeys://h",
             #[cfg(unix)]
             "redis+unix:///run/r.sock",

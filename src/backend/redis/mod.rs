@@ -16,6 +16,11 @@ mod session;
 mod slots;
 mod subscriber;
 mod subscriptions;
+#[cfg(not(any(feature = "tls-ring", feature = "tls-aws-lc")))]
+#[path = "no_tls.rs"]
+mod tls;
+#[cfg(any(feature = "tls-ring", feature = "tls-aws-lc"))]
+mod tls;
 
 use std::error::Error as _;
 use std::panic::AssertUnwindSafe;
@@ -38,7 +43,7 @@ pub(crate) use self::endpoint::Endpoint;
 use self::endpoint::OPENING;
 use self::links::Links;
 use self::publisher::{PublishQueue, Publisher};
-#[cfg(feature = "internals")]
+#[cfg(any(fuzzing, axum_cluster_internals))]
 pub(crate) use self::resp::Reader;
 use self::slots::{Keeper, SlotTable};
 use self::subscriber::{Subscriber, Table};
