@@ -353,7 +353,7 @@ impl Audience {
     /// [`Roster::missing`], and with Redis gone that is every other node. Identical
     /// questions asked at the same time share the work: those that come while one is under way wait for
     /// its end, and share the next. A node that is cut off from Redis, or has died without a goodbye, is missing until
-    /// its [`lease`](crate::Builder::lease) ends. A node of another namespace is not part of the cluster.
+    /// its [`lease`](crate::ClusterBuilder::lease) ends. A node of another namespace is not part of the cluster.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]

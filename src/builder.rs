@@ -38,14 +38,14 @@ use crate::ws::handshake::is_token;
 /// ```
 #[derive(Debug, Clone)]
 #[must_use = "a builder does nothing until `start`"]
-pub struct Builder {
+pub struct ClusterBuilder {
     config: Config,
     backend: Backend,
     /// The first setting that makes no sense.
     problem: Option<ConnectError>,
 }
 
-impl Builder {
+impl ClusterBuilder {
     pub(crate) fn new() -> Self {
         let namespace = Namespace::new(Namespace::DEFAULT).expect("the default is valid");
         Self {
@@ -219,13 +219,19 @@ impl Builder {
         self
     }
 
-    /// What may wait for a slow client, in messages and in bytes of payload; at either limit
-    /// [`slow_consumer`](Self::slow_consumer) decides. Default: 256 messages and 1 MiB. A single message
-    /// of any size fits into an empty outbox. During the handshake, over TLS in this process and over HTTP/2,
-    /// where only the socket's own task writes, a burst may take four times as much until that task has had
-    /// its turn.
-    pub fn outbox(mut self, messages: usize, bytes: usize) -> Self {
+    /// How many messages may wait for a slow client; at this limit, or at [`outbox_bytes`](Self::outbox_bytes),
+    /// [`slow_consumer`](Self::slow_consumer) decides. Default: 256. During the handshake, over TLS in this process
+    /// and over HTTP/2, where only the socket's own task writes, a burst may take four times as much of both until
+    /// that task has had its turn.
+    pub fn outbox_messages(mut self, messages: usize) -> Self {
         self.config.outbox.messages = messages;
+        self
+    }
+
+    /// How many bytes of payload may wait for a slow client; at this limit, or at
+    /// [`outbox_messages`](Self::outbox_messages), [`slow_consumer`](Self::slow_consumer) decides. Default: 1 MiB. A
+    /// single message of any size fits into an empty outbox.
+    pub fn outbox_bytes(mut self, bytes: usize) -> Self {
         self.config.outbox.bytes = bytes;
         self
     }

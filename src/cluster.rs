@@ -7,7 +7,7 @@ use futures::{Stream, StreamExt};
 use tokio::time::timeout;
 
 use crate::broadcast::Broadcaster;
-use crate::builder::Builder;
+use crate::builder::ClusterBuilder;
 use crate::config::READY;
 use crate::error::{ConnectError, QueryError};
 use crate::gap::Gap;
@@ -42,7 +42,7 @@ impl Cluster {
     /// Starts a node on this Redis with all defaults and waits until the bus is up, at most 5 s. To
     /// start without waiting, use [`builder`](Self::builder).
     ///
-    /// The node lives on the tokio runtime on which this runs: see [`Builder::start`].
+    /// The node lives on the tokio runtime on which this runs: see [`ClusterBuilder::start`].
     ///
     /// # Errors
     /// [`ConnectError::Url`] for a malformed URL, [`ConnectError::Unreachable`] with Redis' own reason
@@ -57,8 +57,8 @@ impl Cluster {
     }
 
     /// Starts a node with settings of your own.
-    pub fn builder() -> Builder {
-        Builder::new()
+    pub fn builder() -> ClusterBuilder {
+        ClusterBuilder::new()
     }
 
     /// The identity of this node, new at every start.
@@ -134,7 +134,7 @@ impl Cluster {
     }
 
     /// Every node of the cluster, this one first, then the oldest first. Nodes say hello every third of
-    /// their [`lease`](crate::Builder::lease) and are asked once more here; one that no longer answers is
+    /// their [`lease`](crate::ClusterBuilder::lease) and are asked once more here; one that no longer answers is
     /// listed, as it last described itself, until its lease ends. For people and dashboards: delivery
     /// does not depend on it. Workers ([`Broadcaster::builder`]) hold no sockets and are not listed.
     ///

@@ -237,7 +237,7 @@ pub struct Stats {
     /// Requests refused since they were no WebSocket handshake: 400, 405 or 426.
     pub handshakes_refused: u64,
     /// Upgrades without a user: closed with 4403, or as
-    /// [`Builder::unauthenticated`](crate::Builder::unauthenticated) says.
+    /// [`ClusterBuilder::unauthenticated`](crate::ClusterBuilder::unauthenticated) says.
     pub unauthenticated: u64,
     /// Upgrades refused because the user's id was unusable: 400.
     pub ids_refused: u64,

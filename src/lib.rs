@@ -79,7 +79,7 @@
 //! # When nobody gets in
 //! Every refused upgrade is logged with its reason and the fix: `RUST_LOG=axum_cluster=debug` shows them, and
 //! [`Stats`] counts each kind. Mostly it is a user type other than the middleware inserts (4403, said once at
-//! warn), a page of another origin ([`Builder::allow_origin`]), or a proxy that does not hand `Host`, `Upgrade`
+//! warn), a page of another origin ([`ClusterBuilder::allow_origin`]), or a proxy that does not hand `Host`, `Upgrade`
 //! and `Connection` on, or speaks HTTP/1.0.
 //!
 //! # Testing
@@ -178,7 +178,7 @@ mod ws;
 
 pub use backend::Backend;
 pub use broadcast::{Audience, Broadcaster, Delivery};
-pub use builder::Builder;
+pub use builder::ClusterBuilder;
 pub use close::Close;
 pub use cluster::Cluster;
 pub use config::Unauthenticated;

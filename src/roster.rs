@@ -106,7 +106,7 @@ impl Count {
 pub struct NodeInfo {
     /// Its identity, new at every start.
     pub id: NodeId,
-    /// What [`Builder::name`](crate::Builder::name) called it.
+    /// What [`ClusterBuilder::name`](crate::ClusterBuilder::name) called it.
     pub name: String,
     /// When it started, by its own clock.
     #[serde(with = "millis")]

@@ -233,7 +233,7 @@ impl Node {
         self.counters.slow_closed.fetch_add(1, Relaxed);
         let (socket, user) = (outbox.id(), outbox.user());
         tracing::warn!(%socket, user = user.as_str(), dropped = lost, "slow consumer closed with 1013: if many are, send less or \
-            raise Builder::outbox");
+            raise `outbox_messages` or `outbox_bytes`");
     }
 
     /// Delivers here and publishes once for all other nodes. Returns the sockets here and, where it

@@ -47,9 +47,9 @@ impl PresenceChange {
 /// change once, however many nodes listen. A reader that lags is told the last state of each user,
 /// not every change between. Ends with the node.
 ///
-/// A reconnect within the grace period ([`Builder::presence_grace`](crate::Builder::presence_grace), 5 s)
+/// A reconnect within the grace period ([`ClusterBuilder::presence_grace`](crate::ClusterBuilder::presence_grace), 5 s)
 /// is no change. That a node died is noticed with the first hello and probe of this one after its
-/// [`lease`](crate::Builder::lease) (15 s), at most 10 s later by default; from then on its users have the
+/// [`lease`](crate::ClusterBuilder::lease) (15 s), at most 10 s later by default; from then on its users have the
 /// grace period too. During an outage of Redis what is known stays; afterwards it is compared, and what
 /// changed is told.
 #[must_use = "streams do nothing unless polled"]

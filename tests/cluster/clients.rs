@@ -53,7 +53,7 @@ async fn a_slow_consumer_is_closed_and_the_others_get_everything() {
 async fn with_drop_oldest_the_newest_messages_survive() {
     let builder = Lab::memory()
         .builder()
-        .outbox(16, 1 << 20)
+        .outbox_messages(16)
         .slow_consumer(SlowConsumer::DropOldest);
     let node = TestNode::start(builder.start()).await;
     let mut client = node.client("alice").await;
@@ -450,7 +450,7 @@ async fn a_burst_to_many_sockets_over_http2_is_no_slowness() {
     const BURST: usize = 2000;
     let lab = Lab::redis();
     // Four times as much may wait for a task that the machine keeps from running.
-    let builder = lab.builder().outbox(BURST / 4, 1024 * 1024);
+    let builder = lab.builder().outbox_messages(BURST / 4);
     let node = TestNode::start(builder.start()).await;
     node.cluster.ready().await.unwrap();
     let (mut connections, mut sockets) = (Vec::new(), Vec::new());

@@ -141,8 +141,8 @@ async fn text_stays_text_and_binary_binary(lab: Lab) {
 
 /// D4: one after the other, and all at once.
 async fn ten_thousand_messages_arrive_in_order(lab: Lab) {
-    let a = crate::support::TestNode::start(lab.builder().outbox(20_000, 1 << 20).start()).await;
-    let b = crate::support::TestNode::start(lab.builder().outbox(20_000, 1 << 20).start()).await;
+    let a = crate::support::TestNode::start(lab.builder().outbox_messages(20_000).start()).await;
+    let b = crate::support::TestNode::start(lab.builder().outbox_messages(20_000).start()).await;
     for node in [&a, &b] {
         node.cluster.ready().await.unwrap();
     }
@@ -479,7 +479,7 @@ async fn a_union_comes_once_whatever_others_send_meanwhile() {
     let slow = lab.builder().redis(link.url()).publish_timeout(NEVER);
     let a = TestNode::start(slow.start()).await;
     let b = lab.node().await;
-    let roomy = lab.builder().outbox(1 << 20, 1 << 30);
+    let roomy = lab.builder().outbox_messages(1 << 20).outbox_bytes(1 << 30);
     let c = TestNode::start(roomy.start()).await;
     for node in [&a, &c] {
         node.cluster.ready().await.unwrap();

@@ -52,7 +52,10 @@ async fn a_socket_is_a_stream_and_a_sink() {
 /// The handler's own sends wait instead of being closed as a slow consumer.
 #[tokio::test]
 async fn a_handler_that_sends_much_is_slowed_down_to_its_client() {
-    let cluster = Cluster::builder().outbox(4, 100_000).start();
+    let cluster = Cluster::builder()
+        .outbox_messages(4)
+        .outbox_bytes(100_000)
+        .start();
     let addr = serve_handler(&cluster, |mut socket| async move {
         for n in 0..2000 {
             socket
@@ -283,7 +286,7 @@ async fn a_failed_send_is_a_503_that_names_the_problem() {
 
 #[tokio::test]
 async fn settings_that_make_no_sense_are_named() {
-    let wrong = |builder: axum_cluster::Builder, part: &str| {
+    let wrong = |builder: axum_cluster::ClusterBuilder, part: &str| {
         let error = builder.clone().try_start().unwrap_err().to_string();
         assert!(error.contains(part), "{error}");
         let panic = catch_unwind(AssertUnwindSafe(|| builder.start())).unwrap_err();
@@ -312,7 +315,8 @@ async fn settings_that_make_no_sense_are_named() {
         "lease is 999ms: it must be at least 1s",
     );
     wrong(builder().max_message_size(0), "max_message_size is zero");
-    wrong(builder().outbox(0, 1), "outbox messages is zero");
+    wrong(builder().outbox_messages(0), "outbox_messages is zero");
+    wrong(builder().outbox_bytes(0), "outbox_bytes is zero");
     wrong(
         builder().max_sockets_per_user(0),
         "max_sockets_per_user is zero",

@@ -16,7 +16,8 @@ async fn what_waits_in_a_frozen_redis_comes_before_what_is_sent_later() {
     let impatient = lab
         .builder()
         .probe_interval(NEVER)
-        .outbox(10_000, 1 << 24)
+        .outbox_messages(10_000)
+        .outbox_bytes(1 << 24)
         .publish_timeout(Duration::from_millis(200));
     let [sending, receiving] = [
         TestNode::start(impatient.clone().start()).await,

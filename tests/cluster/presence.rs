@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::mpsc::{self, TryRecvError};
 use std::time::Duration;
 
-use axum_cluster::{Builder, Health, Presence, PresenceChange};
+use axum_cluster::{ClusterBuilder, Health, Presence, PresenceChange};
 use futures::{FutureExt, StreamExt};
 
 use crate::support::node::NEVER;
@@ -30,11 +30,11 @@ fn offline(user: &str) -> PresenceChange {
 }
 
 /// A node on which nobody lingers: a change is told as soon as it is known.
-fn quick(builder: Builder) -> Builder {
+fn quick(builder: ClusterBuilder) -> ClusterBuilder {
     builder.presence_grace(Duration::ZERO)
 }
 
-async fn start(builder: Builder) -> TestNode {
+async fn start(builder: ClusterBuilder) -> TestNode {
     let node = TestNode::start(builder.start()).await;
     node.cluster.ready().await.expect("the bus comes up");
     node
@@ -298,7 +298,7 @@ async fn acquainted_pair(a: &TestNode, b: &TestNode) {
 async fn time_in_which_a_node_was_deaf_costs_nobody_the_lease() {
     let lab = Lab::redis();
     let proxy = Proxy::to(lab.redis.as_ref().unwrap().port()).await;
-    let short = |builder: Builder| quick(builder).lease(Duration::from_secs(1));
+    let short = |builder: ClusterBuilder| quick(builder).lease(Duration::from_secs(1));
     let a = start(short(lab.builder())).await;
     let slow_probe = Duration::from_millis(1500);
     let deaf = lab.builder().redis(proxy.url()).probe_interval(slow_probe);
