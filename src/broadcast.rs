@@ -3,15 +3,15 @@
 use std::sync::Arc;
 
 use axum_core::extract::FromRequestParts;
-use futures::Stream;
 use http::request::Parts;
 use serde::Serialize;
 
 use crate::close::Close;
 use crate::control::Ask;
-use crate::error::{ConnectError, QueryError, SendError, SendErrorKind};
-use crate::gap::Gap;
-use crate::id::{InvalidId, SocketId, UserId, check_name};
+use crate::delivery::{Delivery, Outcome};
+use crate::error::{ConnectError, QueryError, SendError};
+use crate::gap::Gaps;
+use crate::id::{InvalidId, RoomId, SocketId, UserId};
 use crate::message::Message;
 use crate::node::Node;
 use crate::presence::Presence;
@@ -72,7 +72,7 @@ impl Broadcaster {
     }
 
     /// Every socket in a room.
-    pub fn to_room(&self, room: impl AsRef<str>) -> Audience {
+    pub fn to_room(&self, room: impl Into<RoomId>) -> Audience {
         self.audience().to_room(room)
     }
 
@@ -94,6 +94,9 @@ impl Broadcaster {
     ///
     /// # Errors
     /// When the id is unusable or Redis does not answer.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
     pub async fn is_online(&self, user: impl Into<UserId>) -> Result<bool, QueryError> {
         Ok(self.node.online(&[user.into()]).await?[0])
     }
@@ -112,6 +115,9 @@ impl Broadcaster {
     ///
     /// # Errors
     /// When an id is unusable or Redis does not answer.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
     pub async fn which_online<U: Into<UserId>>(
         &self,
         users: impl IntoIterator<Item = U>,
@@ -138,6 +144,7 @@ impl Broadcaster {
     ///     match change {
     ///         PresenceChange::Online(user) => println!("{user} is online"),
     ///         PresenceChange::Offline(user) => println!("{user} has gone"),
+    ///         _ => {} // what later versions may tell
     ///     }
     /// }
     /// # }
@@ -146,23 +153,32 @@ impl Broadcaster {
         self.node.presence(Topic::all(), None)
     }
 
-    /// The same for some users only; one whose id is unusable is never online.
+    /// The same for some users only; one whose id is unusable is never online, and the log says so.
     pub fn presence_of<U: Into<UserId>>(&self, users: impl IntoIterator<Item = U>) -> Presence {
-        let users = users.into_iter().map(Into::into).collect();
+        let users = users.into_iter().map(Into::into);
+        let usable = |user: &UserId| {
+            let checked = user.check().map_err(|error| error.log("presence_of"));
+            checked.is_ok()
+        };
+        let users = users.filter(usable).collect();
         self.node.presence(Topic::all(), Some(users))
     }
 
     /// Who comes to a room and goes from it, whether or not they stay online: a user is there from the
-    /// first socket that joins until the last has left or ended.
-    ///
-    /// # Errors
-    /// When the room's name is empty or longer than 256 bytes.
-    pub fn presence_in(&self, room: impl AsRef<str>) -> Result<Presence, InvalidId> {
-        Ok(self.node.presence(Topic::room(room.as_ref())?, None))
+    /// first socket that joins until the last has left or ended. With an unusable id it ends at once, and the log
+    /// says so.
+    pub fn presence_in(&self, room: impl Into<RoomId>) -> Presence {
+        match Topic::room(room.into().as_str()) {
+            Ok(room) => self.node.presence(room, None),
+            Err(error) => {
+                error.log("presence_in");
+                Presence::ended()
+            }
+        }
     }
 
     /// When messages may have been missed here: see [`Cluster::gaps`](crate::Cluster::gaps).
-    pub fn gaps(&self) -> impl Stream<Item = Gap> + Send + Unpin + use<> {
+    pub fn gaps(&self) -> Gaps {
         self.node.gaps().stream()
     }
 
@@ -199,6 +215,24 @@ impl<S: Sync> FromRequestParts<S> for Broadcaster {
 }
 
 /// Who a message is for: a union, in which every socket is meant once however often it matches.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), axum_cluster::SendError> {
+/// # let cluster = axum_cluster::Cluster::builder().start();
+/// # let speaker = "00000000000000ff-2a".parse().unwrap();
+/// let everybody_else = cluster
+///     .broadcaster()
+///     .to_room("lobby")
+///     .to_users(["alice", "bob"]) // wherever they are
+///     .except(speaker)
+///     .except_user("mallory");
+/// everybody_else.clone().send("hello").await?;
+/// let here = everybody_else.local().send("only this node's sockets").await?;
+/// assert_eq!((here.local(), here.nodes()), (0, None));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 #[must_use = "an audience does nothing until it is sent to, asked or closed"]
 pub struct Audience {
@@ -221,8 +255,8 @@ impl Audience {
     }
 
     /// Every socket in this room, too.
-    pub fn to_room(self, room: impl AsRef<str>) -> Self {
-        self.and(Topic::room(room.as_ref()))
+    pub fn to_room(self, room: impl Into<RoomId>) -> Self {
+        self.and(Topic::room(room.into().as_str()))
     }
 
     /// This socket, too.
@@ -243,7 +277,11 @@ impl Audience {
 
     /// No socket of this user.
     pub fn except_user(mut self, user: impl Into<UserId>) -> Self {
-        self.selection.except_users.push(user.into());
+        let user = user.into();
+        match user.check() {
+            Ok(()) => self.selection.except_users.push(user),
+            Err(error) => self.refuse(error),
+        }
         self
     }
 
@@ -273,26 +311,36 @@ impl Audience {
             ..
         } = audience;
         let (local, nodes) = node.send(&selection, &message.into(), local).await?;
-        Ok(Delivery {
-            local,
-            nodes,
-            unanswered: 0,
-        })
+        Ok(Delivery { local, nodes })
     }
 
     /// Sends a value as JSON text.
     ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), axum_cluster::SendError> {
+    /// # let cluster = axum_cluster::Cluster::builder().start();
+    /// #[derive(serde::Serialize)]
+    /// struct Shipped { order: u32 }
+    ///
+    /// cluster.broadcaster().to_user("alice").send_json(&Shipped { order: 7 }).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// Those of [`send`](Self::send), and when the value cannot be written as JSON.
+    ///
+    /// # Cancel safety
+    /// That of [`send`](Self::send).
     pub async fn send_json<T: Serialize + ?Sized>(self, value: &T) -> Result<Delivery, SendError> {
-        let json = serde_json::to_string(value)
-            .map_err(|error| SendError::refused(SendErrorKind::Json(Arc::new(error))))?;
+        let json = serde_json::to_string(value).map_err(SendError::json)?;
         self.send(json).await
     }
 
     /// Closes every socket of the audience, on every node, after what was sent to it: logs a user out
     /// everywhere. Returns when every node that holds one has said that it is done, or after
-    /// `publish_timeout`; [`Delivery::unanswered`] tells how many did not.
+    /// `publish_timeout`; [`Outcome::unanswered`] tells how many did not.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
@@ -312,25 +360,36 @@ impl Audience {
     ///
     /// # Cancel safety
     /// Cancelled, the sockets here are closing and the others may be.
-    pub async fn close(self, close: Close) -> Result<Delivery, SendError> {
+    pub async fn close(self, close: Close) -> Result<Outcome, SendError> {
         if !close.is_sendable() {
-            return Err(SendError::refused(SendErrorKind::InvalidClose(close.code)));
+            return Err(SendError::invalid_close(close.code));
         }
         self.command(Ask::from(&close)).await
     }
 
     /// Puts every socket that is in the audience now into a room, on every node. Returns when what is
     /// sent to the room from any node reaches them, or after `publish_timeout`;
-    /// [`Delivery::unanswered`] tells how many nodes did not say so. Joining twice is joining once. Each
+    /// [`Outcome::unanswered`] tells how many nodes did not say so. Joining twice is joining once. Each
     /// waits for an answer of every node: do many at once, with `join_all`.
     ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), axum_cluster::SendError> {
+    /// # let cluster = axum_cluster::Cluster::builder().start();
+    /// let broadcaster = cluster.broadcaster();
+    /// broadcaster.to_user("alice").join("vip").await?; // all her devices that are there now
+    /// broadcaster.to_room("vip").send("welcome").await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
-    /// Those of [`send`](Self::send), and when the room's name is unusable.
+    /// Those of [`send`](Self::send), and when the room's id is unusable.
     ///
     /// # Cancel safety
     /// Cancelled, the sockets here have joined and the others may have.
-    pub async fn join(self, room: impl AsRef<str>) -> Result<Delivery, SendError> {
-        let room = valid_room(room.as_ref())?;
+    pub async fn join(self, room: impl Into<RoomId>) -> Result<Outcome, SendError> {
+        let room = usable(room)?;
         self.command(Ask::Join { room }).await
     }
 
@@ -338,12 +397,12 @@ impl Audience {
     /// the room afterwards does not reach them.
     ///
     /// # Errors
-    /// Those of [`send`](Self::send), and when the room's name is unusable.
+    /// Those of [`send`](Self::send), and when the room's id is unusable.
     ///
     /// # Cancel safety
     /// Cancelled, the sockets here have left and the others may have.
-    pub async fn leave(self, room: impl AsRef<str>) -> Result<Delivery, SendError> {
-        let room = valid_room(room.as_ref())?;
+    pub async fn leave(self, room: impl Into<RoomId>) -> Result<Outcome, SendError> {
+        let room = usable(room)?;
         self.command(Ask::Leave { room }).await
     }
 
@@ -368,6 +427,9 @@ impl Audience {
     ///
     /// # Errors
     /// When an id is unusable, or after [`Cluster::shutdown`](crate::Cluster::shutdown).
+    ///
+    /// # Cancel safety
+    /// Cancel safe: others who ask the same get their answer.
     pub async fn sockets(mut self) -> Result<Roster, QueryError> {
         self.check().map_err(QueryError::invalid)?;
         self.node.roster(self.selection, self.local).await
@@ -375,8 +437,22 @@ impl Audience {
 
     /// How many sockets [`sockets`](Self::sockets) would list, without the lists.
     ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), axum_cluster::QueryError> {
+    /// # let cluster = axum_cluster::Cluster::builder().start();
+    /// let count = cluster.broadcaster().to_room("lobby").count().await?;
+    /// let or_more = if count.is_complete() { "" } else { " or more" };
+    /// println!("{}{or_more} in the lobby", count.sockets());
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// When an id is unusable, or after [`Cluster::shutdown`](crate::Cluster::shutdown).
+    ///
+    /// # Cancel safety
+    /// Cancel safe: others who ask the same get their answer.
     pub async fn count(mut self) -> Result<Count, QueryError> {
         self.check().map_err(QueryError::invalid)?;
         self.node.count(self.selection, self.local).await
@@ -385,11 +461,13 @@ impl Audience {
     fn and(mut self, topic: Result<Topic, InvalidId>) -> Self {
         match topic {
             Ok(topic) => self.selection.add(topic),
-            Err(error) => {
-                self.invalid.get_or_insert(error);
-            }
+            Err(error) => self.refuse(error),
         }
         self
+    }
+
+    fn refuse(&mut self, error: InvalidId) {
+        self.invalid.get_or_insert(error);
     }
 
     /// Whether every id can be used. Also removes what is named twice.
@@ -398,50 +476,15 @@ impl Audience {
         self.invalid.map_or(Ok(()), Err)
     }
 
-    async fn command(mut self, what: Ask) -> Result<Delivery, SendError> {
+    async fn command(mut self, what: Ask) -> Result<Outcome, SendError> {
         self.check().map_err(SendError::invalid)?;
-        let outcome = self.node.command(&self.selection, what, self.local).await?;
-        Ok(Delivery {
-            local: outcome.local,
-            nodes: (!self.local).then_some(outcome.nodes),
-            unanswered: outcome.unanswered,
-        })
+        self.node.command(&self.selection, what, self.local).await
     }
 }
 
-fn valid_room(room: &str) -> Result<String, SendError> {
-    match check_name(room) {
-        Ok(()) => Ok(room.to_owned()),
-        Err(error) => Err(SendError::invalid(error)),
-    }
-}
-
-/// What became of a send.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Delivery {
-    local: usize,
-    nodes: Option<usize>,
-    unanswered: usize,
-}
-
-impl Delivery {
-    /// Sockets of this node that took it.
-    pub fn local(&self) -> usize {
-        self.local
-    }
-
-    /// Other nodes that took a message, of which each delivers to its own sockets; or that said they
-    /// carried out a command ([`close`](Audience::close), [`join`](Audience::join),
-    /// [`leave`](Audience::leave)). `None` after [`local()`](Audience::local), and for a message to a
-    /// union of several targets, where it is not known. For a message, another program that subscribes
-    /// to the channel counts as a node, and so does a node in its linger.
-    pub fn nodes(&self) -> Option<usize> {
-        self.nodes
-    }
-
-    /// Other nodes that are there and did not say within `publish_timeout` that they carried the
-    /// command out; they may have. Always 0 for a message.
-    pub fn unanswered(&self) -> usize {
-        self.unanswered
-    }
+/// A room as commands carry it.
+fn usable(room: impl Into<RoomId>) -> Result<String, SendError> {
+    let room = room.into();
+    room.check().map_err(SendError::invalid)?;
+    Ok(room.into())
 }

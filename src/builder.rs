@@ -7,7 +7,7 @@ use tokio::runtime::Handle;
 use crate::backend::Backend;
 use crate::cluster::Cluster;
 use crate::config::{Config, Identify, Unauthenticated};
-use crate::error::{ConnectError, SendError, SendErrorKind};
+use crate::error::{ConnectError, SendError};
 use crate::id::UserId;
 use crate::node::Node;
 use crate::origin::OriginPattern;
@@ -79,7 +79,7 @@ impl ClusterBuilder {
                 self.config.namespace = namespace;
                 self
             }
-            None => self.wrong(ConnectError::Setting(format!(
+            None => self.wrong(ConnectError::setting(format!(
                 "the namespace {name:?} is not usable: 1 to 64 of A-Z a-z 0-9 . _ - are needed"
             ))),
         }
@@ -100,9 +100,8 @@ impl ClusterBuilder {
         if let Unauthenticated::CloseWith(close) = &unauthenticated
             && !close.is_sendable()
         {
-            let problem = SendErrorKind::InvalidClose(close.code);
-            let problem = SendError::refused(problem).to_string();
-            return self.wrong(ConnectError::Setting(format!("unauthenticated: {problem}")));
+            let problem = SendError::invalid_close(close.code);
+            return self.wrong(ConnectError::setting(format!("unauthenticated: {problem}")));
         }
         self.config.unauthenticated = unauthenticated;
         self
@@ -127,7 +126,7 @@ impl ClusterBuilder {
                     "the subprotocol {wrong:?} is no token (RFC 9110, section 5.6.2): only letters, digits and \
                         !#$%&'*+-.^_`|~ may stand there"
                 );
-                self.wrong(ConnectError::Setting(problem))
+                self.wrong(ConnectError::setting(problem))
             }
         }
     }
@@ -143,7 +142,7 @@ impl ClusterBuilder {
                 self.config.origins.allow(pattern);
                 self
             }
-            Err(needed) => self.wrong(ConnectError::Setting(format!(
+            Err(needed) => self.wrong(ConnectError::setting(format!(
                 "the origin {origin:?} is not usable: {needed}"
             ))),
         }
@@ -325,7 +324,7 @@ impl ClusterBuilder {
     /// Like [`start`](Self::start), but returns what makes no sense.
     ///
     /// # Errors
-    /// [`ConnectError::Url`] or [`ConnectError::Setting`], saying which and why.
+    /// A [`ConnectError`] of kind `Url` or `Setting` that says which and why.
     ///
     /// # Panics
     /// Outside a tokio runtime.
@@ -335,7 +334,7 @@ impl ClusterBuilder {
             return Err(problem);
         }
         if let Some(problem) = self.config.problem() {
-            return Err(ConnectError::Setting(problem));
+            return Err(ConnectError::setting(problem));
         }
         assert!(
             Handle::try_current().is_ok(),

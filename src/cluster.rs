@@ -3,15 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::{Stream, StreamExt};
+use futures::StreamExt;
 use tokio::time::timeout;
 
 use crate::broadcast::Broadcaster;
 use crate::builder::ClusterBuilder;
 use crate::config::READY;
 use crate::error::{ConnectError, QueryError};
-use crate::gap::Gap;
-use crate::health::{Health, Stats};
+use crate::gap::Gaps;
+use crate::health::{Health, HealthChanges, Stats};
 use crate::id::NodeId;
 use crate::layer::ClusterLayer;
 use crate::node::Node;
@@ -45,7 +45,7 @@ impl Cluster {
     /// The node lives on the tokio runtime on which this runs: see [`ClusterBuilder::start`].
     ///
     /// # Errors
-    /// [`ConnectError::Url`] for a malformed URL, [`ConnectError::Unreachable`] with Redis' own reason
+    /// A [`ConnectError`] of kind `Url` for a malformed URL, and of kind `Unreachable` with Redis' own reason
     /// when it is not up in time.
     ///
     /// # Cancel safety
@@ -79,7 +79,7 @@ impl Cluster {
     /// Waits until the bus is up, at most 5 s.
     ///
     /// # Errors
-    /// [`ConnectError::Unreachable`] with the reason when it is not up in time. The node goes on trying.
+    /// A [`ConnectError`] of kind `Unreachable` with the reason when it is not up in time. The node goes on trying.
     ///
     /// # Cancel safety
     /// Cancel safe.
@@ -90,18 +90,16 @@ impl Cluster {
                 match health {
                     Health::Up => return Ok(()),
                     Health::Degraded { reason, .. } if self.node.has_lost_its_runtime() => {
-                        return Err(ConnectError::Unreachable(reason));
+                        return Err(ConnectError::unreachable(reason));
                     }
                     Health::Degraded { .. } => {}
                     Health::Draining | Health::Down => break,
                 }
             }
-            Err(ConnectError::Unreachable(
-                "the cluster was shut down".into(),
-            ))
+            Err(ConnectError::unreachable("the cluster was shut down"))
         };
         timeout(READY, up).await.unwrap_or_else(|_| {
-            Err(ConnectError::Unreachable(match self.health() {
+            Err(ConnectError::unreachable(match self.health() {
                 Health::Degraded { reason, .. } => reason,
                 health => health.to_string().into(),
             }))
@@ -116,7 +114,7 @@ impl Cluster {
     /// Every change of health, beginning with the present state. A reader that keeps up misses no
     /// outage however short; one that lags more than 64 changes behind misses the oldest. Ends with
     /// the node.
-    pub fn health_changes(&self) -> impl Stream<Item = Health> + Send + Unpin + use<> {
+    pub fn health_changes(&self) -> HealthChanges {
         self.node.health().changes()
     }
 
@@ -124,7 +122,7 @@ impl Cluster {
     /// have been missed; none for a Redis that was absent from the start. A stream that begins in an
     /// outage tells of that outage. A reader misses none; one that lags more than 16 behind is told
     /// of the oldest as one gap that spans them. Ends with the node.
-    pub fn gaps(&self) -> impl Stream<Item = Gap> + Send + Unpin + use<> {
+    pub fn gaps(&self) -> Gaps {
         self.node.gaps().stream()
     }
 

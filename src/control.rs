@@ -58,7 +58,7 @@ pub(crate) enum Ask {
 impl From<&Close> for Ask {
     fn from(close: &Close) -> Self {
         Self::Close {
-            code: close.code,
+            code: close.code.0,
             reason: close.wire_reason().to_owned(),
         }
     }

@@ -1,18 +1,27 @@
 //! How the node stands, and what it counted.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 use std::time::SystemTime;
 
-use futures::{Stream, stream};
+use futures::Stream;
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use serde::{Serialize, Serializer};
+
+use crate::millis;
+use crate::waker::{poll_locked, wake};
 
 /// How the node stands towards the bus.
 ///
 /// Local delivery works in every state but [`Down`](Health::Down).
-#[derive(Clone, PartialEq, Eq, Debug)]
+///
+/// As JSON: `{"state": "up"}`, `{"state": "degraded", "since": 0, "reason": ".."}` (milliseconds since 1970),
+/// `{"state": "draining"}` or `{"state": "down"}`.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Health {
     /// The probe came back, and every socket that is admitted is heard: messages travel both ways. A
@@ -21,8 +30,10 @@ pub enum Health {
     /// The bus is not usable. The node serves its own sockets and returns by itself.
     Degraded {
         /// Since when.
+        #[serde(serialize_with = "millis::serialize")]
         since: SystemTime,
         /// Why, in Redis' own words where it has spoken, with the fix where one is known.
+        #[serde(serialize_with = "as_text")]
         reason: Arc<str>,
     },
     /// [`Cluster::shutdown`](crate::Cluster::shutdown) has begun: no new sockets.
@@ -42,19 +53,27 @@ impl fmt::Display for Health {
     }
 }
 
+fn as_text<S: Serializer>(text: &Arc<str>, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_str(text)
+}
+
 /// How many changes a reader may lag behind before it misses the oldest.
 const HISTORY: usize = 64;
 
+/// Every change of a node's health, beginning with the state in which it was asked for. A stream, made by
+/// [`Cluster::health_changes`](crate::Cluster::health_changes).
+#[must_use = "streams do nothing unless polled"]
+pub struct HealthChanges {
+    states: Arc<Mutex<States>>,
+    /// Which reader it is.
+    reader: u64,
+    /// The number of the state it reads next.
+    next: u64,
+}
+
 /// The current health, and everyone who watches it.
 #[derive(Debug)]
-pub(crate) struct HealthCell(Arc<Shared>);
-
-#[derive(Debug)]
-struct Shared {
-    states: Mutex<States>,
-    /// Told without the lock: who waits is foreign.
-    changed: Notify,
-}
+pub(crate) struct HealthCell(Arc<Mutex<States>>);
 
 /// The latest states by their numbers, the current one last: so a reader needs only the number it reads next,
 /// and whoever tells of a change, and when, it reads each once and in order.
@@ -66,6 +85,10 @@ struct States {
     /// The number of the current one.
     number: u64,
     ended: bool,
+    /// How many readers there were.
+    readers: u64,
+    /// Those who wait for a change. They are foreign, and woken without the lock.
+    waiting: HashMap<u64, Option<Waker>>,
 }
 
 impl HealthCell {
@@ -75,60 +98,85 @@ impl HealthCell {
             past: VecDeque::new(),
             number: 0,
             ended: false,
+            readers: 0,
+            waiting: HashMap::new(),
         };
-        Self(Arc::new(Shared {
-            states: Mutex::new(states),
-            changed: Notify::new(),
-        }))
+        Self(Arc::new(Mutex::new(states)))
     }
 
     pub(crate) fn get(&self) -> Health {
-        self.0.states.lock().current.clone()
+        self.0.lock().current.clone()
     }
 
     /// Moves on to what `next` makes of the current state; `None` leaves it. Returns whether it changed.
     pub(crate) fn update(&self, next: impl FnOnce(&Health) -> Option<Health>) -> bool {
-        let changed = self.0.states.lock().advance(next);
-        if changed {
-            self.0.changed.notify_waiters();
-        }
+        let mut states = self.0.lock();
+        let changed = states.advance(next);
+        let waiting = match changed {
+            true => std::mem::take(&mut states.waiting),
+            false => HashMap::new(),
+        };
+        drop(states);
+        waiting.into_values().for_each(wake);
         changed
     }
 
     /// Begins with the current state; ends with the node. A reader that lags too far behind goes on with the
     /// oldest that is left.
-    pub(crate) fn changes(&self) -> impl Stream<Item = Health> + Send + Unpin + use<> {
-        let next = self.0.states.lock().number;
-        let reader = (self.0.clone(), next);
-        Box::pin(stream::unfold(reader, |(shared, next)| async move {
-            let (health, number) = shared.read(next).await?;
-            Some((health, (shared, number + 1)))
-        }))
+    pub(crate) fn changes(&self) -> HealthChanges {
+        let mut states = self.0.lock();
+        states.readers += 1;
+        HealthChanges {
+            states: self.0.clone(),
+            reader: states.readers,
+            next: states.number,
+        }
     }
 }
 
 impl Drop for HealthCell {
     fn drop(&mut self) {
-        self.0.states.lock().ended = true;
-        self.0.changed.notify_waiters();
+        let mut states = self.0.lock();
+        states.ended = true;
+        let waiting = std::mem::take(&mut states.waiting);
+        drop(states);
+        waiting.into_values().for_each(wake);
     }
 }
 
-impl Shared {
-    /// The first state from this number on, with its own; `None` after the last.
-    async fn read(&self, from: u64) -> Option<(Health, u64)> {
-        loop {
-            // Before the look: a change in between is told to it.
-            let changed = self.changed.notified();
-            {
-                let states = self.states.lock();
-                let found = states.first_from(from);
-                if found.is_some() || states.ended {
-                    return found;
-                }
-            }
-            changed.await;
-        }
+impl Stream for HealthChanges {
+    type Item = Health;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Health>> {
+        let this = self.get_mut();
+        let (reader, next) = (this.reader, this.next);
+        let read = poll_locked(
+            &this.states,
+            cx,
+            |states| states.waiting.entry(reader).or_default(),
+            |states| match (states.first_from(next), states.ended) {
+                (None, false) => Poll::Pending,
+                (found, _) => Poll::Ready(found),
+            },
+        );
+        read.map(|found| {
+            let (health, number) = found?;
+            this.next = number + 1;
+            Some(health)
+        })
+    }
+}
+
+impl Drop for HealthChanges {
+    fn drop(&mut self) {
+        let waiting = self.states.lock().waiting.remove(&self.reader);
+        drop(waiting);
+    }
+}
+
+impl fmt::Debug for HealthChanges {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HealthChanges").finish_non_exhaustive()
     }
 }
 
@@ -147,6 +195,7 @@ impl States {
         true
     }
 
+    /// The first state from this number on, with its own.
     fn first_from(&self, from: u64) -> Option<(Health, u64)> {
         let behind = self.number.checked_sub(from)?;
         let back = self
@@ -160,8 +209,8 @@ impl States {
 }
 
 /// Plain numbers of one node. Counters grow from its start; `sockets`, `users`, `rooms`, `nodes`,
-/// `bus_probe_age_millis` and `bus_publish_queue` are now.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+/// `bus_probe_age_millis` and `bus_publish_queue` are now. As JSON each is a field of this name.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Serialize)]
 #[non_exhaustive]
 pub struct Stats {
     /// Sockets registered here now.

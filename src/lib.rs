@@ -140,8 +140,10 @@ mod broadcast;
 mod builder;
 mod close;
 mod cluster;
+mod code;
 mod config;
 mod control;
+mod delivery;
 mod driver;
 mod error;
 mod expiry;
@@ -158,6 +160,7 @@ pub mod internals;
 mod layer;
 mod members;
 mod message;
+mod millis;
 mod node;
 mod origin;
 mod outbox;
@@ -177,16 +180,21 @@ mod worker;
 mod ws;
 
 pub use backend::Backend;
-pub use broadcast::{Audience, Broadcaster, Delivery};
+pub use broadcast::{Audience, Broadcaster};
 pub use builder::ClusterBuilder;
 pub use close::Close;
 pub use cluster::Cluster;
+pub use code::CloseCode;
 pub use config::Unauthenticated;
-pub use error::{Closed, ConnectError, JoinError, QueryError, SendError};
+pub use delivery::{Delivery, Outcome};
+pub use error::{
+    Closed, ClosedKind, ConnectError, ConnectErrorKind, QueryError, QueryErrorKind, RoomError,
+    RoomErrorKind, SendError, SendErrorKind,
+};
 pub use extract::ClusterSocket;
-pub use gap::Gap;
-pub use health::{Health, Stats};
-pub use id::{InvalidId, InvalidNodeId, InvalidSocketId, NodeId, SocketId, UserId};
+pub use gap::{Gap, Gaps};
+pub use health::{Health, HealthChanges, Stats};
+pub use id::{InvalidId, InvalidNodeId, InvalidSocketId, NodeId, RoomId, SocketId, UserId};
 pub use layer::{ClusterLayer, ClusterService};
 pub use message::{Message, Utf8Bytes};
 pub use outbox::SlowConsumer;

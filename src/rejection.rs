@@ -87,7 +87,7 @@ impl ClusterRejection {
     /// The code of the only frame, where it comes as one: the 101 before it says nothing.
     fn close(&self) -> Option<u16> {
         match &self.0 {
-            Kind::Close(_, refusal) => Some(refusal.close.code),
+            Kind::Close(_, refusal) => Some(refusal.close.code.0),
             _ => None,
         }
     }

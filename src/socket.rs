@@ -8,9 +8,9 @@ use std::task::{Context, Poll};
 use futures::{Sink, Stream};
 
 use crate::close::Close;
-use crate::error::{Closed, JoinError};
-use crate::gap::Gap;
-use crate::id::{SocketId, UserId};
+use crate::error::{Closed, RoomError};
+use crate::gap::Gaps;
+use crate::id::{RoomId, SocketId, UserId};
 use crate::inbox::Inbox;
 use crate::message::Message;
 use crate::node::Node;
@@ -119,29 +119,27 @@ impl Socket {
     /// ```
     ///
     /// # Errors
-    /// When the room's name is empty or longer than 256 bytes, or the socket has ended.
+    /// When the room's id is empty or longer than 256 bytes, or the socket has ended.
     ///
     /// # Cancel safety
     /// Cancelled, the socket is in the room, though perhaps not yet for other nodes.
-    pub async fn join(&self, room: impl AsRef<str>) -> Result<(), JoinError> {
-        let room = Topic::room(room.as_ref()).map_err(JoinError::InvalidRoom)?;
+    pub async fn join(&self, room: impl Into<RoomId>) -> Result<(), RoomError> {
+        let room = Topic::room(room.into().as_str()).map_err(RoomError::invalid)?;
         let joined = self.node.join(&self.outbox, &room).await;
-        joined.ok_or_else(|| {
-            JoinError::Closed(Closed {
-                close: self.ending(),
-            })
-        })
+        joined.ok_or_else(|| RoomError::closed(self.ending()))
     }
 
-    /// Leaves a room, at once. A room it is not in is left already.
-    pub fn leave(&self, room: impl AsRef<str>) {
-        if let Ok(room) = Topic::room(room.as_ref()) {
-            self.node.leave(&self.outbox, &room);
+    /// Leaves a room, at once. A room it is not in is left already, and so is one whose id is unusable, of which the
+    /// log tells.
+    pub fn leave(&self, room: impl Into<RoomId>) {
+        match Topic::room(room.into().as_str()) {
+            Ok(room) => self.node.leave(&self.outbox, &room),
+            Err(error) => error.log("leave"),
         }
     }
 
     /// When messages for this socket may have been missed: each outage of the bus that is over, as a
-    /// [`Gap`]. Tell the client, or send again what it may lack. The stream borrows nothing, so that it can
+    /// [`Gap`](crate::Gap). Tell the client, or send again what it may lack. The stream borrows nothing, so that it can
     /// stand beside [`recv`](Self::recv); a socket that does not ask pays nothing. More at
     /// [`Cluster::gaps`](crate::Cluster::gaps).
     ///
@@ -176,7 +174,7 @@ impl Socket {
     /// # let _app: Router = Router::new().route("/ws", any(ws)).layer(cluster.layer());
     /// # }
     /// ```
-    pub fn gaps(&self) -> impl Stream<Item = Gap> + Send + Unpin + use<> {
+    pub fn gaps(&self) -> Gaps {
         self.node.gaps().stream()
     }
 

@@ -63,8 +63,8 @@ impl BroadcasterBuilder {
     /// Starts it and waits until the bus is up, at most 5 s.
     ///
     /// # Errors
-    /// [`ConnectError::Url`] or [`ConnectError::Setting`] for what makes no sense,
-    /// [`ConnectError::Unreachable`] with Redis' own reason when the bus is not up in time.
+    /// A [`ConnectError`] of kind `Url` or `Setting` for what makes no sense, and of kind `Unreachable` with Redis' own
+    /// reason when the bus is not up in time.
     ///
     /// # Panics
     /// Outside a tokio runtime.
@@ -80,7 +80,7 @@ impl BroadcasterBuilder {
     /// Starts it without waiting: the bus comes up in the background, and sends fail until then.
     ///
     /// # Errors
-    /// [`ConnectError::Url`] or [`ConnectError::Setting`], saying what makes no sense and why.
+    /// A [`ConnectError`] of kind `Url` or `Setting` that says what makes no sense and why.
     ///
     /// # Panics
     /// Outside a tokio runtime.

@@ -59,7 +59,7 @@ impl Backend {
     /// A name that leads to several addresses is resolved at every connect, and they are raced (RFC 8305).
     ///
     /// # Errors
-    /// [`ConnectError::Url`] names the part that is wrong. A password is never shown.
+    /// A [`ConnectError`] of kind `Url` names the part that is wrong. A password is never shown.
     pub fn redis(url: impl AsRef<str>) -> Result<Self, ConnectError> {
         Ok(Self(Kind::Redis(Arc::new(Endpoint::parse(url.as_ref())?))))
     }

@@ -17,7 +17,8 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use super::Node;
 use crate::backend::{Listener, Published};
 use crate::control::{Answer, Ask, Control};
-use crate::error::{PublishError, QueryError, QueryErrorKind, SendError, SendErrorKind};
+use crate::delivery::Outcome;
+use crate::error::{PublishError, QueryError, SendError};
 use crate::gather::{Answers, Gathering};
 use crate::id::NodeId;
 use crate::roster::{Count, NodeInfo, Roster};
@@ -66,16 +67,6 @@ impl Drop for Open {
     }
 }
 
-/// What became of a command.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Outcome {
-    pub(crate) local: usize,
-    /// Other nodes that carried it out.
-    pub(crate) nodes: usize,
-    /// Other nodes that are there and did not say so.
-    pub(crate) unanswered: usize,
-}
-
 impl Node {
     /// Carries a command out here and on every other node.
     pub(crate) async fn command(
@@ -85,7 +76,7 @@ impl Node {
         local_only: bool,
     ) -> Result<Outcome, SendError> {
         if self.stopped.load(SeqCst) {
-            return Err(SendError::refused(SendErrorKind::Down));
+            return Err(SendError::down());
         }
         self.counters.sent.fetch_add(1, Relaxed);
         let (local, confirmation) = self.carry_out(&selection.scope(), &what);
@@ -116,8 +107,7 @@ impl Node {
         };
         let answers = answers.map_err(|error| {
             self.counters.note_failed_publish(error.maybe_sent);
-            let kind = SendErrorKind::Bus(error);
-            SendError { local, kind }
+            SendError::bus(local, error)
         })?;
         let nodes = {
             let members = self.members.lock();
@@ -126,7 +116,7 @@ impl Node {
         };
         Ok(Outcome {
             local,
-            nodes,
+            nodes: (!local_only).then_some(nodes),
             unanswered: answers.missing.len(),
         })
     }
@@ -231,9 +221,7 @@ impl Node {
         });
         let answers = asking.await;
         let answers = answers.unwrap_or_else(|| Err(PublishError::maybe_sent(self.unfinished())));
-        let answers = answers.map_err(|error| QueryError {
-            kind: QueryErrorKind::Bus(error.reason),
-        })?;
+        let answers = answers.map_err(|error| QueryError::bus(error.reason))?;
         let said_hello = self.members.lock().infos().cloned().collect::<Vec<_>>();
         let answered = read(answers).0.into_iter().filter_map(|answer| answer.node);
         let others: HashMap<NodeId, NodeInfo> = said_hello
@@ -249,9 +237,7 @@ impl Node {
 
     fn check_alive(&self) -> Result<(), QueryError> {
         match self.stopped.load(SeqCst) {
-            true => Err(QueryError {
-                kind: QueryErrorKind::Down,
-            }),
+            true => Err(QueryError::down()),
             false => Ok(()),
         }
     }

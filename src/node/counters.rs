@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use super::Node;
 use crate::close::Close;
+use crate::code::CloseCode;
 use crate::health::Stats;
 
 #[derive(Debug, Default)]
@@ -44,7 +45,7 @@ struct Closes {
 }
 
 impl Closes {
-    fn of(&self, code: u16) -> &AtomicU64 {
+    fn of(&self, code: CloseCode) -> &AtomicU64 {
         match code {
             Close::NORMAL => &self.normal,
             Close::GOING_AWAY => &self.going_away,

@@ -38,8 +38,8 @@ use self::sweeper::sweep;
 use crate::backend::{Backend, Bus, BusSettings, Published};
 use crate::close::Close;
 use crate::config::{CLOSING, Config, LONGEST};
-use crate::error::{PublishError, QueryError, QueryErrorKind, SendError, SendErrorKind};
-use crate::gap::Gaps;
+use crate::error::{PublishError, QueryError, SendError};
+use crate::gap::GapReaders;
 use crate::health::{Health, HealthCell};
 use crate::id::{NodeId, UserId};
 use crate::members::Members;
@@ -71,7 +71,7 @@ pub(crate) struct Node {
     next_union: AtomicU64,
     next_question: AtomicU64,
     health: HealthCell,
-    gaps: Gaps,
+    gaps: GapReaders,
     outage: Mutex<Outage>,
     counters: Counters,
     members: Mutex<Members>,
@@ -129,7 +129,7 @@ impl Node {
             next_union: AtomicU64::new(ONE_COPY + 1),
             next_question: AtomicU64::new(1),
             health: HealthCell::new(starting),
-            gaps: Gaps::new(),
+            gaps: GapReaders::new(),
             outage: Mutex::new(Outage::new(Instant::now())),
             counters: Counters::default(),
             home: Home::here(),
@@ -163,7 +163,7 @@ impl Node {
         &self.health
     }
 
-    pub(crate) fn gaps(&self) -> &Gaps {
+    pub(crate) fn gaps(&self) -> &GapReaders {
         &self.gaps
     }
 
@@ -245,7 +245,7 @@ impl Node {
         local_only: bool,
     ) -> Result<(usize, Option<usize>), SendError> {
         if self.stopped.load(SeqCst) {
-            return Err(SendError::refused(SendErrorKind::Down));
+            return Err(SendError::down());
         }
         let scope = selection.scope();
         let (mut topics, union) = match selection.route() {
@@ -272,14 +272,14 @@ impl Node {
         consume_budget().await;
         let published = published.map_err(|error| {
             self.counters.note_failed_publish(error.maybe_sent);
-            let kind = SendErrorKind::Bus(match self.has_lost_its_runtime() {
+            let error = match self.has_lost_its_runtime() {
                 true => PublishError {
                     reason: ENDED.into(),
                     ..error
                 },
                 false => error,
-            });
-            SendError { local, kind }
+            };
+            SendError::bus(local, error)
         })?;
         let single = scope.targets.len() == 1 && !local_only;
         Ok((local, single.then_some(published.nodes)))
@@ -293,8 +293,7 @@ impl Node {
     ) -> Result<bytes::Bytes, SendError> {
         let envelope = wire::encode(self.id, union, scope, &Action::from(message));
         if envelope.len() > MAX_ENVELOPE {
-            let (bytes, limit) = (envelope.len(), MAX_ENVELOPE);
-            return Err(SendError::refused(SendErrorKind::TooLarge { bytes, limit }));
+            return Err(SendError::too_large(envelope.len(), MAX_ENVELOPE));
         }
         Ok(envelope)
     }
@@ -304,9 +303,8 @@ impl Node {
         self: &Arc<Self>,
         users: &[UserId],
     ) -> Result<Vec<bool>, QueryError> {
-        let fail = |kind| QueryError { kind };
         let topics: Result<Vec<Topic>, _> = users.iter().map(Topic::user).collect();
-        let topics = topics.map_err(|error| fail(QueryErrorKind::InvalidId(error)))?;
+        let topics = topics.map_err(QueryError::invalid)?;
         let mut online: Vec<bool> = {
             let registry = self.registry.read();
             let here = topics.iter().map(|topic| registry.has_member(topic));
@@ -323,7 +321,7 @@ impl Node {
             let asking = self.at_home(async move { node.bus.listening(&elsewhere).await });
             let nodes = asking.await;
             let nodes = nodes.unwrap_or_else(|| Err(self.unfinished().into()));
-            let nodes = nodes.map_err(|reason| fail(QueryErrorKind::Bus(reason)))?;
+            let nodes = nodes.map_err(QueryError::bus)?;
             for (at, nodes) in unknown.into_iter().zip(nodes) {
                 online[at] = nodes > 0;
             }

@@ -213,7 +213,7 @@ mod tests {
                     self.announce(n, u);
                 }
                 Event::Leave(n, u) => {
-                    self.nodes[n].here.remove(&u64::from(u).into());
+                    self.nodes[n].here.remove(&UserId::from(u64::from(u)));
                     self.announce(n, u);
                 }
                 Event::Crash(n) => {

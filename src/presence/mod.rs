@@ -17,8 +17,10 @@ pub(crate) use self::reader::Reader;
 pub(crate) use self::table::Table;
 use crate::id::UserId;
 
-/// A user came or went.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+/// A user came or went. As JSON: `{"online": ".."}` or `{"offline": ".."}`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum PresenceChange {
     /// The user's first socket in the whole cluster.
     Online(UserId),
@@ -60,6 +62,13 @@ pub struct Presence {
 impl Presence {
     pub(crate) fn new(reader: Arc<Reader>) -> Self {
         Self { reader }
+    }
+
+    /// Of a room that cannot be.
+    pub(crate) fn ended() -> Self {
+        let reader = Reader::new(None, Arc::default());
+        reader.end();
+        Self::new(Arc::new(reader))
     }
 }
 

@@ -1,9 +1,10 @@
 //! Who gets what, and how often (rows D1 to D10).
 
+use std::error::Error;
 use std::pin::pin;
 use std::time::Duration;
 
-use axum_cluster::{Close, SendError};
+use axum_cluster::{Close, InvalidId, QueryErrorKind, SendError, SendErrorKind};
 use futures::future::join_all;
 
 use crate::support::client::{Event, text};
@@ -216,25 +217,41 @@ async fn odd_ids_work_and_never_meet(lab: Lab) {
 async fn unusable_ids_are_refused_where_they_are_used(lab: Lab) {
     let [a] = lab.nodes().await;
     let long = "x".repeat(257);
-    let refused = |result: Result<axum_cluster::Delivery, SendError>, part: &str| {
-        let error = result.unwrap_err();
+    let (to, usable) = (&a.broadcaster, || a.broadcaster.to_user("a"));
+    let refused = |error: SendError, part: &str| {
         assert!(error.to_string().contains(part), "{error}");
         assert_eq!((error.local(), error.maybe_sent()), (0, false));
+        error.kind()
     };
-    refused(a.broadcaster.to_user("").send("x").await, "empty");
-    refused(
-        a.broadcaster.to_room(&long).to_user("a").send("x").await,
-        "257",
-    );
-    refused(
-        a.broadcaster.to_users(["a", &long]).local().send("x").await,
-        "257",
-    );
-    refused(
-        a.broadcaster.to_user("a").close(Close::new(1006, "")).await,
-        "1006",
-    );
-    assert!(a.broadcaster.is_online("").await.is_err());
+    for (sent, part) in [
+        (to.to_user("").send("x").await, "empty"),
+        (to.to_room(&long).to_user("a").send("x").await, "257"),
+        (to.to_users(["a", &long]).local().send("x").await, "257"),
+        (usable().except_user("").send_json("x").await, "empty"),
+    ] {
+        let error = sent.unwrap_err();
+        let source = error.source().unwrap();
+        assert!(source.is::<InvalidId>() && source.to_string().contains(part));
+        assert_eq!(refused(error, part), SendErrorKind::InvalidId);
+    }
+    for (done, part) in [
+        (usable().join("").await, "empty"),
+        (usable().leave(&long).await, "257"),
+        (to.to_room("").close(Close::new(4000, "")).await, "empty"),
+    ] {
+        assert_eq!(refused(done.unwrap_err(), part), SendErrorKind::InvalidId);
+    }
+    let unsendable = usable().close(Close::new(1006, "")).await.unwrap_err();
+    assert_eq!(refused(unsendable, "1006"), SendErrorKind::InvalidClose);
+    for error in [
+        to.is_online("").await.unwrap_err(),
+        to.which_online(["a", &long]).await.unwrap_err(),
+        to.to_room("").sockets().await.unwrap_err(),
+        usable().except_user(&long).count().await.unwrap_err(),
+    ] {
+        assert_eq!(error.kind(), QueryErrorKind::InvalidId);
+        assert!(error.source().unwrap().is::<InvalidId>());
+    }
     for (user, part) in [("", "empty"), (long.as_str(), "257")] {
         let header = crate::support::client::user_header(user);
         let refusal =

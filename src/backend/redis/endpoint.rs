@@ -70,7 +70,7 @@ impl<T: AsyncRead + AsyncWrite + Send> Stream for T {}
 
 impl Endpoint {
     pub(crate) fn parse(text: &str) -> Result<Self, ConnectError> {
-        let wrong = |problem: String| ConnectError::Url(problem);
+        let wrong = |problem: String| ConnectError::url(problem);
         let url = address::parse(text).map_err(wrong)?;
         let shown = shown(&url);
         // The library's texts name the part and never quote a secret.
