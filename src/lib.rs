@@ -135,6 +135,7 @@ pub mod docs {
     pub mod figures {}
 }
 
+mod audience;
 mod backend;
 mod broadcast;
 mod builder;
@@ -179,8 +180,9 @@ mod wire;
 mod worker;
 mod ws;
 
+pub use audience::Audience;
 pub use backend::Backend;
-pub use broadcast::{Audience, Broadcaster};
+pub use broadcast::Broadcaster;
 pub use builder::ClusterBuilder;
 pub use close::Close;
 pub use cluster::Cluster;
