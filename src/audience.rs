@@ -69,6 +69,11 @@ impl Audience {
         self.and(Topic::room(room.into().as_str()))
     }
 
+    /// Every socket in each of these rooms, too.
+    pub fn to_rooms<R: Into<RoomId>>(self, rooms: impl IntoIterator<Item = R>) -> Self {
+        rooms.into_iter().fold(self, Self::to_room)
+    }
+
     /// This socket, too.
     pub fn to_socket(self, socket: SocketId) -> Self {
         self.and(Ok(Topic::socket(socket)))

@@ -1,4 +1,4 @@
-//! Sends from anywhere in the process.
+//! Sending from anywhere in the process.
 
 use std::sync::Arc;
 
@@ -43,6 +43,9 @@ impl Broadcaster {
     /// # Errors
     /// Those of [`Cluster::connect`](crate::Cluster::connect).
     ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    ///
     /// # Cancel safety
     /// Cancelled, nothing is left behind.
     pub async fn connect(redis_url: impl AsRef<str>) -> Result<Self, ConnectError> {
@@ -70,6 +73,11 @@ impl Broadcaster {
         self.audience().to_room(room)
     }
 
+    /// Every socket in each of these rooms.
+    pub fn to_rooms<R: Into<RoomId>>(&self, rooms: impl IntoIterator<Item = R>) -> Audience {
+        self.audience().to_rooms(rooms)
+    }
+
     /// One socket.
     pub fn to_socket(&self, socket: SocketId) -> Audience {
         self.audience().to_socket(socket)
@@ -85,6 +93,19 @@ impl Broadcaster {
     /// Redis, which forgets a dead process's subscriptions by itself, and those of a machine that vanished
     /// after its `tcp-keepalive` (300 s by default); another program that subscribes to the user's channel
     /// counts as well.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let cluster = axum_cluster::Cluster::builder().start();
+    /// let broadcaster = cluster.broadcaster();
+    /// match broadcaster.is_online("alice").await? {
+    ///     true => drop(broadcaster.to_user("alice").send("hello").await?),
+    ///     false => println!("send a mail"),
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// When the id is unusable or Redis does not answer.
@@ -148,6 +169,20 @@ impl Broadcaster {
     }
 
     /// The same for some users only; one whose id is unusable is never online, and the log says so.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// # let cluster = axum_cluster::Cluster::builder().start();
+    /// use futures::StreamExt;
+    ///
+    /// let mut friends = cluster.broadcaster().presence_of(["bob", "carol"]);
+    /// # cluster.shutdown(std::time::Duration::ZERO).await;
+    /// while let Some(change) = friends.next().await {
+    ///     println!("{}: {}", change.user(), if change.is_online() { "here" } else { "gone" });
+    /// }
+    /// # }
+    /// ```
     pub fn presence_of<U: Into<UserId>>(&self, users: impl IntoIterator<Item = U>) -> Presence {
         let users = users.into_iter().map(Into::into);
         let usable = |user: &UserId| {
@@ -161,6 +196,21 @@ impl Broadcaster {
     /// Who comes to a room and goes from it, whether or not they stay online: a user is there from the
     /// first socket that joins until the last has left or ended. With an unusable id it ends at once, and the log
     /// says so.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// # let cluster = axum_cluster::Cluster::builder().start();
+    /// use futures::StreamExt;
+    ///
+    /// let mut lobby = cluster.broadcaster().presence_in("lobby");
+    /// # cluster.shutdown(std::time::Duration::ZERO).await;
+    /// while let Some(change) = lobby.next().await {
+    ///     let change = serde_json::to_string(&change).unwrap(); // {"online":"alice"}
+    ///     println!("{change}");
+    /// }
+    /// # }
+    /// ```
     pub fn presence_in(&self, room: impl Into<RoomId>) -> Presence {
         match Topic::room(room.into().as_str()) {
             Ok(room) => self.node.presence(room, None),

@@ -96,6 +96,18 @@ impl ClusterBuilder {
     }
 
     /// What happens to an upgrade without a user. Default: [`Unauthenticated::Close`].
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// use axum_cluster::{Close, Cluster, Unauthenticated};
+    ///
+    /// let log_in = Close::new(4001, "log in first");
+    /// let cluster = Cluster::builder()
+    ///     .unauthenticated(Unauthenticated::CloseWith(log_in))
+    ///     .start();
+    /// # }
+    /// ```
     pub fn unauthenticated(mut self, unauthenticated: Unauthenticated) -> Self {
         if let Unauthenticated::CloseWith(close) = &unauthenticated
             && !close.is_sendable()
@@ -184,8 +196,19 @@ impl ClusterBuilder {
 
     /// Most sockets of one user in the whole cluster, and what happens at the limit. Default: no limit.
     ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// use axum_cluster::{Cluster, OverLimit};
+    ///
+    /// let cluster = Cluster::builder()
+    ///     .max_sockets_per_user_in_cluster(1, OverLimit::CloseOldest) // one device at a time
+    ///     .start();
+    /// # }
+    /// ```
+    ///
     /// Exact however many nodes admit at once: Redis decides, with one command per upgrade and at most one
-    /// per end. The slots of a node that died come back with its [`lease`](Self::lease). While Redis does
+    /// per end. The seats of a node that died come back with its [`lease`](Self::lease). While Redis does
     /// not answer, each node counts its own sockets
     /// ([`Stats::limits_unchecked`](crate::Stats::limits_unchecked)), so that a user may have up to
     /// so many on every node; they stay, and count again afterwards.
@@ -236,6 +259,18 @@ impl ClusterBuilder {
     }
 
     /// What happens at the limits of the outbox. Default: [`SlowConsumer::Close`].
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// use axum_cluster::{Cluster, SlowConsumer};
+    ///
+    /// let ticker = Cluster::builder()
+    ///     .outbox_messages(8)
+    ///     .slow_consumer(SlowConsumer::DropOldest) // only the newest prices matter
+    ///     .start();
+    /// # }
+    /// ```
     pub fn slow_consumer(mut self, policy: SlowConsumer) -> Self {
         self.config.outbox.policy = policy;
         self
@@ -282,7 +317,7 @@ impl ClusterBuilder {
     }
 
     /// How long a node that has gone silent still counts as there (nodes say hello three times as
-    /// often): for [`Cluster::nodes`], presence, and the slots of
+    /// often): for [`Cluster::nodes`], presence, and the seats of
     /// [`max_sockets_per_user_in_cluster`](Self::max_sockets_per_user_in_cluster); not for delivery.
     /// Default: 15 s, so that a node may lose two hellos. At least 1 s.
     pub fn lease(mut self, lease: Duration) -> Self {

@@ -24,6 +24,14 @@ use crate::message::Utf8Bytes;
 /// | 4403 | no identity |
 /// | 4409 | replaced by a newer socket of the user ([`OverLimit::CloseOldest`](crate::OverLimit::CloseOldest)) |
 ///
+/// ```
+/// use axum_cluster::{Close, CloseCode};
+///
+/// let close = Close::new(4001, "logged out"); // your own codes are from 4000 to 4999
+/// assert_eq!(close.code, CloseCode(4001));
+/// assert_eq!(close.to_string(), "4001 logged out");
+/// ```
+///
 /// As JSON: `{"code": 4001, "reason": ".."}`.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize)]
 #[non_exhaustive]

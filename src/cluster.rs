@@ -48,6 +48,9 @@ impl Cluster {
     /// A [`ConnectError`] of kind `Url` for a malformed URL, and of kind `Unreachable` with Redis' own reason
     /// when it is not up in time.
     ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    ///
     /// # Cancel safety
     /// Cancelled, nothing is left behind.
     pub async fn connect(redis_url: impl AsRef<str>) -> Result<Self, ConnectError> {
@@ -80,6 +83,9 @@ impl Cluster {
     ///
     /// # Errors
     /// A [`ConnectError`] of kind `Unreachable` with the reason when it is not up in time. The node goes on trying.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime that has timers.
     ///
     /// # Cancel safety
     /// Cancel safe.
@@ -114,6 +120,21 @@ impl Cluster {
     /// Every change of health, beginning with the present state. A reader that keeps up misses no
     /// outage however short; one that lags more than 64 changes behind misses the oldest. Ends with
     /// the node.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// # let cluster = axum_cluster::Cluster::builder().start();
+    /// use futures::StreamExt;
+    ///
+    /// let mut changes = cluster.health_changes();
+    /// tokio::spawn(async move {
+    ///     while let Some(health) = changes.next().await {
+    ///         println!("{health}"); // "up", or "degraded: .." with the reason
+    ///     }
+    /// });
+    /// # }
+    /// ```
     pub fn health_changes(&self) -> HealthChanges {
         self.node.health().changes()
     }
@@ -135,6 +156,17 @@ impl Cluster {
     /// their [`lease`](crate::ClusterBuilder::lease) and are asked once more here; one that no longer answers is
     /// listed, as it last described itself, until its lease ends. For people and dashboards: delivery
     /// does not depend on it. Workers ([`Broadcaster::builder`]) hold no sockets and are not listed.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), axum_cluster::QueryError> {
+    /// # let cluster = axum_cluster::Cluster::builder().start();
+    /// for node in cluster.nodes().await? {
+    ///     println!("{} {}: {} sockets", node.id, node.name, node.sockets);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// When Redis does not answer, or after [`shutdown`](Self::shutdown).
@@ -167,6 +199,9 @@ impl Cluster {
     ///
     /// A socket's handler that awaits it waits for its own end, so that it returns at that deadline only: let
     /// a task of its own call it.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime that has timers.
     ///
     /// # Cancel safety
     /// Cancelled, the node stays draining; call it again to go on.

@@ -60,3 +60,25 @@ impl Outcome {
         self.unanswered
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_became_of_it_is_shown_as_json() {
+        let delivery = Delivery {
+            local: 1,
+            nodes: None,
+        };
+        let json = serde_json::to_string(&delivery).unwrap();
+        assert_eq!(json, r#"{"local":1,"nodes":null}"#);
+        let outcome = Outcome {
+            local: 1,
+            nodes: Some(2),
+            unanswered: 3,
+        };
+        let json = serde_json::to_string(&outcome).unwrap();
+        assert_eq!(json, r#"{"local":1,"nodes":2,"unanswered":3}"#);
+    }
+}

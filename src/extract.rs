@@ -48,6 +48,28 @@ use crate::ws::handshake::{Handshake, is_wanted};
 /// route can serve both a page and its socket.
 ///
 /// Dropping it gives the user's place back.
+///
+/// ```
+/// # use axum::{Extension, Router, response::Response, routing::any};
+/// use std::time::SystemTime;
+/// use axum_cluster::ClusterSocket;
+///
+/// #[derive(Clone)]
+/// struct Login { until: SystemTime } // what your auth middleware leaves in the extensions, beside the `UserId`
+///
+/// async fn ws(socket: ClusterSocket, Extension(login): Extension<Login>) -> Response {
+///     println!("{} connects", socket.user());
+///     socket
+///         .protocols(["chat"])
+///         .expires_at(login.until) // else it would outlive the login
+///         .on_upgrade(|mut socket| async move {
+///             while let Some(message) = socket.recv().await {
+///                 let _ = socket.send(message).await;
+///             }
+///         })
+/// }
+/// # let _app: Router = Router::new().route("/ws", any(ws));
+/// ```
 #[derive(Debug)]
 #[must_use = "a handshake is answered by `on_upgrade`"]
 pub struct ClusterSocket {

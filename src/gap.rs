@@ -173,6 +173,12 @@ mod tests {
             until: gap.from,
         };
         assert_eq!(jumped.span(), Duration::ZERO);
+        let shown = Gap {
+            from: SystemTime::UNIX_EPOCH,
+            until: SystemTime::UNIX_EPOCH + S,
+        };
+        let json = serde_json::to_string(&shown).unwrap();
+        assert_eq!(json, r#"{"from":0,"until":1000}"#);
     }
 
     #[tokio::test]

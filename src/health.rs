@@ -324,6 +324,31 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_state_is_shown_as_json() {
+        for (health, json) in [
+            (Health::Up, r#"{"state":"up"}"#),
+            (
+                degraded("gone"),
+                r#"{"state":"degraded","since":0,"reason":"gone"}"#,
+            ),
+            (Health::Draining, r#"{"state":"draining"}"#),
+        ] {
+            assert_eq!(serde_json::to_string(&health).unwrap(), json);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_is_gone_leaves_nothing() {
+        let cell = HealthCell::new(Health::Up);
+        let mut changes = cell.changes();
+        assert_eq!(changes.next().await, Some(Health::Up));
+        assert!(changes.next().now_or_never().is_none());
+        assert_eq!(cell.0.lock().waiting.len(), 1, "control");
+        drop(changes);
+        assert_eq!(cell.0.lock().waiting.len(), 0);
+    }
+
     #[tokio::test]
     async fn an_outage_between_two_reads_is_seen() {
         let cell = HealthCell::new(Health::Up);

@@ -19,6 +19,17 @@ use crate::ws::handshake::{Handshake, HandshakeError};
 /// Why [`ClusterSocket`](crate::ClusterSocket) or [`Broadcaster`](crate::Broadcaster) could not be extracted.
 /// Its response is the refusal; for a missing user that is an upgrade which closes with 4403. The response
 /// says what its client may know, the log says the rest.
+///
+/// ```
+/// # use axum::{Router, response::Response, routing::any};
+/// use axum_cluster::{ClusterRejection, ClusterSocket};
+///
+/// async fn ws(socket: Result<ClusterSocket, ClusterRejection>) -> Result<Response, ClusterRejection> {
+///     let socket = socket.inspect_err(|rejection| println!("{}: {rejection}", rejection.status()))?;
+///     Ok(socket.on_upgrade(|mut socket| async move { while socket.recv().await.is_some() {} }))
+/// }
+/// # let _app: Router = Router::new().route("/ws", any(ws));
+/// ```
 #[derive(Debug)]
 #[must_use = "a rejection must be returned as the response"]
 pub struct ClusterRejection(Kind);

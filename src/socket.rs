@@ -29,6 +29,9 @@ use crate::ws::frame::Frame;
 /// Dropping it closes normally (1000), or with 1011 while panicking; what was sent before still goes
 /// out.
 ///
+/// It is not cloned: to send to it from elsewhere, hand on its [`id`](Self::id) and a
+/// [`Broadcaster`](crate::Broadcaster), which reach it from any node.
+///
 /// ```
 /// # use axum::response::Response;
 /// use axum_cluster::{ClusterSocket, Message};
@@ -189,6 +192,22 @@ impl Socket {
 
     /// What ended the socket, whoever began it, as it was on the wire: a reason of more than 123 bytes is
     /// cut, and of a code that may not be sent the client sees nothing (1005). `None` while it lives.
+    ///
+    /// ```
+    /// # use axum::response::Response;
+    /// use axum_cluster::{CloseCode, ClusterSocket};
+    ///
+    /// async fn ws(socket: ClusterSocket) -> Response {
+    ///     socket.on_upgrade(|mut socket| async move {
+    ///         while socket.recv().await.is_some() {}
+    ///         match socket.close_reason() {
+    ///             Some(close) if close.code == CloseCode::GOING_AWAY => println!("left the page"),
+    ///             Some(close) => println!("ended: {close}"),
+    ///             None => unreachable!("recv() returned None"),
+    ///         }
+    ///     })
+    /// }
+    /// ```
     pub fn close_reason(&self) -> Option<Close> {
         self.outbox.close_reason()
     }

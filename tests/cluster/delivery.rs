@@ -226,6 +226,7 @@ async fn unusable_ids_are_refused_where_they_are_used(lab: Lab) {
     for (sent, part) in [
         (to.to_user("").send("x").await, "empty"),
         (to.to_room(&long).to_user("a").send("x").await, "257"),
+        (to.to_rooms(["a", ""]).send("x").await, "empty"),
         (to.to_users(["a", &long]).local().send("x").await, "257"),
         (usable().except_user("").send_json("x").await, "empty"),
     ] {

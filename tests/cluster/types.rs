@@ -105,21 +105,24 @@ fn every_future_is_send() {
 async fn a_room_is_named_as_a_user_is() {
     let cluster = Cluster::builder().start();
     let (to, text) = (cluster.broadcaster(), String::from("7"));
+    let (room, user) = (RoomId::from("7"), UserId::from("7"));
     let rooms = [
         to.to_room("7"),
         to.to_room(&text),
         to.to_room(text.clone()),
         to.to_room(7),
-        to.to_room(RoomId::from("7")),
-        to.to_room(&RoomId::from("7")),
+        to.to_room(&room),
+        to.to_room(room),
+        to.to_rooms(["7"]),
     ];
     let users = [
         to.to_user("7"),
         to.to_user(&text),
         to.to_user(text),
         to.to_user(7),
-        to.to_user(UserId::from("7")),
-        to.to_user(&UserId::from("7")),
+        to.to_user(&user),
+        to.to_user(user),
+        to.to_users(["7"]),
     ];
     for audience in rooms.into_iter().chain(users) {
         let delivery = audience.send("x").await.unwrap();
