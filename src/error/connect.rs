@@ -16,9 +16,9 @@ use super::{Reason, answer};
 /// # async fn main() {
 /// use axum_cluster::{Cluster, ConnectErrorKind};
 ///
-/// let error = Cluster::builder().redis("http://localhost").try_start().unwrap_err();
-/// assert_eq!(error.kind(), ConnectErrorKind::Url);
-/// assert!(error.to_string().contains("the scheme `http`"));
+/// let error = Cluster::builder().namespace("my shop").try_start().unwrap_err();
+/// assert_eq!(error.kind(), ConnectErrorKind::Setting);
+/// assert!(error.to_string().contains("A-Z a-z 0-9 . _ - are needed"));
 /// # }
 /// ```
 ///
