@@ -60,6 +60,39 @@
 //! - [`Cluster`] is the node itself: [`health`](Cluster::health), [`stats`](Cluster::stats),
 //!   [`shutdown`](Cluster::shutdown); [`Cluster::builder`] has the settings.
 //!
+//! # Rooms, commands and presence
+//! A handler puts its own socket into rooms ([`Socket::join`]); from anywhere the same is a command to an audience,
+//! carried out on every node, as is a close. A [`Delivery`] tells what became of a send, an [`Outcome`] what became of a
+//! command.
+//!
+//! ```
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use axum_cluster::{Close, Cluster};
+//!
+//! let cluster = Cluster::builder().start(); // no Redis named: in memory
+//! let to = cluster.broadcaster();
+//! to.to_user("alice").join("lobby").await?; // all her devices that are there now
+//! to.to_room("lobby").except_user("alice").send("alice is here").await?;
+//! let roster = to.to_room("lobby").sockets().await?;
+//! for device in &roster {
+//!     println!("{} with {:?}", device.user, device.description);
+//! }
+//! if !roster.is_complete() {
+//!     println!("and those of {:?}, which did not answer", roster.missing());
+//! }
+//! let logged_out = to.to_user("alice").close(Close::new(4001, "logged out")).await?;
+//! assert_eq!((logged_out.local(), logged_out.unanswered()), (0, 0)); // she was not there
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Ids and errors
+//! Users ([`UserId`]) and rooms ([`RoomId`]) are named by text or by a number. Making an id never fails; one that cannot be
+//! used is refused where it is used, in one way everywhere ([`InvalidId`]). Every error has a `kind()` to match on, a
+//! `source()`, and a text for your log that is whole; returned from a handler it names the class of the failure, and
+//! Redis' words stay in the log.
+//!
 //! # What it promises
 //! 1. Every socket of the addressed user, on every node, exactly once each, while the bus is up. Messages
 //!    of one sender to one audience arrive in the order sent. Text stays text and binary binary.
