@@ -254,7 +254,8 @@ impl Subscriptions {
         turn == Some(0)
     }
 
-    /// A new connection: nothing is subscribed on it.
+    /// A new connection: nothing is subscribed on it. The channel of all nodes comes last: who is counted there is
+    /// reached by everything else.
     pub(crate) fn connected(&mut self) {
         self.link = match self.link {
             Link::Starting => Link::Up,
@@ -263,6 +264,10 @@ impl Subscriptions {
         for (topic, entry) in &mut self.entries {
             entry.queued = true;
             self.restoring.push_back(topic.clone());
+        }
+        let nodes = Topic::nodes();
+        if let Some(at) = self.restoring.iter().position(|topic| *topic == nodes) {
+            self.restoring.swap(at, self.restoring.len() - 1);
         }
     }
 
@@ -580,6 +585,24 @@ mod tests {
             .map(|_| table.step(now, 100).subscribe.len())
             .collect();
         assert_eq!(sizes, [100, 100, 50, 0]);
+    }
+
+    #[test]
+    fn who_is_counted_as_a_node_is_reached_by_everything() {
+        let (mut table, now) = connected();
+        let _ = table.want(&Topic::nodes());
+        for n in 0..250 {
+            let _ = table.want(&topic(n));
+        }
+        table.disconnected();
+        table.connected();
+        assert_eq!(table.step(now, 200).subscribe.len(), 200);
+        let _ = table.want(&topic(251));
+        let subscribe = table.step(now, 200).subscribe;
+        assert_eq!(
+            (subscribe.len(), subscribe.last()),
+            (52, Some(&Topic::nodes()))
+        );
     }
 
     #[test]
