@@ -1,5 +1,6 @@
 //! Why a request got no socket: what its client is told, what the log says, what is counted.
 
+use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
 
@@ -181,7 +182,14 @@ impl fmt::Display for ClusterRejection {
     }
 }
 
-impl std::error::Error for ClusterRejection {}
+impl Error for ClusterRejection {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match &self.0 {
+            Kind::Refused(Refused::InvalidUser(error)) => Some(error),
+            _ => None,
+        }
+    }
+}
 
 impl IntoResponse for ClusterRejection {
     fn into_response(self) -> Response {

@@ -177,7 +177,8 @@ name!(UserId, RoomId);
 /// Why a [`UserId`] or a [`RoomId`] cannot be used.
 ///
 /// A call that returns a `Result` refuses such an id with an error whose kind is `InvalidId` and whose
-/// [`source`](std::error::Error::source) is this, and does nothing; an upgrade is answered with 400. For the few that
+/// [`source`](std::error::Error::source) is this, and does nothing; an upgrade is answered with 400, and this is the
+/// source of its [`ClusterRejection`](crate::ClusterRejection). For the few that
 /// return none it is the id of nobody, and the log says so at debug: [`Socket::leave`](crate::Socket::leave) does
 /// nothing, in [`Broadcaster::presence_of`](crate::Broadcaster::presence_of) it is never online, and
 /// [`Broadcaster::presence_in`](crate::Broadcaster::presence_in) ends at once.

@@ -5,13 +5,15 @@ use std::error::Error;
 use std::time::Duration;
 
 use axum::body::to_bytes;
-use axum::response::IntoResponse;
+use axum::response::{IntoResponse, Response};
+use axum::{Extension, Router, routing::any};
 use axum_cluster::{
-    Close, CloseCode, ClosedKind, Cluster, ConnectErrorKind, InvalidId, QueryErrorKind,
-    RoomErrorKind, SendErrorKind,
+    Close, CloseCode, ClosedKind, Cluster, ClusterRejection, ClusterSocket, ConnectErrorKind,
+    InvalidId, QueryErrorKind, RoomErrorKind, SendErrorKind, UserId,
 };
 
 use crate::face::serve_handler;
+use crate::support::node::serve;
 use crate::support::{Client, RedisServer, soon};
 
 /// Every error but those of the bus, which say the class alone, says the same to whoever called the handler.
@@ -167,4 +169,18 @@ async fn a_socket_that_has_ended_says_how() {
         assert_eq!(response(closed).await, ended);
         assert_eq!(response(room).await, ended);
     }
+}
+
+#[tokio::test]
+async fn a_rejection_of_an_unusable_user_has_it_as_its_source() {
+    async fn ws(socket: Result<ClusterSocket, ClusterRejection>) -> Response {
+        let rejection = socket.unwrap_err();
+        (rejection.status(), source(&rejection)).into_response()
+    }
+    let cluster = Cluster::builder().start();
+    let app = Router::new().route("/ws", any(ws)).layer(cluster.layer());
+    let nobody = Extension(UserId::from(""));
+    let (addr, _server) = serve(app.layer(nobody)).await;
+    let refusal = Client::try_connect(addr, "/ws", &[]).await.unwrap_err();
+    assert_eq!(refusal, (400, InvalidId::Empty.to_string()));
 }
