@@ -184,12 +184,14 @@ impl Listener for Node {
         }
         let gap = self.outage.lock().ends(proven);
         let gap = gap.map(|from| Gap::between(from, proven));
+        // Before the change is told: whoever hears of it finds it counted.
+        let reconnects = u64::from(gap.is_some());
+        self.counters.bus_reconnects.fetch_add(reconnects, Relaxed);
         let changed = self.health.update(|health| match health {
             Health::Degraded { .. } => Some(Health::Up),
             _ => None,
         });
         if let Some(gap) = gap {
-            self.counters.bus_reconnects.fetch_add(1, Relaxed);
             self.tell_gap(gap);
         }
         if changed {
