@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::Node;
 use super::desk::{Event, News};
 use crate::id::{NodeId, UserId};
-use crate::presence::{Announcer, PresenceChange, Reader, Table, Tidings, Wish};
+use crate::presence::{Directory, PresenceChange, Reader, Report, Told, WatchRequest};
 use crate::scope::{Scope, Size};
 use crate::topic::Topic;
 use crate::wire::{self, Action};
@@ -41,7 +41,7 @@ impl Node {
         Some(published.ok()?.nodes)
     }
 
-    async fn say_everybody(&self, to: Topic, announcer: &Announcer) -> Option<usize> {
+    async fn say_everybody(&self, to: Topic, announcer: &Told) -> Option<usize> {
         let mut told = 0;
         for part in announcer.everybody() {
             told = self.say_presence(to.clone(), &part).await?;
@@ -99,7 +99,7 @@ struct Attendance {
 
 #[derive(Debug)]
 struct Attended {
-    announcer: Announcer,
+    announcer: Told,
     /// Other nodes that are told.
     watchers: HashSet<NodeId>,
     /// For readers of this node.
@@ -108,7 +108,7 @@ struct Attended {
 
 #[derive(Debug)]
 struct Feed {
-    table: Table,
+    table: Directory,
     readers: Vec<Weak<Reader>>,
 }
 
@@ -162,7 +162,7 @@ impl Attendance {
             node.desk.watch(topic, true);
             let users = node.registry.read().users_on(topic);
             Attended {
-                announcer: Announcer::new(topic.clone(), users),
+                announcer: Told::new(topic.clone(), users),
                 watchers: HashSet::new(),
                 feed: None,
             }
@@ -173,7 +173,7 @@ impl Attendance {
         let attended = self.attended(node, &topic);
         let is_new = attended.feed.is_none();
         let feed = attended.feed.get_or_insert_with(|| {
-            let mut table = Table::new(node.config.presence_grace);
+            let mut table = Directory::new(node.config.presence_grace);
             for user in attended.announcer.told() {
                 table.came(node.id, user.clone());
             }
@@ -261,7 +261,7 @@ impl Attendance {
         }
     }
 
-    async fn heard(&mut self, node: &Node, origin: NodeId, tidings: Tidings) {
+    async fn heard(&mut self, node: &Node, origin: NodeId, tidings: Report) {
         let Some(topic) = Topic::with_presence(tidings.topic()) else {
             return;
         };
@@ -311,7 +311,7 @@ impl Attendance {
             let Some((to, topic)) = self.unasked.pop() else {
                 break;
             };
-            let watch = Wish::Watch {
+            let watch = WatchRequest::Watch {
                 topic: topic.as_str().to_owned(),
             };
             if node.say_presence(to.clone(), &watch).await.is_none() {
@@ -356,7 +356,7 @@ impl Attendance {
                 ended.insert(topic.clone());
                 node.bus.release(&topic.presence());
                 let topic = topic.as_str().to_owned();
-                let unwatch = Wish::Unwatch { topic };
+                let unwatch = WatchRequest::Unwatch { topic };
                 // Whoever does not hear it will find that nobody listens.
                 let _ = node.say_presence(Topic::nodes(), &unwatch).await;
             }

@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 
 use super::Node;
 use crate::id::{NodeId, UserId};
-use crate::presence::{Presence, Reader, Wish};
+use crate::presence::{Presence, Reader, WatchRequest};
 use crate::topic::Topic;
 
 /// Bytes of tidings that wait to be read. With more, all are dropped and asked for afresh.
@@ -52,9 +52,9 @@ pub(super) enum Event {
     Left(NodeId),
     /// We may have missed something, and the others what we told.
     Returned,
-    /// Tidings were dropped.
+    /// Reports were dropped.
     Missed,
-    /// [`Tidings`](crate::presence::Tidings) of another node.
+    /// A [`Report`](crate::presence::Report) of another node.
     Said(NodeId, Bytes),
     /// The node is shut down.
     Stop,
@@ -87,9 +87,9 @@ impl Desk {
         self.arrived.notify_one();
     }
 
-    fn wish(&self, node: NodeId, wish: &Wish) {
+    fn wish(&self, node: NodeId, wish: &WatchRequest) {
         if let Some(topic) = Topic::with_presence(wish.topic()) {
-            let watches = matches!(wish, Wish::Watch { .. });
+            let watches = matches!(wish, WatchRequest::Watch { .. });
             self.mail.lock().news.wishes.insert((node, topic), watches);
             self.arrived.notify_one();
         }
@@ -163,7 +163,7 @@ impl Node {
     }
 
     pub(super) fn heard_presence(&self, origin: NodeId, json: &[u8]) {
-        // Tidings, which may be long, are no wish from their first word on.
+        // Reports, which may be long, are no wish from their first word on.
         match serde_json::from_slice(json) {
             Ok(wish) => self.desk.wish(origin, &wish),
             Err(_) => {
@@ -185,9 +185,9 @@ mod tests {
 
     const OTHER: NodeId = NodeId(1);
 
-    fn watch(topic: &Topic) -> Wish {
+    fn watch(topic: &Topic) -> WatchRequest {
         let topic = topic.as_str().to_owned();
-        Wish::Watch { topic }
+        WatchRequest::Watch { topic }
     }
 
     /// Comes back to the desk when it is woken.
@@ -244,7 +244,7 @@ mod tests {
         let (desk, all) = (Desk::default(), Topic::all());
         let topic = all.as_str().to_owned();
         desk.wish(OTHER, &watch(&all));
-        desk.wish(OTHER, &Wish::Unwatch { topic });
+        desk.wish(OTHER, &WatchRequest::Unwatch { topic });
         desk.wish(NodeId(2), &watch(&all));
         desk.tell(Event::Left(NodeId(2)));
         assert_eq!(desk.take().wishes, HashMap::from([((OTHER, all), false)]));

@@ -1,8 +1,9 @@
 //! Who comes online and goes offline, as a stream.
 
-mod announcer;
+mod directory;
 mod reader;
-mod table;
+mod told;
+mod word;
 
 use std::fmt;
 use std::pin::Pin;
@@ -10,11 +11,11 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures::Stream;
-use serde::{Deserialize, Serialize};
 
-pub(crate) use self::announcer::Announcer;
+pub(crate) use self::directory::Directory;
 pub(crate) use self::reader::Reader;
-pub(crate) use self::table::Table;
+pub(crate) use self::told::Told;
+pub(crate) use self::word::{Report, WatchRequest};
 use crate::id::UserId;
 
 /// A user came or went.
@@ -74,50 +75,5 @@ impl Stream for Presence {
 impl fmt::Debug for Presence {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Presence").finish()
-    }
-}
-
-/// Whether a node wants to be told of a topic's users.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum Wish {
-    /// It does: first of everybody, then of every change.
-    Watch { topic: String },
-    /// It does no longer.
-    Unwatch { topic: String },
-}
-
-impl Wish {
-    pub(crate) fn topic(&self) -> &str {
-        match self {
-            Self::Watch { topic } | Self::Unwatch { topic } => topic,
-        }
-    }
-}
-
-/// What nodes tell one another of a topic's users.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum Tidings {
-    /// Everybody of the sender, in parts.
-    Everybody {
-        topic: String,
-        users: Vec<UserId>,
-        first: bool,
-        last: bool,
-    },
-    /// Who came to the sender, and who went.
-    Changes {
-        topic: String,
-        online: Vec<UserId>,
-        offline: Vec<UserId>,
-    },
-}
-
-impl Tidings {
-    pub(crate) fn topic(&self) -> &str {
-        match self {
-            Self::Everybody { topic, .. } | Self::Changes { topic, .. } => topic,
-        }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use super::Tidings;
+use super::Report;
 use crate::id::UserId;
 use crate::topic::Topic;
 
@@ -12,14 +12,14 @@ const PART: usize = 5000;
 
 /// What was told already, so that only what differs is.
 #[derive(Debug)]
-pub(crate) struct Announcer {
+pub(crate) struct Told {
     topic: Topic,
     told: HashSet<UserId>,
     /// The others may have missed something: they are told everything again.
     stale: bool,
 }
 
-impl Announcer {
+impl Told {
     pub(crate) fn new(topic: Topic, users: HashSet<UserId>) -> Self {
         Self {
             topic,
@@ -46,7 +46,7 @@ impl Announcer {
         &mut self,
         touched: impl IntoIterator<Item = UserId>,
         is_here: impl Fn(&UserId) -> bool,
-    ) -> Vec<Tidings> {
+    ) -> Vec<Report> {
         let mut changed = Vec::new();
         for user in touched {
             let here = is_here(&user);
@@ -63,7 +63,7 @@ impl Announcer {
             let users = part.iter().filter(|(_, here)| *here == online);
             users.map(|(user, _)| user.clone()).collect()
         };
-        let part = |part| Tidings::Changes {
+        let part = |part| Report::Changes {
             topic: self.topic.as_str().to_owned(),
             online: users(part, true),
             offline: users(part, false),
@@ -72,14 +72,14 @@ impl Announcer {
     }
 
     /// Everything, for somebody who is new or may have missed something.
-    pub(crate) fn everybody(&self) -> Vec<Tidings> {
+    pub(crate) fn everybody(&self) -> Vec<Report> {
         let users: Vec<UserId> = self.told.iter().cloned().collect();
         let mut parts: Vec<&[UserId]> = users.chunks(PART).collect();
         if parts.is_empty() {
             parts.push(&[]);
         }
         let end = parts.len() - 1;
-        let part = |(number, users): (usize, &&[UserId])| Tidings::Everybody {
+        let part = |(number, users): (usize, &&[UserId])| Report::Everybody {
             topic: self.topic.as_str().to_owned(),
             users: users.to_vec(),
             first: number == 0,
@@ -104,16 +104,16 @@ mod tests {
 
     use super::*;
     use crate::id::NodeId;
-    use crate::presence::{PresenceChange, Table};
+    use crate::presence::{Directory, PresenceChange};
 
     #[test]
     fn everybody_is_told_in_whole_parts() {
         let users = |count: usize| (0..count as u64).map(UserId::from).collect();
         for (count, parts) in [(0, 1), (1, 1), (PART, 1), (PART + 1, 2)] {
-            let tidings = Announcer::new(Topic::all(), users(count)).everybody();
-            assert_eq!(tidings.len(), parts);
-            let mut table = Table::new(Duration::ZERO);
-            for part in tidings {
+            let reports = Told::new(Topic::all(), users(count)).everybody();
+            assert_eq!(reports.len(), parts);
+            let mut table = Directory::new(Duration::ZERO);
+            for part in reports {
                 table.heard(NodeId(1), part, Instant::now());
             }
             assert_eq!(table.online().count(), count);
@@ -124,14 +124,14 @@ mod tests {
     fn a_crowd_that_moves_at_once_is_told_in_parts() {
         let users = |range: std::ops::Range<u64>| range.map(UserId::from);
         let count = PART as u64;
-        let mut announcer = Announcer::new(Topic::all(), users(0..count).collect());
-        let mut table = Table::new(Duration::ZERO);
-        for part in announcer.everybody() {
+        let mut told = Told::new(Topic::all(), users(0..count).collect());
+        let mut table = Directory::new(Duration::ZERO);
+        for part in told.everybody() {
             table.heard(NodeId(1), part, Instant::now());
         }
         // The old ones have gone, as many and one more have come.
         let here: HashSet<UserId> = users(count..2 * count + 1).collect();
-        let changes = announcer.changes(users(0..2 * count + 1), |user| here.contains(user));
+        let changes = told.changes(users(0..2 * count + 1), |user| here.contains(user));
         assert_eq!(changes.len(), 3);
         for part in changes {
             table.heard(NodeId(1), part, Instant::now());
@@ -139,7 +139,7 @@ mod tests {
         table.advance(Instant::now());
         let online: HashSet<&UserId> = table.online().collect();
         assert_eq!(online.len(), PART + 1);
-        assert!(announcer.told().all(|user| online.contains(user)));
+        assert!(told.told().all(|user| online.contains(user)));
     }
 
     const GRACE: Duration = Duration::from_secs(5);
@@ -172,7 +172,7 @@ mod tests {
 
     struct Node {
         here: HashSet<UserId>,
-        announcer: Announcer,
+        told: Told,
         connected: bool,
         knows: bool,
     }
@@ -180,7 +180,7 @@ mod tests {
     /// Three nodes and one watcher.
     struct World {
         nodes: Vec<Node>,
-        table: Table,
+        table: Directory,
         now: Instant,
         shown: HashSet<UserId>,
         /// When each user was last on any node.
@@ -192,13 +192,13 @@ mod tests {
         fn new() -> Self {
             let node = || Node {
                 here: HashSet::new(),
-                announcer: Announcer::new(Topic::all(), HashSet::new()),
+                told: Told::new(Topic::all(), HashSet::new()),
                 connected: true,
                 knows: true,
             };
             Self {
                 nodes: vec![node(), node(), node()],
-                table: Table::new(GRACE),
+                table: Directory::new(GRACE),
                 now: Instant::now(),
                 shown: HashSet::new(),
                 seen: HashMap::new(),
@@ -219,7 +219,7 @@ mod tests {
                 Event::Crash(n) => {
                     self.disturbed = true;
                     self.nodes[n].here.clear();
-                    self.nodes[n].announcer = Announcer::new(Topic::all(), HashSet::new());
+                    self.nodes[n].told = Told::new(Topic::all(), HashSet::new());
                     self.nodes[n].connected = true;
                     self.table.forget(NodeId(n as u64), self.now);
                 }
@@ -230,7 +230,7 @@ mod tests {
                 }
                 Event::Heal(n) => {
                     if !std::mem::replace(&mut self.nodes[n].connected, true) {
-                        self.nodes[n].announcer.may_have_been_missed();
+                        self.nodes[n].told.may_have_been_missed();
                         self.repair(n);
                     }
                 }
@@ -248,25 +248,25 @@ mod tests {
         fn announce(&mut self, n: usize, u: u8) {
             let Node {
                 here,
-                announcer,
+                told,
                 connected,
                 knows,
             } = &mut self.nodes[n];
-            for part in announcer.changes([u64::from(u).into()], |user| here.contains(user)) {
+            for part in told.changes([u64::from(u).into()], |user| here.contains(user)) {
                 if *connected {
                     self.table.heard(NodeId(n as u64), part, self.now);
                 } else if *knows {
-                    announcer.may_have_been_missed();
+                    told.may_have_been_missed();
                 }
             }
         }
 
         fn repair(&mut self, n: usize) {
-            assert!(self.nodes[n].announcer.is_stale());
-            for part in self.nodes[n].announcer.everybody() {
+            assert!(self.nodes[n].told.is_stale());
+            for part in self.nodes[n].told.everybody() {
                 self.table.heard(NodeId(n as u64), part, self.now);
             }
-            self.nodes[n].announcer.told_everybody();
+            self.nodes[n].told.told_everybody();
         }
 
         /// Takes what the watcher is told.

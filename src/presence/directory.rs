@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{PresenceChange, Tidings};
+use super::{PresenceChange, Report};
 use crate::id::{NodeId, UserId};
 
 #[derive(Debug)]
-pub(crate) struct Table {
+pub(crate) struct Directory {
     grace: Duration,
     nodes: HashMap<NodeId, HashSet<UserId>>,
     /// Everybody who counts as online: with a node, or within the grace period.
@@ -29,7 +29,7 @@ struct Standing {
     until: Option<Instant>,
 }
 
-impl Table {
+impl Directory {
     pub(crate) fn new(grace: Duration) -> Self {
         Self {
             grace,
@@ -69,12 +69,12 @@ impl Table {
     }
 
     /// What a node told.
-    pub(crate) fn heard(&mut self, node: NodeId, tidings: Tidings, now: Instant) {
-        match tidings {
-            Tidings::Everybody {
+    pub(crate) fn heard(&mut self, node: NodeId, report: Report, now: Instant) {
+        match report {
+            Report::Everybody {
                 users, first, last, ..
             } => self.everybody(node, users, (first, last), now),
-            Tidings::Changes {
+            Report::Changes {
                 online, offline, ..
             } => {
                 online.into_iter().for_each(|user| self.came(node, user));
@@ -187,65 +187,65 @@ mod tests {
 
     #[test]
     fn a_user_on_two_nodes_comes_once_and_goes_once() {
-        let (mut table, now) = (Table::new(GRACE), Instant::now());
-        table.came(A, user("x"));
-        table.came(B, user("x"));
-        table.came(B, user("x"));
-        assert_eq!(table.take_changes(), [online("x")]);
-        table.went(A, &user("x"), now);
-        table.advance(now + GRACE * 2);
-        assert_eq!(table.take_changes(), []);
-        table.went(B, &user("x"), now + GRACE * 2);
-        table.advance(now + GRACE * 3 - Duration::from_millis(1));
-        assert_eq!(table.take_changes(), []);
-        table.advance(now + GRACE * 3);
-        assert_eq!(table.take_changes(), [offline("x")]);
-        assert!(table.online.is_empty() && table.leaving.is_empty());
+        let (mut directory, now) = (Directory::new(GRACE), Instant::now());
+        directory.came(A, user("x"));
+        directory.came(B, user("x"));
+        directory.came(B, user("x"));
+        assert_eq!(directory.take_changes(), [online("x")]);
+        directory.went(A, &user("x"), now);
+        directory.advance(now + GRACE * 2);
+        assert_eq!(directory.take_changes(), []);
+        directory.went(B, &user("x"), now + GRACE * 2);
+        directory.advance(now + GRACE * 3 - Duration::from_millis(1));
+        assert_eq!(directory.take_changes(), []);
+        directory.advance(now + GRACE * 3);
+        assert_eq!(directory.take_changes(), [offline("x")]);
+        assert!(directory.online.is_empty() && directory.leaving.is_empty());
     }
 
     #[test]
     fn a_reconnect_within_the_grace_period_is_no_change() {
-        let (mut table, now) = (Table::new(GRACE), Instant::now());
-        table.came(A, user("x"));
-        table.take_changes();
-        table.went(A, &user("x"), now);
-        table.came(B, user("x"));
-        table.advance(now + GRACE * 9);
-        assert_eq!(table.take_changes(), []);
-        table.went(B, &user("x"), now + GRACE * 9);
-        assert_eq!(table.next_end(), Some(now + GRACE * 10));
+        let (mut directory, now) = (Directory::new(GRACE), Instant::now());
+        directory.came(A, user("x"));
+        directory.take_changes();
+        directory.went(A, &user("x"), now);
+        directory.came(B, user("x"));
+        directory.advance(now + GRACE * 9);
+        assert_eq!(directory.take_changes(), []);
+        directory.went(B, &user("x"), now + GRACE * 9);
+        assert_eq!(directory.next_end(), Some(now + GRACE * 10));
     }
 
     #[test]
     fn a_whole_list_replaces_what_was_known_and_a_torn_one_does_not() {
-        let (mut table, now) = (Table::new(GRACE), Instant::now());
+        let (mut directory, now) = (Directory::new(GRACE), Instant::now());
         for name in ["x", "y"] {
-            table.came(A, user(name));
+            directory.came(A, user(name));
         }
-        table.take_changes();
-        table.everybody(A, vec![user("z")], (false, true), now);
-        assert_eq!(table.take_changes(), [], "its beginning was missed");
-        table.everybody(A, vec![user("y")], (true, false), now);
-        table.everybody(A, vec![user("z")], (false, true), now);
-        assert_eq!(table.take_changes(), [online("z")]);
-        table.advance(now + GRACE);
-        assert_eq!(table.take_changes(), [offline("x")]);
-        table.everybody(A, vec![], (true, false), now);
-        table.interrupted();
-        table.everybody(A, vec![], (false, true), now);
-        table.advance(now + GRACE * 2);
-        assert_eq!(table.take_changes(), [], "its middle was missed");
+        directory.take_changes();
+        directory.everybody(A, vec![user("z")], (false, true), now);
+        assert_eq!(directory.take_changes(), [], "its beginning was missed");
+        directory.everybody(A, vec![user("y")], (true, false), now);
+        directory.everybody(A, vec![user("z")], (false, true), now);
+        assert_eq!(directory.take_changes(), [online("z")]);
+        directory.advance(now + GRACE);
+        assert_eq!(directory.take_changes(), [offline("x")]);
+        directory.everybody(A, vec![], (true, false), now);
+        directory.interrupted();
+        directory.everybody(A, vec![], (false, true), now);
+        directory.advance(now + GRACE * 2);
+        assert_eq!(directory.take_changes(), [], "its middle was missed");
     }
 
     #[test]
     fn a_node_takes_its_users_along() {
-        let (mut table, now) = (Table::new(GRACE), Instant::now());
-        table.came(A, user("x"));
-        table.came(B, user("x"));
-        table.came(A, user("y"));
-        table.take_changes();
-        table.forget(A, now);
-        table.advance(now + GRACE);
-        assert_eq!(table.take_changes(), [offline("y")]);
+        let (mut directory, now) = (Directory::new(GRACE), Instant::now());
+        directory.came(A, user("x"));
+        directory.came(B, user("x"));
+        directory.came(A, user("y"));
+        directory.take_changes();
+        directory.forget(A, now);
+        directory.advance(now + GRACE);
+        assert_eq!(directory.take_changes(), [offline("y")]);
     }
 }
