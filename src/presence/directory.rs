@@ -1,15 +1,29 @@
 //! Who is online, put together from what every node tells: rules, with time as an argument.
+//!
+//! A user comes with the first node that names him and goes with the last, a grace period later; that is why nodes are
+//! counted, and why each one's whole list is kept. A list comes in parts and counts once its last is there: until then
+//! the old one holds, so that nobody flaps.
+
+//!
+//! ```text
+//!            a node names the user              the last that did names them no longer
+//!  offline ------------------------> Named (by 1..) ----------------------------> Leaving (until)
+//!     ^       Online is told           ^                                             |     |
+//!     |                                +------- a node names them: nothing told -----+     |
+//!     +------------------------- the grace period is over: Offline is told ----------------+
+//! ```
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{PresenceChange, Report};
+use super::PresenceChange;
+use super::word::Report;
 use crate::id::{NodeId, UserId};
 
 #[derive(Debug)]
-pub(crate) struct Directory {
+pub(super) struct Directory {
     grace: Duration,
     nodes: HashMap<NodeId, HashSet<UserId>>,
     /// Everybody who counts as online: with a node, or within the grace period.
@@ -22,15 +36,17 @@ pub(crate) struct Directory {
     changes: Vec<PresenceChange>,
 }
 
-#[derive(Debug)]
-struct Standing {
-    nodes: usize,
-    /// With no node: when the grace period ends.
-    until: Option<Instant>,
+/// Of a user who counts as online.
+#[derive(Debug, PartialEq, Eq)]
+enum Standing {
+    /// So many nodes name the user, at least one.
+    Named(usize),
+    /// None does, and that is when the grace period ends.
+    Leaving(Instant),
 }
 
 impl Directory {
-    pub(crate) fn new(grace: Duration) -> Self {
+    pub(super) fn new(grace: Duration) -> Self {
         Self {
             grace,
             nodes: HashMap::new(),
@@ -41,21 +57,15 @@ impl Directory {
         }
     }
 
-    pub(crate) fn came(&mut self, node: NodeId, user: UserId) {
+    pub(super) fn came(&mut self, node: NodeId, user: UserId) {
         if !self.nodes.entry(node).or_default().insert(user.clone()) {
             return;
         }
         match self.online.get_mut(&user) {
-            Some(standing) => {
-                standing.nodes += 1;
-                standing.until = None;
-            }
+            Some(Standing::Named(nodes)) => *nodes += 1,
+            Some(leaving) => *leaving = Standing::Named(1),
             None => {
-                let standing = Standing {
-                    nodes: 1,
-                    until: None,
-                };
-                self.online.insert(user.clone(), standing);
+                self.online.insert(user.clone(), Standing::Named(1));
                 self.changes.push(PresenceChange::Online(user));
             }
         }
@@ -69,7 +79,7 @@ impl Directory {
     }
 
     /// What a node told.
-    pub(crate) fn heard(&mut self, node: NodeId, report: Report, now: Instant) {
+    pub(super) fn heard(&mut self, node: NodeId, report: Report, now: Instant) {
         match report {
             Report::Everybody {
                 users, first, last, ..
@@ -113,12 +123,12 @@ impl Directory {
     }
 
     /// Something that was told may have been missed: a list that is not complete yet may have a hole.
-    pub(crate) fn interrupted(&mut self) {
+    pub(super) fn interrupted(&mut self) {
         self.staged.clear();
     }
 
     /// A node has left or died, with everybody on it.
-    pub(crate) fn forget(&mut self, node: NodeId, now: Instant) {
+    pub(super) fn forget(&mut self, node: NodeId, now: Instant) {
         self.staged.remove(&node);
         for user in self.nodes.remove(&node).unwrap_or_default() {
             self.lost_one(&user, now);
@@ -126,13 +136,12 @@ impl Directory {
     }
 
     /// Ends the grace periods that are over.
-    pub(crate) fn advance(&mut self, now: Instant) {
+    pub(super) fn advance(&mut self, now: Instant) {
         while self.next_end().is_some_and(|end| end <= now) {
             let Some((end, user)) = self.leaving.pop_front() else {
                 return;
             };
-            let standing = self.online.get(&user);
-            if standing.is_some_and(|standing| standing.until == Some(end)) {
+            if self.online.get(&user) == Some(&Standing::Leaving(end)) {
                 self.online.remove(&user);
                 self.changes.push(PresenceChange::Offline(user));
             }
@@ -140,27 +149,27 @@ impl Directory {
     }
 
     /// When [`advance`](Self::advance) has something to do.
-    pub(crate) fn next_end(&self) -> Option<Instant> {
+    pub(super) fn next_end(&self) -> Option<Instant> {
         self.leaving.front().map(|(end, _)| *end)
     }
 
-    pub(crate) fn online(&self) -> impl Iterator<Item = &UserId> {
+    pub(super) fn online(&self) -> impl Iterator<Item = &UserId> {
         self.online.keys()
     }
 
-    pub(crate) fn take_changes(&mut self) -> Vec<PresenceChange> {
+    pub(super) fn take_changes(&mut self) -> Vec<PresenceChange> {
         std::mem::take(&mut self.changes)
     }
 
     fn lost_one(&mut self, user: &UserId, now: Instant) {
-        let Some(standing) = self.online.get_mut(user) else {
-            return;
-        };
-        standing.nodes -= 1;
-        if standing.nodes == 0 {
-            let end = now + self.grace;
-            standing.until = Some(end);
-            self.leaving.push_back((end, user.clone()));
+        match self.online.get_mut(user) {
+            Some(Standing::Named(nodes)) if *nodes > 1 => *nodes -= 1,
+            Some(last) => {
+                let end = now + self.grace;
+                *last = Standing::Leaving(end);
+                self.leaving.push_back((end, user.clone()));
+            }
+            None => {}
         }
     }
 }
@@ -244,7 +253,9 @@ mod tests {
         directory.came(B, user("x"));
         directory.came(A, user("y"));
         directory.take_changes();
+        directory.everybody(A, vec![], (true, false), now);
         directory.forget(A, now);
+        assert!(directory.staged.is_empty() && !directory.nodes.contains_key(&A));
         directory.advance(now + GRACE);
         assert_eq!(directory.take_changes(), [offline("y")]);
     }

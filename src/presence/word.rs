@@ -1,11 +1,31 @@
 //! What nodes say to one another of who is online.
+//!
+//! Each of the two kinds of word has a kind of envelope of its own: a request is a few bytes and its last one counts, so
+//! it is parsed at once; a report may name 5,000 users, and whoever hears it must know what it is without parsing it.
 
 use serde::{Deserialize, Serialize};
 
 use crate::id::UserId;
 
+/// What one node says to another, or to all that hear a topic's channel.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Word {
+    Request(WatchRequest),
+    Report(Report),
+}
+
+impl Word {
+    pub(crate) fn to_json(&self) -> Vec<u8> {
+        let json = match self {
+            Self::Request(request) => serde_json::to_vec(request),
+            Self::Report(report) => serde_json::to_vec(report),
+        };
+        json.expect("words are plain data")
+    }
+}
+
 /// Whether a node wants to be told of a topic's users.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum WatchRequest {
     /// It does: first of everybody, then of every change.
@@ -23,7 +43,7 @@ impl WatchRequest {
 }
 
 /// What nodes tell one another of a topic's users.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Report {
     /// Everybody of the sender, in parts.
