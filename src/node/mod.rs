@@ -43,7 +43,7 @@ use crate::id::{NodeId, UserId};
 use crate::members::Members;
 use crate::message::Message;
 use crate::outbox::{Outbox, Pushed};
-use crate::presence::Mailbox;
+use crate::presence::{Mailbox, Task};
 use crate::registry::{Member, Registry, Wanted};
 use crate::roster::{Count, Roster};
 use crate::scope::{Route, Scope, Selection};
@@ -147,7 +147,7 @@ impl Node {
         node.keep(sweep(Arc::downgrade(&node)));
         node.keep(membership::attend(Arc::downgrade(&node)));
         let grace = node.config.presence_grace;
-        node.keep(crate::presence::attend(Arc::downgrade(&node), id, grace));
+        node.keep(Task::new(Arc::downgrade(&node), id, grace).run());
         node
     }
 

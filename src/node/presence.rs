@@ -6,7 +6,7 @@ use smallvec::smallvec;
 
 use super::Node;
 use crate::id::{NodeId, UserId};
-use crate::presence::{Here, Mailbox, Presence, Uplink, Word};
+use crate::presence::{Here, Host, Mailbox, Presence, Word};
 use crate::scope::{Scope, Size};
 use crate::topic::Topic;
 use crate::wire::{self, Action};
@@ -42,7 +42,7 @@ impl Here for Node {
     }
 }
 
-impl Uplink for Node {
+impl Host for Node {
     fn mailbox(&self) -> &Mailbox {
         &self.presence
     }

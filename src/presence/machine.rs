@@ -1,5 +1,5 @@
-//! The rules of presence on one node, without I/O: what happens goes in by [`handle`](Machine::handle), and what is to
-//! be done comes out of [`poll_act`](Machine::poll_act), one by one. What became of it goes in by
+//! The rules of presence on one node, without I/O: what happens goes in by [`handle`](Machine::handle), what is to be
+//! done comes out of [`poll_act`](Machine::poll_act), one by one, and what became of it goes in by
 //! [`said`](Machine::said).
 //!
 //! A topic is kept while somebody wants to know of it, here or elsewhere, and both halves hang on that alone:
@@ -345,13 +345,13 @@ mod tests {
     const GRACE: Duration = Duration::from_secs(5);
 
     /// A machine that knows A and B, and what it does.
-    struct Desk {
+    struct Rig {
         machine: Machine,
         outside: Outside,
         now: Instant,
     }
 
-    impl Desk {
+    impl Rig {
         fn new() -> Self {
             Self {
                 machine: Machine::new(ME, GRACE),
@@ -459,78 +459,78 @@ mod tests {
 
     #[test]
     fn the_first_reader_is_told_who_is_here_and_asks_once_the_others_are_heard() {
-        let (mut desk, all) = (Desk::new(), Topic::all());
-        desk.outside.put(&all, &user("x"), true);
-        let mut first = desk.read(&all);
+        let (mut rig, all) = (Rig::new(), Topic::all());
+        rig.outside.put(&all, &user("x"), true);
+        let mut first = rig.read(&all);
         assert_eq!(told(&mut first), [online("x")]);
         let asked = [
             Act::Hear(all.clone()),
             Act::ask(Topic::nodes(), all.clone()),
         ];
-        assert_eq!(desk.acts(Some(2)), asked);
-        desk.handle(Input::Report(A, everybody(&all, &["y"])));
+        assert_eq!(rig.acts(Some(2)), asked);
+        rig.handle(Input::Report(A, everybody(&all, &["y"])));
         assert_eq!(told(&mut first), [online("y")]);
-        let mut second = desk.read(&all);
+        let mut second = rig.read(&all);
         assert_eq!(told(&mut second).len(), 2);
-        assert_eq!(desk.acts(Some(2)), [], "all is known already");
+        assert_eq!(rig.acts(Some(2)), [], "all is known already");
     }
 
     #[test]
     fn the_last_reader_releases_the_topic_and_all_that_was_to_be_asked() {
-        let (mut desk, all) = (Desk::new(), Topic::all());
-        let readers = [desk.read(&all), desk.read(&all)];
-        assert_eq!(desk.acts(None).len(), 2);
+        let (mut rig, all) = (Rig::new(), Topic::all());
+        let readers = [rig.read(&all), rig.read(&all)];
+        assert_eq!(rig.acts(None).len(), 2);
         let [first, last] = readers;
         drop(first);
-        desk.now += RETRY;
-        assert_eq!(desk.acts(None), [Act::ask(Topic::nodes(), all.clone())]);
+        rig.now += RETRY;
+        assert_eq!(rig.acts(None), [Act::ask(Topic::nodes(), all.clone())]);
         drop(last);
-        desk.now += RETRY;
+        rig.now += RETRY;
         assert_eq!(
-            desk.acts(None),
+            rig.acts(None),
             [Act::Release(all.clone()), Act::unwatch(&all)]
         );
-        assert!(!desk.watched(&all) && !desk.outside.is_watched(&all));
-        let mut back = desk.read(&all);
+        assert!(!rig.watched(&all) && !rig.outside.is_watched(&all));
+        let mut back = rig.read(&all);
         assert_eq!(told(&mut back), []);
-        assert_eq!(desk.acts(Some(1)).len(), 2, "it begins anew");
+        assert_eq!(rig.acts(Some(1)).len(), 2, "it begins anew");
     }
 
     #[test]
     fn who_wants_to_be_told_is_told_everybody_and_then_what_changes() {
-        let (mut desk, all) = (Desk::new(), Topic::all());
-        desk.touch(&all, &["x"], true);
-        assert_eq!(desk.acts(Some(1)), [], "nobody watches");
-        desk.handle(Input::Request(A, all.clone(), true));
-        assert_eq!(desk.acts(Some(1)), [answer(A, &all, &["x"])]);
-        desk.touch(&all, &["x"], true);
-        assert_eq!(desk.acts(Some(1)), [], "no change");
-        desk.touch(&all, &["y"], true);
-        desk.handle(Input::Request(B, all.clone(), true));
-        desk.touch(&all, &["x"], false);
+        let (mut rig, all) = (Rig::new(), Topic::all());
+        rig.touch(&all, &["x"], true);
+        assert_eq!(rig.acts(Some(1)), [], "nobody watches");
+        rig.handle(Input::Request(A, all.clone(), true));
+        assert_eq!(rig.acts(Some(1)), [answer(A, &all, &["x"])]);
+        rig.touch(&all, &["x"], true);
+        assert_eq!(rig.acts(Some(1)), [], "no change");
+        rig.touch(&all, &["y"], true);
+        rig.handle(Input::Request(B, all.clone(), true));
+        rig.touch(&all, &["x"], false);
         let order = [
             changed(&all, &["y"], &[]),
             answer(B, &all, &["y"]),
             changed(&all, &[], &["x"]),
         ];
-        assert_eq!(desk.acts(Some(1)), order, "as it came");
-        desk.handle(Input::Request(A, all.clone(), false));
-        desk.handle(Input::Request(B, all.clone(), false));
-        desk.touch(&all, &["z"], true);
-        assert_eq!(desk.acts(Some(1)), []);
-        assert!(!desk.watched(&all) && !desk.outside.is_watched(&all));
+        assert_eq!(rig.acts(Some(1)), order, "as it came");
+        rig.handle(Input::Request(A, all.clone(), false));
+        rig.handle(Input::Request(B, all.clone(), false));
+        rig.touch(&all, &["z"], true);
+        assert_eq!(rig.acts(Some(1)), []);
+        assert!(!rig.watched(&all) && !rig.outside.is_watched(&all));
     }
 
     #[test]
     fn nothing_comes_between_the_parts_of_a_list() {
-        let (mut desk, all) = (Desk::new(), Topic::all());
+        let (mut rig, all) = (Rig::new(), Topic::all());
         let names: Vec<String> = (0..2 * PART + 1).map(|n| n.to_string()).collect();
         names
             .iter()
-            .for_each(|name| desk.outside.put(&all, &user(name), true));
-        desk.handle(Input::Request(A, all.clone(), true));
-        desk.touch(&all, &["x"], true);
-        let acts = desk.acts(Some(1));
+            .for_each(|name| rig.outside.put(&all, &user(name), true));
+        rig.handle(Input::Request(A, all.clone(), true));
+        rig.touch(&all, &["x"], true);
+        let acts = rig.acts(Some(1));
         let is_part = |act: &Act| {
             matches!(
                 act,
@@ -547,94 +547,94 @@ mod tests {
 
     #[test]
     fn who_has_left_is_told_no_more_and_the_topic_is_given_up() {
-        let (mut desk, all) = (Desk::new(), Topic::all());
+        let (mut rig, all) = (Rig::new(), Topic::all());
         let names: Vec<String> = (0..2 * PART).map(|n| n.to_string()).collect();
         names
             .iter()
-            .for_each(|name| desk.outside.put(&all, &user(name), true));
-        desk.handle(Input::Request(A, all.clone(), true));
-        assert_eq!(desk.acts(Some(0)).len(), 1, "nobody takes the second part");
-        assert_eq!(desk.acts(Some(0)), []);
-        assert!(!desk.watched(&all));
+            .for_each(|name| rig.outside.put(&all, &user(name), true));
+        rig.handle(Input::Request(A, all.clone(), true));
+        assert_eq!(rig.acts(Some(0)).len(), 1, "nobody takes the second part");
+        assert_eq!(rig.acts(Some(0)), []);
+        assert!(!rig.watched(&all));
 
         for other in [A, B] {
-            desk.handle(Input::Request(other, all.clone(), true));
+            rig.handle(Input::Request(other, all.clone(), true));
         }
-        assert_eq!(desk.acts(Some(1)).len(), 4);
-        desk.handle(Input::Left(A));
-        desk.touch(&all, &["x"], true);
-        desk.touch(&all, &["y"], true);
+        assert_eq!(rig.acts(Some(1)).len(), 4);
+        rig.handle(Input::Left(A));
+        rig.touch(&all, &["x"], true);
+        rig.touch(&all, &["y"], true);
         assert_eq!(
-            desk.acts(Some(0)),
+            rig.acts(Some(0)),
             [changed(&all, &["x"], &[])],
             "B went in silence"
         );
-        desk.touch(&all, &["z"], true);
-        assert_eq!(desk.acts(Some(0)), []);
-        assert!(!desk.watched(&all));
+        rig.touch(&all, &["z"], true);
+        assert_eq!(rig.acts(Some(0)), []);
+        assert!(!rig.watched(&all));
     }
 
     #[test]
     fn an_answer_for_whom_nobody_waits_any_more_is_not_put_together() {
-        let (mut desk, all) = (Desk::new(), Topic::all());
-        desk.handle(Input::Request(A, all.clone(), true));
-        desk.handle(Input::Left(A));
-        assert_eq!(desk.acts(Some(1)), []);
-        desk.handle(Input::Request(A, all.clone(), true));
-        desk.handle(Input::Request(B, all.clone(), true));
-        desk.handle(Input::Left(A));
-        assert_eq!(desk.acts(Some(1)), [answer(B, &all, &[])]);
+        let (mut rig, all) = (Rig::new(), Topic::all());
+        rig.handle(Input::Request(A, all.clone(), true));
+        rig.handle(Input::Left(A));
+        assert_eq!(rig.acts(Some(1)), []);
+        rig.handle(Input::Request(A, all.clone(), true));
+        rig.handle(Input::Request(B, all.clone(), true));
+        rig.handle(Input::Left(A));
+        assert_eq!(rig.acts(Some(1)), [answer(B, &all, &[])]);
     }
 
     #[test]
     fn what_may_be_lost_is_mended_by_everybody_once_more() {
-        let (mut desk, all) = (Desk::new(), Topic::all());
-        desk.handle(Input::Request(A, all.clone(), true));
-        assert_eq!(desk.acts(Some(1)).len(), 1);
-        desk.touch(&all, &["x"], true);
+        let (mut rig, all) = (Rig::new(), Topic::all());
+        rig.handle(Input::Request(A, all.clone(), true));
+        assert_eq!(rig.acts(Some(1)).len(), 1);
+        rig.touch(&all, &["x"], true);
         let said = [changed(&all, &["x"], &[]), again(&all, &["x"])];
-        assert_eq!(desk.acts(None), said);
-        assert_eq!(desk.machine.poll_timeout(), Some(desk.now + RETRY));
-        desk.touch(&all, &["x"], false);
-        assert_eq!(desk.acts(None), [changed(&all, &[], &["x"])], "a pause");
-        desk.now += RETRY;
-        assert_eq!(desk.acts(Some(1)), [again(&all, &[])]);
-        assert_eq!(desk.machine.poll_timeout(), None);
-        desk.handle(Input::Request(B, all.clone(), true));
+        assert_eq!(rig.acts(None), said);
+        assert_eq!(rig.machine.poll_timeout(), Some(rig.now + RETRY));
+        rig.touch(&all, &["x"], false);
+        assert_eq!(rig.acts(None), [changed(&all, &[], &["x"])], "a pause");
+        rig.now += RETRY;
+        assert_eq!(rig.acts(Some(1)), [again(&all, &[])]);
+        assert_eq!(rig.machine.poll_timeout(), None);
+        rig.handle(Input::Request(B, all.clone(), true));
         let said = [answer(B, &all, &[]), again(&all, &[])];
-        assert_eq!(desk.acts(None), said, "so is an answer");
+        assert_eq!(rig.acts(None), said, "so is an answer");
     }
 
     #[test]
     fn a_list_of_which_a_part_may_be_lost_is_not_gone_on_with() {
-        let (mut desk, all) = (Desk::new(), Topic::all());
+        let (mut rig, all) = (Rig::new(), Topic::all());
         let names: Vec<String> = (0..2 * PART).map(|n| n.to_string()).collect();
         names
             .iter()
-            .for_each(|name| desk.outside.put(&all, &user(name), true));
-        desk.handle(Input::Request(A, all.clone(), true));
+            .for_each(|name| rig.outside.put(&all, &user(name), true));
+        rig.handle(Input::Request(A, all.clone(), true));
         assert_eq!(
-            desk.acts(None).len(),
+            rig.acts(None).len(),
             2,
             "one part of the answer, and one once more"
         );
-        desk.now += RETRY;
-        assert_eq!(desk.acts(Some(1)).len(), 2, "both parts");
-        assert_eq!(desk.acts(Some(1)), []);
+        rig.now += RETRY;
+        assert_eq!(rig.acts(Some(1)).len(), 2, "both parts");
+        assert_eq!(rig.acts(Some(1)), []);
     }
 
     #[test]
     fn after_an_outage_all_is_asked_and_told_again_in_portions() {
-        let mut desk = Desk::new();
-        let readers: Vec<Presence> = (0..PORTION + 1).map(|n| desk.read(&room(n))).collect();
+        let mut rig = Rig::new();
+        let readers: Vec<Presence> = (0..PORTION + 1).map(|n| rig.read(&room(n))).collect();
         for n in 0..PORTION + 1 {
-            desk.handle(Input::Request(A, room(n), true));
+            rig.handle(Input::Request(A, room(n), true));
         }
-        while !desk.acts(Some(1)).is_empty() {}
-        desk.handle(Input::Returned);
-        assert_eq!(desk.acts(Some(1)).len(), 2 * PORTION);
-        assert_eq!(desk.machine.poll_timeout(), Some(desk.now), "at once");
-        let rest = desk.acts(Some(1));
+        while !rig.acts(Some(1)).is_empty() {}
+        rig.handle(Input::Returned);
+        assert_eq!(rig.acts(Some(1)).len(), 2 * PORTION);
+        assert_eq!(rig.machine.poll_timeout(), Some(rig.now), "at once");
+        let rest = rig.acts(Some(1));
         assert!(matches!(
             &rest[..],
             [
@@ -648,101 +648,101 @@ mod tests {
                 })
             ]
         ));
-        assert_eq!(desk.machine.poll_timeout(), None);
+        assert_eq!(rig.machine.poll_timeout(), None);
         drop(readers);
     }
 
     #[test]
     fn a_bus_that_is_down_is_tried_once_in_a_while() {
-        let mut desk = Desk::new();
-        let _readers: Vec<Presence> = (0..9).map(|n| desk.read(&room(n))).collect();
-        let acts = desk.acts(None);
+        let mut rig = Rig::new();
+        let _readers: Vec<Presence> = (0..9).map(|n| rig.read(&room(n))).collect();
+        let acts = rig.acts(None);
         assert_eq!(acts.len(), 10, "nine to be heard, and one is asked");
         for _ in 0..3 {
-            assert_eq!(desk.acts(None), []);
-            desk.now += RETRY;
-            assert_eq!(desk.acts(None).len(), 1);
+            assert_eq!(rig.acts(None), []);
+            rig.now += RETRY;
+            assert_eq!(rig.acts(None).len(), 1);
         }
-        desk.now += RETRY;
-        assert_eq!(desk.acts(Some(1)).len(), 9);
+        rig.now += RETRY;
+        assert_eq!(rig.acts(Some(1)).len(), 9);
     }
 
     #[test]
     fn who_was_told_more_than_it_could_keep_asks_one_node_after_the_other() {
-        let mut desk = Desk::new();
-        let _readers: Vec<Presence> = (0..3).map(|n| desk.read(&room(n))).collect();
-        assert_eq!(desk.acts(Some(2)).len(), 6, "all at once");
-        desk.handle(Input::Missed);
+        let mut rig = Rig::new();
+        let _readers: Vec<Presence> = (0..3).map(|n| rig.read(&room(n))).collect();
+        assert_eq!(rig.acts(Some(2)).len(), 6, "all at once");
+        rig.handle(Input::Missed);
         for other in [B, A] {
-            let asked = desk.acts(Some(1));
+            let asked = rig.acts(Some(1));
             assert_eq!(asked.len(), 3);
             let to_other = |act: &Act| matches!(act, Act::Say(say) if say.to == Topic::node(other));
             assert!(asked.iter().all(to_other), "{asked:?}");
-            desk.now += RETRY;
+            rig.now += RETRY;
         }
-        assert_eq!(desk.acts(Some(1)), []);
+        assert_eq!(rig.acts(Some(1)), []);
     }
 
     #[test]
     fn a_new_node_is_asked_and_one_that_left_is_not() {
-        let (mut desk, all) = (Desk::new(), Topic::all());
-        let _reader = desk.read(&all);
-        assert_eq!(desk.acts(Some(0)).len(), 2);
-        desk.handle(Input::Joined(A));
-        desk.handle(Input::Joined(B));
-        desk.handle(Input::Left(B));
-        assert_eq!(desk.acts(Some(1)), [Act::ask(Topic::node(A), all)]);
+        let (mut rig, all) = (Rig::new(), Topic::all());
+        let _reader = rig.read(&all);
+        assert_eq!(rig.acts(Some(0)).len(), 2);
+        rig.handle(Input::Joined(A));
+        rig.handle(Input::Joined(B));
+        rig.handle(Input::Left(B));
+        assert_eq!(rig.acts(Some(1)), [Act::ask(Topic::node(A), all)]);
     }
 
     #[test]
     fn a_node_that_left_takes_its_users_along_after_the_grace_period() {
-        let (mut desk, all) = (Desk::new(), Topic::all());
-        let mut reader = desk.read(&all);
-        desk.acts(Some(2));
-        desk.handle(Input::Report(A, everybody(&all, &["x"])));
+        let (mut rig, all) = (Rig::new(), Topic::all());
+        let mut reader = rig.read(&all);
+        rig.acts(Some(2));
+        rig.handle(Input::Report(A, everybody(&all, &["x"])));
         assert_eq!(told(&mut reader), [online("x")]);
-        desk.handle(Input::Left(A));
-        let end = desk.now + GRACE;
-        assert_eq!(desk.machine.poll_timeout(), Some(end));
-        desk.now = end - Duration::from_millis(1);
-        desk.acts(Some(2));
+        rig.handle(Input::Left(A));
+        let end = rig.now + GRACE;
+        assert_eq!(rig.machine.poll_timeout(), Some(end));
+        rig.now = end - Duration::from_millis(1);
+        rig.acts(Some(2));
         assert_eq!(told(&mut reader), []);
-        desk.now = end;
-        desk.acts(Some(2));
+        rig.now = end;
+        rig.acts(Some(2));
         assert_eq!(told(&mut reader), [offline("x")]);
-        assert_eq!(desk.machine.poll_timeout(), None);
+        assert_eq!(rig.machine.poll_timeout(), None);
     }
 
     #[test]
     fn only_of_nodes_whose_end_would_be_noticed_anything_is_believed() {
-        let (mut desk, all) = (Desk::new(), Topic::all());
-        let mut reader = desk.read(&all);
-        desk.handle(Input::Report(NodeId(9), everybody(&all, &["x"])));
-        desk.handle(Input::Report(A, everybody(&room(1), &["y"])));
+        let (mut rig, all) = (Rig::new(), Topic::all());
+        let mut reader = rig.read(&all);
+        rig.handle(Input::Report(NodeId(9), everybody(&all, &["x"])));
+        rig.handle(Input::Report(A, everybody(&room(1), &["y"])));
         assert_eq!(told(&mut reader), []);
-        desk.handle(Input::Report(A, changes(&all, &["z"], &[])));
+        rig.handle(Input::Report(A, changes(&all, &["z"], &[])));
         assert_eq!(told(&mut reader), [online("z")], "control");
     }
 
     #[test]
     fn readers_here_are_told_of_this_nodes_users_whatever_the_bus_does() {
-        let (mut desk, all) = (Desk::new(), Topic::all());
-        let mut reader = desk.read(&all);
-        desk.handle(Input::Request(A, all.clone(), true));
-        desk.touch(&all, &["x"], true);
+        let (mut rig, all) = (Rig::new(), Topic::all());
+        let mut reader = rig.read(&all);
+        rig.handle(Input::Request(A, all.clone(), true));
+        rig.touch(&all, &["x"], true);
         assert_eq!(told(&mut reader), [online("x")], "before anything is said");
-        desk.touch(&all, &["x"], false);
-        desk.handle(Input::Report(A, changes(&all, &["x"], &[])));
-        desk.now += GRACE;
-        desk.acts(None);
+        rig.touch(&all, &["x"], false);
+        rig.handle(Input::Report(A, changes(&all, &["x"], &[])));
+        rig.now += GRACE;
+        rig.acts(None);
         assert_eq!(told(&mut reader), [], "they are there");
     }
 
     #[test]
     fn a_list_that_an_outage_cut_is_not_taken_for_a_whole_one() {
-        let (mut desk, all) = (Desk::new(), Topic::all());
-        let mut reader = desk.read(&all);
-        desk.handle(Input::Report(A, everybody(&all, &["x"])));
+        let (mut rig, all) = (Rig::new(), Topic::all());
+        let mut reader = rig.read(&all);
+        rig.handle(Input::Report(A, everybody(&all, &["x"])));
         let part = |first, last| Report::Everybody {
             topic: all.as_str().to_owned(),
             users: Vec::new(),
@@ -750,20 +750,20 @@ mod tests {
             last,
         };
         for cut in [Input::Returned, Input::Missed] {
-            desk.handle(Input::Report(A, part(true, false)));
-            desk.handle(cut);
-            desk.handle(Input::Report(A, part(false, true)));
+            rig.handle(Input::Report(A, part(true, false)));
+            rig.handle(cut);
+            rig.handle(Input::Report(A, part(false, true)));
         }
-        desk.now += GRACE;
-        desk.acts(Some(1));
+        rig.now += GRACE;
+        rig.acts(Some(1));
         assert_eq!(told(&mut reader), [online("x")]);
     }
 
     #[test]
     fn all_readers_end_with_it() {
-        let mut desk = Desk::new();
-        let mut readers = [desk.read(&Topic::all()), desk.read(&room(1))];
-        desk.machine.end();
+        let mut rig = Rig::new();
+        let mut readers = [rig.read(&Topic::all()), rig.read(&room(1))];
+        rig.machine.end();
         for reader in &mut readers {
             assert_eq!(reader.next().now_or_never(), Some(None));
         }

@@ -1,7 +1,7 @@
 //! Who comes online and goes offline, as a stream.
 //!
-//! Every node tells the others who came to its own sockets and went, of those topics only that somebody watches there, and puts
-//! together for its readers what all of them tell.
+//! Every node tells the others who comes and goes among its own sockets, of those topics only that somebody watches
+//! there, and puts together for its readers what all of them tell.
 //!
 //! ```text
 //!  sockets: touch ----+                                                   +--> readers (streams)
@@ -37,7 +37,7 @@ use futures::Stream;
 
 pub(crate) use self::mailbox::Mailbox;
 use self::reader::Reader;
-pub(crate) use self::task::attend;
+pub(crate) use self::task::Task;
 pub(crate) use self::word::Word;
 use crate::id::{NodeId, UserId};
 use crate::topic::Topic;
@@ -104,8 +104,8 @@ impl fmt::Debug for Presence {
 
 /// What the rules ask of their node.
 pub(crate) trait Here {
-    /// From now on the mailbox is told of who comes to a topic and goes; and who is on it. First the one, then the other:
-    /// nobody falls in between.
+    /// From now on the mailbox is told of who comes to a topic and goes; and who is on it now. First the one, then the
+    /// other, or somebody falls in between.
     fn watch(&self, topic: &Topic) -> HashSet<UserId>;
 
     /// The mailbox is told of it no more.
@@ -122,7 +122,7 @@ pub(crate) trait Here {
 }
 
 /// What the task does through its node.
-pub(crate) trait Uplink: Here + Send + Sync {
+pub(crate) trait Host: Here + Send + Sync {
     fn mailbox(&self) -> &Mailbox;
 
     /// Says something on a topic's channel; how many nodes took it, and none if it may be lost.

@@ -6,9 +6,10 @@ use std::sync::Weak;
 use std::time::Duration;
 
 use futures::FutureExt;
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::Uplink;
+use super::Host;
 use super::act::Act;
 use super::machine::Machine;
 use crate::id::NodeId;
@@ -16,53 +17,72 @@ use crate::id::NodeId;
 /// Who comes and goes here within so long is told together.
 const GATHER: Duration = Duration::from_millis(10);
 
-/// Runs as long as the node lives and is not shut down.
-pub(crate) async fn attend<N: Uplink>(node: Weak<N>, me: NodeId, grace: Duration) {
-    let Some(arrived) = node.upgrade().map(|node| node.mailbox().arrived()) else {
-        return;
-    };
-    let mut machine = Machine::new(me, grace);
-    loop {
-        let next = machine.poll_timeout();
+#[derive(Debug)]
+pub(crate) struct Task<N> {
+    node: Weak<N>,
+    machine: Machine,
+}
+
+impl<N: Host> Task<N> {
+    pub(crate) fn new(node: Weak<N>, me: NodeId, grace: Duration) -> Self {
+        let machine = Machine::new(me, grace);
+        Self { node, machine }
+    }
+
+    /// Runs as long as the node lives and is not shut down.
+    pub(crate) async fn run(mut self) {
+        let Some(arrived) = self.node.upgrade().map(|node| node.mailbox().arrived()) else {
+            return;
+        };
+        loop {
+            self.wait(&arrived).await;
+            let Some(node) = self.node.upgrade() else {
+                break;
+            };
+            let looking = AssertUnwindSafe(self.look(&*node)).catch_unwind();
+            match looking.await {
+                Ok(ControlFlow::Continue(())) => {}
+                Ok(ControlFlow::Break(())) => break,
+                Err(_) => tracing::error!("the presence task panicked and goes on"),
+            }
+        }
+        self.machine.end();
+    }
+
+    /// Until there is something to look at, and for whoever comes at about the same time.
+    async fn wait(&self, arrived: &Notify) {
+        let next = self.machine.poll_timeout();
         tokio::select! {
             () = arrived.notified() => {
-                if node.upgrade().is_some_and(|node| node.mailbox().is_touched()) {
+                if self.node.upgrade().is_some_and(|node| node.mailbox().is_touched()) {
                     sleep(GATHER).await;
                 }
             }
             () = async { sleep_until(next.unwrap_or_else(Instant::now)).await }, if next.is_some() => {}
         }
-        let Some(node) = node.upgrade() else { break };
-        let looking = AssertUnwindSafe(look(&mut machine, &*node)).catch_unwind();
-        match looking.await {
-            Ok(ControlFlow::Continue(())) => {}
-            Ok(ControlFlow::Break(())) => break,
-            Err(_) => tracing::error!("the presence task panicked and goes on"),
-        }
     }
-    machine.end();
-}
 
-/// Until there is nothing to do for now, or the node is shut down.
-async fn look(machine: &mut Machine, node: &impl Uplink) -> ControlFlow<()> {
-    let Some(mail) = node.mailbox().take() else {
-        return ControlFlow::Break(());
-    };
-    for input in mail.inputs() {
-        machine.handle(input, node, Instant::now());
-    }
-    machine.advance(node, Instant::now());
-    while let Some(act) = machine.poll_act(Instant::now()) {
-        match act {
-            Act::Hear(topic) => node.hear(&topic).await,
-            Act::Release(topic) => node.release(&topic),
-            Act::Say(say) => {
-                let took = node.say(&say.to, &say.word).await;
-                machine.said(say.ticket, took, Instant::now());
+    /// Until there is nothing to do for now, or the node is shut down.
+    async fn look(&mut self, node: &N) -> ControlFlow<()> {
+        let Some(mail) = node.mailbox().take() else {
+            return ControlFlow::Break(());
+        };
+        for input in mail.inputs() {
+            self.machine.handle(input, node, Instant::now());
+        }
+        self.machine.advance(node, Instant::now());
+        while let Some(act) = self.machine.poll_act(Instant::now()) {
+            match act {
+                Act::Hear(topic) => node.hear(&topic).await,
+                Act::Release(topic) => node.release(&topic),
+                Act::Say(say) => {
+                    let took = node.say(&say.to, &say.word).await;
+                    self.machine.said(say.ticket, took, Instant::now());
+                }
             }
         }
+        ControlFlow::Continue(())
     }
-    ControlFlow::Continue(())
 }
 
 #[cfg(test)]
@@ -109,7 +129,7 @@ mod tests {
                 permits: Semaphore::new(usize::MAX >> 4),
                 did,
             });
-            tokio::spawn(attend(Arc::downgrade(&fake), ME, Duration::ZERO));
+            tokio::spawn(Task::new(Arc::downgrade(&fake), ME, Duration::ZERO).run());
             (fake, done)
         }
 
@@ -148,7 +168,7 @@ mod tests {
         }
     }
 
-    impl Uplink for Fake {
+    impl Host for Fake {
         fn mailbox(&self) -> &Mailbox {
             &self.mailbox
         }

@@ -1,11 +1,11 @@
 //! What is still to be asked and to be told again, in portions: rules without I/O.
 //!
 //! After an outage a node asks all others of every topic that is read here, and tells everything again that is watched
-//! there: with thousands of rooms that is more than may be said in one go, since meanwhile nothing is read that the
-//! others tell, and what is not read has a limit. So a portion ends, whatever is left, and the rest comes after the next
-//! look. Who told more at once than could be read is asked alone, a pause before the next. What fails is likely to fail again
-//! at once, so a failure ends the portion too; and it goes to the end of the queue, so that one node or topic that cannot be reached keeps
-//! no other waiting.
+//! there. With thousands of rooms that is more than may be said in one go: meanwhile nothing is read that the others
+//! tell, and what waits to be read has a limit. So a portion ends whatever is left, and the rest comes after the next
+//! look. When the others told more than could be kept, they are asked one after the other, a pause between. What failed
+//! would fail again at once, so that a failure ends its portion; but it goes to the end of the queue, since a
+//! node or topic that cannot be reached must keep no other waiting.
 //!
 //! ```text
 //!            something is to be said               all is said

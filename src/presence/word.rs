@@ -1,7 +1,7 @@
 //! What nodes say to one another of who is online.
 //!
-//! Each of the two kinds of word has a kind of envelope of its own: a request is a few bytes and its last one counts, so
-//! it is parsed at once; a report may name 5,000 users, and whoever hears it must know what it is without parsing it.
+//! Each of the two has a kind of envelope of its own. A request is a few bytes, of which the last counts, and is parsed
+//! where it is heard; a report may name 5,000 users, and has to be known for one without being parsed there.
 
 use serde::{Deserialize, Serialize};
 
