@@ -14,6 +14,7 @@ use crate::close::Close;
 use crate::gap::Gap;
 use crate::health::Health;
 use crate::outbox::Outbox;
+use crate::topic::TopicRef;
 use crate::wire::{self, Action, ONE_COPY};
 use crate::ws::frame::Frame;
 
@@ -133,7 +134,7 @@ impl Listener for Node {
         }
         let mut scope = envelope.scope;
         if envelope.union.is_none() {
-            scope.targets.push(topic);
+            scope.targets.extend(TopicRef::of(topic));
         }
         match envelope.action {
             Action::Text(text) => self.collect(&scope, || Frame::text(&text)),
