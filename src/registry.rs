@@ -12,7 +12,7 @@ use smallvec::SmallVec;
 use crate::id::{SocketId, UserId};
 use crate::roster::SocketInfo;
 use crate::scope::Scope;
-use crate::topic::{Kind, Topic, TopicRef};
+use crate::topic::{Topic, TopicKind, TopicRef};
 
 /// A socket as the rules see it.
 pub(crate) trait Member: Clone {
@@ -247,12 +247,12 @@ impl<M: Member> Registry<M> {
 
     fn each_on<'a>(&'a self, topic: TopicRef<'_>, mut visit: impl FnMut(&'a M)) {
         match topic.kind() {
-            Kind::All => self.members().for_each(visit),
-            Kind::Socket => {
+            TopicKind::All => self.members().for_each(visit),
+            TopicKind::Socket => {
                 let entry = topic.as_socket().and_then(|id| self.sockets.get(&id));
                 entry.into_iter().for_each(|entry| visit(&entry.member));
             }
-            Kind::User | Kind::Room => match self.groups.get(topic.as_str()) {
+            TopicKind::User | TopicKind::Room => match self.groups.get(topic.as_str()) {
                 None => {}
                 Some(group) => match &group.members {
                     Members::None => {}
@@ -261,7 +261,7 @@ impl<M: Member> Registry<M> {
                 },
             },
             // No socket is on those.
-            Kind::Node | Kind::Nodes | Kind::Presence => {}
+            TopicKind::Node | TopicKind::Nodes | TopicKind::Presence => {}
         }
     }
 
@@ -297,9 +297,13 @@ impl<M: Member> Registry<M> {
     /// The counter of topics of this kind that have a member, if those are groups.
     fn count(&mut self, topic: &Topic) -> Option<&mut usize> {
         match topic.kind() {
-            Kind::User => Some(&mut self.users),
-            Kind::Room => Some(&mut self.rooms),
-            Kind::All | Kind::Socket | Kind::Node | Kind::Nodes | Kind::Presence => None,
+            TopicKind::User => Some(&mut self.users),
+            TopicKind::Room => Some(&mut self.rooms),
+            TopicKind::All
+            | TopicKind::Socket
+            | TopicKind::Node
+            | TopicKind::Nodes
+            | TopicKind::Presence => None,
         }
     }
 }
@@ -307,11 +311,11 @@ impl<M: Member> Registry<M> {
 impl<M: Member> Entry<M> {
     fn is_on(&self, topic: &Topic) -> bool {
         match topic.kind() {
-            Kind::All => true,
-            Kind::User => self.user == *topic,
-            Kind::Room => self.rooms.contains(topic),
-            Kind::Socket => topic.as_socket() == Some(self.member.id()),
-            Kind::Node | Kind::Nodes | Kind::Presence => false,
+            TopicKind::All => true,
+            TopicKind::User => self.user == *topic,
+            TopicKind::Room => self.rooms.contains(topic),
+            TopicKind::Socket => topic.as_socket() == Some(self.member.id()),
+            TopicKind::Node | TopicKind::Nodes | TopicKind::Presence => false,
         }
     }
 }

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use smallvec::{SmallVec, smallvec};
 
 use crate::id::{SocketId, UserId};
-use crate::topic::{Kind, Topic, TopicRef};
+use crate::topic::{Topic, TopicKind, TopicRef};
 
 /// A union of topics and its exceptions, as the sender named them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -101,9 +101,7 @@ impl Selection {
     pub(crate) fn route(&self) -> Route {
         match self.targets.as_slice() {
             [topic] if has_channel(topic) => Route::Separate(smallvec![topic.clone()]),
-            topics if topics.iter().all(shares_no_socket) => {
-                Route::Separate(self.targets.clone())
-            }
+            topics if topics.iter().all(shares_no_socket) => Route::Separate(self.targets.clone()),
             targets if targets.len() > MAX_UNION_COPIES => Route::Union(smallvec![Topic::all()]),
             targets => {
                 let mut carriers: SmallVec<[Topic; 1]> = SmallVec::new();
@@ -121,27 +119,27 @@ impl Selection {
 /// Whether every socket is on it.
 fn absorbs_all(topic: &Topic) -> bool {
     match topic.kind() {
-        Kind::All => true,
-        Kind::User | Kind::Room | Kind::Socket => false,
-        Kind::Node | Kind::Nodes | Kind::Presence => false,
+        TopicKind::All => true,
+        TopicKind::User | TopicKind::Room | TopicKind::Socket => false,
+        TopicKind::Node | TopicKind::Nodes | TopicKind::Presence => false,
     }
 }
 
 /// Whether what is for it travels on a channel of its own.
 fn has_channel(topic: &Topic) -> bool {
     match topic.kind() {
-        Kind::Socket => false,
-        Kind::All | Kind::User | Kind::Room => true,
-        Kind::Node | Kind::Nodes | Kind::Presence => true,
+        TopicKind::Socket => false,
+        TopicKind::All | TopicKind::User | TopicKind::Room => true,
+        TopicKind::Node | TopicKind::Nodes | TopicKind::Presence => true,
     }
 }
 
 /// Whether no socket is on two topics of its kind, each of which has a channel.
 fn shares_no_socket(topic: &Topic) -> bool {
     match topic.kind() {
-        Kind::User => true,
-        Kind::All | Kind::Room | Kind::Socket => false,
-        Kind::Node | Kind::Nodes | Kind::Presence => false,
+        TopicKind::User => true,
+        TopicKind::All | TopicKind::Room | TopicKind::Socket => false,
+        TopicKind::Node | TopicKind::Nodes | TopicKind::Presence => false,
     }
 }
 

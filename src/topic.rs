@@ -21,7 +21,7 @@ const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC
 
 /// What a topic is. Whoever decides by it names every kind, so that a new one is looked at there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Kind {
+pub(crate) enum TopicKind {
     /// Every socket.
     All,
     User,
@@ -35,7 +35,7 @@ pub(crate) enum Kind {
     Presence,
 }
 
-impl Kind {
+impl TopicKind {
     /// What a name of this kind is, or begins with.
     const fn prefix(self) -> &'static str {
         match self {
@@ -67,57 +67,61 @@ impl Kind {
 /// Equal, and looked up, by its name, which says its kind.
 #[derive(Clone)]
 pub(crate) struct Topic {
-    kind: Kind,
+    kind: TopicKind,
     name: Arc<str>,
 }
 
 /// The same, borrowed: as it was heard, or as it is looked up.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct TopicRef<'a> {
-    kind: Kind,
+    kind: TopicKind,
     name: &'a str,
 }
 
 impl Topic {
     pub(crate) fn all() -> Self {
-        Self::of(Kind::All, "")
+        Self::of(TopicKind::All, "")
     }
 
     pub(crate) fn user(id: &UserId) -> Result<Self, InvalidId> {
-        Self::named(Kind::User, id.as_str())
+        Self::named(TopicKind::User, id.as_str())
     }
 
     pub(crate) fn room(name: &str) -> Result<Self, InvalidId> {
-        Self::named(Kind::Room, name)
+        Self::named(TopicKind::Room, name)
     }
 
     pub(crate) fn node(id: NodeId) -> Self {
-        Self::of(Kind::Node, &id.to_string())
+        Self::of(TopicKind::Node, &id.to_string())
     }
 
     pub(crate) fn nodes() -> Self {
-        Self::of(Kind::Nodes, "")
+        Self::of(TopicKind::Nodes, "")
     }
 
     /// A topic whose users can be watched, by its name.
     pub(crate) fn with_presence(name: &str) -> Option<Self> {
         let topic = TopicRef::of(name)?;
         match topic.kind {
-            Kind::All | Kind::Room => Some(topic.to_topic()),
-            Kind::User | Kind::Socket | Kind::Node | Kind::Nodes | Kind::Presence => None,
+            TopicKind::All | TopicKind::Room => Some(topic.to_topic()),
+            TopicKind::User
+            | TopicKind::Socket
+            | TopicKind::Node
+            | TopicKind::Nodes
+            | TopicKind::Presence => None,
         }
     }
 
     /// Where the comings and goings on a topic are told.
     pub(crate) fn presence(&self) -> Self {
-        Self::of(Kind::Presence, &self.name)
+        Self::of(TopicKind::Presence, &self.name)
     }
 
     pub(crate) fn socket(id: SocketId) -> Self {
-        Self::of(Kind::Socket, &id.to_string())
+        Self::of(TopicKind::Socket, &id.to_string())
     }
 
-    fn named(kind: Kind, name: &str) -> Result<Self, InvalidId> {
+    fn named(kind: TopicKind, name: &str) -> Result<Self, InvalidId> {
         check_name(name)?;
         let prefix = kind.prefix();
         let mut topic = String::with_capacity(prefix.len() + name.len());
@@ -128,12 +132,12 @@ impl Topic {
     }
 
     /// The rest needs no escapes.
-    fn of(kind: Kind, rest: &str) -> Self {
+    fn of(kind: TopicKind, rest: &str) -> Self {
         let name = [kind.prefix(), rest].concat().into();
         Self { kind, name }
     }
 
-    pub(crate) fn kind(&self) -> Kind {
+    pub(crate) fn kind(&self) -> TopicKind {
         self.kind
     }
 
@@ -151,7 +155,7 @@ impl Topic {
 
     /// The room it names, if it names one.
     pub(crate) fn as_room(&self) -> Option<String> {
-        let encoded = TopicRef::from(self).rest(Kind::Room)?;
+        let encoded = TopicRef::from(self).rest(TopicKind::Room)?;
         let name = percent_decode_str(encoded).decode_utf8().ok()?;
         Some(name.into_owned())
     }
@@ -165,11 +169,11 @@ impl Topic {
 impl<'a> TopicRef<'a> {
     /// The topic of this name; none of a kind that only a later version knows.
     pub(crate) fn of(name: &'a str) -> Option<Self> {
-        let kind = Kind::of(name)?;
+        let kind = TopicKind::of(name)?;
         Some(Self { kind, name })
     }
 
-    pub(crate) fn kind(self) -> Kind {
+    pub(crate) fn kind(self) -> TopicKind {
         self.kind
     }
 
@@ -179,11 +183,11 @@ impl<'a> TopicRef<'a> {
 
     /// The socket it names, if it names one.
     pub(crate) fn as_socket(self) -> Option<SocketId> {
-        self.rest(Kind::Socket)?.parse().ok()
+        self.rest(TopicKind::Socket)?.parse().ok()
     }
 
     /// What follows the prefix, if it is of this kind.
-    fn rest(self, kind: Kind) -> Option<&'a str> {
+    fn rest(self, kind: TopicKind) -> Option<&'a str> {
         let rest = self.name.get(kind.prefix().len()..);
         rest.filter(|_| self.kind == kind)
     }
@@ -346,13 +350,13 @@ mod tests {
         let node = NodeId(0xab);
         let socket = SocketId { node, number: 5 };
         for (topic, kind) in [
-            (Topic::all(), Kind::All),
-            (Topic::user(&UserId::from("all")).unwrap(), Kind::User),
-            (Topic::room("n:1").unwrap(), Kind::Room),
-            (Topic::socket(socket), Kind::Socket),
-            (Topic::node(node), Kind::Node),
-            (Topic::nodes(), Kind::Nodes),
-            (Topic::all().presence(), Kind::Presence),
+            (Topic::all(), TopicKind::All),
+            (Topic::user(&UserId::from("all")).unwrap(), TopicKind::User),
+            (Topic::room("n:1").unwrap(), TopicKind::Room),
+            (Topic::socket(socket), TopicKind::Socket),
+            (Topic::node(node), TopicKind::Node),
+            (Topic::nodes(), TopicKind::Nodes),
+            (Topic::all().presence(), TopicKind::Presence),
         ] {
             let heard = TopicRef::of(topic.as_str()).unwrap();
             assert_eq!((heard.kind(), topic.kind()), (kind, kind));
