@@ -28,8 +28,6 @@ use tokio_util::task::TaskTracker;
 pub(crate) use self::admission::{Refused, Registration, Reservation};
 use self::answering::Answering;
 use self::asking::Question;
-pub(crate) use self::counters::Counted;
-use self::counters::Counters;
 use self::desk::{Desk, Event};
 use self::hearing::Outage;
 pub(crate) use self::home::ENDED;
@@ -38,6 +36,8 @@ use self::sweeper::sweep;
 use crate::backend::{Backend, Bus, BusSettings, Published};
 use crate::close::Close;
 use crate::config::{CLOSING, Config, LONGEST};
+pub(crate) use crate::counts::Counted;
+use crate::counts::Counters;
 use crate::error::{PublishError, QueryError, QueryErrorKind, SendError, SendErrorKind};
 use crate::gap::Gaps;
 use crate::health::{Health, HealthCell};
@@ -73,7 +73,9 @@ pub(crate) struct Node {
     health: HealthCell,
     gaps: Gaps,
     outage: Mutex<Outage>,
-    counters: Counters,
+    counters: Arc<Counters>,
+    /// A type of user that was looked for and not there was said at warn.
+    said_no_user: AtomicBool,
     members: Mutex<Members>,
     /// What this node asks, until it is answered.
     questions: Mutex<HashMap<u64, Arc<Question>>>,
@@ -131,7 +133,8 @@ impl Node {
             health: HealthCell::new(starting),
             gaps: Gaps::new(),
             outage: Mutex::new(Outage::new(Instant::now())),
-            counters: Counters::default(),
+            counters: Arc::default(),
+            said_no_user: AtomicBool::new(false),
             home: Home::here(),
             tasks: TaskTracker::new(),
             live: Mutex::default(),
