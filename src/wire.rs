@@ -468,6 +468,72 @@ mod tests {
         assert_eq!(decode(&unknown), Err(Garbage), "a flag without a meaning");
     }
 
+    /// Byte for byte, since nodes of several versions speak it to one another while a deploy rolls.
+    #[test]
+    fn the_bytes_of_this_version_stay() {
+        let targets = ["u:a", "all"].into_iter().filter_map(TopicRef::of);
+        let scope = Scope {
+            targets: targets.collect(),
+            except: [SocketId {
+                node: NodeId(7),
+                number: 3,
+            }]
+            .into(),
+            except_users: ["b"].into(),
+        };
+        let head = [1, 1, 7, 0, 0, 0, 0, 0, 0, 0, 9];
+        let union = *b"\0\0\0\0\0\0\0\x02\0\0\0\x02\0\x03u:a\0\x03all";
+        let except = *b"\0\0\0\x01\0\0\0\0\0\0\0\x07\0\0\0\0\0\0\0\x03";
+        let users = *b"\0\0\0\x01\0\x01b";
+        let names = [&union[..], &except, &users].concat();
+        let hi = Action::Text("hi".into());
+        let bytes = encode(NodeId(9), Some(2), &scope, &hi);
+        assert_eq!(bytes, [&head[..], &names, b"hi"].concat());
+
+        let mut extended = head;
+        extended[2] = 15;
+        let later = [&extended[..], &names, &[0, 2, 0xaa, 0xbb], b"hi"].concat();
+        assert_eq!(decode(&later), decode(&bytes), "the extension is skipped");
+        let read = decode(&bytes).unwrap();
+        assert_eq!(
+            encode(NodeId(9), read.union, &read.scope, &read.action),
+            bytes
+        );
+
+        let answer = Action::Answer {
+            id: 5,
+            more: true,
+            part: b"{}",
+        };
+        let bytes = encode(NodeId(9), None, &Scope::default(), &answer);
+        assert_eq!(
+            bytes[..],
+            *b"\x01\x04\0\0\0\0\0\0\0\0\x09\0\0\0\0\0\0\0\x05\x01{}"
+        );
+        for (kind, action) in [
+            (0, Action::Probe),
+            (2, Action::Binary(b"x"[..].into())),
+            (3, Action::Control(b"x")),
+            (5, Action::Presence(b"x")),
+        ] {
+            let bytes = encode(NodeId(9), None, &Scope::default(), &action);
+            let mut later = bytes.to_vec();
+            assert_eq!(later[..3], [1, kind, 0]);
+            later[2] = 8;
+            later.splice(11..11, [0, 1, 0xff]);
+            assert_eq!(decode(&later).map(|it| it.action), Ok(action));
+        }
+    }
+
+    #[test]
+    fn a_target_of_a_later_version_concerns_nobody_here() {
+        let bytes =
+            b"\x01\x01\x01\0\0\0\0\0\0\0\x09\0\0\0\0\0\0\0\x02\0\0\0\x02\0\x03z:a\0\x03r:bhi";
+        let envelope = decode(bytes).unwrap();
+        assert_eq!(envelope.scope.targets[..], [TopicRef::of("r:b").unwrap()]);
+        assert_eq!(envelope.action, Action::Text("hi".into()));
+    }
+
     #[test]
     fn deep_json_is_carried_as_text_without_recursion() {
         let json = format!(
