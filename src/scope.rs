@@ -32,6 +32,14 @@ pub(crate) enum Route {
     Union(SmallVec<[Topic; 1]>),
 }
 
+/// How far it goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reach {
+    /// To the sockets of this node alone, without a word to the bus.
+    Here,
+    Everywhere,
+}
+
 /// How much an audience names. Whatever goes to one audience is of one size, and so keeps its order; what goes to
 /// a large one may come behind what goes to small ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

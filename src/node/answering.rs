@@ -6,12 +6,11 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use serde::de::IgnoredAny;
 use smallvec::smallvec;
 use tokio::task::yield_now;
 
 use super::{CHUNK, Node};
-use crate::backend::{Confirmation, Listener, Published};
+use crate::backend::{Confirmation, Published};
 use crate::close::Close;
 use crate::control::{Answer, Ask, Control};
 use crate::error::PublishError;
@@ -24,6 +23,7 @@ use crate::roster::SocketInfo;
 use crate::scope::{Scope, Size};
 use crate::seen::Seen;
 use crate::topic::Topic;
+use crate::uplink::Hearers;
 use crate::wire::{self, Action};
 
 /// Most questions that are answered at the same time; others are refused and counted.
@@ -62,41 +62,27 @@ impl Drop for Open {
 }
 
 impl Node {
-    pub(super) fn heard_control(
+    pub(super) fn heard_word(
         &self,
         origin: NodeId,
-        to_us: bool,
+        word: Control,
         scope: &Scope<'_>,
-        json: &[u8],
+        hearers: Hearers,
     ) {
-        match serde_json::from_slice(json) {
-            Ok(Control::Ask { id, what }) => self.heard_question(origin, id, scope, what),
-            Ok(Control::Ping { id }) => self.heard_ping(origin, id),
-            Ok(Control::Unasked { id }) => {
-                self.question(id, |gathering| gathering.unasked(origin));
-            }
-            Ok(Control::Refused { id }) => {
-                self.question(id, |gathering| gathering.refused(origin));
-            }
-            Ok(Control::Hello {
-                node,
-                lease,
-                reply,
-                worker,
-            }) => self.node_said_hello(node, (lease, worker), (reply, to_us)),
-            Ok(Control::Strayed { millis }) => self.node_strayed(origin, millis),
-            Ok(Control::Bye) => self.node_left(origin, true),
-            // A word of a later version.
-            Err(_) if serde_json::from_slice::<IgnoredAny>(json).is_ok() => {}
-            Err(_) => self.garbage(),
+        match word {
+            Control::Ask { id, what } => self.heard_question(origin, id, scope, what),
+            Control::Ping { id } => self.heard_ping(origin, id),
+            Control::Unasked { id } => self.question(id, |gathering| gathering.unasked(origin)),
+            Control::Refused { id } => self.question(id, |gathering| gathering.refused(origin)),
+            Control::Hello(hello) => self.node_said_hello(hello, hearers),
+            Control::Strayed { millis } => self.node_strayed(origin, millis),
+            Control::Bye => self.node_left(origin, true),
         }
     }
 
     /// What this node published as well: its own copy of a question proves that it hears the answers.
-    pub(super) fn heard_itself(&self, number: Option<u64>) {
-        if let Some(id) = number {
-            self.question(id, Gathering::came_back);
-        }
+    pub(super) fn heard_itself(&self, id: u64) {
+        self.question(id, Gathering::came_back);
     }
 
     pub(super) fn heard_answer(&self, origin: NodeId, id: u64, more: bool, part: &[u8]) {

@@ -21,7 +21,7 @@ use crate::error::{PublishError, QueryError, QueryErrorKind, SendError, SendErro
 use crate::gather::{Answers, Gathering};
 use crate::id::NodeId;
 use crate::roster::{Count, NodeInfo, Roster};
-use crate::scope::{Scope, Selection, Size};
+use crate::scope::{Reach, Scope, Selection, Size};
 use crate::share::Flight;
 use crate::topic::Topic;
 use crate::wire::{self, Action, MAX_ENVELOPE};
@@ -82,7 +82,7 @@ impl Node {
         self: &Arc<Self>,
         selection: &Selection,
         what: Ask,
-        local_only: bool,
+        reach: Reach,
     ) -> Result<Outcome, SendError> {
         if self.stopped.load(SeqCst) {
             return Err(SendError::refused(SendErrorKind::Down));
@@ -90,9 +90,9 @@ impl Node {
         self.counters.sent.fetch_add(1, Relaxed);
         let (local, confirmation) = self.carry_out(&selection.scope(), &what);
         // Queued by this call, so that it keeps its place among what else is sent.
-        let asked = match local_only {
-            true => Ok(None),
-            false => self.begin(selection, what),
+        let asked = match reach {
+            Reach::Here => Ok(None),
+            Reach::Everywhere => self.begin(selection, what),
         };
         if self.settle() {
             let node = self.clone();
@@ -110,7 +110,7 @@ impl Node {
             join(answers, node.settled(confirmation)).await.0
         });
         let answers = match asking.await {
-            None if local_only => Ok(Answers::of_nobody()),
+            None if reach == Reach::Here => Ok(Answers::of_nobody()),
             None => Err(PublishError::maybe_sent(self.unfinished())),
             Some(answers) => answers,
         };
@@ -135,14 +135,14 @@ impl Node {
     pub(crate) async fn roster(
         self: &Arc<Self>,
         selection: Selection,
-        local_only: bool,
+        reach: Reach,
     ) -> Result<Roster, QueryError> {
         self.check_alive()?;
-        if !local_only {
+        if reach == Reach::Everywhere {
             let (node, key) = (self.clone(), selection.clone());
             let ask = move || {
                 let (node, selection) = (node.clone(), selection.clone());
-                async move { Arc::new(node.gather_roster(&selection, false).await) }
+                async move { Arc::new(node.gather_roster(&selection, Reach::Everywhere).await) }
             };
             let shared = self.rosters.answer(self.flight(), key.clone(), ask);
             return Ok(match self.in_time(shared).await {
@@ -150,18 +150,18 @@ impl Node {
                 None => Roster {
                     missing: self.everybody(),
                     partial: true,
-                    ..self.gather_roster(&key, true).await
+                    ..self.gather_roster(&key, Reach::Here).await
                 },
             });
         }
-        Ok(self.gather_roster(&selection, true).await)
+        Ok(self.gather_roster(&selection, Reach::Here).await)
     }
 
-    async fn gather_roster(self: &Arc<Self>, selection: &Selection, local_only: bool) -> Roster {
+    async fn gather_roster(self: &Arc<Self>, selection: &Selection, reach: Reach) -> Roster {
         let here = self.members_of(&selection.scope());
         let (mut sockets, others) = tokio::join!(
             self.describe(&here),
-            self.ask_others(selection, Ask::Sockets, local_only)
+            self.ask_others(selection, Ask::Sockets, reach)
         );
         let (answers, missing, partial) = read(others);
         sockets.extend(answers.into_iter().flat_map(|answer| answer.sockets));
@@ -177,14 +177,14 @@ impl Node {
     pub(crate) async fn count(
         self: &Arc<Self>,
         selection: Selection,
-        local_only: bool,
+        reach: Reach,
     ) -> Result<Count, QueryError> {
         self.check_alive()?;
-        if !local_only {
+        if reach == Reach::Everywhere {
             let (node, key) = (self.clone(), selection.clone());
             let ask = move || {
                 let (node, selection) = (node.clone(), selection.clone());
-                async move { node.gather_count(&selection, false).await }
+                async move { node.gather_count(&selection, Reach::Everywhere).await }
             };
             let shared = self.counts.answer(self.flight(), key.clone(), ask);
             return Ok(match self.in_time(shared).await {
@@ -192,16 +192,16 @@ impl Node {
                 None => Count {
                     missing: self.everybody(),
                     partial: true,
-                    ..self.gather_count(&key, true).await
+                    ..self.gather_count(&key, Reach::Here).await
                 },
             });
         }
-        Ok(self.gather_count(&selection, true).await)
+        Ok(self.gather_count(&selection, Reach::Here).await)
     }
 
-    async fn gather_count(self: &Arc<Self>, selection: &Selection, local_only: bool) -> Count {
+    async fn gather_count(self: &Arc<Self>, selection: &Selection, reach: Reach) -> Count {
         let here = self.members_of(&selection.scope()).len();
-        let others = self.ask_others(selection, Ask::Count, local_only).await;
+        let others = self.ask_others(selection, Ask::Count, reach).await;
         let (answers, missing, partial) = read(others);
         let sockets = answers
             .iter()
@@ -216,7 +216,7 @@ impl Node {
     /// How a shared question runs: on our runtime, and no longer than any answer can take.
     fn flight(&self) -> Flight<'_> {
         Flight {
-            runtime: self.home.runtime(),
+            runtime: self.tasks.runtime(),
             longest: self.longest(),
         }
     }
@@ -261,9 +261,9 @@ impl Node {
         self: &Arc<Self>,
         selection: &Selection,
         what: Ask,
-        local_only: bool,
+        reach: Reach,
     ) -> Answers {
-        if local_only {
+        if reach == Reach::Here {
             return Answers::of_nobody();
         }
         let answers = self.ask(selection, what).await;
