@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use serde::de::IgnoredAny;
-use smallvec::SmallVec;
+use smallvec::{SmallVec, smallvec};
 
 use crate::backend::{Bus, Published};
 use crate::close::Close;
@@ -17,7 +18,7 @@ use crate::counts::Counters;
 use crate::error::{PublishError, SendErrorKind};
 use crate::id::NodeId;
 use crate::message::Message;
-use crate::scope::{Reach, Route, Scope, Selection};
+use crate::scope::{Reach, Route, Scope, Selection, Size};
 use crate::seen::Seen;
 use crate::topic::{Topic, TopicRef};
 use crate::wire::{self, Action, Envelope, MAX_ENVELOPE, ONE_COPY};
@@ -32,6 +33,7 @@ pub(crate) struct Uplink {
     /// Unions of which a copy came.
     unions: Mutex<Seen>,
     next_union: AtomicU64,
+    next_question: AtomicU64,
 }
 
 /// What came, and for whom. Whatever changes the order of what is delivered stands between this and the sockets.
@@ -95,6 +97,7 @@ impl Uplink {
             counters,
             unions: Mutex::default(),
             next_union: AtomicU64::new(ONE_COPY + 1),
+            next_question: AtomicU64::new(1),
         }
     }
 
@@ -115,7 +118,7 @@ impl Uplink {
         topics.retain(|topic| *topic != self.own);
         let envelope = match topics.is_empty() {
             true => None,
-            false => Some(self.write(union, scope, message)?),
+            false => Some(self.write_message(union, scope, message)?),
         };
         self.counters.sent.fetch_add(1, Relaxed);
         let publish = |envelope| self.bus.publish(topics, envelope, selection.size());
@@ -142,18 +145,47 @@ impl Uplink {
         }
     }
 
-    fn write(
+    fn write_message(
         &self,
         union: Option<u64>,
         scope: &Scope<'_>,
         message: &Message,
     ) -> Result<Bytes, SendErrorKind> {
-        let envelope = wire::encode(self.node, union, scope, &Action::from(message));
+        let envelope = self.write(union, scope, &Action::from(message));
         let (bytes, limit) = (envelope.len(), MAX_ENVELOPE);
         match bytes > limit {
             true => Err(SendErrorKind::TooLarge { bytes, limit }),
             false => Ok(envelope),
         }
+    }
+
+    pub(crate) fn write(
+        &self,
+        union: Option<u64>,
+        scope: &Scope<'_>,
+        action: &Action<'_>,
+    ) -> Bytes {
+        wire::encode(self.node, union, scope, action)
+    }
+
+    /// An envelope that names its whole scope, on whatever channel it travels.
+    pub(crate) fn write_word(&self, scope: &Scope<'_>, id: u64, word: &Control) -> Bytes {
+        let json = serde_json::to_vec(word).expect("control is plain data");
+        self.write(Some(id), scope, &Action::Control(&json))
+    }
+
+    /// Tells other nodes something; queued by the call.
+    pub(crate) fn say(
+        &self,
+        to: Topic,
+        envelope: Bytes,
+    ) -> BoxFuture<'static, Result<Published, PublishError>> {
+        self.bus.publish(smallvec![to], envelope, Size::Small)
+    }
+
+    /// What this node's next question is called.
+    pub(crate) fn next_question(&self) -> u64 {
+        self.next_question.fetch_add(1, Relaxed)
     }
 
     /// Reads what came on a topic's channel.
@@ -169,7 +201,7 @@ impl Uplink {
         } = envelope;
         match (origin, action) {
             (Some(origin), action) if origin == self.node => echo(union, &action),
-            (Some(from), Action::Control(json)) => self.word(from, topic, scope, json),
+            (Some(from), Action::Control(json)) => self.read_word(from, topic, scope, json),
             (Some(from), Action::Answer { id, more, part }) => Inbound::Answer {
                 from,
                 id,
@@ -198,7 +230,7 @@ impl Uplink {
         }
     }
 
-    fn word<'a>(
+    fn read_word<'a>(
         &self,
         from: NodeId,
         topic: TopicRef<'_>,

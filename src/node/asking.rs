@@ -6,8 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::time::Duration;
 
-use bytes::Bytes;
-use futures::future::{BoxFuture, join, join_all};
+use futures::future::{BoxFuture, OptionFuture, join, join_all};
 use parking_lot::Mutex;
 use smallvec::smallvec;
 use tokio::sync::Notify;
@@ -21,22 +20,32 @@ use crate::error::{PublishError, QueryError, QueryErrorKind, SendError, SendErro
 use crate::gather::{Answers, Gathering};
 use crate::id::NodeId;
 use crate::roster::{Count, NodeInfo, Roster};
-use crate::scope::{Reach, Scope, Selection, Size};
+use crate::scope::{Reach, Scope, Selection};
 use crate::share::Flight;
 use crate::topic::Topic;
-use crate::wire::{self, Action, MAX_ENVELOPE};
+use crate::wire::{Action, MAX_ENVELOPE};
 
 /// A healthy cluster has answered long before: who has not is asked by name, again and again.
 const FOLLOW_UP: Duration = Duration::from_millis(100);
 
 /// A question that waits for its answers.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Question {
+    /// Just before it was published.
+    pub(super) asked_at: Instant,
     gathering: Mutex<Gathering>,
     changed: Notify,
 }
 
 impl Question {
+    fn new(asked_at: Instant) -> Self {
+        Self {
+            asked_at,
+            gathering: Mutex::default(),
+            changed: Notify::new(),
+        }
+    }
+
     pub(super) fn update(&self, change: impl FnOnce(&mut Gathering)) {
         change(&mut self.gathering.lock());
         self.changed.notify_one();
@@ -55,8 +64,8 @@ struct Open {
 struct Asked {
     open: Open,
     publishing: BoxFuture<'static, Result<Published, PublishError>>,
-    /// Tells how many nodes are on the bus at all.
-    census: BoxFuture<'static, Result<Published, PublishError>>,
+    /// Tells how many nodes are on the bus at all, where the question itself does not.
+    census: OptionFuture<BoxFuture<'static, Result<Published, PublishError>>>,
 }
 
 impl Drop for Open {
@@ -295,39 +304,35 @@ impl Node {
         let Some(carrier) = carrier.filter(|topic| *topic != self.own) else {
             return Ok(None);
         };
-        let id = self.next_question.fetch_add(1, Relaxed);
-        let envelope = self.say(&selection.scope(), id, &Control::Ask { id, what });
+        let (id, scope) = (self.uplink.next_question(), selection.scope());
+        let ask = Control::Ask { id, what };
+        let envelope = self.uplink.write_word(&scope, id, &ask);
         if envelope.len() > MAX_ENVELOPE {
             return Err(PublishError::not_sent(format!(
                 "naming the audience takes {} bytes, at most {MAX_ENVELOPE} travel: ask in parts",
                 envelope.len()
             )));
         }
-        let question = Arc::new(Question::default());
+        let question = Arc::new(Question::new(Instant::now()));
         self.questions.lock().insert(id, question.clone());
         let open = Open {
             node: self.clone(),
             id,
+            deadline: question.asked_at + self.config.publish_timeout,
             question,
-            deadline: Instant::now() + self.config.publish_timeout,
         };
         let size = selection.size();
+        let is_census = carrier == Topic::nodes();
         let publishing = self.bus.publish(smallvec![carrier], envelope, size);
-        let probe = wire::encode(self.id, None, &Scope::default(), &Action::Probe);
-        let census = self
-            .bus
-            .publish(smallvec![Topic::nodes()], probe, Size::Small);
+        let census = (!is_census).then(|| {
+            let probe = self.uplink.write(None, &Scope::default(), &Action::Probe);
+            self.uplink.say(Topic::nodes(), probe)
+        });
         Ok(Some(Asked {
             open,
             publishing,
-            census,
+            census: census.into(),
         }))
-    }
-
-    /// An envelope that names its whole scope, on whatever channel it travels.
-    pub(super) fn say(&self, scope: &Scope<'_>, id: u64, control: &Control) -> Bytes {
-        let json = serde_json::to_vec(control).expect("control is plain data");
-        wire::encode(self.id, Some(id), scope, &Action::Control(&json))
     }
 }
 
@@ -345,7 +350,11 @@ impl Asked {
         let (published, census) = join(publishing, census).await;
         let published = published?;
         let known = open.node.members.lock().len();
-        let present = census.map_or(0, |census| census.nodes);
+        let present = match census.unwrap_or(Ok(published)) {
+            // We are among those that are counted, or not: who has just come back does not know.
+            Ok(census) if open.hears() => census.nodes,
+            _ => 0,
+        };
         open.question.update(|gathering| {
             gathering.present(present, known);
             gathering.promise(published);
@@ -358,6 +367,12 @@ impl Asked {
 }
 
 impl Open {
+    /// Whether this node has heard everything since before it asked.
+    fn hears(&self) -> bool {
+        let hearing = self.node.hearing();
+        hearing.is_some_and(|(since, _)| since <= self.question.asked_at)
+    }
+
     async fn wait(&self) {
         let mut follow_up = Instant::now() + FOLLOW_UP;
         loop {
@@ -384,14 +399,10 @@ impl Open {
     async fn follow_up(&self) {
         let known: Vec<NodeId> = self.node.members.lock().ids().collect();
         let silent = self.question.gathering.lock().follow_up(known);
-        let envelope = self
-            .node
-            .say(&Scope::default(), self.id, &Control::Ping { id: self.id });
+        let (uplink, id) = (&self.node.uplink, self.id);
+        let ping = uplink.write_word(&Scope::default(), id, &Control::Ping { id });
         let pings = silent.into_iter().map(|node| {
-            let pinging =
-                self.node
-                    .bus
-                    .publish(smallvec![Topic::node(node)], envelope.clone(), Size::Small);
+            let pinging = uplink.say(Topic::node(node), ping.clone());
             async move { (node, pinging.await) }
         });
         for (node, pinged) in join_all(pings).await {
@@ -427,6 +438,8 @@ fn read(answers: Answers) -> (Vec<Answer>, Vec<NodeId>, bool) {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
 
     #[test]

@@ -5,7 +5,6 @@ use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::time::Duration;
 
 use futures::StreamExt;
-use smallvec::smallvec;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::Node;
@@ -15,7 +14,7 @@ use crate::control::{Control, Hello};
 use crate::id::NodeId;
 use crate::members::MARGIN;
 use crate::roster::NodeInfo;
-use crate::scope::{Scope, Size};
+use crate::scope::Scope;
 use crate::topic::Topic;
 use crate::uplink::Hearers;
 
@@ -155,9 +154,8 @@ impl Node {
     }
 
     async fn say_to(&self, to: Topic, control: &Control) -> bool {
-        let envelope = self.say(&Scope::default(), 0, control);
-        let saying = self.bus.publish(smallvec![to], envelope, Size::Small);
-        saying.await.is_ok()
+        let word = self.uplink.write_word(&Scope::default(), 0, control);
+        self.uplink.say(to, word).await.is_ok()
     }
 }
 

@@ -11,6 +11,7 @@ mod links;
 mod pipeline;
 mod probe;
 mod publisher;
+mod queue;
 mod resp;
 mod session;
 mod slots;

@@ -26,11 +26,10 @@ pub(crate) struct Subscriptions {
     restoring: VecDeque<Topic>,
     /// Topics that nobody wants any more, oldest first, with the end of their linger.
     lingering: VecDeque<(Instant, Topic)>,
-    /// Whose commands are unanswered, in the order in which they were sent.
-    owed: VecDeque<Topic>,
-    /// Topics sent on this connection, and answered.
+    /// Whose commands are unanswered, in the order in which they were sent, and how many were sent before.
+    owed: VecDeque<(u64, Topic)>,
+    /// Topics sent on this connection.
     sent: u64,
-    answered: u64,
     /// What `sent` was when everything wanted had been sent; while restoring for the first time, then for
     /// the last.
     restored_at: Option<u64>,
@@ -114,7 +113,6 @@ impl Subscriptions {
             lingering: VecDeque::new(),
             owed: VecDeque::new(),
             sent: 0,
-            answered: 0,
             restored_at: None,
             link: Link::Starting,
             news: News::default(),
@@ -196,8 +194,8 @@ impl Subscriptions {
             }
             entry.subscribed = wanted;
             entry.unanswered += 1;
+            self.owed.push_back((self.sent, topic.clone()));
             self.sent += 1;
-            self.owed.push_back(topic.clone());
             let list = if wanted {
                 &mut step.subscribe
             } else {
@@ -216,14 +214,20 @@ impl Subscriptions {
     /// no longer than it takes to confirm those who came meanwhile.
     fn mark_restored(&mut self) {
         let sent = *self.restored_at.get_or_insert(self.sent);
-        if self.link == Link::Restoring && self.answered >= sent {
+        if self.link == Link::Restoring && self.are_answered(sent) {
             (self.link, self.restored_at) = (Link::Up, Some(self.sent));
         }
     }
 
     /// Topics sent on this connection that Redis has not answered yet.
     pub(crate) fn unanswered(&self) -> usize {
-        (self.sent - self.answered) as usize
+        self.owed.len()
+    }
+
+    /// Whether so many, those sent first, are answered. Not counted: when an answer was lost, a later one must not
+    /// stand for it.
+    fn are_answered(&self, sent: u64) -> bool {
+        self.owed.front().is_none_or(|(before, _)| *before >= sent)
     }
 
     /// When [`step`](Self::step) has something to do without any other event.
@@ -240,12 +244,14 @@ impl Subscriptions {
         if entry.unanswered == 0 {
             return false;
         }
-        let turn = self.owed.iter().position(|owed| owed.as_str() == topic);
+        let turn = self.owed.iter();
+        let turn = turn
+            .map(|(_, owed)| owed.as_str())
+            .position(|owed| owed == topic);
         if let Some(turn) = turn {
             self.owed.remove(turn);
         }
         entry.unanswered -= 1;
-        self.answered += 1;
         if entry.is_confirmed() {
             let waiting = std::mem::take(&mut entry.waiting);
             self.news.confirmed.extend(waiting);
@@ -254,7 +260,8 @@ impl Subscriptions {
         turn == Some(0)
     }
 
-    /// A new connection: nothing is subscribed on it.
+    /// A new connection: nothing is subscribed on it. The channel of all nodes comes last: who is counted there is
+    /// reached by everything else.
     pub(crate) fn connected(&mut self) {
         self.link = match self.link {
             Link::Starting => Link::Up,
@@ -263,6 +270,10 @@ impl Subscriptions {
         for (topic, entry) in &mut self.entries {
             entry.queued = true;
             self.restoring.push_back(topic.clone());
+        }
+        let nodes = Topic::nodes();
+        if let Some(at) = self.restoring.iter().position(|topic| *topic == nodes) {
+            self.restoring.swap(at, self.restoring.len() - 1);
         }
     }
 
@@ -276,7 +287,7 @@ impl Subscriptions {
     /// The connection is lost, or could not be made: nobody waits for it any longer.
     pub(crate) fn disconnected(&mut self) {
         self.link = Link::Down;
-        (self.sent, self.answered, self.restored_at) = (0, 0, None);
+        (self.sent, self.restored_at) = (0, None);
         self.owed = VecDeque::new();
         self.changed = VecDeque::new();
         self.restoring = VecDeque::new();
@@ -294,7 +305,7 @@ impl Subscriptions {
     /// Whether everything for which nobody waited is confirmed: since an outage, or since a
     /// [`doubt`](Self::doubt).
     pub(crate) fn is_restored(&self) -> bool {
-        self.link == Link::Up && self.restored_at.is_some_and(|sent| self.answered >= sent)
+        self.link == Link::Up && self.restored_at.is_some_and(|sent| self.are_answered(sent))
     }
 
     pub(crate) fn is_confirmed(&self, topic: &Topic) -> bool {
@@ -583,6 +594,24 @@ mod tests {
     }
 
     #[test]
+    fn who_is_counted_as_a_node_is_reached_by_everything() {
+        let (mut table, now) = connected();
+        let _ = table.want(&Topic::nodes());
+        for n in 0..250 {
+            let _ = table.want(&topic(n));
+        }
+        table.disconnected();
+        table.connected();
+        assert_eq!(table.step(now, 200).subscribe.len(), 200);
+        let _ = table.want(&topic(251));
+        let subscribe = table.step(now, 200).subscribe;
+        assert_eq!(
+            (subscribe.len(), subscribe.last()),
+            (52, Some(&Topic::nodes()))
+        );
+    }
+
+    #[test]
     fn who_comes_during_a_restore_is_served_first() {
         let (mut table, now) = connected();
         for n in 0..250 {
@@ -673,9 +702,17 @@ mod tests {
         assert!(table.answered(topic(1).as_str()));
         assert!(!table.answered(topic(3).as_str()), "that of 2 was lost");
         assert!(table.is_confirmed(&topic(3)), "it is heard all the same");
-        table.want(&topic(4));
+        table.doubt();
         table.step(now, 10);
-        assert!(!table.answered(topic(4).as_str()), "still");
+        for later in [4, 5] {
+            table.want(&topic(later));
+            table.step(now, 10);
+            assert!(!table.answered(topic(later).as_str()), "still");
+            table.step(now, 10);
+            assert!(!table.is_restored(), "2 is not confirmed");
+        }
         assert!(table.answered(topic(2).as_str()));
+        table.step(now, 10);
+        assert!(table.is_restored());
     }
 }
