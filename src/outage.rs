@@ -54,13 +54,13 @@ enum Standing {
     },
 }
 
-/// What an outage of a link means.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Missing {
-    /// Messages may be missed. Who never heard anything misses nothing.
-    pub(crate) any: bool,
-    /// And that is new.
-    pub(crate) is_new: bool,
+/// Whether messages may be missed while a link is down. Who never heard anything misses nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Deaf {
+    No,
+    /// From now on.
+    Newly,
+    Still,
 }
 
 impl Outage {
@@ -100,21 +100,23 @@ impl Outage {
         reason: Arc<str>,
         deaf: bool,
         now: SystemTime,
-    ) -> Missing {
+    ) -> Deaf {
         let Some(link) = self.links.get_mut(&link) else {
-            return Missing::NOTHING;
+            return Deaf::No;
         };
         let since = match link.standing {
             Standing::Up(_) => now,
             Standing::Down { since, .. } => since,
         };
         link.standing = Standing::Down { since, reason };
-        let is_new = deaf && link.gap.is_none() && link.proven.is_some();
-        if is_new {
-            link.gap = link.proven;
+        match link.gap {
+            Some(_) => Deaf::Still,
+            None if deaf && link.proven.is_some() => {
+                link.gap = link.proven;
+                Deaf::Newly
+            }
+            None => Deaf::No,
         }
-        let any = link.gap.is_some();
-        Missing { any, is_new }
     }
 
     /// The worst link, with its reason: one on which messages may be missed, and of those the one that is down for
@@ -195,13 +197,6 @@ impl Link {
     }
 }
 
-impl Missing {
-    const NOTHING: Self = Self {
-        any: false,
-        is_new: false,
-    };
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -274,24 +269,20 @@ mod tests {
     #[test]
     fn each_link_has_a_gap_of_its_own() {
         let (mut outage, clock) = two();
-        let nothing = outage.down(A, "not there yet".into(), true, wall(0));
-        assert_eq!(nothing, Missing::NOTHING, "nothing was heard before");
+        let deaf = outage.down(A, "not there yet".into(), true, wall(0));
+        assert_eq!(deaf, Deaf::No, "nothing was heard before");
         outage.up(A, clock.at(1));
         outage.up(B, clock.at(2));
-        let (any, is_new) = (true, true);
-        assert_eq!(
-            outage.down(A, "gone".into(), true, wall(3)),
-            Missing { any, is_new }
-        );
-        let is_new = false;
-        assert_eq!(
-            outage.down(A, "still".into(), true, wall(4)),
-            Missing { any, is_new }
-        );
-        assert_eq!(
-            outage.down(B, "unsent".into(), false, wall(4)),
-            Missing::NOTHING
-        );
+        for (link, deaf, expected) in [
+            (A, false, Deaf::No),
+            (A, true, Deaf::Newly),
+            (A, true, Deaf::Still),
+            (A, false, Deaf::Still),
+            (B, false, Deaf::No),
+        ] {
+            let deaf = outage.down(link, "down".into(), deaf, wall(3));
+            assert_eq!(deaf, expected);
+        }
         assert_eq!(outage.up(B, clock.at(5)), None);
         assert_eq!(outage.up(A, clock.at(6)), Some((clock.at(1), clock.at(6))));
         assert_eq!(outage.up(A, clock.at(7)), None);
@@ -330,20 +321,21 @@ mod tests {
         fn all_is_heard_exactly_while_every_link_works(steps in prop::collection::vec((0u16..3, 0u8..3), 0..40)) {
             let clock = Clock(Instant::now());
             let mut outage = Outage::new((0..3).map(LinkId), clock.at(0), wall(0));
-            let mut works = [false; 3];
+            let (mut since, mut proven) = ([None; 3], [None; 3]);
             for (now, (link, word)) in (1..).zip(steps) {
-                works[link as usize] = word == 0;
-                let link = LinkId(link);
-                match word {
-                    0 => drop(outage.up(link, clock.at(now))),
-                    word => drop(outage.down(link, "down".into(), word == 2, wall(now))),
+                let (at, id) = (link as usize, LinkId(link));
+                if word == 0 {
+                    outage.up(id, clock.at(now));
+                    since[at].get_or_insert(clock.at(now));
+                    proven[at] = Some(clock.at(now));
+                } else {
+                    outage.down(id, "down".into(), word == 2, wall(now));
+                    since[at] = None;
                 }
-                let all = works.iter().all(|works| *works);
-                prop_assert_eq!(outage.health() == Health::Up, all);
-                prop_assert_eq!(outage.hearing().is_some(), all);
-                if let Some((since, until)) = outage.hearing() {
-                    prop_assert!(since <= clock.at(now) && until <= clock.at(now));
-                }
+                let works = since.iter().all(Option::is_some);
+                prop_assert_eq!(outage.health() == Health::Up, works);
+                let whole = works.then(|| (*since.iter().flatten().max().unwrap(), *proven.iter().flatten().min().unwrap()));
+                prop_assert_eq!(outage.hearing(), whole);
             }
         }
     }

@@ -12,7 +12,7 @@ use super::{CHUNK, Node};
 use crate::backend::Listener;
 use crate::gap::Gap;
 use crate::health::Health;
-use crate::outage::{LinkId, Missing, Span};
+use crate::outage::{Deaf, LinkId, Span};
 use crate::outbox::Outbox;
 use crate::uplink::Inbound;
 
@@ -111,10 +111,12 @@ impl Listener for Node {
             return;
         }
         let now = SystemTime::now();
-        let missing = self.outage.lock().down(link, reason.clone(), deaf, now);
-        let Missing { any: gap, is_new } = missing;
-        self.counters.bus_gaps.fetch_add(u64::from(is_new), Relaxed);
+        let deaf = self.outage.lock().down(link, reason.clone(), deaf, now);
+        if deaf == Deaf::Newly {
+            self.counters.bus_gaps.fetch_add(1, Relaxed);
+        }
         if self.follow_links() {
+            let gap = deaf != Deaf::No;
             tracing::warn!(node = %self.id, %reason, gap, "the bus is down: this node serves its own sockets and tries again by itself");
         }
     }
