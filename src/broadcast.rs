@@ -17,7 +17,7 @@ use crate::node::Node;
 use crate::presence::Presence;
 use crate::rejection::ClusterRejection;
 use crate::roster::{Count, Roster};
-use crate::scope::Selection;
+use crate::scope::{Reach, Selection};
 use crate::topic::Topic;
 use crate::worker::BroadcasterBuilder;
 
@@ -175,12 +175,11 @@ impl Broadcaster {
     }
 
     fn audience(&self) -> Audience {
-        let (selection, invalid, local) = (Selection::default(), None, false);
         Audience {
             node: self.node.clone(),
-            selection,
-            invalid,
-            local,
+            selection: Selection::default(),
+            invalid: None,
+            reach: Reach::Everywhere,
         }
     }
 }
@@ -206,7 +205,7 @@ pub struct Audience {
     selection: Selection,
     /// The first id that cannot be used; said when it would be.
     invalid: Option<InvalidId>,
-    local: bool,
+    reach: Reach,
 }
 
 impl Audience {
@@ -249,7 +248,7 @@ impl Audience {
 
     /// Only sockets of this node, without a word to Redis.
     pub fn local(mut self) -> Self {
-        self.local = true;
+        self.reach = Reach::Here;
         self
     }
 
@@ -269,10 +268,10 @@ impl Audience {
         let Self {
             node,
             selection,
-            local,
+            reach,
             ..
         } = audience;
-        let (local, nodes) = node.send(&selection, &message.into(), local).await?;
+        let (local, nodes) = node.send(&selection, &message.into(), reach).await?;
         Ok(Delivery {
             local,
             nodes,
@@ -370,7 +369,7 @@ impl Audience {
     /// When an id is unusable, or after [`Cluster::shutdown`](crate::Cluster::shutdown).
     pub async fn sockets(mut self) -> Result<Roster, QueryError> {
         self.check().map_err(QueryError::invalid)?;
-        self.node.roster(self.selection, self.local).await
+        self.node.roster(self.selection, self.reach).await
     }
 
     /// How many sockets [`sockets`](Self::sockets) would list, without the lists.
@@ -379,7 +378,7 @@ impl Audience {
     /// When an id is unusable, or after [`Cluster::shutdown`](crate::Cluster::shutdown).
     pub async fn count(mut self) -> Result<Count, QueryError> {
         self.check().map_err(QueryError::invalid)?;
-        self.node.count(self.selection, self.local).await
+        self.node.count(self.selection, self.reach).await
     }
 
     fn and(mut self, topic: Result<Topic, InvalidId>) -> Self {
@@ -400,10 +399,11 @@ impl Audience {
 
     async fn command(mut self, what: Ask) -> Result<Delivery, SendError> {
         self.check().map_err(SendError::invalid)?;
-        let outcome = self.node.command(&self.selection, what, self.local).await?;
+        let reach = self.reach;
+        let outcome = self.node.command(&self.selection, what, reach).await?;
         Ok(Delivery {
             local: outcome.local,
-            nodes: (!self.local).then_some(outcome.nodes),
+            nodes: (reach == Reach::Everywhere).then_some(outcome.nodes),
             unanswered: outcome.unanswered,
         })
     }

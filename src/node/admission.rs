@@ -15,7 +15,7 @@ use crate::expiry::Expiry;
 use crate::id::{InvalidId, SocketId, UserId};
 use crate::outbox::Outbox;
 use crate::registry::{About, Full, Member};
-use crate::scope::Selection;
+use crate::scope::{Reach, Selection};
 use crate::topic::Topic;
 
 /// Why a socket may not enter.
@@ -80,7 +80,7 @@ impl Node {
             let (node, close) = (self.clone(), Ask::from(&replaced()));
             self.spawn(async move {
                 // Should it not arrive, their nodes learn it with the next renewal of their lease.
-                let _ = node.command(&selection, close, false).await;
+                let _ = node.command(&selection, close, Reach::Everywhere).await;
             });
         }
         Ok(())

@@ -2,14 +2,12 @@
 
 use std::collections::HashSet;
 
-use smallvec::smallvec;
-
 use super::Node;
 use crate::id::{NodeId, UserId};
 use crate::presence::{Here, Host, Mailbox, Presence, Word};
-use crate::scope::{Scope, Size};
+use crate::scope::Scope;
 use crate::topic::Topic;
-use crate::wire::{self, Action};
+use crate::wire::Action;
 
 impl Node {
     /// A reader of who comes to a topic and goes from it.
@@ -55,11 +53,8 @@ impl Host for Node {
             Word::Request(_) => Action::Watch(&json),
             Word::Report(_) => Action::Report(&json),
         };
-        let envelope = wire::encode(self.id, None, &Scope::default(), &action);
-        let saying = self
-            .bus
-            .publish(smallvec![to.clone()], envelope, Size::Small);
-        Some(saying.await.ok()?.nodes)
+        let envelope = self.uplink.write(None, &Scope::default(), &action);
+        Some(self.uplink.say(to.clone(), envelope).await.ok()?.nodes)
     }
 
     async fn hear(&self, topic: &Topic) {

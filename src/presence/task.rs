@@ -1,11 +1,9 @@
 //! The one task of presence: it waits, hands what came to the rules, and does what they say.
 
 use std::ops::ControlFlow;
-use std::panic::AssertUnwindSafe;
 use std::sync::Weak;
 use std::time::Duration;
 
-use futures::FutureExt;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -29,22 +27,14 @@ impl<N: Host> Task<N> {
         Self { node, machine }
     }
 
-    /// Runs as long as the node lives and is not shut down.
-    pub(crate) async fn run(mut self) {
+    /// Runs as long as the node lives and is not shut down. After a panic it may run again, and goes on with what was
+    /// left to do.
+    pub(crate) async fn run(&mut self) {
         let Some(arrived) = self.node.upgrade().map(|node| node.mailbox().arrived()) else {
             return;
         };
-        loop {
+        while self.look().await.is_continue() {
             self.wait(&arrived).await;
-            let Some(node) = self.node.upgrade() else {
-                break;
-            };
-            let looking = AssertUnwindSafe(self.look(&*node)).catch_unwind();
-            match looking.await {
-                Ok(ControlFlow::Continue(())) => {}
-                Ok(ControlFlow::Break(())) => break,
-                Err(_) => tracing::error!("the presence task panicked and goes on"),
-            }
         }
         self.machine.end();
     }
@@ -62,11 +52,14 @@ impl<N: Host> Task<N> {
         }
     }
 
-    /// Until there is nothing to do for now, or the node is shut down.
-    async fn look(&mut self, node: &N) -> ControlFlow<()> {
-        let Some(mail) = node.mailbox().take() else {
+    /// Until there is nothing to do for now, or the node is gone or shut down.
+    async fn look(&mut self) -> ControlFlow<()> {
+        let node = self.node.upgrade();
+        let mail = node.as_ref().and_then(|node| node.mailbox().take());
+        let (Some(node), Some(mail)) = (node, mail) else {
             return ControlFlow::Break(());
         };
+        let node = &*node;
         for input in mail.inputs() {
             self.machine.handle(input, node, Instant::now());
         }
@@ -90,16 +83,18 @@ mod tests {
     use std::collections::HashSet;
     use std::sync::Arc;
 
-    use futures::StreamExt;
+    use futures::{FutureExt, StreamExt};
     use parking_lot::Mutex;
     use tokio::sync::{Semaphore, mpsc};
     use tokio::task::yield_now;
     use tokio::time::timeout;
+    use tokio_util::sync::CancellationToken;
 
     use super::*;
     use crate::id::UserId;
     use crate::presence::word::{Report, WatchRequest};
     use crate::presence::{Here, Mailbox, Word};
+    use crate::tasks::supervise;
     use crate::topic::Topic;
 
     const ME: NodeId = NodeId(1);
@@ -129,7 +124,18 @@ mod tests {
                 permits: Semaphore::new(usize::MAX >> 4),
                 did,
             });
-            tokio::spawn(Task::new(Arc::downgrade(&fake), ME, Duration::ZERO).run());
+            let mut task = Task::new(Arc::downgrade(&fake), ME, Duration::ZERO);
+            tokio::spawn(async move {
+                let stop = CancellationToken::new();
+                supervise(
+                    "presence",
+                    &stop,
+                    || (),
+                    &mut task,
+                    |task| task.run().boxed(),
+                )
+                .await;
+            });
             (fake, done)
         }
 

@@ -19,9 +19,7 @@ mod subscriber;
 mod subscriptions;
 
 use std::error::Error as _;
-use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Once, Weak};
-use std::time::Duration;
 
 use bb8_redis::bb8::{Pool, RunError};
 use bytes::Bytes;
@@ -49,12 +47,11 @@ use super::{Bus, BusSettings, Confirmation, Listener, Published};
 use crate::error::PublishError;
 use crate::id::NodeId;
 use crate::scope::Size;
+use crate::tasks;
 use crate::topic::Topic;
 
 /// Connections for questions, beside the two of the bus itself.
 const POOL: u32 = 2;
-/// A task that panicked begins again after this long.
-const RESTART: Duration = Duration::from_millis(100);
 
 /// One node's end of the bus.
 #[derive(Debug)]
@@ -146,9 +143,9 @@ impl Bus for RedisBus {
         let Some(queue) = self.queue.lock().take() else {
             return;
         };
-        let ended = self.ended.clone();
+        let (ended, told) = (self.ended.clone(), listener.clone());
         self.tasks
-            .spawn(supervise("publisher", ended, queue, |queue| {
+            .spawn(supervise("publisher", ended, told, queue, |queue| {
                 queue.run().boxed()
             }));
         if let Some(slots) = &self.slots {
@@ -163,12 +160,14 @@ impl Bus for RedisBus {
                     &self.settings,
                 )
             };
-            let (keeper, mut leaving, ended) = (keeper(), keeper(), self.ended.clone());
+            let (keeper, mut leaving) = (keeper(), keeper());
+            let (ended, told) = (self.ended.clone(), listener.clone());
             self.tasks.spawn(async move {
-                supervise("slots", ended, keeper, |keeper| keeper.run().boxed()).await;
+                supervise("slots", ended, told, keeper, |keeper| keeper.run().boxed()).await;
                 leaving.leave().await;
             });
         }
+        let (ended, told) = (self.ended.clone(), listener.clone());
         let subscriber = Subscriber {
             endpoint: self.endpoint.clone(),
             advice: self.advice.clone(),
@@ -181,9 +180,8 @@ impl Bus for RedisBus {
             told_no_role: Once::new(),
             began: false,
         };
-        let ended = self.ended.clone();
         self.tasks
-            .spawn(supervise("subscriber", ended, subscriber, |task| {
+            .spawn(supervise("subscriber", ended, told, subscriber, |task| {
                 task.run().boxed()
             }));
         self.tasks.close();
@@ -257,26 +255,20 @@ impl Drop for RedisBus {
     }
 }
 
-/// Runs a task until it returns or the bus ends. A panic is a bug, but must not leave the node deaf.
+/// Runs a task until it returns or the bus ends.
 async fn supervise<T>(
     name: &'static str,
     ended: CancellationToken,
+    listener: Weak<dyn Listener>,
     mut state: T,
     run: impl for<'a> Fn(&'a mut T) -> BoxFuture<'a, ()>,
 ) {
-    loop {
-        let guarded = AssertUnwindSafe(run(&mut state)).catch_unwind();
-        match ended.run_until_cancelled(guarded).await {
-            None | Some(Ok(())) => return,
-            Some(Err(_)) => {
-                tracing::error!(
-                    task = name,
-                    "a task of the bus panicked and begins again: please report it"
-                )
-            }
+    let panicked = || {
+        if let Some(listener) = listener.upgrade() {
+            listener.panicked();
         }
-        tokio::time::sleep(RESTART).await;
-    }
+    };
+    tasks::supervise(name, &ended, panicked, &mut state, run).await;
 }
 
 /// A failure in Redis' own words, and what to do about it where that is known.
@@ -299,6 +291,8 @@ fn io_words(error: &RedisError) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 

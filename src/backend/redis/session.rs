@@ -17,6 +17,7 @@ use super::resp::{Broken, Reader, Reply};
 use super::subscriber::Subscriber;
 use super::subscriptions::Step;
 use crate::error::PublishError;
+use crate::outage::LinkId;
 use crate::scope::Scope;
 use crate::topic::Topic;
 use crate::wire::{self, Action};
@@ -141,7 +142,7 @@ impl<'a> Session<'a> {
         self.returned = None;
         let reason = "redis does not confirm subscriptions in time";
         self.subscriber
-            .tell(|listener| listener.down(reason.into(), true));
+            .tell(|listener| listener.down(LinkId::ONLY, reason.into(), true));
     }
 
     fn advance_probe(&mut self, now: Instant) -> Result<Instant, Arc<str>> {
@@ -274,7 +275,8 @@ impl<'a> Session<'a> {
                 Ok(())
             }
             Err(error) if error.on_replica => {
-                self.subscriber.tell(|listener| listener.strayed());
+                self.subscriber
+                    .tell(|listener| listener.strayed(LinkId::ONLY));
                 Err(error.reason)
             }
             Err(error) => {
@@ -282,7 +284,7 @@ impl<'a> Session<'a> {
                 self.probes.clear();
                 self.probe.unsent(Instant::now());
                 self.subscriber
-                    .tell(|listener| listener.down(error.reason, false));
+                    .tell(|listener| listener.down(LinkId::ONLY, error.reason, false));
                 Ok(())
             }
         }
@@ -297,7 +299,8 @@ impl<'a> Session<'a> {
     fn prove(&mut self) {
         if let Some(proven) = self.returned.take() {
             self.backoff.works(Instant::now());
-            self.subscriber.tell(|listener| listener.up(proven));
+            self.subscriber
+                .tell(|listener| listener.up(LinkId::ONLY, proven));
         }
     }
 }

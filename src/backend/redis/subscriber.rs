@@ -21,6 +21,7 @@ use super::slots::SlotTable;
 use super::subscriptions::Subscriptions;
 use crate::backend::{BusSettings, Listener};
 use crate::id::NodeId;
+use crate::outage::LinkId;
 use crate::topic::Topic;
 use crate::wire::MAX_ENVELOPE;
 
@@ -107,14 +108,14 @@ impl Subscriber {
         if self.began {
             // It panicked, and what it had read by then is lost.
             let reason = "the task that listens to redis panicked: please report it";
-            self.tell(|listener| listener.down(reason.into(), true));
+            self.tell(|listener| listener.down(LinkId::ONLY, reason.into(), true));
         }
         self.began = true;
         let mut backoff = Backoff::new(LONGEST_PAUSE);
         loop {
             let reason = self.listen(&mut backoff).await;
             self.table.with(Subscriptions::disconnected);
-            self.tell(|listener| listener.down(reason, true));
+            self.tell(|listener| listener.down(LinkId::ONLY, reason, true));
             sleep(backoff.ended(Instant::now(), fastrand::f64())).await;
         }
     }
@@ -238,6 +239,7 @@ mod tests {
     enum Told {
         Up,
         Down { deaf: bool },
+        Panicked,
     }
 
     /// Panics at whatever it hears.
@@ -256,14 +258,18 @@ mod tests {
 
         fn replaced(&self, _: u64) {}
 
-        fn up(&self, _: Instant) {
+        fn up(&self, _: LinkId, _: Instant) {
             let _ = self.0.send(Told::Up);
         }
 
-        fn strayed(&self) {}
+        fn strayed(&self, _: LinkId) {}
 
-        fn down(&self, _: Arc<str>, deaf: bool) {
+        fn down(&self, _: LinkId, _: Arc<str>, deaf: bool) {
             let _ = self.0.send(Told::Down { deaf });
+        }
+
+        fn panicked(&self) {
+            let _ = self.0.send(Told::Panicked);
         }
     }
 
@@ -476,11 +482,14 @@ mod tests {
         let listener = Arc::new(Fragile(sender));
         let subscriber = subscriber(&server, &listener);
         let ended = CancellationToken::new();
-        tokio::spawn(supervise("it", ended.clone(), subscriber, |task| {
+        let told_of_panics = subscriber.listener.clone();
+        let running = supervise("it", ended.clone(), told_of_panics, subscriber, |task| {
             task.run().boxed()
-        }));
+        });
+        tokio::spawn(running);
         assert_eq!(told.recv().await, Some(Told::Up));
         assert_eq!(server.cli(&["PUBLISH", "x:r:x", "hello"]), "1");
+        assert_eq!(told.recv().await, Some(Told::Panicked));
         assert_eq!(told.recv().await, Some(Told::Down { deaf: true }));
         assert_eq!(told.recv().await, Some(Told::Up));
         ended.cancel();
