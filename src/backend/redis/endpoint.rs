@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use bytes::BytesMut;
 use redis::{ConnectionAddr, IntoConnectionInfo, RedisConnectionInfo};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -25,6 +26,7 @@ use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 use url::Url;
 
 use super::address;
+use super::command;
 use super::dial::dial;
 use crate::error::ConnectError;
 
@@ -38,9 +40,6 @@ const KEEPALIVE: Duration = Duration::from_secs(5);
 /// word is noticed after a quarter of an hour.
 #[cfg(target_os = "linux")]
 const USER_TIMEOUT: Duration = Duration::from_secs(6);
-
-/// Asks Redis who it is, its role among others: a question that needs no permission.
-pub(crate) const HELLO: &[u8] = b"*1\r\n$5\r\nHELLO\r\n";
 
 /// A Redis server and who we are to it.
 pub(crate) struct Endpoint {
@@ -120,13 +119,10 @@ impl Endpoint {
     }
 
     /// The command that logs in, if there is a password.
-    pub(crate) fn auth(&self) -> Option<Vec<u8>> {
-        let password = self.login.password()?;
-        let mut auth = redis::cmd("AUTH");
-        if let Some(user) = self.login.username() {
-            auth.arg(user);
-        }
-        Some(auth.arg(password).get_packed_command())
+    pub(crate) fn auth(&self) -> Option<BytesMut> {
+        let mut auth = BytesMut::new();
+        command::auth(&mut auth, self.login.username(), self.login.password()?);
+        Some(auth)
     }
 
     /// Opens a connection; nothing has been said on it yet.

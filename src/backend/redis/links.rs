@@ -14,6 +14,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout};
 
 use super::advice::{REPLICA, is_replica, is_wrong_server, tells_no_role};
+use super::command;
 use super::endpoint::{Endpoint, OPENING};
 use super::words;
 
@@ -154,9 +155,7 @@ impl Link {
     ) -> Result<Vec<usize>, RedisError> {
         let mut commands = Commands::new();
         for chunk in channels.chunks(BATCH) {
-            let mut question = redis::cmd("PUBSUB");
-            question.arg("NUMSUB").arg(chunk);
-            commands.add_command(question);
+            commands.add_command(command::numsub(chunk));
         }
         let mut counts = Vec::with_capacity(channels.len());
         for answer in self.run(&commands).await? {

@@ -5,6 +5,7 @@ mod address;
 mod advice;
 mod backlog;
 mod backoff;
+mod command;
 mod dial;
 mod endpoint;
 mod links;
@@ -320,7 +321,7 @@ mod tests {
                 let mut question = [0; 1024];
                 let read = connection.read(&mut question).await.unwrap();
                 assert!(
-                    question[..read].starts_with(endpoint::HELLO),
+                    question[..read].starts_with(command::HELLO),
                     "the role is asked first"
                 );
                 connection.write_all(answer.as_bytes()).await.unwrap();

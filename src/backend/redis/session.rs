@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::advice::{REPLICA, is_replica, tells_no_role, without_arguments};
 use super::backoff::Backoff;
-use super::endpoint::HELLO;
+use super::command::{self, HELLO};
 use super::probe::{Probe, Verdict};
 use super::resp::{Broken, Reader, Reply};
 use super::subscriber::Subscriber;
@@ -172,18 +172,12 @@ impl<'a> Session<'a> {
 
     fn write(&mut self, step: &Step) {
         let namespace = &self.subscriber.settings.namespace;
-        for (name, topics) in [
-            ("SUBSCRIBE", &step.subscribe),
-            ("UNSUBSCRIBE", &step.unsubscribe),
-        ] {
-            if topics.is_empty() {
-                continue;
-            }
-            let mut command = redis::cmd(name);
-            for topic in topics {
-                command.arg(namespace.channel(topic));
-            }
-            self.output.extend_from_slice(&command.get_packed_command());
+        let channel = |topic| namespace.channel(topic);
+        if !step.subscribe.is_empty() {
+            command::subscribe(&mut self.output, step.subscribe.iter().map(channel));
+        }
+        if !step.unsubscribe.is_empty() {
+            command::unsubscribe(&mut self.output, step.unsubscribe.iter().map(channel));
         }
     }
 
