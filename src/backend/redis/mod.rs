@@ -8,12 +8,14 @@ mod backoff;
 mod command;
 mod dial;
 mod endpoint;
+mod link;
 mod links;
 mod pipeline;
 mod probe;
 mod publisher;
+mod refusals;
 mod resp;
-mod session;
+mod shared;
 mod slots;
 mod subscriber;
 mod subscriptions;
@@ -37,12 +39,14 @@ use tokio_util::task::TaskTracker;
 use self::advice::Advice;
 pub(crate) use self::endpoint::Endpoint;
 use self::endpoint::OPENING;
+use self::link::LinkConfig;
 use self::links::Links;
 use self::publisher::{PublishQueue, Publisher};
 #[cfg(feature = "internals")]
 pub(crate) use self::resp::Reader;
+use self::shared::SharedSubscriptions;
 use self::slots::{Keeper, SlotTable};
-use self::subscriber::{Subscriber, Table};
+use self::subscriber::Subscriber;
 use self::subscriptions::Subscriptions;
 use super::slots::Slots;
 use super::{Bus, BusSettings, Confirmation, Listener, Published};
@@ -63,7 +67,7 @@ pub(crate) struct RedisBus {
     endpoint: Arc<Endpoint>,
     advice: Arc<Advice>,
     settings: BusSettings,
-    table: Arc<Table>,
+    subscriptions: Arc<SharedSubscriptions>,
     publisher: Arc<Publisher>,
     /// Taken by [`Bus::start`].
     queue: Mutex<Option<PublishQueue>>,
@@ -90,14 +94,12 @@ impl RedisBus {
             let table = SlotTable::new(node, limit, settings.publish_timeout);
             Arc::new(table)
         });
-        let table = Arc::new(Table::new(settings.linger));
-        // The probe comes back on it: wanted from the first connection to the last.
-        table.change(|table| table.want(&Topic::node(node)));
+        let subscriptions = SharedSubscriptions::new(settings.linger, Topic::node(node));
         Self {
             node,
             endpoint,
             advice,
-            table,
+            subscriptions: Arc::new(subscriptions),
             settings,
             publisher: Arc::new(publisher),
             queue: Mutex::new(Some(queue)),
@@ -123,7 +125,7 @@ impl RedisBus {
                 Ok(Ok(counts)) => return Ok(counts),
                 Ok(Err(error)) if may_repeat && link.is_dead() => {
                     tracing::debug!(reason = %words(&error), "a question is asked again on a new connection");
-                    self.table.doubt();
+                    self.subscriptions.doubt();
                     may_repeat = false;
                 }
                 Ok(Err(error)) => return Err(explain(&self.advice, &error)),
@@ -171,10 +173,13 @@ impl Bus for RedisBus {
         }
         let subscriber = Subscriber {
             endpoint: self.endpoint.clone(),
-            advice: self.advice.clone(),
-            node: self.node,
-            settings: self.settings.clone(),
-            table: self.table.clone(),
+            link: Arc::new(LinkConfig {
+                node: self.node,
+                namespace: self.settings.namespace.clone(),
+                advice: self.advice.clone(),
+                probe_interval: self.settings.probe_interval,
+                subscriptions: self.subscriptions.clone(),
+            }),
             publisher: self.publisher.clone(),
             slots: self.slots.clone(),
             listener,
@@ -190,16 +195,16 @@ impl Bus for RedisBus {
     }
 
     fn want(&self, topic: &Topic) -> Confirmation {
-        self.table.change(|table| table.want(topic))
+        self.subscriptions.change(|table| table.want(topic))
     }
 
     fn release(&self, topic: &Topic) {
-        self.table
+        self.subscriptions
             .change(|table| table.release(topic, Instant::now()));
     }
 
     fn doubt(&self) {
-        self.table.change(Subscriptions::doubt);
+        self.subscriptions.change(Subscriptions::doubt);
     }
 
     fn publish(
@@ -212,17 +217,17 @@ impl Bus for RedisBus {
             .iter()
             .map(|topic| self.settings.namespace.channel(topic))
             .collect();
-        let table = self.table.clone();
-        topics.retain(|topic| table.is_confirmed(topic));
+        let subscriptions = self.subscriptions.clone();
+        topics.retain(|topic| subscriptions.is_confirmed(topic));
         let publishing = self.publisher.publish(channels, envelope, size);
         async move {
             let published = publishing.await;
             if published.is_err() {
-                table.doubt();
+                subscriptions.doubt();
             }
             let receivers = published?;
             // Those that heard it surely: who subscribed meanwhile perhaps did not.
-            topics.retain(|topic| table.is_confirmed(topic));
+            topics.retain(|topic| subscriptions.is_confirmed(topic));
             Ok(Published {
                 nodes: receivers.saturating_sub(topics.len()),
                 comes_back: !topics.is_empty(),
