@@ -13,8 +13,14 @@ pub(crate) enum Control {
     Ask { id: u64, what: Ask },
     /// Wants to know at once when this question never came.
     Ping { id: u64 },
-    /// It never came, on the asker's own channel.
-    Unasked { id: u64 },
+    /// It never came, and everything was heard for so many microseconds: none while something may be missed. On
+    /// the asker's own channel.
+    Unasked {
+        id: u64,
+        /// Nodes before this word were believed.
+        #[serde(default = "always")]
+        heard: u64,
+    },
     /// It came, and is not answered: too many others are. On the asker's own channel.
     Refused { id: u64 },
     /// A node is there, said again and again, and for so many milliseconds unless it says so once
@@ -31,6 +37,10 @@ pub(crate) enum Control {
     Strayed { millis: u64 },
     /// A node leaves.
     Bye,
+}
+
+fn always() -> u64 {
+    u64::MAX
 }
 
 fn is_false(worker: &bool) -> bool {
@@ -81,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_of_a_later_version_are_no_error_where_they_are_additions() {
+    fn words_of_another_version_are_no_error_where_they_are_additions() {
         let later = r#"{"ask":{"id":1,"what":"count","since":7}}"#;
         assert!(matches!(
             serde_json::from_str(later).unwrap(),
@@ -93,6 +103,14 @@ mod tests {
         let answer: Answer = serde_json::from_str(r#"{"count":2,"mood":"good"}"#).unwrap();
         assert_eq!((answer.count, answer.sockets.len()), (2, 0));
         assert!(serde_json::from_str::<Control>(r#"{"dance":{}}"#).is_err());
+        let earlier = r#"{"unasked":{"id":4}}"#;
+        assert!(matches!(
+            serde_json::from_str(earlier).unwrap(),
+            Control::Unasked {
+                id: 4,
+                heard: u64::MAX
+            }
+        ));
     }
 
     #[test]
@@ -113,7 +131,10 @@ mod tests {
                 r#"{"ask":{"id":2,"what":{"join":{"room":"x"}}}}"#,
             ),
             (Control::Ping { id: 3 }, r#"{"ping":{"id":3}}"#),
-            (Control::Unasked { id: 4 }, r#"{"unasked":{"id":4}}"#),
+            (
+                Control::Unasked { id: 4, heard: 5 },
+                r#"{"unasked":{"id":4,"heard":5}}"#,
+            ),
             (Control::Bye, r#""bye""#),
         ] {
             assert_eq!(serde_json::to_string(&control).unwrap(), json);

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -72,11 +73,12 @@ impl Node {
         match serde_json::from_slice(json) {
             Ok(Control::Ask { id, what }) => self.heard_question(origin, id, scope, what),
             Ok(Control::Ping { id }) => self.heard_ping(origin, id),
-            Ok(Control::Unasked { id }) => {
-                self.question(id, |gathering| gathering.unasked(origin));
+            Ok(Control::Unasked { id, heard }) => {
+                let heard = Duration::from_micros(heard);
+                self.question(id, |gathering, age| gathering.unasked(origin, heard, age));
             }
             Ok(Control::Refused { id }) => {
-                self.question(id, |gathering| gathering.refused(origin));
+                self.question(id, |gathering, _| gathering.refused(origin));
             }
             Ok(Control::Hello {
                 node,
@@ -95,13 +97,13 @@ impl Node {
     /// What this node published as well: its own copy of a question proves that it hears the answers.
     pub(super) fn heard_itself(&self, number: Option<u64>) {
         if let Some(id) = number {
-            self.question(id, Gathering::came_back);
+            self.question(id, |gathering, _| gathering.came_back());
         }
     }
 
     pub(super) fn heard_answer(&self, origin: NodeId, id: u64, more: bool, part: &[u8]) {
         let part = || Bytes::copy_from_slice(part);
-        self.question(id, |gathering| gathering.answered(origin, part(), more));
+        self.question(id, |gathering, _| gathering.answered(origin, part(), more));
     }
 
     /// Silence says that a question came: its answer is under way, or was lost and is missing.
@@ -110,7 +112,10 @@ impl Node {
         let came = answering.open.lock().contains(&(asker, id))
             || answering.heard.lock().contains(asker, id);
         if !came {
-            self.reply(asker, id, &Control::Unasked { id });
+            // What was published before, or in an outage, may have been missed: only the asker knows when it asked.
+            let heard = self.hearing().map(|(since, _)| since.elapsed());
+            let heard = heard.unwrap_or_default().as_micros() as u64;
+            self.reply(asker, id, &Control::Unasked { id, heard });
         }
     }
 
@@ -121,11 +126,12 @@ impl Node {
         drop(self.bus.publish(asker, envelope, Size::Small));
     }
 
-    /// Tells a question of this node, unless it is over.
-    fn question(&self, id: u64, change: impl FnOnce(&mut Gathering)) {
+    /// Tells a question of this node, unless it is over; it was asked so long ago.
+    fn question(&self, id: u64, change: impl FnOnce(&mut Gathering, Duration)) {
         let question = self.questions.lock().get(&id).cloned();
         if let Some(question) = question {
-            question.update(change);
+            let age = question.asked_at.elapsed();
+            question.update(|gathering| change(gathering, age));
         }
     }
 

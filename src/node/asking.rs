@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::future::{BoxFuture, join, join_all};
+use futures::future::{BoxFuture, OptionFuture, join, join_all};
 use parking_lot::Mutex;
 use smallvec::smallvec;
 use tokio::sync::Notify;
@@ -30,13 +30,23 @@ use crate::wire::{self, Action, MAX_ENVELOPE};
 const FOLLOW_UP: Duration = Duration::from_millis(100);
 
 /// A question that waits for its answers.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Question {
+    /// Just before it was published.
+    pub(super) asked_at: Instant,
     gathering: Mutex<Gathering>,
     changed: Notify,
 }
 
 impl Question {
+    fn new(asked_at: Instant) -> Self {
+        Self {
+            asked_at,
+            gathering: Mutex::default(),
+            changed: Notify::new(),
+        }
+    }
+
     pub(super) fn update(&self, change: impl FnOnce(&mut Gathering)) {
         change(&mut self.gathering.lock());
         self.changed.notify_one();
@@ -55,8 +65,8 @@ struct Open {
 struct Asked {
     open: Open,
     publishing: BoxFuture<'static, Result<Published, PublishError>>,
-    /// Tells how many nodes are on the bus at all.
-    census: BoxFuture<'static, Result<Published, PublishError>>,
+    /// Tells how many nodes are on the bus at all, where the question itself does not.
+    census: OptionFuture<BoxFuture<'static, Result<Published, PublishError>>>,
 }
 
 impl Drop for Open {
@@ -303,24 +313,26 @@ impl Node {
                 envelope.len()
             )));
         }
-        let question = Arc::new(Question::default());
+        let question = Arc::new(Question::new(Instant::now()));
         self.questions.lock().insert(id, question.clone());
         let open = Open {
             node: self.clone(),
             id,
+            deadline: question.asked_at + self.config.publish_timeout,
             question,
-            deadline: Instant::now() + self.config.publish_timeout,
         };
         let size = selection.size();
+        let is_census = carrier == Topic::nodes();
         let publishing = self.bus.publish(smallvec![carrier], envelope, size);
-        let probe = wire::encode(self.id, None, &Scope::default(), &Action::Probe);
-        let census = self
-            .bus
-            .publish(smallvec![Topic::nodes()], probe, Size::Small);
+        let census = (!is_census).then(|| {
+            let probe = wire::encode(self.id, None, &Scope::default(), &Action::Probe);
+            let everybody = smallvec![Topic::nodes()];
+            self.bus.publish(everybody, probe, Size::Small)
+        });
         Ok(Some(Asked {
             open,
             publishing,
-            census,
+            census: census.into(),
         }))
     }
 
@@ -345,7 +357,11 @@ impl Asked {
         let (published, census) = join(publishing, census).await;
         let published = published?;
         let known = open.node.members.lock().len();
-        let present = census.map_or(0, |census| census.nodes);
+        let present = match census.unwrap_or(Ok(published)) {
+            // We are among those that are counted, or not: who has just come back does not know.
+            Ok(census) if open.hears() => census.nodes,
+            _ => 0,
+        };
         open.question.update(|gathering| {
             gathering.present(present, known);
             gathering.promise(published);
@@ -358,6 +374,12 @@ impl Asked {
 }
 
 impl Open {
+    /// Whether this node has heard everything since before it asked.
+    fn hears(&self) -> bool {
+        let hearing = self.node.hearing();
+        hearing.is_some_and(|(since, _)| since <= self.question.asked_at)
+    }
+
     async fn wait(&self) {
         let mut follow_up = Instant::now() + FOLLOW_UP;
         loop {

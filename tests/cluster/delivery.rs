@@ -4,6 +4,7 @@ use std::pin::pin;
 use std::time::Duration;
 
 use axum_cluster::{Close, SendError};
+use futures::FutureExt;
 use futures::future::join_all;
 
 use crate::support::client::{Event, text};
@@ -524,12 +525,27 @@ async fn a_union_comes_once_whatever_others_send_meanwhile() {
 
 /// The union is large enough to travel in parts, the close travels at once.
 async fn a_close_of_very_many_comes_after_the_message_before_it(lab: Lab) {
-    let [a, b] = lab.nodes().await;
+    let patient = lab.builder().probe_interval(NEVER);
+    let [a, b] = [
+        TestNode::start(patient.clone().start()).await,
+        TestNode::start(patient.start()).await,
+    ];
+    for node in [&a, &b] {
+        node.cluster.ready().await.unwrap();
+    }
     let mut client = b.client("last").await;
     let users = (0..5000).map(|user| user.to_string());
     let audience = a.broadcaster.to_users(users.chain(["last".to_owned()]));
-    let close = Close::new(4001, "bye");
-    let (sent, closed) = tokio::join!(audience.clone().send("hello"), audience.close(close));
+    let close = audience.clone().close(Close::new(4001, "bye"));
+    let (mut sent, mut closed) = (Box::pin(audience.send("hello")), Box::pin(close));
+    // Else the message is out, in its three turns, before anything of the close is queued.
+    if let Some(server) = &lab.redis {
+        server.freeze();
+        assert!((&mut sent).now_or_never().is_none(), "control: it waits");
+        assert!((&mut closed).now_or_never().is_none(), "control: it waits");
+        server.thaw();
+    }
+    let (sent, closed) = tokio::join!(sent, closed);
     sent.unwrap();
     assert_eq!(closed.unwrap().nodes(), Some(1));
     assert_eq!(client.event().await, text("hello"));

@@ -260,7 +260,9 @@ async fn a_node_that_can_hear_but_not_speak_admits_nobody_unheard() {
     grant(server);
     let link = Proxy::slow(server.port(), Duration::from_millis(20)).await;
     let url = format!("redis://app:s3cret@{}", link.addr);
-    let a = TestNode::start(lab.builder().redis(url).start()).await;
+    // On a busy machine too, what is subscribed to is confirmed in time.
+    let patient = lab.builder().redis(url).publish_timeout(PATIENCE);
+    let a = TestNode::start(patient.start()).await;
     a.cluster.ready().await.unwrap();
     let b = lab.node().await;
     lab.server().cli(&["ACL", "SETUSER", "app", "-publish"]);

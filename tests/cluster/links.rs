@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
-use crate::support::client::{Event, text};
+use crate::support::client::{Client, Event, text};
 use crate::support::proxy::Proxy;
 use crate::support::{Lab, RedisServer, TestNode, soon, until};
 
@@ -43,10 +43,11 @@ where
 #[derive(Debug, Default)]
 struct Lost {
     answers: AtomicUsize,
+    answers_after: AtomicUsize,
     messages_after: AtomicUsize,
 }
 
-/// H3: the answer to one SUBSCRIBE is lost, and messages of others go on.
+/// H3: the answer to one SUBSCRIBE is lost, and messages and answers of others go on.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_link_that_loses_a_single_answer_is_given_up() {
     let lab = Lab::redis();
@@ -72,9 +73,14 @@ async fn a_link_that_loses_a_single_answer_is_given_up() {
                         }
                         _ => heard.to_vec(),
                     };
-                    let is_message = kept.windows(13).any(|part| part == b"cluster:u:bob");
-                    let after = is_message && lost.answers.load(SeqCst) == 1;
-                    lost.messages_after.fetch_add(usize::from(after), SeqCst);
+                    let after = lost.answers.load(SeqCst) == 1;
+                    for (sign, count) in [
+                        (&b"cluster:u:bob"[..], &lost.messages_after),
+                        (b"\r\nsubscribe\r\n", &lost.answers_after),
+                    ] {
+                        let is_there = kept.windows(sign.len()).any(|part| part == sign);
+                        count.fetch_add(usize::from(after && is_there), SeqCst);
+                    }
                     if from_write.write_all(&kept).await.is_err() {
                         break;
                     }
@@ -100,6 +106,16 @@ async fn a_link_that_loses_a_single_answer_is_given_up() {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     });
+    let (addr, stopped) = (a.addr, stop.clone());
+    let coming = tokio::spawn(async move {
+        for user in 0.. {
+            let _client = Client::connect(addr, &user.to_string()).await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            if stopped.is_cancelled() {
+                return;
+            }
+        }
+    });
     let mut alice = a.client("alice").await;
     until("control: the loss is noticed", async || {
         matches!(a.cluster.health(), Health::Degraded { .. })
@@ -111,15 +127,15 @@ async fn a_link_that_loses_a_single_answer_is_given_up() {
         2,
         "control: lost once, asked again once"
     );
-    assert!(
-        lost.messages_after.load(SeqCst) > 10,
-        "control: it was not silent"
-    );
+    for after in [&lost.messages_after, &lost.answers_after] {
+        assert!(after.load(SeqCst) > 10, "control: it was not silent");
+    }
     let delivery = b.broadcaster.to_user("alice").send("here?").await.unwrap();
     assert_eq!(delivery.nodes(), Some(1));
     assert_eq!(alice.event().await, text("here?"));
     stop.cancel();
     talking.await.unwrap();
+    coming.await.unwrap();
 }
 
 /// H5: a round trip of 1.2 s, and one more for the password, with the settings that everybody has.

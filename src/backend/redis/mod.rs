@@ -13,6 +13,7 @@ mod links;
 mod pipeline;
 mod probe;
 mod publisher;
+mod queue;
 mod refusals;
 mod resp;
 mod shared;

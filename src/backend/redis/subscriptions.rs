@@ -476,7 +476,8 @@ impl Subscriptions {
         Refusal::Topic(topic)
     }
 
-    /// A new connection: nothing is subscribed on it.
+    /// A new connection: nothing is subscribed on it. The channel of all nodes comes last: who is counted there is
+    /// reached by everything else.
     pub(super) fn connected(&mut self) {
         self.link = match self.link {
             Link::Starting => Link::Up,
@@ -488,6 +489,10 @@ impl Subscriptions {
             if *topic != self.own {
                 self.restoring.push_back(topic.clone());
             }
+        }
+        let nodes = Topic::nodes();
+        if let Some(at) = self.restoring.iter().position(|topic| *topic == nodes) {
+            self.restoring.swap(at, self.restoring.len() - 1);
         }
     }
 
@@ -848,6 +853,24 @@ mod tests {
     }
 
     #[test]
+    fn who_is_counted_as_a_node_is_reached_by_everything() {
+        let (mut table, now) = connected();
+        let _ = table.want(&Topic::nodes());
+        for n in 0..250 {
+            let _ = table.want(&topic(n));
+        }
+        table.disconnected();
+        greet(&mut table, now);
+        assert_eq!(subscribed(&table.step(now, 200)).len(), 200);
+        let _ = table.want(&topic(251));
+        let subscribe = subscribed(&table.step(now, 200));
+        assert_eq!(
+            (subscribe.len(), subscribe.last()),
+            (52, Some(&Topic::nodes()))
+        );
+    }
+
+    #[test]
     fn who_comes_during_a_restore_is_served_first() {
         let (mut table, now) = connected();
         for n in 0..250 {
@@ -937,10 +960,18 @@ mod tests {
         assert!(answer(&mut table, &topic(1), now));
         assert!(!answer(&mut table, &topic(3), now), "that of 2 was lost");
         assert!(table.is_confirmed(&topic(3)), "it is heard all the same");
-        table.want(&topic(4));
+        table.doubt();
         table.step(now, 10);
-        assert!(!answer(&mut table, &topic(4), now), "still");
+        for later in [4, 5] {
+            table.want(&topic(later));
+            table.step(now, 10);
+            assert!(!answer(&mut table, &topic(later), now), "still");
+            table.step(now, 10);
+            assert!(!table.is_restored(), "2 is not confirmed");
+        }
         assert!(answer(&mut table, &topic(2), now));
+        table.step(now, 10);
+        assert!(table.is_restored());
     }
 
     /// Waits for these topics, which are asked for in one command.
