@@ -6,7 +6,6 @@ use std::io;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -48,8 +47,6 @@ pub(crate) struct Endpoint {
     /// The URL without its secrets.
     shown: String,
     tls: OnceCell<TlsConnector>,
-    /// Raised whenever everything that is open may be on another server than what is opened next.
-    generation: AtomicU64,
 }
 
 enum Addr {
@@ -109,7 +106,6 @@ impl Endpoint {
             login,
             shown,
             tls: OnceCell::new(),
-            generation: AtomicU64::new(0),
         })
     }
 
@@ -155,27 +151,6 @@ impl Endpoint {
                 Ok(Box::pin(connector.await?.connect(name, stream).await?))
             }
         }
-    }
-
-    pub(super) fn generation(&self) -> u64 {
-        self.generation.load(Ordering::Acquire)
-    }
-
-    /// The bus listens on a new connection, to a server that is no replica: what was opened before follows.
-    /// (Not when it connects: a server that refuses every greeting would end all links again and again.)
-    pub(super) fn moved(&self) {
-        self.generation.fetch_add(1, Ordering::AcqRel);
-    }
-
-    /// A connection of this generation met the wrong server, or its end: whatever else is of it is left too.
-    pub(super) fn leave(&self, generation: u64) {
-        // Fails where it was left already.
-        let _ = self.generation.compare_exchange(
-            generation,
-            generation + 1,
-            Ordering::AcqRel,
-            Ordering::Acquire,
-        );
     }
 }
 

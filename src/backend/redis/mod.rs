@@ -20,6 +20,7 @@ mod shared;
 mod slots;
 mod subscriber;
 mod subscriptions;
+mod topology;
 
 use std::error::Error as _;
 use std::panic::AssertUnwindSafe;
@@ -49,6 +50,7 @@ use self::shared::SharedSubscriptions;
 use self::slots::{Keeper, SlotTable};
 use self::subscriber::Subscriber;
 use self::subscriptions::Subscriptions;
+use self::topology::Topology;
 use super::slots::Slots;
 use super::{Bus, BusSettings, Confirmation, Listener, Published};
 use crate::error::PublishError;
@@ -65,7 +67,7 @@ const RESTART: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub(crate) struct RedisBus {
     node: NodeId,
-    endpoint: Arc<Endpoint>,
+    topology: Arc<Topology>,
     advice: Arc<Advice>,
     settings: BusSettings,
     subscriptions: Arc<SharedSubscriptions>,
@@ -82,15 +84,16 @@ pub(crate) struct RedisBus {
 
 impl RedisBus {
     pub(crate) fn new(endpoint: Arc<Endpoint>, node: NodeId, settings: BusSettings) -> Self {
-        let links = Links::new(endpoint.clone(), settings.publish_timeout);
+        let topology = Arc::new(Topology::single(endpoint));
+        let links = Links::new(topology.clone(), settings.publish_timeout);
         let questions = Pool::builder()
             .max_size(POOL)
             .connection_timeout(settings.publish_timeout.min(OPENING))
             .build_unchecked(links.clone());
-        let user = endpoint.login().username();
+        let user = topology.primary().login().username();
         let advice = Arc::new(Advice::new(user, &settings.namespace));
         let (publisher, queue) =
-            Publisher::new(endpoint.clone(), advice.clone(), settings.publish_timeout);
+            Publisher::new(topology.clone(), advice.clone(), settings.publish_timeout);
         let slots = settings.slots.map(|limit| {
             let table = SlotTable::new(node, limit, settings.publish_timeout);
             Arc::new(table)
@@ -98,7 +101,7 @@ impl RedisBus {
         let subscriptions = SharedSubscriptions::new(settings.linger, Topic::node(node));
         Self {
             node,
-            endpoint,
+            topology,
             advice,
             subscriptions: Arc::new(subscriptions),
             settings,
@@ -157,7 +160,7 @@ impl Bus for RedisBus {
         if let Some(slots) = &self.slots {
             slots.start(listener.clone());
             let keeper = || {
-                let links = Links::new(self.endpoint.clone(), self.settings.publish_timeout);
+                let links = Links::new(self.topology.clone(), self.settings.publish_timeout);
                 Keeper::new(
                     slots.clone(),
                     links,
@@ -173,7 +176,7 @@ impl Bus for RedisBus {
             });
         }
         let subscriber = Subscriber {
-            endpoint: self.endpoint.clone(),
+            topology: self.topology.clone(),
             link: Arc::new(LinkConfig {
                 node: self.node,
                 namespace: self.settings.namespace.clone(),

@@ -14,12 +14,13 @@ use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use super::backoff::{Backoff, LONGEST_PAUSE};
-use super::endpoint::{Endpoint, OPENING};
+use super::endpoint::OPENING;
 use super::link::{Event, Link, LinkConfig, Lost};
 use super::publisher::Publisher;
 use super::resp::{Broken, Reader};
 use super::slots::SlotTable;
 use super::subscriptions::Subscriptions;
+use super::topology::Topology;
 use crate::backend::Listener;
 use crate::topic::Topic;
 use crate::wire::MAX_ENVELOPE;
@@ -31,7 +32,7 @@ const TURN: usize = 128;
 /// The task that listens.
 #[derive(Debug)]
 pub(super) struct Subscriber {
-    pub(super) endpoint: Arc<Endpoint>,
+    pub(super) topology: Arc<Topology>,
     pub(super) link: Arc<LinkConfig>,
     pub(super) publisher: Arc<Publisher>,
     pub(super) slots: Option<Arc<SlotTable>>,
@@ -69,7 +70,7 @@ impl Subscriber {
     /// One connection from its first byte to its last.
     async fn listen(&self, backoff: &mut Backoff) -> Result<Infallible, Lost> {
         let opened_until = Instant::now() + OPENING;
-        let stream = match timeout_at(opened_until, self.endpoint.connect()).await {
+        let stream = match timeout_at(opened_until, self.topology.primary().connect()).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => return Err(broken(&error)),
             Err(_) => return Err("redis did not accept a connection in time".into()),
@@ -91,7 +92,7 @@ impl Subscriber {
         // TLS keeps what the kernel did not take.
         let mut unflushed = false;
         let mut publishing = pin!(Fuse::terminated());
-        let (auth, number) = (self.endpoint.auth(), fastrand::u64(..));
+        let (auth, number) = (self.topology.primary().auth(), fastrand::u64(..));
         let mut link = Link::new(
             self.link.clone(),
             auth,
@@ -211,7 +212,7 @@ impl Subscriber {
     }
 
     fn greeted(&self, untold: Option<&str>) {
-        self.endpoint.moved();
+        self.topology.moved();
         if let Some(words) = untold {
             self.told_no_role.call_once(|| {
                 tracing::warn!(
@@ -254,6 +255,7 @@ mod tests {
     use super::*;
     use crate::backend::conformance::redis_server::{self, RedisServer};
     use crate::backend::redis::advice::Advice;
+    use crate::backend::redis::endpoint::Endpoint;
     use crate::backend::redis::link::{SILENCE, UNANSWERED};
     use crate::backend::redis::shared::SharedSubscriptions;
     use crate::backend::redis::supervise;
@@ -295,10 +297,11 @@ mod tests {
 
     /// A subscriber that wants `r:x`, and a publisher for its probes.
     fn subscriber(server: &RedisServer, listener: &Arc<Fragile>) -> Subscriber {
-        let endpoint = Arc::new(Endpoint::parse(&server.url()).unwrap());
+        let endpoint = Endpoint::parse(&server.url()).unwrap();
+        let topology = Arc::new(Topology::single(Arc::new(endpoint)));
         let namespace = Namespace::new("x").unwrap();
         let advice = Arc::new(Advice::new(None, &namespace));
-        let (publisher, mut queue) = Publisher::new(endpoint.clone(), advice.clone(), SILENCE);
+        let (publisher, mut queue) = Publisher::new(topology.clone(), advice.clone(), SILENCE);
         tokio::spawn(async move { queue.run().await });
         let node = NodeId::random();
         let subscriptions = SharedSubscriptions::new(SILENCE, Topic::node(node));
@@ -306,7 +309,7 @@ mod tests {
         subscriptions.change(|table| table.want(&topic));
         let listener: Weak<Fragile> = Arc::downgrade(listener);
         Subscriber {
-            endpoint,
+            topology,
             link: Arc::new(LinkConfig {
                 node,
                 namespace,
