@@ -30,15 +30,14 @@ use super::advice::{
     Advice, REPLICA, is_replica, is_wrong_server, tells_no_role, without_arguments,
 };
 use super::command::{self, HELLO};
-use super::probe::{Probe, Verdict};
+use super::outstanding::{Command, Verb};
+use super::proof::Proof;
 use super::resp::Reply;
 use super::shared::SharedSubscriptions;
-use super::subscriptions::{Answer, Command, Refusal, Subscriptions, Verb};
+use super::subscriptions::{Answer, Refusal, Subscriptions};
 use crate::error::PublishError;
 use crate::id::NodeId;
-use crate::scope::Scope;
 use crate::topic::{Namespace, Topic};
-use crate::wire::{self, Action};
 
 /// Topics in one SUBSCRIBE: 100,000 take 0.18 s in batches of 1,000 and 8 s one by one; all in one
 /// command would get the connection killed.
@@ -76,17 +75,7 @@ pub(super) struct Link {
     /// When Redis last answered in turn, or began to owe an answer. What else it says is no sign of life:
     /// messages go on when a single answer was lost, and so do the answers to what was asked later.
     answered_at: Instant,
-    probe: Probe,
-    /// The number of the next probe.
-    number: u64,
-    /// Probes that may still come back, and when they were published.
-    probes: Vec<(Bytes, Instant)>,
-    /// A probe to be published.
-    due: Option<Bytes>,
-    /// The last probe is not taken yet.
-    publishing: bool,
-    /// When the probe was published that came back first, until Redis has said that it is no replica.
-    returned: Option<Instant>,
+    proof: Proof,
     /// Why everything is proven anew, if not for want of patience.
     because: Option<&'static str>,
     wake: Instant,
@@ -178,12 +167,7 @@ impl Link {
             greeting,
             opened_until,
             answered_at: now,
-            probe: Probe::new(config.probe_interval, now),
-            number,
-            probes: Vec::new(),
-            due: None,
-            publishing: false,
-            returned: None,
+            proof: Proof::new(config.node, config.probe_interval, number, now),
             because: None,
             wake: now,
             config,
@@ -222,19 +206,8 @@ impl Link {
         let Some(topic) = self.config.namespace.topic(channel) else {
             return Some(Event::Garbage);
         };
-        let probe = match topic == self.own.as_str() {
-            true => self.probes.iter().position(|(probe, _)| *probe == payload),
-            false => None,
-        };
-        let Some(probe) = probe else {
+        if topic != self.own.as_str() || !self.proof.returned(payload, now) {
             return Some(Event::Heard { topic, payload });
-        };
-        let (_, published) = self.probes.swap_remove(probe);
-        self.probes.clear();
-        self.probe.returned(now);
-        self.returned.get_or_insert(published);
-        if self.publishing {
-            return None;
         }
         self.prove()
     }
@@ -330,7 +303,10 @@ impl Link {
             return Err("redis does not answer".into());
         }
         let probe = match self.stage {
-            Stage::Proving => Some(self.advance_probe(now)?),
+            Stage::Proving => match self.proof.advance(now) {
+                None => return Err("the probe did not come back: redis is silent".into()),
+                until => until,
+            },
             _ => None,
         };
         let due = answered_until.into_iter().chain(probe).min();
@@ -344,13 +320,13 @@ impl Link {
         if self.refused && !refused {
             // What was published before proves nothing for those who were not heard.
             self.refused = false;
-            self.prove_anew(now);
+            self.proof.begin_anew(now);
         }
         match (self.stage, restored) {
             (Stage::Restoring, true) => self.stage = Stage::Proving,
             (Stage::Proving, false) => {
                 self.stage = Stage::Restoring;
-                self.prove_anew(now);
+                self.proof.begin_anew(now);
                 let reason = self.because.take().unwrap_or(IMPATIENT).into();
                 return Some(Event::Down { reason, deaf: true });
             }
@@ -358,35 +334,6 @@ impl Link {
         }
         self.because = None;
         None
-    }
-
-    /// Only a probe that is published from now on proves something.
-    fn prove_anew(&mut self, now: Instant) {
-        self.probe = Probe::new(self.config.probe_interval, now);
-        self.probes.clear();
-        self.returned = None;
-    }
-
-    fn advance_probe(&mut self, now: Instant) -> Result<Instant, Lost> {
-        loop {
-            match self.probe.poll(now) {
-                Verdict::Wait(until) => return Ok(until),
-                Verdict::Lost => return Err("the probe did not come back: redis is silent".into()),
-                Verdict::Send => {
-                    let probe = self.numbered_probe();
-                    self.probes.push((probe.clone(), now));
-                    self.due = Some(probe);
-                }
-            }
-        }
-    }
-
-    /// No two are alike: one that was published on an earlier connection proves nothing about this one.
-    fn numbered_probe(&mut self) -> Bytes {
-        let number = Some(self.number);
-        self.number = self.number.wrapping_add(1);
-        let scope = Scope::default();
-        wire::encode(self.config.node, number, &scope, &Action::Probe)
     }
 
     /// When to look again, by [`handle_timeout`](Self::handle_timeout).
@@ -397,9 +344,7 @@ impl Link {
     /// A probe to be published on the node's own channel. What becomes of it is told by
     /// [`probe_published`](Self::probe_published), unless the next one is due before.
     pub(super) fn poll_probe(&mut self) -> Option<Bytes> {
-        let probe = self.due.take()?;
-        self.publishing = true;
-        Some(probe)
+        self.proof.poll()
     }
 
     /// Redis took the last probe, for so many, or did not.
@@ -408,18 +353,18 @@ impl Link {
         took: Result<usize, PublishError>,
         now: Instant,
     ) -> Result<Option<Event<'static>>, Lost> {
-        self.publishing = false;
         match took {
             Ok(0) => Err("the publisher is connected to another Redis than the subscriber".into()),
-            Ok(_) => Ok(self.prove()),
+            Ok(_) => {
+                self.proof.taken();
+                Ok(self.prove())
+            }
             Err(error) if error.on_replica => Err(Lost {
                 reason: error.reason,
                 strayed: true,
             }),
             Err(error) => {
-                self.returned = None;
-                self.probes.clear();
-                self.probe.unsent(now);
+                self.proof.failed(now);
                 let (reason, deaf) = (error.reason, false);
                 Ok(Some(Event::Down { reason, deaf }))
             }
@@ -428,12 +373,12 @@ impl Link {
 
     /// Something looks wrong: probe now.
     pub(super) fn hurry(&mut self, now: Instant) {
-        self.probe.hurry(now);
+        self.proof.hurry(now);
     }
 
     /// The bus works, if a probe has come back and nobody goes on unheard.
     fn prove(&mut self) -> Option<Event<'static>> {
-        let proven = self.returned.take()?;
+        let proven = self.proof.proven()?;
         let restored = Subscriptions::is_restored;
         let heard = !self.refused && self.config.subscriptions.with(|table| restored(table));
         heard.then_some(Event::Up { proven })
@@ -957,10 +902,10 @@ mod tests {
     fn nobody_is_up_who_was_doubted_since() {
         let mut pump = Pump::greeted();
         let _one = pump.wait_for(1);
+        let probe = pump.publishing.clone().unwrap();
         pump.took(Ok(1));
         pump.table(Subscriptions::doubt);
         let link = pump.link.as_mut().unwrap();
-        let (probe, _) = link.probes[0].clone();
         let channel = pump.config.namespace.channel(&pump.own);
         let reply = Reply::Message {
             channel: channel.as_bytes(),

@@ -73,7 +73,7 @@ mod tests {
 
     use super::*;
     use crate::backend::Confirmation;
-    use crate::backend::redis::subscriptions::Verb;
+    use crate::backend::redis::outstanding::Verb;
 
     const LINGER: Duration = Duration::from_secs(5);
 

@@ -5,9 +5,9 @@
 //! connection in order and answers each, so a topic is confirmed when its last command was a
 //! SUBSCRIBE and nothing sent for it is unanswered.
 //!
-//! What is outstanding is kept command by command, because a refusal names no channel: it belongs to the
-//! first command of which nothing is answered yet. And an UNSUBSCRIBE that answers none of ours means that Redis
-//! ended a subscription by itself: taken for an answer, it would leave the topic confirmed, and deaf.
+//! A refusal is told to those who wait, and asked for again after a pause ([`Refusals`]). And an UNSUBSCRIBE that
+//! answers none of ours means that Redis ended a subscription by itself: taken for an answer, it would leave the topic
+//! confirmed, and deaf.
 //!
 //! ```text
 //!          step              answered
@@ -25,6 +25,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use super::outstanding::{Command, Outstanding, Verb};
 use super::refusals::Refusals;
 use crate::backend::Confirmation;
 use crate::topic::Topic;
@@ -45,12 +46,8 @@ pub(super) struct Subscriptions {
     lingering: VecDeque<(Instant, Topic)>,
     /// Topics that Redis refuses, or does not take together with others.
     refusals: Refusals,
-    /// Commands with unanswered topics, in the order in which they were sent.
-    owed: VecDeque<Owed>,
-    /// Topics sent on this connection, and answered.
-    sent: u64,
-    answered: u64,
-    /// What `sent` was when everything wanted had been sent; while restoring for the first time, then for
+    outstanding: Outstanding,
+    /// How much had been sent when everything wanted had been sent; while restoring for the first time, then for
     /// the last.
     restored_at: Option<u64>,
     link: Link,
@@ -118,31 +115,6 @@ impl Entry {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Verb {
-    Subscribe,
-    Unsubscribe,
-}
-
-/// What to write now.
-#[derive(Debug, PartialEq)]
-pub(super) struct Command {
-    pub(super) verb: Verb,
-    pub(super) topics: Vec<Topic>,
-}
-
-/// A command that is not answered in full.
-#[derive(Debug)]
-struct Owed {
-    verb: Verb,
-    /// What was sent before it.
-    place: u64,
-    /// Those without an answer, the next first.
-    topics: VecDeque<Topic>,
-    /// This one is answered, or a later one, in part: so Redis did not refuse it.
-    begun: bool,
-}
-
 /// What Redis said of one topic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Answer {
@@ -181,9 +153,7 @@ impl Subscriptions {
             restoring: VecDeque::new(),
             lingering: VecDeque::new(),
             refusals: Refusals::default(),
-            owed: VecDeque::new(),
-            sent: 0,
-            answered: 0,
+            outstanding: Outstanding::default(),
             restored_at: None,
             link: Link::Starting,
             news: News::default(),
@@ -309,36 +279,26 @@ impl Subscriptions {
     }
 
     fn send(&mut self, verb: Verb, topics: Vec<Topic>, commands: &mut Vec<Command>) {
-        if topics.is_empty() {
-            return;
+        if !topics.is_empty() {
+            let command = Command { verb, topics };
+            self.outstanding.push(&command);
+            commands.push(command);
         }
-        self.owed.push_back(Owed {
-            verb,
-            place: self.sent,
-            topics: topics.iter().cloned().collect(),
-            begun: false,
-        });
-        self.sent += topics.len() as u64;
-        commands.push(Command { verb, topics });
     }
 
     /// Everything wanted is sent. Nobody waits behind a long restore: only when that is answered, and for
     /// no longer than it takes to confirm those who came meanwhile.
     fn mark_restored(&mut self) {
-        let sent = *self.restored_at.get_or_insert(self.sent);
-        if self.link == Link::Restoring && self.settled() >= sent {
-            (self.link, self.restored_at) = (Link::Up, Some(self.sent));
+        let sent = self.outstanding.sent();
+        let restored_at = *self.restored_at.get_or_insert(sent);
+        if self.link == Link::Restoring && self.outstanding.settled() >= restored_at {
+            (self.link, self.restored_at) = (Link::Up, Some(sent));
         }
-    }
-
-    /// How much of what was sent is answered without a hole: where an answer is lost, others prove nothing.
-    fn settled(&self) -> u64 {
-        self.owed.front().map_or(self.sent, |owed| owed.place)
     }
 
     /// Topics sent on this connection that Redis has not answered yet.
     pub(super) fn unanswered(&self) -> usize {
-        (self.sent - self.answered) as usize
+        self.outstanding.unanswered()
     }
 
     /// When [`step`](Self::step) has something to do without any other event.
@@ -350,10 +310,9 @@ impl Subscriptions {
     /// Redis said that a topic is subscribed, or is not any longer.
     pub(super) fn answered(&mut self, verb: Verb, topic: &str, now: Instant) -> Answer {
         let unanswered = self.entries.get(topic).map_or(0, |entry| entry.unanswered);
-        let Some((in_turn, struck)) = self.strike(verb, topic, unanswered) else {
+        let Some((in_turn, struck)) = self.outstanding.strike(verb, topic, unanswered) else {
             return self.unasked(verb, topic);
         };
-        self.answered += struck as u64;
         if let Some(entry) = self.entries.get_mut(topic) {
             entry.unanswered -= struck;
             if entry.is_confirmed() {
@@ -369,32 +328,6 @@ impl Subscriptions {
             true => Answer::InTurn,
             false => Answer::OutOfTurn,
         }
-    }
-
-    /// Strikes out what is answered, if anything is: whether it was its turn, and how many commands of this topic
-    /// that was. One that was sent earlier is answered or was lost.
-    fn strike(&mut self, verb: Verb, topic: &str, unanswered: usize) -> Option<(bool, usize)> {
-        let place = |owed: &Owed| owed.topics.iter().position(|owed| owed.as_str() == topic);
-        let is_asked = |owed: &Owed| owed.verb == verb && place(owed).is_some();
-        // Most that Redis says unasked is told from the count alone.
-        let turn = (unanswered > 0).then(|| self.owed.iter().position(is_asked))??;
-        let next = self.owed.front().and_then(|owed| owed.topics.front());
-        let in_turn = turn == 0 && next.is_some_and(|next| next.as_str() == topic);
-        let mut struck = 0;
-        for (n, owed) in self.owed.iter_mut().take(turn + 1).enumerate().rev() {
-            // An UNSUBSCRIBE may be answered by what comes unasked, which says nothing of what was sent before it.
-            owed.begun |= n == turn || verb == Verb::Subscribe;
-            if struck < unanswered
-                && let Some(place) = place(owed)
-            {
-                owed.topics.remove(place);
-                struck += 1;
-            }
-        }
-        while self.owed.front().is_some_and(|owed| owed.topics.is_empty()) {
-            self.owed.pop_front();
-        }
-        Some((in_turn, struck))
     }
 
     /// Redis said what answers nothing. While something is unanswered for the topic, that answer will tell.
@@ -422,18 +355,16 @@ impl Subscriptions {
 
     /// Redis refused a command: the first of which it has answered nothing.
     pub(super) fn refused(&mut self, now: Instant) -> Refusal {
-        let turn = self.owed.iter().position(|owed| !owed.begun);
-        let Some(owed) = turn.and_then(|turn| self.owed.remove(turn)) else {
+        let was_restored = self.is_restored();
+        let Some(Command { verb, topics }) = self.outstanding.refuse() else {
             return Refusal::Vital;
         };
-        let was_restored = self.is_restored();
-        self.answered += owed.topics.len() as u64;
-        let alone = owed.topics.len() == 1;
-        if owed.verb == Verb::Unsubscribe || alone && owed.topics[0] == self.own {
+        let alone = topics.len() == 1;
+        if verb == Verb::Unsubscribe || alone && topics[0] == self.own {
             return Refusal::Vital;
         }
         let mut unheard = Vec::new();
-        for topic in owed.topics {
+        for topic in topics {
             if let Some(entry) = self.entries.get_mut(&topic) {
                 entry.unanswered -= 1;
                 // Else what was sent later decides.
@@ -506,8 +437,7 @@ impl Subscriptions {
     /// The connection is lost, or could not be made: nobody waits for it any longer.
     pub(super) fn disconnected(&mut self) {
         self.link = Link::Down;
-        (self.sent, self.answered, self.restored_at) = (0, 0, None);
-        self.owed = VecDeque::new();
+        (self.outstanding, self.restored_at) = (Outstanding::default(), None);
         self.changed = VecDeque::new();
         self.restoring = VecDeque::new();
         self.lingering = VecDeque::new();
@@ -525,7 +455,10 @@ impl Subscriptions {
     /// Whether everything for which nobody waited is confirmed, but for what is refused: since an outage, or since a
     /// [`doubt`](Self::doubt).
     pub(super) fn is_restored(&self) -> bool {
-        self.link == Link::Up && self.restored_at.is_some_and(|sent| self.settled() >= sent)
+        self.link == Link::Up
+            && self
+                .restored_at
+                .is_some_and(|sent| self.outstanding.settled() >= sent)
     }
 
     /// Whether somebody goes on unheard because Redis refuses a topic.
