@@ -1033,6 +1033,21 @@ mod tests {
         assert_eq!(waiting.try_recv(), Err(TryRecvError::Closed));
     }
 
+    /// Anything, whether or not it makes sense now.
+    fn said() -> impl Strategy<Value = Said> {
+        let n = || (0u8..3).prop_map(topic);
+        let error = prop::sample::select(vec![NOPERM, "ERR unknown command", "LOADING", ""]);
+        let role = prop::sample::select(vec![Some("master"), Some("replica"), None]);
+        prop_oneof![
+            2 => Just(Said::Ok),
+            2 => role.prop_map(Said::Hello),
+            4 => error.prop_map(Said::Error),
+            8 => n().prop_map(Said::Subscribed),
+            8 => n().prop_map(Said::Unsubscribed),
+            2 => n().prop_map(|topic| Said::Message(topic, Bytes::new())),
+        ]
+    }
+
     #[derive(Clone, Debug)]
     enum Step {
         Want(u8),
@@ -1385,6 +1400,34 @@ mod tests {
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(300))]
+
+        #[test]
+        fn nonsense_is_survived(steps in prop::collection::vec((said(), 0u8..3, 0u8..4), 0..60)) {
+            let mut pump = Pump::new();
+            let mut wanted = [0; 3];
+            for (said, n, what) in steps {
+                match what {
+                    _ if pump.link.is_none() => pump.connect(None),
+                    0 => {
+                        wanted[usize::from(n)] += 1;
+                        let _ = pump.want(n);
+                    }
+                    1 if wanted[usize::from(n)] > 0 => {
+                        wanted[usize::from(n)] -= 1;
+                        let now = pump.now;
+                        pump.table(|table| table.release(&topic(n), now));
+                    }
+                    2 => pump.pass(300 * MS),
+                    _ => {
+                        pump.commands();
+                        let greeting = Said::Hello(Some("master"));
+                        pump.say(if what == 3 { greeting } else { said.clone() });
+                    }
+                }
+                pump.say(said);
+                pump.commands();
+            }
+        }
 
         #[test]
         fn nothing_that_happens_leaves_anybody_deaf_in_silence(steps in prop::collection::vec(step(), 0..150)) {
