@@ -2,14 +2,14 @@
 //!
 //! ```text
 //! byte 0       version, 1
-//! byte 1       kind: 0 probe, 1 text, 2 binary, 3 control, 4 answer, 5 presence
+//! byte 1       kind: 0 probe, 1 text, 2 binary, 3 control, 4 answer, 5 presence report, 6 watch request
 //! byte 2       flags: 1 union, 2 except sockets, 4 except users, 8 extension
 //! bytes 3-10   origin node
 //! union        u64 id (0 where only one copy travels), u32 count, then topics (u16 length, bytes)
 //! sockets      u32 count, then sockets (u64 node, u64 number)
 //! users        u32 count, then user ids (u16 length, bytes)
 //! extension    u16 length, then bytes for later versions: skipped
-//! rest         the payload: for an answer u64 id and u8 more, then JSON; for control and presence JSON
+//! rest         the payload: for an answer u64 id and u8 more, then JSON; for control and both of presence JSON
 //! ```
 //! Integers are big-endian. A message that starts with `{` is a foreign publisher's JSON instead.
 
@@ -39,7 +39,8 @@ const TEXT: u8 = 1;
 const BINARY: u8 = 2;
 const CONTROL: u8 = 3;
 const ANSWER: u8 = 4;
-const PRESENCE: u8 = 5;
+const REPORT: u8 = 5;
+const WATCH: u8 = 6;
 
 const UNION: u8 = 1;
 const EXCEPT: u8 = 2;
@@ -79,7 +80,9 @@ pub(crate) enum Action<'a> {
         part: &'a [u8],
     },
     /// Who comes and goes, as JSON; looked at by the presence task.
-    Presence(&'a [u8]),
+    Report(&'a [u8]),
+    /// Whether a node wants to be told so, as JSON.
+    Watch(&'a [u8]),
     /// A kind that a later version knows.
     Unknown,
 }
@@ -110,7 +113,8 @@ pub(crate) fn encode(
         Action::Binary(bytes) => (BINARY, bytes),
         Action::Control(json) => (CONTROL, json),
         Action::Answer { part, .. } => (ANSWER, part),
-        Action::Presence(json) => (PRESENCE, json),
+        Action::Report(json) => (REPORT, json),
+        Action::Watch(json) => (WATCH, json),
     };
     let flag = |present: bool, flag: u8| if present { flag } else { 0 };
     let flags = flag(union.is_some(), UNION)
@@ -206,7 +210,8 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Envelope<'_>, Garbage> {
             more: input.byte()? != 0,
             part: input.0,
         },
-        PRESENCE => Action::Presence(input.0),
+        REPORT => Action::Report(input.0),
+        WATCH => Action::Watch(input.0),
         _ => Action::Unknown,
     };
     Ok(Envelope {
@@ -335,7 +340,8 @@ mod tests {
             ".*".prop_map(|text| Action::Text(text.into())),
             any::<Vec<u8>>().prop_map(|bytes| Action::Binary(bytes.into())),
             Just(Action::Control(b"{}")),
-            Just(Action::Presence(b"[1]")),
+            Just(Action::Report(b"[1]")),
+            Just(Action::Watch(b"{}")),
             any::<(u64, bool)>().prop_map(|(id, more)| Action::Answer {
                 id,
                 more,

@@ -146,9 +146,14 @@ impl Listener for Node {
                     self.heard_answer(origin, id, more, part);
                 }
             }
-            Action::Presence(json) => {
+            Action::Report(json) => {
                 if let Some(origin) = envelope.origin {
-                    self.heard_presence(origin, json);
+                    self.presence.heard_report(origin, json);
+                }
+            }
+            Action::Watch(json) => {
+                if let Some(origin) = envelope.origin {
+                    self.presence.heard_request(origin, json);
                 }
             }
             Action::Control(_) | Action::Probe | Action::Unknown => {}

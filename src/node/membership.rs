@@ -10,7 +10,6 @@ use smallvec::smallvec;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::Node;
-use super::desk::Event;
 use crate::config::LONGEST;
 use crate::control::Control;
 use crate::gap::Gap;
@@ -49,7 +48,7 @@ impl Node {
             tracing::info!(node = %self.id, other = %id, name, worker, "a node joined");
         }
         if is_new || reply {
-            self.desk.tell(Event::Joined(id));
+            self.presence.joined(id);
         }
         if reply {
             self.greet(id, false);
@@ -94,7 +93,7 @@ impl Node {
         }
         self.unions.lock().forget(id);
         self.answering.forget(id);
-        self.desk.tell(Event::Left(id));
+        self.presence.left(id);
         let questions: Vec<_> = self.questions.lock().values().cloned().collect();
         for question in questions {
             question.update(|gathering| gathering.left(id, goodbye));
@@ -144,7 +143,7 @@ impl Node {
         self.tell_of_strays().await;
         let returned = known_since != Some(since);
         if returned {
-            self.desk.tell(Event::Returned);
+            self.presence.returned();
         }
         let expired = self.members.lock().expire(hearing);
         expired.into_iter().for_each(|id| self.node_left(id, false));

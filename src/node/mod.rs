@@ -3,12 +3,11 @@
 mod admission;
 mod answering;
 mod asking;
-mod attendance;
 mod counters;
-mod desk;
 mod hearing;
 mod home;
 mod membership;
+mod presence;
 mod sweeper;
 
 use std::collections::HashMap;
@@ -30,7 +29,6 @@ use self::answering::Answering;
 use self::asking::Question;
 pub(crate) use self::counters::Counted;
 use self::counters::Counters;
-use self::desk::{Desk, Event};
 use self::hearing::Outage;
 pub(crate) use self::home::ENDED;
 use self::home::Home;
@@ -45,6 +43,7 @@ use crate::id::{NodeId, UserId};
 use crate::members::Members;
 use crate::message::Message;
 use crate::outbox::{Outbox, Pushed};
+use crate::presence::{Mailbox, Task};
 use crate::registry::{Member, Registry, Wanted};
 use crate::roster::{Count, Roster};
 use crate::scope::{Route, Scope, Selection};
@@ -82,7 +81,7 @@ pub(crate) struct Node {
     rosters: Arc<Share<Selection, Arc<Roster>>>,
     counts: Arc<Share<Selection, Count>>,
     /// What the presence task is told.
-    desk: Desk,
+    presence: Mailbox,
     home: Home,
     tasks: TaskTracker,
     /// Every socket whose stream is not gone, for the sweeper.
@@ -118,7 +117,7 @@ impl Node {
             answering: Answering::default(),
             rosters: Arc::new(Share::new()),
             counts: Arc::new(Share::new()),
-            desk: Desk::default(),
+            presence: Mailbox::default(),
             own: Topic::node(id),
             all: Topic::all(),
             bus: backend.open(id, settings),
@@ -147,7 +146,8 @@ impl Node {
         node.bus.want(&Topic::nodes());
         node.keep(sweep(Arc::downgrade(&node)));
         node.keep(membership::attend(Arc::downgrade(&node)));
-        node.keep(attendance::attend(Arc::downgrade(&node)));
+        let grace = node.config.presence_grace;
+        node.keep(Task::new(Arc::downgrade(&node), id, grace).run());
         node
     }
 
@@ -366,7 +366,7 @@ impl Node {
             rest.iter().for_each(|outbox| outbox.cut());
         }
         self.stopped.store(true, SeqCst);
-        self.desk.tell(Event::Stop);
+        self.presence.stop();
         let leaving = async {
             let _ = timeout(LEAVING / 2, self.say_goodbye()).await;
             self.bus.stop().await;
