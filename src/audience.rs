@@ -12,7 +12,7 @@ use crate::id::{InvalidId, RoomId, SocketId, UserId};
 use crate::message::Message;
 use crate::node::Node;
 use crate::roster::{Count, Roster};
-use crate::scope::Selection;
+use crate::scope::{Reach, Selection};
 use crate::topic::Topic;
 
 /// Who a message is for: a union, in which every socket is meant once however often it matches.
@@ -41,7 +41,7 @@ pub struct Audience {
     selection: Selection,
     /// The first id that cannot be used; said when it would be.
     invalid: Option<InvalidId>,
-    local: bool,
+    reach: Reach,
 }
 
 impl Audience {
@@ -50,7 +50,7 @@ impl Audience {
             node,
             selection: Selection::default(),
             invalid: None,
-            local: false,
+            reach: Reach::Everywhere,
         }
     }
 
@@ -102,7 +102,7 @@ impl Audience {
 
     /// Only sockets of this node, without a word to Redis.
     pub fn local(mut self) -> Self {
-        self.local = true;
+        self.reach = Reach::Here;
         self
     }
 
@@ -122,10 +122,10 @@ impl Audience {
         let Self {
             node,
             selection,
-            local,
+            reach,
             ..
         } = audience;
-        let (local, nodes) = node.send(&selection, &message.into(), local).await?;
+        let (local, nodes) = node.send(&selection, &message.into(), reach).await?;
         Ok(Delivery { local, nodes })
     }
 
@@ -247,7 +247,7 @@ impl Audience {
     /// Cancel safe: others who ask the same get their answer.
     pub async fn sockets(mut self) -> Result<Roster, QueryError> {
         self.check().map_err(QueryError::invalid)?;
-        self.node.roster(self.selection, self.local).await
+        self.node.roster(self.selection, self.reach).await
     }
 
     /// How many sockets [`sockets`](Self::sockets) would list, without the lists.
@@ -270,7 +270,7 @@ impl Audience {
     /// Cancel safe: others who ask the same get their answer.
     pub async fn count(mut self) -> Result<Count, QueryError> {
         self.check().map_err(QueryError::invalid)?;
-        self.node.count(self.selection, self.local).await
+        self.node.count(self.selection, self.reach).await
     }
 
     fn and(mut self, topic: Result<Topic, InvalidId>) -> Self {
@@ -293,7 +293,7 @@ impl Audience {
 
     async fn command(mut self, what: Ask) -> Result<Outcome, SendError> {
         self.check().map_err(SendError::invalid)?;
-        self.node.command(&self.selection, what, self.local).await
+        self.node.command(&self.selection, what, self.reach).await
     }
 }
 

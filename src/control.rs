@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::close::Close;
 use crate::roster::{NodeInfo, SocketInfo};
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Control {
     /// Wants an answer that names this id, on the asker's own channel.
@@ -23,20 +23,25 @@ pub(crate) enum Control {
     },
     /// It came, and is not answered: too many others are. On the asker's own channel.
     Refused { id: u64 },
-    /// A node is there, said again and again, and for so many milliseconds unless it says so once
-    /// more. With `reply`, whoever hears it is to say it too, and whom it wants to be told of.
-    Hello {
-        node: NodeInfo,
-        lease: u64,
-        reply: bool,
-        /// It holds no sockets and never will. Nodes before this word took a worker for a node.
-        #[serde(default, skip_serializing_if = "is_false")]
-        worker: bool,
-    },
+    /// A node is there.
+    Hello(Hello),
     /// A node stood on the wrong server: what it said in the last so many milliseconds may not have arrived.
     Strayed { millis: u64 },
     /// A node leaves.
     Bye,
+}
+
+/// Said again and again.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Hello {
+    pub(crate) node: NodeInfo,
+    /// For so many milliseconds it is there, unless it says so once more.
+    pub(crate) lease: u64,
+    /// Whoever hears it is to say it too, and whom it wants to be told of.
+    pub(crate) reply: bool,
+    /// It holds no sockets and never will. Nodes before this word took a worker for a node.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub(crate) worker: bool,
 }
 
 fn always() -> u64 {
@@ -147,7 +152,7 @@ mod tests {
         for (worker, word) in [(false, ""), (true, r#","worker":true"#)] {
             let json = format!(r#"{{"hello":{{"node":{node},"lease":1,"reply":false{word}}}}}"#);
             let hello: Control = serde_json::from_str(&json).unwrap();
-            assert!(matches!(hello, Control::Hello { worker: it, .. } if it == worker));
+            assert!(matches!(&hello, Control::Hello(hello) if hello.worker == worker));
             assert_eq!(serde_json::to_string(&hello).unwrap(), json);
         }
     }

@@ -1,4 +1,4 @@
-//! How the node stands, and what it counted.
+//! How the node stands.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
@@ -206,105 +206,6 @@ impl States {
         let health = health.unwrap_or(&self.current).clone();
         Some((health, self.number - back as u64))
     }
-}
-
-/// Plain numbers of one node. Counters grow from its start; `sockets`, `users`, `rooms`, `nodes`,
-/// `bus_probe_age_millis` and `bus_publish_queue` are now. As JSON each is a field of this name.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Serialize)]
-#[non_exhaustive]
-pub struct Stats {
-    /// Sockets registered here now.
-    pub sockets: u64,
-    /// Users with a socket here now.
-    pub users: u64,
-    /// Rooms with a member here now.
-    pub rooms: u64,
-    /// Nodes of the cluster that are known now, this one among them; workers
-    /// ([`Broadcaster::builder`](crate::Broadcaster::builder)) are none.
-    pub nodes: u64,
-    /// Sends, closes, joins and leaves of audiences begun on this node.
-    pub sent: u64,
-    /// Messages taken by outboxes of this node, whoever sent them.
-    pub delivered: u64,
-    /// Messages discarded because a client read too slowly: the sum of the next three.
-    pub dropped: u64,
-    /// Of those, the ones that made room for newer ones
-    /// ([`SlowConsumer::DropOldest`](crate::SlowConsumer::DropOldest)).
-    pub dropped_oldest: u64,
-    /// Of those, the ones still queued when their outbox was full and the socket was closed.
-    pub dropped_full: u64,
-    /// Of those, the ones still queued when the client had accepted nothing for `write_timeout`.
-    pub dropped_stalled: u64,
-    /// Sockets closed because their client read too slowly.
-    pub slow_closed: u64,
-    /// Sockets that ended with 1000: the handler returned, or the client said goodbye. Every socket whose
-    /// handshake was completed is counted by exactly one of these fields.
-    pub closed_normal: u64,
-    /// With 1001: the browser left the page.
-    pub closed_going_away: u64,
-    /// With 1005: the client gave no code.
-    pub closed_no_status: u64,
-    /// With 1006: the client vanished or stayed silent.
-    pub closed_abnormal: u64,
-    /// With 1002 or 1007: the client broke the protocol.
-    pub closed_protocol: u64,
-    /// With 1009: the client sent more than `max_message_size`.
-    pub closed_too_big: u64,
-    /// With 1011: the handler panicked.
-    pub closed_panicked: u64,
-    /// With 1012: the node was shut down.
-    pub closed_restart: u64,
-    /// With 1013: the client read too slowly.
-    pub closed_slow: u64,
-    /// With 4401: the identity expired.
-    pub closed_expired: u64,
-    /// With any other code, such as those of your own.
-    pub closed_other: u64,
-    /// Outages of the bus during which messages from other nodes may have been missed. One per outage.
-    pub bus_gaps: u64,
-    /// The length of all gaps that are over, in milliseconds.
-    pub bus_gap_millis: u64,
-    /// Messages from the bus that made no sense.
-    pub bus_garbage: u64,
-    /// Times the bus came back after an outage that made a gap.
-    pub bus_reconnects: u64,
-    /// Milliseconds since the probe was published that last proved the bus, or since the start. More than
-    /// two probe intervals is an outage. Grows for ever on [`Backend::memory`](crate::Backend::memory), which
-    /// is proved once.
-    pub bus_probe_age_millis: u64,
-    /// Publishes that failed, certainly or possibly: the sum of the next two.
-    pub bus_publish_failures: u64,
-    /// Of those, the ones that certainly were not sent.
-    pub bus_publish_unsent: u64,
-    /// Of those, the ones that other nodes may have got all the same.
-    pub bus_publish_uncertain: u64,
-    /// Publishes that wait for Redis now; one of more than 1 KiB counts once for each. At most 65,536, then
-    /// further ones wait outside, and fail after `publish_timeout`.
-    pub bus_publish_queue: u64,
-    /// Upgrades refused because of their `Origin`: 403.
-    pub origins_refused: u64,
-    /// Requests refused since they were no WebSocket handshake: 400, 405 or 426.
-    pub handshakes_refused: u64,
-    /// Upgrades without a user: closed with 4403, or as
-    /// [`ClusterBuilder::unauthenticated`](crate::ClusterBuilder::unauthenticated) says.
-    pub unauthenticated: u64,
-    /// Upgrades refused because the user's id was unusable: 400.
-    pub ids_refused: u64,
-    /// Upgrades refused while the node was shutting down, or because its runtime had ended: 503.
-    pub drain_refused: u64,
-    /// Upgrades that failed because of the app or its server: 500 where another extractor had taken the
-    /// upgrade, where the server does none or where the description was unusable; and those that the server
-    /// answered and did not do.
-    pub upgrades_failed: u64,
-    /// Upgrades refused because of a limit on sockets: 429 or 503.
-    pub limits_refused: u64,
-    /// Questions of other nodes (rosters, commands) that were not answered because 1,024 were being
-    /// answered.
-    pub questions_refused: u64,
-    /// Upgrades for which the limit of a user's sockets in the cluster was not checked against all of them:
-    /// against this node's alone, since Redis did not answer, or without those of a node that Redis has lost and
-    /// that did not write them again. Refused where Redis answered and kept losing them.
-    pub limits_unchecked: u64,
 }
 
 #[cfg(test)]

@@ -7,12 +7,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use serde::de::IgnoredAny;
-use smallvec::smallvec;
 use tokio::task::yield_now;
 
 use super::{CHUNK, Node};
-use crate::backend::{Confirmation, Listener, Published};
+use crate::backend::{Confirmation, Published};
 use crate::close::Close;
 use crate::control::{Answer, Ask, Control};
 use crate::error::PublishError;
@@ -22,10 +20,11 @@ use crate::id::NodeId;
 use crate::outbox::Outbox;
 use crate::registry::{Member, Wanted};
 use crate::roster::SocketInfo;
-use crate::scope::{Scope, Size};
+use crate::scope::Scope;
 use crate::seen::Seen;
 use crate::topic::Topic;
-use crate::wire::{self, Action};
+use crate::uplink::Hearers;
+use crate::wire::Action;
 
 /// Most questions that are answered at the same time; others are refused and counted.
 const MAX_QUESTIONS: usize = 1024;
@@ -63,42 +62,32 @@ impl Drop for Open {
 }
 
 impl Node {
-    pub(super) fn heard_control(
+    pub(super) fn heard_word(
         &self,
         origin: NodeId,
-        to_us: bool,
+        word: Control,
         scope: &Scope<'_>,
-        json: &[u8],
+        hearers: Hearers,
     ) {
-        match serde_json::from_slice(json) {
-            Ok(Control::Ask { id, what }) => self.heard_question(origin, id, scope, what),
-            Ok(Control::Ping { id }) => self.heard_ping(origin, id),
-            Ok(Control::Unasked { id, heard }) => {
+        match word {
+            Control::Ask { id, what } => self.heard_question(origin, id, scope, what),
+            Control::Ping { id } => self.heard_ping(origin, id),
+            Control::Unasked { id, heard } => {
                 let heard = Duration::from_micros(heard);
                 self.question(id, |gathering, age| gathering.unasked(origin, heard, age));
             }
-            Ok(Control::Refused { id }) => {
+            Control::Refused { id } => {
                 self.question(id, |gathering, _| gathering.refused(origin));
             }
-            Ok(Control::Hello {
-                node,
-                lease,
-                reply,
-                worker,
-            }) => self.node_said_hello(node, (lease, worker), (reply, to_us)),
-            Ok(Control::Strayed { millis }) => self.node_strayed(origin, millis),
-            Ok(Control::Bye) => self.node_left(origin, true),
-            // A word of a later version.
-            Err(_) if serde_json::from_slice::<IgnoredAny>(json).is_ok() => {}
-            Err(_) => self.garbage(),
+            Control::Hello(hello) => self.node_said_hello(hello, hearers),
+            Control::Strayed { millis } => self.node_strayed(origin, millis),
+            Control::Bye => self.node_left(origin, true),
         }
     }
 
     /// What this node published as well: its own copy of a question proves that it hears the answers.
-    pub(super) fn heard_itself(&self, number: Option<u64>) {
-        if let Some(id) = number {
-            self.question(id, |gathering, _| gathering.came_back());
-        }
+    pub(super) fn heard_itself(&self, id: u64) {
+        self.question(id, |gathering, _| gathering.came_back());
     }
 
     pub(super) fn heard_answer(&self, origin: NodeId, id: u64, more: bool, part: &[u8]) {
@@ -121,9 +110,8 @@ impl Node {
 
     /// Queued by the call, and not waited for. Unsaid, it is taken for silence.
     fn reply(&self, asker: NodeId, id: u64, control: &Control) {
-        let envelope = self.say(&Scope::default(), id, control);
-        let asker = smallvec![Topic::node(asker)];
-        drop(self.bus.publish(asker, envelope, Size::Small));
+        let word = self.uplink.write_word(&Scope::default(), id, control);
+        drop(self.uplink.say(Topic::node(asker), word));
     }
 
     /// Tells a question of this node, unless it is over; it was asked so long ago.
@@ -284,12 +272,8 @@ impl Open {
             more,
             part: &part,
         };
-        let envelope = wire::encode(self.node.id, None, &Scope::default(), &action);
-        let asker = Topic::node(self.asker);
-        let saying = self
-            .node
-            .bus
-            .publish(smallvec![asker], envelope, Size::Small);
-        saying.await
+        let uplink = &self.node.uplink;
+        let part = uplink.write(None, &Scope::default(), &action);
+        uplink.say(Topic::node(self.asker), part).await
     }
 }

@@ -32,7 +32,7 @@ async fn until_degraded(node: &TestNode) {
 }
 
 /// Waits until the node is degraded for this reason; returns all of it.
-async fn until_degraded_by(node: &TestNode, part: &str) -> String {
+pub(crate) async fn until_degraded_by(node: &TestNode, part: &str) -> String {
     let mut changes = node.cluster.health_changes();
     let degraded = async {
         loop {

@@ -21,9 +21,10 @@ use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use super::advice::Advice;
 use super::backlog::{BATCH, Backlog, KEPT, Publication, Published, Turn};
 use super::backoff::Backoff;
-use super::endpoint::{Endpoint, OPENING};
+use super::endpoint::OPENING;
 use super::pipeline::{Pipeline, Unusable};
 use super::queue::{Place, Queue, Queued};
+use super::topology::Topology;
 use crate::error::PublishError;
 use crate::scope::Size;
 
@@ -45,7 +46,7 @@ pub(crate) struct PublishQueue {
     queue: Arc<Queue>,
     /// Empty between two looks at the queue; its memory is kept.
     arrived: Vec<Queued>,
-    endpoint: Arc<Endpoint>,
+    topology: Arc<Topology>,
     advice: Arc<Advice>,
     /// How long a pipeline may take.
     deadline: Duration,
@@ -54,7 +55,7 @@ pub(crate) struct PublishQueue {
 impl Publisher {
     /// Must be called within the runtime of the [`PublishQueue`].
     pub(crate) fn new(
-        endpoint: Arc<Endpoint>,
+        topology: Arc<Topology>,
         advice: Arc<Advice>,
         deadline: Duration,
     ) -> (Self, PublishQueue) {
@@ -68,7 +69,7 @@ impl Publisher {
             PublishQueue {
                 queue,
                 arrived: Vec::new(),
-                endpoint,
+                topology,
                 advice,
                 deadline,
             },
@@ -245,8 +246,8 @@ impl PublishQueue {
     /// Goes on for those who come, however many lose their patience: on a slow link nobody alone has enough.
     async fn open(&mut self, backlog: &mut Backlog) -> Result<Pipeline, Unusable> {
         let late = "redis did not accept a connection in time";
-        let (endpoint, advice) = (self.endpoint.clone(), self.advice.clone());
-        let opening = timeout(OPENING, Pipeline::open(&endpoint, &advice));
+        let (topology, advice) = (self.topology.clone(), self.advice.clone());
+        let opening = timeout(OPENING, Pipeline::open(topology.primary(), &advice));
         let opened = self.meanwhile(opening, backlog, late).await;
         opened.unwrap_or_else(|_| Err(late.into()))
     }
@@ -294,6 +295,7 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
+    use crate::backend::redis::endpoint::Endpoint;
     use crate::topic::Namespace;
 
     /// An answer that is late for one is not for the other.
@@ -302,9 +304,10 @@ mod tests {
         let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("redis://{}", server.local_addr().unwrap());
         let endpoint = Arc::new(Endpoint::parse(&url).unwrap());
+        let topology = Arc::new(Topology::single(endpoint));
         let advice = Arc::new(Advice::new(None, &Namespace::new("x").unwrap()));
         let long = Duration::from_secs(20);
-        let (publisher, mut queue) = Publisher::new(endpoint, advice, long);
+        let (publisher, mut queue) = Publisher::new(topology, advice, long);
         let short = Publisher {
             deadline: long / 4,
             queue: publisher.queue.clone(),
