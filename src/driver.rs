@@ -74,7 +74,7 @@ impl Drop for Ending {
         self.outbox.finish();
         if let Some(close) = self.outbox.close_reason() {
             let socket = self.outbox.id();
-            tracing::debug!(%socket, code = close.code, reason = close.reason.as_str(), "socket closed");
+            tracing::debug!(%socket, code = close.code.0, reason = close.reason.as_str(), "socket closed");
         }
     }
 }

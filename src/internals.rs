@@ -123,7 +123,7 @@ impl FanOut {
     /// What a node does for one message to a room, but for the system calls.
     pub fn deliver(&self, room: usize, message: &Message) -> usize {
         let scope = Scope {
-            targets: smallvec![self.rooms[room].as_str()],
+            targets: smallvec![(&self.rooms[room]).into()],
             ..Scope::default()
         };
         let wanted = Wanted::of(&scope);

@@ -34,6 +34,7 @@ use crate::error::ConnectError;
 /// # }
 /// ```
 #[derive(Clone, Debug)]
+#[must_use = "a layer does nothing until it is put around a service, as by `Router::layer`"]
 pub struct ClusterLayer {
     cluster: Cluster,
     broadcaster: Broadcaster,
@@ -54,7 +55,7 @@ impl ClusterLayer {
     /// Like [`new`](Self::new), but returns what is wrong with the URL.
     ///
     /// # Errors
-    /// [`ConnectError::Url`] names the part of the URL that is wrong.
+    /// A [`ConnectError`] of kind `Url` that names the part of the URL that is wrong.
     ///
     /// # Panics
     /// Outside a tokio runtime.
@@ -93,6 +94,23 @@ impl<S> Layer<S> for ClusterLayer {
 pub struct ClusterService<S> {
     inner: S,
     broadcaster: Broadcaster,
+}
+
+impl<S> ClusterService<S> {
+    /// The service behind it.
+    pub fn get_ref(&self) -> &S {
+        &self.inner
+    }
+
+    /// The service behind it.
+    pub fn get_mut(&mut self) -> &mut S {
+        &mut self.inner
+    }
+
+    /// The service behind it, without the cluster.
+    pub fn into_inner(self) -> S {
+        self.inner
+    }
 }
 
 impl<S, B> Service<Request<B>> for ClusterService<S>

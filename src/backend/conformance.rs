@@ -12,6 +12,7 @@ use tokio::time::{Instant, timeout};
 use super::slots::Slots;
 use super::{Backend, Bus, BusSettings, Confirmation, Listener};
 use crate::id::{NodeId, SocketId};
+use crate::outage::LinkId;
 use crate::scope::Size;
 use crate::slot::{OverLimit, SlotLimit};
 use crate::topic::{Namespace, Topic};
@@ -67,15 +68,17 @@ impl Listener for Recorder {
         self.tell(Told::Replaced(number));
     }
 
-    fn up(&self, _: Instant) {
+    fn up(&self, _: LinkId, _: Instant) {
         self.tell(Told::Up);
     }
 
-    fn strayed(&self) {}
+    fn strayed(&self, _: LinkId) {}
 
-    fn down(&self, _: Arc<str>, _: bool) {
+    fn down(&self, _: LinkId, _: Arc<str>, _: bool) {
         self.tell(Told::Down);
     }
+
+    fn panicked(&self) {}
 }
 
 struct End {

@@ -840,7 +840,7 @@ mod tests {
             pong_timeout: seconds(20),
             write_timeout: seconds(10),
         };
-        let ended = |outbox: &Outbox| outbox.close_reason().map(|close| close.code);
+        let ended = |outbox: &Outbox| outbox.close_reason().map(|close| close.code.as_u16());
         let start = Instant::now();
 
         let silent = outbox();

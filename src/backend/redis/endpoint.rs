@@ -5,9 +5,9 @@ use std::io;
 #[cfg(unix)]
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use bytes::BytesMut;
 use redis::{ConnectionAddr, IntoConnectionInfo, RedisConnectionInfo};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -18,6 +18,7 @@ use tokio::time::timeout;
 use url::Url;
 
 use super::address;
+use super::command;
 use super::dial::dial;
 use super::tls::Tls;
 use crate::error::ConnectError;
@@ -33,17 +34,12 @@ const KEEPALIVE: Duration = Duration::from_secs(5);
 #[cfg(target_os = "linux")]
 const USER_TIMEOUT: Duration = Duration::from_secs(6);
 
-/// Asks Redis who it is, its role among others: a question that needs no permission.
-pub(crate) const HELLO: &[u8] = b"*1\r\n$5\r\nHELLO\r\n";
-
 /// A Redis server and who we are to it.
 pub(crate) struct Endpoint {
     addr: Addr,
     login: RedisConnectionInfo,
     /// The URL without its secrets.
     shown: String,
-    /// Raised whenever everything that is open may be on another server than what is opened next.
-    generation: AtomicU64,
 }
 
 enum Addr {
@@ -63,7 +59,7 @@ impl<T: AsyncRead + AsyncWrite + Send> Stream for T {}
 
 impl Endpoint {
     pub(crate) fn parse(text: &str) -> Result<Self, ConnectError> {
-        let wrong = |problem: String| ConnectError::Url(problem);
+        let wrong = |problem: String| ConnectError::url(problem);
         let url = address::parse(text).map_err(wrong)?;
         let shown = shown(&url);
         let (url, tls) = match url.scheme() {
@@ -97,12 +93,7 @@ impl Endpoint {
             .set_db(0)
             .set_skip_set_lib_name();
         let login = login.set_protocol(redis::ProtocolVersion::RESP2);
-        Ok(Self {
-            addr,
-            login,
-            shown,
-            generation: AtomicU64::new(0),
-        })
+        Ok(Self { addr, login, shown })
     }
 
     /// User name and password, as the redis crate takes them.
@@ -111,13 +102,10 @@ impl Endpoint {
     }
 
     /// The command that logs in, if there is a password.
-    pub(crate) fn auth(&self) -> Option<Vec<u8>> {
-        let password = self.login.password()?;
-        let mut auth = redis::cmd("AUTH");
-        if let Some(user) = self.login.username() {
-            auth.arg(user);
-        }
-        Some(auth.arg(password).get_packed_command())
+    pub(crate) fn auth(&self) -> Option<BytesMut> {
+        let mut auth = BytesMut::new();
+        command::auth(&mut auth, self.login.username(), self.login.password()?);
+        Some(auth)
     }
 
     /// Opens a connection; nothing has been said on it yet.
@@ -144,27 +132,6 @@ impl Endpoint {
                 }
             }
         }
-    }
-
-    pub(super) fn generation(&self) -> u64 {
-        self.generation.load(Ordering::Acquire)
-    }
-
-    /// The bus listens on a new connection, to a server that is no replica: what was opened before follows.
-    /// (Not when it connects: a server that refuses every greeting would end all links again and again.)
-    pub(super) fn moved(&self) {
-        self.generation.fetch_add(1, Ordering::AcqRel);
-    }
-
-    /// A connection of this generation met the wrong server, or its end: whatever else is of it is left too.
-    pub(super) fn leave(&self, generation: u64) {
-        // Fails where it was left already.
-        let _ = self.generation.compare_exchange(
-            generation,
-            generation + 1,
-            Ordering::AcqRel,
-            Ordering::Acquire,
-        );
     }
 }
 
