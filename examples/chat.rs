@@ -78,7 +78,7 @@ async fn ws(socket: ClusterSocket, port: Extension<u16>, cluster: Broadcaster) -
             let answer = tokio::select! {
                 message = socket.recv() => match message.map(|said| serde_json::from_slice(said.as_bytes())) {
                     Some(Ok(Say::Join { room })) => {
-                        presence.extend(cluster.presence_in(&room).ok().map(|members| (Some(room.clone()), members)));
+                        presence.insert(Some(room.clone()), cluster.presence_in(&room));
                         socket.join(room).await.err().map(|error| json!(error.to_string()))
                     }
                     Some(Ok(Say::Leave { room })) => {
@@ -106,18 +106,19 @@ async fn act(say: Say, socket: &Socket, by: Value, cluster: &Broadcaster) -> Opt
     let mut said = json!(say);
     said["user"] = by["user"].clone();
     said["node"] = by["node"].clone();
-    let done = match say {
-        Say::Direct { to, .. } => me.to_user(to).send_json(&said).await,
-        Say::Room { room, .. } => cluster.to_room(room).send_json(&said).await,
+    let audience = match say {
+        Say::Direct { to, .. } => me.to_user(to),
+        Say::Room { room, .. } => cluster.to_room(room),
         Say::SignOut => {
-            me.except(socket.id())
-                .close(Close::new(4001, "signed out at another device"))
-                .await
+            let signed_out = Close::new(4001, "signed out at another device");
+            let done = me.except(socket.id()).close(signed_out).await;
+            return done.err().map(|error| json!(error.to_string()));
         }
         _ => {
             said["sockets"] = json!(me.sockets().await.unwrap_or_default().sockets());
             return Some(said);
         }
     };
-    done.err().map(|error| json!(error.to_string()))
+    let sent = audience.send_json(&said).await;
+    sent.err().map(|error| json!(error.to_string()))
 }

@@ -10,7 +10,7 @@ use axum::http::StatusCode;
 use axum::response::Response;
 use axum::routing::{any, get};
 use axum::{Extension, Router};
-use axum_cluster::{Cluster, ClusterSocket, Health, UserId};
+use axum_cluster::{Cluster, ClusterSocket, Health, StatKind, UserId};
 use futures::StreamExt;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -74,39 +74,16 @@ async fn ready(State((cluster, connected)): State<Node>) -> Result<String, (Stat
 
 /// The node's numbers in the text format of Prometheus.
 async fn metrics(State((cluster, _)): State<Node>) -> String {
-    let stats = cluster.stats();
-    let numbers = [
-        ("up", u64::from(cluster.health() == Health::Up)),
-        ("sockets", stats.sockets),
-        ("users", stats.users),
-        ("rooms", stats.rooms),
-        ("nodes", stats.nodes),
-        ("sent_total", stats.sent),
-        ("delivered_total", stats.delivered),
-        ("dropped_total", stats.dropped),
-        ("slow_closed_total", stats.slow_closed),
-        ("closed_abnormal_total", stats.closed_abnormal),
-        ("closed_protocol_total", stats.closed_protocol),
-        ("closed_panicked_total", stats.closed_panicked),
-        ("bus_gaps_total", stats.bus_gaps),
-        ("bus_gap_milliseconds_total", stats.bus_gap_millis),
-        ("bus_probe_age_milliseconds", stats.bus_probe_age_millis),
-        ("bus_publish_queue", stats.bus_publish_queue),
-        ("bus_garbage_total", stats.bus_garbage),
-        ("bus_reconnects_total", stats.bus_reconnects),
-        ("bus_publish_failures_total", stats.bus_publish_failures),
-        ("origins_refused_total", stats.origins_refused),
-        ("handshakes_refused_total", stats.handshakes_refused),
-        ("unauthenticated_total", stats.unauthenticated),
-        ("ids_refused_total", stats.ids_refused),
-        ("drain_refused_total", stats.drain_refused),
-        ("upgrades_failed_total", stats.upgrades_failed),
-        ("limits_refused_total", stats.limits_refused),
-        ("limits_unchecked_total", stats.limits_unchecked),
-        ("questions_refused_total", stats.questions_refused),
-    ];
-    let line = |(name, number)| format!("cluster_{name} {number}\n");
-    numbers.map(line).concat()
+    let up = u64::from(cluster.health() == Health::Up);
+    let mut text = format!("# TYPE cluster_up gauge\ncluster_up {up}\n");
+    for (name, kind, value) in cluster.stats().iter() {
+        let (name, kind) = match kind {
+            StatKind::Counter => (format!("{name}_total"), "counter"),
+            _ => (name.to_owned(), "gauge"),
+        };
+        text += &format!("# TYPE cluster_{name} {kind}\ncluster_{name} {value}\n");
+    }
+    text
 }
 
 async fn ws(socket: ClusterSocket) -> Response {

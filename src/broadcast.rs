@@ -1,23 +1,19 @@
-//! Saying who a message is for.
+//! Sending from anywhere in the process.
 
 use std::sync::Arc;
 
 use axum_core::extract::FromRequestParts;
-use futures::Stream;
 use http::request::Parts;
-use serde::Serialize;
 
-use crate::close::Close;
-use crate::control::Ask;
-use crate::error::{ConnectError, QueryError, SendError, SendErrorKind};
-use crate::gap::Gap;
-use crate::id::{InvalidId, SocketId, UserId, check_name};
-use crate::message::Message;
+use crate::audience::Audience;
+#[cfg(feature = "redis")]
+use crate::error::ConnectError;
+use crate::error::QueryError;
+use crate::gap::Gaps;
+use crate::id::{RoomId, SocketId, UserId};
 use crate::node::Node;
 use crate::presence::Presence;
 use crate::rejection::ClusterRejection;
-use crate::roster::{Count, Roster};
-use crate::scope::Selection;
 use crate::topic::Topic;
 use crate::worker::BroadcasterBuilder;
 
@@ -49,8 +45,12 @@ impl Broadcaster {
     /// # Errors
     /// Those of [`Cluster::connect`](crate::Cluster::connect).
     ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    ///
     /// # Cancel safety
     /// Cancelled, nothing is left behind.
+    #[cfg(feature = "redis")]
     pub async fn connect(redis_url: impl AsRef<str>) -> Result<Self, ConnectError> {
         Self::builder().redis(redis_url).connect().await
     }
@@ -72,8 +72,13 @@ impl Broadcaster {
     }
 
     /// Every socket in a room.
-    pub fn to_room(&self, room: impl AsRef<str>) -> Audience {
+    pub fn to_room(&self, room: impl Into<RoomId>) -> Audience {
         self.audience().to_room(room)
+    }
+
+    /// Every socket in each of these rooms.
+    pub fn to_rooms<R: Into<RoomId>>(&self, rooms: impl IntoIterator<Item = R>) -> Audience {
+        self.audience().to_rooms(rooms)
     }
 
     /// One socket.
@@ -92,8 +97,24 @@ impl Broadcaster {
     /// after its `tcp-keepalive` (300 s by default); another program that subscribes to the user's channel
     /// counts as well.
     ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let cluster = axum_cluster::Cluster::builder().start();
+    /// let broadcaster = cluster.broadcaster();
+    /// match broadcaster.is_online("alice").await? {
+    ///     true => drop(broadcaster.to_user("alice").send("hello").await?),
+    ///     false => println!("send a mail"),
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// When the id is unusable or Redis does not answer.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
     pub async fn is_online(&self, user: impl Into<UserId>) -> Result<bool, QueryError> {
         Ok(self.node.online(&[user.into()]).await?[0])
     }
@@ -112,6 +133,9 @@ impl Broadcaster {
     ///
     /// # Errors
     /// When an id is unusable or Redis does not answer.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
     pub async fn which_online<U: Into<UserId>>(
         &self,
         users: impl IntoIterator<Item = U>,
@@ -138,6 +162,7 @@ impl Broadcaster {
     ///     match change {
     ///         PresenceChange::Online(user) => println!("{user} is online"),
     ///         PresenceChange::Offline(user) => println!("{user} has gone"),
+    ///         _ => {} // what later versions may tell
     ///     }
     /// }
     /// # }
@@ -146,23 +171,61 @@ impl Broadcaster {
         self.node.presence(Topic::all(), None)
     }
 
-    /// The same for some users only; one whose id is unusable is never online.
+    /// The same for some users only; one whose id is unusable is never online, and the log says so.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// # let cluster = axum_cluster::Cluster::builder().start();
+    /// use futures::StreamExt;
+    ///
+    /// let mut friends = cluster.broadcaster().presence_of(["bob", "carol"]);
+    /// # cluster.shutdown(std::time::Duration::ZERO).await;
+    /// while let Some(change) = friends.next().await {
+    ///     println!("{}: {}", change.user(), if change.is_online() { "here" } else { "gone" });
+    /// }
+    /// # }
+    /// ```
     pub fn presence_of<U: Into<UserId>>(&self, users: impl IntoIterator<Item = U>) -> Presence {
-        let users = users.into_iter().map(Into::into).collect();
+        let users = users.into_iter().map(Into::into);
+        let usable = |user: &UserId| {
+            let checked = user.check().map_err(|error| error.log("presence_of"));
+            checked.is_ok()
+        };
+        let users = users.filter(usable).collect();
         self.node.presence(Topic::all(), Some(users))
     }
 
     /// Who comes to a room and goes from it, whether or not they stay online: a user is there from the
-    /// first socket that joins until the last has left or ended.
+    /// first socket that joins until the last has left or ended. With an unusable id it ends at once, and the log
+    /// says so.
     ///
-    /// # Errors
-    /// When the room's name is empty or longer than 256 bytes.
-    pub fn presence_in(&self, room: impl AsRef<str>) -> Result<Presence, InvalidId> {
-        Ok(self.node.presence(Topic::room(room.as_ref())?, None))
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// # let cluster = axum_cluster::Cluster::builder().start();
+    /// use futures::StreamExt;
+    ///
+    /// let mut lobby = cluster.broadcaster().presence_in("lobby");
+    /// # cluster.shutdown(std::time::Duration::ZERO).await;
+    /// while let Some(change) = lobby.next().await {
+    ///     let change = serde_json::to_string(&change).unwrap(); // {"online":"alice"}
+    ///     println!("{change}");
+    /// }
+    /// # }
+    /// ```
+    pub fn presence_in(&self, room: impl Into<RoomId>) -> Presence {
+        match Topic::room(room.into().as_str()) {
+            Ok(room) => self.node.presence(room, None),
+            Err(error) => {
+                error.log("presence_in");
+                Presence::ended()
+            }
+        }
     }
 
     /// When messages may have been missed here: see [`Cluster::gaps`](crate::Cluster::gaps).
-    pub fn gaps(&self) -> impl Stream<Item = Gap> + Send + Unpin + use<> {
+    pub fn gaps(&self) -> Gaps {
         self.node.gaps().stream()
     }
 
@@ -175,13 +238,7 @@ impl Broadcaster {
     }
 
     fn audience(&self) -> Audience {
-        let (selection, invalid, local) = (Selection::default(), None, false);
-        Audience {
-            node: self.node.clone(),
-            selection,
-            invalid,
-            local,
-        }
+        Audience::of_nobody(self.node.clone())
     }
 }
 
@@ -195,253 +252,5 @@ impl<S: Sync> FromRequestParts<S> for Broadcaster {
             .get()
             .cloned()
             .ok_or_else(ClusterRejection::no_layer)
-    }
-}
-
-/// Who a message is for: a union, in which every socket is meant once however often it matches.
-#[derive(Clone, Debug)]
-#[must_use = "an audience does nothing until it is sent to, asked or closed"]
-pub struct Audience {
-    node: Arc<Node>,
-    selection: Selection,
-    /// The first id that cannot be used; said when it would be.
-    invalid: Option<InvalidId>,
-    local: bool,
-}
-
-impl Audience {
-    /// Every socket of this user, too.
-    pub fn to_user(self, user: impl Into<UserId>) -> Self {
-        self.and(Topic::user(&user.into()))
-    }
-
-    /// Every socket of each of these users, too.
-    pub fn to_users<U: Into<UserId>>(self, users: impl IntoIterator<Item = U>) -> Self {
-        users.into_iter().fold(self, Self::to_user)
-    }
-
-    /// Every socket in this room, too.
-    pub fn to_room(self, room: impl AsRef<str>) -> Self {
-        self.and(Topic::room(room.as_ref()))
-    }
-
-    /// This socket, too.
-    pub fn to_socket(self, socket: SocketId) -> Self {
-        self.and(Ok(Topic::socket(socket)))
-    }
-
-    /// Every socket of the cluster.
-    pub fn to_all(self) -> Self {
-        self.and(Ok(Topic::all()))
-    }
-
-    /// Not this socket; typically the one that spoke.
-    pub fn except(mut self, socket: SocketId) -> Self {
-        self.selection.except.push(socket);
-        self
-    }
-
-    /// No socket of this user.
-    pub fn except_user(mut self, user: impl Into<UserId>) -> Self {
-        self.selection.except_users.push(user.into());
-        self
-    }
-
-    /// Only sockets of this node, without a word to Redis.
-    pub fn local(mut self) -> Self {
-        self.local = true;
-        self
-    }
-
-    /// Delivers to the sockets of this node and publishes once for all others. Messages of one
-    /// sender to one audience arrive in the order sent. Never waits for a client; waits for Redis at
-    /// most `publish_timeout`.
-    ///
-    /// # Errors
-    /// [`SendError`] says what did happen: how many sockets here took it, and whether other nodes may
-    /// have got it. A send that may have gone out is not repeated, so there are no duplicates.
-    ///
-    /// # Cancel safety
-    /// Cancelled, any of the sockets may have it: those of a node are served in turns of 128.
-    pub async fn send(self, message: impl Into<Message>) -> Result<Delivery, SendError> {
-        let mut audience = self;
-        audience.check().map_err(SendError::invalid)?;
-        let Self {
-            node,
-            selection,
-            local,
-            ..
-        } = audience;
-        let (local, nodes) = node.send(&selection, &message.into(), local).await?;
-        Ok(Delivery {
-            local,
-            nodes,
-            unanswered: 0,
-        })
-    }
-
-    /// Sends a value as JSON text.
-    ///
-    /// # Errors
-    /// Those of [`send`](Self::send), and when the value cannot be written as JSON.
-    pub async fn send_json<T: Serialize + ?Sized>(self, value: &T) -> Result<Delivery, SendError> {
-        let json = serde_json::to_string(value)
-            .map_err(|error| SendError::refused(SendErrorKind::Json(Arc::new(error))))?;
-        self.send(json).await
-    }
-
-    /// Closes every socket of the audience, on every node, after what was sent to it: logs a user out
-    /// everywhere. Returns when every node that holds one has said that it is done, or after
-    /// `publish_timeout`; [`Delivery::unanswered`] tells how many did not.
-    ///
-    /// ```
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() -> Result<(), axum_cluster::SendError> {
-    /// # let cluster = axum_cluster::Cluster::builder().start();
-    /// use axum_cluster::Close;
-    ///
-    /// let logged_out = Close::new(4001, "logged out");
-    /// cluster.broadcaster().to_user("alice").close(logged_out).await?;
-    /// # Ok(())
-    /// # }
-    /// ```
-    ///
-    /// # Errors
-    /// Those of [`send`](Self::send), and when the code may not be sent
-    /// ([`Close::is_sendable`]).
-    ///
-    /// # Cancel safety
-    /// Cancelled, the sockets here are closing and the others may be.
-    pub async fn close(self, close: Close) -> Result<Delivery, SendError> {
-        if !close.is_sendable() {
-            return Err(SendError::refused(SendErrorKind::InvalidClose(close.code)));
-        }
-        self.command(Ask::from(&close)).await
-    }
-
-    /// Puts every socket that is in the audience now into a room, on every node. Returns when what is
-    /// sent to the room from any node reaches them, or after `publish_timeout`;
-    /// [`Delivery::unanswered`] tells how many nodes did not say so. Joining twice is joining once. Each
-    /// waits for an answer of every node: do many at once, with `join_all`.
-    ///
-    /// # Errors
-    /// Those of [`send`](Self::send), and when the room's name is unusable.
-    ///
-    /// # Cancel safety
-    /// Cancelled, the sockets here have joined and the others may have.
-    pub async fn join(self, room: impl AsRef<str>) -> Result<Delivery, SendError> {
-        let room = valid_room(room.as_ref())?;
-        self.command(Ask::Join { room }).await
-    }
-
-    /// Takes every socket of the audience out of a room, on every node. What the same sender sends to
-    /// the room afterwards does not reach them.
-    ///
-    /// # Errors
-    /// Those of [`send`](Self::send), and when the room's name is unusable.
-    ///
-    /// # Cancel safety
-    /// Cancelled, the sockets here have left and the others may have.
-    pub async fn leave(self, room: impl AsRef<str>) -> Result<Delivery, SendError> {
-        let room = valid_room(room.as_ref())?;
-        self.command(Ask::Leave { room }).await
-    }
-
-    /// Who is in the audience, on every node: a user's devices, a room's members.
-    ///
-    /// Each node answers once, in at most `publish_timeout`; who did not is in
-    /// [`Roster::missing`], and with Redis gone that is every other node. Identical
-    /// questions asked at the same time share the work: those that come while one is under way wait for
-    /// its end, and share the next. A node that is cut off from Redis, or has died without a goodbye, is missing until
-    /// its [`lease`](crate::Builder::lease) ends. A node of another namespace is not part of the cluster.
-    ///
-    /// ```
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() -> Result<(), axum_cluster::QueryError> {
-    /// # let cluster = axum_cluster::Cluster::builder().start();
-    /// for device in cluster.broadcaster().to_user("alice").sockets().await? {
-    ///     println!("{} on node {} since {:?}", device.id, device.node(), device.connected_at);
-    /// }
-    /// # Ok(())
-    /// # }
-    /// ```
-    ///
-    /// # Errors
-    /// When an id is unusable, or after [`Cluster::shutdown`](crate::Cluster::shutdown).
-    pub async fn sockets(mut self) -> Result<Roster, QueryError> {
-        self.check().map_err(QueryError::invalid)?;
-        self.node.roster(self.selection, self.local).await
-    }
-
-    /// How many sockets [`sockets`](Self::sockets) would list, without the lists.
-    ///
-    /// # Errors
-    /// When an id is unusable, or after [`Cluster::shutdown`](crate::Cluster::shutdown).
-    pub async fn count(mut self) -> Result<Count, QueryError> {
-        self.check().map_err(QueryError::invalid)?;
-        self.node.count(self.selection, self.local).await
-    }
-
-    fn and(mut self, topic: Result<Topic, InvalidId>) -> Self {
-        match topic {
-            Ok(topic) => self.selection.add(topic),
-            Err(error) => {
-                self.invalid.get_or_insert(error);
-            }
-        }
-        self
-    }
-
-    /// Whether every id can be used. Also removes what is named twice.
-    fn check(&mut self) -> Result<(), InvalidId> {
-        self.selection.normalize();
-        self.invalid.map_or(Ok(()), Err)
-    }
-
-    async fn command(mut self, what: Ask) -> Result<Delivery, SendError> {
-        self.check().map_err(SendError::invalid)?;
-        let outcome = self.node.command(&self.selection, what, self.local).await?;
-        Ok(Delivery {
-            local: outcome.local,
-            nodes: (!self.local).then_some(outcome.nodes),
-            unanswered: outcome.unanswered,
-        })
-    }
-}
-
-fn valid_room(room: &str) -> Result<String, SendError> {
-    match check_name(room) {
-        Ok(()) => Ok(room.to_owned()),
-        Err(error) => Err(SendError::invalid(error)),
-    }
-}
-
-/// What became of a send.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Delivery {
-    local: usize,
-    nodes: Option<usize>,
-    unanswered: usize,
-}
-
-impl Delivery {
-    /// Sockets of this node that took it.
-    pub fn local(&self) -> usize {
-        self.local
-    }
-
-    /// Other nodes that took a message, of which each delivers to its own sockets; or that said they
-    /// carried out a command ([`close`](Audience::close), [`join`](Audience::join),
-    /// [`leave`](Audience::leave)). `None` after [`local()`](Audience::local), and for a message to a
-    /// union of several targets, where it is not known. For a message, another program that subscribes
-    /// to the channel counts as a node, and so does a node in its linger.
-    pub fn nodes(&self) -> Option<usize> {
-        self.nodes
-    }
-
-    /// Other nodes that are there and did not say within `publish_timeout` that they carried the
-    /// command out; they may have. Always 0 for a message.
-    pub fn unanswered(&self) -> usize {
-        self.unanswered
     }
 }

@@ -7,7 +7,7 @@ use tokio::runtime::Handle;
 use crate::backend::Backend;
 use crate::cluster::Cluster;
 use crate::config::{Config, Identify, Unauthenticated};
-use crate::error::{ConnectError, SendError, SendErrorKind};
+use crate::error::{ConnectError, SendError};
 use crate::id::UserId;
 use crate::limits::SlowConsumer;
 use crate::node::Node;
@@ -38,14 +38,14 @@ use crate::ws::handshake::is_token;
 /// ```
 #[derive(Debug, Clone)]
 #[must_use = "a builder does nothing until `start`"]
-pub struct Builder {
+pub struct ClusterBuilder {
     config: Config,
     backend: Backend,
     /// The first setting that makes no sense.
     problem: Option<ConnectError>,
 }
 
-impl Builder {
+impl ClusterBuilder {
     pub(crate) fn new() -> Self {
         let namespace = Namespace::new(Namespace::DEFAULT).expect("the default is valid");
         Self {
@@ -57,6 +57,7 @@ impl Builder {
 
     /// The Redis that connects the nodes; see [`Backend::redis`] for the forms of the URL. Default: none,
     /// the node is alone in memory.
+    #[cfg(feature = "redis")]
     pub fn redis(self, url: impl AsRef<str>) -> Self {
         match Backend::redis(url) {
             Ok(backend) => self.backend(backend),
@@ -79,7 +80,7 @@ impl Builder {
                 self.config.namespace = namespace;
                 self
             }
-            None => self.wrong(ConnectError::Setting(format!(
+            None => self.wrong(ConnectError::setting(format!(
                 "the namespace {name:?} is not usable: 1 to 64 of A-Z a-z 0-9 . _ - are needed"
             ))),
         }
@@ -96,13 +97,24 @@ impl Builder {
     }
 
     /// What happens to an upgrade without a user. Default: [`Unauthenticated::Close`].
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// use axum_cluster::{Close, Cluster, Unauthenticated};
+    ///
+    /// let log_in = Close::new(4001, "log in first");
+    /// let cluster = Cluster::builder()
+    ///     .unauthenticated(Unauthenticated::CloseWith(log_in))
+    ///     .start();
+    /// # }
+    /// ```
     pub fn unauthenticated(mut self, unauthenticated: Unauthenticated) -> Self {
         if let Unauthenticated::CloseWith(close) = &unauthenticated
             && !close.is_sendable()
         {
-            let problem = SendErrorKind::InvalidClose(close.code);
-            let problem = SendError::refused(problem).to_string();
-            return self.wrong(ConnectError::Setting(format!("unauthenticated: {problem}")));
+            let problem = SendError::invalid_close(close.code);
+            return self.wrong(ConnectError::setting(format!("unauthenticated: {problem}")));
         }
         self.config.unauthenticated = unauthenticated;
         self
@@ -127,7 +139,7 @@ impl Builder {
                     "the subprotocol {wrong:?} is no token (RFC 9110, section 5.6.2): only letters, digits and \
                         !#$%&'*+-.^_`|~ may stand there"
                 );
-                self.wrong(ConnectError::Setting(problem))
+                self.wrong(ConnectError::setting(problem))
             }
         }
     }
@@ -143,7 +155,7 @@ impl Builder {
                 self.config.origins.allow(pattern);
                 self
             }
-            Err(needed) => self.wrong(ConnectError::Setting(format!(
+            Err(needed) => self.wrong(ConnectError::setting(format!(
                 "the origin {origin:?} is not usable: {needed}"
             ))),
         }
@@ -185,8 +197,19 @@ impl Builder {
 
     /// Most sockets of one user in the whole cluster, and what happens at the limit. Default: no limit.
     ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// use axum_cluster::{Cluster, OverLimit};
+    ///
+    /// let cluster = Cluster::builder()
+    ///     .max_sockets_per_user_in_cluster(1, OverLimit::CloseOldest) // one device at a time
+    ///     .start();
+    /// # }
+    /// ```
+    ///
     /// Exact however many nodes admit at once: Redis decides, with one command per upgrade and at most one
-    /// per end. The slots of a node that died come back with its [`lease`](Self::lease). While Redis does
+    /// per end. The seats of a node that died come back with its [`lease`](Self::lease). While Redis does
     /// not answer, each node counts its own sockets
     /// ([`Stats::limits_unchecked`](crate::Stats::limits_unchecked)), so that a user may have up to
     /// so many on every node; they stay, and count again afterwards.
@@ -219,18 +242,36 @@ impl Builder {
         self
     }
 
-    /// What may wait for a slow client, in messages and in bytes of payload; at either limit
-    /// [`slow_consumer`](Self::slow_consumer) decides. Default: 256 messages and 1 MiB. A single message
-    /// of any size fits into an empty outbox. During the handshake, over TLS in this process and over HTTP/2,
-    /// where only the socket's own task writes, a burst may take four times as much until that task has had
-    /// its turn.
-    pub fn outbox(mut self, messages: usize, bytes: usize) -> Self {
+    /// How many messages may wait for a slow client; at this limit, or at [`outbox_bytes`](Self::outbox_bytes),
+    /// [`slow_consumer`](Self::slow_consumer) decides. Default: 256. During the handshake, over TLS in this process
+    /// and over HTTP/2, where only the socket's own task writes, a burst may take four times as much of both until
+    /// that task has had its turn.
+    pub fn outbox_messages(mut self, messages: usize) -> Self {
         self.config.outbox.messages = messages;
+        self
+    }
+
+    /// How many bytes of payload may wait for a slow client; at this limit, or at
+    /// [`outbox_messages`](Self::outbox_messages), [`slow_consumer`](Self::slow_consumer) decides. Default: 1 MiB. A
+    /// single message of any size fits into an empty outbox.
+    pub fn outbox_bytes(mut self, bytes: usize) -> Self {
         self.config.outbox.bytes = bytes;
         self
     }
 
     /// What happens at the limits of the outbox. Default: [`SlowConsumer::Close`].
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// use axum_cluster::{Cluster, SlowConsumer};
+    ///
+    /// let ticker = Cluster::builder()
+    ///     .outbox_messages(8)
+    ///     .slow_consumer(SlowConsumer::DropOldest) // only the newest prices matter
+    ///     .start();
+    /// # }
+    /// ```
     pub fn slow_consumer(mut self, policy: SlowConsumer) -> Self {
         self.config.outbox.policy = policy;
         self
@@ -277,7 +318,7 @@ impl Builder {
     }
 
     /// How long a node that has gone silent still counts as there (nodes say hello three times as
-    /// often): for [`Cluster::nodes`], presence, and the slots of
+    /// often): for [`Cluster::nodes`], presence, and the seats of
     /// [`max_sockets_per_user_in_cluster`](Self::max_sockets_per_user_in_cluster); not for delivery.
     /// Default: 15 s, so that a node may lose two hellos. At least 1 s.
     pub fn lease(mut self, lease: Duration) -> Self {
@@ -319,7 +360,7 @@ impl Builder {
     /// Like [`start`](Self::start), but returns what makes no sense.
     ///
     /// # Errors
-    /// [`ConnectError::Url`] or [`ConnectError::Setting`], saying which and why.
+    /// A [`ConnectError`] of kind `Url` or `Setting` that says which and why.
     ///
     /// # Panics
     /// Outside a tokio runtime.
@@ -329,7 +370,7 @@ impl Builder {
             return Err(problem);
         }
         if let Some(problem) = self.config.problem() {
-            return Err(ConnectError::Setting(problem));
+            return Err(ConnectError::setting(problem));
         }
         assert!(
             Handle::try_current().is_ok(),

@@ -2,6 +2,9 @@
 
 use std::fmt;
 
+use serde::Serialize;
+
+use crate::code::CloseCode;
 use crate::message::Utf8Bytes;
 
 /// A close code and its reason ([RFC 6455, section 7.4](https://www.rfc-editor.org/rfc/rfc6455#section-7.4)).
@@ -20,64 +23,75 @@ use crate::message::Utf8Bytes;
 /// | 4401 | the identity expired |
 /// | 4403 | no identity |
 /// | 4409 | replaced by a newer socket of the user ([`OverLimit::CloseOldest`](crate::OverLimit::CloseOldest)) |
-#[derive(Clone, PartialEq, Eq, Debug)]
+///
+/// ```
+/// use axum_cluster::{Close, CloseCode};
+///
+/// let close = Close::new(4001, "logged out"); // your own codes are from 4000 to 4999
+/// assert_eq!(close.code, CloseCode(4001));
+/// assert_eq!(close.to_string(), "4001 logged out");
+/// ```
+///
+/// As JSON: `{"code": 4001, "reason": ".."}`.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize)]
+#[non_exhaustive]
 pub struct Close {
     /// The code.
-    pub code: u16,
+    pub code: CloseCode,
     /// The reason, at most 123 bytes on the wire; a longer one is cut at a character boundary, and
     /// reported as it was sent.
     pub reason: Utf8Bytes,
 }
 
 impl Close {
-    /// The purpose was fulfilled.
-    pub const NORMAL: u16 = 1000;
-    /// The client leaves, as a browser that closes the page.
-    pub const GOING_AWAY: u16 = 1001;
-    /// The client broke the protocol.
-    pub const PROTOCOL_ERROR: u16 = 1002;
-    /// The client's Close frame had no code. Never sent.
-    pub const NO_STATUS: u16 = 1005;
-    /// The client vanished without a Close frame. Never sent.
-    pub const ABNORMAL: u16 = 1006;
-    /// Text that is not UTF-8.
-    pub const INVALID_DATA: u16 = 1007;
-    /// A message over the limit.
-    pub const TOO_BIG: u16 = 1009;
-    /// The handler panicked.
-    pub const INTERNAL_ERROR: u16 = 1011;
-    /// The node is shutting down.
-    pub const RESTART: u16 = 1012;
-    /// The client reads too slowly.
-    pub const TRY_AGAIN_LATER: u16 = 1013;
-    /// The identity expired.
-    pub const EXPIRED: u16 = 4401;
-    /// No identity.
-    pub const UNAUTHENTICATED: u16 = 4403;
-    /// Replaced by a newer socket of the same user.
-    pub const REPLACED: u16 = 4409;
+    /// [`CloseCode::NORMAL`].
+    pub const NORMAL: CloseCode = CloseCode::NORMAL;
+    /// [`CloseCode::GOING_AWAY`].
+    pub const GOING_AWAY: CloseCode = CloseCode::GOING_AWAY;
+    /// [`CloseCode::PROTOCOL_ERROR`].
+    pub const PROTOCOL_ERROR: CloseCode = CloseCode::PROTOCOL_ERROR;
+    /// [`CloseCode::NO_STATUS`].
+    pub const NO_STATUS: CloseCode = CloseCode::NO_STATUS;
+    /// [`CloseCode::ABNORMAL`].
+    pub const ABNORMAL: CloseCode = CloseCode::ABNORMAL;
+    /// [`CloseCode::INVALID_DATA`].
+    pub const INVALID_DATA: CloseCode = CloseCode::INVALID_DATA;
+    /// [`CloseCode::TOO_BIG`].
+    pub const TOO_BIG: CloseCode = CloseCode::TOO_BIG;
+    /// [`CloseCode::INTERNAL_ERROR`].
+    pub const INTERNAL_ERROR: CloseCode = CloseCode::INTERNAL_ERROR;
+    /// [`CloseCode::RESTART`].
+    pub const RESTART: CloseCode = CloseCode::RESTART;
+    /// [`CloseCode::TRY_AGAIN_LATER`].
+    pub const TRY_AGAIN_LATER: CloseCode = CloseCode::TRY_AGAIN_LATER;
+    /// [`CloseCode::EXPIRED`].
+    pub const EXPIRED: CloseCode = CloseCode::EXPIRED;
+    /// [`CloseCode::UNAUTHENTICATED`].
+    pub const UNAUTHENTICATED: CloseCode = CloseCode::UNAUTHENTICATED;
+    /// [`CloseCode::REPLACED`].
+    pub const REPLACED: CloseCode = CloseCode::REPLACED;
 
     /// Longest reason that fits into a control frame beside the code.
     const MAX_REASON: usize = 123;
 
     /// A close with this code and reason.
-    pub fn new(code: u16, reason: impl Into<Utf8Bytes>) -> Self {
+    pub fn new(code: impl Into<CloseCode>, reason: impl Into<Utf8Bytes>) -> Self {
         Self {
-            code,
+            code: code.into(),
             reason: reason.into(),
         }
     }
 
-    pub(crate) const fn from_static(code: u16, reason: &'static str) -> Self {
+    pub(crate) const fn from_static(code: CloseCode, reason: &'static str) -> Self {
         Self {
             code,
             reason: Utf8Bytes::from_static(reason),
         }
     }
 
-    /// Whether this code may stand in a Close frame: 1000–1003, 1007–1014 and 3000–4999.
+    /// Whether its code may stand in a Close frame: [`CloseCode::is_sendable`].
     pub fn is_sendable(&self) -> bool {
-        matches!(self.code, 1000..=1003 | 1007..=1014 | 3000..=4999)
+        self.code.is_sendable()
     }
 
     /// The reason as it goes onto the wire.
@@ -190,12 +204,12 @@ mod tests {
     }
 
     #[test]
-    fn reserved_codes_are_not_sendable() {
-        for code in [0, 999, 1004, 1005, 1006, 1015, 2999, 5000] {
-            assert!(!Close::new(code, "").is_sendable(), "{code}");
-        }
-        for code in [1000, 1012, 3000, 4403, 4999] {
-            assert!(Close::new(code, "").is_sendable(), "{code}");
-        }
+    fn it_is_shown_by_code_and_reason() {
+        let close = Close::new(4001, "logged \"out\"");
+        assert_eq!(close.to_string(), "4001 logged \"out\"");
+        assert_eq!(
+            serde_json::to_string(&close).unwrap(),
+            r#"{"code":4001,"reason":"logged \"out\""}"#
+        );
     }
 }

@@ -3,15 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::{Stream, StreamExt};
+use futures::StreamExt;
 use tokio::time::timeout;
 
 use crate::broadcast::Broadcaster;
-use crate::builder::Builder;
+use crate::builder::ClusterBuilder;
 use crate::config::READY;
+use crate::counts::Stats;
 use crate::error::{ConnectError, QueryError};
-use crate::gap::Gap;
-use crate::health::{Health, Stats};
+use crate::gap::Gaps;
+use crate::health::{Health, HealthChanges};
 use crate::id::NodeId;
 use crate::layer::ClusterLayer;
 use crate::node::Node;
@@ -42,14 +43,18 @@ impl Cluster {
     /// Starts a node on this Redis with all defaults and waits until the bus is up, at most 5 s. To
     /// start without waiting, use [`builder`](Self::builder).
     ///
-    /// The node lives on the tokio runtime on which this runs: see [`Builder::start`].
+    /// The node lives on the tokio runtime on which this runs: see [`ClusterBuilder::start`].
     ///
     /// # Errors
-    /// [`ConnectError::Url`] for a malformed URL, [`ConnectError::Unreachable`] with Redis' own reason
+    /// A [`ConnectError`] of kind `Url` for a malformed URL, and of kind `Unreachable` with Redis' own reason
     /// when it is not up in time.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
     ///
     /// # Cancel safety
     /// Cancelled, nothing is left behind.
+    #[cfg(feature = "redis")]
     pub async fn connect(redis_url: impl AsRef<str>) -> Result<Self, ConnectError> {
         let cluster = Self::builder().redis(redis_url).try_start()?;
         cluster.ready().await?;
@@ -57,8 +62,8 @@ impl Cluster {
     }
 
     /// Starts a node with settings of your own.
-    pub fn builder() -> Builder {
-        Builder::new()
+    pub fn builder() -> ClusterBuilder {
+        ClusterBuilder::new()
     }
 
     /// The identity of this node, new at every start.
@@ -79,7 +84,10 @@ impl Cluster {
     /// Waits until the bus is up, at most 5 s.
     ///
     /// # Errors
-    /// [`ConnectError::Unreachable`] with the reason when it is not up in time. The node goes on trying.
+    /// A [`ConnectError`] of kind `Unreachable` with the reason when it is not up in time. The node goes on trying.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime that has timers.
     ///
     /// # Cancel safety
     /// Cancel safe.
@@ -90,18 +98,16 @@ impl Cluster {
                 match health {
                     Health::Up => return Ok(()),
                     Health::Degraded { reason, .. } if self.node.has_lost_its_runtime() => {
-                        return Err(ConnectError::Unreachable(reason));
+                        return Err(ConnectError::unreachable(reason));
                     }
                     Health::Degraded { .. } => {}
                     Health::Draining | Health::Down => break,
                 }
             }
-            Err(ConnectError::Unreachable(
-                "the cluster was shut down".into(),
-            ))
+            Err(ConnectError::unreachable("the cluster was shut down"))
         };
         timeout(READY, up).await.unwrap_or_else(|_| {
-            Err(ConnectError::Unreachable(match self.health() {
+            Err(ConnectError::unreachable(match self.health() {
                 Health::Degraded { reason, .. } => reason,
                 health => health.to_string().into(),
             }))
@@ -116,7 +122,22 @@ impl Cluster {
     /// Every change of health, beginning with the present state. A reader that keeps up misses no
     /// outage however short; one that lags more than 64 changes behind misses the oldest. Ends with
     /// the node.
-    pub fn health_changes(&self) -> impl Stream<Item = Health> + Send + Unpin + use<> {
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// # let cluster = axum_cluster::Cluster::builder().start();
+    /// use futures::StreamExt;
+    ///
+    /// let mut changes = cluster.health_changes();
+    /// tokio::spawn(async move {
+    ///     while let Some(health) = changes.next().await {
+    ///         println!("{health}"); // "up", or "degraded: .." with the reason
+    ///     }
+    /// });
+    /// # }
+    /// ```
+    pub fn health_changes(&self) -> HealthChanges {
         self.node.health().changes()
     }
 
@@ -124,7 +145,7 @@ impl Cluster {
     /// have been missed; none for a Redis that was absent from the start. A stream that begins in an
     /// outage tells of that outage. A reader misses none; one that lags more than 16 behind is told
     /// of the oldest as one gap that spans them. Ends with the node.
-    pub fn gaps(&self) -> impl Stream<Item = Gap> + Send + Unpin + use<> {
+    pub fn gaps(&self) -> Gaps {
         self.node.gaps().stream()
     }
 
@@ -134,9 +155,20 @@ impl Cluster {
     }
 
     /// Every node of the cluster, this one first, then the oldest first. Nodes say hello every third of
-    /// their [`lease`](crate::Builder::lease) and are asked once more here; one that no longer answers is
+    /// their [`lease`](crate::ClusterBuilder::lease) and are asked once more here; one that no longer answers is
     /// listed, as it last described itself, until its lease ends. For people and dashboards: delivery
     /// does not depend on it. Workers ([`Broadcaster::builder`]) hold no sockets and are not listed.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), axum_cluster::QueryError> {
+    /// # let cluster = axum_cluster::Cluster::builder().start();
+    /// for node in cluster.nodes().await? {
+    ///     println!("{} {}: {} sockets", node.id, node.name, node.sockets);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// When Redis does not answer, or after [`shutdown`](Self::shutdown).
@@ -169,6 +201,9 @@ impl Cluster {
     ///
     /// A socket's handler that awaits it waits for its own end, so that it returns at that deadline only: let
     /// a task of its own call it.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime that has timers.
     ///
     /// # Cancel safety
     /// Cancelled, the node stays draining; call it again to go on.

@@ -133,7 +133,7 @@ pub(crate) struct Config {
 }
 
 impl Config {
-    /// The defaults; each is explained where [`Builder`](crate::Builder) sets it.
+    /// The defaults; each is explained where [`ClusterBuilder`](crate::ClusterBuilder) sets it.
     pub(crate) fn new(namespace: Namespace) -> Self {
         Self {
             namespace,
@@ -197,8 +197,8 @@ impl Config {
         }
         let counts = [
             ("max_message_size", Some(self.max_message_size)),
-            ("outbox messages", Some(self.outbox.messages)),
-            ("outbox bytes", Some(self.outbox.bytes)),
+            ("outbox_messages", Some(self.outbox.messages)),
+            ("outbox_bytes", Some(self.outbox.bytes)),
             ("max_sockets", self.limits.sockets),
             ("max_sockets_per_user", self.limits.sockets_per_user),
             (

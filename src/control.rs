@@ -6,31 +6,46 @@ use serde::{Deserialize, Serialize};
 use crate::close::Close;
 use crate::roster::{NodeInfo, SocketInfo};
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Control {
     /// Wants an answer that names this id, on the asker's own channel.
     Ask { id: u64, what: Ask },
     /// Wants to know at once when this question never came.
     Ping { id: u64 },
-    /// It never came, on the asker's own channel.
-    Unasked { id: u64 },
+    /// It never came, and everything was heard for so many microseconds: none while something may be missed. On
+    /// the asker's own channel.
+    Unasked {
+        id: u64,
+        /// Nodes before this word were believed.
+        #[serde(default = "always")]
+        heard: u64,
+    },
     /// It came, and is not answered: too many others are. On the asker's own channel.
     Refused { id: u64 },
-    /// A node is there, said again and again, and for so many milliseconds unless it says so once
-    /// more. With `reply`, whoever hears it is to say it too, and whom it wants to be told of.
-    Hello {
-        node: NodeInfo,
-        lease: u64,
-        reply: bool,
-        /// It holds no sockets and never will. Nodes before this word took a worker for a node.
-        #[serde(default, skip_serializing_if = "is_false")]
-        worker: bool,
-    },
+    /// A node is there.
+    Hello(Hello),
     /// A node stood on the wrong server: what it said in the last so many milliseconds may not have arrived.
     Strayed { millis: u64 },
     /// A node leaves.
     Bye,
+}
+
+/// Said again and again.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Hello {
+    pub(crate) node: NodeInfo,
+    /// For so many milliseconds it is there, unless it says so once more.
+    pub(crate) lease: u64,
+    /// Whoever hears it is to say it too, and whom it wants to be told of.
+    pub(crate) reply: bool,
+    /// It holds no sockets and never will. Nodes before this word took a worker for a node.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub(crate) worker: bool,
+}
+
+fn always() -> u64 {
+    u64::MAX
 }
 
 fn is_false(worker: &bool) -> bool {
@@ -58,7 +73,7 @@ pub(crate) enum Ask {
 impl From<&Close> for Ask {
     fn from(close: &Close) -> Self {
         Self::Close {
-            code: close.code,
+            code: close.code.0,
             reason: close.wire_reason().to_owned(),
         }
     }
@@ -81,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_of_a_later_version_are_no_error_where_they_are_additions() {
+    fn words_of_another_version_are_no_error_where_they_are_additions() {
         let later = r#"{"ask":{"id":1,"what":"count","since":7}}"#;
         assert!(matches!(
             serde_json::from_str(later).unwrap(),
@@ -93,6 +108,14 @@ mod tests {
         let answer: Answer = serde_json::from_str(r#"{"count":2,"mood":"good"}"#).unwrap();
         assert_eq!((answer.count, answer.sockets.len()), (2, 0));
         assert!(serde_json::from_str::<Control>(r#"{"dance":{}}"#).is_err());
+        let earlier = r#"{"unasked":{"id":4}}"#;
+        assert!(matches!(
+            serde_json::from_str(earlier).unwrap(),
+            Control::Unasked {
+                id: 4,
+                heard: u64::MAX
+            }
+        ));
     }
 
     #[test]
@@ -113,7 +136,10 @@ mod tests {
                 r#"{"ask":{"id":2,"what":{"join":{"room":"x"}}}}"#,
             ),
             (Control::Ping { id: 3 }, r#"{"ping":{"id":3}}"#),
-            (Control::Unasked { id: 4 }, r#"{"unasked":{"id":4}}"#),
+            (
+                Control::Unasked { id: 4, heard: 5 },
+                r#"{"unasked":{"id":4,"heard":5}}"#,
+            ),
             (Control::Bye, r#""bye""#),
         ] {
             assert_eq!(serde_json::to_string(&control).unwrap(), json);
@@ -126,7 +152,7 @@ mod tests {
         for (worker, word) in [(false, ""), (true, r#","worker":true"#)] {
             let json = format!(r#"{{"hello":{{"node":{node},"lease":1,"reply":false{word}}}}}"#);
             let hello: Control = serde_json::from_str(&json).unwrap();
-            assert!(matches!(hello, Control::Hello { worker: it, .. } if it == worker));
+            assert!(matches!(&hello, Control::Hello(hello) if hello.worker == worker));
             assert_eq!(serde_json::to_string(&hello).unwrap(), json);
         }
     }

@@ -32,7 +32,7 @@ use crate::ws::handshake::{Handshake, is_wanted};
 /// [`on_upgrade`](Self::on_upgrade).
 ///
 /// The user is the [`UserId`] that any middleware left in the request's extensions, or what
-/// [`Builder::identify`](crate::Builder::identify) makes of the type that the app's auth leaves there.
+/// [`ClusterBuilder::identify`](crate::ClusterBuilder::identify) makes of the type that the app's auth leaves there.
 ///
 /// Refusals, cheapest first: 500 without the layer, 503 while shutting down, 403 for a foreign
 /// origin, 405/426/400 for what is no handshake, 500 where nothing can be upgraded, 4403 or 401 without a
@@ -46,6 +46,28 @@ use crate::ws::handshake::{Handshake, is_wanted};
 /// route can serve both a page and its socket.
 ///
 /// Dropping it gives the user's place back.
+///
+/// ```
+/// # use axum::{Extension, Router, response::Response, routing::any};
+/// use std::time::SystemTime;
+/// use axum_cluster::ClusterSocket;
+///
+/// #[derive(Clone)]
+/// struct Login { until: SystemTime } // what your auth middleware leaves in the extensions, beside the `UserId`
+///
+/// async fn ws(socket: ClusterSocket, Extension(login): Extension<Login>) -> Response {
+///     println!("{} connects", socket.user());
+///     socket
+///         .protocols(["chat"])
+///         .expires_at(login.until) // else it would outlive the login
+///         .on_upgrade(|mut socket| async move {
+///             while let Some(message) = socket.recv().await {
+///                 let _ = socket.send(message).await;
+///             }
+///         })
+/// }
+/// # let _app: Router = Router::new().route("/ws", any(ws));
+/// ```
 #[derive(Debug)]
 #[must_use = "a handshake is answered by `on_upgrade`"]
 pub struct ClusterSocket {
@@ -65,9 +87,9 @@ impl ClusterSocket {
     }
 
     /// The subprotocols this handler speaks, best first, instead of those of
-    /// [`Builder::protocols`](crate::Builder::protocols). The first that the client offers is chosen
+    /// [`ClusterBuilder::protocols`](crate::ClusterBuilder::protocols). The first that the client offers is chosen
     /// and echoed (RFC 6455, section 4.2.2); nothing else that the client offered is, so a token may
-    /// be offered beside. An upgrade without a user never gets here: see `Builder::protocols`.
+    /// be offered beside. An upgrade without a user never gets here: see `ClusterBuilder::protocols`.
     pub fn protocols<P: AsRef<str>>(mut self, known: impl IntoIterator<Item = P>) -> Self {
         let known: Vec<P> = known.into_iter().collect();
         self.handshake

@@ -1,6 +1,7 @@
 //! A span of time in which messages of other nodes may have been missed.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::pin::Pin;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker};
@@ -8,8 +9,10 @@ use std::time::{Duration, SystemTime};
 
 use futures::Stream;
 use parking_lot::Mutex;
+use serde::Serialize;
 use tokio::time::Instant;
 
+use crate::millis;
 use crate::waker::{poll_locked, wake};
 
 /// An outage of the bus that is over, and during which messages of other nodes may have been missed: Redis
@@ -17,13 +20,17 @@ use crate::waker::{poll_locked, wake};
 ///
 /// A send of another node that returned before `from`, or began after `until`, is not affected, by the
 /// clock of this node.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+///
+/// As JSON: `from`, `until` (milliseconds since 1970).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize)]
 #[non_exhaustive]
 pub struct Gap {
     /// The last moment at which the bus is known to have worked: when the last probe that came back was
     /// published. The outage itself began later, at most two `probe_interval`s before it was noticed.
+    #[serde(serialize_with = "millis::serialize")]
     pub from: SystemTime,
     /// From here on everything is heard again.
+    #[serde(serialize_with = "millis::serialize")]
     pub until: SystemTime,
 }
 
@@ -49,9 +56,13 @@ impl Gap {
 /// How many gaps wait for a reader before the two oldest become one.
 const HISTORY: usize = 16;
 
+/// The gaps that end from now on. A stream, made by [`Cluster::gaps`](crate::Cluster::gaps) and its siblings.
+#[must_use = "streams do nothing unless polled"]
+pub struct Gaps(Arc<Reader>);
+
 /// Everyone who wants to know of gaps.
 #[derive(Debug)]
-pub(crate) struct Gaps(Mutex<Vec<Weak<Reader>>>);
+pub(crate) struct GapReaders(Mutex<Vec<Weak<Reader>>>);
 
 #[derive(Debug, Default)]
 struct Reader(Mutex<Unread>);
@@ -63,9 +74,7 @@ struct Unread {
     waker: Option<Waker>,
 }
 
-struct Told(Arc<Reader>);
-
-impl Gaps {
+impl GapReaders {
     pub(crate) fn new() -> Self {
         Self(Mutex::default())
     }
@@ -77,7 +86,7 @@ impl Gaps {
     }
 
     /// The gaps that end from now on; ends with the node. Who lags is told of several as one that spans them.
-    pub(crate) fn stream(&self) -> impl Stream<Item = Gap> + Send + Unpin + use<> {
+    pub(crate) fn stream(&self) -> Gaps {
         let reader = Arc::new(Reader::default());
         let mut readers = self.0.lock();
         // Only before it would grow, so that many readers cost no square.
@@ -85,7 +94,7 @@ impl Gaps {
             readers.retain(|reader| reader.strong_count() > 0);
         }
         readers.push(Arc::downgrade(&reader));
-        Told(reader)
+        Gaps(reader)
     }
 
     fn readers(&self) -> Vec<Arc<Reader>> {
@@ -93,7 +102,7 @@ impl Gaps {
     }
 }
 
-impl Drop for Gaps {
+impl Drop for GapReaders {
     fn drop(&mut self) {
         for reader in self.readers() {
             reader.change(|unread| unread.ended = true);
@@ -124,7 +133,7 @@ impl Unread {
     }
 }
 
-impl Stream for Told {
+impl Stream for Gaps {
     type Item = Gap;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Gap>> {
@@ -137,6 +146,12 @@ impl Stream for Told {
                 (gap, _) => Poll::Ready(gap),
             },
         )
+    }
+}
+
+impl fmt::Debug for Gaps {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gaps").finish_non_exhaustive()
     }
 }
 
@@ -158,11 +173,17 @@ mod tests {
             until: gap.from,
         };
         assert_eq!(jumped.span(), Duration::ZERO);
+        let shown = Gap {
+            from: SystemTime::UNIX_EPOCH,
+            until: SystemTime::UNIX_EPOCH + S,
+        };
+        let json = serde_json::to_string(&shown).unwrap();
+        assert_eq!(json, r#"{"from":0,"until":1000}"#);
     }
 
     #[tokio::test]
     async fn whoever_asks_hears_of_every_gap_that_ends_later() {
-        let gaps = Gaps::new();
+        let gaps = GapReaders::new();
         let now = Instant::now();
         let gap = |n: u32| Gap::between(now - n * S, now);
         gaps.tell(gap(1));
@@ -179,7 +200,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_reader_that_lags_is_told_of_one_gap_that_spans_what_it_missed() {
-        let gaps = Gaps::new();
+        let gaps = GapReaders::new();
         let mut lagging = gaps.stream();
         let start = SystemTime::UNIX_EPOCH;
         let told: Vec<_> = (0..219)

@@ -3,8 +3,13 @@
 //! The bus tells how many nodes took a question, so that many answers end it. What takes longer than
 //! usual is followed up by name: a node that is gone, or that was never asked, is waited for no longer,
 //! and one that stays silent until the deadline is named as missing.
+//!
+//! That a question never came is proof of nothing where it may have been missed: a node that is told of it says
+//! for how long it has heard everything, which must be longer than the question is old when that arrives. So the
+//! way there and back counts against it, and no two clocks are compared.
 
 use std::collections::{HashMap, HashSet};
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -21,8 +26,10 @@ pub(crate) struct Gathering {
     uncertain: bool,
     answers: HashMap<NodeId, Vec<Bytes>>,
     finished: HashSet<NodeId>,
-    /// Nodes that the question never reached.
+    /// Nodes that have nothing to do with the question.
     unasked: HashSet<NodeId>,
+    /// Nodes that the question never reached, as nothing did: they are coming back.
+    deaf: HashSet<NodeId>,
     /// Nodes asked by name that may still answer.
     awaited: Option<HashSet<NodeId>>,
     /// Nodes that are there but cut off from the bus.
@@ -55,13 +62,21 @@ impl Gathering {
         if !more {
             self.finished.insert(node);
             self.unreachable.remove(&node);
+            self.deaf.remove(&node);
             self.no_longer_awaited(node);
         }
     }
 
-    /// A node asked by name has nothing to answer.
-    pub(crate) fn unasked(&mut self, node: NodeId) {
-        self.unasked.insert(node);
+    /// The question, which is so old, never came to a node asked by name that has heard everything for so long. If
+    /// that is not long enough it is asked again: perhaps its words were only slow.
+    pub(crate) fn unasked(&mut self, node: NodeId, heard: Duration, age: Duration) {
+        if age <= heard {
+            self.unasked.insert(node);
+        } else if heard.is_zero() && !self.finished.contains(&node) {
+            self.deaf.insert(node);
+        } else {
+            return;
+        }
         self.no_longer_awaited(node);
     }
 
@@ -130,6 +145,7 @@ impl Gathering {
         // Somebody took the question and did not answer, and nobody knows who it was.
         let unknown = self.owed() > self.gone;
         let mut missing = self.refused;
+        missing.extend(self.deaf);
         if !counted {
             missing.extend(self.awaited.into_iter().flatten());
             missing.extend(self.unreachable);
@@ -158,7 +174,7 @@ impl Gathering {
     }
 
     fn is_over_for(&self, node: &NodeId) -> bool {
-        let over = [&self.finished, &self.unasked, &self.refused];
+        let over = [&self.finished, &self.unasked, &self.deaf, &self.refused];
         over.into_iter().any(|nodes| nodes.contains(node))
     }
 
@@ -221,6 +237,11 @@ mod tests {
         gathering.answered(node, Bytes::from_static(b"{}"), true);
     }
 
+    fn unasked(gathering: &mut Gathering, node: NodeId) {
+        let age = Duration::from_millis(100);
+        gathering.unasked(node, age, age);
+    }
+
     fn of(nodes: usize) -> Published {
         let comes_back = false;
         Published { nodes, comes_back }
@@ -268,11 +289,31 @@ mod tests {
         let mut gathering = promised(2);
         answer(&mut gathering, A);
         gathering.follow_up([A, B, C]);
-        gathering.unasked(C);
+        unasked(&mut gathering, C);
         assert!(!gathering.is_complete(), "the other one is B");
         assert_eq!(gathering.follow_up([A, B, C]), [B]);
         let answers = gathering.into_answers();
         assert_eq!((answers.parts.len(), answers.missing), (1, vec![B]));
+    }
+
+    #[test]
+    fn who_did_not_hear_everything_cannot_know_that_it_was_not_asked() {
+        let mut gathering = promised(2);
+        answer(&mut gathering, A);
+        gathering.follow_up([A, B, C]);
+        gathering.unasked(C, Duration::ZERO, Duration::from_micros(1));
+        assert!(
+            !gathering.is_complete(),
+            "C stands for nobody who was asked"
+        );
+        assert_eq!(gathering.follow_up([A, B, C]), [B]);
+        let age = Duration::from_millis(100);
+        gathering.unasked(B, age - Duration::from_micros(1), age);
+        assert_eq!(gathering.follow_up([A, B, C]), [B], "asked once more");
+        answer(&mut gathering, B);
+        assert!(gathering.is_complete());
+        let answers = gathering.into_answers();
+        assert_eq!((answers.missing, answers.partial), (vec![C], true));
     }
 
     #[test]
@@ -339,7 +380,7 @@ mod tests {
         let mut gathering = promised(2);
         answer(&mut gathering, A);
         gathering.follow_up([A, B, C]);
-        gathering.unasked(C);
+        unasked(&mut gathering, C);
         gathering.refused(B);
         assert!(gathering.is_complete());
         assert_eq!(gathering.into_answers().missing, [B]);

@@ -1,18 +1,27 @@
-//! How the node stands, and what it counted.
+//! How the node stands.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 use std::time::SystemTime;
 
-use futures::{Stream, stream};
+use futures::Stream;
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use serde::{Serialize, Serializer};
+
+use crate::millis;
+use crate::waker::{poll_locked, wake};
 
 /// How the node stands towards the bus.
 ///
 /// Local delivery works in every state but [`Down`](Health::Down).
-#[derive(Clone, PartialEq, Eq, Debug)]
+///
+/// As JSON: `{"state": "up"}`, `{"state": "degraded", "since": 0, "reason": ".."}` (milliseconds since 1970),
+/// `{"state": "draining"}` or `{"state": "down"}`.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Health {
     /// The probe came back, and every socket that is admitted is heard: messages travel both ways. A
@@ -21,8 +30,10 @@ pub enum Health {
     /// The bus is not usable. The node serves its own sockets and returns by itself.
     Degraded {
         /// Since when.
+        #[serde(serialize_with = "millis::serialize")]
         since: SystemTime,
         /// Why, in Redis' own words where it has spoken, with the fix where one is known.
+        #[serde(serialize_with = "as_text")]
         reason: Arc<str>,
     },
     /// [`Cluster::shutdown`](crate::Cluster::shutdown) has begun: no new sockets.
@@ -42,19 +53,27 @@ impl fmt::Display for Health {
     }
 }
 
+fn as_text<S: Serializer>(text: &Arc<str>, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_str(text)
+}
+
 /// How many changes a reader may lag behind before it misses the oldest.
 const HISTORY: usize = 64;
 
+/// Every change of a node's health, beginning with the state in which it was asked for. A stream, made by
+/// [`Cluster::health_changes`](crate::Cluster::health_changes).
+#[must_use = "streams do nothing unless polled"]
+pub struct HealthChanges {
+    states: Arc<Mutex<States>>,
+    /// Which reader it is.
+    reader: u64,
+    /// The number of the state it reads next.
+    next: u64,
+}
+
 /// The current health, and everyone who watches it.
 #[derive(Debug)]
-pub(crate) struct HealthCell(Arc<Shared>);
-
-#[derive(Debug)]
-struct Shared {
-    states: Mutex<States>,
-    /// Told without the lock: who waits is foreign.
-    changed: Notify,
-}
+pub(crate) struct HealthCell(Arc<Mutex<States>>);
 
 /// The latest states by their numbers, the current one last: so a reader needs only the number it reads next,
 /// and whoever tells of a change, and when, it reads each once and in order.
@@ -66,6 +85,10 @@ struct States {
     /// The number of the current one.
     number: u64,
     ended: bool,
+    /// How many readers there were.
+    readers: u64,
+    /// Those who wait for a change. They are foreign, and woken without the lock.
+    waiting: HashMap<u64, Option<Waker>>,
 }
 
 impl HealthCell {
@@ -75,60 +98,85 @@ impl HealthCell {
             past: VecDeque::new(),
             number: 0,
             ended: false,
+            readers: 0,
+            waiting: HashMap::new(),
         };
-        Self(Arc::new(Shared {
-            states: Mutex::new(states),
-            changed: Notify::new(),
-        }))
+        Self(Arc::new(Mutex::new(states)))
     }
 
     pub(crate) fn get(&self) -> Health {
-        self.0.states.lock().current.clone()
+        self.0.lock().current.clone()
     }
 
     /// Moves on to what `next` makes of the current state; `None` leaves it. Returns whether it changed.
     pub(crate) fn update(&self, next: impl FnOnce(&Health) -> Option<Health>) -> bool {
-        let changed = self.0.states.lock().advance(next);
-        if changed {
-            self.0.changed.notify_waiters();
-        }
+        let mut states = self.0.lock();
+        let changed = states.advance(next);
+        let waiting = match changed {
+            true => std::mem::take(&mut states.waiting),
+            false => HashMap::new(),
+        };
+        drop(states);
+        waiting.into_values().for_each(wake);
         changed
     }
 
     /// Begins with the current state; ends with the node. A reader that lags too far behind goes on with the
     /// oldest that is left.
-    pub(crate) fn changes(&self) -> impl Stream<Item = Health> + Send + Unpin + use<> {
-        let next = self.0.states.lock().number;
-        let reader = (self.0.clone(), next);
-        Box::pin(stream::unfold(reader, |(shared, next)| async move {
-            let (health, number) = shared.read(next).await?;
-            Some((health, (shared, number + 1)))
-        }))
+    pub(crate) fn changes(&self) -> HealthChanges {
+        let mut states = self.0.lock();
+        states.readers += 1;
+        HealthChanges {
+            states: self.0.clone(),
+            reader: states.readers,
+            next: states.number,
+        }
     }
 }
 
 impl Drop for HealthCell {
     fn drop(&mut self) {
-        self.0.states.lock().ended = true;
-        self.0.changed.notify_waiters();
+        let mut states = self.0.lock();
+        states.ended = true;
+        let waiting = std::mem::take(&mut states.waiting);
+        drop(states);
+        waiting.into_values().for_each(wake);
     }
 }
 
-impl Shared {
-    /// The first state from this number on, with its own; `None` after the last.
-    async fn read(&self, from: u64) -> Option<(Health, u64)> {
-        loop {
-            // Before the look: a change in between is told to it.
-            let changed = self.changed.notified();
-            {
-                let states = self.states.lock();
-                let found = states.first_from(from);
-                if found.is_some() || states.ended {
-                    return found;
-                }
-            }
-            changed.await;
-        }
+impl Stream for HealthChanges {
+    type Item = Health;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Health>> {
+        let this = self.get_mut();
+        let (reader, next) = (this.reader, this.next);
+        let read = poll_locked(
+            &this.states,
+            cx,
+            |states| states.waiting.entry(reader).or_default(),
+            |states| match (states.first_from(next), states.ended) {
+                (None, false) => Poll::Pending,
+                (found, _) => Poll::Ready(found),
+            },
+        );
+        read.map(|found| {
+            let (health, number) = found?;
+            this.next = number + 1;
+            Some(health)
+        })
+    }
+}
+
+impl Drop for HealthChanges {
+    fn drop(&mut self) {
+        let waiting = self.states.lock().waiting.remove(&self.reader);
+        drop(waiting);
+    }
+}
+
+impl fmt::Debug for HealthChanges {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HealthChanges").finish_non_exhaustive()
     }
 }
 
@@ -147,6 +195,7 @@ impl States {
         true
     }
 
+    /// The first state from this number on, with its own.
     fn first_from(&self, from: u64) -> Option<(Health, u64)> {
         let behind = self.number.checked_sub(from)?;
         let back = self
@@ -157,105 +206,6 @@ impl States {
         let health = health.unwrap_or(&self.current).clone();
         Some((health, self.number - back as u64))
     }
-}
-
-/// Plain numbers of one node. Counters grow from its start; `sockets`, `users`, `rooms`, `nodes`,
-/// `bus_probe_age_millis` and `bus_publish_queue` are now.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-#[non_exhaustive]
-pub struct Stats {
-    /// Sockets registered here now.
-    pub sockets: u64,
-    /// Users with a socket here now.
-    pub users: u64,
-    /// Rooms with a member here now.
-    pub rooms: u64,
-    /// Nodes of the cluster that are known now, this one among them; workers
-    /// ([`Broadcaster::builder`](crate::Broadcaster::builder)) are none.
-    pub nodes: u64,
-    /// Sends, closes, joins and leaves of audiences begun on this node.
-    pub sent: u64,
-    /// Messages taken by outboxes of this node, whoever sent them.
-    pub delivered: u64,
-    /// Messages discarded because a client read too slowly: the sum of the next three.
-    pub dropped: u64,
-    /// Of those, the ones that made room for newer ones
-    /// ([`SlowConsumer::DropOldest`](crate::SlowConsumer::DropOldest)).
-    pub dropped_oldest: u64,
-    /// Of those, the ones still queued when their outbox was full and the socket was closed.
-    pub dropped_full: u64,
-    /// Of those, the ones still queued when the client had accepted nothing for `write_timeout`.
-    pub dropped_stalled: u64,
-    /// Sockets closed because their client read too slowly.
-    pub slow_closed: u64,
-    /// Sockets that ended with 1000: the handler returned, or the client said goodbye. Every socket whose
-    /// handshake was completed is counted by exactly one of these fields.
-    pub closed_normal: u64,
-    /// With 1001: the browser left the page.
-    pub closed_going_away: u64,
-    /// With 1005: the client gave no code.
-    pub closed_no_status: u64,
-    /// With 1006: the client vanished or stayed silent.
-    pub closed_abnormal: u64,
-    /// With 1002 or 1007: the client broke the protocol.
-    pub closed_protocol: u64,
-    /// With 1009: the client sent more than `max_message_size`.
-    pub closed_too_big: u64,
-    /// With 1011: the handler panicked.
-    pub closed_panicked: u64,
-    /// With 1012: the node was shut down.
-    pub closed_restart: u64,
-    /// With 1013: the client read too slowly.
-    pub closed_slow: u64,
-    /// With 4401: the identity expired.
-    pub closed_expired: u64,
-    /// With any other code, such as those of your own.
-    pub closed_other: u64,
-    /// Outages of the bus during which messages from other nodes may have been missed. One per outage.
-    pub bus_gaps: u64,
-    /// The length of all gaps that are over, in milliseconds.
-    pub bus_gap_millis: u64,
-    /// Messages from the bus that made no sense.
-    pub bus_garbage: u64,
-    /// Times the bus came back after an outage that made a gap.
-    pub bus_reconnects: u64,
-    /// Milliseconds since the probe was published that last proved the bus, or since the start. More than
-    /// two probe intervals is an outage. Grows for ever on [`Backend::memory`](crate::Backend::memory), which
-    /// is proved once.
-    pub bus_probe_age_millis: u64,
-    /// Publishes that failed, certainly or possibly: the sum of the next two.
-    pub bus_publish_failures: u64,
-    /// Of those, the ones that certainly were not sent.
-    pub bus_publish_unsent: u64,
-    /// Of those, the ones that other nodes may have got all the same.
-    pub bus_publish_uncertain: u64,
-    /// Publishes that wait for Redis now; one of more than 1 KiB counts once for each. At most 65,536, then
-    /// further ones wait outside, and fail after `publish_timeout`.
-    pub bus_publish_queue: u64,
-    /// Upgrades refused because of their `Origin`: 403.
-    pub origins_refused: u64,
-    /// Requests refused since they were no WebSocket handshake: 400, 405 or 426.
-    pub handshakes_refused: u64,
-    /// Upgrades without a user: closed with 4403, or as
-    /// [`Builder::unauthenticated`](crate::Builder::unauthenticated) says.
-    pub unauthenticated: u64,
-    /// Upgrades refused because the user's id was unusable: 400.
-    pub ids_refused: u64,
-    /// Upgrades refused while the node was shutting down, or because its runtime had ended: 503.
-    pub drain_refused: u64,
-    /// Upgrades that failed because of the app or its server: 500 where another extractor had taken the
-    /// upgrade, where the server does none or where the description was unusable; and those that the server
-    /// answered and did not do.
-    pub upgrades_failed: u64,
-    /// Upgrades refused because of a limit on sockets: 429 or 503.
-    pub limits_refused: u64,
-    /// Questions of other nodes (rosters, commands) that were not answered because 1,024 were being
-    /// answered.
-    pub questions_refused: u64,
-    /// Upgrades for which the limit of a user's sockets in the cluster was not checked against all of them:
-    /// against this node's alone, since Redis did not answer, or without those of a node that Redis has lost and
-    /// that did not write them again. Refused where Redis answered and kept losing them.
-    pub limits_unchecked: u64,
 }
 
 #[cfg(test)]
@@ -273,6 +223,31 @@ mod tests {
             since: SystemTime::UNIX_EPOCH,
             reason: reason.into(),
         }
+    }
+
+    #[test]
+    fn a_state_is_shown_as_json() {
+        for (health, json) in [
+            (Health::Up, r#"{"state":"up"}"#),
+            (
+                degraded("gone"),
+                r#"{"state":"degraded","since":0,"reason":"gone"}"#,
+            ),
+            (Health::Draining, r#"{"state":"draining"}"#),
+        ] {
+            assert_eq!(serde_json::to_string(&health).unwrap(), json);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_is_gone_leaves_nothing() {
+        let cell = HealthCell::new(Health::Up);
+        let mut changes = cell.changes();
+        assert_eq!(changes.next().await, Some(Health::Up));
+        assert!(changes.next().now_or_never().is_none());
+        assert_eq!(cell.0.lock().waiting.len(), 1, "control");
+        drop(changes);
+        assert_eq!(cell.0.lock().waiting.len(), 0);
     }
 
     #[tokio::test]

@@ -7,6 +7,7 @@ use http::Request;
 use parking_lot::RwLock;
 use smallvec::smallvec;
 
+#[cfg(feature = "redis")]
 use crate::backend::redis::Reader;
 use crate::config::Config;
 use crate::id::{NodeId, SocketId, UserId};
@@ -52,6 +53,7 @@ pub fn frames(bytes: &[u8], limit: usize, piece: usize) -> (Vec<String>, Option<
 
 /// Reads what Redis says, in pieces of this size; what was said, written down, and whether it broke its
 /// protocol.
+#[cfg(feature = "redis")]
 pub fn resp(bytes: &[u8], limit: usize, piece: usize) -> (Vec<String>, bool) {
     let mut reader = Reader::new(limit);
     let mut said = Vec::new();
@@ -122,7 +124,7 @@ impl FanOut {
     /// What a node does for one message to a room, but for the system calls.
     pub fn deliver(&self, room: usize, message: &Message) -> usize {
         let scope = Scope {
-            targets: smallvec![self.rooms[room].as_str()],
+            targets: smallvec![(&self.rooms[room]).into()],
             ..Scope::default()
         };
         let wanted = Wanted::of(&scope);

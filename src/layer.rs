@@ -9,6 +9,7 @@ use tower_service::Service;
 
 use crate::broadcast::Broadcaster;
 use crate::cluster::Cluster;
+#[cfg(feature = "redis")]
 use crate::error::ConnectError;
 
 /// Makes everything behind it part of the cluster: every request carries the [`Broadcaster`], and
@@ -33,6 +34,7 @@ use crate::error::ConnectError;
 /// # }
 /// ```
 #[derive(Clone, Debug)]
+#[must_use = "a layer does nothing until it is put around a service, as by `Router::layer`"]
 pub struct ClusterLayer {
     cluster: Cluster,
     broadcaster: Broadcaster,
@@ -45,6 +47,7 @@ impl ClusterLayer {
     /// # Panics
     /// When the URL is malformed or unsupported ([`try_new`](Self::try_new) returns the error), or
     /// outside a tokio runtime.
+    #[cfg(feature = "redis")]
     pub fn new(redis_url: impl AsRef<str>) -> Self {
         Cluster::builder().redis(redis_url).start().layer()
     }
@@ -52,10 +55,11 @@ impl ClusterLayer {
     /// Like [`new`](Self::new), but returns what is wrong with the URL.
     ///
     /// # Errors
-    /// [`ConnectError::Url`] names the part of the URL that is wrong.
+    /// A [`ConnectError`] of kind `Url` that names the part of the URL that is wrong.
     ///
     /// # Panics
     /// Outside a tokio runtime.
+    #[cfg(feature = "redis")]
     pub fn try_new(redis_url: impl AsRef<str>) -> Result<Self, ConnectError> {
         Ok(Cluster::builder().redis(redis_url).try_start()?.layer())
     }
@@ -90,6 +94,23 @@ impl<S> Layer<S> for ClusterLayer {
 pub struct ClusterService<S> {
     inner: S,
     broadcaster: Broadcaster,
+}
+
+impl<S> ClusterService<S> {
+    /// The service behind it.
+    pub fn get_ref(&self) -> &S {
+        &self.inner
+    }
+
+    /// The service behind it.
+    pub fn get_mut(&mut self) -> &mut S {
+        &mut self.inner
+    }
+
+    /// The service behind it, without the cluster.
+    pub fn into_inner(self) -> S {
+        self.inner
+    }
 }
 
 impl<S, B> Service<Request<B>> for ClusterService<S>

@@ -5,7 +5,8 @@
 //! sessions, no protocol of its own. It needs axum 0.8 and tokio: `cargo add axum-cluster axum@0.8` and
 //! `cargo add tokio --features macros,net,rt-multi-thread`.
 //!
-//! ```no_run
+#![cfg_attr(feature = "redis", doc = "```no_run")]
+#![cfg_attr(not(feature = "redis"), doc = "```ignore")]
 //! use axum::extract::{Path, Request};
 //! use axum::middleware::{self, Next};
 //! use axum::response::Response;
@@ -60,6 +61,39 @@
 //! - [`Cluster`] is the node itself: [`health`](Cluster::health), [`stats`](Cluster::stats),
 //!   [`shutdown`](Cluster::shutdown); [`Cluster::builder`] has the settings.
 //!
+//! # Rooms, commands and presence
+//! A handler puts its own socket into rooms ([`Socket::join`]); from anywhere the same is a command to an audience,
+//! carried out on every node, as is a close. A [`Delivery`] tells what became of a send, an [`Outcome`] what became of a
+//! command.
+//!
+//! ```
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use axum_cluster::{Close, Cluster};
+//!
+//! let cluster = Cluster::builder().start(); // no Redis named: in memory
+//! let to = cluster.broadcaster();
+//! to.to_user("alice").join("lobby").await?; // all her devices that are there now
+//! to.to_room("lobby").except_user("alice").send("alice is here").await?;
+//! let roster = to.to_room("lobby").sockets().await?;
+//! for device in &roster {
+//!     println!("{} with {:?}", device.user, device.description);
+//! }
+//! if !roster.is_complete() {
+//!     println!("and those of {:?}, which did not answer", roster.missing());
+//! }
+//! let logged_out = to.to_user("alice").close(Close::new(4001, "logged out")).await?;
+//! assert_eq!((logged_out.local(), logged_out.unanswered()), (0, 0)); // she was not there
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Ids and errors
+//! Users ([`UserId`]) and rooms ([`RoomId`]) are named by text or by a number. Making an id never fails; one that cannot be
+//! used is refused where it is used, in one way everywhere ([`InvalidId`]). Every error has a `kind()` to match on, a
+//! `source()`, and a text for your log that is whole; returned from a handler it names the class of the failure, and
+//! Redis' words stay in the log.
+//!
 //! # What it promises
 //! 1. Every socket of the addressed user, on every node, exactly once each, while the bus is up. Messages
 //!    of one sender to one audience arrive in the order sent. Text stays text and binary binary.
@@ -76,10 +110,22 @@
 //! later. Afterwards every handler that asks is told the [`Gap`]: [`Socket::gaps`], [`Broadcaster::gaps`],
 //! [`Cluster::gaps`]. [`Cluster::health_changes`] tells of the outage itself, and [`Stats::bus_gaps`] counts.
 //!
+//! # Features
+//! | feature | | what it brings |
+//! |---|---|---|
+//! | `redis` | default | nodes in several processes. `Backend::redis`, `ClusterLayer::new` and `try_new`, `Cluster::connect`, `Broadcaster::connect` and `redis` of the builders exist with it only |
+//! | `tls-ring` | default | `rediss://`, with the cryptography of ring |
+//! | `tls-aws-lc` | | `rediss://`, with that of AWS-LC, also where `tls-ring` is on as well |
+//! | `uuid` | | `From<Uuid>` for [`UserId`] and [`RoomId`] |
+//!
+//! `default-features = false` is a cluster within one process ([`Backend::memory`]): two fifths fewer
+//! dependencies, and none that needs a C compiler, as both of TLS do. With `features = ["redis"]` and no TLS, a
+//! `rediss://` is refused at the start.
+//!
 //! # When nobody gets in
 //! Every refused upgrade is logged with its reason and the fix: `RUST_LOG=axum_cluster=debug` shows them, and
 //! [`Stats`] counts each kind. Mostly it is a user type other than the middleware inserts (4403, said once at
-//! warn), a page of another origin ([`Builder::allow_origin`]), or a proxy that does not hand `Host`, `Upgrade`
+//! warn), a page of another origin ([`ClusterBuilder::allow_origin`]), or a proxy that does not hand `Host`, `Upgrade`
 //! and `Connection` on, or speaks HTTP/1.0.
 //!
 //! # Testing
@@ -119,6 +165,14 @@
 //! How to operate a cluster, and whom it trusts: [`docs`].
 
 #![warn(unreachable_pub)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+#![cfg_attr(
+    not(feature = "redis"),
+    expect(
+        dead_code,
+        reason = "in memory nothing is lost, and the bus has to say less"
+    )
+)]
 
 /// How to operate a cluster, whom it trusts, and what it costs: the documents of the package.
 #[cfg(doc)]
@@ -135,13 +189,17 @@ pub mod docs {
     pub mod figures {}
 }
 
+mod audience;
 mod backend;
 mod broadcast;
 mod builder;
 mod close;
 mod cluster;
+mod code;
 mod config;
 mod control;
+mod counts;
+mod delivery;
 mod error;
 mod expiry;
 mod extract;
@@ -150,7 +208,7 @@ mod gather;
 mod health;
 mod heartbeat;
 mod id;
-#[cfg(feature = "internals")]
+#[cfg(any(fuzzing, axum_cluster_internals))]
 #[doc(hidden)]
 pub mod internals;
 mod layer;
@@ -158,8 +216,10 @@ mod limits;
 mod local;
 mod members;
 mod message;
+mod millis;
 mod node;
 mod origin;
+mod outage;
 mod presence;
 mod registry;
 mod rejection;
@@ -169,23 +229,32 @@ mod seen;
 mod share;
 mod slot;
 mod socket;
+mod tasks;
 mod topic;
+mod uplink;
 mod waker;
 mod wire;
 mod worker;
 mod ws;
 
+pub use audience::Audience;
 pub use backend::Backend;
-pub use broadcast::{Audience, Broadcaster, Delivery};
-pub use builder::Builder;
+pub use broadcast::Broadcaster;
+pub use builder::ClusterBuilder;
 pub use close::Close;
 pub use cluster::Cluster;
+pub use code::CloseCode;
 pub use config::Unauthenticated;
-pub use error::{Closed, ConnectError, JoinError, QueryError, SendError};
+pub use counts::{StatKind, Stats};
+pub use delivery::{Delivery, Outcome};
+pub use error::{
+    Closed, ClosedKind, ConnectError, ConnectErrorKind, QueryError, QueryErrorKind, RoomError,
+    RoomErrorKind, SendError, SendErrorKind,
+};
 pub use extract::ClusterSocket;
-pub use gap::Gap;
-pub use health::{Health, Stats};
-pub use id::{InvalidId, InvalidNodeId, InvalidSocketId, NodeId, SocketId, UserId};
+pub use gap::{Gap, Gaps};
+pub use health::{Health, HealthChanges};
+pub use id::{InvalidId, InvalidNodeId, InvalidSocketId, NodeId, RoomId, SocketId, UserId};
 pub use layer::{ClusterLayer, ClusterService};
 pub use limits::SlowConsumer;
 pub use message::{Message, Utf8Bytes};
@@ -197,6 +266,6 @@ pub use socket::Socket;
 pub use worker::BroadcasterBuilder;
 
 /// Compiles the programs of the README.
-#[cfg(doctest)]
+#[cfg(all(doctest, feature = "redis"))]
 #[doc = include_str!("../README.md")]
 struct Readme;

@@ -12,7 +12,7 @@ use smallvec::SmallVec;
 use crate::id::{SocketId, UserId};
 use crate::roster::SocketInfo;
 use crate::scope::Scope;
-use crate::topic::{ALL, ROOM, Topic, USER, socket_of};
+use crate::topic::{Topic, TopicKind, TopicRef};
 
 /// A socket as the rules see it.
 pub(crate) trait Member: Clone {
@@ -189,7 +189,7 @@ impl<M: Member> Registry<M> {
         let union = wanted.targets.len() > 1;
         let mut seen = HashSet::new();
         for topic in &wanted.targets {
-            self.each_on(topic, |member| {
+            self.each_on(*topic, |member| {
                 if wanted.except.contains(&member.id())
                     || wanted.except_users.contains(&member.user().as_str())
                     || union && !seen.insert(member.id())
@@ -218,7 +218,7 @@ impl<M: Member> Registry<M> {
     /// Every user with a socket on a topic.
     pub(crate) fn users_on(&self, topic: &Topic) -> HashSet<UserId> {
         let mut users = HashSet::new();
-        self.each_on(topic.as_str(), |member| {
+        self.each_on(topic.into(), |member| {
             users.insert(member.user().clone());
         });
         users
@@ -227,10 +227,9 @@ impl<M: Member> Registry<M> {
     /// Whether a user has a socket on a topic.
     pub(crate) fn has_user_on(&self, user: &Topic, topic: &Topic) -> bool {
         let mut found = false;
-        let everywhere = topic.as_str() == ALL;
-        self.each_on(user.as_str(), |member| {
+        self.each_on(user.into(), |member| {
             let entry = self.sockets.get(&member.id());
-            found |= everywhere || entry.is_some_and(|entry| entry.rooms.contains(topic));
+            found |= entry.is_some_and(|entry| entry.is_on(topic));
         });
         found
     }
@@ -246,20 +245,23 @@ impl<M: Member> Registry<M> {
         group.is_some_and(|group| !matches!(group.members, Members::None))
     }
 
-    fn each_on<'a>(&'a self, topic: &str, mut visit: impl FnMut(&'a M)) {
-        if topic == ALL {
-            self.members().for_each(visit);
-        } else if let Some(id) = socket_of(topic) {
-            self.sockets
-                .get(&id)
-                .into_iter()
-                .for_each(|entry| visit(&entry.member));
-        } else if let Some(group) = self.groups.get(topic) {
-            match &group.members {
-                Members::None => {}
-                Members::One(member) => visit(member),
-                Members::Many(members) => members.values().for_each(visit),
+    fn each_on<'a>(&'a self, topic: TopicRef<'_>, mut visit: impl FnMut(&'a M)) {
+        match topic.kind() {
+            TopicKind::All => self.members().for_each(visit),
+            TopicKind::Socket => {
+                let entry = topic.as_socket().and_then(|id| self.sockets.get(&id));
+                entry.into_iter().for_each(|entry| visit(&entry.member));
             }
+            TopicKind::User | TopicKind::Room => match self.groups.get(topic.as_str()) {
+                None => {}
+                Some(group) => match &group.members {
+                    Members::None => {}
+                    Members::One(member) => visit(member),
+                    Members::Many(members) => members.values().for_each(visit),
+                },
+            },
+            // No socket is on those.
+            TopicKind::Node | TopicKind::Nodes | TopicKind::Presence => {}
         }
     }
 
@@ -272,8 +274,10 @@ impl<M: Member> Registry<M> {
     }
 
     fn add_to(&mut self, topic: &Topic, member: M) {
-        if self.group(topic).add(member) {
-            *self.count(topic) += 1;
+        if self.group(topic).add(member)
+            && let Some(count) = self.count(topic)
+        {
+            *count += 1;
         }
     }
 
@@ -285,18 +289,33 @@ impl<M: Member> Registry<M> {
         if group.is_unused() {
             self.groups.remove(topic);
         }
-        if emptied {
-            *self.count(topic) -= 1;
+        if emptied && let Some(count) = self.count(topic) {
+            *count -= 1;
         }
     }
 
-    /// The counter of topics of this kind that have a member.
-    fn count(&mut self, topic: &Topic) -> &mut usize {
-        debug_assert!(topic.as_str().starts_with(USER) || topic.as_str().starts_with(ROOM));
-        if topic.as_str().starts_with(USER) {
-            &mut self.users
-        } else {
-            &mut self.rooms
+    /// The counter of topics of this kind that have a member, if those are groups.
+    fn count(&mut self, topic: &Topic) -> Option<&mut usize> {
+        match topic.kind() {
+            TopicKind::User => Some(&mut self.users),
+            TopicKind::Room => Some(&mut self.rooms),
+            TopicKind::All
+            | TopicKind::Socket
+            | TopicKind::Node
+            | TopicKind::Nodes
+            | TopicKind::Presence => None,
+        }
+    }
+}
+
+impl<M: Member> Entry<M> {
+    fn is_on(&self, topic: &Topic) -> bool {
+        match topic.kind() {
+            TopicKind::All => true,
+            TopicKind::User => self.user == *topic,
+            TopicKind::Room => self.rooms.contains(topic),
+            TopicKind::Socket => topic.as_socket() == Some(self.member.id()),
+            TopicKind::Node | TopicKind::Nodes | TopicKind::Presence => false,
         }
     }
 }
@@ -407,14 +426,14 @@ impl Default for Rooms {
 /// thousands of exceptions are sorted in.
 pub(crate) struct Wanted<'a> {
     /// Each once.
-    targets: SmallVec<[&'a str; 1]>,
+    targets: SmallVec<[TopicRef<'a>; 1]>,
     except: Lookup<'a, SocketId>,
     except_users: Lookup<'a, &'a str>,
 }
 
 impl<'a> Wanted<'a> {
     pub(crate) fn of(scope: &'a Scope<'_>) -> Self {
-        let mut targets: SmallVec<[&str; 1]> = scope.targets.iter().copied().collect();
+        let mut targets: SmallVec<[TopicRef<'_>; 1]> = scope.targets.iter().copied().collect();
         if targets.len() > 1 {
             let mut seen = HashSet::with_capacity(targets.len());
             targets.retain(|topic| seen.insert(*topic));
@@ -516,7 +535,7 @@ mod tests {
 
     fn targets<'a>(targets: impl IntoIterator<Item = &'a str>) -> Scope<'a> {
         Scope {
-            targets: targets.into_iter().collect(),
+            targets: targets.into_iter().filter_map(TopicRef::of).collect(),
             ..Scope::default()
         }
     }

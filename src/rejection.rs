@@ -1,5 +1,6 @@
 //! Why a request got no socket: what its client is told, what the log says, what is counted.
 
+use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
 
@@ -19,6 +20,17 @@ use crate::ws::handshake::{Handshake, HandshakeError};
 /// Why [`ClusterSocket`](crate::ClusterSocket) or [`Broadcaster`](crate::Broadcaster) could not be extracted.
 /// Its response is the refusal; for a missing user that is an upgrade which closes with 4403. The response
 /// says what its client may know, the log says the rest.
+///
+/// ```
+/// # use axum::{Router, response::Response, routing::any};
+/// use axum_cluster::{ClusterRejection, ClusterSocket};
+///
+/// async fn ws(socket: Result<ClusterSocket, ClusterRejection>) -> Result<Response, ClusterRejection> {
+///     let socket = socket.inspect_err(|rejection| println!("{}: {rejection}", rejection.status()))?;
+///     Ok(socket.on_upgrade(|mut socket| async move { while socket.recv().await.is_some() {} }))
+/// }
+/// # let _app: Router = Router::new().route("/ws", any(ws));
+/// ```
 #[derive(Debug)]
 #[must_use = "a rejection must be returned as the response"]
 pub struct ClusterRejection(Kind);
@@ -87,7 +99,7 @@ impl ClusterRejection {
     /// The code of the only frame, where it comes as one: the 101 before it says nothing.
     fn close(&self) -> Option<u16> {
         match &self.0 {
-            Kind::Close(_, refusal) => Some(refusal.close.code),
+            Kind::Close(_, refusal) => Some(refusal.close.code.0),
             _ => None,
         }
     }
@@ -170,7 +182,14 @@ impl fmt::Display for ClusterRejection {
     }
 }
 
-impl std::error::Error for ClusterRejection {}
+impl Error for ClusterRejection {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match &self.0 {
+            Kind::Refused(Refused::InvalidUser(error)) => Some(error),
+            _ => None,
+        }
+    }
+}
 
 impl IntoResponse for ClusterRejection {
     fn into_response(self) -> Response {

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use smallvec::{SmallVec, smallvec};
 
 use crate::id::{SocketId, UserId};
-use crate::topic::{ALL, Topic, USER};
+use crate::topic::{Topic, TopicKind, TopicRef};
 
 /// A union of topics and its exceptions, as the sender named them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -18,7 +18,7 @@ pub(crate) struct Selection {
 /// The same, borrowed: what the registry and the envelope work with.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Scope<'a> {
-    pub(crate) targets: SmallVec<[&'a str; 1]>,
+    pub(crate) targets: SmallVec<[TopicRef<'a>; 1]>,
     pub(crate) except: SmallVec<[SocketId; 1]>,
     pub(crate) except_users: SmallVec<[&'a str; 1]>,
 }
@@ -30,6 +30,14 @@ pub(crate) enum Route {
     Separate(SmallVec<[Topic; 1]>),
     /// Each copy names the whole union, and every node acts on the first it hears.
     Union(SmallVec<[Topic; 1]>),
+}
+
+/// How far it goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reach {
+    /// To the sockets of this node alone, without a word to the bus.
+    Here,
+    Everywhere,
 }
 
 /// How much an audience names. Whatever goes to one audience is of one size, and so keeps its order; what goes to
@@ -71,7 +79,7 @@ impl Selection {
         if self.targets.len() < 2 {
             return;
         }
-        if self.targets.iter().any(|topic| topic.as_str() == ALL) {
+        if self.targets.iter().any(absorbs_all) {
             self.targets = smallvec![Topic::all()];
             return;
         }
@@ -81,7 +89,7 @@ impl Selection {
 
     pub(crate) fn scope(&self) -> Scope<'_> {
         Scope {
-            targets: self.targets.iter().map(Topic::as_str).collect(),
+            targets: self.targets.iter().map(TopicRef::from).collect(),
             except: self.except.clone(),
             except_users: self.except_users.iter().map(UserId::as_str).collect(),
         }
@@ -99,13 +107,9 @@ impl Selection {
 
     /// How a normalized selection travels.
     pub(crate) fn route(&self) -> Route {
-        let users_only = self
-            .targets
-            .iter()
-            .all(|topic| topic.as_str().starts_with(USER));
         match self.targets.as_slice() {
-            [topic] if topic.as_socket().is_none() => Route::Separate(smallvec![topic.clone()]),
-            _ if users_only => Route::Separate(self.targets.clone()),
+            [topic] if has_channel(topic) => Route::Separate(smallvec![topic.clone()]),
+            topics if topics.iter().all(shares_no_socket) => Route::Separate(self.targets.clone()),
             targets if targets.len() > MAX_UNION_COPIES => Route::Union(smallvec![Topic::all()]),
             targets => {
                 let mut carriers: SmallVec<[Topic; 1]> = SmallVec::new();
@@ -117,6 +121,33 @@ impl Selection {
                 Route::Union(carriers)
             }
         }
+    }
+}
+
+/// Whether every socket is on it.
+fn absorbs_all(topic: &Topic) -> bool {
+    match topic.kind() {
+        TopicKind::All => true,
+        TopicKind::User | TopicKind::Room | TopicKind::Socket => false,
+        TopicKind::Node | TopicKind::Nodes | TopicKind::Presence => false,
+    }
+}
+
+/// Whether what is for it travels on a channel of its own.
+fn has_channel(topic: &Topic) -> bool {
+    match topic.kind() {
+        TopicKind::Socket => false,
+        TopicKind::All | TopicKind::User | TopicKind::Room => true,
+        TopicKind::Node | TopicKind::Nodes | TopicKind::Presence => true,
+    }
+}
+
+/// Whether no socket is on two topics of its kind, each of which has a channel.
+fn shares_no_socket(topic: &Topic) -> bool {
+    match topic.kind() {
+        TopicKind::User => true,
+        TopicKind::All | TopicKind::Room | TopicKind::Socket => false,
+        TopicKind::Node | TopicKind::Nodes | TopicKind::Presence => false,
     }
 }
 

@@ -8,9 +8,9 @@ use std::task::{Context, Poll};
 use futures::{Sink, Stream};
 
 use crate::close::{Close, reason};
-use crate::error::{Closed, JoinError};
-use crate::gap::Gap;
-use crate::id::{SocketId, UserId};
+use crate::error::{Closed, RoomError};
+use crate::gap::Gaps;
+use crate::id::{RoomId, SocketId, UserId};
 use crate::local::socket::HandlerEnd;
 use crate::message::Message;
 use crate::node::Node;
@@ -26,6 +26,9 @@ use crate::ws::frame::Frame;
 ///
 /// Dropping it closes normally (1000), or with 1011 while panicking; what was sent before still goes
 /// out.
+///
+/// It is not cloned: to send to it from elsewhere, hand on its [`id`](Self::id) and a
+/// [`Broadcaster`](crate::Broadcaster), which reach it from any node.
 ///
 /// ```
 /// # use axum::response::Response;
@@ -112,29 +115,27 @@ impl Socket {
     /// ```
     ///
     /// # Errors
-    /// When the room's name is empty or longer than 256 bytes, or the socket has ended.
+    /// When the room's id is empty or longer than 256 bytes, or the socket has ended.
     ///
     /// # Cancel safety
     /// Cancelled, the socket is in the room, though perhaps not yet for other nodes.
-    pub async fn join(&self, room: impl AsRef<str>) -> Result<(), JoinError> {
-        let room = Topic::room(room.as_ref()).map_err(JoinError::InvalidRoom)?;
+    pub async fn join(&self, room: impl Into<RoomId>) -> Result<(), RoomError> {
+        let room = Topic::room(room.into().as_str()).map_err(RoomError::invalid)?;
         let joined = self.node.join(&self.end.sender(), &room).await;
-        joined.ok_or_else(|| {
-            JoinError::Closed(Closed {
-                close: self.ending(),
-            })
-        })
+        joined.ok_or_else(|| RoomError::closed(self.ending()))
     }
 
-    /// Leaves a room, at once. A room it is not in is left already.
-    pub fn leave(&self, room: impl AsRef<str>) {
-        if let Ok(room) = Topic::room(room.as_ref()) {
-            self.node.leave(&self.end.sender(), &room);
+    /// Leaves a room, at once. A room it is not in is left already, and so is one whose id is unusable, of which the
+    /// log tells.
+    pub fn leave(&self, room: impl Into<RoomId>) {
+        match Topic::room(room.into().as_str()) {
+            Ok(room) => self.node.leave(&self.end.sender(), &room),
+            Err(error) => error.log("leave"),
         }
     }
 
     /// When messages for this socket may have been missed: each outage of the bus that is over, as a
-    /// [`Gap`]. Tell the client, or send again what it may lack. The stream borrows nothing, so that it can
+    /// [`Gap`](crate::Gap). Tell the client, or send again what it may lack. The stream borrows nothing, so that it can
     /// stand beside [`recv`](Self::recv); a socket that does not ask pays nothing. More at
     /// [`Cluster::gaps`](crate::Cluster::gaps).
     ///
@@ -169,7 +170,7 @@ impl Socket {
     /// # let _app: Router = Router::new().route("/ws", any(ws)).layer(cluster.layer());
     /// # }
     /// ```
-    pub fn gaps(&self) -> impl Stream<Item = Gap> + Send + Unpin + use<> {
+    pub fn gaps(&self) -> Gaps {
         self.node.gaps().stream()
     }
 
@@ -184,6 +185,22 @@ impl Socket {
 
     /// What ended the socket, whoever began it, as it was on the wire: a reason of more than 123 bytes is
     /// cut, and of a code that may not be sent the client sees nothing (1005). `None` while it lives.
+    ///
+    /// ```
+    /// # use axum::response::Response;
+    /// use axum_cluster::{CloseCode, ClusterSocket};
+    ///
+    /// async fn ws(socket: ClusterSocket) -> Response {
+    ///     socket.on_upgrade(|mut socket| async move {
+    ///         while socket.recv().await.is_some() {}
+    ///         match socket.close_reason() {
+    ///             Some(close) if close.code == CloseCode::GOING_AWAY => println!("left the page"),
+    ///             Some(close) => println!("ended: {close}"),
+    ///             None => unreachable!("recv() returned None"),
+    ///         }
+    ///     })
+    /// }
+    /// ```
     pub fn close_reason(&self) -> Option<Close> {
         self.end.close_reason()
     }

@@ -2,14 +2,14 @@
 //!
 //! ```text
 //! byte 0       version, 1
-//! byte 1       kind: 0 probe, 1 text, 2 binary, 3 control, 4 answer, 5 presence
+//! byte 1       kind: 0 probe, 1 text, 2 binary, 3 control, 4 answer, 5 presence report, 6 watch request
 //! byte 2       flags: 1 union, 2 except sockets, 4 except users, 8 extension
 //! bytes 3-10   origin node
 //! union        u64 id (0 where only one copy travels), u32 count, then topics (u16 length, bytes)
 //! sockets      u32 count, then sockets (u64 node, u64 number)
 //! users        u32 count, then user ids (u16 length, bytes)
 //! extension    u16 length, then bytes for later versions: skipped
-//! rest         the payload: for an answer u64 id and u8 more, then JSON; for control and presence JSON
+//! rest         the payload: for an answer u64 id and u8 more, then JSON; for control and both of presence JSON
 //! ```
 //! Integers are big-endian. A message that starts with `{` is a foreign publisher's JSON instead.
 
@@ -24,6 +24,7 @@ use serde_json::value::RawValue;
 use crate::id::{NodeId, SocketId};
 use crate::message::Message;
 use crate::scope::Scope;
+use crate::topic::TopicRef;
 
 /// Largest envelope that travels: larger ones are refused before sending and skipped, unread, on
 /// arrival.
@@ -39,7 +40,8 @@ const TEXT: u8 = 1;
 const BINARY: u8 = 2;
 const CONTROL: u8 = 3;
 const ANSWER: u8 = 4;
-const PRESENCE: u8 = 5;
+const REPORT: u8 = 5;
+const WATCH: u8 = 6;
 
 const UNION: u8 = 1;
 const EXCEPT: u8 = 2;
@@ -79,7 +81,9 @@ pub(crate) enum Action<'a> {
         part: &'a [u8],
     },
     /// Who comes and goes, as JSON; looked at by the presence task.
-    Presence(&'a [u8]),
+    Report(&'a [u8]),
+    /// Whether a node wants to be told so, as JSON.
+    Watch(&'a [u8]),
     /// A kind that a later version knows.
     Unknown,
 }
@@ -110,7 +114,8 @@ pub(crate) fn encode(
         Action::Binary(bytes) => (BINARY, bytes),
         Action::Control(json) => (CONTROL, json),
         Action::Answer { part, .. } => (ANSWER, part),
-        Action::Presence(json) => (PRESENCE, json),
+        Action::Report(json) => (REPORT, json),
+        Action::Watch(json) => (WATCH, json),
     };
     let flag = |present: bool, flag: u8| if present { flag } else { 0 };
     let flags = flag(union.is_some(), UNION)
@@ -128,7 +133,7 @@ pub(crate) fn encode(
     out.extend(origin.0.to_be_bytes());
     if let Some(id) = union {
         out.extend(id.to_be_bytes());
-        put_names(&mut out, &scope.targets);
+        put_names(&mut out, scope.targets.iter().map(|topic| topic.as_str()));
     }
     if !scope.except.is_empty() {
         out.extend((scope.except.len() as u32).to_be_bytes());
@@ -138,7 +143,7 @@ pub(crate) fn encode(
         }
     }
     if !scope.except_users.is_empty() {
-        put_names(&mut out, &scope.except_users);
+        put_names(&mut out, scope.except_users.iter().copied());
     }
     if let Action::Answer { id, more, .. } = action {
         out.extend(id.to_be_bytes());
@@ -149,7 +154,7 @@ pub(crate) fn encode(
 }
 
 /// Names are checked to be at most 256 bytes (768 encoded) before they get here.
-fn put_names(out: &mut Vec<u8>, names: &[&str]) {
+fn put_names<'a>(out: &mut Vec<u8>, names: impl ExactSizeIterator<Item = &'a str>) {
     out.extend((names.len() as u32).to_be_bytes());
     for name in names {
         out.extend((name.len() as u16).to_be_bytes());
@@ -176,7 +181,8 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Envelope<'_>, Garbage> {
     if flags & UNION != 0 {
         union = Some(input.u64()?);
         for _ in 0..input.u32()? {
-            scope.targets.push(input.name()?);
+            // On a topic of a kind that a later version knows, nobody is here.
+            scope.targets.extend(TopicRef::of(input.name()?));
         }
     }
     if flags & EXCEPT != 0 {
@@ -206,7 +212,8 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Envelope<'_>, Garbage> {
             more: input.byte()? != 0,
             part: input.0,
         },
-        PRESENCE => Action::Presence(input.0),
+        REPORT => Action::Report(input.0),
+        WATCH => Action::Watch(input.0),
         _ => Action::Unknown,
     };
     Ok(Envelope {
@@ -325,7 +332,6 @@ impl<'a> Input<'a> {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use smallvec::smallvec;
 
     use super::*;
 
@@ -335,7 +341,8 @@ mod tests {
             ".*".prop_map(|text| Action::Text(text.into())),
             any::<Vec<u8>>().prop_map(|bytes| Action::Binary(bytes.into())),
             Just(Action::Control(b"{}")),
-            Just(Action::Presence(b"[1]")),
+            Just(Action::Report(b"[1]")),
+            Just(Action::Watch(b"{}")),
             any::<(u64, bool)>().prop_map(|(id, more)| Action::Answer {
                 id,
                 more,
@@ -349,14 +356,14 @@ mod tests {
         fn what_is_written_is_read(
             origin: u64,
             union in proptest::option::of(any::<u64>()),
-            targets in proptest::collection::vec("[a-z:%0-9]{1,30}", 0..4),
+            targets in proptest::collection::vec("(all|nodes|[ursnp]:[a-z:%0-9]{0,30})", 0..4),
             except in proptest::collection::vec(any::<(u64, u64)>(), 0..4),
             users in proptest::collection::vec(".{1,30}", 0..4),
             action in action(),
         ) {
             let origin = NodeId(origin);
             let scope = Scope {
-                targets: union.iter().flat_map(|_| targets.iter().map(String::as_str)).collect(),
+                targets: union.iter().flat_map(|_| targets.iter().filter_map(|name| TopicRef::of(name))).collect(),
                 except: except.iter().map(|&(node, number)| SocketId { node: NodeId(node), number }).collect(),
                 except_users: users.iter().map(String::as_str).collect(),
             };
@@ -373,7 +380,8 @@ mod tests {
 
         #[test]
         fn a_truncated_head_is_garbage(cut in 0usize..40) {
-            let scope = Scope { targets: smallvec!["u:a", "r:b"], ..Scope::default() };
+            let targets = ["u:a", "r:b"].into_iter().filter_map(TopicRef::of).collect();
+            let scope = Scope { targets, ..Scope::default() };
             let bytes = encode(NodeId(1), Some(2), &scope, &Action::Binary(vec![].into()));
             prop_assume!(cut < bytes.len());
             prop_assert_eq!(decode(&bytes[..cut]), Err(Garbage));
@@ -464,6 +472,73 @@ mod tests {
         assert_eq!(decode(&cut), Err(Garbage));
         let unknown = [1, TEXT, 16, 0, 0, 0, 0, 0, 0, 0, 9, b'x'];
         assert_eq!(decode(&unknown), Err(Garbage), "a flag without a meaning");
+    }
+
+    /// Byte for byte, since nodes of several versions speak it to one another while a deploy rolls.
+    #[test]
+    fn the_bytes_of_this_version_stay() {
+        let targets = ["u:a", "all"].into_iter().filter_map(TopicRef::of);
+        let scope = Scope {
+            targets: targets.collect(),
+            except: [SocketId {
+                node: NodeId(7),
+                number: 3,
+            }]
+            .into(),
+            except_users: ["b"].into(),
+        };
+        let head = [1, 1, 7, 0, 0, 0, 0, 0, 0, 0, 9];
+        let union = *b"\0\0\0\0\0\0\0\x02\0\0\0\x02\0\x03u:a\0\x03all";
+        let except = *b"\0\0\0\x01\0\0\0\0\0\0\0\x07\0\0\0\0\0\0\0\x03";
+        let users = *b"\0\0\0\x01\0\x01b";
+        let names = [&union[..], &except, &users].concat();
+        let hi = Action::Text("hi".into());
+        let bytes = encode(NodeId(9), Some(2), &scope, &hi);
+        assert_eq!(bytes, [&head[..], &names, b"hi"].concat());
+
+        let mut extended = head;
+        extended[2] = 15;
+        let later = [&extended[..], &names, &[0, 2, 0xaa, 0xbb], b"hi"].concat();
+        assert_eq!(decode(&later), decode(&bytes), "the extension is skipped");
+        let read = decode(&bytes).unwrap();
+        assert_eq!(
+            encode(NodeId(9), read.union, &read.scope, &read.action),
+            bytes
+        );
+
+        let answer = Action::Answer {
+            id: 5,
+            more: true,
+            part: b"{}",
+        };
+        let bytes = encode(NodeId(9), None, &Scope::default(), &answer);
+        assert_eq!(
+            bytes[..],
+            *b"\x01\x04\0\0\0\0\0\0\0\0\x09\0\0\0\0\0\0\0\x05\x01{}"
+        );
+        for (kind, action) in [
+            (0, Action::Probe),
+            (2, Action::Binary(b"x"[..].into())),
+            (3, Action::Control(b"x")),
+            (5, Action::Report(b"x")),
+            (6, Action::Watch(b"x")),
+        ] {
+            let bytes = encode(NodeId(9), None, &Scope::default(), &action);
+            let mut later = bytes.to_vec();
+            assert_eq!(later[..3], [1, kind, 0]);
+            later[2] = 8;
+            later.splice(11..11, [0, 1, 0xff]);
+            assert_eq!(decode(&later).map(|it| it.action), Ok(action));
+        }
+    }
+
+    #[test]
+    fn a_target_of_a_later_version_concerns_nobody_here() {
+        let bytes =
+            b"\x01\x01\x01\0\0\0\0\0\0\0\x09\0\0\0\0\0\0\0\x02\0\0\0\x02\0\x03z:a\0\x03r:bhi";
+        let envelope = decode(bytes).unwrap();
+        assert_eq!(envelope.scope.targets[..], [TopicRef::of("r:b").unwrap()]);
+        assert_eq!(envelope.action, Action::Text("hi".into()));
     }
 
     #[test]

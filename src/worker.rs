@@ -2,7 +2,7 @@
 
 use crate::backend::Backend;
 use crate::broadcast::Broadcaster;
-use crate::builder::Builder;
+use crate::builder::ClusterBuilder;
 use crate::cluster::Cluster;
 use crate::error::ConnectError;
 
@@ -12,6 +12,7 @@ use crate::error::ConnectError;
 /// [`ClusterLayer`](crate::ClusterLayer).
 ///
 /// ```no_run
+/// # #[cfg(feature = "redis")]
 /// # async fn work() -> Result<(), Box<dyn std::error::Error>> {
 /// use axum_cluster::Broadcaster;
 ///
@@ -30,15 +31,16 @@ use crate::error::ConnectError;
 /// [`Cluster::nodes`] of a node started with the same two lists nobody else.
 #[derive(Debug, Clone)]
 #[must_use = "a builder does nothing until `connect`"]
-pub struct BroadcasterBuilder(Builder);
+pub struct BroadcasterBuilder(ClusterBuilder);
 
 impl BroadcasterBuilder {
     pub(crate) fn new() -> Self {
-        Self(Builder::new().worker())
+        Self(ClusterBuilder::new().worker())
     }
 
     /// The Redis of the app's nodes; see [`Backend::redis`] for the forms of the URL. Default: none, it is
     /// alone in memory.
+    #[cfg(feature = "redis")]
     pub fn redis(self, url: impl AsRef<str>) -> Self {
         Self(self.0.redis(url))
     }
@@ -48,7 +50,7 @@ impl BroadcasterBuilder {
         Self(self.0.backend(backend))
     }
 
-    /// The namespace of the app's nodes ([`Builder::namespace`]). Default: `cluster`. In another namespace it
+    /// The namespace of the app's nodes ([`ClusterBuilder::namespace`]). Default: `cluster`. In another namespace it
     /// sends to nobody, and no error says so: [`Delivery::nodes`](crate::Delivery::nodes) is 0 for a user who is
     /// online.
     pub fn namespace(self, name: impl AsRef<str>) -> Self {
@@ -63,8 +65,8 @@ impl BroadcasterBuilder {
     /// Starts it and waits until the bus is up, at most 5 s.
     ///
     /// # Errors
-    /// [`ConnectError::Url`] or [`ConnectError::Setting`] for what makes no sense,
-    /// [`ConnectError::Unreachable`] with Redis' own reason when the bus is not up in time.
+    /// A [`ConnectError`] of kind `Url` or `Setting` for what makes no sense, and of kind `Unreachable` with Redis' own
+    /// reason when the bus is not up in time.
     ///
     /// # Panics
     /// Outside a tokio runtime.
@@ -80,7 +82,7 @@ impl BroadcasterBuilder {
     /// Starts it without waiting: the bus comes up in the background, and sends fail until then.
     ///
     /// # Errors
-    /// [`ConnectError::Url`] or [`ConnectError::Setting`], saying what makes no sense and why.
+    /// A [`ConnectError`] of kind `Url` or `Setting` that says what makes no sense and why.
     ///
     /// # Panics
     /// Outside a tokio runtime.

@@ -20,7 +20,12 @@ pub struct Answer {
 #[derive(Clone, PartialEq, Debug)]
 pub enum Verdict {
     /// How many sockets, without those of the nodes that did not answer.
-    Sockets { count: usize, missing: Vec<NodeId> },
+    Sockets {
+        count: usize,
+        /// Whether every node answered; if not, somebody may be missing who is not named.
+        complete: bool,
+        missing: Vec<NodeId>,
+    },
     /// Whether the user is online.
     Online(bool),
     /// Nothing, for too long.
@@ -33,6 +38,7 @@ impl Verdict {
         match self {
             Self::Sockets { .. } => Self::Sockets {
                 count: 0,
+                complete: true,
                 missing: Vec::new(),
             },
             Self::Online(_) => Self::Online(false),
@@ -47,6 +53,7 @@ impl Answer {
         let verdict = match words.next().ok_or(())? {
             "sockets" => Verdict::Sockets {
                 count: next(words)?,
+                complete: next(words)?,
                 missing: nodes(words.next().ok_or(())?)?,
             },
             "unanswered" => Verdict::Unanswered,
@@ -66,9 +73,17 @@ impl fmt::Display for Answer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "answered {} {}", self.asked, self.told)?;
         match &self.verdict {
-            Verdict::Sockets { count, missing } => {
+            Verdict::Sockets {
+                count,
+                complete,
+                missing,
+            } => {
                 let missing: Vec<String> = missing.iter().map(NodeId::to_string).collect();
-                write!(f, " sockets {count} missing:{}", missing.join(","))?;
+                write!(
+                    f,
+                    " sockets {count} {complete} missing:{}",
+                    missing.join(",")
+                )?;
             }
             Verdict::Unanswered => f.write_str(" unanswered")?,
             Verdict::Online(is_online) => write!(f, " online {is_online}")?,

@@ -159,20 +159,26 @@ impl Inquirer {
         audience: Audience,
         targets: &[Target],
     ) -> Option<Verdict> {
-        let (count, missing) = match (question, targets) {
+        let (count, complete, missing) = match (question, targets) {
             (Question::IsOnline, [Target::User(user)]) => {
                 let online = self.broadcaster.is_online(user_id(*user)).await;
                 return online.ok().map(Verdict::Online);
             }
             (Question::Sockets, _) => {
                 let roster = audience.sockets().await.ok()?;
-                (roster.sockets().len(), roster.missing().to_vec())
+                let missing = roster.missing().to_vec();
+                (roster.sockets().len(), roster.is_complete(), missing)
             }
             _ => {
                 let count = audience.count().await.ok()?;
-                (count.sockets(), count.missing().to_vec())
+                let missing = count.missing().to_vec();
+                (count.sockets(), count.is_complete(), missing)
             }
         };
-        Some(Verdict::Sockets { count, missing })
+        Some(Verdict::Sockets {
+            count,
+            complete,
+            missing,
+        })
     }
 }

@@ -192,7 +192,9 @@ async fn authenticate(
 async fn ws(socket: ClusterSocket) -> Response {
     socket.on_upgrade(|mut socket| async move {
         serve(&mut socket).await;
-        let code = socket.close_reason().map_or(1000, |close| close.code);
+        let code = socket
+            .close_reason()
+            .map_or(1000, |close| close.code.as_u16());
         let socket = socket.id();
         say(&Report::Ended { socket, code });
     })

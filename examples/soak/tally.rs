@@ -15,9 +15,11 @@ pub struct Tally {
     pub inside: u64,
     /// Not delivered, and the sender was told that other nodes do not have it, or may not.
     pub sender_told: u64,
-    /// Questions that were answered, and those of them that named a node as missing.
+    /// Questions that were answered, and those of them that were not whole.
     pub answers: u64,
     pub incomplete: u64,
+    /// … and left out a node that they do not name.
+    pub unnamed: u64,
     /// Upgrades of users who want too many, and those of them for which only one node was counted.
     pub upgrades: u64,
     pub unchecked: u64,
@@ -33,7 +35,7 @@ pub struct Tally {
     pub strays: u64,
     /// Not delivered, and the sender lives but has not said what became of it.
     pub unreported: u64,
-    /// Fewer sockets than surely were there at the nodes that are not named as missing.
+    /// Said to be whole, with fewer sockets than surely were there.
     pub wrongly_complete: u64,
     /// A user who surely was online, said not to be.
     pub wrongly_offline: u64,

@@ -12,10 +12,12 @@ use tokio::time::{Instant, timeout};
 use super::slots::Slots;
 use super::{Backend, Bus, BusSettings, Confirmation, Listener};
 use crate::id::{NodeId, SocketId};
+use crate::outage::LinkId;
 use crate::scope::Size;
 use crate::slot::{OverLimit, SlotLimit};
 use crate::topic::{Namespace, Topic};
 
+#[cfg(feature = "redis")]
 #[path = "../../tests/support/redis.rs"]
 #[expect(
     dead_code,
@@ -24,6 +26,7 @@ use crate::topic::{Namespace, Topic};
 )]
 pub(super) mod redis_server;
 
+#[cfg(feature = "redis")]
 use redis_server::RedisServer;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -65,15 +68,17 @@ impl Listener for Recorder {
         self.tell(Told::Replaced(number));
     }
 
-    fn up(&self, _: Instant) {
+    fn up(&self, _: LinkId, _: Instant) {
         self.tell(Told::Up);
     }
 
-    fn strayed(&self) {}
+    fn strayed(&self, _: LinkId) {}
 
-    fn down(&self, _: Arc<str>, _: bool) {
+    fn down(&self, _: LinkId, _: Arc<str>, _: bool) {
         self.tell(Told::Down);
     }
+
+    fn panicked(&self) {}
 }
 
 struct End {
@@ -405,6 +410,7 @@ macro_rules! on_every_bus {
             })*
         }
 
+        #[cfg(feature = "redis")]
         mod redis {
             use super::*;
             $(#[tokio::test(flavor = "multi_thread")]

@@ -15,6 +15,7 @@ use super::slots::{Claim, Slots};
 use super::{Bus, BusSettings, Confirmation, Listener, Published};
 use crate::error::PublishError;
 use crate::id::{NodeId, SocketId};
+use crate::outage::LinkId;
 use crate::scope::Size;
 use crate::slot::SlotLimit;
 use crate::topic::{Namespace, Topic};
@@ -85,7 +86,7 @@ impl Bus for MemoryBus {
     fn start(&self, listener: Weak<dyn Listener>) {
         *self.listener.write() = Some(listener.clone());
         if let Some(listener) = listener.upgrade() {
-            listener.up(Instant::now());
+            listener.up(LinkId::ONLY, Instant::now());
         }
     }
 

@@ -3,6 +3,7 @@
 #[cfg(test)]
 mod conformance;
 mod memory;
+#[cfg(feature = "redis")]
 pub(crate) mod redis;
 mod slots;
 
@@ -17,10 +18,14 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 
 use self::memory::{Hub, MemoryBus};
+#[cfg(feature = "redis")]
 use self::redis::{Endpoint, RedisBus};
 use self::slots::Slots;
-use crate::error::{ConnectError, PublishError};
+#[cfg(feature = "redis")]
+use crate::error::ConnectError;
+use crate::error::PublishError;
 use crate::id::NodeId;
+use crate::outage::LinkId;
 use crate::scope::Size;
 use crate::slot::SlotLimit;
 use crate::topic::{Namespace, Topic};
@@ -43,6 +48,7 @@ pub struct Backend(Kind);
 #[derive(Clone, Debug)]
 enum Kind {
     Memory(Arc<Hub>),
+    #[cfg(feature = "redis")]
     Redis(Arc<Endpoint>),
 }
 
@@ -59,7 +65,8 @@ impl Backend {
     /// A name that leads to several addresses is resolved at every connect, and they are raced (RFC 8305).
     ///
     /// # Errors
-    /// [`ConnectError::Url`] names the part that is wrong. A password is never shown.
+    /// A [`ConnectError`] of kind `Url` names the part that is wrong. A password is never shown.
+    #[cfg(feature = "redis")]
     pub fn redis(url: impl AsRef<str>) -> Result<Self, ConnectError> {
         Ok(Self(Kind::Redis(Arc::new(Endpoint::parse(url.as_ref())?))))
     }
@@ -67,6 +74,7 @@ impl Backend {
     pub(crate) fn open(&self, node: NodeId, settings: BusSettings) -> Box<dyn Bus> {
         match &self.0 {
             Kind::Memory(hub) => Box::new(MemoryBus::new(hub.clone(), node, settings)),
+            #[cfg(feature = "redis")]
             Kind::Redis(endpoint) => Box::new(RedisBus::new(endpoint.clone(), node, settings)),
         }
     }
@@ -87,6 +95,11 @@ pub(crate) struct BusSettings {
 pub(crate) trait Bus: fmt::Debug + Send + Sync {
     /// Begins; from now on the listener is called. Called once.
     fn start(&self, listener: Weak<dyn Listener>);
+
+    /// The links of which the listener is told.
+    fn links(&self) -> &[LinkId] {
+        &[LinkId::ONLY]
+    }
 
     /// One more reason to hear a topic. Every call is paired with a [`release`](Self::release).
     fn want(&self, topic: &Topic) -> Confirmation;
@@ -152,16 +165,19 @@ pub(crate) trait Listener: Send + Sync {
     /// A socket of this node lost its slot to a newer one of its user.
     fn replaced(&self, number: u64);
 
-    /// The bus is usable: everything for which nobody waited was confirmed, and then the probe published
+    /// A link is usable: everything on it for which nobody waited was confirmed, and then the probe published
     /// at `proven` came back. Said for every probe.
-    fn up(&self, proven: Instant);
+    fn up(&self, link: LinkId, proven: Instant);
 
-    /// What this node published since the bus was last proven may have reached only a part of the others, and nobody
+    /// What this node published since the link was last proven may have reached only a part of the others, and nobody
     /// else knows it: it stood on a server that is no primary any more. Said before [`down`](Self::down).
-    fn strayed(&self);
+    fn strayed(&self, link: LinkId);
 
-    /// The bus is not usable. `deaf`: messages may be missed from now on.
-    fn down(&self, reason: Arc<str>, deaf: bool);
+    /// A link is not usable. `deaf`: messages may be missed from now on.
+    fn down(&self, link: LinkId, reason: Arc<str>, deaf: bool);
+
+    /// A task of the bus panicked, and begins again.
+    fn panicked(&self);
 }
 
 /// Whether a topic is heard already.

@@ -15,7 +15,7 @@ use crate::expiry::Expiry;
 use crate::id::{InvalidId, SocketId, UserId};
 use crate::local::socket::{DriverEnd, Ends, HandlerEnd, Sender};
 use crate::registry::{About, Full, Member};
-use crate::scope::Selection;
+use crate::scope::{Reach, Selection};
 use crate::topic::Topic;
 
 /// Why a socket may not enter.
@@ -80,7 +80,7 @@ impl Node {
             let (node, close) = (self.clone(), Ask::from(&reason::REPLACED));
             self.spawn(async move {
                 // Should it not arrive, their nodes learn it with the next renewal of their lease.
-                let _ = node.command(&selection, close, false).await;
+                let _ = node.command(&selection, close, Reach::Everywhere).await;
             });
         }
         Ok(())
@@ -101,7 +101,7 @@ impl Node {
             self.bus.release(room);
         }
         joined?;
-        self.desk.touch(socket.user(), [room]);
+        self.presence.touch(socket.user(), [room]);
         Some(confirmation)
     }
 
@@ -117,7 +117,7 @@ impl Node {
         let left = self.registry.write().leave(socket.id(), room);
         if left {
             self.bus.release(room);
-            self.desk.touch(socket.user(), [room]);
+            self.presence.touch(socket.user(), [room]);
         }
     }
 }
@@ -162,7 +162,7 @@ impl Reservation {
         node.registry
             .write()
             .insert(self.topic.clone(), sender.clone(), about);
-        node.desk.touch(&self.user, [&node.all]);
+        node.presence.touch(&self.user, [&node.all]);
         // A drain that began meanwhile may have looked before this one was there.
         if node.is_draining() {
             sender.close(reason::RESTART);
@@ -222,7 +222,7 @@ impl Registration {
         for room in rooms() {
             node.bus.release(room);
         }
-        node.desk
+        node.presence
             .touch(&reservation.user, rooms().chain([&node.all]));
     }
 }

@@ -3,15 +3,14 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use serde::de::IgnoredAny;
-use smallvec::smallvec;
 use tokio::task::yield_now;
 
 use super::Node;
-use crate::backend::{Confirmation, Listener, Published};
+use crate::backend::{Confirmation, Published};
 use crate::close::Close;
 use crate::config::{CHUNK, MAX_DESCRIPTION};
 use crate::control::{Answer, Ask, Control};
@@ -21,10 +20,11 @@ use crate::id::NodeId;
 use crate::local::socket::Sender;
 use crate::registry::{Member, Wanted};
 use crate::roster::SocketInfo;
-use crate::scope::{Scope, Size};
+use crate::scope::Scope;
 use crate::seen::Seen;
 use crate::topic::Topic;
-use crate::wire::{self, Action};
+use crate::uplink::Hearers;
+use crate::wire::Action;
 
 /// Most questions that are answered at the same time; others are refused and counted.
 const MAX_QUESTIONS: usize = 1024;
@@ -62,46 +62,37 @@ impl Drop for Open {
 }
 
 impl Node {
-    pub(super) fn heard_control(
+    pub(super) fn heard_word(
         &self,
         origin: NodeId,
-        to_us: bool,
+        word: Control,
         scope: &Scope<'_>,
-        json: &[u8],
+        hearers: Hearers,
     ) {
-        match serde_json::from_slice(json) {
-            Ok(Control::Ask { id, what }) => self.heard_question(origin, id, scope, what),
-            Ok(Control::Ping { id }) => self.heard_ping(origin, id),
-            Ok(Control::Unasked { id }) => {
-                self.question(id, |gathering| gathering.unasked(origin));
+        match word {
+            Control::Ask { id, what } => self.heard_question(origin, id, scope, what),
+            Control::Ping { id } => self.heard_ping(origin, id),
+            Control::Unasked { id, heard } => {
+                let heard = Duration::from_micros(heard);
+                self.question(id, |gathering, age| gathering.unasked(origin, heard, age));
             }
-            Ok(Control::Refused { id }) => {
-                self.question(id, |gathering| gathering.refused(origin));
+            Control::Refused { id } => {
+                self.question(id, |gathering, _| gathering.refused(origin));
             }
-            Ok(Control::Hello {
-                node,
-                lease,
-                reply,
-                worker,
-            }) => self.node_said_hello(node, (lease, worker), (reply, to_us)),
-            Ok(Control::Strayed { millis }) => self.node_strayed(origin, millis),
-            Ok(Control::Bye) => self.node_left(origin, true),
-            // A word of a later version.
-            Err(_) if serde_json::from_slice::<IgnoredAny>(json).is_ok() => {}
-            Err(_) => self.garbage(),
+            Control::Hello(hello) => self.node_said_hello(hello, hearers),
+            Control::Strayed { millis } => self.node_strayed(origin, millis),
+            Control::Bye => self.node_left(origin, true),
         }
     }
 
     /// What this node published as well: its own copy of a question proves that it hears the answers.
-    pub(super) fn heard_itself(&self, number: Option<u64>) {
-        if let Some(id) = number {
-            self.question(id, Gathering::came_back);
-        }
+    pub(super) fn heard_itself(&self, id: u64) {
+        self.question(id, |gathering, _| gathering.came_back());
     }
 
     pub(super) fn heard_answer(&self, origin: NodeId, id: u64, more: bool, part: &[u8]) {
         let part = || Bytes::copy_from_slice(part);
-        self.question(id, |gathering| gathering.answered(origin, part(), more));
+        self.question(id, |gathering, _| gathering.answered(origin, part(), more));
     }
 
     /// Silence says that a question came: its answer is under way, or was lost and is missing.
@@ -110,22 +101,25 @@ impl Node {
         let came = answering.open.lock().contains(&(asker, id))
             || answering.heard.lock().contains(asker, id);
         if !came {
-            self.reply(asker, id, &Control::Unasked { id });
+            // What was published before, or in an outage, may have been missed: only the asker knows when it asked.
+            let heard = self.hearing().map(|(since, _)| since.elapsed());
+            let heard = heard.unwrap_or_default().as_micros() as u64;
+            self.reply(asker, id, &Control::Unasked { id, heard });
         }
     }
 
     /// Queued by the call, and not waited for. Unsaid, it is taken for silence.
     fn reply(&self, asker: NodeId, id: u64, control: &Control) {
-        let envelope = self.say(&Scope::default(), id, control);
-        let asker = smallvec![Topic::node(asker)];
-        drop(self.bus.publish(asker, envelope, Size::Small));
+        let word = self.uplink.write_word(&Scope::default(), id, control);
+        drop(self.uplink.say(Topic::node(asker), word));
     }
 
-    /// Tells a question of this node, unless it is over.
-    fn question(&self, id: u64, change: impl FnOnce(&mut Gathering)) {
+    /// Tells a question of this node, unless it is over; it was asked so long ago.
+    fn question(&self, id: u64, change: impl FnOnce(&mut Gathering, Duration)) {
         let question = self.questions.lock().get(&id).cloned();
         if let Some(question) = question {
-            question.update(change);
+            let age = question.asked_at.elapsed();
+            question.update(|gathering| change(gathering, age));
         }
     }
 
@@ -278,12 +272,8 @@ impl Open {
             more,
             part: &part,
         };
-        let envelope = wire::encode(self.node.id, None, &Scope::default(), &action);
-        let asker = Topic::node(self.asker);
-        let saying = self
-            .node
-            .bus
-            .publish(smallvec![asker], envelope, Size::Small);
-        saying.await
+        let uplink = &self.node.uplink;
+        let part = uplink.write(None, &Scope::default(), &action);
+        uplink.say(Topic::node(self.asker), part).await
     }
 }

@@ -6,8 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::time::Duration;
 
-use bytes::Bytes;
-use futures::future::{BoxFuture, join, join_all};
+use futures::future::{BoxFuture, OptionFuture, join, join_all};
 use parking_lot::Mutex;
 use smallvec::smallvec;
 use tokio::sync::Notify;
@@ -17,26 +16,37 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use super::Node;
 use crate::backend::{Listener, Published};
 use crate::control::{Answer, Ask, Control};
-use crate::error::{PublishError, QueryError, QueryErrorKind, SendError, SendErrorKind};
+use crate::delivery::Outcome;
+use crate::error::{PublishError, QueryError, SendError};
 use crate::gather::{Answers, Gathering};
 use crate::id::NodeId;
 use crate::roster::{Count, NodeInfo, Roster};
-use crate::scope::{Scope, Selection, Size};
+use crate::scope::{Reach, Scope, Selection};
 use crate::share::Flight;
 use crate::topic::Topic;
-use crate::wire::{self, Action, MAX_ENVELOPE};
+use crate::wire::{Action, MAX_ENVELOPE};
 
 /// A healthy cluster has answered long before: who has not is asked by name, again and again.
 const FOLLOW_UP: Duration = Duration::from_millis(100);
 
 /// A question that waits for its answers.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Question {
+    /// Just before it was published.
+    pub(super) asked_at: Instant,
     gathering: Mutex<Gathering>,
     changed: Notify,
 }
 
 impl Question {
+    fn new(asked_at: Instant) -> Self {
+        Self {
+            asked_at,
+            gathering: Mutex::default(),
+            changed: Notify::new(),
+        }
+    }
+
     pub(super) fn update(&self, change: impl FnOnce(&mut Gathering)) {
         change(&mut self.gathering.lock());
         self.changed.notify_one();
@@ -55,8 +65,8 @@ struct Open {
 struct Asked {
     open: Open,
     publishing: BoxFuture<'static, Result<Published, PublishError>>,
-    /// Tells how many nodes are on the bus at all.
-    census: BoxFuture<'static, Result<Published, PublishError>>,
+    /// Tells how many nodes are on the bus at all, where the question itself does not.
+    census: OptionFuture<BoxFuture<'static, Result<Published, PublishError>>>,
 }
 
 impl Drop for Open {
@@ -66,33 +76,23 @@ impl Drop for Open {
     }
 }
 
-/// What became of a command.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Outcome {
-    pub(crate) local: usize,
-    /// Other nodes that carried it out.
-    pub(crate) nodes: usize,
-    /// Other nodes that are there and did not say so.
-    pub(crate) unanswered: usize,
-}
-
 impl Node {
     /// Carries a command out here and on every other node.
     pub(crate) async fn command(
         self: &Arc<Self>,
         selection: &Selection,
         what: Ask,
-        local_only: bool,
+        reach: Reach,
     ) -> Result<Outcome, SendError> {
         if self.stopped.load(SeqCst) {
-            return Err(SendError::refused(SendErrorKind::Down));
+            return Err(SendError::down());
         }
         self.counters.sent.fetch_add(1, Relaxed);
         let (local, confirmation) = self.carry_out(&selection.scope(), &what);
         // Queued by this call, so that it keeps its place among what else is sent.
-        let asked = match local_only {
-            true => Ok(None),
-            false => self.begin(selection, what),
+        let asked = match reach {
+            Reach::Here => Ok(None),
+            Reach::Everywhere => self.begin(selection, what),
         };
         if self.settle() {
             let node = self.clone();
@@ -110,14 +110,13 @@ impl Node {
             join(answers, node.settled(confirmation)).await.0
         });
         let answers = match asking.await {
-            None if local_only => Ok(Answers::of_nobody()),
+            None if reach == Reach::Here => Ok(Answers::of_nobody()),
             None => Err(PublishError::maybe_sent(self.unfinished())),
             Some(answers) => answers,
         };
         let answers = answers.map_err(|error| {
             self.counters.note_failed_publish(error.maybe_sent);
-            let kind = SendErrorKind::Bus(error);
-            SendError { local, kind }
+            SendError::bus(local, error)
         })?;
         let nodes = {
             let members = self.members.lock();
@@ -126,7 +125,7 @@ impl Node {
         };
         Ok(Outcome {
             local,
-            nodes,
+            nodes: (reach == Reach::Everywhere).then_some(nodes),
             unanswered: answers.missing.len(),
         })
     }
@@ -135,14 +134,14 @@ impl Node {
     pub(crate) async fn roster(
         self: &Arc<Self>,
         selection: Selection,
-        local_only: bool,
+        reach: Reach,
     ) -> Result<Roster, QueryError> {
         self.check_alive()?;
-        if !local_only {
+        if reach == Reach::Everywhere {
             let (node, key) = (self.clone(), selection.clone());
             let ask = move || {
                 let (node, selection) = (node.clone(), selection.clone());
-                async move { Arc::new(node.gather_roster(&selection, false).await) }
+                async move { Arc::new(node.gather_roster(&selection, Reach::Everywhere).await) }
             };
             let shared = self.rosters.answer(self.flight(), key.clone(), ask);
             return Ok(match self.in_time(shared).await {
@@ -150,18 +149,18 @@ impl Node {
                 None => Roster {
                     missing: self.everybody(),
                     partial: true,
-                    ..self.gather_roster(&key, true).await
+                    ..self.gather_roster(&key, Reach::Here).await
                 },
             });
         }
-        Ok(self.gather_roster(&selection, true).await)
+        Ok(self.gather_roster(&selection, Reach::Here).await)
     }
 
-    async fn gather_roster(self: &Arc<Self>, selection: &Selection, local_only: bool) -> Roster {
+    async fn gather_roster(self: &Arc<Self>, selection: &Selection, reach: Reach) -> Roster {
         let here = self.members_of(&selection.scope());
         let (mut sockets, others) = tokio::join!(
             self.describe(&here),
-            self.ask_others(selection, Ask::Sockets, local_only)
+            self.ask_others(selection, Ask::Sockets, reach)
         );
         let (answers, missing, partial) = read(others);
         sockets.extend(answers.into_iter().flat_map(|answer| answer.sockets));
@@ -177,14 +176,14 @@ impl Node {
     pub(crate) async fn count(
         self: &Arc<Self>,
         selection: Selection,
-        local_only: bool,
+        reach: Reach,
     ) -> Result<Count, QueryError> {
         self.check_alive()?;
-        if !local_only {
+        if reach == Reach::Everywhere {
             let (node, key) = (self.clone(), selection.clone());
             let ask = move || {
                 let (node, selection) = (node.clone(), selection.clone());
-                async move { node.gather_count(&selection, false).await }
+                async move { node.gather_count(&selection, Reach::Everywhere).await }
             };
             let shared = self.counts.answer(self.flight(), key.clone(), ask);
             return Ok(match self.in_time(shared).await {
@@ -192,16 +191,16 @@ impl Node {
                 None => Count {
                     missing: self.everybody(),
                     partial: true,
-                    ..self.gather_count(&key, true).await
+                    ..self.gather_count(&key, Reach::Here).await
                 },
             });
         }
-        Ok(self.gather_count(&selection, true).await)
+        Ok(self.gather_count(&selection, Reach::Here).await)
     }
 
-    async fn gather_count(self: &Arc<Self>, selection: &Selection, local_only: bool) -> Count {
+    async fn gather_count(self: &Arc<Self>, selection: &Selection, reach: Reach) -> Count {
         let here = self.members_of(&selection.scope()).len();
-        let others = self.ask_others(selection, Ask::Count, local_only).await;
+        let others = self.ask_others(selection, Ask::Count, reach).await;
         let (answers, missing, partial) = read(others);
         let sockets = answers
             .iter()
@@ -216,7 +215,7 @@ impl Node {
     /// How a shared question runs: on our runtime, and no longer than any answer can take.
     fn flight(&self) -> Flight<'_> {
         Flight {
-            runtime: self.home.runtime(),
+            runtime: self.tasks.runtime(),
             longest: self.longest(),
         }
     }
@@ -231,9 +230,7 @@ impl Node {
         });
         let answers = asking.await;
         let answers = answers.unwrap_or_else(|| Err(PublishError::maybe_sent(self.unfinished())));
-        let answers = answers.map_err(|error| QueryError {
-            kind: QueryErrorKind::Bus(error.reason),
-        })?;
+        let answers = answers.map_err(|error| QueryError::bus(error.reason))?;
         let said_hello = self.members.lock().infos().cloned().collect::<Vec<_>>();
         let answered = read(answers).0.into_iter().filter_map(|answer| answer.node);
         let others: HashMap<NodeId, NodeInfo> = said_hello
@@ -249,9 +246,7 @@ impl Node {
 
     fn check_alive(&self) -> Result<(), QueryError> {
         match self.stopped.load(SeqCst) {
-            true => Err(QueryError {
-                kind: QueryErrorKind::Down,
-            }),
+            true => Err(QueryError::down()),
             false => Ok(()),
         }
     }
@@ -261,9 +256,9 @@ impl Node {
         self: &Arc<Self>,
         selection: &Selection,
         what: Ask,
-        local_only: bool,
+        reach: Reach,
     ) -> Answers {
-        if local_only {
+        if reach == Reach::Here {
             return Answers::of_nobody();
         }
         let answers = self.ask(selection, what).await;
@@ -295,39 +290,35 @@ impl Node {
         let Some(carrier) = carrier.filter(|topic| *topic != self.own) else {
             return Ok(None);
         };
-        let id = self.next_question.fetch_add(1, Relaxed);
-        let envelope = self.say(&selection.scope(), id, &Control::Ask { id, what });
+        let (id, scope) = (self.uplink.next_question(), selection.scope());
+        let ask = Control::Ask { id, what };
+        let envelope = self.uplink.write_word(&scope, id, &ask);
         if envelope.len() > MAX_ENVELOPE {
             return Err(PublishError::not_sent(format!(
                 "naming the audience takes {} bytes, at most {MAX_ENVELOPE} travel: ask in parts",
                 envelope.len()
             )));
         }
-        let question = Arc::new(Question::default());
+        let question = Arc::new(Question::new(Instant::now()));
         self.questions.lock().insert(id, question.clone());
         let open = Open {
             node: self.clone(),
             id,
+            deadline: question.asked_at + self.config.publish_timeout,
             question,
-            deadline: Instant::now() + self.config.publish_timeout,
         };
         let size = selection.size();
+        let is_census = carrier == Topic::nodes();
         let publishing = self.bus.publish(smallvec![carrier], envelope, size);
-        let probe = wire::encode(self.id, None, &Scope::default(), &Action::Probe);
-        let census = self
-            .bus
-            .publish(smallvec![Topic::nodes()], probe, Size::Small);
+        let census = (!is_census).then(|| {
+            let probe = self.uplink.write(None, &Scope::default(), &Action::Probe);
+            self.uplink.say(Topic::nodes(), probe)
+        });
         Ok(Some(Asked {
             open,
             publishing,
-            census,
+            census: census.into(),
         }))
-    }
-
-    /// An envelope that names its whole scope, on whatever channel it travels.
-    pub(super) fn say(&self, scope: &Scope<'_>, id: u64, control: &Control) -> Bytes {
-        let json = serde_json::to_vec(control).expect("control is plain data");
-        wire::encode(self.id, Some(id), scope, &Action::Control(&json))
     }
 }
 
@@ -345,7 +336,11 @@ impl Asked {
         let (published, census) = join(publishing, census).await;
         let published = published?;
         let known = open.node.members.lock().len();
-        let present = census.map_or(0, |census| census.nodes);
+        let present = match census.unwrap_or(Ok(published)) {
+            // We are among those that are counted, or not: who has just come back does not know.
+            Ok(census) if open.hears() => census.nodes,
+            _ => 0,
+        };
         open.question.update(|gathering| {
             gathering.present(present, known);
             gathering.promise(published);
@@ -358,6 +353,12 @@ impl Asked {
 }
 
 impl Open {
+    /// Whether this node has heard everything since before it asked.
+    fn hears(&self) -> bool {
+        let hearing = self.node.hearing();
+        hearing.is_some_and(|(since, _)| since <= self.question.asked_at)
+    }
+
     async fn wait(&self) {
         let mut follow_up = Instant::now() + FOLLOW_UP;
         loop {
@@ -384,14 +385,10 @@ impl Open {
     async fn follow_up(&self) {
         let known: Vec<NodeId> = self.node.members.lock().ids().collect();
         let silent = self.question.gathering.lock().follow_up(known);
-        let envelope = self
-            .node
-            .say(&Scope::default(), self.id, &Control::Ping { id: self.id });
+        let (uplink, id) = (&self.node.uplink, self.id);
+        let ping = uplink.write_word(&Scope::default(), id, &Control::Ping { id });
         let pings = silent.into_iter().map(|node| {
-            let pinging =
-                self.node
-                    .bus
-                    .publish(smallvec![Topic::node(node)], envelope.clone(), Size::Small);
+            let pinging = uplink.say(Topic::node(node), ping.clone());
             async move { (node, pinging.await) }
         });
         for (node, pinged) in join_all(pings).await {
@@ -427,6 +424,8 @@ fn read(answers: Answers) -> (Vec<Answer>, Vec<NodeId>, bool) {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
 
     #[test]

@@ -1,24 +1,21 @@
 //! This node among the others: it says hello again and again, and notices who no longer does.
 
-use std::panic::AssertUnwindSafe;
 use std::sync::Weak;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::time::Duration;
 
-use futures::{FutureExt, StreamExt};
-use smallvec::smallvec;
+use futures::StreamExt;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::Node;
-use super::desk::Event;
 use crate::config::LONGEST;
-use crate::control::Control;
-use crate::gap::Gap;
+use crate::control::{Control, Hello};
 use crate::id::NodeId;
 use crate::members::MARGIN;
 use crate::roster::NodeInfo;
-use crate::scope::{Scope, Size};
+use crate::scope::Scope;
 use crate::topic::Topic;
+use crate::uplink::Hearers;
 
 impl Node {
     pub(super) fn introduce(&self) -> NodeInfo {
@@ -34,12 +31,13 @@ impl Node {
     }
 
     /// A node said hello, and may want a reply; to this node alone, or to everybody.
-    pub(super) fn node_said_hello(
-        &self,
-        info: NodeInfo,
-        (lease, worker): (u64, bool),
-        (reply, to_us): (bool, bool),
-    ) {
+    pub(super) fn node_said_hello(&self, hello: Hello, hearers: Hearers) {
+        let Hello {
+            node: info,
+            lease,
+            reply,
+            worker,
+        } = hello;
         let (id, name) = (info.id, info.name.clone());
         let (lease, now) = (Duration::from_millis(lease), Instant::now());
         let is_new = self.members.lock().heard(info, lease, worker, now);
@@ -49,11 +47,11 @@ impl Node {
             tracing::info!(node = %self.id, other = %id, name, worker, "a node joined");
         }
         if is_new || reply {
-            self.desk.tell(Event::Joined(id));
+            self.presence.joined(id);
         }
         if reply {
             self.greet(id, false);
-        } else if is_new && !to_us {
+        } else if is_new && hearers == Hearers::Others {
             // It takes us for a node that knows it, and would not tell us again what it wants to be told.
             self.greet(id, true);
         }
@@ -64,7 +62,7 @@ impl Node {
         let now = Instant::now();
         let span = Duration::from_millis(millis).min(LONGEST);
         let from = now.checked_sub(span).unwrap_or(now);
-        self.outage.lock().others_strayed(from, now);
+        self.outage.lock().others_strayed((from, now));
         tracing::info!(node = %self.id, other = %id, ?span, "a node stood on a replica: what it sent meanwhile may not have arrived");
     }
 
@@ -74,9 +72,9 @@ impl Node {
             let mut outage = self.outage.lock();
             (outage.take_strayed(), outage.take_strays())
         };
-        if let Some((from, until)) = strays {
+        if let Some(strays) = strays {
             self.counters.bus_gaps.fetch_add(1, Relaxed);
-            self.tell_gap(Gap::between(from, until));
+            self.tell_gap(strays);
         }
         if let Some(since) = strayed {
             let millis = since.elapsed().as_millis() as u64;
@@ -92,9 +90,9 @@ impl Node {
         if self.members.lock().left(id) {
             tracing::info!(node = %self.id, other = %id, "a node left");
         }
-        self.unions.lock().forget(id);
+        self.uplink.forget(id);
         self.answering.forget(id);
-        self.desk.tell(Event::Left(id));
+        self.presence.left(id);
         let questions: Vec<_> = self.questions.lock().values().cloned().collect();
         for question in questions {
             question.update(|gathering| gathering.left(id, goodbye));
@@ -121,12 +119,12 @@ impl Node {
         if self.stopped.load(SeqCst) {
             return false;
         }
-        let hello = Control::Hello {
+        let hello = Control::Hello(Hello {
             node: self.introduce(),
             lease: self.config.lease.as_millis() as u64,
             reply,
             worker: self.config.worker,
-        };
+        });
         self.say_to(to, &hello).await
     }
 
@@ -144,7 +142,7 @@ impl Node {
         self.tell_of_strays().await;
         let returned = known_since != Some(since);
         if returned {
-            self.desk.tell(Event::Returned);
+            self.presence.returned();
         }
         let expired = self.members.lock().expire(hearing);
         expired.into_iter().for_each(|id| self.node_left(id, false));
@@ -155,39 +153,49 @@ impl Node {
     }
 
     async fn say_to(&self, to: Topic, control: &Control) -> bool {
-        let envelope = self.say(&Scope::default(), 0, control);
-        let saying = self.bus.publish(smallvec![to], envelope, Size::Small);
-        saying.await.is_ok()
+        let word = self.uplink.write_word(&Scope::default(), 0, control);
+        self.uplink.say(to, word).await.is_ok()
     }
 }
 
-/// Says hello until the node is shut down, while it drains too. While the bus is down nobody's lease runs
-/// out, since nobody can be heard.
-pub(super) async fn attend(node: Weak<Node>) {
-    let Some((lease, mut changes)) = node
-        .upgrade()
-        .map(|node| (node.config.lease, node.health.changes()))
-    else {
-        return;
-    };
-    let mut hello = interval(lease / MARGIN);
-    hello.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut known_since = None;
-    loop {
-        tokio::select! {
-            // It says when to look, and the rest is looked up.
-            health = changes.next() => if health.is_none() { return },
-            _ = hello.tick() => {}
-        };
-        let Some(node) = node.upgrade().filter(|node| !node.stopped.load(SeqCst)) else {
+/// The task that says hello.
+pub(super) struct Membership {
+    node: Weak<Node>,
+    /// The others know of us since the bus was up then.
+    known_since: Option<Instant>,
+}
+
+impl Membership {
+    pub(super) fn new(node: Weak<Node>) -> Self {
+        Self {
+            node,
+            known_since: None,
+        }
+    }
+
+    /// Says hello until the node is shut down, while it drains too. While the bus is down nobody's lease runs
+    /// out, since nobody can be heard.
+    pub(super) async fn run(&mut self) {
+        let Some((lease, mut changes)) = self
+            .node
+            .upgrade()
+            .map(|node| (node.config.lease, node.health.changes()))
+        else {
             return;
         };
-        let attending = AssertUnwindSafe(node.attend(known_since)).catch_unwind();
-        match attending.await {
-            Ok(known) => known_since = known,
-            Err(_) => {
-                tracing::error!("the task that says hello panicked and goes on: please report it")
-            }
+        let mut hello = interval(lease / MARGIN);
+        hello.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                // It says when to look, and the rest is looked up.
+                health = changes.next() => if health.is_none() { return },
+                _ = hello.tick() => {}
+            };
+            let node = self.node.upgrade();
+            let Some(node) = node.filter(|node| !node.stopped.load(SeqCst)) else {
+                return;
+            };
+            self.known_since = node.attend(self.known_since).await;
         }
     }
 }

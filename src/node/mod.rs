@@ -3,12 +3,11 @@
 mod admission;
 mod answering;
 mod asking;
-mod attendance;
 mod counters;
-mod desk;
 mod hearing;
 mod home;
 mod membership;
+mod presence;
 mod sweeper;
 
 use std::collections::HashMap;
@@ -16,10 +15,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqC
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
 
+use futures::FutureExt;
 use futures::future::join;
 use indexmap::IndexMap;
 use parking_lot::{Mutex, RwLock};
-use smallvec::SmallVec;
 use tokio::task::coop::consume_budget;
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
@@ -28,30 +27,30 @@ use tokio_util::task::TaskTracker;
 pub(crate) use self::admission::{Refused, Registration, Reservation};
 use self::answering::Answering;
 use self::asking::Question;
-pub(crate) use self::counters::Counted;
-use self::counters::Counters;
-use self::desk::{Desk, Event};
-use self::hearing::Outage;
 pub(crate) use self::home::ENDED;
-use self::home::Home;
+use self::membership::Membership;
 use self::sweeper::sweep;
-use crate::backend::{Backend, Bus, BusSettings, Published};
+use crate::backend::{Backend, Bus, BusSettings};
 use crate::close::reason;
 use crate::config::{CHUNK, CLOSING, Config, LONGEST};
-use crate::error::{PublishError, QueryError, QueryErrorKind, SendError, SendErrorKind};
-use crate::gap::Gaps;
+pub(crate) use crate::counts::Counted;
+use crate::counts::Counters;
+use crate::error::{PublishError, QueryError, SendError};
+use crate::gap::GapReaders;
 use crate::health::{Health, HealthCell};
 use crate::id::{NodeId, UserId};
 use crate::local::socket::{Pushed, Sender, SweepEnd};
 use crate::members::Members;
 use crate::message::Message;
+use crate::outage::Outage;
+use crate::presence::{Mailbox, Task};
 use crate::registry::{Member, Registry, Wanted};
 use crate::roster::{Count, Roster};
-use crate::scope::{Route, Scope, Selection};
-use crate::seen::Seen;
+use crate::scope::{Reach, Scope, Selection};
 use crate::share::Share;
+use crate::tasks::Tasks;
 use crate::topic::Topic;
-use crate::wire::{self, Action, MAX_ENVELOPE, ONE_COPY};
+use crate::uplink::Uplink;
 use crate::ws::frame::Frame;
 
 /// This process's node. Handles and sockets share it; its tasks hold it weakly.
@@ -64,16 +63,16 @@ pub(crate) struct Node {
     own: Topic,
     all: Topic,
     config: Config,
-    bus: Box<dyn Bus>,
+    bus: Arc<dyn Bus>,
+    uplink: Uplink,
     registry: RwLock<Registry<Sender>>,
-    unions: Mutex<Seen>,
     next_socket: AtomicU64,
-    next_union: AtomicU64,
-    next_question: AtomicU64,
     health: HealthCell,
-    gaps: Gaps,
+    gaps: GapReaders,
     outage: Mutex<Outage>,
-    counters: Counters,
+    counters: Arc<Counters>,
+    /// A type of user that was looked for and not there was said at warn.
+    said_no_user: AtomicBool,
     members: Mutex<Members>,
     /// What this node asks, until it is answered.
     questions: Mutex<HashMap<u64, Arc<Question>>>,
@@ -82,9 +81,10 @@ pub(crate) struct Node {
     rosters: Arc<Share<Selection, Arc<Roster>>>,
     counts: Arc<Share<Selection, Count>>,
     /// What the presence task is told.
-    desk: Desk,
-    home: Home,
-    tasks: TaskTracker,
+    presence: Mailbox,
+    tasks: Tasks,
+    /// With it ended ping, expiry and all that is heard.
+    runtime_ended: AtomicBool,
     /// Every socket whose stream is not gone, for the sweeper.
     live: Mutex<IndexMap<u64, SweepEnd>>,
     /// Sockets with frames of the present wake of the bus.
@@ -105,10 +105,11 @@ impl Node {
             linger: config.linger,
             slots: config.slots,
         };
-        let starting = Health::Degraded {
-            since: SystemTime::now(),
-            reason: "connecting to the bus".into(),
-        };
+        let bus: Arc<dyn Bus> = backend.open(id, settings).into();
+        let counters = Arc::new(Counters::default());
+        let uplink = Uplink::new(id, bus.clone(), counters.clone());
+        let links = bus.links().iter().copied();
+        let outage = Outage::new(links, Instant::now(), SystemTime::now());
         let node = Arc::new_cyclic(|me| Self {
             me: me.clone(),
             id,
@@ -118,22 +119,21 @@ impl Node {
             answering: Answering::default(),
             rosters: Arc::new(Share::new()),
             counts: Arc::new(Share::new()),
-            desk: Desk::default(),
+            presence: Mailbox::default(),
             own: Topic::node(id),
             all: Topic::all(),
-            bus: backend.open(id, settings),
+            bus,
+            uplink,
             config,
             registry: RwLock::new(Registry::new()),
-            unions: Mutex::default(),
             next_socket: AtomicU64::new(1),
-            next_union: AtomicU64::new(ONE_COPY + 1),
-            next_question: AtomicU64::new(1),
-            health: HealthCell::new(starting),
-            gaps: Gaps::new(),
-            outage: Mutex::new(Outage::new(Instant::now())),
-            counters: Counters::default(),
-            home: Home::here(),
-            tasks: TaskTracker::new(),
+            health: HealthCell::new(outage.health()),
+            gaps: GapReaders::new(),
+            outage: Mutex::new(outage),
+            counters,
+            said_no_user: AtomicBool::new(false),
+            tasks: Tasks::here(),
+            runtime_ended: AtomicBool::new(false),
             live: Mutex::default(),
             collected: Mutex::default(),
             draining: AtomicBool::new(false),
@@ -145,9 +145,13 @@ impl Node {
         // Single sockets are reached through it. Never released: it lives as long as the bus.
         node.bus.want(&node.own);
         node.bus.want(&Topic::nodes());
-        node.keep(sweep(Arc::downgrade(&node)));
-        node.keep(membership::attend(Arc::downgrade(&node)));
-        node.keep(attendance::attend(Arc::downgrade(&node)));
+        let weak = || Arc::downgrade(&node);
+        node.keep("sweeper", weak(), |node| sweep(node.clone()).boxed());
+        node.keep("membership", Membership::new(weak()), |task| {
+            task.run().boxed()
+        });
+        let presence = Task::new(weak(), id, node.config.presence_grace);
+        node.keep("presence", presence, |task| task.run().boxed());
         node
     }
 
@@ -163,13 +167,13 @@ impl Node {
         &self.health
     }
 
-    pub(crate) fn gaps(&self) -> &Gaps {
+    pub(crate) fn gaps(&self) -> &GapReaders {
         &self.gaps
     }
 
     /// Where the tasks of sockets run, so that a shutdown can wait for them.
     pub(crate) fn tasks(&self) -> &TaskTracker {
-        &self.tasks
+        self.tasks.tracker()
     }
 
     pub(crate) fn is_draining(&self) -> bool {
@@ -233,7 +237,7 @@ impl Node {
         self.counters.slow_closed.fetch_add(1, Relaxed);
         let (socket, user) = (outbox.id(), outbox.user());
         tracing::warn!(%socket, user = user.as_str(), dropped = lost, "slow consumer closed with 1013: if many are, send less or \
-            raise Builder::outbox");
+            raise `outbox_messages` or `outbox_bytes`");
     }
 
     /// Delivers here and publishes once for all other nodes. Returns the sockets here and, where it
@@ -242,61 +246,30 @@ impl Node {
         &self,
         selection: &Selection,
         message: &Message,
-        local_only: bool,
+        reach: Reach,
     ) -> Result<(usize, Option<usize>), SendError> {
         if self.stopped.load(SeqCst) {
-            return Err(SendError::refused(SendErrorKind::Down));
+            return Err(SendError::down());
         }
         let scope = selection.scope();
-        let (mut topics, union) = match selection.route() {
-            _ if local_only => (SmallVec::new(), None),
-            Route::Separate(topics) => (topics, None),
-            Route::Union(topics) if topics.len() == 1 => (topics, Some(ONE_COPY)),
-            Route::Union(topics) => (topics, Some(self.next_union.fetch_add(1, Relaxed))),
-        };
-        topics.retain(|topic| *topic != self.own);
-        let envelope = match topics.is_empty() {
-            true => None,
-            false => Some(self.envelope(union, &scope, message)?),
-        };
-        self.counters.sent.fetch_add(1, Relaxed);
         // Queued by the call: sends happen in the order in which they are first polled.
-        let publishing =
-            envelope.map(|envelope| self.bus.publish(topics, envelope, selection.size()));
+        let publishing = self.uplink.send(selection, &scope, message, reach);
+        let publishing = publishing?;
         let local = self.deliver(&scope, message).await;
-        let published = match publishing {
-            None => Ok(Published::default()),
-            Some(publishing) => publishing.await,
-        };
+        let published = publishing.await;
         // Who sends in a loop that never waits would keep the tasks that write from running.
         consume_budget().await;
-        let published = published.map_err(|error| {
-            self.counters.note_failed_publish(error.maybe_sent);
-            let kind = SendErrorKind::Bus(match self.has_lost_its_runtime() {
+        let nodes = published.map_err(|error| {
+            let error = match self.has_lost_its_runtime() {
                 true => PublishError {
                     reason: ENDED.into(),
                     ..error
                 },
                 false => error,
-            });
-            SendError { local, kind }
+            };
+            SendError::bus(local, error)
         })?;
-        let single = scope.targets.len() == 1 && !local_only;
-        Ok((local, single.then_some(published.nodes)))
-    }
-
-    fn envelope(
-        &self,
-        union: Option<u64>,
-        scope: &Scope<'_>,
-        message: &Message,
-    ) -> Result<bytes::Bytes, SendError> {
-        let envelope = wire::encode(self.id, union, scope, &Action::from(message));
-        if envelope.len() > MAX_ENVELOPE {
-            let (bytes, limit) = (envelope.len(), MAX_ENVELOPE);
-            return Err(SendError::refused(SendErrorKind::TooLarge { bytes, limit }));
-        }
-        Ok(envelope)
+        Ok((local, nodes))
     }
 
     /// Which of these users have a socket here, or another node that listens for them.
@@ -304,9 +277,8 @@ impl Node {
         self: &Arc<Self>,
         users: &[UserId],
     ) -> Result<Vec<bool>, QueryError> {
-        let fail = |kind| QueryError { kind };
         let topics: Result<Vec<Topic>, _> = users.iter().map(Topic::user).collect();
-        let topics = topics.map_err(|error| fail(QueryErrorKind::InvalidId(error)))?;
+        let topics = topics.map_err(QueryError::invalid)?;
         let mut online: Vec<bool> = {
             let registry = self.registry.read();
             let here = topics.iter().map(|topic| registry.has_member(topic));
@@ -323,7 +295,7 @@ impl Node {
             let asking = self.at_home(async move { node.bus.listening(&elsewhere).await });
             let nodes = asking.await;
             let nodes = nodes.unwrap_or_else(|| Err(self.unfinished().into()));
-            let nodes = nodes.map_err(|reason| fail(QueryErrorKind::Bus(reason)))?;
+            let nodes = nodes.map_err(QueryError::bus)?;
             for (at, nodes) in unknown.into_iter().zip(nodes) {
                 online[at] = nodes > 0;
             }
@@ -355,8 +327,8 @@ impl Node {
             sleep_until(moment).await;
             outbox.close(reason::RESTART);
         }
-        self.tasks.close();
-        if timeout_at(deadline - LEAVING, self.tasks.wait())
+        self.tasks.tracker().close();
+        if timeout_at(deadline - LEAVING, self.tasks.tracker().wait())
             .await
             .is_err()
         {
@@ -365,12 +337,12 @@ impl Node {
             rest.iter().for_each(SweepEnd::cut);
         }
         self.stopped.store(true, SeqCst);
-        self.desk.tell(Event::Stop);
+        self.presence.stop();
         let leaving = async {
             let _ = timeout(LEAVING / 2, self.say_goodbye()).await;
             self.bus.stop().await;
         };
-        let _ = timeout_at(deadline, join(self.tasks.wait(), leaving)).await;
+        let _ = timeout_at(deadline, join(self.tasks.tracker().wait(), leaving)).await;
         if self.health.update(|_| Some(Health::Down)) {
             tracing::info!(node = %self.id, "node stopped");
         }

@@ -1,24 +1,52 @@
 //! Who comes online and goes offline, as a stream.
+//!
+//! Every node tells the others who comes and goes among its own sockets, of those topics only that somebody watches
+//! there, and puts together for its readers what all of them tell.
+//!
+//! ```text
+//!  sockets: touch ----+                                                   +--> readers (streams)
+//!  readers: new, gone +--> mailbox --> task --> machine: told, directory -+
+//!  the bus: words ----+    (a lock)    (waits)  (rules)         |
+//!                                        ^ says, one by one     | what to do next
+//!                                        +----------------------+
+//! ```
+//!
+//! One task for all topics, since order is what keeps it true: see [`machine`]. The rules know no bus and no clock: a
+//! test plays three of them against one another over a channel that loses, delays and repeats (`world`).
 
-mod announcer;
+mod act;
+mod directory;
+mod feed;
+mod machine;
+mod mailbox;
 mod reader;
-mod table;
+mod task;
+mod told;
+mod unsaid;
+mod word;
+#[cfg(test)]
+mod world;
 
+use std::collections::HashSet;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures::Stream;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
-pub(crate) use self::announcer::Announcer;
-pub(crate) use self::reader::Reader;
-pub(crate) use self::table::Table;
-use crate::id::UserId;
+pub(crate) use self::mailbox::Mailbox;
+use self::reader::Reader;
+pub(crate) use self::task::Task;
+pub(crate) use self::word::Word;
+use crate::id::{NodeId, UserId};
+use crate::topic::Topic;
 
-/// A user came or went.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+/// A user came or went. As JSON: `{"online": ".."}` or `{"offline": ".."}`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum PresenceChange {
     /// The user's first socket in the whole cluster.
     Online(UserId),
@@ -47,9 +75,9 @@ impl PresenceChange {
 /// change once, however many nodes listen. A reader that lags is told the last state of each user,
 /// not every change between. Ends with the node.
 ///
-/// A reconnect within the grace period ([`Builder::presence_grace`](crate::Builder::presence_grace), 5 s)
+/// A reconnect within the grace period ([`ClusterBuilder::presence_grace`](crate::ClusterBuilder::presence_grace), 5 s)
 /// is no change. That a node died is noticed with the first hello and probe of this one after its
-/// [`lease`](crate::Builder::lease) (15 s), at most 10 s later by default; from then on its users have the
+/// [`lease`](crate::ClusterBuilder::lease) (15 s), at most 10 s later by default; from then on its users have the
 /// grace period too. During an outage of Redis what is known stays; afterwards it is compared, and what
 /// changed is told.
 #[must_use = "streams do nothing unless polled"]
@@ -58,8 +86,15 @@ pub struct Presence {
 }
 
 impl Presence {
-    pub(crate) fn new(reader: Arc<Reader>) -> Self {
+    fn new(reader: Arc<Reader>) -> Self {
         Self { reader }
+    }
+
+    /// Of a room that cannot be.
+    pub(crate) fn ended() -> Self {
+        let reader = Reader::new(None, Arc::default());
+        reader.end();
+        Self::new(Arc::new(reader))
     }
 }
 
@@ -77,47 +112,35 @@ impl fmt::Debug for Presence {
     }
 }
 
-/// Whether a node wants to be told of a topic's users.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum Wish {
-    /// It does: first of everybody, then of every change.
-    Watch { topic: String },
-    /// It does no longer.
-    Unwatch { topic: String },
+/// What the rules ask of their node.
+pub(crate) trait Here {
+    /// From now on the mailbox is told of who comes to a topic and goes; and who is on it now. First the one, then the
+    /// other, or somebody falls in between.
+    fn watch(&self, topic: &Topic) -> HashSet<UserId>;
+
+    /// The mailbox is told of it no more.
+    fn unwatch(&self, topic: &Topic);
+
+    /// Whether a user has a socket on a topic.
+    fn is_on(&self, user: &UserId, topic: &Topic) -> bool;
+
+    /// Whether another node says hello, so that its end will be noticed.
+    fn knows(&self, node: NodeId) -> bool;
+
+    /// The other nodes that may hold sockets.
+    fn nodes(&self) -> Vec<NodeId>;
 }
 
-impl Wish {
-    pub(crate) fn topic(&self) -> &str {
-        match self {
-            Self::Watch { topic } | Self::Unwatch { topic } => topic,
-        }
-    }
-}
+/// What the task does through its node.
+pub(crate) trait Host: Here + Send + Sync {
+    fn mailbox(&self) -> &Mailbox;
 
-/// What nodes tell one another of a topic's users.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum Tidings {
-    /// Everybody of the sender, in parts.
-    Everybody {
-        topic: String,
-        users: Vec<UserId>,
-        first: bool,
-        last: bool,
-    },
-    /// Who came to the sender, and who went.
-    Changes {
-        topic: String,
-        online: Vec<UserId>,
-        offline: Vec<UserId>,
-    },
-}
+    /// Says something on a topic's channel; how many nodes took it, and none if it may be lost.
+    fn say(&self, to: &Topic, word: &Word) -> impl Future<Output = Option<usize>> + Send;
 
-impl Tidings {
-    pub(crate) fn topic(&self) -> &str {
-        match self {
-            Self::Everybody { topic, .. } | Self::Changes { topic, .. } => topic,
-        }
-    }
+    /// Begins to hear a topic's presence, and waits until it is heard, if that is possible now.
+    fn hear(&self, topic: &Topic) -> impl Future<Output = ()> + Send;
+
+    /// One `hear` less.
+    fn release(&self, topic: &Topic);
 }

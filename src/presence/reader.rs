@@ -13,7 +13,7 @@ use crate::waker::{poll_locked, wake};
 
 /// Bounded by the number of users: of each, the reader is told the last state only.
 #[derive(Debug)]
-pub(crate) struct Reader {
+pub(super) struct Reader {
     /// Whom it is about; everybody, if absent.
     users: Option<HashSet<UserId>>,
     state: Mutex<State>,
@@ -32,7 +32,7 @@ struct State {
 }
 
 impl Reader {
-    pub(crate) fn new(users: Option<HashSet<UserId>>, gone: Arc<Notify>) -> Self {
+    pub(super) fn new(users: Option<HashSet<UserId>>, gone: Arc<Notify>) -> Self {
         Self {
             users,
             state: Mutex::default(),
@@ -40,7 +40,7 @@ impl Reader {
         }
     }
 
-    pub(crate) fn push(&self, change: &PresenceChange) {
+    pub(super) fn push(&self, change: &PresenceChange) {
         let user = change.user();
         if self
             .users
@@ -65,7 +65,7 @@ impl Reader {
     }
 
     /// Nothing more will come.
-    pub(crate) fn end(&self) {
+    pub(super) fn end(&self) {
         let mut state = self.state.lock();
         state.ended = true;
         let waker = state.waker.take();
@@ -73,7 +73,7 @@ impl Reader {
         wake(waker);
     }
 
-    pub(crate) fn poll_next(&self, cx: &mut Context<'_>) -> Poll<Option<PresenceChange>> {
+    pub(super) fn poll_next(&self, cx: &mut Context<'_>) -> Poll<Option<PresenceChange>> {
         poll_locked(
             &self.state,
             cx,

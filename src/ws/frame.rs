@@ -45,7 +45,7 @@ impl Frame {
         match close.is_sendable() {
             true => Self::new(
                 CLOSE,
-                &[&close.code.to_be_bytes(), close.wire_reason().as_bytes()],
+                &[&close.code.0.to_be_bytes(), close.wire_reason().as_bytes()],
             ),
             false => Self::new(CLOSE, &[]),
         }
@@ -548,7 +548,7 @@ mod tests {
                 Ok(Theirs::Pong(_)) => Heard::Pong,
                 Ok(Theirs::Close(None)) => Heard::Close(Close::new(1005, "")),
                 Ok(Theirs::Close(Some(close))) => {
-                    Heard::Close(Close::new(close.code.into(), close.reason.as_str()))
+                    Heard::Close(Close::new(u16::from(close.code), close.reason.as_str()))
                 }
                 Ok(Theirs::Frame(_)) => continue,
                 Err(Error::Capacity(_)) => return (heard, Some(Violation::TooBig)),

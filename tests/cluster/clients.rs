@@ -37,7 +37,7 @@ async fn a_slow_consumer_is_closed_and_the_others_get_everything() {
     }
     let end = node.next_end().await;
     assert_eq!(
-        (end.user.as_str(), end.close.map(|c| c.code)),
+        (end.user.as_str(), end.close.map(|c| c.code.as_u16())),
         ("slow", Some(1013))
     );
     let stats = node.cluster.stats();
@@ -53,7 +53,7 @@ async fn a_slow_consumer_is_closed_and_the_others_get_everything() {
 async fn with_drop_oldest_the_newest_messages_survive() {
     let builder = Lab::memory()
         .builder()
-        .outbox(16, 1 << 20)
+        .outbox_messages(16)
         .slow_consumer(SlowConsumer::DropOldest);
     let node = TestNode::start(builder.start()).await;
     let mut client = node.client("alice").await;
@@ -98,7 +98,7 @@ async fn a_silent_client_is_given_up() {
     let answering = tokio::spawn(async move { alive.event().await });
     let end = node.next_end().await;
     assert_eq!(
-        (end.user.as_str(), end.close.map(|c| c.code)),
+        (end.user.as_str(), end.close.map(|c| c.code.as_u16())),
         ("silent", Some(1006))
     );
     assert_eq!(
@@ -123,7 +123,7 @@ async fn a_message_over_the_limit_closes_with_1009() {
     client.send(&"x".repeat(1001)).await;
     assert!(matches!(client.event().await, Event::Closed(1009, _)));
     assert_eq!(
-        node.next_end().await.close.map(|close| close.code),
+        node.next_end().await.close.map(|close| close.code.as_u16()),
         Some(1009)
     );
 
@@ -151,7 +151,7 @@ async fn a_message_over_the_limit_closes_with_1009() {
     }
     for user in ["bob", "carol"] {
         let end = node.next_end().await;
-        let code = end.close.map(|close| close.code);
+        let code = end.close.map(|close| close.code.as_u16());
         assert_eq!((end.user.as_str(), code), (user, Some(1009)));
     }
     node.until_empty().await;
@@ -190,7 +190,7 @@ async fn broken_frames_are_answered_with_their_code() {
             "{what}"
         );
         assert_eq!(
-            node.next_end().await.close.map(|close| close.code),
+            node.next_end().await.close.map(|close| close.code.as_u16()),
             Some(code),
             "{what}"
         );
@@ -450,7 +450,7 @@ async fn a_burst_to_many_sockets_over_http2_is_no_slowness() {
     const BURST: usize = 2000;
     let lab = Lab::redis();
     // Four times as much may wait for a task that the machine keeps from running.
-    let builder = lab.builder().outbox(BURST / 4, 1024 * 1024);
+    let builder = lab.builder().outbox_messages(BURST / 4);
     let node = TestNode::start(builder.start()).await;
     node.cluster.ready().await.unwrap();
     let (mut connections, mut sockets) = (Vec::new(), Vec::new());
@@ -558,7 +558,7 @@ async fn a_closing_that_is_never_answered_ends_all_the_same() {
     half.raw().write_all(&[0x81, 0x85, 0, 0]).await.unwrap();
     half.raw().shutdown().await.unwrap();
     assert_eq!(
-        node.next_end().await.close.map(|close| close.code),
+        node.next_end().await.close.map(|close| close.code.as_u16()),
         Some(1006)
     );
 }
@@ -590,6 +590,6 @@ async fn a_frame_that_never_ends_is_given_up() {
             () = trickle => node.next_end().await,
         }
     };
-    assert_eq!(end.await.close.map(|close| close.code), Some(1006));
+    assert_eq!(end.await.close.map(|close| close.code.as_u16()), Some(1006));
     assert_eq!(node.cluster.stats().sockets, 0);
 }

@@ -1,9 +1,11 @@
 //! Who gets what, and how often (rows D1 to D10).
 
+use std::error::Error;
 use std::pin::pin;
 use std::time::Duration;
 
-use axum_cluster::{Close, SendError};
+use axum_cluster::{Close, InvalidId, QueryErrorKind, SendError, SendErrorKind};
+use futures::FutureExt;
 use futures::future::join_all;
 
 use crate::support::client::{Event, text};
@@ -141,8 +143,8 @@ async fn text_stays_text_and_binary_binary(lab: Lab) {
 
 /// D4: one after the other, and all at once.
 async fn ten_thousand_messages_arrive_in_order(lab: Lab) {
-    let a = crate::support::TestNode::start(lab.builder().outbox(20_000, 1 << 20).start()).await;
-    let b = crate::support::TestNode::start(lab.builder().outbox(20_000, 1 << 20).start()).await;
+    let a = crate::support::TestNode::start(lab.builder().outbox_messages(20_000).start()).await;
+    let b = crate::support::TestNode::start(lab.builder().outbox_messages(20_000).start()).await;
     for node in [&a, &b] {
         node.cluster.ready().await.unwrap();
     }
@@ -216,25 +218,42 @@ async fn odd_ids_work_and_never_meet(lab: Lab) {
 async fn unusable_ids_are_refused_where_they_are_used(lab: Lab) {
     let [a] = lab.nodes().await;
     let long = "x".repeat(257);
-    let refused = |result: Result<axum_cluster::Delivery, SendError>, part: &str| {
-        let error = result.unwrap_err();
+    let (to, usable) = (&a.broadcaster, || a.broadcaster.to_user("a"));
+    let refused = |error: SendError, part: &str| {
         assert!(error.to_string().contains(part), "{error}");
         assert_eq!((error.local(), error.maybe_sent()), (0, false));
+        error.kind()
     };
-    refused(a.broadcaster.to_user("").send("x").await, "empty");
-    refused(
-        a.broadcaster.to_room(&long).to_user("a").send("x").await,
-        "257",
-    );
-    refused(
-        a.broadcaster.to_users(["a", &long]).local().send("x").await,
-        "257",
-    );
-    refused(
-        a.broadcaster.to_user("a").close(Close::new(1006, "")).await,
-        "1006",
-    );
-    assert!(a.broadcaster.is_online("").await.is_err());
+    for (sent, part) in [
+        (to.to_user("").send("x").await, "empty"),
+        (to.to_room(&long).to_user("a").send("x").await, "257"),
+        (to.to_rooms(["a", ""]).send("x").await, "empty"),
+        (to.to_users(["a", &long]).local().send("x").await, "257"),
+        (usable().except_user("").send_json("x").await, "empty"),
+    ] {
+        let error = sent.unwrap_err();
+        let source = error.source().unwrap();
+        assert!(source.is::<InvalidId>() && source.to_string().contains(part));
+        assert_eq!(refused(error, part), SendErrorKind::InvalidId);
+    }
+    for (done, part) in [
+        (usable().join("").await, "empty"),
+        (usable().leave(&long).await, "257"),
+        (to.to_room("").close(Close::new(4000, "")).await, "empty"),
+    ] {
+        assert_eq!(refused(done.unwrap_err(), part), SendErrorKind::InvalidId);
+    }
+    let unsendable = usable().close(Close::new(1006, "")).await.unwrap_err();
+    assert_eq!(refused(unsendable, "1006"), SendErrorKind::InvalidClose);
+    for error in [
+        to.is_online("").await.unwrap_err(),
+        to.which_online(["a", &long]).await.unwrap_err(),
+        to.to_room("").sockets().await.unwrap_err(),
+        usable().except_user(&long).count().await.unwrap_err(),
+    ] {
+        assert_eq!(error.kind(), QueryErrorKind::InvalidId);
+        assert!(error.source().unwrap().is::<InvalidId>());
+    }
     for (user, part) in [("", "empty"), (long.as_str(), "257")] {
         let header = crate::support::client::user_header(user);
         let refusal =
@@ -479,7 +498,7 @@ async fn a_union_comes_once_whatever_others_send_meanwhile() {
     let slow = lab.builder().redis(link.url()).publish_timeout(NEVER);
     let a = TestNode::start(slow.start()).await;
     let b = lab.node().await;
-    let roomy = lab.builder().outbox(1 << 20, 1 << 30);
+    let roomy = lab.builder().outbox_messages(1 << 20).outbox_bytes(1 << 30);
     let c = TestNode::start(roomy.start()).await;
     for node in [&a, &c] {
         node.cluster.ready().await.unwrap();
@@ -524,12 +543,27 @@ async fn a_union_comes_once_whatever_others_send_meanwhile() {
 
 /// The union is large enough to travel in parts, the close travels at once.
 async fn a_close_of_very_many_comes_after_the_message_before_it(lab: Lab) {
-    let [a, b] = lab.nodes().await;
+    let patient = lab.builder().probe_interval(NEVER);
+    let [a, b] = [
+        TestNode::start(patient.clone().start()).await,
+        TestNode::start(patient.start()).await,
+    ];
+    for node in [&a, &b] {
+        node.cluster.ready().await.unwrap();
+    }
     let mut client = b.client("last").await;
     let users = (0..5000).map(|user| user.to_string());
     let audience = a.broadcaster.to_users(users.chain(["last".to_owned()]));
-    let close = Close::new(4001, "bye");
-    let (sent, closed) = tokio::join!(audience.clone().send("hello"), audience.close(close));
+    let close = audience.clone().close(Close::new(4001, "bye"));
+    let (mut sent, mut closed) = (Box::pin(audience.send("hello")), Box::pin(close));
+    // Else the message is out, in its three turns, before anything of the close is queued.
+    if let Some(server) = &lab.redis {
+        server.freeze();
+        assert!((&mut sent).now_or_never().is_none(), "control: it waits");
+        assert!((&mut closed).now_or_never().is_none(), "control: it waits");
+        server.thaw();
+    }
+    let (sent, closed) = tokio::join!(sent, closed);
     sent.unwrap();
     assert_eq!(closed.unwrap().nodes(), Some(1));
     assert_eq!(client.event().await, text("hello"));

@@ -307,7 +307,10 @@ async fn a_client_that_vanished_without_a_word_is_offline_after_the_heartbeat() 
     let end = a.next_end().await;
     figures.noticed();
     assert_eq!(
-        (end.user.as_str(), end.close.map(|close| close.code)),
+        (
+            end.user.as_str(),
+            end.close.map(|close| close.code.as_u16())
+        ),
         ("vanishing", Some(1006))
     );
     until("it is offline", async || {

@@ -32,7 +32,7 @@ async fn until_degraded(node: &TestNode) {
 }
 
 /// Waits until the node is degraded for this reason; returns all of it.
-async fn until_degraded_by(node: &TestNode, part: &str) -> String {
+pub(crate) async fn until_degraded_by(node: &TestNode, part: &str) -> String {
     let mut changes = node.cluster.health_changes();
     let degraded = async {
         loop {
@@ -260,7 +260,9 @@ async fn a_node_that_can_hear_but_not_speak_admits_nobody_unheard() {
     grant(server);
     let link = Proxy::slow(server.port(), Duration::from_millis(20)).await;
     let url = format!("redis://app:s3cret@{}", link.addr);
-    let a = TestNode::start(lab.builder().redis(url).start()).await;
+    // On a busy machine too, what is subscribed to is confirmed in time.
+    let patient = lab.builder().redis(url).publish_timeout(PATIENCE);
+    let a = TestNode::start(patient.start()).await;
     a.cluster.ready().await.unwrap();
     let b = lab.node().await;
     lab.server().cli(&["ACL", "SETUSER", "app", "-publish"]);

@@ -145,7 +145,7 @@ async fn every_kind_of_end_unregisters_and_the_node_lives(lab: Lab) {
 
     drop(a.client("carol").await);
     let close = end_of(&mut a, "carol").await;
-    assert_eq!(close.map(|close| close.code), Some(1006));
+    assert_eq!(close.map(|close| close.code.as_u16()), Some(1006));
     a.until_empty().await;
 
     let mut client = a.client("alice").await;

@@ -12,7 +12,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
-use crate::support::client::{Event, text};
+use crate::gaps::until_degraded_by;
+use crate::support::client::{Client, Event, text};
 use crate::support::proxy::Proxy;
 use crate::support::{Lab, RedisServer, TestNode, soon, until};
 
@@ -43,10 +44,11 @@ where
 #[derive(Debug, Default)]
 struct Lost {
     answers: AtomicUsize,
+    answers_after: AtomicUsize,
     messages_after: AtomicUsize,
 }
 
-/// H3: the answer to one SUBSCRIBE is lost, and messages of others go on.
+/// H3: the answer to one SUBSCRIBE is lost, and messages and answers of others go on.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_link_that_loses_a_single_answer_is_given_up() {
     let lab = Lab::redis();
@@ -72,9 +74,14 @@ async fn a_link_that_loses_a_single_answer_is_given_up() {
                         }
                         _ => heard.to_vec(),
                     };
-                    let is_message = kept.windows(13).any(|part| part == b"cluster:u:bob");
-                    let after = is_message && lost.answers.load(SeqCst) == 1;
-                    lost.messages_after.fetch_add(usize::from(after), SeqCst);
+                    let after = lost.answers.load(SeqCst) == 1;
+                    for (sign, count) in [
+                        (&b"cluster:u:bob"[..], &lost.messages_after),
+                        (b"\r\nsubscribe\r\n", &lost.answers_after),
+                    ] {
+                        let is_there = kept.windows(sign.len()).any(|part| part == sign);
+                        count.fetch_add(usize::from(after && is_there), SeqCst);
+                    }
                     if from_write.write_all(&kept).await.is_err() {
                         break;
                     }
@@ -100,6 +107,16 @@ async fn a_link_that_loses_a_single_answer_is_given_up() {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     });
+    let (addr, stopped) = (a.addr, stop.clone());
+    let coming = tokio::spawn(async move {
+        for user in 0.. {
+            let _client = Client::connect(addr, &user.to_string()).await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            if stopped.is_cancelled() {
+                return;
+            }
+        }
+    });
     let mut alice = a.client("alice").await;
     until("control: the loss is noticed", async || {
         matches!(a.cluster.health(), Health::Degraded { .. })
@@ -111,15 +128,129 @@ async fn a_link_that_loses_a_single_answer_is_given_up() {
         2,
         "control: lost once, asked again once"
     );
-    assert!(
-        lost.messages_after.load(SeqCst) > 10,
-        "control: it was not silent"
-    );
+    for after in [&lost.messages_after, &lost.answers_after] {
+        assert!(after.load(SeqCst) > 10, "control: it was not silent");
+    }
     let delivery = b.broadcaster.to_user("alice").send("here?").await.unwrap();
     assert_eq!(delivery.nodes(), Some(1));
     assert_eq!(alice.event().await, text("here?"));
     stop.cancel();
     talking.await.unwrap();
+    coming.await.unwrap();
+}
+
+/// The ids of the connections that listen.
+fn listening(redis: &RedisServer) -> Vec<String> {
+    let clients = redis.cli(&["CLIENT", "LIST", "TYPE", "pubsub"]);
+    let id = |client: &str| client.split(' ').next().unwrap().to_owned();
+    clients.lines().map(id).collect()
+}
+
+/// Redis refuses rooms, and nothing else.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_room_that_redis_refuses_costs_the_others_nothing() {
+    const LINE: &str = "ACL SETUSER app on >s3cret resetchannels &cluster:u:* &cluster:all &cluster:n:* \
+        &cluster:nodes +subscribe +unsubscribe +publish +pubsub";
+    let lab = Lab::redis();
+    let redis = lab.redis.as_ref().unwrap();
+    let acl = |line: &str| redis.cli(&line.split(' ').collect::<Vec<_>>());
+    assert_eq!(acl(LINE), "OK");
+    let url = format!("redis://app:s3cret@127.0.0.1:{}", redis.port());
+    // Longer than anybody in a test waits.
+    let patient = lab.builder().publish_timeout(Duration::from_secs(3600));
+    let a = TestNode::start(patient.redis(url).start()).await;
+    until_up(&a).await;
+    let b = lab.node().await;
+    let (before, mut gaps) = (listening(redis), a.cluster.gaps());
+
+    let mut alice = a.client("alice").await;
+    assert_eq!(alice.ask("join tea").await, "joined", "it is told at once");
+    let reason = until_degraded_by(&a, "NOPERM").await;
+    assert!(reason.contains("grant it: ACL SETUSER app"), "{reason}");
+    let delivery = b.broadcaster.to_room("tea").send("lost").await.unwrap();
+    assert_eq!(delivery.nodes(), Some(0), "control: it is not heard");
+    // Who comes now is confirmed as ever, and heard.
+    let mut bob = a.client("bob").await;
+    for (name, client) in [("alice", &mut alice), ("bob", &mut bob)] {
+        let delivery = b.broadcaster.to_user(name).send("heard").await.unwrap();
+        assert_eq!(delivery.nodes(), Some(1));
+        assert_eq!(client.event().await, text("heard"));
+    }
+    assert!(matches!(a.cluster.health(), Health::Degraded { .. }));
+
+    assert_eq!(acl("ACL SETUSER app &cluster:r:*"), "OK");
+    let gap = soon("the gap", gaps.next()).await.unwrap();
+    assert!(gap.span() > Duration::ZERO);
+    until_up(&a).await;
+    let delivery = b.broadcaster.to_room("tea").send("heard").await.unwrap();
+    assert_eq!(delivery.nodes(), Some(1));
+    assert_eq!(alice.event().await, text("heard"));
+    assert_eq!(a.cluster.stats().bus_gaps, 1);
+    for id in before {
+        assert!(listening(redis).contains(&id), "the link was not lost");
+    }
+}
+
+/// Somebody between Redis and the node ends a subscription of the node.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_subscription_that_redis_ends_is_a_gap_and_comes_back() {
+    let lab = Lab::redis();
+    let redis = lab.redis.as_ref().unwrap();
+    let ends = Arc::new(tokio::sync::Notify::new());
+    let ended = ends.clone();
+    let addr = lead(redis.port(), move |mut from, mut to| {
+        let ends = ended.clone();
+        async move {
+            let (mut from_read, mut from_write) = from.split();
+            let (mut to_read, mut to_write) = to.split();
+            let mut subscribes = false;
+            let commands = async {
+                let mut buffer = vec![0; 64 * 1024];
+                loop {
+                    tokio::select! {
+                        read = from_read.read(&mut buffer) => {
+                            let Ok(count @ 1..) = read else { return };
+                            let said = &buffer[..count];
+                            subscribes |= said.windows(9).any(|part| part == b"SUBSCRIBE");
+                            if to_write.write_all(said).await.is_err() {
+                                return;
+                            }
+                        }
+                        () = ends.notified(), if subscribes => {
+                            let end = b"UNSUBSCRIBE cluster:u:alice\r\n";
+                            to_write.write_all(end).await.unwrap();
+                        }
+                    }
+                }
+            };
+            tokio::select! {
+                () = commands => {}
+                _ = tokio::io::copy(&mut to_read, &mut from_write) => {}
+            }
+        }
+    })
+    .await;
+    let a = TestNode::start(lab.builder().redis(format!("redis://{addr}")).start()).await;
+    until_up(&a).await;
+    let b = lab.node().await;
+    let mut alice = a.client("alice").await;
+    let (before, mut gaps) = (listening(redis), a.cluster.gaps());
+    let send = async |text: &str| {
+        let sent = b.broadcaster.to_user("alice").send(text.to_owned());
+        sent.await.unwrap().nodes()
+    };
+    assert_eq!(send("control").await, Some(1));
+    assert_eq!(alice.event().await, text("control"));
+
+    ends.notify_one();
+    soon("the gap", gaps.next()).await.unwrap();
+    assert_eq!(send("here?").await, Some(1), "told, and heard again");
+    assert_eq!(alice.event().await, text("here?"));
+    until_up(&a).await;
+    assert_eq!(a.cluster.stats().bus_gaps, 1);
+    assert_eq!(listening(redis), before, "the link was not lost");
+    let ended = redis.calls("unsubscribe");
+    assert_eq!(ended, 1, "control: redis ended it");
 }
 
 /// H5: a round trip of 1.2 s, and one more for the password, with the settings that everybody has.

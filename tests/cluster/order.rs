@@ -1,12 +1,14 @@
 //! The order of one sender's messages, through a Redis that stands still.
 
+use std::pin::pin;
 use std::time::Duration;
 
+use futures::FutureExt;
 use futures::future::join_all;
 
-use crate::support::client::Event;
+use crate::support::client::{Event, text};
 use crate::support::node::NEVER;
-use crate::support::{Lab, TestNode};
+use crate::support::{Lab, PATIENCE, TestNode, until};
 
 /// Redis reads 16 KiB of each connection in turn: of a burst that waits on one connection the end
 /// would come after what was sent later on another.
@@ -16,7 +18,8 @@ async fn what_waits_in_a_frozen_redis_comes_before_what_is_sent_later() {
     let impatient = lab
         .builder()
         .probe_interval(NEVER)
-        .outbox(10_000, 1 << 24)
+        .outbox_messages(10_000)
+        .outbox_bytes(1 << 24)
         .publish_timeout(Duration::from_millis(200));
     let [sending, receiving] = [
         TestNode::start(impatient.clone().start()).await,
@@ -65,4 +68,51 @@ async fn what_waits_in_a_frozen_redis_comes_before_what_is_sent_later() {
     for pair in came.windows(2) {
         assert!(pair[0] < pair[1], "{} after {}", pair[1], pair[0]);
     }
+}
+
+/// With the queue full, each waits for room in the place of its first poll, whoever is polled first afterwards.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_for_room_keeps_its_place() {
+    let mut lab = Lab::redis();
+    let patient = lab
+        .builder()
+        .probe_interval(NEVER)
+        .publish_timeout(PATIENCE);
+    let [sending, receiving] = [
+        TestNode::start(patient.clone().start()).await,
+        TestNode::start(patient.start()).await,
+    ];
+    for node in [&sending, &receiving] {
+        node.cluster.ready().await.unwrap();
+    }
+    let mut client = receiving.client("alice").await;
+    let alice = || sending.broadcaster.to_user("alice");
+    let queued = || sending.cluster.stats().bus_publish_queue;
+
+    lab.server().freeze();
+    let users = (0..64).map(|user| user.to_string());
+    let mut crowd = pin!(
+        sending
+            .broadcaster
+            .to_users(users)
+            .send("x".repeat(1 << 20))
+    );
+    assert!(crowd.as_mut().now_or_never().is_none());
+    let full = queued();
+    let mut waiting = ["first", "gave up", "second"].map(|text| Box::pin(alice().send(text)));
+    for send in &mut waiting {
+        assert!(send.now_or_never().is_none(), "control: redis is frozen");
+    }
+    assert_eq!(queued(), full, "control: there is no room for them");
+    let [first, gave_up, second] = waiting;
+    drop(gave_up);
+    lab.server().thaw();
+    crowd.await.unwrap();
+    until("there is room", async || queued() <= 2).await;
+    for sent in join_all([second, first]).await {
+        sent.unwrap();
+    }
+    alice().send("fence").await.unwrap();
+    let came = client.before("fence").await;
+    assert_eq!(came, [text("first"), text("second")]);
 }

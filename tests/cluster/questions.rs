@@ -203,6 +203,57 @@ async fn a_question_outlives_whoever_asked_it_first() {
     assert_eq!((count.sockets(), count.is_complete()), (2, true));
 }
 
+/// It subscribes to thousands of channels again, over a slow link.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_coming_back_is_missing_until_it_hears_everything() {
+    const USERS: usize = 50;
+    const ROOMS: usize = 8000;
+    let mut lab = Lab::redis();
+    let link = Proxy::to(lab.server().port()).await;
+    let hasty = lab.builder().publish_timeout(Duration::from_millis(200));
+    let a = TestNode::start(hasty.start()).await;
+    let b = TestNode::start(lab.builder().redis(link.url()).start()).await;
+    b.cluster.ready().await.unwrap();
+    let users: Vec<String> = (0..USERS).map(|n| format!("user-{n}")).collect();
+    let clients = join_all(users.iter().map(|user| b.client(user))).await;
+    let first = || b.broadcaster.to_user("user-0").local();
+    join_all((0..ROOMS).map(|n| first().join(format!("{n:0>250}")))).await;
+    assert_eq!(b.cluster.stats().rooms, ROOMS as u64, "control");
+    let counts = async || {
+        let asking = users
+            .iter()
+            .map(|user| a.broadcaster.to_user(user.as_str()).count());
+        let counts = join_all(asking).await.into_iter().map(Result::unwrap);
+        let counts = counts.map(|count| (count.sockets(), count.is_complete()));
+        counts.collect::<Vec<_>>()
+    };
+    let is_whole = async || a.cluster.stats().nodes == 2 && counts().await == [(1, true); USERS];
+    until("every answer is whole", is_whole).await;
+
+    link.cut();
+    let is_cut = async || b.cluster.health() != Health::Up;
+    until("its link is gone", is_cut).await;
+    link.narrow(500_000);
+    link.heal();
+    let channels = users.iter().map(|user| format!("cluster:u:{user}"));
+    let channels: Vec<String> = channels.collect();
+    let command = ["PUBSUB", "NUMSUB"].into_iter();
+    let command: Vec<&str> = command.chain(channels.iter().map(String::as_str)).collect();
+    let (mut half_back, mut wrong) = (0, 0);
+    until("it hears everything", async || {
+        let listening = lab.server().cli(&command);
+        let back = listening.lines().filter(|line| line.trim() == "1").count();
+        half_back += usize::from((1..USERS).contains(&back));
+        let counts = counts().await;
+        wrong += counts.iter().filter(|count| **count == (0, true)).count();
+        counts == [(1, true); USERS]
+    })
+    .await;
+    assert!(half_back > 0, "control: it came back at once");
+    assert_eq!(wrong, 0, "said to be whole");
+    drop(clients);
+}
+
 /// Redis has cut off what the node listens to, and the node does not know yet.
 #[tokio::test(flavor = "multi_thread")]
 async fn who_is_deaf_without_knowing_calls_nothing_whole() {

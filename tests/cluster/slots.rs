@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use axum::response::Response;
 use axum::{Router, middleware, routing::any};
-use axum_cluster::{Builder, Cluster, ClusterSocket, Health, OverLimit};
+use axum_cluster::{Cluster, ClusterBuilder, ClusterSocket, Health, OverLimit};
 use futures::future::join_all;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -579,11 +579,11 @@ fn a_limit_of_none_makes_no_sense() {
     );
 }
 
-pub(crate) fn limited(lab: &Lab, sockets: usize, over: OverLimit) -> Builder {
+pub(crate) fn limited(lab: &Lab, sockets: usize, over: OverLimit) -> ClusterBuilder {
     lab.builder().max_sockets_per_user_in_cluster(sockets, over)
 }
 
-async fn start<const N: usize>(builder: Builder) -> [TestNode; N] {
+async fn start<const N: usize>(builder: ClusterBuilder) -> [TestNode; N] {
     let nodes = join_all((0..N).map(async |_| {
         let node = TestNode::start(builder.clone().start()).await;
         node.cluster.ready().await.unwrap();

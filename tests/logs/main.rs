@@ -222,7 +222,7 @@ async fn ws(socket: Result<ClusterSocket, ClusterRejection>) -> Result<Response,
         show("rejection", rejection);
         show("rejection", &rejection.to_string());
     })?;
-    if socket.user() == &"brief".into() {
+    if *socket.user() == "brief" {
         socket = socket.expires_at(SystemTime::now() + Duration::from_millis(50));
     }
     show("handshake", &socket);

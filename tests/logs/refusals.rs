@@ -412,3 +412,28 @@ async fn redis_words_are_for_the_log_and_not_for_callers() {
         );
     }
 }
+
+/// Where no error can be returned, the log has it.
+#[tokio::test]
+async fn an_id_that_cannot_be_used_is_told_where_no_error_can_be() {
+    let (log, _guard) = Log::capture_here();
+    let cluster = Cluster::builder().start();
+    let broadcaster = cluster.broadcaster();
+    let _somebody = broadcaster.presence_of(["alice", "bob"]);
+    let told = |log: String| {
+        let lines = log.lines().filter(|line| line.contains("cannot be used"));
+        lines.map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(told(log.take()), [""; 0], "control");
+    let _nobody = (
+        broadcaster.presence_of(["alice", ""]),
+        broadcaster.presence_in("x".repeat(257)),
+    );
+    let lines = told(log.take());
+    assert!(
+        matches!(&lines[..], [of, into]
+            if of.contains("presence_of") && of.contains("empty")
+            && into.contains("presence_in") && into.contains("257 bytes")),
+        "{lines:?}"
+    );
+}

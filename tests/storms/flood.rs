@@ -27,7 +27,7 @@ async fn a_flood_is_bounded_and_the_quick_get_everything() {
         let lab = Lab::redis();
         // Only the outbox may give up the slow ones.
         let builder = lab.builder().write_timeout(NEVER).pong_timeout(NEVER);
-        let builder = builder.outbox(OUTBOX, 1 << 20).slow_consumer(policy);
+        let builder = builder.outbox_messages(OUTBOX).slow_consumer(policy);
         let a = TestNode::start(builder.start()).await;
         a.cluster.ready().await.unwrap();
         let b = lab.node().await;

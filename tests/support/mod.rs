@@ -14,7 +14,7 @@ pub mod traffic;
 
 use std::time::Duration;
 
-use axum_cluster::{Backend, Builder, Cluster};
+use axum_cluster::{Backend, Cluster, ClusterBuilder};
 
 pub use client::Client;
 pub use node::TestNode;
@@ -70,7 +70,7 @@ impl Lab {
     }
 
     /// Settings of a node of this lab. Short times, since the tests wait for them.
-    pub fn builder(&self) -> Builder {
+    pub fn builder(&self) -> ClusterBuilder {
         Cluster::builder()
             .backend(self.backend.clone())
             .linger(Duration::from_millis(50))

@@ -138,7 +138,7 @@ async fn obey(socket: &mut Socket) {
                 "left".into()
             }
             ("close", code) => {
-                let code = code.parse().expect("a code");
+                let code: u16 = code.parse().expect("a code");
                 return socket.close(Close::new(code, "asked")).await;
             }
             ("return", _) => return,

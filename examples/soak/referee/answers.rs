@@ -18,8 +18,8 @@ impl Referee {
     pub fn answered(&mut self, asker: Life, answer: Answer) {
         self.tally.answers += 1;
         match &answer.verdict {
-            Verdict::Sockets { missing, .. } => {
-                self.tally.incomplete += u64::from(!missing.is_empty());
+            Verdict::Sockets { complete, .. } => {
+                self.tally.incomplete += u64::from(!complete);
             }
             Verdict::Online(true) => {
                 let node = self.nodes.entry(asker).or_default();
@@ -46,13 +46,19 @@ impl Referee {
             false => self.members(),
         };
         let settled = now - if at_the_end { 0 } else { PATIENCE / 4 };
-        let mut wrong = Vec::new();
+        let (mut wrong, mut unnamed) = (Vec::new(), 0);
         for (asker, answer) in ripe {
             let there = self.surely_there(&members, asker, &answer, settled);
             let is_wrong = match &answer.verdict {
-                Verdict::Sockets { count, missing } => {
+                Verdict::Sockets {
+                    count,
+                    complete,
+                    missing,
+                } => {
                     let named = |socket: &&SocketId| missing.contains(&socket.node());
-                    *count < there.len() - there.iter().filter(named).count()
+                    let owed = there.len() - there.iter().filter(named).count();
+                    unnamed += u64::from(!complete && *count < owed);
+                    *complete && *count < there.len()
                 }
                 Verdict::Online(is_online) => !is_online && !there.is_empty(),
                 Verdict::Unanswered => false,
@@ -62,6 +68,7 @@ impl Referee {
             }
         }
         drop(members);
+        self.tally.unnamed += unnamed;
         for (asker, answer, there) in wrong {
             let (count, what) = match answer.verdict {
                 Verdict::Sockets { .. } => (&mut self.tally.wrongly_complete, "wrongly complete"),

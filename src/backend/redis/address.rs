@@ -206,7 +206,7 @@ mod tests {
                 "no IPv6 address",
                 "redis://[::1]:6379",
             ),
-            ("redis://[::1]6379", "host", ":port"),
+            ("redis://[::1]6379", "after `]`", ":port"),
             ("redis://lo<cal>host", "host", "redis://"),
             ("redis://:s3/cret@localhost", "password", "%2F"),
             ("redis://:s3#cret@localhost", "password", "%23"),
@@ -222,6 +222,11 @@ mod tests {
                 "redis+unix://run/redis.sock?pass=s3cret",
                 "path is missing",
                 "redis+unix:///path",
+            ),
+            (
+                "redis+unix:///run/redis.sock#s3cret",
+                "#fragment",
+                "always verified",
             ),
         ] {
             let error = parse(url).unwrap_err();
@@ -249,6 +254,7 @@ mod tests {
             ("valkeys://u:p@valkey", "valkey", None, Some("p")),
             ("rediss://u:p@[::1]:7000", "[::1]", Some(7000), Some("p")),
             ("redis://:p@ss@host", "host", None, Some("p%40ss")),
+            ("redis://:p@:s@host:7", "host", Some(7), Some("p%40%3As")),
             ("redis://:p,q%2F@host", "host", None, Some("p,q%2F")),
         ] {
             let parsed = parse(url).unwrap();

@@ -9,15 +9,18 @@ use std::pin::pin;
 
 use bytes::Bytes;
 use smallvec::SmallVec;
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
 use super::pipeline::{Counted, Unusable};
+use super::queue::Room;
 use crate::error::PublishError;
 use crate::scope::Size;
 
 /// Most publications in one pipeline.
 pub(super) const BATCH: usize = 256;
+/// Queues that have grown beyond so many publications do not keep their memory.
+pub(super) const KEPT: usize = 16 * BATCH;
 /// Most channels of a large union in one pipeline: few enough that Redis serves the others within milliseconds, and
 /// so many that a union of 100,000 takes 50 round trips, half a second on a link of 10 ms; …
 const PART: usize = 2048;
@@ -91,25 +94,19 @@ pub(super) struct Waiter {
     /// A part may have been sent.
     begun: bool,
     /// Given back when Redis has answered or the connection is given up.
-    room: OwnedSemaphorePermit,
-    _large: Option<OwnedSemaphorePermit>,
+    room: Room,
 }
 
 pub(super) type Published = Result<usize, PublishError>;
 
 impl Waiter {
-    pub(super) fn new(
-        deadline: Instant,
-        reply: oneshot::Sender<Published>,
-        (room, large): (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>),
-    ) -> Self {
+    pub(super) fn new(deadline: Instant, reply: oneshot::Sender<Published>, room: Room) -> Self {
         Self {
             deadline,
             reply: Some(reply),
             sum: Ok(0),
             begun: false,
             room,
-            _large: large,
         }
     }
 
@@ -132,45 +129,46 @@ impl Waiter {
 /// What has not had its turn, or not the last one.
 #[derive(Debug, Default)]
 pub(super) struct Backlog {
-    /// What came and is not sorted yet.
-    pub(super) arrived: Vec<(Publication, Waiter)>,
+    /// Before whatever else waits.
+    probes: VecDeque<(Publication, Waiter)>,
     small: VecDeque<(Publication, Waiter)>,
     large: VecDeque<(Publication, Waiter)>,
 }
 
 impl Backlog {
-    /// Sorts what came.
-    pub(super) fn admit(&mut self) {
-        for (publication, waiter) in self.arrived.drain(..) {
-            match (publication.is_probe, publication.is_large()) {
-                (true, _) => self.small.push_front((publication, waiter)),
-                (_, true) => self.large.push_back((publication, waiter)),
-                _ => self.small.push_back((publication, waiter)),
-            }
-        }
+    pub(super) fn admit(&mut self, (publication, waiter): (Publication, Waiter)) {
+        let queue = match (publication.is_probe, publication.is_large()) {
+            (true, _) => &mut self.probes,
+            (_, true) => &mut self.large,
+            _ => &mut self.small,
+        };
+        queue.push_back((publication, waiter));
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.small.is_empty() && self.large.is_empty()
+        self.probes.is_empty() && self.small.is_empty() && self.large.is_empty()
     }
 
     /// What goes into the next pipeline: whatever is small, and a part of the first large union.
     pub(super) fn take_turn(&mut self, turn: &mut Turn) {
         let small = self.small.len().min(BATCH);
-        let large = self.large.pop_front();
-        for (mut publication, waiter) in self.small.drain(..small).chain(large) {
+        let small = self.small.drain(..small);
+        let next = self.probes.drain(..).chain(small);
+        for (mut publication, waiter) in next.chain(self.large.pop_front()) {
             publication.advance();
             turn.publications.push(publication);
             turn.waiters.0.push(waiter);
         }
-        if self.small.is_empty() && self.small.capacity() > 16 * BATCH {
+        if self.small.is_empty() && self.small.capacity() > KEPT {
             self.small = VecDeque::new();
         }
     }
 
-    /// When somebody loses patience. Those far behind come nearer first: nearly all are as patient.
+    /// When somebody loses patience. All of a node are equally patient, and each queue is in the order in which
+    /// they came (what is put back is the oldest), so that the first is the next.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
-        let first = self.small.iter().take(BATCH).chain(&self.large);
+        let queues = [&self.probes, &self.small, &self.large];
+        let first = queues.into_iter().filter_map(VecDeque::front);
         first.map(|(_, waiter)| waiter.deadline).min()
     }
 
@@ -181,7 +179,7 @@ impl Backlog {
             return;
         }
         let error = PublishError::not_sent(late);
-        for queue in [&mut self.small, &mut self.large] {
+        for queue in [&mut self.probes, &mut self.small, &mut self.large] {
             queue.retain_mut(|(_, waiter)| {
                 let patient = now < waiter.deadline;
                 if !patient {
@@ -193,7 +191,7 @@ impl Backlog {
     }
 
     pub(super) fn fail(&mut self, error: &PublishError) {
-        for queue in [&mut self.small, &mut self.large] {
+        for queue in [&mut self.probes, &mut self.small, &mut self.large] {
             for (_, mut waiter) in queue.drain(..) {
                 waiter.fail(error);
             }
@@ -215,7 +213,7 @@ impl Turn {
         mut replies: impl Iterator<Item = Counted>,
         backlog: &mut Backlog,
     ) {
-        let mut rooms: Option<OwnedSemaphorePermit> = None;
+        let mut rooms: Option<Room> = None;
         let waiters = self.waiters.0.drain(..);
         for (publication, mut waiter) in self.publications.drain(..).zip(waiters) {
             let mut sum = std::mem::replace(&mut waiter.sum, Ok(0));
@@ -305,11 +303,10 @@ fn and(sum: Published, reply: Counted) -> Published {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, LazyLock};
+    use std::sync::Arc;
     use std::time::Duration;
 
-    use tokio::sync::Semaphore;
-
+    use super::super::queue::{Queue, Queued};
     use super::*;
 
     #[test]
@@ -331,8 +328,6 @@ mod tests {
         channels: std::ops::Range<usize>,
         is_probe: bool,
     ) -> ((Publication, Waiter), oneshot::Receiver<Published>) {
-        static ROOM: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(10_000)));
-        let permit = ROOM.clone().try_acquire_owned().unwrap();
         let (reply, answer) = oneshot::channel();
         let channels: SmallVec<_> = channels.map(|channel| channel.to_string()).collect();
         let deadline = Instant::now() + Duration::from_secs(60);
@@ -342,10 +337,8 @@ mod tests {
         };
         let mut publication = Publication::new(channels, Bytes::from_static(b"x"), size);
         publication.is_probe = is_probe;
-        (
-            (publication, Waiter::new(deadline, reply, (permit, None))),
-            answer,
-        )
+        let queued = Queued::new(publication, deadline, reply);
+        (queued.admitted(&Arc::new(Queue::default())), answer)
     }
 
     /// Writes one pipeline that two nodes hear; the channels in it.
@@ -364,15 +357,12 @@ mod tests {
         let (end, rest) = (4 * PART - 24, PART + 44);
         let (first, mut first_answer) = queued(0..end, false);
         let (second, mut second_answer) = queued(end..end + rest, false);
-        backlog.arrived.extend([first, second]);
-        backlog.admit();
+        backlog.admit(first);
+        backlog.admit(second);
         assert_eq!(written(&mut backlog), (0..PART).collect::<Vec<_>>());
         for (channel, is_probe) in [(77_777, false), (88_888, false), (99_999, true)] {
-            backlog
-                .arrived
-                .push(queued(channel..channel + 1, is_probe).0);
+            backlog.admit(queued(channel..channel + 1, is_probe).0);
         }
-        backlog.admit();
         let small = [99_999, 77_777, 88_888];
         assert_eq!(
             written(&mut backlog),
@@ -397,10 +387,9 @@ mod tests {
         let mut backlog = Backlog::default();
         let (mut command, _answer) = queued(99_999..100_000, false);
         command.0.size = Size::Large;
-        backlog.arrived.push(queued(0..PART + 44, false).0);
-        backlog.arrived.push(command);
-        backlog.arrived.push(queued(77_777..77_778, false).0);
-        backlog.admit();
+        backlog.admit(queued(0..PART + 44, false).0);
+        backlog.admit(command);
+        backlog.admit(queued(77_777..77_778, false).0);
         let first = [77_777].into_iter().chain(0..PART);
         assert_eq!(written(&mut backlog), first.collect::<Vec<_>>());
         assert_eq!(written(&mut backlog), (PART..PART + 44).collect::<Vec<_>>());
@@ -410,12 +399,34 @@ mod tests {
     #[test]
     fn small_ones_do_not_keep_a_large_one_from_its_turn() {
         let mut backlog = Backlog::default();
-        backlog
-            .arrived
-            .extend((0..2000).map(|_| queued(0..1, false).0));
-        backlog.arrived.push(queued(0..PART + 44, false).0);
-        backlog.admit();
+        for _ in 0..2000 {
+            backlog.admit(queued(0..1, false).0);
+        }
+        backlog.admit(queued(0..PART + 44, false).0);
         assert_eq!(written(&mut backlog).len(), BATCH + PART);
         assert_eq!(written(&mut backlog).len(), BATCH + 44);
+    }
+
+    #[test]
+    fn whoever_came_first_loses_patience_first() {
+        let kinds = || [(0..PART + 44, false), (0..1, false), (0..1, true)];
+        for first in kinds() {
+            let mut backlog = Backlog::default();
+            for (channels, is_probe) in [first.clone()].into_iter().chain(kinds()) {
+                let next = backlog.next_deadline();
+                backlog.admit(queued(channels, is_probe).0);
+                assert!(
+                    next.is_none() || backlog.next_deadline() == next,
+                    "{first:?}"
+                );
+            }
+        }
+        let mut backlog = Backlog::default();
+        let (union, _answer) = queued(0..PART + 44, false);
+        backlog.admit(union);
+        let next = backlog.next_deadline();
+        backlog.admit(queued(0..PART + 44, false).0);
+        written(&mut backlog);
+        assert_eq!(backlog.next_deadline(), next, "44 of it are left");
     }
 }

@@ -17,12 +17,11 @@ const HEAD_START: Duration = Duration::from_millis(250);
 /// lead elsewhere by now. Waits for ever: the caller has the deadline.
 pub(super) async fn dial(host: &str, port: u16) -> io::Result<TcpStream> {
     let addresses = lookup_host((host, port)).await?;
-    race(
-        interleaved(addresses.collect()),
-        HEAD_START,
-        TcpStream::connect,
-    )
-    .await
+    connect(addresses.collect()).await
+}
+
+async fn connect(addresses: Vec<SocketAddr>) -> io::Result<TcpStream> {
+    race(interleaved(addresses), HEAD_START, TcpStream::connect).await
 }
 
 /// Both families in turn, beginning with the one that the resolver prefers (RFC 8305, section 4).
@@ -165,9 +164,7 @@ mod tests {
         );
         let good = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addresses = vec![full.local_addr().unwrap(), good.local_addr().unwrap()];
-        let won = race(addresses, HEAD_START, TcpStream::connect)
-            .await
-            .unwrap();
+        let won = connect(addresses).await.unwrap();
         assert_eq!(won.peer_addr().unwrap(), good.local_addr().unwrap());
         assert!(swallowed.now_or_never().is_none(), "control: it still does");
     }

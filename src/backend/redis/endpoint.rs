@@ -5,27 +5,22 @@ use std::io;
 #[cfg(unix)]
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use bytes::BytesMut;
 use redis::{ConnectionAddr, IntoConnectionInfo, RedisConnectionInfo};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 #[cfg(unix)]
 use tokio::net::UnixStream;
-use tokio::sync::OnceCell;
-use tokio::task::spawn_blocking;
 use tokio::time::timeout;
-use tokio_rustls::TlsConnector;
-use tokio_rustls::rustls::crypto::ring;
-use tokio_rustls::rustls::pki_types::ServerName;
-use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 use url::Url;
 
 use super::address;
+use super::command;
 use super::dial::dial;
+use super::tls::Tls;
 use crate::error::ConnectError;
 
 /// The longest that opening a connection may take, from the name to the login and the role: five round trips of
@@ -39,25 +34,19 @@ const KEEPALIVE: Duration = Duration::from_secs(5);
 #[cfg(target_os = "linux")]
 const USER_TIMEOUT: Duration = Duration::from_secs(6);
 
-/// Asks Redis who it is, its role among others: a question that needs no permission.
-pub(crate) const HELLO: &[u8] = b"*1\r\n$5\r\nHELLO\r\n";
-
 /// A Redis server and who we are to it.
 pub(crate) struct Endpoint {
     addr: Addr,
     login: RedisConnectionInfo,
     /// The URL without its secrets.
     shown: String,
-    tls: OnceCell<TlsConnector>,
-    /// Raised whenever everything that is open may be on another server than what is opened next.
-    generation: AtomicU64,
 }
 
 enum Addr {
     Tcp {
         host: String,
         port: u16,
-        tls: bool,
+        tls: Option<Tls>,
     },
     #[cfg(unix)]
     Unix(PathBuf),
@@ -70,9 +59,13 @@ impl<T: AsyncRead + AsyncWrite + Send> Stream for T {}
 
 impl Endpoint {
     pub(crate) fn parse(text: &str) -> Result<Self, ConnectError> {
-        let wrong = |problem: String| ConnectError::Url(problem);
+        let wrong = |problem: String| ConnectError::url(problem);
         let url = address::parse(text).map_err(wrong)?;
         let shown = shown(&url);
+        let (url, tls) = match url.scheme() {
+            "rediss" => (plain(url), Some(Tls::new().map_err(wrong)?)),
+            _ => (url, None),
+        };
         // The library's texts name the part and never quote a secret.
         let info = url
             .into_connection_info()
@@ -81,12 +74,7 @@ impl Endpoint {
             ConnectionAddr::Tcp(host, port) => Addr::Tcp {
                 host: host.clone(),
                 port: *port,
-                tls: false,
-            },
-            ConnectionAddr::TcpTls { host, port, .. } => Addr::Tcp {
-                host: host.clone(),
-                port: *port,
-                tls: true,
+                tls,
             },
             #[cfg(unix)]
             ConnectionAddr::Unix(path) => Addr::Unix(path.clone()),
@@ -105,13 +93,7 @@ impl Endpoint {
             .set_db(0)
             .set_skip_set_lib_name();
         let login = login.set_protocol(redis::ProtocolVersion::RESP2);
-        Ok(Self {
-            addr,
-            login,
-            shown,
-            tls: OnceCell::new(),
-            generation: AtomicU64::new(0),
-        })
+        Ok(Self { addr, login, shown })
     }
 
     /// User name and password, as the redis crate takes them.
@@ -120,13 +102,10 @@ impl Endpoint {
     }
 
     /// The command that logs in, if there is a password.
-    pub(crate) fn auth(&self) -> Option<Vec<u8>> {
-        let password = self.login.password()?;
-        let mut auth = redis::cmd("AUTH");
-        if let Some(user) = self.login.username() {
-            auth.arg(user);
-        }
-        Some(auth.arg(password).get_packed_command())
+    pub(crate) fn auth(&self) -> Option<BytesMut> {
+        let mut auth = BytesMut::new();
+        command::auth(&mut auth, self.login.username(), self.login.password()?);
+        Some(auth)
     }
 
     /// Opens a connection; nothing has been said on it yet.
@@ -147,39 +126,12 @@ impl Endpoint {
             Addr::Tcp { host, port, tls } => {
                 let stream = dial(host, *port).await?;
                 guard_against_silence(&stream)?;
-                if !tls {
-                    return Ok(Box::pin(stream));
+                match tls {
+                    Some(tls) => Ok(Box::pin(tls.secure(host, stream).await?)),
+                    None => Ok(Box::pin(stream)),
                 }
-                let name = ServerName::try_from(host.clone()).map_err(io::Error::other)?;
-                // Reads files; only success is kept, since they may be there next time.
-                let connector = self.tls.get_or_try_init(async || {
-                    let made = spawn_blocking(tls_connector).await;
-                    made.map_err(io::Error::other)?.map_err(io::Error::other)
-                });
-                Ok(Box::pin(connector.await?.connect(name, stream).await?))
             }
         }
-    }
-
-    pub(super) fn generation(&self) -> u64 {
-        self.generation.load(Ordering::Acquire)
-    }
-
-    /// The bus listens on a new connection, to a server that is no replica: what was opened before follows.
-    /// (Not when it connects: a server that refuses every greeting would end all links again and again.)
-    pub(super) fn moved(&self) {
-        self.generation.fetch_add(1, Ordering::AcqRel);
-    }
-
-    /// A connection of this generation met the wrong server, or its end: whatever else is of it is left too.
-    pub(super) fn leave(&self, generation: u64) {
-        // Fails where it was left already.
-        let _ = self.generation.compare_exchange(
-            generation,
-            generation + 1,
-            Ordering::AcqRel,
-            Ordering::Acquire,
-        );
     }
 }
 
@@ -198,24 +150,11 @@ fn guard_against_silence(stream: &TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-/// Verifies against the system's certificates. The provider is named, since rustls panics when a
-/// program brings none or two of its own.
-fn tls_connector() -> Result<TlsConnector, String> {
-    let found = rustls_native_certs::load_native_certs();
-    let mut roots = RootCertStore::empty();
-    let (added, _) = roots.add_parsable_certificates(found.certs);
-    if added == 0 {
-        return Err(
-            "no trusted certificates on this system: install ca-certificates or set SSL_CERT_FILE"
-                .into(),
-        );
-    }
-    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .map_err(|error| error.to_string())?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    Ok(TlsConnector::from(Arc::new(config)))
+/// As the redis crate reads it, which knows no TLS here: that is ours.
+fn plain(mut url: Url) -> Url {
+    // Fails only between schemes of the web and others.
+    let _ = url.set_scheme("redis");
+    url
 }
 
 fn shown(url: &Url) -> String {
@@ -251,6 +190,7 @@ mod tests {
             "redis://user:s3cret@host:1/2",
             #[cfg(unix)]
             "redis+unix:///run/redis.sock?pass=s3cret&user=x",
+            #[cfg(any(feature = "tls-ring", feature = "tls-aws-lc"))]
             "rediss://:s3cret@host",
         ] {
             let endpoint = Endpoint::parse(url).unwrap();
@@ -274,6 +214,18 @@ mod tests {
         }
     }
 
+    #[cfg(not(any(feature = "tls-ring", feature = "tls-aws-lc")))]
+    #[test]
+    fn without_tls_its_features_are_named() {
+        for url in ["rediss://:s3cret@host", "valkeys://:s3cret@host"] {
+            let error = Endpoint::parse(url).unwrap_err().to_string();
+            for said in ["`rediss`", "`tls-ring`", "`tls-aws-lc`"] {
+                assert!(error.contains(said), "{error}");
+            }
+            assert!(!error.contains("s3cret"), "{error}");
+        }
+    }
+
     #[test]
     fn a_password_is_what_was_meant() {
         for url in ["redis://:p@s%2Cs@host", "redis://:p%40s%2Cs@host"] {
@@ -287,8 +239,10 @@ mod tests {
         for url in [
             "redis://localhost",
             "redis://u:p@[::1]:7000/3",
-            "rediss://h",
             "valkey://h",
+            #[cfg(any(feature = "tls-ring", feature = "tls-aws-lc"))]
+            "rediss://h",
+            #[cfg(any(feature = "tls-ring", feature = "tls-aws-lc"))]
             "valkeys://h",
             #[cfg(unix)]
             "redis+unix:///run/r.sock",

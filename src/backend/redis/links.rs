@@ -14,7 +14,9 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout};
 
 use super::advice::{REPLICA, is_replica, is_wrong_server, tells_no_role};
-use super::endpoint::{Endpoint, OPENING};
+use super::command;
+use super::endpoint::OPENING;
+use super::topology::Topology;
 use super::words;
 
 /// Channels in one command: Redis serves nobody else meanwhile.
@@ -23,7 +25,7 @@ const BATCH: usize = 1000;
 /// How links are made.
 #[derive(Debug, Clone)]
 pub(crate) struct Links {
-    endpoint: Arc<Endpoint>,
+    topology: Arc<Topology>,
     /// The longest wait for an answer; a link that is opened has longer.
     deadline: Duration,
     /// Why the last attempt to open one failed.
@@ -34,8 +36,8 @@ pub(crate) struct Links {
 #[derive(Debug)]
 pub(crate) struct Link {
     connection: MultiplexedConnection,
-    endpoint: Arc<Endpoint>,
-    /// That of the endpoint when this was opened.
+    topology: Arc<Topology>,
+    /// That of the topology when this was opened.
     generation: u64,
     dead: Arc<AtomicBool>,
     /// Since when it owes an answer, though perhaps nobody waits for it any longer, and how long it may.
@@ -61,9 +63,9 @@ impl Commands {
 }
 
 impl Links {
-    pub(crate) fn new(endpoint: Arc<Endpoint>, deadline: Duration) -> Self {
+    pub(crate) fn new(topology: Arc<Topology>, deadline: Duration) -> Self {
         Self {
-            endpoint,
+            topology,
             deadline,
             failure: Arc::default(),
         }
@@ -75,10 +77,10 @@ impl Links {
     }
 
     async fn open(&self) -> Result<Link, RedisError> {
-        let generation = self.endpoint.generation();
-        let stream = self.endpoint.connect().await?;
+        let generation = self.topology.generation();
+        let stream = self.topology.primary().connect().await?;
         let config = AsyncConnectionConfig::new().set_response_timeout(Some(self.deadline));
-        let login = self.endpoint.login();
+        let login = self.topology.primary().login();
         let (connection, driver) =
             MultiplexedConnection::new_with_config(login, stream, config).await?;
         let dead = Arc::new(AtomicBool::new(false));
@@ -89,7 +91,7 @@ impl Links {
         });
         Ok(Link {
             connection,
-            endpoint: self.endpoint.clone(),
+            topology: self.topology.clone(),
             generation,
             dead,
             owes_since: None,
@@ -141,7 +143,7 @@ impl ManageConnection for Links {
 impl Link {
     pub(super) fn is_dead(&self) -> bool {
         self.dead.load(Ordering::Acquire)
-            || self.generation != self.endpoint.generation()
+            || self.generation != self.topology.generation()
             || self
                 .owes_since
                 .is_some_and(|since| since.elapsed() >= self.deadline)
@@ -154,9 +156,7 @@ impl Link {
     ) -> Result<Vec<usize>, RedisError> {
         let mut commands = Commands::new();
         for chunk in channels.chunks(BATCH) {
-            let mut question = redis::cmd("PUBSUB");
-            question.arg("NUMSUB").arg(chunk);
-            commands.add_command(question);
+            commands.add_command(command::numsub(chunk));
         }
         let mut counts = Vec::with_capacity(channels.len());
         for answer in self.run(&commands).await? {
@@ -183,14 +183,14 @@ impl Link {
                     .flat_map(|answer| answer.as_ref().err())
                     .any(is_foreign) =>
             {
-                self.endpoint.leave(self.generation);
+                self.topology.leave(self.generation);
             }
             Ok(_) => {}
             Err(error) => {
                 self.dead.store(true, Ordering::Release);
                 // Redis may only be slow.
                 if !error.is_timeout() {
-                    self.endpoint.leave(self.generation);
+                    self.topology.leave(self.generation);
                 }
             }
         }
@@ -242,6 +242,12 @@ fn is_foreign(error: &RedisError) -> bool {
 mod tests {
     use super::*;
     use crate::backend::conformance::redis_server::RedisServer;
+    use crate::backend::redis::endpoint::Endpoint;
+
+    fn topology(server: &RedisServer) -> Arc<Topology> {
+        let endpoint = Endpoint::parse(&server.url()).unwrap();
+        Arc::new(Topology::single(Arc::new(endpoint)))
+    }
 
     async fn hello(link: &mut Link) -> RedisResult<Vec<RedisResult<Value>>> {
         link.run(&Commands::new()).await
@@ -250,12 +256,12 @@ mod tests {
     #[tokio::test]
     async fn links_follow_the_bus_and_one_another() {
         let server = RedisServer::start();
-        let endpoint = Arc::new(Endpoint::parse(&server.url()).unwrap());
-        let links = Links::new(endpoint.clone(), Duration::from_secs(20));
+        let topology = topology(&server);
+        let links = Links::new(topology.clone(), Duration::from_secs(20));
         let mut old = links.connect().await.unwrap();
         hello(&mut old).await.unwrap();
         assert!(!old.is_dead(), "control");
-        endpoint.moved();
+        topology.moved();
         assert!(old.is_dead(), "the bus has a newer connection");
 
         let mut pair = [
@@ -280,10 +286,7 @@ mod tests {
     #[test]
     fn a_link_whose_runtime_ended_is_dead() {
         let server = RedisServer::start();
-        let links = Links::new(
-            Arc::new(Endpoint::parse(&server.url()).unwrap()),
-            Duration::from_secs(20),
-        );
+        let links = Links::new(topology(&server), Duration::from_secs(20));
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let link = runtime.block_on(links.connect()).unwrap();
         assert!(!link.is_dead(), "control");

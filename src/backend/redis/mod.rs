@@ -5,22 +5,32 @@ mod address;
 mod advice;
 mod backlog;
 mod backoff;
+mod command;
 mod dial;
 mod endpoint;
+mod link;
 mod links;
+mod outstanding;
 mod pipeline;
 mod probe;
+mod proof;
 mod publisher;
+mod queue;
+mod refusals;
 mod resp;
-mod session;
+mod shared;
 mod slots;
 mod subscriber;
 mod subscriptions;
+#[cfg(not(any(feature = "tls-ring", feature = "tls-aws-lc")))]
+#[path = "no_tls.rs"]
+mod tls;
+#[cfg(any(feature = "tls-ring", feature = "tls-aws-lc"))]
+mod tls;
+mod topology;
 
 use std::error::Error as _;
-use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Once, Weak};
-use std::time::Duration;
 
 use bb8_redis::bb8::{Pool, RunError};
 use bytes::Bytes;
@@ -36,33 +46,35 @@ use tokio_util::task::TaskTracker;
 use self::advice::Advice;
 pub(crate) use self::endpoint::Endpoint;
 use self::endpoint::OPENING;
+use self::link::LinkConfig;
 use self::links::Links;
 use self::publisher::{PublishQueue, Publisher};
-#[cfg(feature = "internals")]
+#[cfg(any(fuzzing, axum_cluster_internals))]
 pub(crate) use self::resp::Reader;
+use self::shared::SharedSubscriptions;
 use self::slots::{Keeper, SlotTable};
-use self::subscriber::{Subscriber, Table};
+use self::subscriber::Subscriber;
 use self::subscriptions::Subscriptions;
+use self::topology::Topology;
 use super::slots::Slots;
 use super::{Bus, BusSettings, Confirmation, Listener, Published};
 use crate::error::PublishError;
 use crate::id::NodeId;
 use crate::scope::Size;
+use crate::tasks;
 use crate::topic::Topic;
 
 /// Connections for questions, beside the two of the bus itself.
 const POOL: u32 = 2;
-/// A task that panicked begins again after this long.
-const RESTART: Duration = Duration::from_millis(100);
 
 /// One node's end of the bus.
 #[derive(Debug)]
 pub(crate) struct RedisBus {
     node: NodeId,
-    endpoint: Arc<Endpoint>,
+    topology: Arc<Topology>,
     advice: Arc<Advice>,
     settings: BusSettings,
-    table: Arc<Table>,
+    subscriptions: Arc<SharedSubscriptions>,
     publisher: Arc<Publisher>,
     /// Taken by [`Bus::start`].
     queue: Mutex<Option<PublishQueue>>,
@@ -76,27 +88,26 @@ pub(crate) struct RedisBus {
 
 impl RedisBus {
     pub(crate) fn new(endpoint: Arc<Endpoint>, node: NodeId, settings: BusSettings) -> Self {
-        let links = Links::new(endpoint.clone(), settings.publish_timeout);
+        let topology = Arc::new(Topology::single(endpoint));
+        let links = Links::new(topology.clone(), settings.publish_timeout);
         let questions = Pool::builder()
             .max_size(POOL)
             .connection_timeout(settings.publish_timeout.min(OPENING))
             .build_unchecked(links.clone());
-        let user = endpoint.login().username();
+        let user = topology.primary().login().username();
         let advice = Arc::new(Advice::new(user, &settings.namespace));
         let (publisher, queue) =
-            Publisher::new(endpoint.clone(), advice.clone(), settings.publish_timeout);
+            Publisher::new(topology.clone(), advice.clone(), settings.publish_timeout);
         let slots = settings.slots.map(|limit| {
             let table = SlotTable::new(node, limit, settings.publish_timeout);
             Arc::new(table)
         });
-        let table = Arc::new(Table::new(settings.linger));
-        // The probe comes back on it: wanted from the first connection to the last.
-        table.change(|table| table.want(&Topic::node(node)));
+        let subscriptions = SharedSubscriptions::new(settings.linger, Topic::node(node));
         Self {
             node,
-            endpoint,
+            topology,
             advice,
-            table,
+            subscriptions: Arc::new(subscriptions),
             settings,
             publisher: Arc::new(publisher),
             queue: Mutex::new(Some(queue)),
@@ -122,7 +133,7 @@ impl RedisBus {
                 Ok(Ok(counts)) => return Ok(counts),
                 Ok(Err(error)) if may_repeat && link.is_dead() => {
                     tracing::debug!(reason = %words(&error), "a question is asked again on a new connection");
-                    self.table.doubt();
+                    self.subscriptions.doubt();
                     may_repeat = false;
                 }
                 Ok(Err(error)) => return Err(explain(&self.advice, &error)),
@@ -145,15 +156,15 @@ impl Bus for RedisBus {
         let Some(queue) = self.queue.lock().take() else {
             return;
         };
-        let ended = self.ended.clone();
+        let (ended, told) = (self.ended.clone(), listener.clone());
         self.tasks
-            .spawn(supervise("publisher", ended, queue, |queue| {
+            .spawn(supervise("publisher", ended, told, queue, |queue| {
                 queue.run().boxed()
             }));
         if let Some(slots) = &self.slots {
             slots.start(listener.clone());
             let keeper = || {
-                let links = Links::new(self.endpoint.clone(), self.settings.publish_timeout);
+                let links = Links::new(self.topology.clone(), self.settings.publish_timeout);
                 Keeper::new(
                     slots.clone(),
                     links,
@@ -162,43 +173,47 @@ impl Bus for RedisBus {
                     &self.settings,
                 )
             };
-            let (keeper, mut leaving, ended) = (keeper(), keeper(), self.ended.clone());
+            let (keeper, mut leaving) = (keeper(), keeper());
+            let (ended, told) = (self.ended.clone(), listener.clone());
             self.tasks.spawn(async move {
-                supervise("slots", ended, keeper, |keeper| keeper.run().boxed()).await;
+                supervise("slots", ended, told, keeper, |keeper| keeper.run().boxed()).await;
                 leaving.leave().await;
             });
         }
+        let (ended, told) = (self.ended.clone(), listener.clone());
         let subscriber = Subscriber {
-            endpoint: self.endpoint.clone(),
-            advice: self.advice.clone(),
-            node: self.node,
-            settings: self.settings.clone(),
-            table: self.table.clone(),
+            topology: self.topology.clone(),
+            link: Arc::new(LinkConfig {
+                node: self.node,
+                namespace: self.settings.namespace.clone(),
+                advice: self.advice.clone(),
+                probe_interval: self.settings.probe_interval,
+                subscriptions: self.subscriptions.clone(),
+            }),
             publisher: self.publisher.clone(),
             slots: self.slots.clone(),
             listener,
             told_no_role: Once::new(),
             began: false,
         };
-        let ended = self.ended.clone();
         self.tasks
-            .spawn(supervise("subscriber", ended, subscriber, |task| {
+            .spawn(supervise("subscriber", ended, told, subscriber, |task| {
                 task.run().boxed()
             }));
         self.tasks.close();
     }
 
     fn want(&self, topic: &Topic) -> Confirmation {
-        self.table.change(|table| table.want(topic))
+        self.subscriptions.change(|table| table.want(topic))
     }
 
     fn release(&self, topic: &Topic) {
-        self.table
+        self.subscriptions
             .change(|table| table.release(topic, Instant::now()));
     }
 
     fn doubt(&self) {
-        self.table.change(Subscriptions::doubt);
+        self.subscriptions.change(Subscriptions::doubt);
     }
 
     fn publish(
@@ -211,17 +226,17 @@ impl Bus for RedisBus {
             .iter()
             .map(|topic| self.settings.namespace.channel(topic))
             .collect();
-        let table = self.table.clone();
-        topics.retain(|topic| table.is_confirmed(topic));
+        let subscriptions = self.subscriptions.clone();
+        topics.retain(|topic| subscriptions.is_confirmed(topic));
         let publishing = self.publisher.publish(channels, envelope, size);
         async move {
             let published = publishing.await;
             if published.is_err() {
-                table.doubt();
+                subscriptions.doubt();
             }
             let receivers = published?;
             // Those that heard it surely: who subscribed meanwhile perhaps did not.
-            topics.retain(|topic| table.is_confirmed(topic));
+            topics.retain(|topic| subscriptions.is_confirmed(topic));
             Ok(Published {
                 nodes: receivers.saturating_sub(topics.len()),
                 comes_back: !topics.is_empty(),
@@ -256,26 +271,20 @@ impl Drop for RedisBus {
     }
 }
 
-/// Runs a task until it returns or the bus ends. A panic is a bug, but must not leave the node deaf.
+/// Runs a task until it returns or the bus ends.
 async fn supervise<T>(
     name: &'static str,
     ended: CancellationToken,
+    listener: Weak<dyn Listener>,
     mut state: T,
     run: impl for<'a> Fn(&'a mut T) -> BoxFuture<'a, ()>,
 ) {
-    loop {
-        let guarded = AssertUnwindSafe(run(&mut state)).catch_unwind();
-        match ended.run_until_cancelled(guarded).await {
-            None | Some(Ok(())) => return,
-            Some(Err(_)) => {
-                tracing::error!(
-                    task = name,
-                    "a task of the bus panicked and begins again: please report it"
-                )
-            }
+    let panicked = || {
+        if let Some(listener) = listener.upgrade() {
+            listener.panicked();
         }
-        tokio::time::sleep(RESTART).await;
-    }
+    };
+    tasks::supervise(name, &ended, panicked, &mut state, run).await;
 }
 
 /// A failure in Redis' own words, and what to do about it where that is known.
@@ -298,6 +307,8 @@ fn io_words(error: &RedisError) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
@@ -320,7 +331,7 @@ mod tests {
                 let mut question = [0; 1024];
                 let read = connection.read(&mut question).await.unwrap();
                 assert!(
-                    question[..read].starts_with(endpoint::HELLO),
+                    question[..read].starts_with(command::HELLO),
                     "the role is asked first"
                 );
                 connection.write_all(answer.as_bytes()).await.unwrap();

@@ -9,7 +9,8 @@ use futures::FutureExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::advice::{Advice, REPLICA, is_replica, tells_no_role};
-use super::endpoint::{Endpoint, HELLO, Stream};
+use super::command::{self, HELLO};
+use super::endpoint::{Endpoint, Stream};
 use super::resp::{Reader, Reply};
 
 /// What Redis says to one PUBLISH: how many received it, or why it was refused.
@@ -93,9 +94,7 @@ impl Pipeline {
     /// that a message to thousands of users is not there thousands of times. After an error, or cancelled,
     /// the connection is useless.
     pub(crate) async fn add(&mut self, channel: &str, envelope: &[u8]) -> Result<(), Unusable> {
-        self.output.put_slice(b"*3\r\n$7\r\nPUBLISH\r\n");
-        put_bulk(&mut self.output, channel.as_bytes());
-        put_bulk(&mut self.output, envelope);
+        command::publish(&mut self.output, channel, envelope);
         self.owed += 1;
         if self.output.len() >= KEPT {
             self.write().await?;
@@ -157,26 +156,6 @@ impl Pipeline {
     }
 }
 
-fn put_bulk(output: &mut BytesMut, bytes: &[u8]) {
-    let mut digits = [0; 20];
-    let mut at = digits.len();
-    let mut left = bytes.len();
-    loop {
-        at -= 1;
-        digits[at] = b'0' + (left % 10) as u8;
-        left /= 10;
-        if left == 0 {
-            break;
-        }
-    }
-    output.reserve(bytes.len() + digits.len() + 5);
-    output.put_u8(b'$');
-    output.put_slice(&digits[at..]);
-    output.put_slice(b"\r\n");
-    output.put_slice(bytes);
-    output.put_slice(b"\r\n");
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -197,9 +176,7 @@ mod tests {
         let envelope = vec![b'x'; 64 * 1024];
         let mut expected = BytesMut::new();
         for user in 0..USERS {
-            expected.put_slice(b"*3\r\n$7\r\nPUBLISH\r\n");
-            put_bulk(&mut expected, user.to_string().as_bytes());
-            put_bulk(&mut expected, &envelope);
+            command::publish(&mut expected, &user.to_string(), &envelope);
         }
         let mut most = 0;
         let publishing = async {
@@ -222,18 +199,5 @@ mod tests {
         assert_eq!(replies, vec![Ok(1); USERS]);
         assert!(read == expected, "all of it, in order");
         assert!(most <= 4 * KEPT, "{most} bytes at once");
-    }
-
-    #[test]
-    fn commands_are_what_redis_reads() {
-        for (bytes, expected) in [
-            (&b""[..], "$0\r\n\r\n"),
-            (b"abc", "$3\r\nabc\r\n"),
-            (&[b'x'; 10], "$10\r\nxxxxxxxxxx\r\n"),
-        ] {
-            let mut output = BytesMut::new();
-            put_bulk(&mut output, bytes);
-            assert_eq!(output, expected);
-        }
     }
 }

@@ -9,26 +9,25 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::FutureExt;
 use futures::future::Either;
-use futures::{FutureExt, TryFutureExt};
 use smallvec::{SmallVec, smallvec};
 use tokio::runtime::Handle;
-use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore, TryAcquireError, mpsc, oneshot};
+use tokio::sync::oneshot;
+use tokio::sync::oneshot::error::RecvError;
+use tokio::task::coop::consume_budget;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use super::advice::Advice;
-use super::backlog::{BATCH, Backlog, Publication, Published, Turn, Waiter};
+use super::backlog::{BATCH, Backlog, KEPT, Publication, Published, Turn};
 use super::backoff::Backoff;
-use super::endpoint::{Endpoint, OPENING};
+use super::endpoint::OPENING;
 use super::pipeline::{Pipeline, Unusable};
+use super::queue::{Place, Queue, Queued};
+use super::topology::Topology;
 use crate::error::PublishError;
 use crate::scope::Size;
 
-/// What may be queued, in units of [`UNIT`] bytes of payload; every publication takes at least one.
-const QUEUE: usize = 64 * 1024;
-/// What of it large unions may take: whoever sends to one user finds room beside them.
-const LARGE: usize = QUEUE / 4;
-const UNIT: usize = 1024;
 /// The longest pause before a reconnect. After a failed connect, publications fail at once meanwhile; after a
 /// lost link they wait, so it is well below the default `publish_timeout`.
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
@@ -36,20 +35,18 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 /// Where publications go.
 #[derive(Debug)]
 pub(crate) struct Publisher {
-    queue: mpsc::UnboundedSender<(Publication, Waiter)>,
-    /// Bounds the queue in messages and bytes alike.
-    room: Arc<Semaphore>,
-    /// Bounds what of that large unions take.
-    large: Arc<Semaphore>,
+    queue: Arc<Queue>,
     deadline: Duration,
     runtime: Handle,
 }
 
-/// The other end of the queue.
+/// The other end of the queue, closed when this is dropped.
 #[derive(Debug)]
 pub(crate) struct PublishQueue {
-    waiting: mpsc::UnboundedReceiver<(Publication, Waiter)>,
-    endpoint: Arc<Endpoint>,
+    queue: Arc<Queue>,
+    /// Empty between two looks at the queue; its memory is kept.
+    arrived: Vec<Queued>,
+    topology: Arc<Topology>,
     advice: Arc<Advice>,
     /// How long a pipeline may take.
     deadline: Duration,
@@ -58,22 +55,21 @@ pub(crate) struct PublishQueue {
 impl Publisher {
     /// Must be called within the runtime of the [`PublishQueue`].
     pub(crate) fn new(
-        endpoint: Arc<Endpoint>,
+        topology: Arc<Topology>,
         advice: Arc<Advice>,
         deadline: Duration,
     ) -> (Self, PublishQueue) {
-        let (queue, waiting) = mpsc::unbounded_channel();
+        let queue = Arc::new(Queue::default());
         (
             Self {
-                queue,
-                room: Arc::new(Semaphore::new(QUEUE)),
-                large: Arc::new(Semaphore::new(LARGE)),
+                queue: queue.clone(),
                 deadline,
                 runtime: Handle::current(),
             },
             PublishQueue {
-                waiting,
-                endpoint,
+                queue,
+                arrived: Vec::new(),
+                topology,
                 advice,
                 deadline,
             },
@@ -82,7 +78,8 @@ impl Publisher {
 
     /// Publishes on every channel; resolves to the receivers Redis counted, in sum. Queued by the call
     /// itself, not by the first poll, so that the order of calls is the order on the wire, but that a large
-    /// union may come later; once the queue is full, whoever has not polled yet comes later.
+    /// union may come later. Once the queue is full it waits for room in that place; dropped meanwhile, it is
+    /// not published.
     pub(crate) fn publish(
         &self,
         channels: SmallVec<[String; 1]>,
@@ -101,104 +98,60 @@ impl Publisher {
         self.enqueue(Publication::probe(smallvec![channel], envelope))
     }
 
-    /// Publications that wait for Redis, in units of [`UNIT`] bytes.
+    /// Publications that wait for Redis, in units of 1 KiB.
     pub(crate) fn queued(&self) -> usize {
-        QUEUE - self.room.available_permits()
+        self.queue.taken()
     }
 
     fn enqueue(&self, publication: Publication) -> impl Future<Output = Published> + Send + use<> {
         let deadline = Instant::now() + self.deadline;
-        let room = Room::of(self, &publication);
         let (reply, answer) = oneshot::channel();
-        let queued = match room.try_take() {
-            Ok(room) => {
-                let waiter = Waiter::new(deadline, reply, room);
-                let sent = self.queue.send((publication, waiter));
-                sent.map_err(|_| stopped())
-            }
-            Err(_) => {
-                // Whoever waits already comes first: released room goes to them.
-                let (queue, runtime) = (self.queue.clone(), self.runtime.clone());
-                let waiting = async move {
-                    // By our own timer: who waits may have none.
-                    let waiting = {
-                        let _home = runtime.enter();
-                        timeout_at(deadline, room.take())
-                    };
-                    let room = waiting.await;
-                    let room = room.map_err(|_| crowded())?.map_err(|_| stopped())?;
-                    let waiter = Waiter::new(deadline, reply, room);
-                    queue.send((publication, waiter)).map_err(|_| stopped())
-                };
+        let queued = Queued::new(publication, deadline, reply);
+        let queued = match self.queue.enqueue(queued) {
+            Ok(Some(place)) => {
+                let waiting = in_line(place, answer, deadline, self.runtime.clone());
                 // Boxed, since it is rare and would make every publication large.
-                return Either::Right(waiting.boxed().and_then(|()| answered(answer)));
+                return Either::Right(waiting.boxed());
             }
+            Ok(None) => Ok(()),
+            Err(stopped) => Err(stopped),
         };
         Either::Left(async move {
             queued?;
-            answered(answer).await
+            answered(answer.await)
         })
     }
 }
 
-/// What a publication takes of the queue.
-struct Room {
-    units: u32,
-    room: Arc<Semaphore>,
-    /// For a large union.
-    large: Option<Arc<Semaphore>>,
-}
-
-impl Room {
-    fn of(publisher: &Publisher, publication: &Publication) -> Self {
-        let units = publication.channels.len() * (1 + publication.envelope.len() / UNIT);
-        let large = publication.is_large().then(|| publisher.large.clone());
-        let units = match () {
-            // There is one at a time, and what others send must not make the link look dead.
-            () if publication.is_probe => 0,
-            () if large.is_some() => units.min(LARGE),
-            () => units.min(QUEUE),
-        };
-        Self {
-            units: units as u32,
-            room: publisher.room.clone(),
-            large,
-        }
-    }
-
-    fn try_take(&self) -> Result<Taken, TryAcquireError> {
-        let take = |room: &Arc<Semaphore>| room.clone().try_acquire_many_owned(self.units);
-        let large = self.large.as_ref().map(take).transpose()?;
-        Ok((take(&self.room)?, large))
-    }
-
-    async fn take(self) -> Result<Taken, AcquireError> {
-        let large = match self.large {
-            Some(large) => Some(large.acquire_many_owned(self.units).await?),
-            None => None,
-        };
-        Ok((self.room.acquire_many_owned(self.units).await?, large))
+/// Waits for room, and then for the answer.
+async fn in_line(
+    place: Place,
+    mut answer: oneshot::Receiver<Published>,
+    deadline: Instant,
+    runtime: Handle,
+) -> Published {
+    // By our own timer: who waits may have none.
+    let waiting = {
+        let _home = runtime.enter();
+        timeout_at(deadline, &mut answer)
+    };
+    match waiting.await {
+        Ok(answer) => answered(answer),
+        Err(_) if place.leave() => Err(crowded()),
+        Err(_) => answered(answer.await),
     }
 }
 
-type Taken = (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>);
-
-async fn answered(answer: oneshot::Receiver<Published>) -> Published {
-    answer
-        .await
-        .unwrap_or_else(|_| Err(PublishError::maybe_sent("the cluster was shut down")))
+fn answered(answer: Result<Published, RecvError>) -> Published {
+    answer.unwrap_or_else(|_| Err(PublishError::maybe_sent("the cluster was shut down")))
 }
 
 fn crowded() -> PublishError {
     PublishError::not_sent("too many publications are waiting for redis")
 }
 
-fn stopped() -> PublishError {
-    PublishError::not_sent("the cluster was shut down")
-}
-
 impl PublishQueue {
-    /// Publishes until every [`Publisher`] is gone. Nothing waits longer than its own deadline.
+    /// Publishes until it is dropped. Nothing waits longer than its own deadline.
     pub(crate) async fn run(&mut self) {
         let mut pipeline: Option<Pipeline> = None;
         let mut backoff = Backoff::new(LONGEST_PAUSE);
@@ -206,7 +159,8 @@ impl PublishQueue {
         let mut backlog = Backlog::default();
         let mut turn = Turn::default();
         let mut replies = Vec::with_capacity(BATCH);
-        while self.receive(&mut backlog).await {
+        loop {
+            self.receive(&mut backlog).await;
             backlog.expire("redis did not take it in time");
             if backlog.is_empty() {
                 continue;
@@ -260,18 +214,24 @@ impl PublishQueue {
         }
     }
 
-    /// Takes over what was queued, waiting for it if there is nothing to do; whether there will be more.
-    async fn receive(&mut self, backlog: &mut Backlog) -> bool {
-        if backlog.is_empty() && self.waiting.recv_many(&mut backlog.arrived, BATCH).await == 0 {
-            return false;
+    /// Takes over what was queued, waiting for it if there is nothing to do.
+    async fn receive(&mut self, backlog: &mut Backlog) {
+        // While no connection can be made, nothing else would let other tasks run.
+        consume_budget().await;
+        self.take_over(backlog);
+        while backlog.is_empty() {
+            self.queue.filled.notified().await;
+            self.take_over(backlog);
         }
-        // All of it, since a probe may be the last.
-        loop {
-            backlog.admit();
-            let more = self.waiting.recv_many(&mut backlog.arrived, BATCH);
-            if more.now_or_never().is_none_or(|count| count == 0) {
-                return true;
-            }
+    }
+
+    fn take_over(&mut self, backlog: &mut Backlog) {
+        self.queue.take(&mut self.arrived);
+        for queued in self.arrived.drain(..) {
+            backlog.admit(queued.admitted(&self.queue));
+        }
+        if self.arrived.capacity() > KEPT {
+            self.arrived = Vec::new();
         }
     }
 
@@ -286,8 +246,8 @@ impl PublishQueue {
     /// Goes on for those who come, however many lose their patience: on a slow link nobody alone has enough.
     async fn open(&mut self, backlog: &mut Backlog) -> Result<Pipeline, Unusable> {
         let late = "redis did not accept a connection in time";
-        let (endpoint, advice) = (self.endpoint.clone(), self.advice.clone());
-        let opening = timeout(OPENING, Pipeline::open(&endpoint, &advice));
+        let (topology, advice) = (self.topology.clone(), self.advice.clone());
+        let opening = timeout(OPENING, Pipeline::open(topology.primary(), &advice));
         let opened = self.meanwhile(opening, backlog, late).await;
         opened.unwrap_or_else(|_| Err(late.into()))
     }
@@ -300,19 +260,21 @@ impl PublishQueue {
         late: &str,
     ) -> T {
         let mut what = pin!(what);
-        let mut stopped = false;
         loop {
             backlog.expire(late);
             let next = backlog.next_deadline();
             tokio::select! {
                 done = &mut what => return done,
-                count = self.waiting.recv_many(&mut backlog.arrived, BATCH), if !stopped => {
-                    stopped = count == 0;
-                    backlog.admit();
-                }
+                () = self.queue.filled.notified() => self.take_over(backlog),
                 () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {}
             }
         }
+    }
+}
+
+impl Drop for PublishQueue {
+    fn drop(&mut self) {
+        self.queue.close();
     }
 }
 
@@ -333,6 +295,7 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
+    use crate::backend::redis::endpoint::Endpoint;
     use crate::topic::Namespace;
 
     /// An answer that is late for one is not for the other.
@@ -341,14 +304,13 @@ mod tests {
         let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("redis://{}", server.local_addr().unwrap());
         let endpoint = Arc::new(Endpoint::parse(&url).unwrap());
+        let topology = Arc::new(Topology::single(endpoint));
         let advice = Arc::new(Advice::new(None, &Namespace::new("x").unwrap()));
         let long = Duration::from_secs(20);
-        let (publisher, mut queue) = Publisher::new(endpoint, advice, long);
+        let (publisher, mut queue) = Publisher::new(topology, advice, long);
         let short = Publisher {
             deadline: long / 4,
             queue: publisher.queue.clone(),
-            room: publisher.room.clone(),
-            large: publisher.large.clone(),
             runtime: publisher.runtime.clone(),
         };
         let [impatient, patient] = [&short, &publisher].map(|publisher| {
@@ -361,30 +323,5 @@ mod tests {
         assert!(late.maybe_sent, "it was: {}", late.reason);
         redis.write_all(b":7\r\n:1\r\n").await.unwrap();
         assert_eq!(patient.await.unwrap(), 1);
-    }
-
-    /// Who waited for room comes after those who did not, with less time left.
-    #[tokio::test]
-    async fn nobody_waits_longer_than_for_its_own_deadline() {
-        let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("redis://{}", silent.local_addr().unwrap());
-        let endpoint = Arc::new(Endpoint::parse(&url).unwrap());
-        let advice = Arc::new(Advice::new(None, &Namespace::new("x").unwrap()));
-        let long = Duration::from_secs(20);
-        let (publisher, mut queue) = Publisher::new(endpoint, advice, long);
-        let short = Publisher {
-            deadline: long / 100,
-            queue: publisher.queue.clone(),
-            room: publisher.room.clone(),
-            large: publisher.large.clone(),
-            runtime: publisher.runtime.clone(),
-        };
-        let start = Instant::now();
-        let [_first, second] = [&publisher, &short].map(|publisher| {
-            publisher.publish(smallvec!["x".to_owned()], Bytes::new(), Size::Small)
-        });
-        tokio::spawn(async move { queue.run().await });
-        second.await.unwrap_err();
-        assert!(start.elapsed() < long / 2, "{:?}", start.elapsed());
     }
 }

@@ -16,8 +16,12 @@ pub(crate) enum Reply<'a> {
     },
     /// A message too large to be one of ours; it will be skipped.
     Oversized,
-    /// The answer to a SUBSCRIBE or an UNSUBSCRIBE of one channel.
-    Answered {
+    /// The answer to a SUBSCRIBE of one channel.
+    Subscribed {
+        channel: &'a [u8],
+    },
+    /// The answer to an UNSUBSCRIBE of one channel; or Redis ended the subscription by itself.
+    Unsubscribed {
         channel: &'a [u8],
     },
     /// The answer to HELLO; the role is absent where Redis does not tell it.
@@ -255,7 +259,10 @@ impl<'a> Cursor<'a> {
         match (kind, elements) {
             (b"message", 3) => self.message(second, limit),
             (b"subscribe" | b"unsubscribe", 3) => match self.line()? {
-                Some((b':', _)) => Ok(Some(Reply::Answered { channel: second })),
+                Some((b':', _)) => Ok(Some(match kind {
+                    b"subscribe" => Reply::Subscribed { channel: second },
+                    _ => Reply::Unsubscribed { channel: second },
+                })),
                 Some(_) => Err(Broken),
                 None => Ok(None),
             },
@@ -400,7 +407,8 @@ mod tests {
                     Reply::Message { channel, payload } => {
                         format!("{}={}", channel.escape_ascii(), payload.escape_ascii())
                     }
-                    Reply::Answered { channel } => format!("answered {}", channel.escape_ascii()),
+                    Reply::Subscribed { channel } => format!("+{}", channel.escape_ascii()),
+                    Reply::Unsubscribed { channel } => format!("-{}", channel.escape_ascii()),
                     Reply::Error(text) => format!("error {}", text.escape_ascii()),
                     Reply::Hello { role: Some(role) } => format!("role {}", role.escape_ascii()),
                     other => format!("{other:?}"),
@@ -427,7 +435,7 @@ mod tests {
         input.extend(b">3\r\n$11\r\nunsubscribe\r\n$3\r\nn:u\r\n:0\r\n");
         let said = vec![
             "Other",
-            "answered n:u",
+            "+n:u",
             "n:u=a\\r\\nb",
             "n:u=",
             "Oversized",
@@ -435,7 +443,7 @@ mod tests {
             "error NOPERM no",
             "role replica",
             "Hello { role: None }",
-            "answered n:u",
+            "-n:u",
         ];
         (input, said)
     }

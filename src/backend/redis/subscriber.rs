@@ -1,185 +1,169 @@
-//! The listening side: one connection under endless supervision, messages handed on as they are read.
+//! The listening side: one task that pumps one connection after the other, under endless supervision. What that means is
+//! decided by the rules of [`Link`]; messages are handed on as they are read.
 
+use std::convert::Infallible;
 use std::io;
+use std::pin::pin;
 use std::sync::{Arc, Once, Weak};
-use std::time::Duration;
 
-use bytes::Buf;
-use parking_lot::Mutex;
+use bytes::{Buf, BytesMut};
+use futures::FutureExt;
+use futures::future::Fuse;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::sync::Notify;
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
-use super::advice::Advice;
 use super::backoff::{Backoff, LONGEST_PAUSE};
-use super::endpoint::{Endpoint, OPENING};
+use super::endpoint::OPENING;
+use super::link::{Event, Link, LinkConfig, Lost};
 use super::publisher::Publisher;
-use super::resp::Reader;
-use super::session::Session;
+use super::resp::{Broken, Reader};
 use super::slots::SlotTable;
 use super::subscriptions::Subscriptions;
-use crate::backend::{BusSettings, Listener};
-use crate::id::NodeId;
+use super::topology::Topology;
+use crate::backend::Listener;
+use crate::outage::LinkId;
 use crate::topic::Topic;
 use crate::wire::MAX_ENVELOPE;
 
-/// The subscriptions, shared by those who want and the task that subscribes.
-#[derive(Debug)]
-pub(crate) struct Table {
-    subscriptions: Mutex<Subscriptions>,
-    changed: Notify,
-    doubted: Notify,
-}
-
-impl Table {
-    pub(crate) fn new(linger: Duration) -> Self {
-        Self {
-            subscriptions: Mutex::new(Subscriptions::new(linger)),
-            changed: Notify::new(),
-            doubted: Notify::new(),
-        }
-    }
-
-    /// Changes what is wanted.
-    pub(crate) fn change<T>(&self, change: impl FnOnce(&mut Subscriptions) -> T) -> T {
-        let changed = self.with(change);
-        self.changed.notify_one();
-        changed
-    }
-
-    /// Looks at the subscriptions, or notes what became of them; whoever waits is told afterwards.
-    pub(super) fn with<T>(&self, look: impl FnOnce(&mut Subscriptions) -> T) -> T {
-        let mut subscriptions = self.subscriptions.lock();
-        let seen = look(&mut subscriptions);
-        let news = subscriptions.take_news();
-        drop(subscriptions);
-        news.tell();
-        seen
-    }
-
-    /// A publish failed: find out soon whether the bus works at all.
-    pub(crate) fn doubt(&self) {
-        self.doubted.notify_one();
-    }
-
-    pub(crate) fn is_confirmed(&self, topic: &Topic) -> bool {
-        self.subscriptions.lock().is_confirmed(topic)
-    }
-}
-
-/// Marks the connection lost however it ends, by a panic too.
-struct Connected<'a>(&'a Table);
-
-impl<'a> Connected<'a> {
-    fn new(table: &'a Table) -> Self {
-        table.with(Subscriptions::connected);
-        Self(table)
-    }
-}
-
-impl Drop for Connected<'_> {
-    fn drop(&mut self) {
-        self.0.with(Subscriptions::disconnected);
-    }
-}
+/// Replies that are handed on before those whom they concern get their turn: half of what an outbox holds by
+/// default.
+const TURN: usize = 128;
 
 /// The task that listens.
 #[derive(Debug)]
-pub(crate) struct Subscriber {
-    pub(crate) endpoint: Arc<Endpoint>,
-    pub(crate) advice: Arc<Advice>,
-    pub(crate) node: NodeId,
-    pub(crate) settings: BusSettings,
-    pub(crate) table: Arc<Table>,
-    pub(crate) publisher: Arc<Publisher>,
+pub(super) struct Subscriber {
+    pub(super) topology: Arc<Topology>,
+    pub(super) link: Arc<LinkConfig>,
+    pub(super) publisher: Arc<Publisher>,
     pub(super) slots: Option<Arc<SlotTable>>,
-    pub(crate) listener: Weak<dyn Listener>,
+    pub(super) listener: Weak<dyn Listener>,
     /// Said once that Redis does not tell its role.
-    pub(crate) told_no_role: Once,
+    pub(super) told_no_role: Once,
     /// Whether it has run before.
-    pub(crate) began: bool,
+    pub(super) began: bool,
 }
 
 impl Subscriber {
     /// Connects, listens, and begins again, for ever.
-    pub(crate) async fn run(&mut self) {
+    pub(super) async fn run(&mut self) {
         if self.began {
             // It panicked, and what it had read by then is lost.
             let reason = "the task that listens to redis panicked: please report it";
-            self.tell(|listener| listener.down(reason.into(), true));
+            self.tell(|listener| listener.down(LinkId::ONLY, reason.into(), true));
         }
         self.began = true;
         let mut backoff = Backoff::new(LONGEST_PAUSE);
         loop {
-            let reason = self.listen(&mut backoff).await;
-            self.table.with(Subscriptions::disconnected);
-            self.tell(|listener| listener.down(reason, true));
+            let Err(Lost { reason, strayed }) = self.listen(&mut backoff).await;
+            // Nobody waits for a connection that could not be made either.
+            self.link.subscriptions.with(Subscriptions::disconnected);
+            self.tell(|listener| {
+                if strayed {
+                    listener.strayed(LinkId::ONLY);
+                }
+                listener.down(LinkId::ONLY, reason, true);
+            });
             sleep(backoff.ended(Instant::now(), fastrand::f64())).await;
         }
     }
 
-    /// One connection from its first byte to its last; returns why it ended.
-    async fn listen(&self, backoff: &mut Backoff) -> Arc<str> {
+    /// One connection from its first byte to its last.
+    async fn listen(&self, backoff: &mut Backoff) -> Result<Infallible, Lost> {
         let opened_until = Instant::now() + OPENING;
-        let stream = match timeout_at(opened_until, self.endpoint.connect()).await {
+        let stream = match timeout_at(opened_until, self.topology.primary().connect()).await {
             Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => return error.to_string().into(),
-            Err(_) => return "redis did not accept a connection in time".into(),
+            Ok(Err(error)) => return Err(broken(&error)),
+            Err(_) => return Err("redis did not accept a connection in time".into()),
         };
         if let Some(slots) = &self.slots {
             slots.doubt();
         }
-        self.converse(stream, opened_until, backoff).await
+        self.pump(stream, opened_until, backoff).await
     }
 
-    async fn converse(
+    async fn pump(
         &self,
         stream: impl AsyncRead + AsyncWrite,
         opened_until: Instant,
         backoff: &mut Backoff,
-    ) -> Arc<str> {
+    ) -> Result<Infallible, Lost> {
         let (mut read, mut write) = tokio::io::split(stream);
+        let (mut reader, mut output) = (Reader::new(MAX_ENVELOPE), BytesMut::new());
         // TLS keeps what the kernel did not take.
         let mut unflushed = false;
-        let _connected = Connected::new(&self.table);
-        let mut session = Session::new(self, opened_until, backoff);
-        let mut reader = Reader::new(MAX_ENVELOPE);
+        let mut publishing = pin!(Fuse::terminated());
+        let (auth, number) = (self.topology.primary().auth(), fastrand::u64(..));
+        let mut link = Link::new(
+            self.link.clone(),
+            auth,
+            number,
+            opened_until,
+            Instant::now(),
+        );
         loop {
-            let wake = match session.advance(Instant::now()) {
-                Ok(wake) => wake,
-                Err(reason) => return reason,
-            };
-            let Session {
-                output, publishing, ..
-            } = &mut session;
+            let now = Instant::now();
+            link.poll_transmit(&mut output, now);
+            let event = link.handle_timeout(now)?;
+            self.tell_of(event, backoff);
+            if let Some(probe) = link.poll_probe() {
+                publishing.set(self.publisher.probe(self.own_channel(), probe).fuse());
+            }
             tokio::select! {
-                count = read.read_buf(reader.space()) => match count {
-                    Ok(0) => return "redis closed the connection".into(),
-                    Ok(_) => loop {
-                        let read = session.read(&mut reader);
-                        self.settle().await;
-                        match read {
-                            Ok(true) => {}
-                            Ok(false) => break,
-                            Err(reason) => return reason,
-                        }
-                    },
-                    Err(error) => return error.to_string().into(),
-                },
-                written = write_or_flush(&mut write, output), if unflushed || !output.is_empty() => match written {
-                    Ok(count) => {
-                        output.advance(count);
-                        unflushed = count > 0;
+                count = read.read_buf(reader.space()) => {
+                    if count.map_err(|error| broken(&error))? == 0 {
+                        return Err("redis closed the connection".into());
                     }
-                    Err(error) => return error.to_string().into(),
-                },
-                published = async { publishing.as_mut().expect("checked").await }, if publishing.is_some() => {
-                    if let Err(reason) = session.published(published) { return reason }
+                    self.hear(&mut reader, &mut link, backoff).await?;
                 }
-                () = self.table.changed.notified() => {}
-                () = self.table.doubted.notified() => session.hurry(),
-                () = sleep_until(wake) => {}
+                written = write_or_flush(&mut write, &output), if unflushed || !output.is_empty() => {
+                    let count = written.map_err(|error| broken(&error))?;
+                    output.advance(count);
+                    unflushed = count > 0;
+                }
+                took = &mut publishing => {
+                    let event = link.probe_published(took, Instant::now())?;
+                    self.tell_of(event, backoff);
+                }
+                () = self.link.subscriptions.changed() => {}
+                () = self.link.subscriptions.doubted() => link.hurry(Instant::now()),
+                () = sleep_until(link.poll_timeout()) => {}
+            }
+        }
+    }
+
+    fn own_channel(&self) -> String {
+        let own = Topic::node(self.link.node);
+        self.link.namespace.channel(&own)
+    }
+
+    /// Hands on what was read, letting other tasks run in between.
+    async fn hear(
+        &self,
+        reader: &mut Reader,
+        link: &mut Link,
+        backoff: &mut Backoff,
+    ) -> Result<(), Lost> {
+        loop {
+            let (now, mut lost) = (Instant::now(), None);
+            let listener = self.listener.upgrade();
+            let read = reader.read(TURN, |reply| {
+                if lost.is_some() {
+                    return;
+                }
+                match (link.handle(reply, now), listener.as_deref()) {
+                    (Ok(Some(event)), Some(listener)) => self.pass(event, listener, backoff),
+                    (Ok(_), _) => {}
+                    (Err(end), _) => lost = Some(end),
+                }
+            });
+            drop(listener);
+            self.settle().await;
+            match (lost, read) {
+                (Some(lost), _) => return Err(lost),
+                (None, Ok(true)) => {}
+                (None, Ok(false)) => return Ok(()),
+                (None, Err(Broken)) => return Err("redis broke its own protocol".into()),
             }
         }
     }
@@ -195,11 +179,55 @@ impl Subscriber {
         }
     }
 
-    pub(super) fn tell(&self, what: impl FnOnce(&dyn Listener)) {
+    fn tell(&self, what: impl FnOnce(&dyn Listener)) {
         if let Some(listener) = self.listener.upgrade() {
             what(&*listener);
         }
     }
+
+    fn tell_of(&self, event: Option<Event<'_>>, backoff: &mut Backoff) {
+        if let Some(event) = event {
+            self.tell(|listener| self.pass(event, listener, backoff));
+        }
+    }
+
+    /// Passes on what the link has to tell.
+    fn pass(&self, event: Event<'_>, listener: &dyn Listener, backoff: &mut Backoff) {
+        match event {
+            Event::Heard { topic, payload } => listener.heard(topic, payload),
+            Event::Garbage => listener.garbage(),
+            Event::Up { proven } => {
+                backoff.works(Instant::now());
+                listener.up(LinkId::ONLY, proven);
+            }
+            Event::Down { reason, deaf } => listener.down(LinkId::ONLY, reason, deaf),
+            Event::Refused { topic, reason } => {
+                tracing::debug!(topic = topic.as_str(), %reason, "redis refuses a subscription: it is asked for again");
+                listener.down(LinkId::ONLY, reason, true);
+            }
+            Event::Moved { topic } => {
+                tracing::debug!(topic, "redis ended a subscription unasked");
+            }
+            Event::Greeted { untold } => self.greeted(untold.as_deref()),
+        }
+    }
+
+    fn greeted(&self, untold: Option<&str>) {
+        self.topology.moved();
+        if let Some(words) = untold {
+            self.told_no_role.call_once(|| {
+                tracing::warn!(
+                    words,
+                    "redis does not tell its role: after a failover, make sure that \
+                    the old primary is not reachable under the URL's host"
+                );
+            });
+        }
+    }
+}
+
+fn broken(error: &io::Error) -> Lost {
+    error.to_string().into()
 }
 
 /// Returns how much was written: nothing only when everything has left.
@@ -215,9 +243,7 @@ async fn write_or_flush(
 
 #[cfg(test)]
 mod tests {
-    use std::task::{Context, Wake, Waker};
 
-    use futures::FutureExt;
     use tokio::io::{AsyncBufReadExt, BufReader, BufWriter};
     use tokio::net::{TcpSocket, TcpStream};
     use tokio::sync::mpsc;
@@ -228,16 +254,20 @@ mod tests {
     use tokio_util::sync::CancellationToken;
 
     use super::*;
-    use crate::backend::Confirmation;
     use crate::backend::conformance::redis_server::{self, RedisServer};
-    use crate::backend::redis::session::{SILENCE, UNANSWERED};
+    use crate::backend::redis::advice::Advice;
+    use crate::backend::redis::endpoint::Endpoint;
+    use crate::backend::redis::link::{SILENCE, UNANSWERED};
+    use crate::backend::redis::shared::SharedSubscriptions;
     use crate::backend::redis::supervise;
+    use crate::id::NodeId;
     use crate::topic::Namespace;
 
     #[derive(Debug, PartialEq)]
     enum Told {
         Up,
         Down { deaf: bool },
+        Panicked,
     }
 
     /// Panics at whatever it hears.
@@ -256,87 +286,48 @@ mod tests {
 
         fn replaced(&self, _: u64) {}
 
-        fn up(&self, _: Instant) {
+        fn up(&self, _: LinkId, _: Instant) {
             let _ = self.0.send(Told::Up);
         }
 
-        fn strayed(&self) {}
+        fn strayed(&self, _: LinkId) {}
 
-        fn down(&self, _: Arc<str>, deaf: bool) {
+        fn down(&self, _: LinkId, _: Arc<str>, deaf: bool) {
             let _ = self.0.send(Told::Down { deaf });
+        }
+
+        fn panicked(&self) {
+            let _ = self.0.send(Told::Panicked);
         }
     }
 
     /// A subscriber that wants `r:x`, and a publisher for its probes.
     fn subscriber(server: &RedisServer, listener: &Arc<Fragile>) -> Subscriber {
-        let settings = BusSettings {
-            namespace: Namespace::new("x").unwrap(),
-            publish_timeout: SILENCE,
-            probe_interval: SILENCE,
-            lease: SILENCE,
-            linger: SILENCE,
-            slots: None,
-        };
-        let endpoint = Arc::new(Endpoint::parse(&server.url()).unwrap());
-        let advice = Arc::new(Advice::new(None, &settings.namespace));
-        let (publisher, mut queue) = Publisher::new(endpoint.clone(), advice.clone(), SILENCE);
+        let endpoint = Endpoint::parse(&server.url()).unwrap();
+        let topology = Arc::new(Topology::single(Arc::new(endpoint)));
+        let namespace = Namespace::new("x").unwrap();
+        let advice = Arc::new(Advice::new(None, &namespace));
+        let (publisher, mut queue) = Publisher::new(topology.clone(), advice.clone(), SILENCE);
         tokio::spawn(async move { queue.run().await });
-        let (node, table) = (NodeId::random(), Table::new(SILENCE));
-        for topic in [Topic::node(node), Topic::room("x").unwrap()] {
-            table.change(|table| table.want(&topic));
-        }
+        let node = NodeId::random();
+        let subscriptions = SharedSubscriptions::new(SILENCE, Topic::node(node));
+        let topic = Topic::room("x").unwrap();
+        subscriptions.change(|table| table.want(&topic));
         let listener: Weak<Fragile> = Arc::downgrade(listener);
         Subscriber {
-            endpoint,
-            advice,
-            node,
-            settings,
-            table: Arc::new(table),
+            topology,
+            link: Arc::new(LinkConfig {
+                node,
+                namespace,
+                advice,
+                probe_interval: SILENCE,
+                subscriptions: Arc::new(subscriptions),
+            }),
             publisher: Arc::new(publisher),
             slots: None,
             listener,
             told_no_role: Once::new(),
             began: false,
-        }
-    }
-
-    /// Comes back to the table when it is woken.
-    struct Reentrant(Arc<Table>, std::sync::mpsc::Sender<()>);
-
-    impl Wake for Reentrant {
-        fn wake(self: Arc<Self>) {
-            self.0.with(|_| {});
-            let _ = self.1.send(());
-        }
-    }
-
-    #[test]
-    fn a_waker_may_come_back() {
-        let steps: [fn(&Table, &Topic); 3] = [
-            |table, topic| table.change(|table| table.release(topic, Instant::now())),
-            |table, topic| {
-                table.with(|table| table.step(Instant::now(), 1));
-                table.with(|table| table.answered(topic.as_str()));
-            },
-            |table, _| table.with(Subscriptions::disconnected),
-        ];
-        for (n, step) in steps.into_iter().enumerate() {
-            let (woken, wakes) = std::sync::mpsc::channel();
-            std::thread::spawn(move || {
-                let table = Arc::new(Table::new(SILENCE));
-                let topic = Topic::room("x").unwrap();
-                table.with(Subscriptions::connected);
-                let Confirmation::Pending(mut confirmed) = table.change(|table| table.want(&topic))
-                else {
-                    panic!("nothing is confirmed yet")
-                };
-                let waker = Waker::from(Arc::new(Reentrant(table.clone(), woken)));
-                let mut cx = Context::from_waker(&waker);
-                assert!(confirmed.poll_unpin(&mut cx).is_pending());
-                step(&table, &topic);
-            });
-            let woken = wakes.recv_timeout(Duration::from_secs(10));
-            assert_eq!(woken, Ok(()), "step {n}");
         }
     }
 
@@ -351,7 +342,7 @@ mod tests {
         let keeping = BufWriter::new(link.unwrap());
         let mut backoff = Backoff::new(LONGEST_PAUSE);
         tokio::select! {
-            reason = subscriber.converse(keeping, Instant::now() + OPENING, &mut backoff) => panic!("{reason}"),
+            lost = subscriber.pump(keeping, Instant::now() + OPENING, &mut backoff) => panic!("{lost:?}"),
             first = told.recv() => assert_eq!(first, Some(Told::Up)),
         }
     }
@@ -365,7 +356,10 @@ mod tests {
         let subscriber = subscriber(&server, &listener);
         for n in 0..5000 {
             let topic = Topic::room(&format!("a-room-with-a-rather-long-name-{n}")).unwrap();
-            subscriber.table.change(|table| table.want(&topic));
+            subscriber
+                .link
+                .subscriptions
+                .change(|table| table.want(&topic));
         }
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_send_buffer_size(4096).unwrap();
@@ -387,7 +381,7 @@ mod tests {
             assert_eq!(channels.lines().count(), 5000);
         };
         tokio::select! {
-            reason = subscriber.converse(link, Instant::now() + OPENING, &mut backoff) => panic!("{reason}"),
+            lost = subscriber.pump(link, Instant::now() + OPENING, &mut backoff) => panic!("{lost:?}"),
             () = restored => {}
         }
     }
@@ -400,7 +394,10 @@ mod tests {
         let subscriber = subscriber(&server, &listener);
         let want = |room: &str| {
             let topic = Topic::room(room).unwrap();
-            subscriber.table.change(|table| table.want(&topic))
+            subscriber
+                .link
+                .subscriptions
+                .change(|table| table.want(&topic))
         };
         for n in 0..2 * UNANSWERED {
             want(&n.to_string());
@@ -431,7 +428,7 @@ mod tests {
             assert_eq!(next_channel().await, "x:r:newcomer");
         };
         tokio::select! {
-            reason = subscriber.converse(link, Instant::now() + OPENING, &mut backoff) => panic!("{reason}"),
+            lost = subscriber.pump(link, Instant::now() + OPENING, &mut backoff) => panic!("{lost:?}"),
             () = serving => {}
         }
     }
@@ -476,11 +473,14 @@ mod tests {
         let listener = Arc::new(Fragile(sender));
         let subscriber = subscriber(&server, &listener);
         let ended = CancellationToken::new();
-        tokio::spawn(supervise("it", ended.clone(), subscriber, |task| {
+        let told_of_panics = subscriber.listener.clone();
+        let running = supervise("it", ended.clone(), told_of_panics, subscriber, |task| {
             task.run().boxed()
-        }));
+        });
+        tokio::spawn(running);
         assert_eq!(told.recv().await, Some(Told::Up));
         assert_eq!(server.cli(&["PUBLISH", "x:r:x", "hello"]), "1");
+        assert_eq!(told.recv().await, Some(Told::Panicked));
         assert_eq!(told.recv().await, Some(Told::Down { deaf: true }));
         assert_eq!(told.recv().await, Some(Told::Up));
         ended.cancel();

@@ -162,7 +162,7 @@ impl Drop for DriverEnd {
     }
 }
 
-#[cfg(feature = "internals")]
+#[cfg(any(fuzzing, axum_cluster_internals))]
 impl DriverEnd {
     /// Forgets what is queued, as if it were written.
     pub(crate) fn forget(&self) {

@@ -267,7 +267,7 @@ impl Drop for Driven {
         self.unregister();
         if let Some(close) = self.end.close_reason() {
             let socket = self.end.id();
-            tracing::debug!(%socket, code = close.code, reason = close.reason.as_str(), "socket closed");
+            tracing::debug!(%socket, code = close.code.0, reason = close.reason.as_str(), "socket closed");
         }
     }
 }

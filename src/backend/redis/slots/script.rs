@@ -7,6 +7,7 @@ use redis::{Cmd, Value};
 use sha1::{Digest, Sha1};
 
 use super::book::{Verdict, Writes};
+use crate::backend::redis::command;
 use crate::id::NodeId;
 use crate::slot::{OverLimit, SlotLimit};
 use crate::topic::{Namespace, Topic};
@@ -84,10 +85,8 @@ impl Script {
 
     /// Whether this node's keys are there, which is [`seen`] in the answers.
     pub(super) fn look(&self) -> [Cmd; 2] {
-        let mut kept = redis::cmd("HMGET");
-        kept.arg(&self.own).arg("epoch").arg("said");
-        let mut lease = redis::cmd("ZSCORE");
-        lease.arg(&self.leases).arg(&self.node);
+        let kept = command::hmget(&self.own, &["epoch", "said"]);
+        let lease = command::zscore(&self.leases, &self.node);
         [kept, lease]
     }
 
@@ -126,15 +125,13 @@ impl Script {
     }
 
     fn whole(&self, operation: &str, stamp: Stamp) -> Cmd {
-        let mut command = redis::cmd("EVAL");
-        command.arg(SCRIPT);
+        let mut command = command::eval(SCRIPT);
         self.operation(&mut command, operation, stamp);
         command
     }
 
     fn by_digest(&self, operation: &str, stamp: Stamp) -> Cmd {
-        let mut command = redis::cmd("EVALSHA");
-        command.arg(&self.digest);
+        let mut command = command::evalsha(&self.digest);
         self.operation(&mut command, operation, stamp);
         command
     }

@@ -565,7 +565,12 @@ fn time_ends_the_silent_the_stalled_the_expired_and_the_endless() {
         pong_timeout: seconds(20),
         write_timeout: seconds(10),
     };
-    let ended = |outbox: &Ends| outbox.sender.close_reason().map(|close| close.code);
+    let ended = |outbox: &Ends| {
+        outbox
+            .sender
+            .close_reason()
+            .map(|close| close.code.as_u16())
+    };
     let start = Instant::now();
 
     let silent = outbox();

@@ -1,6 +1,4 @@
-//! Writing and reading an envelope, against a copy of the payload and a look at its UTF-8.
-
-mod support;
+//! The bench itself.
 
 use std::hint::black_box;
 
@@ -9,11 +7,9 @@ use axum_cluster::internals::{decode, encode};
 use bytes::Bytes;
 use criterion::Criterion;
 
-fn main() {
-    support::compare("envelope", envelope);
-}
+use crate::support::FLOOR;
 
-fn envelope(criterion: &mut Criterion) {
+pub fn envelope(criterion: &mut Criterion) {
     for size in [128, 1024] {
         let payload = "x".repeat(size);
         let text = Message::from(payload.as_str());
@@ -21,7 +17,7 @@ fn envelope(criterion: &mut Criterion) {
         let json = Bytes::from(format!(r#"{{"text": "{payload}"}}"#));
 
         let mut group = criterion.benchmark_group(format!("encode {size} B"));
-        group.bench_function(support::FLOOR, |bencher| {
+        group.bench_function(FLOOR, |bencher| {
             bencher.iter(|| black_box(payload.as_bytes()).to_vec());
         });
         group.bench_function("text", |bencher| {
@@ -30,7 +26,7 @@ fn envelope(criterion: &mut Criterion) {
         group.finish();
 
         let mut group = criterion.benchmark_group(format!("decode {size} B"));
-        group.bench_function(support::FLOOR, |bencher| {
+        group.bench_function(FLOOR, |bencher| {
             bencher.iter(|| assert!(std::str::from_utf8(black_box(payload.as_bytes())).is_ok()));
         });
         let envelopes = [

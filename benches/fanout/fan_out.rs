@@ -1,6 +1,4 @@
-//! One message to 1, 100 and 10,000 outboxes, against pushing it into as many plain locked queues.
-
-mod support;
+//! The bench itself.
 
 use std::collections::VecDeque;
 use std::hint::black_box;
@@ -12,14 +10,12 @@ use bytes::Bytes;
 use criterion::{Criterion, Throughput};
 use parking_lot::Mutex;
 
+use crate::support::FLOOR;
+
 /// In rooms of whatever size: the caches always see the same memory.
 const SOCKETS: usize = 10_000;
 
-fn main() {
-    support::compare("fanout", fan_out);
-}
-
-fn fan_out(criterion: &mut Criterion) {
+pub fn fan_out(criterion: &mut Criterion) {
     let payload = Bytes::from("x".repeat(128));
     let message = Message::from("x".repeat(128));
     for size in [1, 100, SOCKETS] {
@@ -34,7 +30,7 @@ fn fan_out(criterion: &mut Criterion) {
                 queue.lock().push_back(payload.clone());
             }
         };
-        group.bench_function(support::FLOOR, |bencher| {
+        group.bench_function(FLOOR, |bencher| {
             bencher.iter_custom(|messages| time(messages, rooms, empty, push));
         });
 

@@ -1,0 +1,305 @@
+//! Who a message is for, and what can be done with them.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use crate::close::Close;
+use crate::control::Ask;
+use crate::delivery::{Delivery, Outcome};
+use crate::error::{QueryError, SendError};
+use crate::id::{InvalidId, RoomId, SocketId, UserId};
+use crate::message::Message;
+use crate::node::Node;
+use crate::roster::{Count, Roster};
+use crate::scope::{Reach, Selection};
+use crate::topic::Topic;
+
+/// Who a message is for: a union, in which every socket is meant once however often it matches.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), axum_cluster::SendError> {
+/// # let cluster = axum_cluster::Cluster::builder().start();
+/// # let speaker = "00000000000000ff-2a".parse().unwrap();
+/// let everybody_else = cluster
+///     .broadcaster()
+///     .to_room("lobby")
+///     .to_users(["alice", "bob"]) // wherever they are
+///     .except(speaker)
+///     .except_user("mallory");
+/// everybody_else.clone().send("hello").await?;
+/// let here = everybody_else.local().send("only this node's sockets").await?;
+/// assert_eq!((here.local(), here.nodes()), (0, None));
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+#[must_use = "an audience does nothing until it is sent to, asked or closed"]
+pub struct Audience {
+    node: Arc<Node>,
+    selection: Selection,
+    /// The first id that cannot be used; said when it would be.
+    invalid: Option<InvalidId>,
+    reach: Reach,
+}
+
+impl Audience {
+    pub(crate) fn of_nobody(node: Arc<Node>) -> Self {
+        Self {
+            node,
+            selection: Selection::default(),
+            invalid: None,
+            reach: Reach::Everywhere,
+        }
+    }
+
+    /// Every socket of this user, too.
+    pub fn to_user(self, user: impl Into<UserId>) -> Self {
+        self.and(Topic::user(&user.into()))
+    }
+
+    /// Every socket of each of these users, too.
+    pub fn to_users<U: Into<UserId>>(self, users: impl IntoIterator<Item = U>) -> Self {
+        users.into_iter().fold(self, Self::to_user)
+    }
+
+    /// Every socket in this room, too.
+    pub fn to_room(self, room: impl Into<RoomId>) -> Self {
+        self.and(Topic::room(room.into().as_str()))
+    }
+
+    /// Every socket in each of these rooms, too.
+    pub fn to_rooms<R: Into<RoomId>>(self, rooms: impl IntoIterator<Item = R>) -> Self {
+        rooms.into_iter().fold(self, Self::to_room)
+    }
+
+    /// This socket, too.
+    pub fn to_socket(self, socket: SocketId) -> Self {
+        self.and(Ok(Topic::socket(socket)))
+    }
+
+    /// Every socket of the cluster.
+    pub fn to_all(self) -> Self {
+        self.and(Ok(Topic::all()))
+    }
+
+    /// Not this socket; typically the one that spoke.
+    pub fn except(mut self, socket: SocketId) -> Self {
+        self.selection.except.push(socket);
+        self
+    }
+
+    /// No socket of this user.
+    pub fn except_user(mut self, user: impl Into<UserId>) -> Self {
+        let user = user.into();
+        match user.check() {
+            Ok(()) => self.selection.except_users.push(user),
+            Err(error) => self.refuse(error),
+        }
+        self
+    }
+
+    /// Only sockets of this node, without a word to Redis.
+    pub fn local(mut self) -> Self {
+        self.reach = Reach::Here;
+        self
+    }
+
+    /// Delivers to the sockets of this node and publishes once for all others. Messages of one
+    /// sender to one audience arrive in the order sent. Never waits for a client; waits for Redis at
+    /// most `publish_timeout`.
+    ///
+    /// # Errors
+    /// [`SendError`] says what did happen: how many sockets here took it, and whether other nodes may
+    /// have got it. A send that may have gone out is not repeated, so there are no duplicates.
+    ///
+    /// # Cancel safety
+    /// Cancelled, any of the sockets may have it: those of a node are served in turns of 128.
+    pub async fn send(self, message: impl Into<Message>) -> Result<Delivery, SendError> {
+        let mut audience = self;
+        audience.check().map_err(SendError::invalid)?;
+        let Self {
+            node,
+            selection,
+            reach,
+            ..
+        } = audience;
+        let (local, nodes) = node.send(&selection, &message.into(), reach).await?;
+        Ok(Delivery { local, nodes })
+    }
+
+    /// Sends a value as JSON text.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), axum_cluster::SendError> {
+    /// # let cluster = axum_cluster::Cluster::builder().start();
+    /// #[derive(serde::Serialize)]
+    /// struct Shipped { order: u32 }
+    ///
+    /// cluster.broadcaster().to_user("alice").send_json(&Shipped { order: 7 }).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// Those of [`send`](Self::send), and when the value cannot be written as JSON.
+    ///
+    /// # Cancel safety
+    /// That of [`send`](Self::send).
+    pub async fn send_json<T: Serialize + ?Sized>(self, value: &T) -> Result<Delivery, SendError> {
+        let json = serde_json::to_string(value).map_err(SendError::json)?;
+        self.send(json).await
+    }
+
+    /// Closes every socket of the audience, on every node, after what was sent to it: logs a user out
+    /// everywhere. Returns when every node that holds one has said that it is done, or after
+    /// `publish_timeout`; [`Outcome::unanswered`] tells how many did not.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), axum_cluster::SendError> {
+    /// # let cluster = axum_cluster::Cluster::builder().start();
+    /// use axum_cluster::Close;
+    ///
+    /// let logged_out = Close::new(4001, "logged out");
+    /// cluster.broadcaster().to_user("alice").close(logged_out).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// Those of [`send`](Self::send), and when the code may not be sent
+    /// ([`Close::is_sendable`]).
+    ///
+    /// # Cancel safety
+    /// Cancelled, the sockets here are closing and the others may be.
+    pub async fn close(self, close: Close) -> Result<Outcome, SendError> {
+        if !close.is_sendable() {
+            return Err(SendError::invalid_close(close.code));
+        }
+        self.command(Ask::from(&close)).await
+    }
+
+    /// Puts every socket that is in the audience now into a room, on every node. Returns when what is
+    /// sent to the room from any node reaches them, or after `publish_timeout`;
+    /// [`Outcome::unanswered`] tells how many nodes did not say so. Joining twice is joining once. Each
+    /// waits for an answer of every node: do many at once, with `join_all`.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), axum_cluster::SendError> {
+    /// # let cluster = axum_cluster::Cluster::builder().start();
+    /// let broadcaster = cluster.broadcaster();
+    /// broadcaster.to_user("alice").join("vip").await?; // all her devices that are there now
+    /// broadcaster.to_room("vip").send("welcome").await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// Those of [`send`](Self::send), and when the room's id is unusable.
+    ///
+    /// # Cancel safety
+    /// Cancelled, the sockets here have joined and the others may have.
+    pub async fn join(self, room: impl Into<RoomId>) -> Result<Outcome, SendError> {
+        let room = usable(room)?;
+        self.command(Ask::Join { room }).await
+    }
+
+    /// Takes every socket of the audience out of a room, on every node. What the same sender sends to
+    /// the room afterwards does not reach them.
+    ///
+    /// # Errors
+    /// Those of [`send`](Self::send), and when the room's id is unusable.
+    ///
+    /// # Cancel safety
+    /// Cancelled, the sockets here have left and the others may have.
+    pub async fn leave(self, room: impl Into<RoomId>) -> Result<Outcome, SendError> {
+        let room = usable(room)?;
+        self.command(Ask::Leave { room }).await
+    }
+
+    /// Who is in the audience, on every node: a user's devices, a room's members.
+    ///
+    /// Each node answers once, in at most `publish_timeout`; who did not is in
+    /// [`Roster::missing`], and with Redis gone that is every other node. Identical
+    /// questions asked at the same time share the work: those that come while one is under way wait for
+    /// its end, and share the next. A node that is cut off from Redis, or has died without a goodbye, is missing until
+    /// its [`lease`](crate::ClusterBuilder::lease) ends. A node of another namespace is not part of the cluster.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), axum_cluster::QueryError> {
+    /// # let cluster = axum_cluster::Cluster::builder().start();
+    /// for device in cluster.broadcaster().to_user("alice").sockets().await? {
+    ///     println!("{} on node {} since {:?}", device.id, device.node(), device.connected_at);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// When an id is unusable, or after [`Cluster::shutdown`](crate::Cluster::shutdown).
+    ///
+    /// # Cancel safety
+    /// Cancel safe: others who ask the same get their answer.
+    pub async fn sockets(mut self) -> Result<Roster, QueryError> {
+        self.check().map_err(QueryError::invalid)?;
+        self.node.roster(self.selection, self.reach).await
+    }
+
+    /// How many sockets [`sockets`](Self::sockets) would list, without the lists.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), axum_cluster::QueryError> {
+    /// # let cluster = axum_cluster::Cluster::builder().start();
+    /// let count = cluster.broadcaster().to_room("lobby").count().await?;
+    /// let or_more = if count.is_complete() { "" } else { " or more" };
+    /// println!("{}{or_more} in the lobby", count.sockets());
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// When an id is unusable, or after [`Cluster::shutdown`](crate::Cluster::shutdown).
+    ///
+    /// # Cancel safety
+    /// Cancel safe: others who ask the same get their answer.
+    pub async fn count(mut self) -> Result<Count, QueryError> {
+        self.check().map_err(QueryError::invalid)?;
+        self.node.count(self.selection, self.reach).await
+    }
+
+    fn and(mut self, topic: Result<Topic, InvalidId>) -> Self {
+        match topic {
+            Ok(topic) => self.selection.add(topic),
+            Err(error) => self.refuse(error),
+        }
+        self
+    }
+
+    fn refuse(&mut self, error: InvalidId) {
+        self.invalid.get_or_insert(error);
+    }
+
+    /// Whether every id can be used. Also removes what is named twice.
+    fn check(&mut self) -> Result<(), InvalidId> {
+        self.selection.normalize();
+        self.invalid.map_or(Ok(()), Err)
+    }
+
+    async fn command(mut self, what: Ask) -> Result<Outcome, SendError> {
+        self.check().map_err(SendError::invalid)?;
+        self.node.command(&self.selection, what, self.reach).await
+    }
+}
+
+/// A room as commands carry it.
+fn usable(room: impl Into<RoomId>) -> Result<String, SendError> {
+    let room = room.into();
+    room.check().map_err(SendError::invalid)?;
+    Ok(room.into())
+}

@@ -1,0 +1,144 @@
+//! What is said to Redis. No other place composes commands.
+//!
+//! What the bus itself says is written as bytes, straight into the buffer that leaves; what goes through the pool
+//! is a [`Cmd`], since redis-rs serves that.
+
+use bytes::{BufMut, BytesMut};
+use redis::Cmd;
+
+/// Asks Redis who it is, its role among others: a question that needs no permission.
+pub(super) const HELLO: &[u8] = b"*1\r\n$5\r\nHELLO\r\n";
+
+/// Logs in.
+pub(super) fn auth(out: &mut BytesMut, user: Option<&str>, password: &str) {
+    put_head(out, 2 + usize::from(user.is_some()));
+    put_bulk(out, b"AUTH");
+    if let Some(user) = user {
+        put_bulk(out, user.as_bytes());
+    }
+    put_bulk(out, password.as_bytes());
+}
+
+pub(super) fn subscribe(out: &mut BytesMut, channels: impl ExactSizeIterator<Item = String>) {
+    put_channels(out, b"SUBSCRIBE", channels);
+}
+
+pub(super) fn unsubscribe(out: &mut BytesMut, channels: impl ExactSizeIterator<Item = String>) {
+    put_channels(out, b"UNSUBSCRIBE", channels);
+}
+
+pub(super) fn publish(out: &mut BytesMut, channel: &str, envelope: &[u8]) {
+    out.put_slice(b"*3\r\n$7\r\nPUBLISH\r\n");
+    put_bulk(out, channel.as_bytes());
+    put_bulk(out, envelope);
+}
+
+/// Asks how many subscribers each channel has.
+pub(super) fn numsub(channels: &[String]) -> Cmd {
+    let mut command = redis::cmd("PUBSUB");
+    command.arg("NUMSUB").arg(channels);
+    command
+}
+
+/// Runs a script that is sent whole; its keys and arguments are to be added.
+pub(super) fn eval(script: &str) -> Cmd {
+    let mut command = redis::cmd("EVAL");
+    command.arg(script);
+    command
+}
+
+/// Runs a script that Redis knows by its digest; its keys and arguments are to be added.
+pub(super) fn evalsha(digest: &str) -> Cmd {
+    let mut command = redis::cmd("EVALSHA");
+    command.arg(digest);
+    command
+}
+
+/// Reads fields of a hash.
+pub(super) fn hmget(key: &str, fields: &[&str]) -> Cmd {
+    let mut command = redis::cmd("HMGET");
+    command.arg(key).arg(fields);
+    command
+}
+
+/// Reads the score of a member of a sorted set.
+pub(super) fn zscore(key: &str, member: &str) -> Cmd {
+    let mut command = redis::cmd("ZSCORE");
+    command.arg(key).arg(member);
+    command
+}
+
+fn put_channels(out: &mut BytesMut, name: &[u8], channels: impl ExactSizeIterator<Item = String>) {
+    put_head(out, 1 + channels.len());
+    put_bulk(out, name);
+    for channel in channels {
+        put_bulk(out, channel.as_bytes());
+    }
+}
+
+fn put_head(out: &mut BytesMut, elements: usize) {
+    put_length(out, b'*', elements);
+}
+
+fn put_bulk(out: &mut BytesMut, bytes: &[u8]) {
+    put_length(out, b'$', bytes.len());
+    out.put_slice(bytes);
+    out.put_slice(b"\r\n");
+}
+
+fn put_length(out: &mut BytesMut, kind: u8, length: usize) {
+    let mut digits = itoa::Buffer::new();
+    out.put_u8(kind);
+    out.put_slice(digits.format(length).as_bytes());
+    out.put_slice(b"\r\n");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(write: impl FnOnce(&mut BytesMut)) -> String {
+        let mut out = BytesMut::new();
+        write(&mut out);
+        String::from_utf8(out.to_vec()).unwrap()
+    }
+
+    #[test]
+    fn commands_are_what_redis_reads() {
+        let channels = || ["x:all", "x:u:a"].map(str::to_owned).into_iter();
+        for (said, expected) in [
+            (
+                written(|out| auth(out, None, "s3 cret")),
+                "*2\r\n$4\r\nAUTH\r\n$7\r\ns3 cret\r\n",
+            ),
+            (
+                written(|out| auth(out, Some("app"), "")),
+                "*3\r\n$4\r\nAUTH\r\n$3\r\napp\r\n$0\r\n\r\n",
+            ),
+            (
+                written(|out| subscribe(out, channels())),
+                "*3\r\n$9\r\nSUBSCRIBE\r\n$5\r\nx:all\r\n$5\r\nx:u:a\r\n",
+            ),
+            (
+                written(|out| unsubscribe(out, channels())),
+                "*3\r\n$11\r\nUNSUBSCRIBE\r\n$5\r\nx:all\r\n$5\r\nx:u:a\r\n",
+            ),
+            (
+                written(|out| publish(out, "x:all", &[b'y'; 10])),
+                "*3\r\n$7\r\nPUBLISH\r\n$5\r\nx:all\r\n$10\r\nyyyyyyyyyy\r\n",
+            ),
+        ] {
+            assert_eq!(said, expected);
+        }
+    }
+
+    #[test]
+    fn both_dialects_say_the_same() {
+        let mut packed = redis::cmd("SUBSCRIBE");
+        packed.arg("x:all").arg("x:u:a");
+        let channels = ["x:all", "x:u:a"].map(str::to_owned).into_iter();
+        let said = written(|out| subscribe(out, channels));
+        assert_eq!(said.as_bytes(), packed.get_packed_command());
+        assert_eq!(HELLO, redis::cmd("HELLO").get_packed_command());
+    }
+}

@@ -1,0 +1,84 @@
+//! What became of a send, and of a command.
+
+use serde::Serialize;
+
+/// What became of a send. As JSON: `local`, `nodes`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+pub struct Delivery {
+    pub(crate) local: usize,
+    pub(crate) nodes: Option<usize>,
+}
+
+impl Delivery {
+    /// Sockets of this node that took it.
+    pub fn local(&self) -> usize {
+        self.local
+    }
+
+    /// Other nodes that took it, of which each delivers to its own sockets. `None` after
+    /// [`local()`](crate::Audience::local), and for a union of several targets, where it is not known. Another program
+    /// that subscribes to the channel counts as a node, and so does a node in its linger.
+    pub fn nodes(&self) -> Option<usize> {
+        self.nodes
+    }
+}
+
+/// What became of a command: [`Audience::close`](crate::Audience::close), [`join`](crate::Audience::join) or
+/// [`leave`](crate::Audience::leave). As JSON: `local`, `nodes`, `unanswered`.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), axum_cluster::SendError> {
+/// # let broadcaster = axum_cluster::Cluster::builder().start().broadcaster();
+/// let joined = broadcaster.to_user("alice").join("vip").await?;
+/// if joined.unanswered() > 0 {
+///     println!("{} nodes may not have done it", joined.unanswered());
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+pub struct Outcome {
+    pub(crate) local: usize,
+    pub(crate) nodes: Option<usize>,
+    pub(crate) unanswered: usize,
+}
+
+impl Outcome {
+    /// Sockets of this node that it concerned.
+    pub fn local(&self) -> usize {
+        self.local
+    }
+
+    /// Other nodes that said they carried it out. `None` after [`local()`](crate::Audience::local).
+    pub fn nodes(&self) -> Option<usize> {
+        self.nodes
+    }
+
+    /// Other nodes that are there and did not say within `publish_timeout` that they carried it out; they may have.
+    pub fn unanswered(&self) -> usize {
+        self.unanswered
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_became_of_it_is_shown_as_json() {
+        let delivery = Delivery {
+            local: 1,
+            nodes: None,
+        };
+        let json = serde_json::to_string(&delivery).unwrap();
+        assert_eq!(json, r#"{"local":1,"nodes":null}"#);
+        let outcome = Outcome {
+            local: 1,
+            nodes: Some(2),
+            unanswered: 3,
+        };
+        let json = serde_json::to_string(&outcome).unwrap();
+        assert_eq!(json, r#"{"local":1,"nodes":2,"unanswered":3}"#);
+    }
+}
