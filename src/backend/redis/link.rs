@@ -188,7 +188,9 @@ impl Link {
             Reply::Hello { role } if role.is_some_and(is_replica) => Err(REPLICA.into()),
             Reply::Hello { .. } => Ok(self.greeted(None)),
             Reply::Error(words) => self.refuse(&String::from_utf8_lossy(words), now),
-            Reply::Integer(_) | Reply::Other => {
+            // What publishes is answered so; the two are out of step.
+            Reply::Integer(_) => Err("redis answered what nobody asked".into()),
+            Reply::Other => {
                 if self.stage == Stage::Login {
                     self.stage = Stage::Greeting;
                 }

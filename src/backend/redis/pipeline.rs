@@ -42,8 +42,15 @@ pub(crate) struct Pipeline {
     advice: Arc<Advice>,
     /// Replies that are still to come.
     owed: usize,
-    /// The first of them says whether this is a replica.
-    asked: bool,
+    /// What the first of them answers, where that is no PUBLISH.
+    first: Option<First>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum First {
+    Login,
+    /// Whether this is a replica.
+    Role,
 }
 
 impl Pipeline {
@@ -59,11 +66,12 @@ impl Pipeline {
             output: BytesMut::new(),
             advice: advice.clone(),
             owed: 0,
-            asked: false,
+            first: None,
         };
         if let Some(auth) = endpoint.auth() {
             pipeline.output.extend_from_slice(&auth);
             pipeline.owed = 1;
+            pipeline.first = Some(First::Login);
             let mut replies = Vec::new();
             pipeline.exchange(&mut replies).await?;
             replies.into_iter().collect::<Result<Vec<_>, _>>()?;
@@ -87,7 +95,7 @@ impl Pipeline {
     pub(crate) fn ask_role(&mut self) {
         self.output.put_slice(HELLO);
         self.owed += 1;
-        self.asked = true;
+        self.first = Some(First::Role);
     }
 
     /// Adds a PUBLISH to what [`exchange`](Self::exchange) writes. Whatever is much is written already, so
@@ -111,16 +119,16 @@ impl Pipeline {
         Ok(written.map_err(|error| error.to_string())?)
     }
 
-    /// Writes what was added and reads the replies in its order. After an error, or cancelled, the
-    /// connection is useless.
+    /// Writes what was added and reads the replies in its order, into what is empty. A reply of another kind than was
+    /// asked for belongs to another command. After an error, or cancelled, the connection is useless.
     pub(crate) async fn exchange(&mut self, replies: &mut Vec<Counted>) -> Result<(), Unusable> {
         self.write().await?;
         self.stream
             .flush()
             .await
             .map_err(|error| error.to_string())?;
-        let owed = std::mem::take(&mut self.owed);
-        let mut on_replica = false;
+        let (owed, first) = (std::mem::take(&mut self.owed), self.first.take());
+        let (mut on_replica, mut out_of_step) = (false, false);
         while replies.len() < owed {
             match self.stream.read_buf(self.reader.space()).await {
                 Ok(0) => return Err("redis closed the connection".into()),
@@ -128,21 +136,28 @@ impl Pipeline {
                 Err(error) => return Err(error.to_string().into()),
             }
             let read = self.reader.read(usize::MAX, |reply| {
-                replies.push(match reply {
-                    Reply::Integer(received) => Ok(received),
-                    Reply::Error(words) => Err(self.advice.on(&String::from_utf8_lossy(words))),
-                    Reply::Hello { role } => {
-                        on_replica |= role.is_some_and(is_replica);
+                let asked = first.filter(|_| replies.is_empty());
+                replies.push(match (asked, reply) {
+                    (_, Reply::Error(words)) => {
+                        Err(self.advice.on(&String::from_utf8_lossy(words)))
+                    }
+                    (None, Reply::Integer(received)) => Ok(received),
+                    (Some(First::Login), Reply::Other) => Ok(0),
+                    (Some(First::Role), Reply::Hello { role }) => {
+                        on_replica = role.is_some_and(is_replica);
                         Ok(0)
                     }
-                    _ => Ok(0),
+                    _ => {
+                        out_of_step = true;
+                        Ok(0)
+                    }
                 });
             });
-            if read.is_err() || replies.len() > owed {
+            if read.is_err() || out_of_step || replies.len() > owed {
                 return Err("redis broke its own protocol".into());
             }
         }
-        if std::mem::take(&mut self.asked)
+        if first == Some(First::Role)
             && let Err(words) = replies.remove(0)
             && !tells_no_role(&words)
         {
@@ -158,21 +173,63 @@ impl Pipeline {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::DuplexStream;
+
     use super::*;
     use crate::topic::Namespace;
 
-    #[tokio::test]
-    async fn a_message_to_thousands_is_written_in_pieces() {
-        const USERS: usize = 200;
-        let (stream, mut server) = tokio::io::duplex(1024);
-        let mut pipeline = Pipeline {
+    fn over(stream: DuplexStream) -> Pipeline {
+        Pipeline {
             stream: Box::pin(stream),
             reader: Reader::new(KEPT),
             output: BytesMut::new(),
             advice: Arc::new(Advice::new(None, &Namespace::new("x").unwrap())),
             owed: 0,
-            asked: false,
-        };
+            first: None,
+        }
+    }
+
+    /// A PUBLISH, with the question for the role before it or not, and what Redis says.
+    async fn publish(asks: bool, answers: &[u8]) -> Result<Vec<Counted>, Arc<str>> {
+        let (stream, mut server) = tokio::io::duplex(1024);
+        let mut pipeline = over(stream);
+        if asks {
+            pipeline.ask_role();
+        }
+        pipeline.add("x", b"hello").await.unwrap();
+        server.write_all(answers).await.unwrap();
+        let mut replies = Vec::new();
+        let exchanged = pipeline.exchange(&mut replies).await;
+        exchanged.map(|()| replies).map_err(|error| error.reason)
+    }
+
+    #[tokio::test]
+    async fn what_answers_another_command_is_not_taken_for_a_count() {
+        const ROLE: &str = "*4\r\n$6\r\nserver\r\n$5\r\nredis\r\n$4\r\nrole\r\n$6\r\nmaster\r\n";
+        let good = [
+            (false, ":2\r\n".to_owned()),
+            (true, format!("{ROLE}:2\r\n")),
+        ];
+        for (asks, answers) in good {
+            assert_eq!(publish(asks, answers.as_bytes()).await, Ok(vec![Ok(2)]));
+        }
+        for (asks, answers) in [
+            (false, "+OK\r\n".to_owned()),
+            (false, ROLE.to_owned()),
+            (true, ":2\r\n:2\r\n".to_owned()),
+            (true, format!(":2\r\n{ROLE}")),
+            (true, format!("{ROLE}+OK\r\n")),
+        ] {
+            let error = publish(asks, answers.as_bytes()).await.unwrap_err();
+            assert!(error.contains("protocol"), "{answers}: {error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_message_to_thousands_is_written_in_pieces() {
+        const USERS: usize = 200;
+        let (stream, mut server) = tokio::io::duplex(1024);
+        let mut pipeline = over(stream);
         let envelope = vec![b'x'; 64 * 1024];
         let mut expected = BytesMut::new();
         for user in 0..USERS {
