@@ -1,80 +1,24 @@
-//! Questions to other nodes, and commands: what is asked is carried out here too, then everybody's answers
-//! are gathered.
+//! What is asked of all nodes: rosters, counts, nodes, and commands, which are carried out here too.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
-use std::time::Duration;
 
-use futures::future::{BoxFuture, OptionFuture, join, join_all};
-use parking_lot::Mutex;
-use smallvec::smallvec;
-use tokio::sync::Notify;
+use futures::future::join;
 use tokio::task::yield_now;
-use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::Node;
-use crate::backend::{Listener, Published};
-use crate::control::{Answer, Ask, Control};
+use super::question::Asked;
+use crate::backend::Listener;
+use crate::control::{Answer, Ask};
 use crate::delivery::Outcome;
 use crate::error::{PublishError, QueryError, SendError};
-use crate::gather::{Answers, Gathering};
+use crate::gather::Answers;
 use crate::id::NodeId;
 use crate::roster::{Count, NodeInfo, Roster};
-use crate::scope::{Reach, Scope, Selection};
-use crate::share::Flight;
+use crate::scope::{Reach, Selection};
+use crate::share::{Flight, Share};
 use crate::topic::Topic;
-use crate::wire::{Action, MAX_ENVELOPE};
-
-/// A healthy cluster has answered long before: who has not is asked by name, again and again.
-const FOLLOW_UP: Duration = Duration::from_millis(100);
-
-/// A question that waits for its answers.
-#[derive(Debug)]
-pub(super) struct Question {
-    /// Just before it was published.
-    pub(super) asked_at: Instant,
-    gathering: Mutex<Gathering>,
-    changed: Notify,
-}
-
-impl Question {
-    fn new(asked_at: Instant) -> Self {
-        Self {
-            asked_at,
-            gathering: Mutex::default(),
-            changed: Notify::new(),
-        }
-    }
-
-    pub(super) fn update(&self, change: impl FnOnce(&mut Gathering)) {
-        change(&mut self.gathering.lock());
-        self.changed.notify_one();
-    }
-}
-
-/// A question that is published, or about to be. Forgotten however the asker ends.
-struct Open {
-    node: Arc<Node>,
-    id: u64,
-    question: Arc<Question>,
-    deadline: Instant,
-}
-
-/// A question whose publication is queued already.
-struct Asked {
-    open: Open,
-    publishing: BoxFuture<'static, Result<Published, PublishError>>,
-    /// Tells how many nodes are on the bus at all, where the question itself does not.
-    census: OptionFuture<BoxFuture<'static, Result<Published, PublishError>>>,
-}
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        let forgotten = self.node.questions.lock().remove(&self.id);
-        drop(forgotten);
-    }
-}
 
 impl Node {
     /// Carries a command out here and on every other node.
@@ -138,22 +82,23 @@ impl Node {
     ) -> Result<Roster, QueryError> {
         self.check_alive()?;
         if reach == Reach::Everywhere {
-            let (node, key) = (self.clone(), selection.clone());
-            let ask = move || {
-                let (node, selection) = (node.clone(), selection.clone());
-                async move { Arc::new(node.gather_roster(&selection, Reach::Everywhere).await) }
+            let gather = |node: Arc<Self>, selection| async move {
+                Arc::new(node.gather_roster(&selection, Reach::Everywhere).await)
             };
-            let shared = self.rosters.answer(self.flight(), key.clone(), ask);
-            return Ok(match self.in_time(shared).await {
-                Some(roster) => Arc::unwrap_or_clone(roster),
-                None => Roster {
-                    missing: self.everybody(),
-                    partial: true,
-                    ..self.gather_roster(&key, Reach::Here).await
-                },
-            });
+            let shared = self.shared(&self.rosters, &selection, gather).await;
+            if let Some(roster) = shared {
+                return Ok(Arc::unwrap_or_clone(roster));
+            }
         }
-        Ok(self.gather_roster(&selection, Reach::Here).await)
+        let here = self.gather_roster(&selection, Reach::Here).await;
+        Ok(match reach {
+            Reach::Here => here,
+            Reach::Everywhere => Roster {
+                missing: self.everybody(),
+                partial: true,
+                ..here
+            },
+        })
     }
 
     async fn gather_roster(self: &Arc<Self>, selection: &Selection, reach: Reach) -> Roster {
@@ -180,22 +125,23 @@ impl Node {
     ) -> Result<Count, QueryError> {
         self.check_alive()?;
         if reach == Reach::Everywhere {
-            let (node, key) = (self.clone(), selection.clone());
-            let ask = move || {
-                let (node, selection) = (node.clone(), selection.clone());
-                async move { node.gather_count(&selection, Reach::Everywhere).await }
+            let gather = |node: Arc<Self>, selection| async move {
+                node.gather_count(&selection, Reach::Everywhere).await
             };
-            let shared = self.counts.answer(self.flight(), key.clone(), ask);
-            return Ok(match self.in_time(shared).await {
-                Some(count) => count,
-                None => Count {
-                    missing: self.everybody(),
-                    partial: true,
-                    ..self.gather_count(&key, Reach::Here).await
-                },
-            });
+            let shared = self.shared(&self.counts, &selection, gather).await;
+            if let Some(count) = shared {
+                return Ok(count);
+            }
         }
-        Ok(self.gather_count(&selection, Reach::Here).await)
+        let here = self.gather_count(&selection, Reach::Here).await;
+        Ok(match reach {
+            Reach::Here => here,
+            Reach::Everywhere => Count {
+                missing: self.everybody(),
+                partial: true,
+                ..here
+            },
+        })
     }
 
     async fn gather_count(self: &Arc<Self>, selection: &Selection, reach: Reach) -> Count {
@@ -212,12 +158,26 @@ impl Node {
         }
     }
 
-    /// How a shared question runs: on our runtime, and no longer than any answer can take.
-    fn flight(&self) -> Flight<'_> {
-        Flight {
+    /// The answer to a question that is shared with whoever asks it, too: on our runtime, and no longer than any answer
+    /// can take. `None` where nothing came of it.
+    async fn shared<V, F>(
+        self: &Arc<Self>,
+        share: &Arc<Share<Selection, V>>,
+        selection: &Selection,
+        gather: impl Fn(Arc<Self>, Selection) -> F + Send + 'static,
+    ) -> Option<V>
+    where
+        V: Clone + Send + Sync + 'static,
+        F: Future<Output = V> + Send + 'static,
+    {
+        let flight = Flight {
             runtime: self.tasks.runtime(),
             longest: self.longest(),
-        }
+        };
+        let (node, key) = (self.clone(), selection.clone());
+        let ask = move || gather(node.clone(), key.clone());
+        self.in_time(share.answer(flight, selection.clone(), ask))
+            .await
     }
 
     /// Every node of the cluster, this one first.
@@ -270,132 +230,6 @@ impl Node {
         let mut nodes: Vec<NodeId> = self.members.lock().ids().collect();
         nodes.sort_unstable();
         nodes
-    }
-
-    async fn ask(
-        self: &Arc<Self>,
-        selection: &Selection,
-        what: Ask,
-    ) -> Result<Answers, PublishError> {
-        Asked::answers(self.begin(selection, what)?).await
-    }
-
-    /// Queues a question, by the call itself; `None` where nobody else is asked.
-    fn begin(
-        self: &Arc<Self>,
-        selection: &Selection,
-        what: Ask,
-    ) -> Result<Option<Asked>, PublishError> {
-        let carrier = selection.question_carrier();
-        let Some(carrier) = carrier.filter(|topic| *topic != self.own) else {
-            return Ok(None);
-        };
-        let (id, scope) = (self.uplink.next_question(), selection.scope());
-        let ask = Control::Ask { id, what };
-        let envelope = self.uplink.write_word(&scope, id, &ask);
-        if envelope.len() > MAX_ENVELOPE {
-            return Err(PublishError::not_sent(format!(
-                "naming the audience takes {} bytes, at most {MAX_ENVELOPE} travel: ask in parts",
-                envelope.len()
-            )));
-        }
-        let question = Arc::new(Question::new(Instant::now()));
-        self.questions.lock().insert(id, question.clone());
-        let open = Open {
-            node: self.clone(),
-            id,
-            deadline: question.asked_at + self.config.publish_timeout,
-            question,
-        };
-        let size = selection.size();
-        let is_census = carrier == Topic::nodes();
-        let publishing = self.bus.publish(smallvec![carrier], envelope, size);
-        let census = (!is_census).then(|| {
-            let probe = self.uplink.write(None, &Scope::default(), &Action::Probe);
-            self.uplink.say(Topic::nodes(), probe)
-        });
-        Ok(Some(Asked {
-            open,
-            publishing,
-            census: census.into(),
-        }))
-    }
-}
-
-impl Asked {
-    /// At the deadline what is there must do.
-    async fn answers(asked: Option<Self>) -> Result<Answers, PublishError> {
-        let Some(Self {
-            open,
-            publishing,
-            census,
-        }) = asked
-        else {
-            return Ok(Answers::of_nobody());
-        };
-        let (published, census) = join(publishing, census).await;
-        let published = published?;
-        let known = open.node.members.lock().len();
-        let present = match census.unwrap_or(Ok(published)) {
-            // We are among those that are counted, or not: who has just come back does not know.
-            Ok(census) if open.hears() => census.nodes,
-            _ => 0,
-        };
-        open.question.update(|gathering| {
-            gathering.present(present, known);
-            gathering.promise(published);
-        });
-        let _ = timeout_at(open.deadline, open.wait()).await;
-        let mut gathering = std::mem::take(&mut *open.question.gathering.lock());
-        gathering.end(open.node.members.lock().ids());
-        Ok(gathering.into_answers())
-    }
-}
-
-impl Open {
-    /// Whether this node has heard everything since before it asked.
-    fn hears(&self) -> bool {
-        let hearing = self.node.hearing();
-        hearing.is_some_and(|(since, _)| since <= self.question.asked_at)
-    }
-
-    async fn wait(&self) {
-        let mut follow_up = Instant::now() + FOLLOW_UP;
-        loop {
-            let (complete, needs_names) = {
-                let gathering = self.question.gathering.lock();
-                (gathering.is_complete(), gathering.needs_names())
-            };
-            if complete {
-                return;
-            }
-            if needs_names || follow_up <= Instant::now() {
-                self.follow_up().await;
-                follow_up = Instant::now() + FOLLOW_UP;
-                continue;
-            }
-            tokio::select! {
-                () = self.question.changed.notified() => {}
-                () = sleep_until(follow_up) => {}
-            }
-        }
-    }
-
-    /// Asks everybody who has not answered whether there is something to wait for.
-    async fn follow_up(&self) {
-        let known: Vec<NodeId> = self.node.members.lock().ids().collect();
-        let silent = self.question.gathering.lock().follow_up(known);
-        let (uplink, id) = (&self.node.uplink, self.id);
-        let ping = uplink.write_word(&Scope::default(), id, &Control::Ping { id });
-        let pings = silent.into_iter().map(|node| {
-            let pinging = uplink.say(Topic::node(node), ping.clone());
-            async move { (node, pinging.await) }
-        });
-        for (node, pinged) in join_all(pings).await {
-            if pinged.is_ok_and(|pinged| pinged.nodes == 0) {
-                self.question.gathering.lock().unreachable(node);
-            }
-        }
     }
 }
 

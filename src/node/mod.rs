@@ -8,6 +8,7 @@ mod hearing;
 mod home;
 mod membership;
 mod presence;
+mod question;
 mod sweeper;
 
 use std::collections::HashMap;
@@ -26,9 +27,9 @@ use tokio_util::task::TaskTracker;
 
 pub(crate) use self::admission::{Refused, Registration, Reservation};
 use self::answering::Answering;
-use self::asking::Question;
 pub(crate) use self::home::ENDED;
 use self::membership::Membership;
+use self::question::Question;
 use self::sweeper::sweep;
 use crate::backend::{Backend, Bus, BusSettings};
 use crate::close::reason;

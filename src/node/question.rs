@@ -1,0 +1,198 @@
+//! One question to all other nodes: it is published, who is silent is asked by name, and what came is gathered.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::{BoxFuture, OptionFuture, join, join_all};
+use parking_lot::Mutex;
+use smallvec::smallvec;
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+use super::Node;
+use crate::backend::Published;
+use crate::control::{Ask, Control};
+use crate::error::PublishError;
+use crate::gather::{Answers, Gathering};
+use crate::id::NodeId;
+use crate::scope::{Scope, Selection};
+use crate::topic::Topic;
+use crate::wire::{Action, MAX_ENVELOPE};
+
+/// A healthy cluster has answered long before: who has not is asked by name, again and again.
+const FOLLOW_UP: Duration = Duration::from_millis(100);
+
+/// A question that waits for its answers.
+#[derive(Debug)]
+pub(super) struct Question {
+    /// Just before it was published.
+    pub(super) asked_at: Instant,
+    gathering: Mutex<Gathering>,
+    changed: Notify,
+}
+
+impl Question {
+    fn new(asked_at: Instant) -> Self {
+        Self {
+            asked_at,
+            gathering: Mutex::default(),
+            changed: Notify::new(),
+        }
+    }
+
+    pub(super) fn update(&self, change: impl FnOnce(&mut Gathering)) {
+        change(&mut self.gathering.lock());
+        self.changed.notify_one();
+    }
+}
+
+/// A question that is published, or about to be. Forgotten however the asker ends.
+struct Open {
+    node: Arc<Node>,
+    id: u64,
+    question: Arc<Question>,
+    deadline: Instant,
+}
+
+/// A question whose publication is queued already.
+pub(super) struct Asked {
+    open: Open,
+    publishing: BoxFuture<'static, Result<Published, PublishError>>,
+    /// Tells how many nodes are on the bus at all, where the question itself does not.
+    census: OptionFuture<BoxFuture<'static, Result<Published, PublishError>>>,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        let forgotten = self.node.questions.lock().remove(&self.id);
+        drop(forgotten);
+    }
+}
+
+impl Node {
+    pub(super) async fn ask(
+        self: &Arc<Self>,
+        selection: &Selection,
+        what: Ask,
+    ) -> Result<Answers, PublishError> {
+        Asked::answers(self.begin(selection, what)?).await
+    }
+
+    /// Queues a question, by the call itself; `None` where nobody else is asked.
+    pub(super) fn begin(
+        self: &Arc<Self>,
+        selection: &Selection,
+        what: Ask,
+    ) -> Result<Option<Asked>, PublishError> {
+        let carrier = selection.question_carrier();
+        let Some(carrier) = carrier.filter(|topic| *topic != self.own) else {
+            return Ok(None);
+        };
+        let (id, scope) = (self.uplink.next_question(), selection.scope());
+        let ask = Control::Ask { id, what };
+        let envelope = self.uplink.write_word(&scope, id, &ask);
+        if envelope.len() > MAX_ENVELOPE {
+            return Err(PublishError::not_sent(format!(
+                "naming the audience takes {} bytes, at most {MAX_ENVELOPE} travel: ask in parts",
+                envelope.len()
+            )));
+        }
+        let question = Arc::new(Question::new(Instant::now()));
+        self.questions.lock().insert(id, question.clone());
+        let open = Open {
+            node: self.clone(),
+            id,
+            deadline: question.asked_at + self.config.publish_timeout,
+            question,
+        };
+        let size = selection.size();
+        let is_census = carrier == Topic::nodes();
+        let publishing = self.bus.publish(smallvec![carrier], envelope, size);
+        let census = (!is_census).then(|| {
+            let probe = self.uplink.write(None, &Scope::default(), &Action::Probe);
+            self.uplink.say(Topic::nodes(), probe)
+        });
+        Ok(Some(Asked {
+            open,
+            publishing,
+            census: census.into(),
+        }))
+    }
+}
+
+impl Asked {
+    /// At the deadline what is there must do.
+    pub(super) async fn answers(asked: Option<Self>) -> Result<Answers, PublishError> {
+        let Some(Self {
+            open,
+            publishing,
+            census,
+        }) = asked
+        else {
+            return Ok(Answers::of_nobody());
+        };
+        let (published, census) = join(publishing, census).await;
+        let published = published?;
+        let known = open.node.members.lock().len();
+        let present = match census.unwrap_or(Ok(published)) {
+            // We are among those that are counted, or not: who has just come back does not know.
+            Ok(census) if open.hears() => census.nodes,
+            _ => 0,
+        };
+        open.question.update(|gathering| {
+            gathering.present(present, known);
+            gathering.promise(published);
+        });
+        let _ = timeout_at(open.deadline, open.wait()).await;
+        let mut gathering = std::mem::take(&mut *open.question.gathering.lock());
+        gathering.end(open.node.members.lock().ids());
+        Ok(gathering.into_answers())
+    }
+}
+
+impl Open {
+    /// Whether this node has heard everything since before it asked.
+    fn hears(&self) -> bool {
+        let hearing = self.node.hearing();
+        hearing.is_some_and(|(since, _)| since <= self.question.asked_at)
+    }
+
+    async fn wait(&self) {
+        let mut follow_up = Instant::now() + FOLLOW_UP;
+        loop {
+            let (complete, needs_names) = {
+                let gathering = self.question.gathering.lock();
+                (gathering.is_complete(), gathering.needs_names())
+            };
+            if complete {
+                return;
+            }
+            if needs_names || follow_up <= Instant::now() {
+                self.follow_up().await;
+                follow_up = Instant::now() + FOLLOW_UP;
+                continue;
+            }
+            tokio::select! {
+                () = self.question.changed.notified() => {}
+                () = sleep_until(follow_up) => {}
+            }
+        }
+    }
+
+    /// Asks everybody who has not answered whether there is something to wait for.
+    async fn follow_up(&self) {
+        let known: Vec<NodeId> = self.node.members.lock().ids().collect();
+        let silent = self.question.gathering.lock().follow_up(known);
+        let (uplink, id) = (&self.node.uplink, self.id);
+        let ping = uplink.write_word(&Scope::default(), id, &Control::Ping { id });
+        let pings = silent.into_iter().map(|node| {
+            let pinging = uplink.say(Topic::node(node), ping.clone());
+            async move { (node, pinging.await) }
+        });
+        for (node, pinged) in join_all(pings).await {
+            if pinged.is_ok_and(|pinged| pinged.nodes == 0) {
+                self.question.gathering.lock().unreachable(node);
+            }
+        }
+    }
+}
