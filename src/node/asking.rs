@@ -14,7 +14,7 @@ use crate::control::{Answer, Ask};
 use crate::delivery::Outcome;
 use crate::error::{PublishError, QueryError, SendError};
 use crate::gather::Answers;
-use crate::id::NodeId;
+use crate::id::{NodeId, UserId};
 use crate::roster::{Count, NodeInfo, Roster};
 use crate::scope::{Reach, Selection};
 use crate::share::{Flight, Share};
@@ -202,6 +202,37 @@ impl Node {
         others.sort_unstable_by_key(|info| (info.started_at, info.id));
         others.insert(0, self.introduce());
         Ok(others)
+    }
+
+    /// Which of these users have a socket here, or another node that listens for them.
+    pub(crate) async fn online(
+        self: &Arc<Self>,
+        users: &[UserId],
+    ) -> Result<Vec<bool>, QueryError> {
+        let topics: Result<Vec<Topic>, _> = users.iter().map(Topic::user).collect();
+        let topics = topics.map_err(QueryError::invalid)?;
+        let mut online: Vec<bool> = {
+            let registry = self.registry.read();
+            let here = topics.iter().map(|topic| registry.has_member(topic));
+            here.collect()
+        };
+        let (unknown, elsewhere): (Vec<usize>, Vec<Topic>) = topics
+            .into_iter()
+            .enumerate()
+            .filter(|(at, _)| !online[*at])
+            .unzip();
+        if !elsewhere.is_empty() {
+            let node = self.clone();
+            // The connections are pooled, and would die with the caller's runtime.
+            let asking = self.at_home(async move { node.bus.listening(&elsewhere).await });
+            let nodes = asking.await;
+            let nodes = nodes.unwrap_or_else(|| Err(self.unfinished().into()));
+            let nodes = nodes.map_err(QueryError::bus)?;
+            for (at, nodes) in unknown.into_iter().zip(nodes) {
+                online[at] = nodes > 0;
+            }
+        }
+        Ok(online)
     }
 
     fn check_alive(&self) -> Result<(), QueryError> {

@@ -4,6 +4,7 @@ mod admission;
 mod answering;
 mod asking;
 mod counters;
+mod delivery;
 mod hearing;
 mod home;
 mod membership;
@@ -12,7 +13,7 @@ mod question;
 mod sweeper;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
 
@@ -21,7 +22,6 @@ use futures::future::join;
 use indexmap::IndexMap;
 use parking_lot::{Mutex, RwLock};
 use tokio::task::coop::consume_budget;
-use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tokio_util::task::TaskTracker;
 
@@ -33,26 +33,25 @@ use self::question::Question;
 use self::sweeper::sweep;
 use crate::backend::{Backend, Bus, BusSettings};
 use crate::close::reason;
-use crate::config::{CHUNK, CLOSING, Config, LONGEST};
+use crate::config::{CLOSING, Config, LONGEST};
 pub(crate) use crate::counts::Counted;
 use crate::counts::Counters;
-use crate::error::{PublishError, QueryError, SendError};
+use crate::error::{PublishError, SendError};
 use crate::gap::GapReaders;
 use crate::health::{Health, HealthCell};
-use crate::id::{NodeId, UserId};
-use crate::local::socket::{Pushed, Sender, SweepEnd};
+use crate::id::NodeId;
+use crate::local::socket::{Sender, SweepEnd};
 use crate::members::Members;
 use crate::message::Message;
 use crate::outage::Outage;
 use crate::presence::{Mailbox, Task};
-use crate::registry::{Member, Registry, Wanted};
+use crate::registry::Registry;
 use crate::roster::{Count, Roster};
-use crate::scope::{Reach, Scope, Selection};
+use crate::scope::{Reach, Selection};
 use crate::share::Share;
 use crate::tasks::Tasks;
 use crate::topic::Topic;
 use crate::uplink::Uplink;
-use crate::ws::frame::Frame;
 
 /// This process's node. Handles and sockets share it; its tasks hold it weakly.
 #[derive(Debug)]
@@ -181,66 +180,6 @@ impl Node {
         self.draining.load(SeqCst)
     }
 
-    // Delivery -------------------------------------------------------------------------------------
-
-    /// Hands a message to the sockets of this node, writing as far as the kernel takes it and never
-    /// waiting for one. Lets other tasks run between chunks. Returns how many took it.
-    async fn deliver(&self, scope: &Scope<'_>, message: &Message) -> usize {
-        let wanted = Wanted::of(scope);
-        let members = self.registry.read().select(&wanted);
-        if members.is_empty() {
-            return 0;
-        }
-        let frame = Frame::message(message);
-        let limits = &self.config.outbox;
-        let take = |outbox: &Sender| self.note(outbox, outbox.send(&frame, limits));
-        let taken = in_chunks(&members, take).await;
-        self.counters.delivered.fetch_add(taken as u64, Relaxed);
-        taken
-    }
-
-    /// The same for what the bus brought: collected, so that all of one wake leaves each socket in one
-    /// write.
-    fn collect(&self, scope: &Scope<'_>, frame: impl FnOnce() -> Frame) {
-        let wanted = Wanted::of(scope);
-        let members = self.registry.read().select(&wanted);
-        if members.is_empty() {
-            return;
-        }
-        let frame = frame();
-        let mut taken = 0;
-        for outbox in members {
-            let collected = outbox.collect(&frame, &self.config.outbox);
-            taken += u64::from(self.note(&outbox, collected.pushed));
-            if collected.wants_flush {
-                self.collected.lock().push(outbox);
-            }
-        }
-        self.counters.delivered.fetch_add(taken, Relaxed);
-    }
-
-    /// Counts what became of a frame; whether it was taken.
-    fn note(&self, outbox: &Sender, pushed: Pushed) -> bool {
-        match pushed {
-            Pushed::Taken | Pushed::Closed => {}
-            Pushed::Replaced(lost) => {
-                self.counters.dropped_oldest.fetch_add(lost as u64, Relaxed);
-            }
-            Pushed::Overflowed(lost) => {
-                self.counters.dropped_full.fetch_add(lost as u64, Relaxed);
-                self.note_slow(outbox, lost);
-            }
-        }
-        pushed.is_taken()
-    }
-
-    fn note_slow(&self, outbox: &Sender, lost: usize) {
-        self.counters.slow_closed.fetch_add(1, Relaxed);
-        let (socket, user) = (outbox.id(), outbox.user());
-        tracing::warn!(%socket, user = user.as_str(), dropped = lost, "slow consumer closed with 1013: if many are, send less or \
-            raise `outbox_messages` or `outbox_bytes`");
-    }
-
     /// Delivers here and publishes once for all other nodes. Returns the sockets here and, where it
     /// can be known, the other nodes.
     pub(crate) async fn send(
@@ -272,39 +211,6 @@ impl Node {
         })?;
         Ok((local, nodes))
     }
-
-    /// Which of these users have a socket here, or another node that listens for them.
-    pub(crate) async fn online(
-        self: &Arc<Self>,
-        users: &[UserId],
-    ) -> Result<Vec<bool>, QueryError> {
-        let topics: Result<Vec<Topic>, _> = users.iter().map(Topic::user).collect();
-        let topics = topics.map_err(QueryError::invalid)?;
-        let mut online: Vec<bool> = {
-            let registry = self.registry.read();
-            let here = topics.iter().map(|topic| registry.has_member(topic));
-            here.collect()
-        };
-        let (unknown, elsewhere): (Vec<usize>, Vec<Topic>) = topics
-            .into_iter()
-            .enumerate()
-            .filter(|(at, _)| !online[*at])
-            .unzip();
-        if !elsewhere.is_empty() {
-            let node = self.clone();
-            // The connections are pooled, and would die with the caller's runtime.
-            let asking = self.at_home(async move { node.bus.listening(&elsewhere).await });
-            let nodes = asking.await;
-            let nodes = nodes.unwrap_or_else(|| Err(self.unfinished().into()));
-            let nodes = nodes.map_err(QueryError::bus)?;
-            for (at, nodes) in unknown.into_iter().zip(nodes) {
-                online[at] = nodes > 0;
-            }
-        }
-        Ok(online)
-    }
-
-    // The end --------------------------------------------------------------------------------------
 
     /// Refuses new sockets, closes the others at random moments of the window, waits for their
     /// tasks and leaves the bus. May be called again when it was cancelled.
@@ -352,14 +258,3 @@ impl Node {
 
 /// How long before the end of a shutdown the bus is left, with or without an answer of every client.
 const LEAVING: Duration = Duration::from_millis(500);
-
-async fn in_chunks(members: &[Sender], serve: impl Fn(&Sender) -> bool) -> usize {
-    let mut served = 0;
-    for (n, chunk) in members.chunks(CHUNK).enumerate() {
-        if n > 0 {
-            yield_now().await;
-        }
-        served += chunk.iter().filter(|outbox| serve(outbox)).count();
-    }
-    served
-}
