@@ -334,7 +334,8 @@ mod tests {
                 }
                 let works = since.iter().all(Option::is_some);
                 prop_assert_eq!(outage.health() == Health::Up, works);
-                let whole = works.then(|| (*since.iter().flatten().max().unwrap(), *proven.iter().flatten().min().unwrap()));
+                let (last, first) = (since.iter().flatten().max(), proven.iter().flatten().min());
+                let whole = works.then(|| (*last.unwrap(), *first.unwrap()));
                 prop_assert_eq!(outage.hearing(), whole);
             }
         }

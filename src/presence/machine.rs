@@ -370,6 +370,13 @@ mod tests {
             Presence::new(reader)
         }
 
+        /// So many users are here already.
+        fn crowd(&mut self, topic: &Topic, users: usize) {
+            for n in 0..users {
+                self.outside.put(topic, &user(&n.to_string()), true);
+            }
+        }
+
         fn touch(&mut self, topic: &Topic, users: &[&str], here: bool) {
             for user in users {
                 self.outside.put(topic, &(*user).into(), here);
@@ -524,10 +531,7 @@ mod tests {
     #[test]
     fn nothing_comes_between_the_parts_of_a_list() {
         let (mut rig, all) = (Rig::new(), Topic::all());
-        let names: Vec<String> = (0..2 * PART + 1).map(|n| n.to_string()).collect();
-        names
-            .iter()
-            .for_each(|name| rig.outside.put(&all, &user(name), true));
+        rig.crowd(&all, 2 * PART + 1);
         rig.handle(Input::Request(A, all.clone(), true));
         rig.touch(&all, &["x"], true);
         let acts = rig.acts(Some(1));
@@ -548,10 +552,7 @@ mod tests {
     #[test]
     fn who_has_left_is_told_no_more_and_the_topic_is_given_up() {
         let (mut rig, all) = (Rig::new(), Topic::all());
-        let names: Vec<String> = (0..2 * PART).map(|n| n.to_string()).collect();
-        names
-            .iter()
-            .for_each(|name| rig.outside.put(&all, &user(name), true));
+        rig.crowd(&all, 2 * PART);
         rig.handle(Input::Request(A, all.clone(), true));
         assert_eq!(rig.acts(Some(0)).len(), 1, "nobody takes the second part");
         assert_eq!(rig.acts(Some(0)), []);
@@ -608,10 +609,7 @@ mod tests {
     #[test]
     fn a_list_of_which_a_part_may_be_lost_is_not_gone_on_with() {
         let (mut rig, all) = (Rig::new(), Topic::all());
-        let names: Vec<String> = (0..2 * PART).map(|n| n.to_string()).collect();
-        names
-            .iter()
-            .for_each(|name| rig.outside.put(&all, &user(name), true));
+        rig.crowd(&all, 2 * PART);
         rig.handle(Input::Request(A, all.clone(), true));
         assert_eq!(
             rig.acts(None).len(),

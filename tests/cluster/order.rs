@@ -3,12 +3,24 @@
 use std::pin::pin;
 use std::time::Duration;
 
+use axum_cluster::ClusterBuilder;
 use futures::FutureExt;
 use futures::future::join_all;
 
 use crate::support::client::{Event, text};
 use crate::support::node::NEVER;
 use crate::support::{Lab, PATIENCE, TestNode, until};
+
+async fn pair(builder: ClusterBuilder) -> [TestNode; 2] {
+    let nodes = [
+        TestNode::start(builder.clone().start()).await,
+        TestNode::start(builder.start()).await,
+    ];
+    for node in &nodes {
+        node.cluster.ready().await.unwrap();
+    }
+    nodes
+}
 
 /// Redis reads 16 KiB of each connection in turn: of a burst that waits on one connection the end
 /// would come after what was sent later on another.
@@ -21,13 +33,7 @@ async fn what_waits_in_a_frozen_redis_comes_before_what_is_sent_later() {
         .outbox_messages(10_000)
         .outbox_bytes(1 << 24)
         .publish_timeout(Duration::from_millis(200));
-    let [sending, receiving] = [
-        TestNode::start(impatient.clone().start()).await,
-        TestNode::start(impatient.start()).await,
-    ];
-    for node in [&sending, &receiving] {
-        node.cluster.ready().await.unwrap();
-    }
+    let [sending, receiving] = pair(impatient).await;
     let mut client = receiving.client("alice").await;
     let mut numbers = 0..;
     let mut send = || {
@@ -78,13 +84,7 @@ async fn who_waits_for_room_keeps_its_place() {
         .builder()
         .probe_interval(NEVER)
         .publish_timeout(PATIENCE);
-    let [sending, receiving] = [
-        TestNode::start(patient.clone().start()).await,
-        TestNode::start(patient.start()).await,
-    ];
-    for node in [&sending, &receiving] {
-        node.cluster.ready().await.unwrap();
-    }
+    let [sending, receiving] = pair(patient).await;
     let mut client = receiving.client("alice").await;
     let alice = || sending.broadcaster.to_user("alice");
     let queued = || sending.cluster.stats().bus_publish_queue;

@@ -598,6 +598,12 @@ mod tests {
         }
 
         /// The last probe comes back.
+        fn comes_up(&mut self) {
+            self.return_probe();
+            self.took(Ok(1));
+            assert_eq!(self.told, [Told::Up(self.now)]);
+        }
+
         fn return_probe(&mut self) {
             let probe = self.publishing.clone().expect("a probe is published");
             self.say(Said::Message(self.own.clone(), probe));
@@ -894,9 +900,7 @@ mod tests {
             "nothing is proven before it is heard"
         );
         pump.say(Said::Subscribed(topic(1)));
-        pump.return_probe();
-        pump.took(Ok(1));
-        assert_eq!(pump.told, [Told::Up(pump.now)]);
+        pump.comes_up();
     }
 
     /// The doubt comes while the probe that would prove the bus is on its way back.
@@ -944,9 +948,7 @@ mod tests {
             Some(stale),
             "only what is published now proves it"
         );
-        pump.return_probe();
-        pump.took(Ok(1));
-        assert_eq!(pump.told, [Told::Up(pump.now)]);
+        pump.comes_up();
     }
 
     #[test]
@@ -958,9 +960,7 @@ mod tests {
         pump.told.clear();
         pump.table(|table| table.release(&topic(1), Instant::now()));
         pump.turn();
-        pump.return_probe();
-        pump.took(Ok(1));
-        assert_eq!(pump.told, [Told::Up(pump.now)]);
+        pump.comes_up();
     }
 
     #[test]
@@ -1007,9 +1007,7 @@ mod tests {
         assert_eq!(pump.written(), ["SUBSCRIBE r:1"]);
         assert_eq!(pump.publishing, None);
         pump.say(Said::Subscribed(topic(1)));
-        pump.return_probe();
-        pump.took(Ok(1));
-        assert_eq!(pump.told, [Told::Up(pump.now)]);
+        pump.comes_up();
     }
 
     #[test]
