@@ -50,7 +50,7 @@ pub(super) struct Subscriptions {
     /// How much had been sent when everything wanted had been sent; while restoring for the first time, then for
     /// the last.
     restored_at: Option<u64>,
-    link: Link,
+    phase: Phase,
     /// Since it was taken last.
     news: News,
 }
@@ -73,9 +73,9 @@ impl News {
     }
 }
 
-/// What is known of the connection.
+/// How the connection stands, for those who wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Link {
+enum Phase {
     /// The first attempt still runs: whoever wants a topic may wait for it.
     Starting,
     /// Waiting is pointless.
@@ -155,7 +155,7 @@ impl Subscriptions {
             refusals: Refusals::default(),
             outstanding: Outstanding::default(),
             restored_at: None,
-            link: Link::Starting,
+            phase: Phase::Starting,
             news: News::default(),
         }
     }
@@ -176,7 +176,7 @@ impl Subscriptions {
         if connected && !entry.subscribed && !replace(&mut entry.queued, true) {
             self.changed.push_back(topic.clone());
         }
-        if matches!(self.link, Link::Down | Link::Restoring) {
+        if matches!(self.phase, Phase::Down | Phase::Restoring) {
             return Confirmation::Ready;
         }
         let (confirm, confirmed) = oneshot::channel();
@@ -291,8 +291,8 @@ impl Subscriptions {
     fn mark_restored(&mut self) {
         let sent = self.outstanding.sent();
         let restored_at = *self.restored_at.get_or_insert(sent);
-        if self.link == Link::Restoring && self.outstanding.settled() >= restored_at {
-            (self.link, self.restored_at) = (Link::Up, Some(sent));
+        if self.phase == Phase::Restoring && self.outstanding.settled() >= restored_at {
+            (self.phase, self.restored_at) = (Phase::Up, Some(sent));
         }
     }
 
@@ -410,9 +410,9 @@ impl Subscriptions {
     /// A new connection: nothing is subscribed on it. The channel of all nodes comes last: who is counted there is
     /// reached by everything else.
     pub(super) fn connected(&mut self) {
-        self.link = match self.link {
-            Link::Starting => Link::Up,
-            _ => Link::Restoring,
+        self.phase = match self.phase {
+            Phase::Starting => Phase::Up,
+            _ => Phase::Restoring,
         };
         self.refusals.group(vec![self.own.clone()]);
         for (topic, entry) in &mut self.entries {
@@ -429,14 +429,14 @@ impl Subscriptions {
 
     /// Somebody waited too long and goes on unheard: all is to be confirmed once more.
     pub(super) fn doubt(&mut self) {
-        if self.link == Link::Up {
-            (self.link, self.restored_at) = (Link::Restoring, None);
+        if self.phase == Phase::Up {
+            (self.phase, self.restored_at) = (Phase::Restoring, None);
         }
     }
 
     /// The connection is lost, or could not be made: nobody waits for it any longer.
     pub(super) fn disconnected(&mut self) {
-        self.link = Link::Down;
+        self.phase = Phase::Down;
         (self.outstanding, self.restored_at) = (Outstanding::default(), None);
         self.changed = VecDeque::new();
         self.restoring = VecDeque::new();
@@ -455,7 +455,7 @@ impl Subscriptions {
     /// Whether everything for which nobody waited is confirmed, but for what is refused: since an outage, or since a
     /// [`doubt`](Self::doubt).
     pub(super) fn is_restored(&self) -> bool {
-        self.link == Link::Up
+        self.phase == Phase::Up
             && self
                 .restored_at
                 .is_some_and(|sent| self.outstanding.settled() >= sent)
@@ -471,7 +471,7 @@ impl Subscriptions {
     }
 
     fn is_connected(&self) -> bool {
-        matches!(self.link, Link::Restoring | Link::Up)
+        matches!(self.phase, Phase::Restoring | Phase::Up)
     }
 
     fn forget_if_unused(&mut self, topic: &str) {
