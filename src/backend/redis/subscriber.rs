@@ -200,6 +200,7 @@ impl Subscriber {
                 backoff.works(Instant::now());
                 listener.up(LinkId::ONLY, proven);
             }
+            Event::Works => backoff.works(Instant::now()),
             Event::Down { reason, deaf } => listener.down(LinkId::ONLY, reason, deaf),
             Event::Refused { topic, reason } => {
                 tracing::debug!(topic = topic.as_str(), %reason, "redis refuses a subscription: it is asked for again");
@@ -243,6 +244,7 @@ async fn write_or_flush(
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
 
     use tokio::io::{AsyncBufReadExt, BufReader, BufWriter};
     use tokio::net::{TcpSocket, TcpStream};
@@ -329,6 +331,39 @@ mod tests {
             told_no_role: Once::new(),
             began: false,
         }
+    }
+
+    /// Or each cut while a room is refused would cost everybody a longer silence than the one before.
+    #[tokio::test]
+    async fn a_link_that_is_refused_a_topic_holds_all_the_same() {
+        const PROBES: u64 = 4;
+        let server = RedisServer::start();
+        let narrow = ["ACL", "SETUSER", "default", "resetchannels", "&x:n:*"];
+        assert_eq!(server.cli(&narrow), "OK");
+        let (sender, mut told) = mpsc::unbounded_channel();
+        let listener = Arc::new(Fragile(sender));
+        let mut subscriber = subscriber(&server, &listener);
+        Arc::get_mut(&mut subscriber.link).unwrap().probe_interval = Duration::from_millis(100);
+        let link = TcpStream::connect(("127.0.0.1", server.port())).await;
+        let mut backoff = Backoff::new(LONGEST_PAUSE);
+        let first = backoff.ended(Instant::now(), 1.0);
+        assert!(backoff.ended(Instant::now(), 1.0) > first, "control");
+        // Two that do not come back would end it.
+        let probed = async {
+            while server.calls("publish") < PROBES {
+                sleep(Duration::from_millis(2)).await;
+            }
+        };
+        tokio::select! {
+            lost = subscriber.pump(link.unwrap(), Instant::now() + OPENING, &mut backoff) => panic!("{lost:?}"),
+            () = probed => {}
+        }
+        let refused = Ok(Told::Down { deaf: true });
+        assert_eq!(told.try_recv(), refused, "control");
+        while let Ok(more) = told.try_recv() {
+            assert_eq!(Ok(more), refused, "it is never up");
+        }
+        assert_eq!(backoff.ended(Instant::now() + LONGEST_PAUSE, 1.0), first);
     }
 
     /// As TLS does when the kernel's buffer is full, and without a kernel's help.
