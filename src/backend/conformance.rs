@@ -78,6 +78,12 @@ impl Listener for Recorder {
         self.tell(Told::Down);
     }
 
+    fn refused(&self, _: LinkId, _: Arc<str>) {
+        self.tell(Told::Down);
+    }
+
+    fn works(&self, _: LinkId, _: Instant) {}
+
     fn panicked(&self) {}
 }
 

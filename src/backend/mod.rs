@@ -176,6 +176,12 @@ pub(crate) trait Listener: Send + Sync {
     /// A link is not usable. `deaf`: messages may be missed from now on.
     fn down(&self, link: LinkId, reason: Arc<str>, deaf: bool);
 
+    /// A topic is refused on a link: messages to it may be missed from now on, all others go on.
+    fn refused(&self, link: LinkId, reason: Arc<str>);
+
+    /// As [`up`](Self::up), but for what is refused, which is not what nodes say to all nodes. Said for every probe.
+    fn works(&self, link: LinkId, proven: Instant);
+
     /// A task of the bus panicked, and begins again.
     fn panicked(&self);
 }

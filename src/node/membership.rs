@@ -133,10 +133,10 @@ impl Node {
         let _ = self.say_to(Topic::nodes(), &Control::Bye).await;
     }
 
-    /// Says hello and gives up who no longer does, while the bus is up. The others know of us since the
+    /// Says hello and gives up who no longer does, while the nodes hear each other. The others know of us since the
     /// bus was up at `known_since`; returns what holds afterwards.
     async fn attend(&self, known_since: Option<Instant>) -> Option<Instant> {
-        let Some(hearing @ (since, _)) = self.hearing() else {
+        let Some(hearing @ (since, _)) = self.hearing_nodes() else {
             return known_since;
         };
         self.tell_of_strays().await;

@@ -110,8 +110,10 @@ pub(super) enum Event<'a> {
     Up {
         proven: Instant,
     },
-    /// The link works, but Redis refuses a topic: the bus is not up.
-    Works,
+    /// The link works, but Redis refuses a topic: the bus is not up. `proven` unless that topic is the nodes'.
+    Works {
+        proven: Option<Instant>,
+    },
     /// The bus is not usable. `deaf`: messages may be missed.
     Down {
         reason: Arc<str>,
@@ -384,9 +386,16 @@ impl Link {
         let restored = Subscriptions::is_restored;
         let works = self.config.subscriptions.with(|table| restored(table));
         works.then_some(match self.refused {
-            true => Event::Works,
+            true => Event::Works {
+                proven: self.hears_nodes().then_some(proven),
+            },
             false => Event::Up { proven },
         })
+    }
+
+    fn hears_nodes(&self) -> bool {
+        let is_refused = |table: &mut Subscriptions| table.is_refused(&Topic::nodes());
+        !self.config.subscriptions.with(is_refused)
     }
 }
 
@@ -451,7 +460,7 @@ mod tests {
                 Event::Heard { topic, payload } => Self::Heard(topic.into(), payload.into()),
                 Event::Garbage => Self::Garbage,
                 Event::Up { proven } => Self::Up(proven),
-                Event::Works => Self::Works,
+                Event::Works { .. } => Self::Works,
                 Event::Down { reason, deaf } => Self::Down(reason.as_ref().into(), deaf),
                 Event::Refused { topic, .. } => Self::Refused(topic),
                 Event::Moved { topic } => Self::Moved(topic.into()),

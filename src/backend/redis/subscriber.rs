@@ -23,7 +23,7 @@ use super::subscriptions::Subscriptions;
 use super::topology::Topology;
 use crate::backend::Listener;
 use crate::outage::LinkId;
-use crate::topic::Topic;
+use crate::topic::{Topic, TopicKind};
 use crate::wire::MAX_ENVELOPE;
 
 /// Replies that are handed on before those whom they concern get their turn: half of what an outbox holds by
@@ -200,11 +200,20 @@ impl Subscriber {
                 backoff.works(Instant::now());
                 listener.up(LinkId::ONLY, proven);
             }
-            Event::Works => backoff.works(Instant::now()),
+            Event::Works { proven } => {
+                backoff.works(Instant::now());
+                if let Some(proven) = proven {
+                    listener.works(LinkId::ONLY, proven);
+                }
+            }
             Event::Down { reason, deaf } => listener.down(LinkId::ONLY, reason, deaf),
             Event::Refused { topic, reason } => {
                 tracing::debug!(topic = topic.as_str(), %reason, "redis refuses a subscription: it is asked for again");
-                listener.down(LinkId::ONLY, reason, true);
+                match topic.kind() {
+                    // Whom it does not hear of is not there for it.
+                    TopicKind::Nodes => listener.down(LinkId::ONLY, reason, true),
+                    _ => listener.refused(LinkId::ONLY, reason),
+                }
             }
             Event::Moved { topic } => {
                 tracing::debug!(topic, "redis ended a subscription unasked");
@@ -269,6 +278,7 @@ mod tests {
     enum Told {
         Up,
         Down { deaf: bool },
+        Refused,
         Panicked,
     }
 
@@ -296,6 +306,12 @@ mod tests {
 
         fn down(&self, _: LinkId, _: Arc<str>, deaf: bool) {
             let _ = self.0.send(Told::Down { deaf });
+        }
+
+        fn works(&self, _: LinkId, _: Instant) {}
+
+        fn refused(&self, _: LinkId, _: Arc<str>) {
+            let _ = self.0.send(Told::Refused);
         }
 
         fn panicked(&self) {
@@ -358,10 +374,9 @@ mod tests {
             lost = subscriber.pump(link.unwrap(), Instant::now() + OPENING, &mut backoff) => panic!("{lost:?}"),
             () = probed => {}
         }
-        let refused = Ok(Told::Down { deaf: true });
-        assert_eq!(told.try_recv(), refused, "control");
+        assert_eq!(told.try_recv(), Ok(Told::Refused), "control");
         while let Ok(more) = told.try_recv() {
-            assert_eq!(Ok(more), refused, "it is never up");
+            assert_eq!(more, Told::Refused, "it is never up");
         }
         assert_eq!(backoff.ended(Instant::now() + LONGEST_PAUSE, 1.0), first);
     }
