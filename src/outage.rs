@@ -10,6 +10,7 @@ use std::time::SystemTime;
 use tokio::time::Instant;
 
 use crate::health::Health;
+use crate::topic::TopicKind;
 
 /// One of the links to the bus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -44,6 +45,8 @@ struct Link {
     gap: Option<Instant>,
     /// It is down only since something on it is refused: since when and until when the rest was heard.
     works: Option<Span>,
+    /// Of these kinds something was refused since it was up.
+    refused: Vec<TopicKind>,
 }
 
 #[derive(Debug)]
@@ -87,6 +90,7 @@ impl Outage {
         let link = self.links.get_mut(&link)?;
         link.proven = Some(proven);
         link.works = None;
+        link.refused.clear();
         if let Standing::Down { .. } = link.standing {
             link.standing = Standing::Up(proven);
         }
@@ -124,7 +128,13 @@ impl Outage {
     }
 
     /// A topic on a link is refused: what comes on it may be missed, and the rest goes on.
-    pub(crate) fn refused(&mut self, link: LinkId, reason: Arc<str>, now: SystemTime) -> Deaf {
+    pub(crate) fn refused(
+        &mut self,
+        link: LinkId,
+        kind: TopicKind,
+        reason: Arc<str>,
+        now: SystemTime,
+    ) -> Deaf {
         let works = self.links.get(&link).and_then(|link| match link.standing {
             Standing::Up(since) => Some((since, link.proven?)),
             Standing::Down { .. } => link.works,
@@ -132,8 +142,19 @@ impl Outage {
         let deaf = self.down(link, reason, true, now);
         if let Some(link) = self.links.get_mut(&link) {
             link.works = works;
+            if !link.refused.contains(&kind) {
+                link.refused.push(kind);
+            }
         }
         deaf
+    }
+
+    /// The kinds of what is refused, on any link.
+    pub(crate) fn refused_kinds(&self) -> Vec<TopicKind> {
+        let links = self.links.values();
+        links
+            .flat_map(|link| link.refused.iter().copied())
+            .collect()
     }
 
     /// A link works but for what is refused, proven by what was published then.
@@ -232,6 +253,7 @@ impl Link {
             },
             gap: None,
             works: None,
+            refused: Vec::new(),
         }
     }
 }
@@ -279,20 +301,22 @@ mod tests {
         let mut outage = Outage::new([A], clock.at(0), wall(0));
         outage.up(A, clock.at(1));
         outage.up(A, clock.at(2));
-        let deaf = outage.refused(A, "no".into(), wall(3));
+        let deaf = outage.refused(A, TopicKind::Room, "no".into(), wall(3));
         assert_eq!((deaf, outage.hearing()), (Deaf::Newly, None));
         let heard = |from, until| Some((clock.at(from), clock.at(until)));
         assert_eq!(outage.hearing_nodes(), heard(1, 2), "without a break");
         outage.works(A, clock.at(4));
-        outage.refused(A, "no".into(), wall(4));
+        outage.refused(A, TopicKind::Room, "no".into(), wall(4));
         assert_eq!(outage.hearing_nodes(), heard(1, 4));
+        assert_eq!(outage.refused_kinds(), [TopicKind::Room]);
         outage.down(A, "cut".into(), true, wall(5));
-        outage.refused(A, "no".into(), wall(6));
+        outage.refused(A, TopicKind::Room, "no".into(), wall(6));
         assert_eq!(outage.hearing_nodes(), None, "nothing is proven yet");
         outage.works(A, clock.at(7));
         assert_eq!(outage.hearing_nodes(), heard(7, 7));
         assert_eq!(outage.up(A, clock.at(8)), heard(2, 8), "one gap");
         assert_eq!(outage.hearing_nodes(), outage.hearing());
+        assert_eq!(outage.refused_kinds(), []);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::id::{NodeId, SocketId};
 use crate::outage::LinkId;
 use crate::scope::Size;
 use crate::slot::{OverLimit, SlotLimit};
-use crate::topic::{Namespace, Topic};
+use crate::topic::{Namespace, Topic, TopicKind};
 
 #[cfg(feature = "redis")]
 #[path = "../../tests/support/redis.rs"]
@@ -78,7 +78,7 @@ impl Listener for Recorder {
         self.tell(Told::Down);
     }
 
-    fn refused(&self, _: LinkId, _: Arc<str>) {
+    fn refused(&self, _: LinkId, _: TopicKind, _: Arc<str>) {
         self.tell(Told::Down);
     }
 

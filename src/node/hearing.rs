@@ -15,6 +15,7 @@ use crate::gap::Gap;
 use crate::health::Health;
 use crate::local::socket::{Flushed, Sender, SweepEnd};
 use crate::outage::{Deaf, LinkId, Span};
+use crate::topic::TopicKind;
 use crate::uplink::Inbound;
 
 impl Node {
@@ -133,12 +134,12 @@ impl Listener for Node {
         self.is_down(deaf, &reason);
     }
 
-    fn refused(&self, link: LinkId, reason: Arc<str>) {
+    fn refused(&self, link: LinkId, kind: TopicKind, reason: Arc<str>) {
         if self.has_lost_its_runtime() {
             return;
         }
         let now = SystemTime::now();
-        let deaf = self.outage.lock().refused(link, reason.clone(), now);
+        let deaf = self.outage.lock().refused(link, kind, reason.clone(), now);
         self.is_down(deaf, &reason);
     }
 

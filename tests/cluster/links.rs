@@ -251,6 +251,55 @@ async fn who_is_refused_a_room_is_there_all_the_same() {
     );
 }
 
+/// Nobody is counted there, for Redis, and somebody is.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_roster_of_a_room_that_redis_refuses_is_not_whole() {
+    const LINE: &str = "ACL SETUSER app on >s3cret resetchannels &cluster:u:* &cluster:all &cluster:n:* \
+        &cluster:nodes +subscribe +unsubscribe +publish +pubsub";
+    let lab = Lab::redis();
+    let redis = lab.redis.as_ref().unwrap();
+    let acl = |line: &str| redis.cli(&line.split(' ').collect::<Vec<_>>());
+    assert_eq!(acl(LINE), "OK");
+    let url = format!("redis://app:s3cret@127.0.0.1:{}", redis.port());
+    let a = TestNode::start(lab.builder().redis(url).start()).await;
+    until_up(&a).await;
+    let b = lab.node().await;
+    until("they know each other", async || {
+        b.cluster.stats().nodes == 2
+    })
+    .await;
+    let (mut alice, ask) = (a.client("alice").await, &b.broadcaster);
+    let tea = async || ask.to_room("tea").count().await.unwrap();
+    assert!(tea().await.is_complete());
+
+    assert_eq!(alice.ask("join tea").await, "joined");
+    until("b is told", async || !tea().await.is_complete()).await;
+    for cut in [false, true] {
+        if cut {
+            redis.cli(&["CLIENT", "KILL", "USER", "app", "TYPE", "pubsub"]);
+            // Who is cut off without a word of it is found out by counting.
+            until("it is back", async || {
+                redis
+                    .cli(&["PUBSUB", "NUMSUB", "cluster:nodes"])
+                    .ends_with('2')
+            })
+            .await;
+        }
+        for _ in 0..10 {
+            assert_eq!(tea().await.missing(), [a.id()]);
+        }
+        let alice = ask.to_user("alice").count().await.unwrap();
+        assert_eq!(
+            (alice.sockets(), alice.is_complete()),
+            (1, true),
+            "she is heard"
+        );
+    }
+    assert_eq!(acl("ACL SETUSER app &cluster:r:*"), "OK");
+    until("b is told", async || tea().await.is_complete()).await;
+    assert_eq!(tea().await.sockets(), 1);
+}
+
 /// Somebody between Redis and the node ends a subscription of the node.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_subscription_that_redis_ends_is_a_gap_and_comes_back() {

@@ -212,7 +212,7 @@ impl Subscriber {
                 match topic.kind() {
                     // Whom it does not hear of is not there for it.
                     TopicKind::Nodes => listener.down(LinkId::ONLY, reason, true),
-                    _ => listener.refused(LinkId::ONLY, reason),
+                    kind => listener.refused(LinkId::ONLY, kind, reason),
                 }
             }
             Event::Moved { topic } => {
@@ -310,7 +310,7 @@ mod tests {
 
         fn works(&self, _: LinkId, _: Instant) {}
 
-        fn refused(&self, _: LinkId, _: Arc<str>) {
+        fn refused(&self, _: LinkId, _: TopicKind, _: Arc<str>) {
             let _ = self.0.send(Told::Refused);
         }
 
