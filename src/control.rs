@@ -42,6 +42,9 @@ pub(crate) struct Hello {
     /// It holds no sockets and never will. Nodes before this word took a worker for a node.
     #[serde(default, skip_serializing_if = "is_false")]
     pub(crate) worker: bool,
+    /// Redis refuses it channels of these kinds, so that not every question comes to it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) refused: Vec<String>,
 }
 
 fn always() -> u64 {

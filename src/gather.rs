@@ -104,6 +104,11 @@ impl Gathering {
         self.uncertain |= present < known;
     }
 
+    /// Redis refuses somebody channels such as that of the question.
+    pub(crate) fn doubt(&mut self) {
+        self.uncertain = true;
+    }
+
     /// Of the nodes that are known, those to ask by name.
     pub(crate) fn follow_up(&mut self, known: impl IntoIterator<Item = NodeId>) -> Vec<NodeId> {
         let open: HashSet<NodeId> = known

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use crate::config::LONGEST;
 use crate::id::NodeId;
 use crate::roster::NodeInfo;
+use crate::topic::TopicKind;
 
 /// A node may miss this many of its own hellos but one before it is given up.
 pub(crate) const MARGIN: u32 = 3;
@@ -23,6 +24,8 @@ struct Member {
     lease: Duration,
     /// It holds no sockets: nobody lists it or waits for it, but it may ask and watch.
     worker: bool,
+    /// Not every question on channels of these kinds comes to it.
+    refused: Vec<String>,
     heard_at: Instant,
 }
 
@@ -39,9 +42,23 @@ impl Members {
             info,
             lease: lease.min(LONGEST),
             worker,
+            refused: Vec::new(),
             heard_at: now,
         };
         self.0.insert(member.info.id, member).is_none()
+    }
+
+    /// What Redis refuses a node, as its last hello said.
+    pub(crate) fn set_refused(&mut self, node: NodeId, kinds: Vec<String>) {
+        if let Some(member) = self.0.get_mut(&node) {
+            member.refused = kinds;
+        }
+    }
+
+    /// Whether a question on a channel of this kind comes to all who have to hear it.
+    pub(crate) fn hear(&self, kind: TopicKind) -> bool {
+        let mut nodes = self.0.values().filter(|member| !member.worker);
+        !nodes.any(|node| node.refused.iter().any(|one| one == kind.prefix()))
     }
 
     /// A node said goodbye. Whether it was known.
@@ -122,6 +139,19 @@ mod tests {
         assert_eq!(members.expire((back, back)), []);
         assert_eq!(members.expire((back, back + LEASE / 2)), []);
         assert_eq!(members.expire((back, back + LEASE)), [NodeId(1)]);
+    }
+
+    #[test]
+    fn who_is_refused_channels_does_not_hear_every_question() {
+        let (mut members, now) = (Members::default(), Instant::now());
+        for (id, worker) in [(1, false), (2, true)] {
+            members.heard(node(id), LEASE, worker, now);
+            members.set_refused(NodeId(id), vec!["r:".into(), "later".into()]);
+            let hears = [TopicKind::Room, TopicKind::User].map(|kind| members.hear(kind));
+            assert_eq!(hears, [worker, true]);
+            members.heard(node(id), LEASE, worker, now);
+            assert!(members.hear(TopicKind::Room), "it says so again and again");
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::time::SystemTime;
 use tokio::time::Instant;
 
 use crate::health::Health;
+use crate::topic::TopicKind;
 
 /// One of the links to the bus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -42,6 +43,10 @@ struct Link {
     standing: Standing,
     /// Messages may have been missed in its present outage, since then.
     gap: Option<Instant>,
+    /// It is down only since something on it is refused: since when and until when the rest was heard.
+    works: Option<Span>,
+    /// Of these kinds something was refused since it was up.
+    refused: Vec<TopicKind>,
 }
 
 #[derive(Debug)]
@@ -84,6 +89,8 @@ impl Outage {
     pub(crate) fn up(&mut self, link: LinkId, proven: Instant) -> Option<Span> {
         let link = self.links.get_mut(&link)?;
         link.proven = Some(proven);
+        link.works = None;
+        link.refused.clear();
         if let Standing::Down { .. } = link.standing {
             link.standing = Standing::Up(proven);
         }
@@ -108,6 +115,7 @@ impl Outage {
             Standing::Up(_) => now,
             Standing::Down { since, .. } => since,
         };
+        link.works = None;
         link.standing = Standing::Down { since, reason };
         match link.gap {
             Some(_) => Deaf::Still,
@@ -116,6 +124,46 @@ impl Outage {
                 Deaf::Newly
             }
             None => Deaf::No,
+        }
+    }
+
+    /// A topic on a link is refused: what comes on it may be missed, and the rest goes on.
+    pub(crate) fn refused(
+        &mut self,
+        link: LinkId,
+        kind: TopicKind,
+        reason: Arc<str>,
+        now: SystemTime,
+    ) -> Deaf {
+        let works = self.links.get(&link).and_then(|link| match link.standing {
+            Standing::Up(since) => Some((since, link.proven?)),
+            Standing::Down { .. } => link.works,
+        });
+        let deaf = self.down(link, reason, true, now);
+        if let Some(link) = self.links.get_mut(&link) {
+            link.works = works;
+            if !link.refused.contains(&kind) {
+                link.refused.push(kind);
+            }
+        }
+        deaf
+    }
+
+    /// The kinds of what is refused, on any link.
+    pub(crate) fn refused_kinds(&self) -> Vec<TopicKind> {
+        let links = self.links.values();
+        links
+            .flat_map(|link| link.refused.iter().copied())
+            .collect()
+    }
+
+    /// A link works but for what is refused, proven by what was published then.
+    pub(crate) fn works(&mut self, link: LinkId, proven: Instant) {
+        if let Some(link) = self.links.get_mut(&link)
+            && let Standing::Down { .. } = link.standing
+        {
+            let since = link.works.map_or(proven, |(since, _)| since);
+            link.works = Some((since, proven));
         }
     }
 
@@ -137,10 +185,21 @@ impl Outage {
 
     /// Since when all links have worked, and until when they are known to; none while one does not.
     pub(crate) fn hearing(&self) -> Option<Span> {
-        let links = self.links.values().map(|link| match link.standing {
+        Self::all(self.links.values().map(|link| match link.standing {
             Standing::Up(since) => Some((since, link.proven?)),
             Standing::Down { .. } => None,
-        });
+        }))
+    }
+
+    /// The same of what nodes say to each other, which goes on while the channels of others are refused.
+    pub(crate) fn hearing_nodes(&self) -> Option<Span> {
+        Self::all(self.links.values().map(|link| match link.standing {
+            Standing::Up(since) => Some((since, link.proven?)),
+            Standing::Down { .. } => link.works,
+        }))
+    }
+
+    fn all(links: impl Iterator<Item = Option<Span>>) -> Option<Span> {
         links
             .reduce(|all, link| {
                 let ((since, until), (from, proven)) = (all?, link?);
@@ -193,6 +252,8 @@ impl Link {
                 reason: "connecting to the bus".into(),
             },
             gap: None,
+            works: None,
+            refused: Vec::new(),
         }
     }
 }
@@ -232,6 +293,30 @@ mod tests {
             since: wall(since),
             reason: reason.into(),
         }
+    }
+
+    #[test]
+    fn who_is_refused_something_hears_the_other_nodes() {
+        let clock = Clock(Instant::now());
+        let mut outage = Outage::new([A], clock.at(0), wall(0));
+        outage.up(A, clock.at(1));
+        outage.up(A, clock.at(2));
+        let deaf = outage.refused(A, TopicKind::Room, "no".into(), wall(3));
+        assert_eq!((deaf, outage.hearing()), (Deaf::Newly, None));
+        let heard = |from, until| Some((clock.at(from), clock.at(until)));
+        assert_eq!(outage.hearing_nodes(), heard(1, 2), "without a break");
+        outage.works(A, clock.at(4));
+        outage.refused(A, TopicKind::Room, "no".into(), wall(4));
+        assert_eq!(outage.hearing_nodes(), heard(1, 4));
+        assert_eq!(outage.refused_kinds(), [TopicKind::Room]);
+        outage.down(A, "cut".into(), true, wall(5));
+        outage.refused(A, TopicKind::Room, "no".into(), wall(6));
+        assert_eq!(outage.hearing_nodes(), None, "nothing is proven yet");
+        outage.works(A, clock.at(7));
+        assert_eq!(outage.hearing_nodes(), heard(7, 7));
+        assert_eq!(outage.up(A, clock.at(8)), heard(2, 8), "one gap");
+        assert_eq!(outage.hearing_nodes(), outage.hearing());
+        assert_eq!(outage.refused_kinds(), []);
     }
 
     #[test]

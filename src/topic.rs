@@ -37,7 +37,7 @@ pub(crate) enum TopicKind {
 
 impl TopicKind {
     /// What a name of this kind is, or begins with.
-    const fn prefix(self) -> &'static str {
+    pub(crate) const fn prefix(self) -> &'static str {
         match self {
             Self::All => "all",
             Self::User => "u:",

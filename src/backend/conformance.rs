@@ -15,7 +15,7 @@ use crate::id::{NodeId, SocketId};
 use crate::outage::LinkId;
 use crate::scope::Size;
 use crate::slot::{OverLimit, SlotLimit};
-use crate::topic::{Namespace, Topic};
+use crate::topic::{Namespace, Topic, TopicKind};
 
 #[cfg(feature = "redis")]
 #[path = "../../tests/support/redis.rs"]
@@ -77,6 +77,12 @@ impl Listener for Recorder {
     fn down(&self, _: LinkId, _: Arc<str>, _: bool) {
         self.tell(Told::Down);
     }
+
+    fn refused(&self, _: LinkId, _: TopicKind, _: Arc<str>) {
+        self.tell(Told::Down);
+    }
+
+    fn works(&self, _: LinkId, _: Instant) {}
 
     fn panicked(&self) {}
 }

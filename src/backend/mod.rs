@@ -28,7 +28,7 @@ use crate::id::NodeId;
 use crate::outage::LinkId;
 use crate::scope::Size;
 use crate::slot::SlotLimit;
-use crate::topic::{Namespace, Topic};
+use crate::topic::{Namespace, Topic, TopicKind};
 
 /// How nodes reach one another.
 ///
@@ -175,6 +175,12 @@ pub(crate) trait Listener: Send + Sync {
 
     /// A link is not usable. `deaf`: messages may be missed from now on.
     fn down(&self, link: LinkId, reason: Arc<str>, deaf: bool);
+
+    /// A topic of this kind is refused on a link: messages to it may be missed from now on, all others go on.
+    fn refused(&self, link: LinkId, kind: TopicKind, reason: Arc<str>);
+
+    /// As [`up`](Self::up), but for what is refused, which is not what nodes say to all nodes. Said for every probe.
+    fn works(&self, link: LinkId, proven: Instant);
 
     /// A task of the bus panicked, and begins again.
     fn panicked(&self);

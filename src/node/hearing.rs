@@ -15,6 +15,7 @@ use crate::gap::Gap;
 use crate::health::Health;
 use crate::local::socket::{Flushed, Sender, SweepEnd};
 use crate::outage::{Deaf, LinkId, Span};
+use crate::topic::TopicKind;
 use crate::uplink::Inbound;
 
 impl Node {
@@ -32,6 +33,12 @@ impl Node {
         Some((since, self.bus.heard_until(proven)))
     }
 
+    /// The same of what nodes say to each other, which goes on while the channels of others are refused.
+    pub(super) fn hearing_nodes(&self) -> Option<Span> {
+        let (since, proven) = self.outage.lock().hearing_nodes()?;
+        Some((since, self.bus.heard_until(proven)))
+    }
+
     /// Takes over what the links say of the bus, unless the node is about to end. Whether that is a change.
     fn follow_links(&self) -> bool {
         self.health.update(|health| match health {
@@ -39,6 +46,16 @@ impl Node {
             Health::Up | Health::Degraded { .. } => Some(self.outage.lock().health()),
             Health::Draining | Health::Down => None,
         })
+    }
+
+    fn is_down(&self, deaf: Deaf, reason: &str) {
+        if deaf == Deaf::Newly {
+            self.counters.bus_gaps.fetch_add(1, Relaxed);
+        }
+        if self.follow_links() {
+            let gap = deaf != Deaf::No;
+            tracing::warn!(node = %self.id, %reason, gap, "the bus is down: this node serves its own sockets and tries again by itself");
+        }
     }
 }
 
@@ -114,13 +131,20 @@ impl Listener for Node {
         }
         let now = SystemTime::now();
         let deaf = self.outage.lock().down(link, reason.clone(), deaf, now);
-        if deaf == Deaf::Newly {
-            self.counters.bus_gaps.fetch_add(1, Relaxed);
+        self.is_down(deaf, &reason);
+    }
+
+    fn refused(&self, link: LinkId, kind: TopicKind, reason: Arc<str>) {
+        if self.has_lost_its_runtime() {
+            return;
         }
-        if self.follow_links() {
-            let gap = deaf != Deaf::No;
-            tracing::warn!(node = %self.id, %reason, gap, "the bus is down: this node serves its own sockets and tries again by itself");
-        }
+        let now = SystemTime::now();
+        let deaf = self.outage.lock().refused(link, kind, reason.clone(), now);
+        self.is_down(deaf, &reason);
+    }
+
+    fn works(&self, link: LinkId, proven: Instant) {
+        self.outage.lock().works(link, proven);
     }
 
     fn panicked(&self) {

@@ -37,10 +37,16 @@ impl Node {
             lease,
             reply,
             worker,
+            refused,
         } = hello;
         let (id, name) = (info.id, info.name.clone());
         let (lease, now) = (Duration::from_millis(lease), Instant::now());
-        let is_new = self.members.lock().heard(info, lease, worker, now);
+        let is_new = {
+            let mut members = self.members.lock();
+            let is_new = members.heard(info, lease, worker, now);
+            members.set_refused(id, refused);
+            is_new
+        };
         if is_new {
             let name = (!name.is_empty()).then_some(name);
             let worker = worker.then_some(true);
@@ -119,11 +125,16 @@ impl Node {
         if self.stopped.load(SeqCst) {
             return false;
         }
+        let refused = self.outage.lock().refused_kinds();
         let hello = Control::Hello(Hello {
             node: self.introduce(),
             lease: self.config.lease.as_millis() as u64,
             reply,
             worker: self.config.worker,
+            refused: refused
+                .iter()
+                .map(|kind| kind.prefix().to_owned())
+                .collect(),
         });
         self.say_to(to, &hello).await
     }
@@ -133,10 +144,14 @@ impl Node {
         let _ = self.say_to(Topic::nodes(), &Control::Bye).await;
     }
 
-    /// Says hello and gives up who no longer does, while the bus is up. The others know of us since the
+    /// Says hello and gives up who no longer does, while the nodes hear each other. The others know of us since the
     /// bus was up at `known_since`; returns what holds afterwards.
     async fn attend(&self, known_since: Option<Instant>) -> Option<Instant> {
-        let Some(hearing @ (since, _)) = self.hearing() else {
+        let Some(hearing @ (since, _)) = self.hearing_nodes() else {
+            if !self.outage.lock().refused_kinds().is_empty() {
+                // Whoever asks must know, and does not wait until it is proven that we hear the others.
+                self.say_hello(Topic::nodes(), false).await;
+            }
             return known_since;
         };
         self.tell_of_strays().await;

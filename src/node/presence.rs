@@ -47,7 +47,7 @@ impl Host for Node {
 
     async fn say(&self, to: &Topic, word: &Word) -> Option<usize> {
         // Nothing is waited for that is known to fail.
-        self.hearing()?;
+        self.hearing_nodes()?;
         let json = word.to_json();
         let action = match word {
             Word::Request(_) => Action::Watch(&json),

@@ -16,7 +16,7 @@ use crate::error::PublishError;
 use crate::gather::{Answers, Gathering};
 use crate::id::NodeId;
 use crate::scope::{Scope, Selection};
-use crate::topic::Topic;
+use crate::topic::{Topic, TopicKind};
 use crate::wire::{Action, MAX_ENVELOPE};
 
 /// A healthy cluster has answered long before: who has not is asked by name, again and again.
@@ -60,6 +60,8 @@ pub(super) struct Asked {
     publishing: BoxFuture<'static, Result<Published, PublishError>>,
     /// Tells how many nodes are on the bus at all, where the question itself does not.
     census: OptionFuture<BoxFuture<'static, Result<Published, PublishError>>>,
+    /// Of the channel on which it travels.
+    kind: TopicKind,
 }
 
 impl Drop for Open {
@@ -106,7 +108,7 @@ impl Node {
             question,
         };
         let size = selection.size();
-        let is_census = carrier == Topic::nodes();
+        let (kind, is_census) = (carrier.kind(), carrier == Topic::nodes());
         let publishing = self.bus.publish(smallvec![carrier], envelope, size);
         let census = (!is_census).then(|| {
             let probe = self.uplink.write(None, &Scope::default(), &Action::Probe);
@@ -116,6 +118,7 @@ impl Node {
             open,
             publishing,
             census: census.into(),
+            kind,
         }))
     }
 }
@@ -127,13 +130,17 @@ impl Asked {
             open,
             publishing,
             census,
+            kind,
         }) = asked
         else {
             return Ok(Answers::of_nobody());
         };
         let (published, census) = join(publishing, census).await;
         let published = published?;
-        let known = open.node.members.lock().len();
+        let (known, all_hear) = {
+            let members = open.node.members.lock();
+            (members.len(), members.hear(kind))
+        };
         let present = match census.unwrap_or(Ok(published)) {
             // We are among those that are counted, or not: who has just come back does not know.
             Ok(census) if open.hears() => census.nodes,
@@ -141,6 +148,9 @@ impl Asked {
         };
         open.question.update(|gathering| {
             gathering.present(present, known);
+            if !all_hear {
+                gathering.doubt();
+            }
             gathering.promise(published);
         });
         let _ = timeout_at(open.deadline, open.wait()).await;

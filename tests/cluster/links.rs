@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use axum_cluster::Health;
+use axum_cluster::{Health, PresenceChange};
 use futures::future::join_all;
 use futures::{FutureExt, StreamExt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
@@ -189,6 +189,115 @@ async fn a_room_that_redis_refuses_costs_the_others_nothing() {
     for id in before {
         assert!(listening(redis).contains(&id), "the link was not lost");
     }
+}
+
+/// One room that Redis refuses, whoever asked for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_refused_a_room_is_there_all_the_same() {
+    const LINE: &str = "ACL SETUSER app on >s3cret resetchannels &cluster:u:* &cluster:all &cluster:p:* &cluster:n:* \
+        &cluster:nodes +subscribe +unsubscribe +publish +pubsub";
+    const LEASE: Duration = Duration::from_secs(2);
+    let lab = Lab::redis();
+    let redis = lab.redis.as_ref().unwrap();
+    assert_eq!(redis.cli(&LINE.split(' ').collect::<Vec<_>>()), "OK");
+    let url = format!("redis://app:s3cret@127.0.0.1:{}", redis.port());
+    let brief = lab.builder().lease(LEASE).presence_grace(Duration::ZERO);
+    let [a, b] = [
+        TestNode::start(brief.clone().redis(url).start()).await,
+        TestNode::start(brief.start()).await,
+    ];
+    for node in [&a, &b] {
+        until_up(node).await;
+        until("they know each other", async || {
+            node.cluster.stats().nodes == 2
+        })
+        .await;
+    }
+    let mut presence = b.broadcaster.presence();
+    let mut next = async || soon("a change", presence.next()).await.unwrap();
+    let mut alice = a.client("alice").await;
+    assert_eq!(next().await, PresenceChange::Online("alice".into()));
+    assert_eq!(alice.ask("join tea").await, "joined");
+    until_degraded_by(&a, "NOPERM").await;
+
+    let refused = Instant::now();
+    for cut in [false, true] {
+        if cut {
+            redis.cli(&["CLIENT", "KILL", "USER", "app", "TYPE", "pubsub"]);
+        }
+        // Longer than silence is forgiven.
+        while refused.elapsed() < 2 * LEASE || cut && refused.elapsed() < 4 * LEASE {
+            let bob = a.client("bob").await;
+            assert_eq!(
+                next().await,
+                PresenceChange::Online("bob".into()),
+                "alice stays"
+            );
+            drop(bob);
+            assert_eq!(
+                next().await,
+                PresenceChange::Offline("bob".into()),
+                "alice stays"
+            );
+        }
+        until("they know each other", async || {
+            b.cluster.stats().nodes == 2
+        })
+        .await;
+    }
+    assert!(
+        matches!(a.cluster.health(), Health::Degraded { .. }),
+        "control"
+    );
+}
+
+/// Nobody is counted there, for Redis, and somebody is.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_roster_of_a_room_that_redis_refuses_is_not_whole() {
+    const LINE: &str = "ACL SETUSER app on >s3cret resetchannels &cluster:u:* &cluster:all &cluster:n:* \
+        &cluster:nodes +subscribe +unsubscribe +publish +pubsub";
+    let lab = Lab::redis();
+    let redis = lab.redis.as_ref().unwrap();
+    let acl = |line: &str| redis.cli(&line.split(' ').collect::<Vec<_>>());
+    assert_eq!(acl(LINE), "OK");
+    let url = format!("redis://app:s3cret@127.0.0.1:{}", redis.port());
+    let a = TestNode::start(lab.builder().redis(url).start()).await;
+    until_up(&a).await;
+    let b = lab.node().await;
+    until("they know each other", async || {
+        b.cluster.stats().nodes == 2
+    })
+    .await;
+    let (mut alice, ask) = (a.client("alice").await, &b.broadcaster);
+    let tea = async || ask.to_room("tea").count().await.unwrap();
+    assert!(tea().await.is_complete());
+
+    assert_eq!(alice.ask("join tea").await, "joined");
+    until("b is told", async || !tea().await.is_complete()).await;
+    for cut in [false, true] {
+        if cut {
+            redis.cli(&["CLIENT", "KILL", "USER", "app", "TYPE", "pubsub"]);
+            // Who is cut off without a word of it is found out by counting.
+            until("it is back", async || {
+                redis
+                    .cli(&["PUBSUB", "NUMSUB", "cluster:nodes"])
+                    .ends_with('2')
+            })
+            .await;
+        }
+        for _ in 0..10 {
+            assert_eq!(tea().await.missing(), [a.id()]);
+        }
+        let alice = ask.to_user("alice").count().await.unwrap();
+        assert_eq!(
+            (alice.sockets(), alice.is_complete()),
+            (1, true),
+            "she is heard"
+        );
+    }
+    assert_eq!(acl("ACL SETUSER app &cluster:r:*"), "OK");
+    until("b is told", async || tea().await.is_complete()).await;
+    assert_eq!(tea().await.sockets(), 1);
 }
 
 /// Somebody between Redis and the node ends a subscription of the node.

@@ -110,6 +110,10 @@ pub(super) enum Event<'a> {
     Up {
         proven: Instant,
     },
+    /// The link works, but Redis refuses a topic: the bus is not up. `proven` unless that topic is the nodes'.
+    Works {
+        proven: Option<Instant>,
+    },
     /// The bus is not usable. `deaf`: messages may be missed.
     Down {
         reason: Arc<str>,
@@ -378,12 +382,22 @@ impl Link {
         self.proof.hurry(now);
     }
 
-    /// The bus works, if a probe has come back and nobody goes on unheard.
+    /// The bus works, if a probe has come back and nobody goes on unheard; if somebody is refused, only the link.
     fn prove(&mut self) -> Option<Event<'static>> {
         let proven = self.proof.proven()?;
         let restored = Subscriptions::is_restored;
-        let heard = !self.refused && self.config.subscriptions.with(|table| restored(table));
-        heard.then_some(Event::Up { proven })
+        let works = self.config.subscriptions.with(|table| restored(table));
+        works.then_some(match self.refused {
+            true => Event::Works {
+                proven: self.hears_nodes().then_some(proven),
+            },
+            false => Event::Up { proven },
+        })
+    }
+
+    fn hears_nodes(&self) -> bool {
+        let is_refused = |table: &mut Subscriptions| table.is_refused(&Topic::nodes());
+        !self.config.subscriptions.with(is_refused)
     }
 }
 
@@ -435,6 +449,7 @@ mod tests {
         Heard(String, Vec<u8>),
         Garbage,
         Up(Instant),
+        Works,
         Down(String, bool),
         Refused(Topic),
         Moved(String),
@@ -447,6 +462,7 @@ mod tests {
                 Event::Heard { topic, payload } => Self::Heard(topic.into(), payload.into()),
                 Event::Garbage => Self::Garbage,
                 Event::Up { proven } => Self::Up(proven),
+                Event::Works { .. } => Self::Works,
                 Event::Down { reason, deaf } => Self::Down(reason.as_ref().into(), deaf),
                 Event::Refused { topic, .. } => Self::Refused(topic),
                 Event::Moved { topic } => Self::Moved(topic.into()),
@@ -938,7 +954,8 @@ mod tests {
         let stale = pump.publishing.clone().unwrap();
         pump.return_probe();
         pump.took(Ok(1));
-        assert!(pump.told.is_empty(), "the link works, but 1 is not heard");
+        let told = pump.told.pop_front();
+        assert_eq!(told, Some(Told::Works), "the link does, but 1 is not heard");
         assert_eq!(pump.written(), ["SUBSCRIBE r:1"], "it is asked for again");
 
         pump.say(Said::Subscribed(topic(1)));
@@ -1318,7 +1335,7 @@ mod tests {
                         self.unheard
                             .extend((0..4).filter(|n| topic(*n).as_str() == name));
                     }
-                    Told::Greeted(_) | Told::Heard(..) | Told::Garbage => {}
+                    Told::Greeted(_) | Told::Heard(..) | Told::Garbage | Told::Works => {}
                 }
             }
         }

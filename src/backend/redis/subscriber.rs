@@ -23,7 +23,7 @@ use super::subscriptions::Subscriptions;
 use super::topology::Topology;
 use crate::backend::Listener;
 use crate::outage::LinkId;
-use crate::topic::Topic;
+use crate::topic::{Topic, TopicKind};
 use crate::wire::MAX_ENVELOPE;
 
 /// Replies that are handed on before those whom they concern get their turn: half of what an outbox holds by
@@ -200,10 +200,20 @@ impl Subscriber {
                 backoff.works(Instant::now());
                 listener.up(LinkId::ONLY, proven);
             }
+            Event::Works { proven } => {
+                backoff.works(Instant::now());
+                if let Some(proven) = proven {
+                    listener.works(LinkId::ONLY, proven);
+                }
+            }
             Event::Down { reason, deaf } => listener.down(LinkId::ONLY, reason, deaf),
             Event::Refused { topic, reason } => {
                 tracing::debug!(topic = topic.as_str(), %reason, "redis refuses a subscription: it is asked for again");
-                listener.down(LinkId::ONLY, reason, true);
+                match topic.kind() {
+                    // Whom it does not hear of is not there for it.
+                    TopicKind::Nodes => listener.down(LinkId::ONLY, reason, true),
+                    kind => listener.refused(LinkId::ONLY, kind, reason),
+                }
             }
             Event::Moved { topic } => {
                 tracing::debug!(topic, "redis ended a subscription unasked");
@@ -243,6 +253,7 @@ async fn write_or_flush(
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
 
     use tokio::io::{AsyncBufReadExt, BufReader, BufWriter};
     use tokio::net::{TcpSocket, TcpStream};
@@ -267,6 +278,7 @@ mod tests {
     enum Told {
         Up,
         Down { deaf: bool },
+        Refused,
         Panicked,
     }
 
@@ -294,6 +306,12 @@ mod tests {
 
         fn down(&self, _: LinkId, _: Arc<str>, deaf: bool) {
             let _ = self.0.send(Told::Down { deaf });
+        }
+
+        fn works(&self, _: LinkId, _: Instant) {}
+
+        fn refused(&self, _: LinkId, _: TopicKind, _: Arc<str>) {
+            let _ = self.0.send(Told::Refused);
         }
 
         fn panicked(&self) {
@@ -329,6 +347,38 @@ mod tests {
             told_no_role: Once::new(),
             began: false,
         }
+    }
+
+    /// Or each cut while a room is refused would cost everybody a longer silence than the one before.
+    #[tokio::test]
+    async fn a_link_that_is_refused_a_topic_holds_all_the_same() {
+        const PROBES: u64 = 4;
+        let server = RedisServer::start();
+        let narrow = ["ACL", "SETUSER", "default", "resetchannels", "&x:n:*"];
+        assert_eq!(server.cli(&narrow), "OK");
+        let (sender, mut told) = mpsc::unbounded_channel();
+        let listener = Arc::new(Fragile(sender));
+        let mut subscriber = subscriber(&server, &listener);
+        Arc::get_mut(&mut subscriber.link).unwrap().probe_interval = Duration::from_millis(100);
+        let link = TcpStream::connect(("127.0.0.1", server.port())).await;
+        let mut backoff = Backoff::new(LONGEST_PAUSE);
+        let first = backoff.ended(Instant::now(), 1.0);
+        assert!(backoff.ended(Instant::now(), 1.0) > first, "control");
+        // Two that do not come back would end it.
+        let probed = async {
+            while server.calls("publish") < PROBES {
+                sleep(Duration::from_millis(2)).await;
+            }
+        };
+        tokio::select! {
+            lost = subscriber.pump(link.unwrap(), Instant::now() + OPENING, &mut backoff) => panic!("{lost:?}"),
+            () = probed => {}
+        }
+        assert_eq!(told.try_recv(), Ok(Told::Refused), "control");
+        while let Ok(more) = told.try_recv() {
+            assert_eq!(more, Told::Refused, "it is never up");
+        }
+        assert_eq!(backoff.ended(Instant::now() + LONGEST_PAUSE, 1.0), first);
     }
 
     /// As TLS does when the kernel's buffer is full, and without a kernel's help.

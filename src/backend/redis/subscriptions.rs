@@ -466,6 +466,12 @@ impl Subscriptions {
         !self.refusals.is_empty()
     }
 
+    /// Whether this is one of those.
+    pub(super) fn is_refused(&self, topic: &Topic) -> bool {
+        let entry = self.entries.get(topic);
+        entry.is_some_and(|entry| entry.refused.is_some())
+    }
+
     pub(super) fn is_confirmed(&self, topic: &Topic) -> bool {
         self.entries.get(topic).is_some_and(Entry::is_confirmed)
     }
