@@ -102,6 +102,20 @@ async fn questions_are_asked_of_the_new_primary() {
 /// Who still stands on the old primary sends into the void, and learns it first: the others are told.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_sent_on_the_old_primary_is_a_gap_of_those_who_moved() {
+    a_send_is_lost_on_the_old_primary(|_| {}).await;
+}
+
+/// It finds out by its own publications, which reach the new primary before its subscriptions do.
+#[tokio::test(flavor = "multi_thread")]
+async fn nor_is_it_silent_if_the_publisher_moves_first() {
+    a_send_is_lost_on_the_old_primary(|old| {
+        let killed = old.cli(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
+        assert_ne!(killed, "0", "control: its publisher was connected");
+    })
+    .await;
+}
+
+async fn a_send_is_lost_on_the_old_primary(then: impl Fn(&RedisServer)) {
     let pair = Pair::start().await;
     let lab = Lab::memory();
     let quick = lab.builder().redis(pair.name.url());
@@ -131,6 +145,7 @@ async fn what_was_sent_on_the_old_primary_is_a_gap_of_those_who_moved() {
         "nobody is there any more, and no error"
     );
     assert!(own.until < sent_at, "control: {own:?} does not tell of it");
+    then(&pair.old);
     // It finds out where it stands.
     assert!(!stays.broadcaster.is_online("nobody").await.unwrap());
     let told = soon("the gap of the other", gaps.next()).await.unwrap();

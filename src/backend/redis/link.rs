@@ -360,7 +360,11 @@ impl Link {
         now: Instant,
     ) -> Result<Option<Event<'static>>, Lost> {
         match took {
-            Ok(0) => Err("the publisher is connected to another Redis than the subscriber".into()),
+            // Whichever of the two was left behind: what was published there reached nobody who moved.
+            Ok(0) => Err(Lost {
+                reason: "the publisher is connected to another Redis than the subscriber".into(),
+                strayed: true,
+            }),
             Ok(_) => {
                 self.proof.taken();
                 Ok(self.prove())
@@ -778,6 +782,7 @@ mod tests {
         let mut pump = Pump::greeted();
         pump.took(Ok(0));
         assert!(pump.reason().contains("another Redis"));
+        assert!(pump.lost.as_ref().unwrap().strayed);
 
         let mut pump = Pump::greeted();
         pump.took(Err(PublishError {

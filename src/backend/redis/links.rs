@@ -78,7 +78,7 @@ impl Links {
 
     async fn open(&self) -> Result<Link, RedisError> {
         let generation = self.topology.generation();
-        let stream = self.topology.primary().connect().await?;
+        let stream = self.topology.connect().await?;
         let config = AsyncConnectionConfig::new().set_response_timeout(Some(self.deadline));
         let login = self.topology.primary().login();
         let (connection, driver) =

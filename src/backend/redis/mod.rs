@@ -133,7 +133,7 @@ impl RedisBus {
                 Ok(Ok(counts)) => return Ok(counts),
                 Ok(Err(error)) if may_repeat && link.is_dead() => {
                     tracing::debug!(reason = %words(&error), "a question is asked again on a new connection");
-                    self.subscriptions.doubt();
+                    self.topology.doubt();
                     may_repeat = false;
                 }
                 Ok(Err(error)) => return Err(explain(&self.advice, &error)),
@@ -226,13 +226,13 @@ impl Bus for RedisBus {
             .iter()
             .map(|topic| self.settings.namespace.channel(topic))
             .collect();
-        let subscriptions = self.subscriptions.clone();
+        let (subscriptions, topology) = (self.subscriptions.clone(), self.topology.clone());
         topics.retain(|topic| subscriptions.is_confirmed(topic));
         let publishing = self.publisher.publish(channels, envelope, size);
         async move {
             let published = publishing.await;
             if published.is_err() {
-                subscriptions.doubt();
+                topology.doubt();
             }
             let receivers = published?;
             // Those that heard it surely: who subscribed meanwhile perhaps did not.

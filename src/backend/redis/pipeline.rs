@@ -10,8 +10,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::advice::{Advice, REPLICA, is_replica, tells_no_role};
 use super::command::{self, HELLO};
-use super::endpoint::{Endpoint, Stream};
+use super::endpoint::Stream;
 use super::resp::{Reader, Reply};
+use super::topology::Topology;
 
 /// What Redis says to one PUBLISH: how many received it, or why it was refused.
 pub(crate) type Counted = Result<usize, Arc<str>>;
@@ -55,8 +56,8 @@ enum First {
 
 impl Pipeline {
     /// Logs in, and makes sure that this is no replica.
-    pub(crate) async fn open(endpoint: &Endpoint, advice: &Arc<Advice>) -> Result<Self, Unusable> {
-        let stream = endpoint
+    pub(crate) async fn open(topology: &Topology, advice: &Arc<Advice>) -> Result<Self, Unusable> {
+        let stream = topology
             .connect()
             .await
             .map_err(|error| error.to_string())?;
@@ -68,7 +69,7 @@ impl Pipeline {
             owed: 0,
             first: None,
         };
-        if let Some(auth) = endpoint.auth() {
+        if let Some(auth) = topology.primary().auth() {
             pipeline.output.extend_from_slice(&auth);
             pipeline.owed = 1;
             pipeline.first = Some(First::Login);

@@ -247,7 +247,7 @@ impl PublishQueue {
     async fn open(&mut self, backlog: &mut Backlog) -> Result<Pipeline, Unusable> {
         let late = "redis did not accept a connection in time";
         let (topology, advice) = (self.topology.clone(), self.advice.clone());
-        let opening = timeout(OPENING, Pipeline::open(topology.primary(), &advice));
+        let opening = timeout(OPENING, Pipeline::open(&topology, &advice));
         let opened = self.meanwhile(opening, backlog, late).await;
         opened.unwrap_or_else(|_| Err(late.into()))
     }

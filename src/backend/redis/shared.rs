@@ -13,7 +13,6 @@ use crate::topic::Topic;
 pub(super) struct SharedSubscriptions {
     subscriptions: Mutex<Subscriptions>,
     changed: Notify,
-    doubted: Notify,
 }
 
 impl SharedSubscriptions {
@@ -22,7 +21,6 @@ impl SharedSubscriptions {
         Self {
             subscriptions: Mutex::new(Subscriptions::new(linger, own)),
             changed: Notify::new(),
-            doubted: Notify::new(),
         }
     }
 
@@ -43,11 +41,6 @@ impl SharedSubscriptions {
         seen
     }
 
-    /// A publish failed: find out soon whether the bus works at all.
-    pub(super) fn doubt(&self) {
-        self.doubted.notify_one();
-    }
-
     pub(super) fn is_confirmed(&self, topic: &Topic) -> bool {
         self.subscriptions.lock().is_confirmed(topic)
     }
@@ -55,11 +48,6 @@ impl SharedSubscriptions {
     /// Resolves when something else is wanted.
     pub(super) fn changed(&self) -> Notified<'_> {
         self.changed.notified()
-    }
-
-    /// Resolves after a [`doubt`](Self::doubt).
-    pub(super) fn doubted(&self) -> Notified<'_> {
-        self.doubted.notified()
     }
 }
 

@@ -126,7 +126,7 @@ impl Subscriber {
                     self.tell_of(event, backoff);
                 }
                 () = self.link.subscriptions.changed() => {}
-                () = self.link.subscriptions.doubted() => link.hurry(Instant::now()),
+                () = self.topology.doubted() => link.hurry(Instant::now()),
                 () = sleep_until(link.poll_timeout()) => {}
             }
         }

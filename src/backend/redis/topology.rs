@@ -5,10 +5,15 @@
 //! may lead elsewhere at any time; a sentinel's answer, or the owner of a topic's part in a cluster, would be told
 //! here as well, and to the link as an end. What is said on a link and what a reply means is no concern of it.
 
+use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::endpoint::Endpoint;
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
+
+use super::endpoint::{Endpoint, Stream};
 
 /// The Redis of one node. No connection of a node outlives a change of the primary, whichever learns of it first.
 #[derive(Debug)]
@@ -16,6 +21,7 @@ pub(super) struct Topology {
     primary: Arc<Endpoint>,
     /// Raised whenever everything that is open may be on another server than what is opened next.
     generation: AtomicU64,
+    doubted: Notify,
 }
 
 impl Topology {
@@ -24,7 +30,26 @@ impl Topology {
         Self {
             primary,
             generation: AtomicU64::new(0),
+            doubted: Notify::new(),
         }
+    }
+
+    /// Opens a connection beside the one that listens. What was open before may be on another server, and is looked
+    /// after.
+    pub(super) async fn connect(&self) -> io::Result<Pin<Box<dyn Stream>>> {
+        let stream = self.primary.connect().await?;
+        self.doubt();
+        Ok(stream)
+    }
+
+    /// Something failed, or may lead elsewhere: whether the bus works at all is to be found out soon.
+    pub(super) fn doubt(&self) {
+        self.doubted.notify_one();
+    }
+
+    /// Resolves after a [`doubt`](Self::doubt).
+    pub(super) fn doubted(&self) -> Notified<'_> {
+        self.doubted.notified()
     }
 
     /// What to connect to.
