@@ -1,6 +1,7 @@
 //! What every bus must do, run against each of them.
 
 use std::slice;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -34,6 +35,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// A node that only writes down what it is told.
 struct Recorder {
     told: mpsc::UnboundedSender<Told>,
+    is_up: AtomicBool,
 }
 
 #[derive(Debug, PartialEq)]
@@ -68,13 +70,17 @@ impl Listener for Recorder {
         self.tell(Told::Replaced(number));
     }
 
+    /// Once, however often it is proven.
     fn up(&self, _: LinkId, _: Instant) {
-        self.tell(Told::Up);
+        if !self.is_up.swap(true, SeqCst) {
+            self.tell(Told::Up);
+        }
     }
 
     fn strayed(&self, _: LinkId) {}
 
     fn down(&self, _: LinkId, _: Arc<str>, _: bool) {
+        self.is_up.store(false, SeqCst);
         self.tell(Told::Down);
     }
 
@@ -114,7 +120,10 @@ impl End {
             },
         );
         let (sender, told) = mpsc::unbounded_channel();
-        let listener = Arc::new(Recorder { told: sender });
+        let listener = Arc::new(Recorder {
+            told: sender,
+            is_up: AtomicBool::new(false),
+        });
         let weak: Weak<Recorder> = Arc::downgrade(&listener);
         bus.start(weak);
         bus.want(&Topic::node(node));
