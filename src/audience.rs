@@ -4,16 +4,16 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use crate::close::Close;
-use crate::control::Ask;
-use crate::delivery::{Delivery, Outcome};
-use crate::error::{QueryError, SendError};
-use crate::id::{InvalidId, RoomId, SocketId, UserId};
-use crate::message::Message;
+use crate::bus::control::Ask;
+use crate::bus::scope::{Reach, Selection};
+use crate::bus::topic::Topic;
+use crate::model::close::Close;
+use crate::model::delivery::{Delivery, Outcome};
+use crate::model::error::{QueryError, SendError};
+use crate::model::id::{InvalidId, RoomId, SocketId, UserId};
+use crate::model::message::Message;
+use crate::model::roster::{Count, Roster};
 use crate::node::Node;
-use crate::roster::{Count, Roster};
-use crate::scope::{Reach, Selection};
-use crate::topic::Topic;
 
 /// Who a message is for: a union, in which every socket is meant once however often it matches.
 ///

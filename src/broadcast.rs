@@ -6,15 +6,15 @@ use axum_core::extract::FromRequestParts;
 use http::request::Parts;
 
 use crate::audience::Audience;
+use crate::bus::topic::Topic;
 #[cfg(feature = "redis")]
-use crate::error::ConnectError;
-use crate::error::QueryError;
-use crate::gap::Gaps;
-use crate::id::{RoomId, SocketId, UserId};
+use crate::model::error::ConnectError;
+use crate::model::error::QueryError;
+use crate::model::gap::Gaps;
+use crate::model::id::{RoomId, SocketId, UserId};
 use crate::node::Node;
 use crate::presence::Presence;
 use crate::rejection::ClusterRejection;
-use crate::topic::Topic;
 use crate::worker::BroadcasterBuilder;
 
 /// Sends to users, rooms and sockets wherever in the cluster they are.

@@ -4,16 +4,16 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 
-use crate::backend::Backend;
+use crate::bus::Backend;
+use crate::bus::topic::Namespace;
 use crate::cluster::Cluster;
 use crate::config::{Config, Identify, Unauthenticated};
-use crate::error::{ConnectError, SendError};
-use crate::id::UserId;
-use crate::limits::SlowConsumer;
+use crate::local::origin::OriginPattern;
+use crate::model::error::{ConnectError, SendError};
+use crate::model::id::UserId;
+use crate::model::limits::SlowConsumer;
 use crate::node::Node;
-use crate::origin::OriginPattern;
-use crate::slot::{OverLimit, SlotLimit};
-use crate::topic::Namespace;
+use crate::quota::{OverLimit, SlotLimit};
 use crate::ws::handshake::is_token;
 
 /// Settings of a node, then [`start`](Self::start).

@@ -10,13 +10,13 @@ use crate::broadcast::Broadcaster;
 use crate::builder::ClusterBuilder;
 use crate::config::READY;
 use crate::counts::Stats;
-use crate::error::{ConnectError, QueryError};
-use crate::gap::Gaps;
-use crate::health::{Health, HealthChanges};
-use crate::id::NodeId;
 use crate::layer::ClusterLayer;
+use crate::model::error::{ConnectError, QueryError};
+use crate::model::gap::Gaps;
+use crate::model::health::{Health, HealthChanges};
+use crate::model::id::NodeId;
+use crate::model::roster::NodeInfo;
 use crate::node::Node;
-use crate::roster::NodeInfo;
 
 /// This process's node in the cluster. Cheap to clone; the node lives until the last handle (this,
 /// a [`ClusterLayer`], a [`Broadcaster`]) and the last socket are gone, or until

@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use http::Extensions;
 
-use crate::close::Close;
-use crate::id::UserId;
-use crate::limits::{OutboxLimits, SlowConsumer};
-use crate::origin::OriginPolicy;
-use crate::registry::Limits;
-use crate::slot::SlotLimit;
-use crate::topic::Namespace;
+use crate::bus::topic::Namespace;
+use crate::local::origin::OriginPolicy;
+use crate::local::registry::Limits;
+use crate::model::close::Close;
+use crate::model::id::UserId;
+use crate::model::limits::{OutboxLimits, SlowConsumer};
+use crate::quota::SlotLimit;
 
 /// How long the closing handshake may take, a stalled upgrade too.
 pub(crate) const CLOSING: Duration = Duration::from_secs(5);

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use serde::Serialize;
 
-use crate::close::Close;
+use crate::model::close::Close;
 
 /// Makes [`Stats`] of the rows.
 macro_rules! counts {

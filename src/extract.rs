@@ -17,12 +17,12 @@ use serde_json::Value;
 use tokio::task::unconstrained;
 
 use crate::broadcast::Broadcaster;
-use crate::close::reason;
 use crate::config::{MAX_DESCRIPTION, Unauthenticated};
-use crate::expiry::{Clock, Expiry};
-use crate::id::UserId;
 use crate::layer::CameWithUpgrade;
+use crate::local::expiry::{Clock, Expiry};
 use crate::local::socket::Driver;
+use crate::model::close::reason;
+use crate::model::id::UserId;
 use crate::node::{Counted, Node, Refused, Reservation};
 use crate::rejection::{ClusterRejection, Kind, Refusal, opened};
 use crate::socket::Socket;

@@ -8,16 +8,16 @@ use parking_lot::RwLock;
 use smallvec::smallvec;
 
 #[cfg(feature = "redis")]
-use crate::backend::redis::Reader;
+use crate::bus::redis::Reader;
+use crate::bus::scope::Scope;
+use crate::bus::topic::{Namespace, Topic};
+use crate::bus::wire::{self, Action};
 use crate::config::Config;
-use crate::id::{NodeId, SocketId, UserId};
-use crate::limits::OutboxLimits;
+use crate::local::registry::{About, Limits, Registry, Wanted};
 use crate::local::socket::{DriverEnd, Ends, Sender};
-use crate::message::Message;
-use crate::registry::{About, Limits, Registry, Wanted};
-use crate::scope::Scope;
-use crate::topic::{Namespace, Topic};
-use crate::wire::{self, Action};
+use crate::model::id::{NodeId, SocketId, UserId};
+use crate::model::limits::OutboxLimits;
+use crate::model::message::Message;
 use crate::ws::frame::{Decoder, Frame};
 use crate::ws::handshake::Handshake;
 

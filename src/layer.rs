@@ -10,7 +10,7 @@ use tower_service::Service;
 use crate::broadcast::Broadcaster;
 use crate::cluster::Cluster;
 #[cfg(feature = "redis")]
-use crate::error::ConnectError;
+use crate::model::error::ConnectError;
 
 /// Makes everything behind it part of the cluster: every request carries the [`Broadcaster`], and
 /// [`ClusterSocket`](crate::ClusterSocket) can be extracted.

@@ -190,78 +190,55 @@ pub mod docs {
 }
 
 mod audience;
-mod backend;
 mod broadcast;
 mod builder;
-mod close;
+mod bus;
 mod cluster;
-mod code;
 mod config;
-mod control;
 mod counts;
-mod delivery;
-mod error;
-mod expiry;
 mod extract;
-mod gap;
-mod gather;
-mod health;
-mod heartbeat;
-mod id;
 #[cfg(any(fuzzing, axum_cluster_internals))]
 #[doc(hidden)]
 pub mod internals;
 mod layer;
-mod limits;
 mod local;
-mod members;
-mod message;
-mod millis;
+mod model;
 mod node;
-mod origin;
-mod outage;
+mod peers;
 mod presence;
-mod registry;
+mod quota;
 mod rejection;
-mod roster;
-mod scope;
-mod seen;
-mod share;
-mod slot;
 mod socket;
 mod tasks;
-mod topic;
-mod uplink;
 mod waker;
-mod wire;
 mod worker;
 mod ws;
 
 pub use audience::Audience;
-pub use backend::Backend;
 pub use broadcast::Broadcaster;
 pub use builder::ClusterBuilder;
-pub use close::Close;
+pub use bus::Backend;
 pub use cluster::Cluster;
-pub use code::CloseCode;
 pub use config::Unauthenticated;
 pub use counts::{StatKind, Stats};
-pub use delivery::{Delivery, Outcome};
-pub use error::{
+pub use extract::ClusterSocket;
+pub use layer::{ClusterLayer, ClusterService};
+pub use model::close::Close;
+pub use model::code::CloseCode;
+pub use model::delivery::{Delivery, Outcome};
+pub use model::error::{
     Closed, ClosedKind, ConnectError, ConnectErrorKind, QueryError, QueryErrorKind, RoomError,
     RoomErrorKind, SendError, SendErrorKind,
 };
-pub use extract::ClusterSocket;
-pub use gap::{Gap, Gaps};
-pub use health::{Health, HealthChanges};
-pub use id::{InvalidId, InvalidNodeId, InvalidSocketId, NodeId, RoomId, SocketId, UserId};
-pub use layer::{ClusterLayer, ClusterService};
-pub use limits::SlowConsumer;
-pub use message::{Message, Utf8Bytes};
+pub use model::gap::{Gap, Gaps};
+pub use model::health::{Health, HealthChanges};
+pub use model::id::{InvalidId, InvalidNodeId, InvalidSocketId, NodeId, RoomId, SocketId, UserId};
+pub use model::limits::SlowConsumer;
+pub use model::message::{Message, Utf8Bytes};
+pub use model::roster::{Count, NodeInfo, Roster, SocketInfo};
 pub use presence::{Presence, PresenceChange};
+pub use quota::OverLimit;
 pub use rejection::ClusterRejection;
-pub use roster::{Count, NodeInfo, Roster, SocketInfo};
-pub use slot::OverLimit;
 pub use socket::Socket;
 pub use worker::BroadcasterBuilder;
 

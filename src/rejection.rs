@@ -9,11 +9,11 @@ use http::StatusCode;
 use hyper::upgrade::OnUpgrade;
 use tokio::time::timeout;
 
-use crate::close::Close;
 use crate::config::{CLOSING, NoUser};
+use crate::local::origin::ForeignOrigin;
+use crate::local::registry::Full;
+use crate::model::close::Close;
 use crate::node::{Counted, ENDED, Node, Refused};
-use crate::origin::ForeignOrigin;
-use crate::registry::Full;
 use crate::ws::Opened;
 use crate::ws::handshake::{Handshake, HandshakeError};
 

@@ -7,14 +7,14 @@ use std::task::{Context, Poll};
 
 use futures::{Sink, Stream};
 
-use crate::close::{Close, reason};
-use crate::error::{Closed, RoomError};
-use crate::gap::Gaps;
-use crate::id::{RoomId, SocketId, UserId};
+use crate::bus::topic::Topic;
 use crate::local::socket::HandlerEnd;
-use crate::message::Message;
+use crate::model::close::{Close, reason};
+use crate::model::error::{Closed, RoomError};
+use crate::model::gap::Gaps;
+use crate::model::id::{RoomId, SocketId, UserId};
+use crate::model::message::Message;
 use crate::node::Node;
-use crate::topic::Topic;
 use crate::ws::frame::Frame;
 
 /// A registered WebSocket: as long as you hold it, every node reaches it.

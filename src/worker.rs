@@ -1,10 +1,10 @@
 //! Settings of a process that sends and holds no sockets.
 
-use crate::backend::Backend;
 use crate::broadcast::Broadcaster;
 use crate::builder::ClusterBuilder;
+use crate::bus::Backend;
 use crate::cluster::Cluster;
-use crate::error::ConnectError;
+use crate::model::error::ConnectError;
 
 /// Settings of a worker, then [`connect`](Self::connect): a process without sockets, such as a cron job or
 /// another service, which sends to the app's users, asks who is there and watches presence. It is none of the

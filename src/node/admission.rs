@@ -8,15 +8,15 @@ use std::time::SystemTime;
 use futures::future::join;
 
 use super::Node;
-use crate::backend::Confirmation;
-use crate::close::{Close, reason};
-use crate::control::Ask;
-use crate::expiry::Expiry;
-use crate::id::{InvalidId, SocketId, UserId};
+use crate::bus::Confirmation;
+use crate::bus::control::Ask;
+use crate::bus::scope::{Reach, Selection};
+use crate::bus::topic::Topic;
+use crate::local::expiry::Expiry;
+use crate::local::registry::{About, Full, Member};
 use crate::local::socket::{DriverEnd, Ends, HandlerEnd, Sender};
-use crate::registry::{About, Full, Member};
-use crate::scope::{Reach, Selection};
-use crate::topic::Topic;
+use crate::model::close::{Close, reason};
+use crate::model::id::{InvalidId, SocketId, UserId};
 
 /// Why a socket may not enter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

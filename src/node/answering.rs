@@ -10,21 +10,21 @@ use parking_lot::Mutex;
 use tokio::task::yield_now;
 
 use super::Node;
-use crate::backend::{Confirmation, Published};
-use crate::close::Close;
+use crate::bus::control::{Answer, Ask, Control};
+use crate::bus::scope::Scope;
+use crate::bus::seen::Seen;
+use crate::bus::topic::Topic;
+use crate::bus::uplink::Hearers;
+use crate::bus::wire::Action;
+use crate::bus::{Confirmation, Published};
 use crate::config::{CHUNK, MAX_DESCRIPTION};
-use crate::control::{Answer, Ask, Control};
-use crate::error::PublishError;
-use crate::gather::Gathering;
-use crate::id::NodeId;
+use crate::local::registry::{Member, Wanted};
 use crate::local::socket::Sender;
-use crate::registry::{Member, Wanted};
-use crate::roster::SocketInfo;
-use crate::scope::Scope;
-use crate::seen::Seen;
-use crate::topic::Topic;
-use crate::uplink::Hearers;
-use crate::wire::Action;
+use crate::model::close::Close;
+use crate::model::error::PublishError;
+use crate::model::id::NodeId;
+use crate::model::roster::SocketInfo;
+use crate::peers::gather::Gathering;
 
 /// Most questions that are answered at the same time; others are refused and counted.
 const MAX_QUESTIONS: usize = 1024;

@@ -9,16 +9,16 @@ use tokio::task::yield_now;
 
 use super::Node;
 use super::question::Asked;
-use crate::backend::Listener;
-use crate::control::{Answer, Ask};
-use crate::delivery::Outcome;
-use crate::error::{PublishError, QueryError, SendError};
-use crate::gather::Answers;
-use crate::id::{NodeId, UserId};
-use crate::roster::{Count, NodeInfo, Roster};
-use crate::scope::{Reach, Selection};
-use crate::share::{Flight, Share};
-use crate::topic::Topic;
+use crate::bus::Listener;
+use crate::bus::control::{Answer, Ask};
+use crate::bus::scope::{Reach, Selection};
+use crate::bus::topic::Topic;
+use crate::model::delivery::Outcome;
+use crate::model::error::{PublishError, QueryError, SendError};
+use crate::model::id::{NodeId, UserId};
+use crate::model::roster::{Count, NodeInfo, Roster};
+use crate::peers::gather::Answers;
+use crate::peers::share::{Flight, Share};
 
 impl Node {
     /// Carries a command out here and on every other node.

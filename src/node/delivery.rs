@@ -5,11 +5,11 @@ use std::sync::atomic::Ordering::Relaxed;
 use tokio::task::yield_now;
 
 use super::Node;
+use crate::bus::scope::Scope;
 use crate::config::CHUNK;
+use crate::local::registry::{Member, Wanted};
 use crate::local::socket::{Pushed, Sender};
-use crate::message::Message;
-use crate::registry::{Member, Wanted};
-use crate::scope::Scope;
+use crate::model::message::Message;
 use crate::ws::frame::Frame;
 
 impl Node {

@@ -8,15 +8,15 @@ use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use super::Node;
-use crate::backend::Listener;
-use crate::close::reason;
+use crate::bus::Listener;
+use crate::bus::outage::{Deaf, LinkId, Span};
+use crate::bus::topic::TopicKind;
+use crate::bus::uplink::Inbound;
 use crate::config::CHUNK;
-use crate::gap::Gap;
-use crate::health::Health;
 use crate::local::socket::{Flushed, Sender, SweepEnd};
-use crate::outage::{Deaf, LinkId, Span};
-use crate::topic::TopicKind;
-use crate::uplink::Inbound;
+use crate::model::close::reason;
+use crate::model::gap::Gap;
+use crate::model::health::Health;
 
 impl Node {
     pub(super) fn tell_gap(&self, (from, until): Span) -> Gap {

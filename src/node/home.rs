@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::Node;
-use crate::health::Health;
+use crate::model::health::Health;
 use crate::tasks::supervise;
 
 /// What health says when the runtime is gone.
@@ -130,9 +130,9 @@ mod tests {
     use tokio::sync::watch;
 
     use super::*;
-    use crate::backend::Backend;
+    use crate::bus::Backend;
+    use crate::bus::topic::Namespace;
     use crate::config::Config;
-    use crate::topic::Namespace;
 
     /// With a task that runs as it says.
     fn start(run: fn(&mut watch::Sender<u32>)) -> (Arc<Node>, watch::Receiver<u32>) {

@@ -8,14 +8,14 @@ use futures::StreamExt;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::Node;
+use crate::bus::control::{Control, Hello};
+use crate::bus::scope::Scope;
+use crate::bus::topic::Topic;
+use crate::bus::uplink::Hearers;
 use crate::config::LONGEST;
-use crate::control::{Control, Hello};
-use crate::id::NodeId;
-use crate::members::MARGIN;
-use crate::roster::NodeInfo;
-use crate::scope::Scope;
-use crate::topic::Topic;
-use crate::uplink::Hearers;
+use crate::model::id::NodeId;
+use crate::model::roster::NodeInfo;
+use crate::peers::members::MARGIN;
 
 impl Node {
     pub(super) fn introduce(&self) -> NodeInfo {

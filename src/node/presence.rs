@@ -3,11 +3,11 @@
 use std::collections::HashSet;
 
 use super::Node;
-use crate::id::{NodeId, UserId};
+use crate::bus::scope::Scope;
+use crate::bus::topic::Topic;
+use crate::bus::wire::Action;
+use crate::model::id::{NodeId, UserId};
 use crate::presence::{Here, Host, Mailbox, Presence, Word};
-use crate::scope::Scope;
-use crate::topic::Topic;
-use crate::wire::Action;
 
 impl Node {
     /// A reader of who comes to a topic and goes from it.

@@ -10,14 +10,14 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::Node;
-use crate::backend::Published;
-use crate::control::{Ask, Control};
-use crate::error::PublishError;
-use crate::gather::{Answers, Gathering};
-use crate::id::NodeId;
-use crate::scope::{Scope, Selection};
-use crate::topic::{Topic, TopicKind};
-use crate::wire::{Action, MAX_ENVELOPE};
+use crate::bus::Published;
+use crate::bus::control::{Ask, Control};
+use crate::bus::scope::{Scope, Selection};
+use crate::bus::topic::{Topic, TopicKind};
+use crate::bus::wire::{Action, MAX_ENVELOPE};
+use crate::model::error::PublishError;
+use crate::model::id::NodeId;
+use crate::peers::gather::{Answers, Gathering};
 
 /// A healthy cluster has answered long before: who has not is asked by name, again and again.
 const FOLLOW_UP: Duration = Duration::from_millis(100);

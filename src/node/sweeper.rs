@@ -10,8 +10,8 @@ use tokio::time::{Instant, sleep};
 
 use super::Node;
 use crate::config::CHUNK;
-use crate::expiry::Clock;
-use crate::heartbeat::{HeartbeatTimes, Pulse};
+use crate::local::expiry::Clock;
+use crate::local::heartbeat::{HeartbeatTimes, Pulse};
 use crate::local::socket::{SweepEnd, Swept};
 
 /// Sweeps as long as the node lives.

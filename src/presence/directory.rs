@@ -20,7 +20,7 @@ use tokio::time::Instant;
 
 use super::PresenceChange;
 use super::word::Report;
-use crate::id::{NodeId, UserId};
+use crate::model::id::{NodeId, UserId};
 
 #[derive(Debug)]
 pub(super) struct Directory {

@@ -10,7 +10,7 @@ use super::directory::Directory;
 use super::reader::Reader;
 use super::told::Told;
 use super::word::Report;
-use crate::id::NodeId;
+use crate::model::id::NodeId;
 
 #[derive(Debug)]
 pub(super) struct Feed {

@@ -40,8 +40,8 @@ pub(crate) use self::mailbox::Mailbox;
 use self::reader::Reader;
 pub(crate) use self::task::Task;
 pub(crate) use self::word::Word;
-use crate::id::{NodeId, UserId};
-use crate::topic::Topic;
+use crate::bus::topic::Topic;
+use crate::model::id::{NodeId, UserId};
 
 /// A user came or went. As JSON: `{"online": ".."}` or `{"offline": ".."}`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::PresenceChange;
-use crate::id::UserId;
+use crate::model::id::UserId;
 use crate::waker::{poll_locked, wake};
 
 /// Bounded by the number of users: of each, the reader is told the last state only.

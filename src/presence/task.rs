@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::Host;
 use super::act::Act;
 use super::machine::Machine;
-use crate::id::NodeId;
+use crate::model::id::NodeId;
 
 /// Who comes and goes here within so long is told together.
 const GATHER: Duration = Duration::from_millis(10);
@@ -91,11 +91,11 @@ mod tests {
     use tokio_util::sync::CancellationToken;
 
     use super::*;
-    use crate::id::UserId;
+    use crate::bus::topic::Topic;
+    use crate::model::id::UserId;
     use crate::presence::word::{Report, WatchRequest};
     use crate::presence::{Here, Mailbox, Word};
     use crate::tasks::supervise;
-    use crate::topic::Topic;
 
     const ME: NodeId = NodeId(1);
     const OTHER: NodeId = NodeId(2);

@@ -22,7 +22,7 @@ use std::time::Duration;
 use indexmap::IndexSet;
 use tokio::time::Instant;
 
-use crate::topic::Topic;
+use crate::bus::topic::Topic;
 
 /// What could not be said is said again after this long; and so long one node has to tell before the next is asked.
 pub(super) const RETRY: Duration = Duration::from_secs(1);
@@ -175,7 +175,7 @@ impl Unsaid {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::id::NodeId;
+    use crate::model::id::NodeId;
 
     fn topic(n: usize) -> Topic {
         Topic::room(&n.to_string()).unwrap()

@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::UserId;
+use crate::model::id::UserId;
 
 /// What one node says to another, or to all that hear a topic's channel.
 #[derive(Debug, Clone, PartialEq)]

@@ -14,8 +14,8 @@ use tokio::time::Instant;
 use super::act::Act;
 use super::machine::Machine;
 use super::{Here, Mailbox, Presence, PresenceChange, Word};
-use crate::id::{NodeId, UserId};
-use crate::topic::Topic;
+use crate::bus::topic::Topic;
+use crate::model::id::{NodeId, UserId};
 
 const NODES: usize = 3;
 const GRACE: Duration = Duration::from_secs(5);

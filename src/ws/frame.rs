@@ -2,8 +2,8 @@
 
 use bytes::Bytes;
 
-use crate::close::{Close, reason};
-use crate::message::{Message, Utf8Bytes};
+use crate::model::close::{Close, reason};
+use crate::model::message::{Message, Utf8Bytes};
 
 const CONTINUATION: u8 = 0x0;
 const TEXT: u8 = 0x1;

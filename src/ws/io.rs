@@ -18,7 +18,7 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
 use super::frame::Frame;
-use crate::close::Close;
+use crate::model::close::Close;
 
 /// What one read or one gathered write takes at most. One buffer a thread serves all its sockets, so an idle
 /// socket has none.

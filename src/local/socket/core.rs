@@ -30,10 +30,10 @@ use super::life::Life;
 use super::outcome::{Collected, Flushed, Pushed, Stage};
 use super::queue::Queue;
 use super::wakers::Wakers;
-use crate::close::{Close, reason};
-use crate::expiry::Expiry;
-use crate::heartbeat::Heartbeat;
-use crate::limits::{OutboxLimits, SlowConsumer};
+use crate::local::expiry::Expiry;
+use crate::local::heartbeat::Heartbeat;
+use crate::model::close::{Close, reason};
+use crate::model::limits::{OutboxLimits, SlowConsumer};
 use crate::ws::SharedWriter;
 use crate::ws::frame::Frame;
 

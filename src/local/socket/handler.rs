@@ -7,10 +7,10 @@ use tokio::time::Instant;
 
 use super::inbox::Inbox;
 use super::{Sender, Shared};
-use crate::close::Close;
-use crate::id::{SocketId, UserId};
-use crate::limits::OutboxLimits;
-use crate::message::Message;
+use crate::model::close::Close;
+use crate::model::id::{SocketId, UserId};
+use crate::model::limits::OutboxLimits;
+use crate::model::message::Message;
 use crate::waker::{poll_locked, wake};
 use crate::ws::frame::Frame;
 

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::task::{Poll, Waker};
 
-use crate::message::Message;
+use crate::model::message::Message;
 
 /// How many messages wait for the handler before reading stops: the client then feels it through
 /// TCP. Enough to keep a busy handler from waiting for its own task's next turn.

@@ -22,9 +22,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::close::Close;
 use crate::config::CLOSING;
-use crate::heartbeat::discounted;
+use crate::local::heartbeat::discounted;
+use crate::model::close::Close;
 
 /// Reasons are boxed, since nearly all sockets have none.
 pub(super) enum Life {
@@ -120,7 +120,7 @@ impl Life {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::close::reason;
+    use crate::model::close::reason;
 
     /// What may happen to it, each with a reason of its own where it has one.
     const STEPS: [fn(&mut Life, Instant); 4] = [

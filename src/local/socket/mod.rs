@@ -49,9 +49,9 @@ pub(crate) use self::outcome::{Flushed, Pushed, Swept};
 pub(crate) use self::sender::Sender;
 pub(crate) use self::sweep::SweepEnd;
 pub(crate) use self::task::Driver;
-use crate::close::Close;
-use crate::expiry::Expiry;
-use crate::id::{SocketId, UserId};
+use crate::local::expiry::Expiry;
+use crate::model::close::Close;
+use crate::model::id::{SocketId, UserId};
 
 /// What the ends of one socket share. Two locks, since a sender may hold the core's during a system call, for which
 /// no handler has to wait before it reads.

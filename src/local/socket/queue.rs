@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, IoSlice};
 
-use crate::limits::OutboxLimits;
+use crate::model::limits::OutboxLimits;
 use crate::ws::frame::Frame;
 
 /// The frames of one socket, of which the first may be partly written.

@@ -6,10 +6,10 @@ use tokio::time::Instant;
 
 use super::Shared;
 use super::outcome::{Collected, Flushed, Pushed};
-use crate::close::Close;
-use crate::id::{SocketId, UserId};
-use crate::limits::OutboxLimits;
-use crate::registry::Member;
+use crate::local::registry::Member;
+use crate::model::close::Close;
+use crate::model::id::{SocketId, UserId};
+use crate::model::limits::OutboxLimits;
 use crate::ws::frame::Frame;
 
 /// Sends, and ends the socket with a word; it never waits.

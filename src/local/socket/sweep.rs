@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use super::outcome::Swept;
 use super::{Sender, Shared};
-use crate::close::reason;
-use crate::expiry::Clock;
-use crate::heartbeat::HeartbeatTimes;
+use crate::local::expiry::Clock;
+use crate::local::heartbeat::HeartbeatTimes;
+use crate::model::close::reason;
 
 /// Ends the socket when time demands it, with or without a word.
 #[derive(Debug, Clone)]

@@ -28,7 +28,7 @@ use bytes::BytesMut;
 
 use super::DriverEnd;
 use super::outcome::Stage;
-use crate::close::{Close, reason};
+use crate::model::close::{Close, reason};
 use crate::node::Registration;
 use crate::ws::frame::{Decoder, Frame, Heard, Violation};
 use crate::ws::{Io, Opened};

@@ -7,9 +7,9 @@ use tokio::time::Instant;
 
 use super::core::{Core, Writer};
 use super::outcome::Swept;
-use crate::close::reason;
-use crate::expiry::Clock;
-use crate::heartbeat::{Beat, HeartbeatTimes, discounted};
+use crate::local::expiry::Clock;
+use crate::local::heartbeat::{Beat, HeartbeatTimes, discounted};
+use crate::model::close::reason;
 use crate::ws::SharedWriter;
 use crate::ws::frame::Frame;
 

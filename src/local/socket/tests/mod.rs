@@ -15,12 +15,12 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use super::outcome::{Collected, Stage};
 use super::*;
-use crate::close::reason;
 use crate::config::CLOSING;
-use crate::expiry::Clock;
-use crate::heartbeat::HeartbeatTimes;
-use crate::id::NodeId;
-use crate::limits::{OutboxLimits, SlowConsumer};
+use crate::local::expiry::Clock;
+use crate::local::heartbeat::HeartbeatTimes;
+use crate::model::close::reason;
+use crate::model::id::NodeId;
+use crate::model::limits::{OutboxLimits, SlowConsumer};
 use crate::ws::frame::Frame;
 use crate::ws::{Io, TaskWriter};
 

@@ -8,8 +8,8 @@ use std::io::IoSlice;
 use std::rc::Rc;
 
 use super::*;
-use crate::expiry::Expiry;
-use crate::heartbeat::{Beat, Heartbeat, discounted};
+use crate::local::expiry::Expiry;
+use crate::local::heartbeat::{Beat, Heartbeat, discounted};
 use crate::local::socket::queue::Queue;
 use crate::local::socket::writing::Writing;
 use crate::ws::SharedWriter;

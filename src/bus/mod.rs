@@ -1,0 +1,211 @@
+//! The bus between nodes: one small private trait, in memory or over Redis.
+
+#[cfg(test)]
+mod conformance;
+pub(crate) mod control;
+mod memory;
+pub(crate) mod outage;
+#[cfg(feature = "redis")]
+pub(crate) mod redis;
+pub(crate) mod scope;
+pub(crate) mod seen;
+pub(crate) mod topic;
+pub(crate) mod uplink;
+pub(crate) mod wire;
+
+use std::fmt;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use smallvec::SmallVec;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout};
+
+use self::memory::{Hub, MemoryBus};
+#[cfg(feature = "redis")]
+use self::redis::{Endpoint, RedisBus};
+use crate::bus::outage::LinkId;
+use crate::bus::scope::Size;
+use crate::bus::topic::{Namespace, Topic, TopicKind};
+#[cfg(feature = "redis")]
+use crate::model::error::ConnectError;
+use crate::model::error::PublishError;
+use crate::model::id::NodeId;
+use crate::quota::{SlotLimit, Slots};
+
+/// How nodes reach one another.
+///
+/// ```
+/// use axum_cluster::{Backend, Cluster};
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// // Two nodes of one test: clones share one hub.
+/// let hub = Backend::memory();
+/// let a = Cluster::builder().backend(hub.clone()).start();
+/// let b = Cluster::builder().backend(hub).start();
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Backend(Kind);
+
+#[derive(Clone, Debug)]
+enum Kind {
+    Memory(Arc<Hub>),
+    #[cfg(feature = "redis")]
+    Redis(Arc<Endpoint>),
+}
+
+impl Backend {
+    /// Within this process. Clones share one hub, so that several nodes of one test or one demo reach
+    /// each other; two calls make two hubs that never meet.
+    pub fn memory() -> Self {
+        Self(Kind::Memory(Arc::default()))
+    }
+
+    /// Over Redis 6.2 or later, or anything that speaks its pub/sub: `redis://[user:password@]host[:port]`,
+    /// `rediss://` (TLS, verified against the system's certificates; `SSL_CERT_FILE` names others), or
+    /// `redis+unix:///path/to/socket` (where there are unix sockets); `valkey://` and `valkeys://` are the same.
+    /// A name that leads to several addresses is resolved at every connect, and they are raced (RFC 8305).
+    ///
+    /// # Errors
+    /// A [`ConnectError`] of kind `Url` names the part that is wrong. A password is never shown.
+    #[cfg(feature = "redis")]
+    pub fn redis(url: impl AsRef<str>) -> Result<Self, ConnectError> {
+        Ok(Self(Kind::Redis(Arc::new(Endpoint::parse(url.as_ref())?))))
+    }
+
+    pub(crate) fn open(&self, node: NodeId, settings: BusSettings) -> Box<dyn Bus> {
+        match &self.0 {
+            Kind::Memory(hub) => Box::new(MemoryBus::new(hub.clone(), node, settings)),
+            #[cfg(feature = "redis")]
+            Kind::Redis(endpoint) => Box::new(RedisBus::new(endpoint.clone(), node, settings)),
+        }
+    }
+}
+
+/// What a bus needs to know of its node.
+#[derive(Clone, Debug)]
+pub(crate) struct BusSettings {
+    pub(crate) namespace: Namespace,
+    pub(crate) publish_timeout: Duration,
+    pub(crate) probe_interval: Duration,
+    pub(crate) lease: Duration,
+    pub(crate) linger: Duration,
+    pub(crate) slots: Option<SlotLimit>,
+}
+
+/// One node's end of the bus. Dropping it leaves the bus.
+pub(crate) trait Bus: fmt::Debug + Send + Sync {
+    /// Begins; from now on the listener is called. Called once.
+    fn start(&self, listener: Weak<dyn Listener>);
+
+    /// The links of which the listener is told.
+    fn links(&self) -> &[LinkId] {
+        &[LinkId::ONLY]
+    }
+
+    /// One more reason to hear a topic. Every call is paired with a [`release`](Self::release).
+    fn want(&self, topic: &Topic) -> Confirmation;
+
+    /// One reason less.
+    fn release(&self, topic: &Topic);
+
+    /// Somebody goes on without the confirmation of a topic. Says [`Listener::down`], and
+    /// [`Listener::up`] only when that topic is heard.
+    fn doubt(&self);
+
+    /// Publishes the same bytes on the channel of each topic. Queued by the call, so that the order of calls is
+    /// the order in which they are published, among those of one size.
+    fn publish(
+        &self,
+        topics: SmallVec<[Topic; 1]>,
+        envelope: Bytes,
+        size: Size,
+    ) -> BoxFuture<'static, Result<Published, PublishError>>;
+
+    /// How many nodes hear each of these topics.
+    fn listening<'a>(&'a self, topics: &'a [Topic]) -> BoxFuture<'a, Result<Vec<usize>, Arc<str>>>;
+
+    /// Until when everything was heard that others published, if the last probe that came back was published
+    /// at `proven`.
+    fn heard_until(&self, proven: Instant) -> Instant {
+        proven
+    }
+
+    /// How much waits to be published, in publications of 1 KiB.
+    fn queued(&self) -> usize;
+
+    /// The slots of users, where their sockets in the cluster are limited.
+    fn slots(&self) -> Option<&dyn Slots>;
+
+    /// Leaves the bus; resolves when nothing of this node is left there.
+    fn stop(&self) -> BoxFuture<'_, ()>;
+}
+
+/// What became of a publication.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Published {
+    /// Other nodes that took it, in sum.
+    pub(crate) nodes: usize,
+    /// Whether a copy was counted as this node's own, and must come back. If it does not, this node is deaf, and the
+    /// count one too low.
+    pub(crate) comes_back: bool,
+}
+
+/// Who hears. Calls come from the bus's own task: they must neither block nor wait.
+pub(crate) trait Listener: Send + Sync {
+    /// A message came on a topic's channel. It is delivered by the next [`settle`](Self::settle).
+    fn heard(&self, topic: &str, bytes: &[u8]);
+
+    /// Delivers a part of what was heard; whether there is more, or other tasks should run before more is
+    /// heard, since some sockets are written by their own task only. Called until neither is, whenever a part
+    /// of what came is heard.
+    fn settle(&self) -> bool;
+
+    /// Something came that cannot be a message.
+    fn garbage(&self);
+
+    /// A socket of this node lost its slot to a newer one of its user.
+    fn replaced(&self, number: u64);
+
+    /// A link is usable: everything on it for which nobody waited was confirmed, and then the probe published
+    /// at `proven` came back. Said for every probe.
+    fn up(&self, link: LinkId, proven: Instant);
+
+    /// What this node published since the link was last proven may have reached only a part of the others, and nobody
+    /// else knows it: it stood on a server that is no primary any more. Said before [`down`](Self::down).
+    fn strayed(&self, link: LinkId);
+
+    /// A link is not usable. `deaf`: messages may be missed from now on.
+    fn down(&self, link: LinkId, reason: Arc<str>, deaf: bool);
+
+    /// A topic of this kind is refused on a link: messages to it may be missed from now on, all others go on.
+    fn refused(&self, link: LinkId, kind: TopicKind, reason: Arc<str>);
+
+    /// As [`up`](Self::up), but for what is refused, which is not what nodes say to all nodes. Said for every probe.
+    fn works(&self, link: LinkId, proven: Instant);
+
+    /// A task of the bus panicked, and begins again.
+    fn panicked(&self);
+}
+
+/// Whether a topic is heard already.
+#[derive(Debug)]
+pub(crate) enum Confirmation {
+    /// It is, or the bus is down: then it is heard before the bus is up again.
+    Ready,
+    /// Resolves when it is confirmed, or when it cannot be for now because the bus is down.
+    Pending(oneshot::Receiver<()>),
+}
+
+impl Confirmation {
+    /// Waits, but not for ever. Whether there was an end of it in time.
+    pub(crate) async fn wait(self, deadline: Duration) -> bool {
+        match self {
+            Self::Ready => true,
+            Self::Pending(confirmed) => timeout(deadline, confirmed).await.is_ok(),
+        }
+    }
+}

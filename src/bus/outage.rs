@@ -1,0 +1,428 @@
+//! How the links to the bus stand, and what follows for the node: rules without I/O.
+//!
+//! A node is as well as the worst of its links: it hears everybody only while all of them work. A gap is one
+//! link's, since each misses what came on its own channels.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use tokio::time::Instant;
+
+use crate::bus::topic::TopicKind;
+use crate::model::health::Health;
+
+/// One of the links to the bus.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct LinkId(pub(crate) u16);
+
+impl LinkId {
+    /// Where one link carries every topic.
+    pub(crate) const ONLY: Self = Self(0);
+}
+
+/// What is known of the bus.
+#[derive(Debug)]
+pub(crate) struct Outage {
+    started: Instant,
+    /// Never empty.
+    links: BTreeMap<LinkId, Link>,
+    /// What this node published since then may not have arrived everywhere, and the others are to be told.
+    strayed: Option<Instant>,
+    /// From when until when others said so of what they published.
+    strays: Option<Span>,
+}
+
+/// From when until when.
+pub(crate) type Span = (Instant, Instant);
+
+#[derive(Debug)]
+struct Link {
+    /// When it was last known to work.
+    proven: Option<Instant>,
+    standing: Standing,
+    /// Messages may have been missed in its present outage, since then.
+    gap: Option<Instant>,
+    /// It is down only since something on it is refused: since when and until when the rest was heard.
+    works: Option<Span>,
+    /// Of these kinds something was refused since it was up.
+    refused: Vec<TopicKind>,
+}
+
+#[derive(Debug)]
+enum Standing {
+    /// It works, and has without a break since what was published then.
+    Up(Instant),
+    Down {
+        since: SystemTime,
+        reason: Arc<str>,
+    },
+}
+
+/// Whether messages may be missed while a link is down. Who never heard anything misses nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Deaf {
+    No,
+    /// From now on.
+    Newly,
+    Still,
+}
+
+impl Outage {
+    /// Nothing is known of these links yet.
+    pub(crate) fn new(
+        links: impl IntoIterator<Item = LinkId>,
+        started: Instant,
+        now: SystemTime,
+    ) -> Self {
+        let link = |id| (id, Link::new(now));
+        Self {
+            started,
+            links: links.into_iter().map(link).collect(),
+            strayed: None,
+            strays: None,
+        }
+    }
+
+    /// A link works, proven by what was published then. The span in which messages may have been missed, if they
+    /// may.
+    pub(crate) fn up(&mut self, link: LinkId, proven: Instant) -> Option<Span> {
+        let link = self.links.get_mut(&link)?;
+        link.proven = Some(proven);
+        link.works = None;
+        link.refused.clear();
+        if let Standing::Down { .. } = link.standing {
+            link.standing = Standing::Up(proven);
+        }
+        let gap = link.gap.take()?;
+        // One gap tells of both.
+        let strays = self.strays.take().map_or(gap, |(from, _)| from);
+        Some((gap.min(strays), proven))
+    }
+
+    /// A link does not work. `deaf`: what comes on it may be missed.
+    pub(crate) fn down(
+        &mut self,
+        link: LinkId,
+        reason: Arc<str>,
+        deaf: bool,
+        now: SystemTime,
+    ) -> Deaf {
+        let Some(link) = self.links.get_mut(&link) else {
+            return Deaf::No;
+        };
+        let since = match link.standing {
+            Standing::Up(_) => now,
+            Standing::Down { since, .. } => since,
+        };
+        link.works = None;
+        link.standing = Standing::Down { since, reason };
+        match link.gap {
+            Some(_) => Deaf::Still,
+            None if deaf && link.proven.is_some() => {
+                link.gap = link.proven;
+                Deaf::Newly
+            }
+            None => Deaf::No,
+        }
+    }
+
+    /// A topic on a link is refused: what comes on it may be missed, and the rest goes on.
+    pub(crate) fn refused(
+        &mut self,
+        link: LinkId,
+        kind: TopicKind,
+        reason: Arc<str>,
+        now: SystemTime,
+    ) -> Deaf {
+        let works = self.links.get(&link).and_then(|link| match link.standing {
+            Standing::Up(since) => Some((since, link.proven?)),
+            Standing::Down { .. } => link.works,
+        });
+        let deaf = self.down(link, reason, true, now);
+        if let Some(link) = self.links.get_mut(&link) {
+            link.works = works;
+            if !link.refused.contains(&kind) {
+                link.refused.push(kind);
+            }
+        }
+        deaf
+    }
+
+    /// The kinds of what is refused, on any link.
+    pub(crate) fn refused_kinds(&self) -> Vec<TopicKind> {
+        let links = self.links.values();
+        links
+            .flat_map(|link| link.refused.iter().copied())
+            .collect()
+    }
+
+    /// A link works but for what is refused, proven by what was published then.
+    pub(crate) fn works(&mut self, link: LinkId, proven: Instant) {
+        if let Some(link) = self.links.get_mut(&link)
+            && let Standing::Down { .. } = link.standing
+        {
+            let since = link.works.map_or(proven, |(since, _)| since);
+            link.works = Some((since, proven));
+        }
+    }
+
+    /// The worst link, with its reason: one on which messages may be missed, and of those the one that is down for
+    /// longest.
+    pub(crate) fn health(&self) -> Health {
+        let down = self.links.values().filter_map(|link| match &link.standing {
+            Standing::Up(_) => None,
+            Standing::Down { since, reason } => Some((link.gap.is_none(), *since, reason)),
+        });
+        match down.min_by_key(|(hears, since, _)| (*hears, *since)) {
+            None => Health::Up,
+            Some((_, since, reason)) => Health::Degraded {
+                since,
+                reason: reason.clone(),
+            },
+        }
+    }
+
+    /// Since when all links have worked, and until when they are known to; none while one does not.
+    pub(crate) fn hearing(&self) -> Option<Span> {
+        Self::all(self.links.values().map(|link| match link.standing {
+            Standing::Up(since) => Some((since, link.proven?)),
+            Standing::Down { .. } => None,
+        }))
+    }
+
+    /// The same of what nodes say to each other, which goes on while the channels of others are refused.
+    pub(crate) fn hearing_nodes(&self) -> Option<Span> {
+        Self::all(self.links.values().map(|link| match link.standing {
+            Standing::Up(since) => Some((since, link.proven?)),
+            Standing::Down { .. } => link.works,
+        }))
+    }
+
+    fn all(links: impl Iterator<Item = Option<Span>>) -> Option<Span> {
+        links
+            .reduce(|all, link| {
+                let ((since, until), (from, proven)) = (all?, link?);
+                Some((since.max(from), until.min(proven)))
+            })
+            .flatten()
+    }
+
+    /// When all links were last known to work, or the node started.
+    pub(crate) fn proven_at(&self) -> Instant {
+        let proven = |link: &Link| link.proven.unwrap_or(self.started);
+        let proven = self.links.values().map(proven).min();
+        proven.unwrap_or(self.started)
+    }
+
+    /// What was published since a link was last proven may have reached only a part of the others.
+    pub(crate) fn strayed(&mut self, link: LinkId) {
+        let proven = self.links.get(&link).and_then(|link| link.proven);
+        self.has_strayed(proven);
+    }
+
+    /// Since when what we published may not have arrived; to be said to the others.
+    pub(crate) fn take_strayed(&mut self) -> Option<Instant> {
+        self.strayed.take()
+    }
+
+    /// It could not be said, or is known only now.
+    pub(crate) fn has_strayed(&mut self, since: Option<Instant>) {
+        self.strayed = self.strayed.into_iter().chain(since).min();
+    }
+
+    /// Others stood on the wrong server in the meantime; it is told with the next [`take_strays`](Self::take_strays),
+    /// since after a failover many say so.
+    pub(crate) fn others_strayed(&mut self, (from, until): Span) {
+        let (first, last) = self.strays.unwrap_or((from, until));
+        self.strays = Some((first.min(from), last.max(until)));
+    }
+
+    pub(crate) fn take_strays(&mut self) -> Option<Span> {
+        self.strays.take()
+    }
+}
+
+impl Link {
+    fn new(now: SystemTime) -> Self {
+        Self {
+            proven: None,
+            standing: Standing::Down {
+                since: now,
+                reason: "connecting to the bus".into(),
+            },
+            gap: None,
+            works: None,
+            refused: Vec::new(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const A: LinkId = LinkId(0);
+    const B: LinkId = LinkId(1);
+    const S: Duration = Duration::from_secs(1);
+
+    /// So many seconds of either clock.
+    struct Clock(Instant);
+
+    impl Clock {
+        fn at(&self, seconds: u32) -> Instant {
+            self.0 + seconds * S
+        }
+    }
+
+    fn wall(seconds: u32) -> SystemTime {
+        SystemTime::UNIX_EPOCH + seconds * S
+    }
+
+    fn two() -> (Outage, Clock) {
+        let clock = Clock(Instant::now());
+        (Outage::new([A, B], clock.at(0), wall(0)), clock)
+    }
+
+    fn degraded(since: u32, reason: &str) -> Health {
+        Health::Degraded {
+            since: wall(since),
+            reason: reason.into(),
+        }
+    }
+
+    #[test]
+    fn who_is_refused_something_hears_the_other_nodes() {
+        let clock = Clock(Instant::now());
+        let mut outage = Outage::new([A], clock.at(0), wall(0));
+        outage.up(A, clock.at(1));
+        outage.up(A, clock.at(2));
+        let deaf = outage.refused(A, TopicKind::Room, "no".into(), wall(3));
+        assert_eq!((deaf, outage.hearing()), (Deaf::Newly, None));
+        let heard = |from, until| Some((clock.at(from), clock.at(until)));
+        assert_eq!(outage.hearing_nodes(), heard(1, 2), "without a break");
+        outage.works(A, clock.at(4));
+        outage.refused(A, TopicKind::Room, "no".into(), wall(4));
+        assert_eq!(outage.hearing_nodes(), heard(1, 4));
+        assert_eq!(outage.refused_kinds(), [TopicKind::Room]);
+        outage.down(A, "cut".into(), true, wall(5));
+        outage.refused(A, TopicKind::Room, "no".into(), wall(6));
+        assert_eq!(outage.hearing_nodes(), None, "nothing is proven yet");
+        outage.works(A, clock.at(7));
+        assert_eq!(outage.hearing_nodes(), heard(7, 7));
+        assert_eq!(outage.up(A, clock.at(8)), heard(2, 8), "one gap");
+        assert_eq!(outage.hearing_nodes(), outage.hearing());
+        assert_eq!(outage.refused_kinds(), []);
+    }
+
+    #[test]
+    fn a_node_is_up_when_all_its_links_are() {
+        let (mut outage, clock) = two();
+        assert_eq!(outage.health(), degraded(0, "connecting to the bus"));
+        assert_eq!(outage.up(A, clock.at(1)), None);
+        assert_eq!(outage.health(), degraded(0, "connecting to the bus"));
+        assert_eq!(outage.hearing(), None);
+        assert_eq!(outage.up(B, clock.at(2)), None);
+        assert_eq!(outage.health(), Health::Up);
+        assert_eq!(outage.hearing(), Some((clock.at(2), clock.at(1))));
+        outage.up(A, clock.at(3));
+        assert_eq!(outage.hearing(), Some((clock.at(2), clock.at(2))));
+        assert_eq!(outage.proven_at(), clock.at(2));
+    }
+
+    #[test]
+    fn the_worst_link_is_the_health() {
+        let (mut outage, clock) = two();
+        outage.up(A, clock.at(1));
+        outage.up(B, clock.at(1));
+        outage.down(A, "slow".into(), false, wall(2));
+        assert_eq!(outage.health(), degraded(2, "slow"));
+        outage.down(B, "gone".into(), true, wall(3));
+        assert_eq!(outage.health(), degraded(3, "gone"), "it is deaf");
+        outage.down(A, "gone too".into(), true, wall(4));
+        assert_eq!(outage.health(), degraded(2, "gone too"), "for longest");
+        outage.up(A, clock.at(5));
+        assert_eq!(outage.health(), degraded(3, "gone"));
+        outage.up(B, clock.at(6));
+        assert_eq!(outage.health(), Health::Up);
+    }
+
+    #[test]
+    fn each_link_has_a_gap_of_its_own() {
+        let (mut outage, clock) = two();
+        let deaf = outage.down(A, "not there yet".into(), true, wall(0));
+        assert_eq!(deaf, Deaf::No, "nothing was heard before");
+        outage.up(A, clock.at(1));
+        outage.up(B, clock.at(2));
+        for (link, deaf, expected) in [
+            (A, false, Deaf::No),
+            (A, true, Deaf::Newly),
+            (A, true, Deaf::Still),
+            (A, false, Deaf::Still),
+            (B, false, Deaf::No),
+        ] {
+            let deaf = outage.down(link, "down".into(), deaf, wall(3));
+            assert_eq!(deaf, expected);
+        }
+        assert_eq!(outage.up(B, clock.at(5)), None);
+        assert_eq!(outage.up(A, clock.at(6)), Some((clock.at(1), clock.at(6))));
+        assert_eq!(outage.up(A, clock.at(7)), None);
+    }
+
+    #[test]
+    fn what_others_sent_astray_is_told_with_the_gap() {
+        let (mut outage, clock) = two();
+        outage.up(A, clock.at(2));
+        outage.down(A, "gone".into(), true, wall(3));
+        outage.others_strayed((clock.at(1), clock.at(3)));
+        outage.others_strayed((clock.at(2), clock.at(4)));
+        assert_eq!(outage.up(A, clock.at(5)), Some((clock.at(1), clock.at(5))));
+        assert_eq!(outage.take_strays(), None);
+        outage.others_strayed((clock.at(6), clock.at(7)));
+        assert_eq!(outage.up(A, clock.at(8)), None);
+        assert_eq!(outage.take_strays(), Some((clock.at(6), clock.at(7))));
+    }
+
+    #[test]
+    fn a_link_strayed_since_it_was_last_proven() {
+        let (mut outage, clock) = two();
+        outage.up(A, clock.at(1));
+        outage.up(B, clock.at(2));
+        outage.strayed(B);
+        assert_eq!(outage.take_strayed(), Some(clock.at(2)));
+        outage.strayed(B);
+        outage.strayed(A);
+        assert_eq!(outage.take_strayed(), Some(clock.at(1)));
+        assert_eq!(outage.take_strayed(), None);
+    }
+
+    proptest! {
+        /// Each step is a link's word: up, down, or deaf.
+        #[test]
+        fn all_is_heard_exactly_while_every_link_works(steps in prop::collection::vec((0u16..3, 0u8..3), 0..40)) {
+            let clock = Clock(Instant::now());
+            let mut outage = Outage::new((0..3).map(LinkId), clock.at(0), wall(0));
+            let (mut since, mut proven) = ([None; 3], [None; 3]);
+            for (now, (link, word)) in (1..).zip(steps) {
+                let (at, id) = (link as usize, LinkId(link));
+                if word == 0 {
+                    outage.up(id, clock.at(now));
+                    since[at].get_or_insert(clock.at(now));
+                    proven[at] = Some(clock.at(now));
+                } else {
+                    outage.down(id, "down".into(), word == 2, wall(now));
+                    since[at] = None;
+                }
+                let works = since.iter().all(Option::is_some);
+                prop_assert_eq!(outage.health() == Health::Up, works);
+                let (last, first) = (since.iter().flatten().max(), proven.iter().flatten().min());
+                let whole = works.then(|| (*last.unwrap(), *first.unwrap()));
+                prop_assert_eq!(outage.hearing(), whole);
+            }
+        }
+    }
+}

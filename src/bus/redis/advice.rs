@@ -1,0 +1,231 @@
+//! What Redis says when it refuses, and what to do about it.
+
+use std::sync::Arc;
+
+use crate::bus::topic::Namespace;
+
+/// Speaks to the operator of one node: knows its user and its namespace.
+#[derive(Debug)]
+pub(crate) struct Advice {
+    /// The line that gives the node's user what it needs.
+    acl: String,
+}
+
+impl Advice {
+    pub(crate) fn new(user: Option<&str>, namespace: &Namespace) -> Self {
+        let (user, namespace) = (user.unwrap_or("default"), namespace.as_str());
+        Self {
+            acl: format!(
+                "ACL SETUSER {user} resetchannels &{namespace}:* +subscribe +unsubscribe +publish +pubsub"
+            ),
+        }
+    }
+
+    /// Redis' own words, and the fix where one is known.
+    pub(crate) fn on(&self, words: &str) -> Arc<str> {
+        let words = without_arguments(words);
+        let known = FIXES.iter().find(|(said, _)| words.starts_with(said));
+        match known {
+            Some((_, "")) => format!("{words} (grant it: {})", self.acl).into(),
+            Some((_, fix)) => format!("{words} ({fix})").into(),
+            None => words.into(),
+        }
+    }
+}
+
+/// A command that Redis does not know is answered with its arguments: the password, or a message.
+pub(crate) fn without_arguments(words: &str) -> &str {
+    words.split(", with args").next().unwrap_or(words)
+}
+
+/// How an answer begins, and the fix; none where the ACL line is it.
+const FIXES: [(&str, &str); 14] = [
+    ("NOPERM", ""),
+    (
+        "NOAUTH",
+        "put the password into the URL: redis://:password@host",
+    ),
+    ("WRONGPASS", "check user name and password in the URL"),
+    (
+        "ERR AUTH <password> called without any password",
+        "this Redis has no password: take it out of the URL",
+    ),
+    (
+        "DENIED",
+        "give this Redis a password, or bind it to a private address",
+    ),
+    (
+        "READONLY",
+        "this Redis is a replica: point the URL to the primary",
+    ),
+    (
+        "MASTERDOWN",
+        "this Redis is a replica: point the URL to the primary",
+    ),
+    ("LOADING", "it starts; the node tries again"),
+    (
+        "BUSY",
+        "a script blocks this Redis: SCRIPT KILL ends it, FUNCTION KILL a function",
+    ),
+    (
+        "OOM",
+        "raise its maxmemory, or let it evict; the cluster itself stores nothing there",
+    ),
+    (
+        "MISCONF",
+        "this Redis cannot save to disk: its own log says why",
+    ),
+    (
+        "ERR max number of clients",
+        "raise its maxclients; a node needs at most five connections",
+    ),
+    (
+        "CLUSTERDOWN",
+        "Redis Cluster is not supported: use a single Redis or its primary",
+    ),
+    (
+        "MOVED",
+        "Redis Cluster is not supported: use a single Redis or its primary",
+    ),
+];
+
+/// Said of a Redis that takes every PUBLISH but hands it to its own subscribers only.
+pub(crate) const REPLICA: &str = "this Redis is a replica, where messages reach only a part of the cluster \
+     (point the URL to the primary; the node asks again by itself)";
+
+/// Whether HELLO is refused as such. What else is refused will be refused again.
+pub(crate) fn tells_no_role(words: &str) -> bool {
+    [
+        "ERR unknown command",
+        "ERR wrong number",
+        "NOPROTO",
+        "NOPERM",
+    ]
+    .iter()
+    .any(|refusal| words.starts_with(refusal))
+}
+
+/// Whether this was said by a server that is not, or not yet, the primary: another one may be by now.
+pub(crate) fn is_wrong_server(words: &str) -> bool {
+    [
+        "READONLY",
+        "MASTERDOWN",
+        "LOADING",
+        "MOVED",
+        "ASK ",
+        "CLUSTERDOWN",
+        "NOAUTH",
+    ]
+    .iter()
+    .any(|refusal| words.starts_with(refusal))
+        // What a script met, as Redis 6 says it.
+        || words.contains("-READONLY ")
+}
+
+/// Whether the role that HELLO tells is one where a PUBLISH goes astray.
+pub(crate) fn is_replica(role: &[u8]) -> bool {
+    role == b"replica" || role == b"slave"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn advice(user: Option<&str>) -> Advice {
+        Advice::new(user, &Namespace::new("shop").expect("a good name"))
+    }
+
+    #[test]
+    fn a_missing_permission_is_answered_with_the_exact_line() {
+        let words = "NOPERM this user has no permissions to run the 'publish' command";
+        for (user, named) in [(Some("app"), "app"), (None, "default")] {
+            let fix = format!(
+                "{words} (grant it: ACL SETUSER {named} resetchannels &shop:* +subscribe +unsubscribe +publish +pubsub)"
+            );
+            assert_eq!(*advice(user).on(words), *fix);
+        }
+    }
+
+    #[test]
+    fn every_refusal_keeps_its_words_and_names_the_fix() {
+        for (words, fix) in [
+            ("NOAUTH Authentication required.", "redis://:password@host"),
+            ("WRONGPASS invalid username-password pair", "URL"),
+            (
+                "ERR AUTH <password> called without any password configured for the default user.",
+                "take it out of the URL",
+            ),
+            ("DENIED Redis is running in protected mode", "password"),
+            (
+                "READONLY You can't write against a read only replica.",
+                "primary",
+            ),
+            ("MASTERDOWN Link with MASTER is down", "primary"),
+            (
+                "LOADING Redis is loading the dataset in memory",
+                "tries again",
+            ),
+            ("BUSY Redis is busy running a script.", "SCRIPT KILL"),
+            (
+                "OOM command not allowed when used memory > 'maxmemory'.",
+                "maxmemory",
+            ),
+            ("MISCONF Redis is configured to save RDB snapshots", "log"),
+            ("ERR max number of clients reached", "maxclients"),
+            ("CLUSTERDOWN The cluster is down", "not supported"),
+            ("MOVED 3999 127.0.0.1:6381", "not supported"),
+        ] {
+            let said = advice(None).on(words);
+            let added = said.strip_prefix(words).expect("Redis' own words");
+            assert!(added.contains(fix), "{said}");
+        }
+        assert_eq!(
+            &*advice(None).on("ERR something else"),
+            "ERR something else"
+        );
+    }
+
+    #[test]
+    fn a_wrong_server_is_told_from_a_refusal() {
+        for words in [
+            "READONLY You can't write against a read only replica. script: 5a, on @user_script:1.",
+            "ERR Error running script (call to f_5a): @user_script: 1: -READONLY You can't write",
+            "MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.",
+            "LOADING Redis is loading the dataset in memory",
+            "MOVED 3999 127.0.0.1:6381",
+            "CLUSTERDOWN The cluster is down",
+            "NOAUTH Authentication required.",
+        ] {
+            assert!(is_wrong_server(words), "{words}");
+        }
+        for words in [
+            "NOPERM this user has no permissions to run the 'eval' command",
+            "OOM command not allowed when used memory > 'maxmemory'.",
+            "MISCONF Redis is configured to save RDB snapshots",
+            "BUSY Redis is busy running a script.",
+            "NOSCRIPT No matching script.",
+            "ERR wrong number of arguments",
+        ] {
+            assert!(!is_wrong_server(words), "{words}");
+        }
+    }
+
+    #[test]
+    fn only_a_redis_that_does_not_know_the_question_is_trusted_without_an_answer() {
+        for words in [
+            "ERR unknown command 'HELLO'",
+            "ERR wrong number of arguments for 'hello' command",
+            "NOPROTO unsupported protocol version",
+            "NOPERM this user has no permissions to run the 'hello' command",
+        ] {
+            assert!(tells_no_role(words), "{words}");
+        }
+        for words in [
+            "NOAUTH HELLO must be called",
+            "ERR max number of clients reached",
+            "LOADING",
+        ] {
+            assert!(!tells_no_role(words), "{words}");
+        }
+    }
+}

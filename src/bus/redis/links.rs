@@ -1,0 +1,296 @@
+//! Connections for questions, pooled by bb8, and for slots. Every exchange asks for the role first, and all of
+//! them follow the bus: none outlives a change of the primary.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bb8_redis::bb8::ManageConnection;
+use parking_lot::Mutex;
+use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, Cmd, Pipeline, RedisError, RedisResult, Value};
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, timeout};
+
+use super::advice::{REPLICA, is_replica, is_wrong_server, tells_no_role};
+use super::command;
+use super::endpoint::OPENING;
+use super::topology::Topology;
+use super::words;
+
+/// Channels in one command: Redis serves nobody else meanwhile.
+const BATCH: usize = 1000;
+
+/// How links are made.
+#[derive(Debug, Clone)]
+pub(crate) struct Links {
+    topology: Arc<Topology>,
+    /// The longest wait for an answer; a link that is opened has longer.
+    deadline: Duration,
+    /// Why the last attempt to open one failed.
+    failure: Arc<Mutex<Option<Arc<str>>>>,
+}
+
+/// A connection that knows when it is dead; bb8-redis' own manager never does.
+#[derive(Debug)]
+pub(crate) struct Link {
+    connection: MultiplexedConnection,
+    topology: Arc<Topology>,
+    /// That of the topology when this was opened.
+    generation: u64,
+    dead: Arc<AtomicBool>,
+    /// Since when it owes an answer, though perhaps nobody waits for it any longer, and how long it may.
+    owes_since: Option<Instant>,
+    deadline: Duration,
+    driver: AbortHandle,
+}
+
+/// Commands for one round trip, behind the question for the role.
+#[derive(Debug)]
+pub(crate) struct Commands(Pipeline);
+
+impl Commands {
+    pub(crate) fn new() -> Self {
+        let mut pipeline = redis::pipe();
+        pipeline.ignore_errors().cmd("HELLO");
+        Self(pipeline)
+    }
+
+    pub(crate) fn add_command(&mut self, command: Cmd) {
+        self.0.add_command(command);
+    }
+}
+
+impl Links {
+    pub(crate) fn new(topology: Arc<Topology>, deadline: Duration) -> Self {
+        Self {
+            topology,
+            deadline,
+            failure: Arc::default(),
+        }
+    }
+
+    /// Why there is no link, in the words of whoever refused it.
+    pub(super) fn failure(&self) -> Option<Arc<str>> {
+        self.failure.lock().clone()
+    }
+
+    async fn open(&self) -> Result<Link, RedisError> {
+        let generation = self.topology.generation();
+        let stream = self.topology.connect().await?;
+        let config = AsyncConnectionConfig::new().set_response_timeout(Some(self.deadline));
+        let login = self.topology.primary().login();
+        let (connection, driver) =
+            MultiplexedConnection::new_with_config(login, stream, config).await?;
+        let dead = Arc::new(AtomicBool::new(false));
+        let ended = Ended(dead.clone());
+        let driver = tokio::spawn(async move {
+            let _ended = ended;
+            driver.await;
+        });
+        Ok(Link {
+            connection,
+            topology: self.topology.clone(),
+            generation,
+            dead,
+            owes_since: None,
+            deadline: self.deadline,
+            driver: driver.abort_handle(),
+        })
+    }
+}
+
+/// Says that a link is dead however its driver ends, with its runtime too.
+struct Ended(Arc<AtomicBool>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+impl ManageConnection for Links {
+    type Connection = Link;
+    type Error = RedisError;
+
+    /// Has a deadline of its own, and goes on when whoever asked for a link gives up: the next one finds it.
+    async fn connect(&self) -> Result<Link, RedisError> {
+        let late = || {
+            io::Error::new(
+                io::ErrorKind::TimedOut,
+                "redis did not answer the login in time",
+            )
+        };
+        let opened = timeout(OPENING, self.open()).await;
+        let opened = opened.unwrap_or_else(|_| Err(late().into()));
+        *self.failure.lock() = opened.as_ref().err().map(|error| words(error).into());
+        opened
+    }
+
+    async fn is_valid(&self, link: &mut Link) -> Result<(), RedisError> {
+        if link.is_dead() {
+            return Err(io::Error::from(io::ErrorKind::NotConnected).into());
+        }
+        Ok(())
+    }
+
+    fn has_broken(&self, link: &mut Link) -> bool {
+        link.is_dead()
+    }
+}
+
+impl Link {
+    pub(super) fn is_dead(&self) -> bool {
+        self.dead.load(Ordering::Acquire)
+            || self.generation != self.topology.generation()
+            || self
+                .owes_since
+                .is_some_and(|since| since.elapsed() >= self.deadline)
+    }
+
+    /// How many subscribers each of these channels has, in one round trip.
+    pub(crate) async fn subscribers(
+        &mut self,
+        channels: &[String],
+    ) -> Result<Vec<usize>, RedisError> {
+        let mut commands = Commands::new();
+        for chunk in channels.chunks(BATCH) {
+            commands.add_command(command::numsub(chunk));
+        }
+        let mut counts = Vec::with_capacity(channels.len());
+        for answer in self.run(&commands).await? {
+            let counted: Vec<(String, usize)> = redis::from_redis_value(answer?)?;
+            counts.extend(counted.into_iter().map(|(_, count)| count));
+        }
+        Ok(counts)
+    }
+
+    /// Runs commands; each has an answer of its own. Fails whole if this is a replica. Whatever shows that the
+    /// primary is elsewhere makes this link and all of its generation dead.
+    pub(crate) async fn run(
+        &mut self,
+        commands: &Commands,
+    ) -> RedisResult<Vec<RedisResult<Value>>> {
+        self.owes_since.get_or_insert_with(Instant::now);
+        let answers = commands.0.query_async(&mut self.connection).await;
+        self.owes_since = None;
+        let answers = answers.and_then(of_primary);
+        match &answers {
+            Ok(answers)
+                if answers
+                    .iter()
+                    .flat_map(|answer| answer.as_ref().err())
+                    .any(is_foreign) =>
+            {
+                self.topology.leave(self.generation);
+            }
+            Ok(_) => {}
+            Err(error) => {
+                self.dead.store(true, Ordering::Release);
+                // Redis may only be slow.
+                if !error.is_timeout() {
+                    self.topology.leave(self.generation);
+                }
+            }
+        }
+        answers
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+/// The answers behind the one to HELLO, if that is not a replica's.
+fn of_primary(answers: Vec<RedisResult<Value>>) -> RedisResult<Vec<RedisResult<Value>>> {
+    let mut answers = answers.into_iter();
+    match answers.next() {
+        Some(Ok(hello)) if role(&hello).is_some_and(is_replica) => {
+            return Err(io::Error::other(REPLICA).into());
+        }
+        Some(Err(error)) if !tells_no_role(&words(&error)) => return Err(error),
+        _ => {}
+    }
+    Ok(answers.collect())
+}
+
+fn role(hello: &Value) -> Option<&[u8]> {
+    let Value::Array(fields) = hello else {
+        return None;
+    };
+    let mut fields = fields.chunks_exact(2);
+    let role = fields.find(|field| text(&field[0]) == Some(b"role"))?;
+    text(&role[1])
+}
+
+fn text(value: &Value) -> Option<&[u8]> {
+    match value {
+        Value::BulkString(text) => Some(text),
+        Value::SimpleString(text) => Some(text.as_bytes()),
+        _ => None,
+    }
+}
+
+fn is_foreign(error: &RedisError) -> bool {
+    is_wrong_server(&words(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bus::conformance::redis_server::RedisServer;
+    use crate::bus::redis::endpoint::Endpoint;
+
+    fn topology(server: &RedisServer) -> Arc<Topology> {
+        let endpoint = Endpoint::parse(&server.url()).unwrap();
+        Arc::new(Topology::single(Arc::new(endpoint)))
+    }
+
+    async fn hello(link: &mut Link) -> RedisResult<Vec<RedisResult<Value>>> {
+        link.run(&Commands::new()).await
+    }
+
+    #[tokio::test]
+    async fn links_follow_the_bus_and_one_another() {
+        let server = RedisServer::start();
+        let topology = topology(&server);
+        let links = Links::new(topology.clone(), Duration::from_secs(20));
+        let mut old = links.connect().await.unwrap();
+        hello(&mut old).await.unwrap();
+        assert!(!old.is_dead(), "control");
+        topology.moved();
+        assert!(old.is_dead(), "the bus has a newer connection");
+
+        let mut pair = [
+            links.connect().await.unwrap(),
+            links.connect().await.unwrap(),
+        ];
+        assert!(pair.iter().all(|link| !link.is_dead()), "control");
+        assert_eq!(server.cli(&["REPLICAOF", "127.0.0.1", "1"]), "OK");
+        let error = hello(&mut pair[0]).await.unwrap_err();
+        assert_eq!(words(&error), REPLICA);
+        assert!(
+            pair.iter().all(Link::is_dead),
+            "what one met, the other would meet"
+        );
+        // The others are told once, not by every link that was left.
+        let fresh = links.connect().await.unwrap();
+        hello(&mut pair[1]).await.unwrap_err();
+        assert!(!fresh.is_dead());
+    }
+
+    /// With the runtime of whoever asked first, its driver is gone.
+    #[test]
+    fn a_link_whose_runtime_ended_is_dead() {
+        let server = RedisServer::start();
+        let links = Links::new(topology(&server), Duration::from_secs(20));
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let link = runtime.block_on(links.connect()).unwrap();
+        assert!(!link.is_dead(), "control");
+        drop(runtime);
+        assert!(link.is_dead());
+    }
+}

@@ -1,0 +1,405 @@
+//! The bus over Redis pub/sub: one connection that listens, one that publishes, and a small pool for
+//! questions.
+
+mod address;
+mod advice;
+mod backlog;
+mod backoff;
+mod command;
+mod dial;
+mod endpoint;
+mod link;
+mod links;
+mod outstanding;
+mod pipeline;
+mod probe;
+mod proof;
+mod publisher;
+mod queue;
+mod refusals;
+mod resp;
+mod shared;
+mod slots;
+mod subscriber;
+mod subscriptions;
+#[cfg(not(any(feature = "tls-ring", feature = "tls-aws-lc")))]
+#[path = "no_tls.rs"]
+mod tls;
+#[cfg(any(feature = "tls-ring", feature = "tls-aws-lc"))]
+mod tls;
+mod topology;
+
+use std::error::Error as _;
+use std::sync::{Arc, Once, Weak};
+
+use bb8_redis::bb8::{Pool, RunError};
+use bytes::Bytes;
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use parking_lot::Mutex;
+use redis::{ErrorKind, RedisError};
+use smallvec::SmallVec;
+use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use self::advice::Advice;
+pub(crate) use self::endpoint::Endpoint;
+use self::endpoint::OPENING;
+use self::link::LinkConfig;
+use self::links::Links;
+use self::publisher::{PublishQueue, Publisher};
+#[cfg(any(fuzzing, axum_cluster_internals))]
+pub(crate) use self::resp::Reader;
+use self::shared::SharedSubscriptions;
+use self::slots::{Keeper, SlotTable};
+use self::subscriber::Subscriber;
+use self::subscriptions::Subscriptions;
+use self::topology::Topology;
+use super::{Bus, BusSettings, Confirmation, Listener, Published};
+use crate::bus::scope::Size;
+use crate::bus::topic::Topic;
+use crate::model::error::PublishError;
+use crate::model::id::NodeId;
+use crate::quota::Slots;
+use crate::tasks;
+
+/// Connections for questions, beside the two of the bus itself.
+const POOL: u32 = 2;
+
+/// One node's end of the bus.
+#[derive(Debug)]
+pub(crate) struct RedisBus {
+    node: NodeId,
+    topology: Arc<Topology>,
+    advice: Arc<Advice>,
+    settings: BusSettings,
+    subscriptions: Arc<SharedSubscriptions>,
+    publisher: Arc<Publisher>,
+    /// Taken by [`Bus::start`].
+    queue: Mutex<Option<PublishQueue>>,
+    links: Links,
+    questions: Pool<Links>,
+    /// Where sockets per user are limited.
+    slots: Option<Arc<SlotTable>>,
+    tasks: TaskTracker,
+    ended: CancellationToken,
+}
+
+impl RedisBus {
+    pub(crate) fn new(endpoint: Arc<Endpoint>, node: NodeId, settings: BusSettings) -> Self {
+        let topology = Arc::new(Topology::single(endpoint));
+        let links = Links::new(topology.clone(), settings.publish_timeout);
+        let questions = Pool::builder()
+            .max_size(POOL)
+            .connection_timeout(settings.publish_timeout.min(OPENING))
+            .build_unchecked(links.clone());
+        let user = topology.primary().login().username();
+        let advice = Arc::new(Advice::new(user, &settings.namespace));
+        let (publisher, queue) =
+            Publisher::new(topology.clone(), advice.clone(), settings.publish_timeout);
+        let slots = settings.slots.map(|limit| {
+            let table = SlotTable::new(node, limit, settings.publish_timeout);
+            Arc::new(table)
+        });
+        let subscriptions = SharedSubscriptions::new(settings.linger, Topic::node(node));
+        Self {
+            node,
+            topology,
+            advice,
+            subscriptions: Arc::new(subscriptions),
+            settings,
+            publisher: Arc::new(publisher),
+            queue: Mutex::new(Some(queue)),
+            links,
+            questions,
+            slots,
+            tasks: TaskTracker::new(),
+            ended: CancellationToken::new(),
+        }
+    }
+
+    /// Asks how many hear each channel: once more on a new link, if that which there was is of no use.
+    async fn ask(&self, channels: &[String]) -> Result<Vec<usize>, Arc<str>> {
+        let deadline = Instant::now() + self.settings.publish_timeout;
+        let mut may_repeat = true;
+        loop {
+            let mut link = match timeout_at(deadline, self.questions.get()).await {
+                Ok(Ok(link)) => link,
+                Ok(Err(RunError::User(error))) => return Err(explain(&self.advice, &error)),
+                Ok(Err(RunError::TimedOut)) | Err(_) => return Err(self.unopened()),
+            };
+            match timeout_at(deadline, link.subscribers(channels)).await {
+                Ok(Ok(counts)) => return Ok(counts),
+                Ok(Err(error)) if may_repeat && link.is_dead() => {
+                    tracing::debug!(reason = %words(&error), "a question is asked again on a new connection");
+                    self.topology.doubt();
+                    may_repeat = false;
+                }
+                Ok(Err(error)) => return Err(explain(&self.advice, &error)),
+                // The link may have had too little time: it knows itself for how long it owes an answer.
+                Err(_) => return Err("redis did not answer in time".into()),
+            }
+        }
+    }
+
+    fn unopened(&self) -> Arc<str> {
+        match self.links.failure() {
+            Some(words) => self.advice.on(&words),
+            None => "redis accepted no connection in time".into(),
+        }
+    }
+}
+
+impl Bus for RedisBus {
+    fn start(&self, listener: Weak<dyn Listener>) {
+        let Some(queue) = self.queue.lock().take() else {
+            return;
+        };
+        let (ended, told) = (self.ended.clone(), listener.clone());
+        self.tasks
+            .spawn(supervise("publisher", ended, told, queue, |queue| {
+                queue.run().boxed()
+            }));
+        if let Some(slots) = &self.slots {
+            slots.start(listener.clone());
+            let keeper = || {
+                let links = Links::new(self.topology.clone(), self.settings.publish_timeout);
+                Keeper::new(
+                    slots.clone(),
+                    links,
+                    self.advice.clone(),
+                    self.node,
+                    &self.settings,
+                )
+            };
+            let (keeper, mut leaving) = (keeper(), keeper());
+            let (ended, told) = (self.ended.clone(), listener.clone());
+            self.tasks.spawn(async move {
+                supervise("slots", ended, told, keeper, |keeper| keeper.run().boxed()).await;
+                leaving.leave().await;
+            });
+        }
+        let (ended, told) = (self.ended.clone(), listener.clone());
+        let subscriber = Subscriber {
+            topology: self.topology.clone(),
+            link: Arc::new(LinkConfig {
+                node: self.node,
+                namespace: self.settings.namespace.clone(),
+                advice: self.advice.clone(),
+                probe_interval: self.settings.probe_interval,
+                subscriptions: self.subscriptions.clone(),
+            }),
+            publisher: self.publisher.clone(),
+            slots: self.slots.clone(),
+            listener,
+            told_no_role: Once::new(),
+            began: false,
+        };
+        self.tasks
+            .spawn(supervise("subscriber", ended, told, subscriber, |task| {
+                task.run().boxed()
+            }));
+        self.tasks.close();
+    }
+
+    fn want(&self, topic: &Topic) -> Confirmation {
+        self.subscriptions.change(|table| table.want(topic))
+    }
+
+    fn release(&self, topic: &Topic) {
+        self.subscriptions
+            .change(|table| table.release(topic, Instant::now()));
+    }
+
+    fn doubt(&self) {
+        self.subscriptions.change(Subscriptions::doubt);
+    }
+
+    fn publish(
+        &self,
+        mut topics: SmallVec<[Topic; 1]>,
+        envelope: Bytes,
+        size: Size,
+    ) -> BoxFuture<'static, Result<Published, PublishError>> {
+        let channels = topics
+            .iter()
+            .map(|topic| self.settings.namespace.channel(topic))
+            .collect();
+        let (subscriptions, topology) = (self.subscriptions.clone(), self.topology.clone());
+        topics.retain(|topic| subscriptions.is_confirmed(topic));
+        let publishing = self.publisher.publish(channels, envelope, size);
+        async move {
+            let published = publishing.await;
+            if published.is_err() {
+                topology.doubt();
+            }
+            let receivers = published?;
+            // Those that heard it surely: who subscribed meanwhile perhaps did not.
+            topics.retain(|topic| subscriptions.is_confirmed(topic));
+            Ok(Published {
+                nodes: receivers.saturating_sub(topics.len()),
+                comes_back: !topics.is_empty(),
+            })
+        }
+        .boxed()
+    }
+
+    fn listening<'a>(&'a self, topics: &'a [Topic]) -> BoxFuture<'a, Result<Vec<usize>, Arc<str>>> {
+        let channel = |topic| self.settings.namespace.channel(topic);
+        let channels: Vec<String> = topics.iter().map(channel).collect();
+        async move { self.ask(&channels).await }.boxed()
+    }
+
+    fn queued(&self) -> usize {
+        self.publisher.queued()
+    }
+
+    fn slots(&self) -> Option<&dyn Slots> {
+        self.slots.as_deref().map(|slots| slots as &dyn Slots)
+    }
+
+    fn stop(&self) -> BoxFuture<'_, ()> {
+        self.ended.cancel();
+        self.tasks.wait().boxed()
+    }
+}
+
+impl Drop for RedisBus {
+    fn drop(&mut self) {
+        self.ended.cancel();
+    }
+}
+
+/// Runs a task until it returns or the bus ends.
+async fn supervise<T>(
+    name: &'static str,
+    ended: CancellationToken,
+    listener: Weak<dyn Listener>,
+    mut state: T,
+    run: impl for<'a> Fn(&'a mut T) -> BoxFuture<'a, ()>,
+) {
+    let panicked = || {
+        if let Some(listener) = listener.upgrade() {
+            listener.panicked();
+        }
+    };
+    tasks::supervise(name, &ended, panicked, &mut state, run).await;
+}
+
+/// A failure in Redis' own words, and what to do about it where that is known.
+fn explain(advice: &Advice, error: &RedisError) -> Arc<str> {
+    advice.on(&words(error))
+}
+
+fn words(error: &RedisError) -> String {
+    match (error.kind(), error.code(), error.detail()) {
+        (_, Some(code), Some(detail)) => format!("{code} {detail}"),
+        (ErrorKind::Io, ..) => io_words(error),
+        _ => error.to_string(),
+    }
+}
+
+fn io_words(error: &RedisError) -> String {
+    let source = error.source().map(ToString::to_string);
+    source.unwrap_or_else(|| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::bus::topic::Namespace;
+
+    const PRIMARY: &str = "*2\r\n$4\r\nrole\r\n$6\r\nmaster\r\n";
+    const REPLICA: &str = "*2\r\n$4\r\nrole\r\n$5\r\nslave\r\n";
+    const NOBODY: &str = "*2\r\n$1\r\nx\r\n:0\r\n";
+    const SOMEBODY: &str = "*2\r\n$1\r\nx\r\n:1\r\n";
+
+    /// Asks a server that answers the first question on its nth connection by the nth of these.
+    async fn ask(answers: Vec<String>) -> Result<Vec<usize>, Arc<str>> {
+        let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("redis://{}", server.local_addr().unwrap());
+        let serving = async move {
+            let mut connections = Vec::new();
+            for answer in answers {
+                let (mut connection, _) = server.accept().await.unwrap();
+                let mut question = [0; 1024];
+                let read = connection.read(&mut question).await.unwrap();
+                assert!(
+                    question[..read].starts_with(command::HELLO),
+                    "the role is asked first"
+                );
+                connection.write_all(answer.as_bytes()).await.unwrap();
+                if !answer.is_empty() {
+                    connections.push(connection);
+                }
+            }
+            std::future::pending::<()>().await;
+        };
+        let bus = RedisBus::new(
+            Arc::new(Endpoint::parse(&url).unwrap()),
+            NodeId::random(),
+            BusSettings {
+                namespace: Namespace::new("x").unwrap(),
+                publish_timeout: Duration::from_secs(20),
+                probe_interval: Duration::from_secs(5),
+                lease: Duration::from_secs(15),
+                linger: Duration::ZERO,
+                slots: None,
+            },
+        );
+        let channels = ["x".to_owned()];
+        tokio::select! {
+            counts = bus.ask(&channels) => counts,
+            () = serving => unreachable!("it serves for ever"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_question_to_the_wrong_server_is_asked_once_more() {
+        let good = || format!("{PRIMARY}{SOMEBODY}");
+        for wrong in [
+            format!("{REPLICA}{NOBODY}"),
+            format!("-LOADING Redis is loading\r\n{NOBODY}"),
+            format!("{PRIMARY}-MASTERDOWN Link with MASTER is down\r\n"),
+            format!("{PRIMARY}-NOAUTH Authentication required.\r\n"),
+            "nonsense\r\n".to_owned(),
+            String::new(),
+        ] {
+            assert_eq!(
+                ask(vec![wrong.clone(), good()]).await,
+                Ok(vec![1]),
+                "{wrong}"
+            );
+            let refused = ask(vec![wrong.clone(), format!("{REPLICA}{NOBODY}")]).await;
+            assert_eq!(refused, Err(advice::REPLICA.into()), "{wrong}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_any_server_would_say_is_asked_once() {
+        for (answer, expected) in [
+            (format!("{PRIMARY}{NOBODY}"), Ok(vec![0])),
+            (format!("-NOPERM no hello\r\n{NOBODY}"), Ok(vec![0])),
+            (
+                format!("-ERR unknown command 'HELLO'\r\n{NOBODY}"),
+                Ok(vec![0]),
+            ),
+            (
+                format!("{PRIMARY}-NOPERM no pubsub\r\n"),
+                Err("NOPERM no pubsub"),
+            ),
+        ] {
+            let counts = ask(vec![answer]).await;
+            match expected {
+                Ok(expected) => assert_eq!(counts, Ok(expected)),
+                Err(words) => assert!(counts.unwrap_err().starts_with(words)),
+            }
+        }
+    }
+}

@@ -1,0 +1,261 @@
+//! The connection that publishes: commands written as bytes, counts read in place, all by the task that
+//! owns it. (Measured against a multiplexed connection with a task of its own: see benches/README.md.)
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use bytes::{BufMut, BytesMut};
+use futures::FutureExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::advice::{Advice, REPLICA, is_replica, tells_no_role};
+use super::command::{self, HELLO};
+use super::endpoint::Stream;
+use super::resp::{Reader, Reply};
+use super::topology::Topology;
+
+/// What Redis says to one PUBLISH: how many received it, or why it was refused.
+pub(crate) type Counted = Result<usize, Arc<str>>;
+
+/// Why a connection is of no use, or no longer.
+#[derive(Debug)]
+pub(crate) struct Unusable {
+    pub(crate) on_replica: bool,
+    pub(crate) reason: Arc<str>,
+}
+
+impl<T: Into<Arc<str>>> From<T> for Unusable {
+    fn from(reason: T) -> Self {
+        Self {
+            on_replica: false,
+            reason: reason.into(),
+        }
+    }
+}
+
+/// Memory that is kept between batches; so much is written at once.
+const KEPT: usize = 256 * 1024;
+
+pub(crate) struct Pipeline {
+    stream: Pin<Box<dyn Stream>>,
+    reader: Reader,
+    output: BytesMut,
+    advice: Arc<Advice>,
+    /// Replies that are still to come.
+    owed: usize,
+    /// What the first of them answers, where that is no PUBLISH.
+    first: Option<First>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum First {
+    Login,
+    /// Whether this is a replica.
+    Role,
+}
+
+impl Pipeline {
+    /// Logs in, and makes sure that this is no replica.
+    pub(crate) async fn open(topology: &Topology, advice: &Arc<Advice>) -> Result<Self, Unusable> {
+        let stream = topology
+            .connect()
+            .await
+            .map_err(|error| error.to_string())?;
+        let mut pipeline = Self {
+            stream,
+            reader: Reader::new(KEPT),
+            output: BytesMut::new(),
+            advice: advice.clone(),
+            owed: 0,
+            first: None,
+        };
+        if let Some(auth) = topology.primary().auth() {
+            pipeline.output.extend_from_slice(&auth);
+            pipeline.owed = 1;
+            pipeline.first = Some(First::Login);
+            let mut replies = Vec::new();
+            pipeline.exchange(&mut replies).await?;
+            replies.into_iter().collect::<Result<Vec<_>, _>>()?;
+        }
+        pipeline.ask_role();
+        pipeline.exchange(&mut Vec::new()).await?;
+        Ok(pipeline)
+    }
+
+    /// Whether the connection still stands, as far as the kernel knows.
+    pub(crate) fn is_alive(&mut self) -> bool {
+        // Redis says nothing unasked but its farewell.
+        self.stream
+            .read_buf(self.reader.space())
+            .now_or_never()
+            .is_none()
+    }
+
+    /// Makes the next [`exchange`](Self::exchange) fail if this is a replica by now. To be called before
+    /// anything is added to it.
+    pub(crate) fn ask_role(&mut self) {
+        self.output.put_slice(HELLO);
+        self.owed += 1;
+        self.first = Some(First::Role);
+    }
+
+    /// Adds a PUBLISH to what [`exchange`](Self::exchange) writes. Whatever is much is written already, so
+    /// that a message to thousands of users is not there thousands of times. After an error, or cancelled,
+    /// the connection is useless.
+    pub(crate) async fn add(&mut self, channel: &str, envelope: &[u8]) -> Result<(), Unusable> {
+        command::publish(&mut self.output, channel, envelope);
+        self.owed += 1;
+        if self.output.len() >= KEPT {
+            self.write().await?;
+        }
+        Ok(())
+    }
+
+    async fn write(&mut self) -> Result<(), Unusable> {
+        let written = self.stream.write_all(&self.output).await;
+        self.output.clear();
+        if self.output.capacity() > KEPT {
+            self.output = BytesMut::new();
+        }
+        Ok(written.map_err(|error| error.to_string())?)
+    }
+
+    /// Writes what was added and reads the replies in its order, into what is empty. A reply of another kind than was
+    /// asked for belongs to another command. After an error, or cancelled, the connection is useless.
+    pub(crate) async fn exchange(&mut self, replies: &mut Vec<Counted>) -> Result<(), Unusable> {
+        self.write().await?;
+        self.stream
+            .flush()
+            .await
+            .map_err(|error| error.to_string())?;
+        let (owed, first) = (std::mem::take(&mut self.owed), self.first.take());
+        let (mut on_replica, mut out_of_step) = (false, false);
+        while replies.len() < owed {
+            match self.stream.read_buf(self.reader.space()).await {
+                Ok(0) => return Err("redis closed the connection".into()),
+                Ok(_) => {}
+                Err(error) => return Err(error.to_string().into()),
+            }
+            let read = self.reader.read(usize::MAX, |reply| {
+                let asked = first.filter(|_| replies.is_empty());
+                replies.push(match (asked, reply) {
+                    (_, Reply::Error(words)) => {
+                        Err(self.advice.on(&String::from_utf8_lossy(words)))
+                    }
+                    (None, Reply::Integer(received)) => Ok(received),
+                    (Some(First::Login), Reply::Other) => Ok(0),
+                    (Some(First::Role), Reply::Hello { role }) => {
+                        on_replica = role.is_some_and(is_replica);
+                        Ok(0)
+                    }
+                    _ => {
+                        out_of_step = true;
+                        Ok(0)
+                    }
+                });
+            });
+            if read.is_err() || out_of_step || replies.len() > owed {
+                return Err("redis broke its own protocol".into());
+            }
+        }
+        if first == Some(First::Role)
+            && let Err(words) = replies.remove(0)
+            && !tells_no_role(&words)
+        {
+            return Err(words.into());
+        }
+        if on_replica {
+            let reason = REPLICA.into();
+            return Err(Unusable { on_replica, reason });
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::DuplexStream;
+
+    use super::*;
+    use crate::bus::topic::Namespace;
+
+    fn over(stream: DuplexStream) -> Pipeline {
+        Pipeline {
+            stream: Box::pin(stream),
+            reader: Reader::new(KEPT),
+            output: BytesMut::new(),
+            advice: Arc::new(Advice::new(None, &Namespace::new("x").unwrap())),
+            owed: 0,
+            first: None,
+        }
+    }
+
+    /// A PUBLISH, with the question for the role before it or not, and what Redis says.
+    async fn publish(asks: bool, answers: &[u8]) -> Result<Vec<Counted>, Arc<str>> {
+        let (stream, mut server) = tokio::io::duplex(1024);
+        let mut pipeline = over(stream);
+        if asks {
+            pipeline.ask_role();
+        }
+        pipeline.add("x", b"hello").await.unwrap();
+        server.write_all(answers).await.unwrap();
+        let mut replies = Vec::new();
+        let exchanged = pipeline.exchange(&mut replies).await;
+        exchanged.map(|()| replies).map_err(|error| error.reason)
+    }
+
+    #[tokio::test]
+    async fn what_answers_another_command_is_not_taken_for_a_count() {
+        const ROLE: &str = "*4\r\n$6\r\nserver\r\n$5\r\nredis\r\n$4\r\nrole\r\n$6\r\nmaster\r\n";
+        let good = [
+            (false, ":2\r\n".to_owned()),
+            (true, format!("{ROLE}:2\r\n")),
+        ];
+        for (asks, answers) in good {
+            assert_eq!(publish(asks, answers.as_bytes()).await, Ok(vec![Ok(2)]));
+        }
+        for (asks, answers) in [
+            (false, "+OK\r\n".to_owned()),
+            (false, ROLE.to_owned()),
+            (true, ":2\r\n:2\r\n".to_owned()),
+            (true, format!(":2\r\n{ROLE}")),
+            (true, format!("{ROLE}+OK\r\n")),
+        ] {
+            let error = publish(asks, answers.as_bytes()).await.unwrap_err();
+            assert!(error.contains("protocol"), "{answers}: {error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_message_to_thousands_is_written_in_pieces() {
+        const USERS: usize = 200;
+        let (stream, mut server) = tokio::io::duplex(1024);
+        let mut pipeline = over(stream);
+        let envelope = vec![b'x'; 64 * 1024];
+        let mut expected = BytesMut::new();
+        for user in 0..USERS {
+            command::publish(&mut expected, &user.to_string(), &envelope);
+        }
+        let mut most = 0;
+        let publishing = async {
+            for user in 0..USERS {
+                pipeline.add(&user.to_string(), &envelope).await.unwrap();
+                most = most.max(pipeline.output.capacity());
+            }
+            let mut replies = Vec::new();
+            pipeline.exchange(&mut replies).await.unwrap();
+            replies
+        };
+        let serving = async {
+            let mut read = vec![0; expected.len()];
+            server.read_exact(&mut read).await.unwrap();
+            let answers = ":1\r\n".repeat(USERS);
+            server.write_all(answers.as_bytes()).await.unwrap();
+            read
+        };
+        let (replies, read) = tokio::join!(publishing, serving);
+        assert_eq!(replies, vec![Ok(1); USERS]);
+        assert!(read == expected, "all of it, in order");
+        assert!(most <= 4 * KEPT, "{most} bytes at once");
+    }
+}

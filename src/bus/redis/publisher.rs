@@ -1,0 +1,327 @@
+//! The publishing side: one task, one connection, everything queued at once in one pipeline.
+//!
+//! The next pipeline is written when the last is answered, so a busy node batches by itself, a quiet
+//! one waits for nothing, and the order of a sender holds even across a reconnect. (Measured: 836 k
+//! messages/s at 1.2 µs against 59 k at 16 µs with a pool checkout per message.)
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::FutureExt;
+use futures::future::Either;
+use smallvec::{SmallVec, smallvec};
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+use tokio::sync::oneshot::error::RecvError;
+use tokio::task::coop::consume_budget;
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+
+use super::advice::Advice;
+use super::backlog::{BATCH, Backlog, KEPT, Publication, Published, Turn};
+use super::backoff::Backoff;
+use super::endpoint::OPENING;
+use super::pipeline::{Pipeline, Unusable};
+use super::queue::{Place, Queue, Queued};
+use super::topology::Topology;
+use crate::bus::scope::Size;
+use crate::model::error::PublishError;
+
+/// The longest pause before a reconnect. After a failed connect, publications fail at once meanwhile; after a
+/// lost link they wait, so it is well below the default `publish_timeout`.
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+
+/// Where publications go.
+#[derive(Debug)]
+pub(crate) struct Publisher {
+    queue: Arc<Queue>,
+    deadline: Duration,
+    runtime: Handle,
+}
+
+/// The other end of the queue, closed when this is dropped.
+#[derive(Debug)]
+pub(crate) struct PublishQueue {
+    queue: Arc<Queue>,
+    /// Empty between two looks at the queue; its memory is kept.
+    arrived: Vec<Queued>,
+    topology: Arc<Topology>,
+    advice: Arc<Advice>,
+    /// How long a pipeline may take.
+    deadline: Duration,
+}
+
+impl Publisher {
+    /// Must be called within the runtime of the [`PublishQueue`].
+    pub(crate) fn new(
+        topology: Arc<Topology>,
+        advice: Arc<Advice>,
+        deadline: Duration,
+    ) -> (Self, PublishQueue) {
+        let queue = Arc::new(Queue::default());
+        (
+            Self {
+                queue: queue.clone(),
+                deadline,
+                runtime: Handle::current(),
+            },
+            PublishQueue {
+                queue,
+                arrived: Vec::new(),
+                topology,
+                advice,
+                deadline,
+            },
+        )
+    }
+
+    /// Publishes on every channel; resolves to the receivers Redis counted, in sum. Queued by the call
+    /// itself, not by the first poll, so that the order of calls is the order on the wire, but that a large
+    /// union may come later. Once the queue is full it waits for room in that place; dropped meanwhile, it is
+    /// not published.
+    pub(crate) fn publish(
+        &self,
+        channels: SmallVec<[String; 1]>,
+        envelope: Bytes,
+        size: Size,
+    ) -> impl Future<Output = Published> + Send + use<> {
+        self.enqueue(Publication::new(channels, envelope, size))
+    }
+
+    /// Publishes on one channel before whatever waits, and fails if that was on a replica.
+    pub(crate) fn probe(
+        &self,
+        channel: String,
+        envelope: Bytes,
+    ) -> impl Future<Output = Published> + Send + use<> {
+        self.enqueue(Publication::probe(smallvec![channel], envelope))
+    }
+
+    /// Publications that wait for Redis, in units of 1 KiB.
+    pub(crate) fn queued(&self) -> usize {
+        self.queue.taken()
+    }
+
+    fn enqueue(&self, publication: Publication) -> impl Future<Output = Published> + Send + use<> {
+        let deadline = Instant::now() + self.deadline;
+        let (reply, answer) = oneshot::channel();
+        let queued = Queued::new(publication, deadline, reply);
+        let queued = match self.queue.enqueue(queued) {
+            Ok(Some(place)) => {
+                let waiting = in_line(place, answer, deadline, self.runtime.clone());
+                // Boxed, since it is rare and would make every publication large.
+                return Either::Right(waiting.boxed());
+            }
+            Ok(None) => Ok(()),
+            Err(stopped) => Err(stopped),
+        };
+        Either::Left(async move {
+            queued?;
+            answered(answer.await)
+        })
+    }
+}
+
+/// Waits for room, and then for the answer.
+async fn in_line(
+    place: Place,
+    mut answer: oneshot::Receiver<Published>,
+    deadline: Instant,
+    runtime: Handle,
+) -> Published {
+    // By our own timer: who waits may have none.
+    let waiting = {
+        let _home = runtime.enter();
+        timeout_at(deadline, &mut answer)
+    };
+    match waiting.await {
+        Ok(answer) => answered(answer),
+        Err(_) if place.leave() => Err(crowded()),
+        Err(_) => answered(answer.await),
+    }
+}
+
+fn answered(answer: Result<Published, RecvError>) -> Published {
+    answer.unwrap_or_else(|_| Err(PublishError::maybe_sent("the cluster was shut down")))
+}
+
+fn crowded() -> PublishError {
+    PublishError::not_sent("too many publications are waiting for redis")
+}
+
+impl PublishQueue {
+    /// Publishes until it is dropped. Nothing waits longer than its own deadline.
+    pub(crate) async fn run(&mut self) {
+        let mut pipeline: Option<Pipeline> = None;
+        let mut backoff = Backoff::new(LONGEST_PAUSE);
+        let mut failed: Option<(Instant, PublishError)> = None;
+        let mut backlog = Backlog::default();
+        let mut turn = Turn::default();
+        let mut replies = Vec::with_capacity(BATCH);
+        loop {
+            self.receive(&mut backlog).await;
+            backlog.expire("redis did not take it in time");
+            if backlog.is_empty() {
+                continue;
+            }
+            if !pipeline.as_mut().is_some_and(Pipeline::is_alive) {
+                if pipeline.take().is_some() {
+                    self.pause(&mut backlog, &mut backoff).await;
+                }
+                let now = Instant::now();
+                if let Some((_, error)) = failed.as_ref().filter(|(until, _)| now < *until) {
+                    backlog.fail(error);
+                    continue;
+                }
+                match self.open(&mut backlog).await {
+                    Ok(opened) => {
+                        pipeline = Some(opened);
+                        backoff.works(Instant::now());
+                    }
+                    Err(unusable) => {
+                        let (now, error) = (Instant::now(), unusable.into_error(false));
+                        backlog.fail(&error);
+                        failed = Some((now + backoff.ended(now, fastrand::f64()), error));
+                    }
+                }
+                // Whoever was late was told that it is not sent.
+                continue;
+            }
+            let Some(open) = &mut pipeline else { continue };
+            backlog.take_turn(&mut turn);
+            let publishing = async {
+                if turn.publications.iter().any(|one| one.is_probe) {
+                    open.ask_role();
+                }
+                for publication in &turn.publications {
+                    for channel in publication.part() {
+                        open.add(channel, &publication.envelope).await?;
+                    }
+                }
+                open.exchange(&mut replies).await
+            };
+            let until = Instant::now() + self.deadline;
+            match turn.waiters.wait(publishing, until, &mut backlog).await {
+                Ok(()) => turn.answer(replies.drain(..), &mut backlog),
+                Err(unusable) => {
+                    turn.fail(&unusable.into_error(true));
+                    replies.clear();
+                    drop(pipeline.take());
+                    self.pause(&mut backlog, &mut backoff).await;
+                }
+            }
+        }
+    }
+
+    /// Takes over what was queued, waiting for it if there is nothing to do.
+    async fn receive(&mut self, backlog: &mut Backlog) {
+        // While no connection can be made, nothing else would let other tasks run.
+        consume_budget().await;
+        self.take_over(backlog);
+        while backlog.is_empty() {
+            self.queue.filled.notified().await;
+            self.take_over(backlog);
+        }
+    }
+
+    fn take_over(&mut self, backlog: &mut Backlog) {
+        self.queue.take(&mut self.arrived);
+        for queued in self.arrived.drain(..) {
+            backlog.admit(queued.admitted(&self.queue));
+        }
+        if self.arrived.capacity() > KEPT {
+            self.arrived = Vec::new();
+        }
+    }
+
+    /// The link was lost: whoever publishes waits until the next may be tried.
+    async fn pause(&mut self, backlog: &mut Backlog, backoff: &mut Backoff) {
+        let now = Instant::now();
+        let until = now + backoff.ended(now, fastrand::f64());
+        let late = "the connection to redis was lost";
+        self.meanwhile(sleep_until(until), backlog, late).await;
+    }
+
+    /// Goes on for those who come, however many lose their patience: on a slow link nobody alone has enough.
+    async fn open(&mut self, backlog: &mut Backlog) -> Result<Pipeline, Unusable> {
+        let late = "redis did not accept a connection in time";
+        let (topology, advice) = (self.topology.clone(), self.advice.clone());
+        let opening = timeout(OPENING, Pipeline::open(&topology, &advice));
+        let opened = self.meanwhile(opening, backlog, late).await;
+        opened.unwrap_or_else(|_| Err(late.into()))
+    }
+
+    /// Waits for something, and tells those whose deadline passes before.
+    async fn meanwhile<T>(
+        &mut self,
+        what: impl Future<Output = T>,
+        backlog: &mut Backlog,
+        late: &str,
+    ) -> T {
+        let mut what = pin!(what);
+        loop {
+            backlog.expire(late);
+            let next = backlog.next_deadline();
+            tokio::select! {
+                done = &mut what => return done,
+                () = self.queue.filled.notified() => self.take_over(backlog),
+                () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {}
+            }
+        }
+    }
+}
+
+impl Drop for PublishQueue {
+    fn drop(&mut self) {
+        self.queue.close();
+    }
+}
+
+impl Unusable {
+    fn into_error(self, maybe_sent: bool) -> PublishError {
+        let Self { on_replica, reason } = self;
+        PublishError {
+            maybe_sent,
+            on_replica,
+            reason,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::bus::redis::endpoint::Endpoint;
+    use crate::bus::topic::Namespace;
+
+    /// An answer that is late for one is not for the other.
+    #[tokio::test]
+    async fn impatience_of_one_costs_the_others_nothing() {
+        let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("redis://{}", server.local_addr().unwrap());
+        let endpoint = Arc::new(Endpoint::parse(&url).unwrap());
+        let topology = Arc::new(Topology::single(endpoint));
+        let advice = Arc::new(Advice::new(None, &Namespace::new("x").unwrap()));
+        let long = Duration::from_secs(20);
+        let (publisher, mut queue) = Publisher::new(topology, advice, long);
+        let short = Publisher {
+            deadline: long / 4,
+            queue: publisher.queue.clone(),
+            runtime: publisher.runtime.clone(),
+        };
+        let [impatient, patient] = [&short, &publisher].map(|publisher| {
+            publisher.publish(smallvec!["x".to_owned()], Bytes::new(), Size::Small)
+        });
+        tokio::spawn(async move { queue.run().await });
+        let (mut redis, _) = server.accept().await.unwrap();
+        redis.write_all(b"-ERR unknown command\r\n").await.unwrap();
+        let late = impatient.await.unwrap_err();
+        assert!(late.maybe_sent, "it was: {}", late.reason);
+        redis.write_all(b":7\r\n:1\r\n").await.unwrap();
+        assert_eq!(patient.await.unwrap(), 1);
+    }
+}

@@ -1,0 +1,470 @@
+//! The room in front of the publisher, without any I/O: bounded in messages and bytes alike, and given in the
+//! order of the calls.
+//!
+//! Whoever waits for room leaves here what it publishes, and takes it away when it gives up. So what waits is as much
+//! as callers hold, and yet the order is that of the calls: with a semaphore it would be that of the polls in which
+//! each finds that it has room.
+
+use std::collections::BTreeMap;
+use std::mem::{swap, take};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio::sync::{Notify, oneshot};
+use tokio::time::Instant;
+
+use super::backlog::{Publication, Published, Waiter};
+use crate::model::error::PublishError;
+
+/// What may be queued, in units of [`UNIT`] bytes of payload; every publication takes at least one.
+const QUEUE: usize = 64 * 1024;
+/// What of it large unions may take: whoever sends to one user finds room beside them.
+const LARGE: usize = QUEUE / 4;
+const UNIT: usize = 1024;
+
+/// Between those who publish and the task that does.
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    state: Mutex<State>,
+    /// Something has room, and nothing had.
+    pub(super) filled: Notify,
+}
+
+#[derive(Debug)]
+struct State {
+    free: Units,
+    /// What has room, until the publisher takes it.
+    arrived: Vec<Queued>,
+    /// What waits for room, by its ticket.
+    small: BTreeMap<u64, Queued>,
+    large: BTreeMap<u64, Queued>,
+    next_ticket: u64,
+    is_closed: bool,
+}
+
+/// A publication, and who waits for it.
+#[derive(Debug)]
+pub(super) struct Queued {
+    publication: Publication,
+    units: Units,
+    deadline: Instant,
+    reply: oneshot::Sender<Published>,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Units {
+    all: usize,
+    /// Those of large unions.
+    large: usize,
+}
+
+/// What a publication takes of the queue. Given back when dropped.
+#[derive(Debug)]
+pub(super) struct Room {
+    units: Units,
+    queue: Arc<Queue>,
+}
+
+/// A place among those who wait for room. Given up when dropped.
+#[derive(Debug)]
+pub(super) struct Place {
+    ticket: u64,
+    is_large: bool,
+    queue: Arc<Queue>,
+}
+
+impl Queue {
+    /// Queues it, or gives it a place behind whoever waits for room already.
+    pub(super) fn enqueue(self: &Arc<Self>, queued: Queued) -> Result<Option<Place>, PublishError> {
+        let is_large = queued.publication.is_large();
+        let ticket = self.change(|state| state.enqueue(queued))?;
+        Ok(ticket.map(|ticket| Place {
+            ticket,
+            is_large,
+            queue: self.clone(),
+        }))
+    }
+
+    /// Takes what has room. Into an empty one, whose memory is used again.
+    pub(super) fn take(&self, arrived: &mut Vec<Queued>) {
+        swap(arrived, &mut self.state.lock().arrived);
+    }
+
+    /// What has room and is not published, in units of 1 KiB.
+    pub(super) fn taken(&self) -> usize {
+        QUEUE - self.state.lock().free.all
+    }
+
+    /// Nothing is published any more.
+    pub(super) fn close(&self) {
+        let (arrived, waiting) = self.change(|state| {
+            state.is_closed = true;
+            let (small, large) = (take(&mut state.small), take(&mut state.large));
+            let waiting = small.into_values().chain(large.into_values());
+            (take(&mut state.arrived), waiting)
+        });
+        for queued in arrived.into_iter().chain(waiting) {
+            // Fails only when the sender gave up.
+            let _ = queued.reply.send(Err(stopped()));
+        }
+    }
+
+    /// The publisher is told afterwards if it has something to do.
+    fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        let mut state = self.state.lock();
+        let was_empty = state.arrived.is_empty();
+        let changed = change(&mut state);
+        let is_filled = was_empty && !state.arrived.is_empty();
+        drop(state);
+        if is_filled {
+            self.filled.notify_one();
+        }
+        changed
+    }
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self {
+            free: Units {
+                all: QUEUE,
+                large: LARGE,
+            },
+            arrived: Vec::new(),
+            small: BTreeMap::new(),
+            large: BTreeMap::new(),
+            next_ticket: 0,
+            is_closed: false,
+        }
+    }
+}
+
+impl State {
+    /// The ticket, if it has to wait.
+    fn enqueue(&mut self, queued: Queued) -> Result<Option<u64>, PublishError> {
+        if self.is_closed {
+            return Err(stopped());
+        }
+        let is_large = queued.publication.is_large();
+        let is_next = self.next().is_none() && self.waiting(is_large).is_empty();
+        // The probe takes none: what others send must not make the link look dead.
+        if queued.units.all == 0 || is_next && self.has_room(queued.units) {
+            self.admit(queued);
+            return Ok(None);
+        }
+        let ticket = self.next_ticket;
+        self.next_ticket += 1;
+        self.waiting(is_large).insert(ticket, queued);
+        Ok(Some(ticket))
+    }
+
+    fn release(&mut self, units: Units) {
+        self.free.all += units.all;
+        self.free.large += units.large;
+        self.serve();
+    }
+
+    fn leave(&mut self, ticket: u64, is_large: bool) -> Option<Queued> {
+        let left = self.waiting(is_large).remove(&ticket);
+        self.serve();
+        left
+    }
+
+    /// Gives room to those who are next.
+    fn serve(&mut self) {
+        while let Some((ticket, is_large, units)) = self.next()
+            && self.has_room(units)
+        {
+            let queued = self.waiting(is_large).remove(&ticket);
+            queued.into_iter().for_each(|queued| self.admit(queued));
+        }
+    }
+
+    /// Who waits for room and is next: whoever came first, but large ones that wait for others of their kind.
+    fn next(&self) -> Option<(u64, bool, Units)> {
+        let small = self.small.first_key_value();
+        let small = small.map(|(ticket, queued)| (*ticket, false, queued.units));
+        let large = self.large.first_key_value();
+        let large = large.map(|(ticket, queued)| (*ticket, true, queued.units));
+        let large = large.filter(|(.., units)| units.large <= self.free.large);
+        let both = small.into_iter().chain(large);
+        both.min_by_key(|(ticket, ..)| *ticket)
+    }
+
+    fn has_room(&self, units: Units) -> bool {
+        units.all <= self.free.all && units.large <= self.free.large
+    }
+
+    fn admit(&mut self, queued: Queued) {
+        self.free.all -= queued.units.all;
+        self.free.large -= queued.units.large;
+        self.arrived.push(queued);
+    }
+
+    fn waiting(&mut self, is_large: bool) -> &mut BTreeMap<u64, Queued> {
+        match is_large {
+            true => &mut self.large,
+            false => &mut self.small,
+        }
+    }
+}
+
+impl Queued {
+    pub(super) fn new(
+        publication: Publication,
+        deadline: Instant,
+        reply: oneshot::Sender<Published>,
+    ) -> Self {
+        Self {
+            units: Units::of(&publication),
+            publication,
+            deadline,
+            reply,
+        }
+    }
+
+    /// With the room that it has taken.
+    pub(super) fn admitted(self, queue: &Arc<Queue>) -> (Publication, Waiter) {
+        let room = Room {
+            units: self.units,
+            queue: queue.clone(),
+        };
+        let waiter = Waiter::new(self.deadline, self.reply, room);
+        (self.publication, waiter)
+    }
+}
+
+impl Units {
+    fn of(publication: &Publication) -> Self {
+        let units = publication.channels.len() * (1 + publication.envelope.len() / UNIT);
+        match () {
+            // There is one at a time.
+            () if publication.is_probe => Self::default(),
+            () if publication.is_large() => Self {
+                all: units.min(LARGE),
+                large: units.min(LARGE),
+            },
+            () => Self {
+                all: units.min(QUEUE),
+                large: 0,
+            },
+        }
+    }
+}
+
+impl Room {
+    /// Both are given back at once: each time takes a lock.
+    pub(super) fn merge(&mut self, mut other: Self) {
+        let more = take(&mut other.units);
+        self.units.all += more.all;
+        self.units.large += more.large;
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        if self.units.all > 0 {
+            self.queue.change(|state| state.release(self.units));
+        }
+    }
+}
+
+impl Place {
+    /// Gives it up; whether there was no room until now.
+    pub(super) fn leave(&self) -> bool {
+        let leave = |state: &mut State| state.leave(self.ticket, self.is_large);
+        self.queue.change(leave).is_some()
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
+
+pub(super) fn stopped() -> PublishError {
+    PublishError::not_sent("the cluster was shut down")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::task::{Context, Wake, Waker};
+    use std::time::Duration;
+
+    use bytes::Bytes;
+    use futures::FutureExt;
+    use smallvec::smallvec;
+
+    use super::*;
+    use crate::bus::scope::Size;
+
+    struct Call {
+        /// If there is no room.
+        place: Option<Place>,
+        answer: oneshot::Receiver<Published>,
+        envelope: Bytes,
+    }
+
+    fn publication(name: &str, units: usize, size: Size) -> Publication {
+        let envelope = Bytes::from(vec![b'x'; (units - 1) * UNIT]);
+        Publication::new(smallvec![name.to_owned()], envelope, size)
+    }
+
+    fn enqueue(queue: &Arc<Queue>, publication: Publication) -> Call {
+        let (reply, answer) = oneshot::channel();
+        let envelope = publication.envelope.clone();
+        let queued = Queued::new(publication, Instant::now(), reply);
+        Call {
+            place: queue.enqueue(queued).unwrap(),
+            answer,
+            envelope,
+        }
+    }
+
+    fn small(queue: &Arc<Queue>, name: &str, units: usize) -> Call {
+        enqueue(queue, publication(name, units, Size::Small))
+    }
+
+    fn large(queue: &Arc<Queue>, name: &str, units: usize) -> Call {
+        enqueue(queue, publication(name, units, Size::Large))
+    }
+
+    /// What the publisher takes over, by its channel, and its room.
+    fn taken(queue: &Arc<Queue>) -> (Vec<String>, Vec<Waiter>) {
+        let mut arrived = Vec::new();
+        queue.take(&mut arrived);
+        let admitted = arrived.into_iter().map(|queued| queued.admitted(queue));
+        let named = admitted.map(|(publication, waiter)| (publication.channels.concat(), waiter));
+        named.unzip()
+    }
+
+    fn names(queue: &Arc<Queue>) -> Vec<String> {
+        taken(queue).0
+    }
+
+    #[test]
+    fn room_is_given_in_the_order_of_the_calls() {
+        let queue = Arc::new(Queue::default());
+        small(&queue, "most", QUEUE - 1);
+        let (came, room) = taken(&queue);
+        assert_eq!(came, ["most"]);
+        let calls = [("a", 2), ("b", 1), ("c", 1)].map(|(name, units)| small(&queue, name, units));
+        assert!(calls.iter().all(|call| call.place.is_some()));
+        assert!(
+            names(&queue).is_empty(),
+            "b and c would fit, but a is first"
+        );
+        assert_eq!(queue.taken(), QUEUE - 1);
+        drop(room);
+        let (came, room) = taken(&queue);
+        assert_eq!(came, ["a", "b", "c"]);
+        assert_eq!(queue.taken(), 4);
+        assert!(
+            calls
+                .iter()
+                .all(|call| !call.place.as_ref().unwrap().leave())
+        );
+        drop(room);
+        assert_eq!(queue.taken(), 0);
+    }
+
+    /// What it would have published is gone at once, and nobody waits for it.
+    #[test]
+    fn who_gives_up_leaves_nothing() {
+        let queue = Arc::new(Queue::default());
+        small(&queue, "most", QUEUE - 1);
+        let (_, room) = taken(&queue);
+        let [first, second, third] =
+            [("a", 2), ("b", 1), ("c", 2)].map(|(name, units)| small(&queue, name, units));
+        assert!(!first.envelope.is_unique(), "control: it is queued");
+        drop(first.place);
+        assert!(first.envelope.is_unique());
+        assert_eq!(names(&queue), ["b"], "there was room for it");
+        assert!(third.place.as_ref().unwrap().leave());
+        assert!(third.answer.now_or_never().unwrap().is_err());
+        drop((room, second));
+        assert_eq!((names(&queue).len(), queue.taken()), (0, 0));
+    }
+
+    #[test]
+    fn large_ones_have_a_part_and_starve_nobody() {
+        let queue = Arc::new(Queue::default());
+        large(&queue, "large", LARGE);
+        let (_, part) = taken(&queue);
+        let _second = large(&queue, "second", 1);
+        let _third = large(&queue, "third", 1);
+        small(&queue, "small", QUEUE - LARGE);
+        let (came, rest) = taken(&queue);
+        assert_eq!(came, ["small"], "it passes those who wait for their part");
+        let late = small(&queue, "late", LARGE);
+        drop(part);
+        assert_eq!(names(&queue), ["second", "third"]);
+        drop(late);
+        drop(rest);
+
+        let queue = Arc::new(Queue::default());
+        small(&queue, "most", QUEUE - 1);
+        let (_, most) = taken(&queue);
+        let _large = large(&queue, "large", 2);
+        let _late = small(&queue, "late", 1);
+        assert!(names(&queue).is_empty(), "the large one is next");
+        drop(most);
+        assert_eq!(names(&queue), ["large", "late"]);
+    }
+
+    #[test]
+    fn a_probe_waits_for_no_room() {
+        let queue = Arc::new(Queue::default());
+        small(&queue, "all", 2 * QUEUE);
+        let _waits = small(&queue, "waits", 1);
+        let probe = Publication::probe(smallvec!["probe".to_owned()], Bytes::new());
+        assert!(enqueue(&queue, probe).place.is_none());
+        assert_eq!(names(&queue), ["all", "probe"]);
+    }
+
+    #[test]
+    fn nothing_waits_when_it_is_closed() {
+        let queue = Arc::new(Queue::default());
+        let calls = ["all", "waits"].map(|name| small(&queue, name, QUEUE));
+        queue.close();
+        for call in calls {
+            let told = call.answer.now_or_never().unwrap().unwrap();
+            assert!(!told.unwrap_err().maybe_sent);
+        }
+        let (reply, _) = oneshot::channel();
+        let late = publication("late", 1, Size::Small);
+        let late = queue.enqueue(Queued::new(late, Instant::now(), reply));
+        assert!(late.is_err());
+    }
+
+    /// Comes back to the queue when it is woken.
+    struct Reentrant(Arc<Queue>, mpsc::Sender<usize>);
+
+    impl Wake for Reentrant {
+        fn wake(self: Arc<Self>) {
+            let _ = self.1.send(self.0.taken());
+        }
+    }
+
+    #[test]
+    fn a_waker_may_come_back() {
+        let steps: [fn(&Queue, Option<Place>); 2] =
+            [|queue, _| queue.close(), |_, place| drop(place)];
+        for (n, step) in steps.into_iter().enumerate() {
+            let (woken, wakes) = mpsc::channel();
+            std::thread::spawn(move || {
+                let queue = Arc::new(Queue::default());
+                small(&queue, "all", QUEUE);
+                let mut call = small(&queue, "waits", 1);
+                let waker = Waker::from(Arc::new(Reentrant(queue.clone(), woken)));
+                let mut cx = Context::from_waker(&waker);
+                assert!(call.answer.poll_unpin(&mut cx).is_pending());
+                step(&queue, call.place.take());
+            });
+            let woken = wakes.recv_timeout(Duration::from_secs(10));
+            assert_eq!(woken, Ok(QUEUE), "step {n}");
+        }
+    }
+}

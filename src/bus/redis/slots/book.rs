@@ -1,0 +1,737 @@
+//! What a node knows of its slots, and what it has to tell Redis: rules without I/O.
+
+use std::collections::{HashMap, VecDeque};
+use std::fmt::Write;
+
+use indexmap::IndexSet;
+use smallvec::SmallVec;
+use tokio::sync::oneshot;
+
+use crate::bus::topic::Topic;
+use crate::model::id::{NodeId, SocketId};
+use crate::quota::Claim;
+use crate::quota::SlotLimit;
+
+/// Most users written in one command: 1,000 take Redis about a millisecond.
+const WRITES: usize = 1000;
+/// Most claims in one pipeline.
+const CLAIMS: usize = 256;
+/// Most claims that wait for Redis; a further one is settled here.
+const QUEUE: usize = 64 * 1024;
+/// Users remembered for Redis during an outage; with more, all is written anew.
+const REMEMBERED: usize = 64 * 1024;
+
+/// Users and their slots as they are written.
+pub(super) type Writes = Vec<(Topic, String)>;
+
+/// What Redis says to a claim.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    Granted {
+        since: u64,
+        replaced: Vec<SocketId>,
+        /// No node was missing.
+        whole: bool,
+    },
+    /// By those that are known, so that it holds whoever is missing.
+    Refused { whole: bool },
+    /// Not decided: Redis has lost the slots of these nodes. And its time, in milliseconds.
+    Missing { nodes: Vec<String>, millis: u64 },
+}
+
+/// What Redis is asked and told in one pipeline: first the truth, then the claims.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Batch {
+    pub(super) writes: Writes,
+    /// With them everything is written.
+    pub(super) whole: bool,
+    pub(super) claims: VecDeque<(Topic, u64)>,
+}
+
+impl Batch {
+    pub(super) fn is_empty(&self) -> bool {
+        !self.has_writes() && self.claims.is_empty()
+    }
+
+    pub(super) fn has_writes(&self) -> bool {
+        self.whole || !self.writes.is_empty()
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Book {
+    node: NodeId,
+    limit: SlotLimit,
+    stage: Stage,
+    users: HashMap<Topic, SmallVec<[Entry; 1]>>,
+    /// Users of whom Redis may know something else.
+    dirty: IndexSet<Topic>,
+    /// Redis has to forget all it knows of this node.
+    anew: bool,
+    /// Redis does not have all that this node holds.
+    unwritten: bool,
+    queue: VecDeque<(Topic, u64)>,
+    /// Claims from before the queue, to be asked again.
+    put_off: Vec<(Topic, u64)>,
+    news: News,
+}
+
+/// What others are to be told, once nothing is locked: it wakes them.
+#[derive(Debug, Default)]
+#[must_use = "sockets wait for it"]
+pub(super) struct News {
+    /// Sockets of this node that lost their slot.
+    pub(super) lost: Vec<u64>,
+    answers: Vec<(oneshot::Sender<Claim>, Claim)>,
+    /// Nobody wants an answer any more.
+    dropped: Vec<oneshot::Sender<Claim>>,
+}
+
+impl News {
+    /// Answers the claims.
+    pub(super) fn answer(self) {
+        for (reply, claim) in self.answers {
+            // Fails only when the socket is gone; its release follows.
+            let _ = reply.send(claim);
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// Nothing is known of Redis yet: it is worth waiting for.
+    Starting,
+    Joined,
+    /// Redis answers, and has lost what others wrote, or this node: it is worth waiting for, and who waited too
+    /// long is refused. Else a lost key would let in as many as there are nodes.
+    Patchy,
+    Outage,
+}
+
+#[derive(Debug)]
+struct Entry {
+    number: u64,
+    standing: Standing,
+}
+
+#[derive(Debug)]
+enum Standing {
+    Waiting(oneshot::Sender<Claim>),
+    /// Since when, in microseconds: by Redis' clock, or in an outage by this machine's.
+    Held(u64),
+    Lost,
+}
+
+impl Entry {
+    fn held_since(&self) -> Option<u64> {
+        match self.standing {
+            Standing::Held(since) => Some(since),
+            Standing::Waiting(_) | Standing::Lost => None,
+        }
+    }
+}
+
+impl Book {
+    pub(super) fn new(node: NodeId, limit: SlotLimit) -> Self {
+        Self {
+            node,
+            limit,
+            stage: Stage::Starting,
+            users: HashMap::new(),
+            dirty: IndexSet::new(),
+            anew: true,
+            unwritten: true,
+            queue: VecDeque::new(),
+            put_off: Vec::new(),
+            news: News::default(),
+        }
+    }
+
+    // For sockets ----------------------------------------------------------------------------------
+
+    /// Asks for a slot. In an outage the answer is there at once.
+    pub(super) fn claim(
+        &mut self,
+        user: &Topic,
+        number: u64,
+        now: u64,
+    ) -> oneshot::Receiver<Claim> {
+        let (reply, answer) = oneshot::channel();
+        let standing = Standing::Waiting(reply);
+        let entries = self.users.entry(user.clone()).or_default();
+        entries.push(Entry { number, standing });
+        if self.stage == Stage::Outage || self.queue.len() >= QUEUE {
+            self.settle(user, number, now);
+        } else {
+            self.queue.push_back((user.clone(), number));
+        }
+        answer
+    }
+
+    /// Answers a claim that Redis has not answered, by the sockets of this node. Not where Redis answers others:
+    /// then it is refused.
+    pub(super) fn settle(&mut self, user: &Topic, number: u64, now: u64) {
+        let Some(reply) = self.take_waiting(user, number) else {
+            return;
+        };
+        // Redis may have granted it all the same.
+        self.mark(user);
+        let mut held: Vec<(u64, u64)> = self
+            .entries(user)
+            .iter()
+            .filter_map(|entry| Some((entry.held_since()?, entry.number)))
+            .collect();
+        held.sort_unstable();
+        let room = match self.stage {
+            Stage::Patchy => None,
+            _ => self.limit.make_room(held.len()),
+        };
+        if let Some(over) = room {
+            held.truncate(over);
+            held.iter()
+                .for_each(|(_, number)| self.lose(user.as_str(), *number));
+            self.hold(user, number, now);
+        }
+        let (granted, checked) = (room.map(|_| Vec::new()), false);
+        self.news.answers.push((reply, Claim { granted, checked }));
+    }
+
+    pub(super) fn release(&mut self, user: &Topic, number: u64) {
+        match self.remove(user, number) {
+            Some(Standing::Waiting(reply)) => self.news.dropped.push(reply),
+            Some(Standing::Held(_) | Standing::Lost) => self.mark(user),
+            None => {}
+        }
+    }
+
+    pub(super) fn holds(&self, user: &Topic, number: u64) -> bool {
+        let entry = self.entries(user).iter().find(|e| e.number == number);
+        entry.is_some_and(|entry| entry.held_since().is_some())
+    }
+
+    /// A socket of this node has lost its slot to a newer one.
+    pub(super) fn lose(&mut self, user: &str, number: u64) {
+        let entries = self.users.get_mut(user).into_iter().flatten();
+        for entry in entries.filter(|entry| entry.number == number) {
+            if let Standing::Held(_) = entry.standing {
+                entry.standing = Standing::Lost;
+                self.news.lost.push(number);
+            }
+        }
+    }
+
+    pub(super) fn take_news(&mut self) -> News {
+        std::mem::take(&mut self.news)
+    }
+
+    // For the keeper -------------------------------------------------------------------------------
+
+    /// Nothing is certain of what Redis knows.
+    pub(super) fn begin(&mut self) {
+        self.anew = true;
+    }
+
+    pub(super) fn is_anew(&self) -> bool {
+        self.anew
+    }
+
+    /// Redis counts this node's slots from now on, and has none of them yet when they were `created`.
+    /// Returns whether that ends an outage.
+    pub(super) fn joined(&mut self, created: bool) -> bool {
+        self.anew = false;
+        self.unwritten = created;
+        if created {
+            self.dirty = self.users.keys().cloned().collect();
+        }
+        let before = self.stage;
+        if before != Stage::Patchy {
+            self.stage = Stage::Joined;
+        }
+        before == Stage::Outage
+    }
+
+    /// Redis answers, and no longer knows this node.
+    pub(super) fn forgotten(&mut self) {
+        self.stage = Stage::Patchy;
+    }
+
+    /// Redis does not answer: who waits is answered here. Returns whether an outage begins.
+    pub(super) fn outage(&mut self, now: u64) -> bool {
+        let before = std::mem::replace(&mut self.stage, Stage::Outage);
+        let put_off = std::mem::take(&mut self.put_off);
+        for (user, number) in put_off.into_iter().chain(std::mem::take(&mut self.queue)) {
+            self.settle(&user, number, now);
+        }
+        if self.dirty.len() > REMEMBERED {
+            self.dirty = IndexSet::new();
+            self.anew = true;
+        }
+        before != Stage::Outage
+    }
+
+    /// What is to be said next, with claims or without.
+    pub(super) fn next_batch(&mut self, claims: bool) -> Batch {
+        let mut batch = Batch::default();
+        while batch.writes.len() < WRITES
+            && let Some(user) = self.dirty.pop()
+        {
+            let slots = self.written(&user);
+            batch.writes.push((user, slots));
+        }
+        // A claim counts what was written: not before all is.
+        if !self.dirty.is_empty() {
+            return batch;
+        }
+        batch.whole = std::mem::take(&mut self.unwritten);
+        if !claims {
+            return batch;
+        }
+        for claim in self.put_off.drain(..).rev() {
+            self.queue.push_front(claim);
+        }
+        // While nobody is let in, one finds out for all.
+        let most = if self.stage == Stage::Patchy {
+            1
+        } else {
+            CLAIMS
+        };
+        while batch.claims.len() < most
+            && let Some((user, number)) = self.queue.pop_front()
+        {
+            if self.is_waiting(&user, number) {
+                batch.claims.push_back((user, number));
+            }
+        }
+        batch
+    }
+
+    /// Redis has answered a claim.
+    pub(super) fn answered(&mut self, user: &Topic, number: u64, verdict: Verdict) {
+        match verdict {
+            Verdict::Missing { .. } => return self.put_off(user, number),
+            Verdict::Refused { whole: false } => {}
+            Verdict::Granted { .. } | Verdict::Refused { whole: true } => {
+                self.stage = Stage::Joined
+            }
+        }
+        let Some(reply) = self.take_waiting(user, number) else {
+            // Its socket is gone, or was answered here meanwhile.
+            return self.mark(user);
+        };
+        let (granted, checked) = match verdict {
+            Verdict::Granted {
+                since,
+                replaced,
+                whole,
+            } => {
+                self.hold(user, number, since);
+                let node = self.node;
+                let (own, others): (Vec<SocketId>, _) =
+                    replaced.into_iter().partition(|socket| socket.node == node);
+                own.iter()
+                    .for_each(|socket| self.lose(user.as_str(), socket.number));
+                (Some(others), whole)
+            }
+            _ => (None, true),
+        };
+        self.news.answers.push((reply, Claim { granted, checked }));
+    }
+
+    /// Redis decides it when the slots of all nodes are there.
+    fn put_off(&mut self, user: &Topic, number: u64) {
+        self.stage = Stage::Patchy;
+        self.put_off.push((user.clone(), number));
+    }
+
+    /// Nobody knows what of it Redis has done.
+    pub(super) fn failed(&mut self, batch: Batch) {
+        self.unwritten |= batch.whole;
+        for (user, _) in batch.writes {
+            self.mark(&user);
+        }
+        for (user, number) in batch.claims.into_iter().rev() {
+            self.mark(&user);
+            self.queue.push_front((user, number));
+        }
+    }
+
+    fn entries(&self, user: &Topic) -> &[Entry] {
+        self.users.get(user).map_or(&[], |entries| entries)
+    }
+
+    fn is_waiting(&self, user: &Topic, number: u64) -> bool {
+        let waiting = |e: &Entry| e.number == number && matches!(e.standing, Standing::Waiting(_));
+        self.entries(user).iter().any(waiting)
+    }
+
+    fn take_waiting(&mut self, user: &Topic, number: u64) -> Option<oneshot::Sender<Claim>> {
+        if !self.is_waiting(user, number) {
+            return None;
+        }
+        match self.remove(user, number)? {
+            Standing::Waiting(reply) => Some(reply),
+            Standing::Held(_) | Standing::Lost => None,
+        }
+    }
+
+    fn hold(&mut self, user: &Topic, number: u64, since: u64) {
+        let standing = Standing::Held(since);
+        let entries = self.users.entry(user.clone()).or_default();
+        entries.push(Entry { number, standing });
+    }
+
+    fn remove(&mut self, user: &Topic, number: u64) -> Option<Standing> {
+        let entries = self.users.get_mut(user)?;
+        let at = entries.iter().position(|entry| entry.number == number)?;
+        let entry = entries.swap_remove(at);
+        if entries.is_empty() {
+            self.users.remove(user);
+        }
+        Some(entry.standing)
+    }
+
+    fn mark(&mut self, user: &Topic) {
+        // Else everyone will be written.
+        if !self.anew {
+            self.dirty.insert(user.clone());
+        }
+    }
+
+    /// A user's slots here, as Redis keeps them.
+    fn written(&self, user: &Topic) -> String {
+        let mut text = String::new();
+        for entry in self.entries(user) {
+            if let Some(since) = entry.held_since() {
+                let _ = write!(text, "{since}:{:x},", entry.number);
+            }
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::quota::OverLimit;
+
+    const NODE: NodeId = NodeId(1);
+
+    fn book(sockets: usize, over: OverLimit) -> Book {
+        Book::new(NODE, SlotLimit { sockets, over })
+    }
+
+    fn joined(sockets: usize, over: OverLimit) -> Book {
+        let mut book = book(sockets, over);
+        book.joined(true);
+        assert!(book.next_batch(true).whole, "there is nothing to write");
+        book
+    }
+
+    /// What sockets are told.
+    fn news(book: &mut Book) -> Vec<u64> {
+        let mut news = book.take_news();
+        let lost = std::mem::take(&mut news.lost);
+        news.answer();
+        lost
+    }
+
+    fn granted_by_redis(since: u64) -> Verdict {
+        let (replaced, whole) = (vec![], true);
+        Verdict::Granted {
+            since,
+            replaced,
+            whole,
+        }
+    }
+
+    fn missing() -> Verdict {
+        let (nodes, millis) = (vec!["b=1".to_owned()], 0);
+        Verdict::Missing { nodes, millis }
+    }
+
+    fn user(name: u8) -> Topic {
+        Topic::room(&name.to_string()).unwrap()
+    }
+
+    fn granted(checked: bool) -> Option<Claim> {
+        let granted = Some(vec![]);
+        Some(Claim { granted, checked })
+    }
+
+    #[test]
+    fn what_was_released_is_written_before_anything_is_claimed() {
+        let mut book = joined(2, OverLimit::Refuse);
+        let mut answer = book.claim(&user(1), 7, 0);
+        assert_eq!(book.next_batch(true).claims, [(user(1), 7)]);
+        book.answered(&user(1), 7, granted_by_redis(5));
+        news(&mut book);
+        assert_eq!(answer.try_recv().ok(), granted(true));
+        book.release(&user(1), 7);
+        let _waits = book.claim(&user(2), 8, 0);
+        let batch = book.next_batch(true);
+        assert_eq!(batch.writes, [(user(1), String::new())]);
+        assert_eq!(batch.claims, [(user(2), 8)]);
+    }
+
+    #[test]
+    fn much_is_written_in_steps_and_claims_wait_for_the_last() {
+        let mut book = joined(1, OverLimit::Refuse);
+        let topic = |number: u64| Topic::room(&number.to_string()).unwrap();
+        for number in 0..WRITES as u64 + 1 {
+            book.hold(&topic(number), number, 0);
+            book.release(&topic(number), number);
+        }
+        let _waits = book.claim(&topic(0), u64::MAX, 0);
+        let batch = book.next_batch(true);
+        assert_eq!((batch.writes.len(), batch.claims.len()), (WRITES, 0));
+        let batch = book.next_batch(true);
+        assert_eq!((batch.writes.len(), batch.claims.len()), (1, 1));
+    }
+
+    #[test]
+    fn a_slot_granted_to_a_socket_that_left_is_given_back() {
+        let mut book = joined(2, OverLimit::Refuse);
+        let answer = book.claim(&user(1), 7, 0);
+        book.next_batch(true);
+        drop(answer);
+        book.release(&user(1), 7);
+        assert!(book.next_batch(true).is_empty(), "redis has not granted it");
+        book.answered(&user(1), 7, granted_by_redis(5));
+        news(&mut book);
+        assert_eq!(book.next_batch(true).writes, [(user(1), String::new())]);
+    }
+
+    #[test]
+    fn in_an_outage_the_limit_is_this_nodes() {
+        let mut book = joined(2, OverLimit::Refuse);
+        let mut waiting = book.claim(&user(1), 1, 10);
+        assert!(book.outage(11), "it begins");
+        assert!(!book.outage(12), "it goes on");
+        news(&mut book);
+        assert_eq!(waiting.try_recv().ok(), granted(false));
+        let mut second = book.claim(&user(1), 2, 12);
+        let mut third = book.claim(&user(1), 3, 13);
+        news(&mut book);
+        assert_eq!(second.try_recv().ok(), granted(false));
+        let refused = third.try_recv().unwrap();
+        assert_eq!((refused.granted, refused.checked), (None, false));
+        assert!(book.joined(true), "it is over");
+        let written = (user(1), "11:1,12:2,".to_owned());
+        assert_eq!(book.next_batch(true).writes, [written]);
+    }
+
+    #[test]
+    fn in_an_outage_the_oldest_of_this_node_goes() {
+        let mut book = joined(2, OverLimit::CloseOldest);
+        book.outage(0);
+        let mut lost = Vec::new();
+        for (number, since) in [(1, 20), (2, 10), (3, 30)] {
+            let mut answer = book.claim(&user(1), number, since);
+            lost.extend(news(&mut book));
+            assert_eq!(answer.try_recv().ok(), granted(false));
+        }
+        assert_eq!(lost, [2]);
+        assert!(!book.holds(&user(1), 2) && book.holds(&user(1), 3));
+    }
+
+    #[test]
+    fn what_redis_cannot_count_waits_and_is_refused_in_the_end() {
+        let mut book = joined(2, OverLimit::Refuse);
+        let mut answers = [1, 2, 3].map(|number| book.claim(&user(1), number, 0));
+        assert_eq!(book.next_batch(true).claims.len(), 3);
+        for number in [1, 2] {
+            book.answered(&user(1), number, missing());
+        }
+        book.answered(&user(1), 3, granted_by_redis(5));
+        news(&mut book);
+        assert_eq!(answers[2].try_recv().ok(), granted(true));
+        book.forgotten();
+        assert!(book.next_batch(false).is_empty(), "not yet");
+        assert_eq!(
+            book.next_batch(true).claims,
+            [(user(1), 1)],
+            "one asks for all"
+        );
+        book.answered(&user(1), 1, missing());
+        book.settle(&user(1), 1, 9);
+        news(&mut book);
+        let refused = answers[0].try_recv().unwrap();
+        assert_eq!((refused.granted, refused.checked), (None, false));
+        assert_eq!(
+            book.next_batch(true).claims,
+            [(user(1), 2)],
+            "the first is over"
+        );
+        book.answered(&user(1), 2, missing());
+        assert!(book.outage(9), "it is this node's count again");
+        news(&mut book);
+        assert_eq!(answers[1].try_recv().ok(), granted(false));
+    }
+
+    #[test]
+    fn all_is_written_before_redis_calls_it_whole() {
+        let mut book = joined(1, OverLimit::Refuse);
+        for number in 0..WRITES as u64 + 1 {
+            book.hold(&Topic::room(&number.to_string()).unwrap(), number, 0);
+        }
+        book.joined(true);
+        let first = book.next_batch(true);
+        assert_eq!((first.writes.len(), first.whole), (WRITES, false));
+        let second = book.next_batch(true);
+        assert_eq!((second.writes.len(), second.whole), (1, true));
+        assert!(book.next_batch(true).is_empty());
+        book.failed(second);
+        assert!(book.next_batch(true).whole, "it is said again");
+        book.joined(false);
+        assert!(!book.next_batch(true).whole, "redis has it");
+    }
+
+    #[test]
+    fn a_million_users_who_leave_in_an_outage_are_not_remembered() {
+        let mut book = joined(1, OverLimit::Refuse);
+        book.outage(0);
+        for number in 0..=REMEMBERED as u64 {
+            let user = Topic::room(&number.to_string()).unwrap();
+            drop(book.claim(&user, number, 0));
+            book.release(&user, number);
+            news(&mut book);
+        }
+        book.outage(1);
+        assert!(book.is_anew() && book.dirty.is_empty());
+    }
+
+    /// A Redis of one node: what its hash holds of each user.
+    #[derive(Default)]
+    struct Hash(HashMap<Topic, String>, Whole);
+
+    /// Whether all that the node holds was written to it.
+    type Whole = bool;
+
+    impl Hash {
+        fn write(&mut self, batch: &Batch) {
+            self.1 |= batch.whole;
+            for (user, slots) in &batch.writes {
+                match slots.is_empty() {
+                    true => self.0.remove(user),
+                    false => self.0.insert(user.clone(), slots.clone()),
+                };
+            }
+        }
+
+        fn claim(&mut self, user: &Topic, number: u64, limit: usize, now: u64) -> Verdict {
+            let slots = self.0.entry(user.clone()).or_default();
+            if slots.matches(',').count() >= limit {
+                return Verdict::Refused { whole: true };
+            }
+            *slots += &format!("{now}:{number:x},");
+            granted_by_redis(now)
+        }
+    }
+
+    #[derive(Debug, Clone)]
+    enum Event {
+        Claim(u8),
+        Release(prop::sample::Index),
+        /// A batch, of which so many commands are answered and one more is carried out without.
+        Batch(usize),
+        /// A batch whose claims Redis puts off, since somebody's slots are lost.
+        PutOff,
+        Outage,
+        /// Redis was reached again, with its data or without.
+        Joined(bool),
+    }
+
+    fn event() -> impl Strategy<Value = Event> {
+        prop_oneof![
+            4 => (0..3u8).prop_map(Event::Claim),
+            3 => any::<prop::sample::Index>().prop_map(Event::Release),
+            3 => (0..4usize).prop_map(Event::Batch),
+            1 => Just(Event::PutOff),
+            1 => Just(Event::Outage),
+            1 => any::<bool>().prop_map(Event::Joined),
+        ]
+    }
+
+    proptest! {
+        /// Whatever fails in between: in the end Redis knows exactly the slots that are held here, and
+        /// everyone who asked has an answer.
+        #[test]
+        fn redis_ends_with_the_truth(events in prop::collection::vec(event(), 1..80)) {
+            const LIMIT: usize = 2;
+            let (mut book, mut redis) = (book(LIMIT, OverLimit::Refuse), Hash::default());
+            let mut up = false;
+            let mut asked: Vec<(Topic, u64, oneshot::Receiver<Claim>)> = Vec::new();
+            // One claim ends what was put off.
+            let settle = [Event::Batch(usize::MAX), Event::Batch(usize::MAX), Event::Batch(usize::MAX)];
+            let end = [Event::Joined(true)].into_iter().chain(settle);
+            for (now, event) in events.into_iter().chain(end).enumerate() {
+                let now = now as u64;
+                match event {
+                    Event::Claim(name) => {
+                        let answer = book.claim(&user(name), now, now);
+                        asked.push((user(name), now, answer));
+                    }
+                    Event::Release(_) if asked.is_empty() => {}
+                    Event::Release(which) => {
+                        let (user, number, _) = asked.swap_remove(which.index(asked.len()));
+                        book.release(&user, number);
+                    }
+                    Event::Batch(_) | Event::PutOff if !up => {}
+                    Event::PutOff => {
+                        let batch = book.next_batch(true);
+                        redis.write(&batch);
+                        for (user, number) in batch.claims {
+                            book.answered(&user, number, missing());
+                        }
+                    }
+                    Event::Batch(answered) => {
+                        let mut batch = book.next_batch(true);
+                        redis.write(&batch);
+                        if answered > 0 {
+                            batch.writes.clear();
+                            batch.whole = false;
+                        }
+                        for _ in 0..answered {
+                            let Some((user, number)) = batch.claims.pop_front() else { break };
+                            book.answered(&user, number, redis.claim(&user, number, LIMIT, now));
+                        }
+                        if let Some((user, number)) = batch.claims.front() {
+                            redis.claim(user, *number, LIMIT, now);
+                        }
+                        up = batch.is_empty();
+                        book.failed(batch);
+                    }
+                    Event::Outage => {
+                        up = false;
+                        book.outage(now);
+                    }
+                    Event::Joined(kept) => {
+                        let created = book.is_anew() || !kept || !redis.1;
+                        if created {
+                            redis = Hash::default();
+                        }
+                        book.joined(created);
+                        up = true;
+                    }
+                }
+            }
+            news(&mut book);
+            let mut truth: HashMap<Topic, usize> = HashMap::new();
+            for (user, number, mut answer) in asked {
+                let claim = answer.try_recv().expect("an answer");
+                prop_assert_eq!(claim.granted.is_some(), book.holds(&user, number));
+                if claim.granted.is_some() {
+                    *truth.entry(user).or_default() += 1;
+                }
+            }
+            prop_assert!(truth.values().all(|held| *held <= LIMIT));
+            let known = redis.0.iter().map(|(user, slots)| (user.clone(), slots.matches(',').count()));
+            prop_assert_eq!(known.filter(|(_, held)| *held > 0).collect::<HashMap<_, _>>(), truth);
+            for user in (0..3).map(user) {
+                prop_assert_eq!(redis.0.get(&user).cloned().unwrap_or_default().len(), book.written(&user).len());
+            }
+        }
+    }
+}

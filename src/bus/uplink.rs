@@ -1,0 +1,428 @@
+//! This node's end of the bus, as messages see it: what is sent is written and queued here, and what came is read
+//! here, once, into what the parts of a node act on.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use parking_lot::Mutex;
+use serde::de::IgnoredAny;
+use smallvec::{SmallVec, smallvec};
+
+use crate::bus::control::Control;
+use crate::bus::scope::{Reach, Route, Scope, Selection, Size};
+use crate::bus::seen::Seen;
+use crate::bus::topic::{Topic, TopicRef};
+use crate::bus::wire::{self, Action, Envelope, MAX_ENVELOPE, ONE_COPY};
+use crate::bus::{Bus, Published};
+use crate::counts::Counters;
+use crate::model::close::Close;
+use crate::model::error::{PublishError, SendError};
+use crate::model::id::NodeId;
+use crate::model::message::Message;
+use crate::ws::frame::Frame;
+
+#[derive(Debug)]
+pub(crate) struct Uplink {
+    node: NodeId,
+    own: Topic,
+    bus: Arc<dyn Bus>,
+    counters: Arc<Counters>,
+    /// Unions of which a copy came.
+    unions: Mutex<Seen>,
+    next_union: AtomicU64,
+    next_question: AtomicU64,
+}
+
+/// What came, and for whom. Whatever changes the order of what is delivered stands between this and the sockets.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Inbound<'a> {
+    Message(Scope<'a>, Content<'a>),
+    Close(Scope<'a>, Close),
+    /// A word of another node, and the sockets that it is about.
+    Peer {
+        from: NodeId,
+        word: Control,
+        scope: Scope<'a>,
+        hearers: Hearers,
+    },
+    /// A part of another node's answer to this question; with `more`, others follow.
+    Answer {
+        from: NodeId,
+        id: u64,
+        more: bool,
+        part: &'a [u8],
+    },
+    /// Another node's word on who comes and goes, unread: the presence task has the time for it.
+    Report(NodeId, &'a [u8]),
+    /// Whether another node wants to be told so.
+    Watch(NodeId, &'a [u8]),
+    /// This node's own question, come back.
+    Echo(u64),
+    /// Nothing to act on: another copy, an echo, a kind that a later version knows, or garbage, which is counted.
+    Nothing,
+}
+
+/// What sockets get.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Content<'a> {
+    Text(Cow<'a, str>),
+    Binary(Cow<'a, [u8]>),
+}
+
+/// Who else hears a word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Hearers {
+    /// It came on this node's own topic.
+    ThisNode,
+    /// Whoever is on the topic.
+    Others,
+}
+
+impl Content<'_> {
+    pub(crate) fn frame(&self) -> Frame {
+        match self {
+            Self::Text(text) => Frame::text(text),
+            Self::Binary(bytes) => Frame::binary(bytes),
+        }
+    }
+}
+
+impl Uplink {
+    pub(crate) fn new(node: NodeId, bus: Arc<dyn Bus>, counters: Arc<Counters>) -> Self {
+        Self {
+            node,
+            own: Topic::node(node),
+            bus,
+            counters,
+            unions: Mutex::default(),
+            next_union: AtomicU64::new(ONE_COPY + 1),
+            next_question: AtomicU64::new(1),
+        }
+    }
+
+    /// Publishes a message for the other nodes: queued by the call, so that sends keep the order of the calls.
+    /// Resolves to how many nodes took it, where that can be known.
+    pub(crate) fn send<'a>(
+        &'a self,
+        selection: &Selection,
+        scope: &Scope<'_>,
+        message: &Message,
+        reach: Reach,
+    ) -> Result<impl Future<Output = Result<Option<usize>, PublishError>> + use<'a>, SendError>
+    {
+        let (mut topics, union) = match reach {
+            Reach::Here => (SmallVec::new(), None),
+            Reach::Everywhere => self.route(selection),
+        };
+        topics.retain(|topic| *topic != self.own);
+        let envelope = match topics.is_empty() {
+            true => None,
+            false => Some(self.write_message(union, scope, message)?),
+        };
+        self.counters.sent.fetch_add(1, Relaxed);
+        let publish = |envelope| self.bus.publish(topics, envelope, selection.size());
+        let publishing = envelope.map(publish);
+        let is_known = scope.targets.len() == 1 && reach == Reach::Everywhere;
+        Ok(async move {
+            let published = match publishing {
+                None => Ok(Published::default()),
+                Some(publishing) => publishing.await,
+            };
+            let published = published.inspect_err(|error| {
+                self.counters.note_failed_publish(error.maybe_sent);
+            })?;
+            Ok(is_known.then_some(published.nodes))
+        })
+    }
+
+    /// The topics on which a message travels, and its number where it names its targets.
+    fn route(&self, selection: &Selection) -> (SmallVec<[Topic; 1]>, Option<u64>) {
+        match selection.route() {
+            Route::Separate(topics) => (topics, None),
+            Route::Union(topics) if topics.len() == 1 => (topics, Some(ONE_COPY)),
+            Route::Union(topics) => (topics, Some(self.next_union.fetch_add(1, Relaxed))),
+        }
+    }
+
+    fn write_message(
+        &self,
+        union: Option<u64>,
+        scope: &Scope<'_>,
+        message: &Message,
+    ) -> Result<Bytes, SendError> {
+        let envelope = self.write(union, scope, &Action::from(message));
+        let (bytes, limit) = (envelope.len(), MAX_ENVELOPE);
+        match bytes > limit {
+            true => Err(SendError::too_large(bytes, limit)),
+            false => Ok(envelope),
+        }
+    }
+
+    pub(crate) fn write(
+        &self,
+        union: Option<u64>,
+        scope: &Scope<'_>,
+        action: &Action<'_>,
+    ) -> Bytes {
+        wire::encode(self.node, union, scope, action)
+    }
+
+    /// An envelope that names its whole scope, on whatever channel it travels.
+    pub(crate) fn write_word(&self, scope: &Scope<'_>, id: u64, word: &Control) -> Bytes {
+        let json = serde_json::to_vec(word).expect("control is plain data");
+        self.write(Some(id), scope, &Action::Control(&json))
+    }
+
+    /// Tells other nodes something; queued by the call.
+    pub(crate) fn say(
+        &self,
+        to: Topic,
+        envelope: Bytes,
+    ) -> BoxFuture<'static, Result<Published, PublishError>> {
+        self.bus.publish(smallvec![to], envelope, Size::Small)
+    }
+
+    /// What this node's next question is called.
+    pub(crate) fn next_question(&self) -> u64 {
+        self.next_question.fetch_add(1, Relaxed)
+    }
+
+    /// Reads what came on a topic's channel.
+    pub(crate) fn open<'a>(&self, topic: &'a str, bytes: &'a [u8]) -> Inbound<'a> {
+        let (Some(topic), Ok(envelope)) = (TopicRef::of(topic), wire::decode(bytes)) else {
+            return self.garbage();
+        };
+        let Envelope {
+            origin,
+            union,
+            scope,
+            action,
+        } = envelope;
+        match (origin, action) {
+            (Some(origin), action) if origin == self.node => echo(union, &action),
+            (Some(from), Action::Control(json)) => self.read_word(from, topic, scope, json),
+            (Some(from), Action::Answer { id, more, part }) => Inbound::Answer {
+                from,
+                id,
+                more,
+                part,
+            },
+            (Some(from), Action::Report(json)) => Inbound::Report(from, json),
+            (Some(from), Action::Watch(json)) => Inbound::Watch(from, json),
+            (_, Action::Text(_) | Action::Binary(_) | Action::Close { .. })
+                if self.is_another_copy(origin, union) =>
+            {
+                Inbound::Nothing
+            }
+            (_, Action::Text(text)) => {
+                Inbound::Message(whom(topic, union, scope), Content::Text(text))
+            }
+            (_, Action::Binary(bytes)) => {
+                Inbound::Message(whom(topic, union, scope), Content::Binary(bytes))
+            }
+            (_, Action::Close { code, reason }) => {
+                Inbound::Close(whom(topic, union, scope), Close::new(code, &*reason))
+            }
+            (
+                None,
+                Action::Control(_) | Action::Answer { .. } | Action::Report(_) | Action::Watch(_),
+            ) => Inbound::Nothing,
+            (_, Action::Probe | Action::Unknown) => Inbound::Nothing,
+        }
+    }
+
+    fn read_word<'a>(
+        &self,
+        from: NodeId,
+        topic: TopicRef<'_>,
+        scope: Scope<'a>,
+        json: &[u8],
+    ) -> Inbound<'a> {
+        let hearers = match topic == TopicRef::from(&self.own) {
+            true => Hearers::ThisNode,
+            false => Hearers::Others,
+        };
+        match serde_json::from_slice(json) {
+            Ok(word) => Inbound::Peer {
+                from,
+                word,
+                scope,
+                hearers,
+            },
+            // A word of a later version.
+            Err(_) if serde_json::from_slice::<IgnoredAny>(json).is_ok() => Inbound::Nothing,
+            Err(_) => self.garbage(),
+        }
+    }
+
+    /// Whether a union was acted on already.
+    fn is_another_copy(&self, origin: Option<NodeId>, union: Option<u64>) -> bool {
+        match (origin, union) {
+            (Some(origin), Some(union)) if union != ONE_COPY => {
+                !self.unions.lock().insert(origin, union)
+            }
+            _ => false,
+        }
+    }
+
+    /// What came makes no sense.
+    pub(crate) fn garbage<'a>(&self) -> Inbound<'a> {
+        self.counters.bus_garbage.fetch_add(1, Relaxed);
+        Inbound::Nothing
+    }
+
+    /// The node has left, and sends no more copies.
+    pub(crate) fn forget(&self, node: NodeId) {
+        self.unions.lock().forget(node);
+    }
+}
+
+/// Of what this node said itself: its own copy of a question proves that it hears the answers.
+fn echo<'a>(number: Option<u64>, action: &Action<'_>) -> Inbound<'a> {
+    match (action, number) {
+        (Action::Control(_), Some(id)) => Inbound::Echo(id),
+        _ => Inbound::Nothing,
+    }
+}
+
+/// Where no union is named, whoever is on the topic.
+fn whom<'a>(topic: TopicRef<'a>, union: Option<u64>, mut scope: Scope<'a>) -> Scope<'a> {
+    if union.is_none() {
+        scope.targets.push(topic);
+    }
+    scope
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::bus::topic::Namespace;
+    use crate::bus::{Backend, BusSettings};
+
+    const US: NodeId = NodeId(1);
+    const OTHER: NodeId = NodeId(2);
+
+    fn uplink() -> Uplink {
+        let settings = BusSettings {
+            namespace: Namespace::new("x").unwrap(),
+            publish_timeout: Duration::from_secs(5),
+            probe_interval: Duration::from_secs(5),
+            lease: Duration::from_secs(15),
+            linger: Duration::ZERO,
+            slots: None,
+        };
+        let bus = Backend::memory().open(US, settings);
+        Uplink::new(US, bus.into(), Arc::default())
+    }
+
+    fn garbage(uplink: &Uplink) -> u64 {
+        uplink.counters.bus_garbage.load(Relaxed)
+    }
+
+    fn scope<'a>(targets: &[&'a str]) -> Scope<'a> {
+        Scope {
+            targets: targets
+                .iter()
+                .filter_map(|name| TopicRef::of(name))
+                .collect(),
+            ..Scope::default()
+        }
+    }
+
+    fn text(union: Option<u64>, named: &[&str]) -> Bytes {
+        wire::encode(OTHER, union, &scope(named), &Action::Text("hi".into()))
+    }
+
+    #[test]
+    fn what_comes_on_a_topic_is_for_whoever_is_on_it() {
+        let uplink = uplink();
+        let hi = || Content::Text("hi".into());
+        let (plain, foreign) = (text(None, &[]), r#"{"text":"hi"}"#);
+        for bytes in [&plain, foreign.as_bytes()] {
+            let opened = uplink.open("r:x", bytes);
+            assert_eq!(opened, Inbound::Message(scope(&["r:x"]), hi()));
+            let again = uplink.open("r:x", bytes);
+            assert_eq!(again, opened, "it has no number");
+        }
+        let close = uplink.open("u:a", br#"{"close":{"code":4000}}"#);
+        assert_eq!(close, Inbound::Close(scope(&["u:a"]), Close::new(4000, "")));
+    }
+
+    #[test]
+    fn of_a_union_the_first_copy_counts() {
+        let uplink = uplink();
+        let union = text(Some(7), &["r:x", "u:a"]);
+        let message = Inbound::Message(scope(&["r:x", "u:a"]), Content::Text("hi".into()));
+        assert_eq!(uplink.open("r:x", &union), message);
+        assert_eq!(uplink.open("u:a", &union), Inbound::Nothing);
+        uplink.forget(OTHER);
+        assert_eq!(uplink.open("u:a", &union), message);
+        let single = text(Some(ONE_COPY), &["s:x"]);
+        for _ in 0..2 {
+            assert_ne!(uplink.open("n:1", &single), Inbound::Nothing);
+        }
+        assert_eq!(garbage(&uplink), 0);
+    }
+
+    #[test]
+    fn of_its_own_words_a_node_hears_that_a_question_came_back() {
+        let uplink = uplink();
+        let own = |union, action| wire::encode(US, union, &scope(&[]), &action);
+        let ask = own(Some(5), Action::Control(br#"{"ping":{"id":5}}"#));
+        assert_eq!(uplink.open("nodes", &ask), Inbound::Echo(5));
+        for action in [
+            Action::Text("hi".into()),
+            Action::Probe,
+            Action::Report(b"{}"),
+            Action::Watch(b"{}"),
+        ] {
+            assert_eq!(uplink.open("all", &own(None, action)), Inbound::Nothing);
+        }
+        assert_eq!(garbage(&uplink), 0);
+    }
+
+    #[test]
+    fn a_word_says_whether_others_hear_it() {
+        let uplink = uplink();
+        let bye = wire::encode(OTHER, Some(0), &scope(&[]), &Action::Control(br#""bye""#));
+        let own = Topic::node(US);
+        for (topic, expected) in [
+            (own.as_str(), Hearers::ThisNode),
+            ("nodes", Hearers::Others),
+            ("n:2", Hearers::Others),
+        ] {
+            let Inbound::Peer {
+                from,
+                word: Control::Bye,
+                hearers,
+                ..
+            } = uplink.open(topic, &bye)
+            else {
+                panic!("{topic}");
+            };
+            assert_eq!((from, hearers), (OTHER, expected));
+        }
+    }
+
+    #[test]
+    fn garbage_is_counted_and_what_a_later_version_says_is_not() {
+        let uplink = uplink();
+        let control =
+            |json: &'static [u8]| wire::encode(OTHER, Some(1), &scope(&[]), &Action::Control(json));
+        let mut later = text(None, &[]).to_vec();
+        later[1] = 200;
+        for bytes in [&control(br#"{"dance":{}}"#)[..], &later] {
+            assert_eq!(uplink.open("nodes", bytes), Inbound::Nothing);
+        }
+        assert_eq!(garbage(&uplink), 0);
+        for bytes in [&control(b"{")[..], b"", b"{}"] {
+            assert_eq!(uplink.open("nodes", bytes), Inbound::Nothing);
+        }
+        assert_eq!(garbage(&uplink), 3);
+    }
+}

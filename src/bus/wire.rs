@@ -1,0 +1,553 @@
+//! What the bytes on a channel mean.
+//!
+//! ```text
+//! byte 0       version, 1
+//! byte 1       kind: 0 probe, 1 text, 2 binary, 3 control, 4 answer, 5 presence report, 6 watch request
+//! byte 2       flags: 1 union, 2 except sockets, 4 except users, 8 extension
+//! bytes 3-10   origin node
+//! union        u64 id (0 where only one copy travels), u32 count, then topics (u16 length, bytes)
+//! sockets      u32 count, then sockets (u64 node, u64 number)
+//! users        u32 count, then user ids (u16 length, bytes)
+//! extension    u16 length, then bytes for later versions: skipped
+//! rest         the payload: for an answer u64 id and u8 more, then JSON; for control and both of presence JSON
+//! ```
+//! Integers are big-endian. A message that starts with `{` is a foreign publisher's JSON instead.
+
+use std::borrow::Cow;
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use crate::bus::scope::Scope;
+use crate::bus::topic::TopicRef;
+use crate::model::id::{NodeId, SocketId};
+use crate::model::message::Message;
+
+/// Largest envelope that travels: larger ones are refused before sending and skipped, unread, on
+/// arrival.
+pub(crate) const MAX_ENVELOPE: usize = 16 * 1024 * 1024;
+
+/// The number of what needs none, since it comes once.
+pub(crate) const ONE_COPY: u64 = 0;
+
+const VERSION: u8 = 1;
+
+const PROBE: u8 = 0;
+const TEXT: u8 = 1;
+const BINARY: u8 = 2;
+const CONTROL: u8 = 3;
+const ANSWER: u8 = 4;
+const REPORT: u8 = 5;
+const WATCH: u8 = 6;
+
+const UNION: u8 = 1;
+const EXCEPT: u8 = 2;
+const EXCEPT_USERS: u8 = 4;
+const EXTENSION: u8 = 8;
+
+/// One message between nodes.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Envelope<'a> {
+    /// Absent when a foreign publisher wrote it.
+    pub(crate) origin: Option<NodeId>,
+    /// Present when the targets are named. Where copies travel on several channels they have the same number:
+    /// act on the first, ignore the others. [`ONE_COPY`] where none does.
+    pub(crate) union: Option<u64>,
+    /// With no targets, the channel it came on is the target.
+    pub(crate) scope: Scope<'a>,
+    pub(crate) action: Action<'a>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Action<'a> {
+    Text(Cow<'a, str>),
+    Binary(Cow<'a, [u8]>),
+    /// Only foreign publishers say it so: nodes ask for it, to know that it was done.
+    Close {
+        code: u16,
+        reason: Cow<'a, str>,
+    },
+    Probe,
+    /// A [`Control`](crate::bus::control::Control) as JSON.
+    Control(&'a [u8]),
+    /// A part of an [`Answer`](crate::bus::control::Answer) as JSON, looked at by whoever asked. With
+    /// `more`, others follow.
+    Answer {
+        id: u64,
+        more: bool,
+        part: &'a [u8],
+    },
+    /// Who comes and goes, as JSON; looked at by the presence task.
+    Report(&'a [u8]),
+    /// Whether a node wants to be told so, as JSON.
+    Watch(&'a [u8]),
+    /// A kind that a later version knows.
+    Unknown,
+}
+
+impl<'a> From<&'a Message> for Action<'a> {
+    fn from(message: &'a Message) -> Self {
+        match message {
+            Message::Text(text) => Self::Text(Cow::Borrowed(text)),
+            Message::Binary(bytes) => Self::Binary(Cow::Borrowed(bytes)),
+        }
+    }
+}
+
+/// The bytes make no sense.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Garbage;
+
+/// Writes an envelope; the action must be one that nodes say.
+pub(crate) fn encode(
+    origin: NodeId,
+    union: Option<u64>,
+    scope: &Scope<'_>,
+    action: &Action<'_>,
+) -> Bytes {
+    let (kind, payload): (u8, &[u8]) = match action {
+        Action::Probe | Action::Close { .. } | Action::Unknown => (PROBE, &[]),
+        Action::Text(text) => (TEXT, text.as_bytes()),
+        Action::Binary(bytes) => (BINARY, bytes),
+        Action::Control(json) => (CONTROL, json),
+        Action::Answer { part, .. } => (ANSWER, part),
+        Action::Report(json) => (REPORT, json),
+        Action::Watch(json) => (WATCH, json),
+    };
+    let flag = |present: bool, flag: u8| if present { flag } else { 0 };
+    let flags = flag(union.is_some(), UNION)
+        | flag(!scope.except.is_empty(), EXCEPT)
+        | flag(!scope.except_users.is_empty(), EXCEPT_USERS);
+
+    // Exact for nearly all: with room to spare, turning it into `Bytes` would allocate once more.
+    let answer = if matches!(action, Action::Answer { .. }) {
+        9
+    } else {
+        0
+    };
+    let mut out = Vec::with_capacity(11 + answer + payload.len());
+    out.extend([VERSION, kind, flags]);
+    out.extend(origin.0.to_be_bytes());
+    if let Some(id) = union {
+        out.extend(id.to_be_bytes());
+        put_names(&mut out, scope.targets.iter().map(|topic| topic.as_str()));
+    }
+    if !scope.except.is_empty() {
+        out.extend((scope.except.len() as u32).to_be_bytes());
+        for socket in &scope.except {
+            out.extend(socket.node.0.to_be_bytes());
+            out.extend(socket.number.to_be_bytes());
+        }
+    }
+    if !scope.except_users.is_empty() {
+        put_names(&mut out, scope.except_users.iter().copied());
+    }
+    if let Action::Answer { id, more, .. } = action {
+        out.extend(id.to_be_bytes());
+        out.push((*more).into());
+    }
+    out.extend(payload);
+    out.into()
+}
+
+/// Names are checked to be at most 256 bytes (768 encoded) before they get here.
+fn put_names<'a>(out: &mut Vec<u8>, names: impl ExactSizeIterator<Item = &'a str>) {
+    out.extend((names.len() as u32).to_be_bytes());
+    for name in names {
+        out.extend((name.len() as u16).to_be_bytes());
+        out.extend(name.as_bytes());
+    }
+}
+
+/// Reads what came on a channel. Allocates no more than a small multiple of the input.
+pub(crate) fn decode(bytes: &[u8]) -> Result<Envelope<'_>, Garbage> {
+    if bytes.first() == Some(&b'{') {
+        return foreign(bytes);
+    }
+    let mut input = Input(bytes);
+    if input.byte()? != VERSION {
+        return Err(Garbage);
+    }
+    let (kind, flags) = (input.byte()?, input.byte()?);
+    if flags & !(UNION | EXCEPT | EXCEPT_USERS | EXTENSION) != 0 {
+        return Err(Garbage);
+    }
+    let origin = Some(NodeId(input.u64()?));
+    let mut scope = Scope::default();
+    let mut union = None;
+    if flags & UNION != 0 {
+        union = Some(input.u64()?);
+        for _ in 0..input.u32()? {
+            // On a topic of a kind that a later version knows, nobody is here.
+            scope.targets.extend(TopicRef::of(input.name()?));
+        }
+    }
+    if flags & EXCEPT != 0 {
+        for _ in 0..input.u32()? {
+            scope.except.push(SocketId {
+                node: NodeId(input.u64()?),
+                number: input.u64()?,
+            });
+        }
+    }
+    if flags & EXCEPT_USERS != 0 {
+        for _ in 0..input.u32()? {
+            scope.except_users.push(input.name()?);
+        }
+    }
+    if flags & EXTENSION != 0 {
+        let length = input.u16()?;
+        input.take(length.into())?;
+    }
+    let action = match kind {
+        PROBE => Action::Probe,
+        TEXT => Action::Text(Cow::Borrowed(text(input.0)?)),
+        BINARY => Action::Binary(Cow::Borrowed(input.0)),
+        CONTROL => Action::Control(input.0),
+        ANSWER => Action::Answer {
+            id: input.u64()?,
+            more: input.byte()? != 0,
+            part: input.0,
+        },
+        REPORT => Action::Report(input.0),
+        WATCH => Action::Watch(input.0),
+        _ => Action::Unknown,
+    };
+    Ok(Envelope {
+        origin,
+        union,
+        scope,
+        action,
+    })
+}
+
+fn text(bytes: &[u8]) -> Result<&str, Garbage> {
+    std::str::from_utf8(bytes).map_err(|_| Garbage)
+}
+
+/// What another program published: exactly one of these keys; further keys are ignored.
+#[derive(Deserialize)]
+struct Foreign<'a> {
+    #[serde(borrow)]
+    text: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    json: Option<&'a RawValue>,
+    #[serde(borrow)]
+    base64: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    close: Option<ForeignClose<'a>>,
+}
+
+#[derive(Deserialize)]
+struct ForeignClose<'a> {
+    code: u16,
+    #[serde(borrow, default)]
+    reason: Cow<'a, str>,
+}
+
+fn foreign(bytes: &[u8]) -> Result<Envelope<'_>, Garbage> {
+    let foreign: Foreign<'_> = serde_json::from_slice(bytes).map_err(|_| Garbage)?;
+    let action = match foreign {
+        Foreign {
+            text: Some(text),
+            json: None,
+            base64: None,
+            close: None,
+        } => Action::Text(text),
+        Foreign {
+            text: None,
+            json: Some(json),
+            base64: None,
+            close: None,
+        } => Action::Text(Cow::Borrowed(json.get())),
+        Foreign {
+            text: None,
+            json: None,
+            base64: Some(base64),
+            close: None,
+        } => Action::Binary(
+            BASE64_STANDARD
+                .decode(&*base64)
+                .map_err(|_| Garbage)?
+                .into(),
+        ),
+        Foreign {
+            text: None,
+            json: None,
+            base64: None,
+            close: Some(close),
+        } => Action::Close {
+            code: close.code,
+            reason: close.reason,
+        },
+        _ => return Err(Garbage),
+    };
+    Ok(Envelope {
+        origin: None,
+        union: None,
+        scope: Scope::default(),
+        action,
+    })
+}
+
+/// What is left to read.
+struct Input<'a>(&'a [u8]);
+
+impl<'a> Input<'a> {
+    fn take(&mut self, count: usize) -> Result<&'a [u8], Garbage> {
+        let (taken, rest) = self.0.split_at_checked(count).ok_or(Garbage)?;
+        self.0 = rest;
+        Ok(taken)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], Garbage> {
+        self.take(N)?.try_into().map_err(|_| Garbage)
+    }
+
+    fn byte(&mut self) -> Result<u8, Garbage> {
+        self.array().map(u8::from_be_bytes)
+    }
+
+    fn u16(&mut self) -> Result<u16, Garbage> {
+        self.array().map(u16::from_be_bytes)
+    }
+
+    fn u32(&mut self) -> Result<u32, Garbage> {
+        self.array().map(u32::from_be_bytes)
+    }
+
+    fn u64(&mut self) -> Result<u64, Garbage> {
+        self.array().map(u64::from_be_bytes)
+    }
+
+    fn name(&mut self) -> Result<&'a str, Garbage> {
+        let length = self.u16()?;
+        text(self.take(length.into())?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn action() -> impl Strategy<Value = Action<'static>> {
+        prop_oneof![
+            Just(Action::Probe),
+            ".*".prop_map(|text| Action::Text(text.into())),
+            any::<Vec<u8>>().prop_map(|bytes| Action::Binary(bytes.into())),
+            Just(Action::Control(b"{}")),
+            Just(Action::Report(b"[1]")),
+            Just(Action::Watch(b"{}")),
+            any::<(u64, bool)>().prop_map(|(id, more)| Action::Answer {
+                id,
+                more,
+                part: b"x"
+            }),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read(
+            origin: u64,
+            union in proptest::option::of(any::<u64>()),
+            targets in proptest::collection::vec("(all|nodes|[ursnp]:[a-z:%0-9]{0,30})", 0..4),
+            except in proptest::collection::vec(any::<(u64, u64)>(), 0..4),
+            users in proptest::collection::vec(".{1,30}", 0..4),
+            action in action(),
+        ) {
+            let origin = NodeId(origin);
+            let scope = Scope {
+                targets: union.iter().flat_map(|_| targets.iter().filter_map(|name| TopicRef::of(name))).collect(),
+                except: except.iter().map(|&(node, number)| SocketId { node: NodeId(node), number }).collect(),
+                except_users: users.iter().map(String::as_str).collect(),
+            };
+            let bytes = encode(origin, union, &scope, &action);
+            let written = Envelope { origin: Some(origin), union, scope, action };
+            prop_assert_eq!(decode(&bytes), Ok(written));
+        }
+
+        #[test]
+        fn garbage_is_an_error_never_a_panic(bytes: Vec<u8>, json in "\\{.{0,40}") {
+            let _ = decode(&bytes);
+            let _ = decode(json.as_bytes());
+        }
+
+        #[test]
+        fn a_truncated_head_is_garbage(cut in 0usize..40) {
+            let targets = ["u:a", "r:b"].into_iter().filter_map(TopicRef::of).collect();
+            let scope = Scope { targets, ..Scope::default() };
+            let bytes = encode(NodeId(1), Some(2), &scope, &Action::Binary(vec![].into()));
+            prop_assume!(cut < bytes.len());
+            prop_assert_eq!(decode(&bytes[..cut]), Err(Garbage));
+        }
+    }
+
+    fn action_of(json: &str) -> Result<Action<'_>, Garbage> {
+        decode(json.as_bytes()).map(|envelope| {
+            assert_eq!(envelope.origin, None);
+            envelope.action
+        })
+    }
+
+    #[test]
+    fn json_from_any_language_is_read() {
+        assert_eq!(
+            action_of(r#"{"text": "h\u00e9 \"x\""}"#),
+            Ok(Action::Text("hé \"x\"".into()))
+        );
+        assert_eq!(
+            action_of(r#"{"json": {"a": [1, 2.50]} }"#),
+            Ok(Action::Text(r#"{"a": [1, 2.50]}"#.into()))
+        );
+        assert_eq!(
+            action_of(r#"{"base64": "AP8="}"#),
+            Ok(Action::Binary(vec![0, 255].into()))
+        );
+        assert_eq!(
+            action_of(r#"{"text": "", "from": "a later version"}"#),
+            Ok(Action::Text("".into()))
+        );
+        assert_eq!(
+            action_of(r#"{"close": {"code": 4000, "reason": "bye"}}"#),
+            Ok(Action::Close {
+                code: 4000,
+                reason: "bye".into()
+            })
+        );
+    }
+
+    #[test]
+    fn nonsense_is_garbage() {
+        let deep = format!("{{\"x\":{}", "[".repeat(100_000));
+        for bytes in [
+            "",
+            "null",
+            "{",
+            "{}",
+            "{\"text\":1}",
+            "{\"text\":\"a\",\"json\":1}",
+            "{\"base64\":\"*\"}",
+            "\u{ff}",
+            &deep,
+        ] {
+            assert_eq!(decode(bytes.as_bytes()), Err(Garbage), "{:.40}", bytes);
+        }
+        let mut later = encode(NodeId(1), None, &Scope::default(), &Action::Probe).to_vec();
+        later[0] = 255;
+        assert_eq!(decode(&later), Err(Garbage));
+        // A count that promises more than there is must not be believed.
+        assert_eq!(
+            decode(&[1, 1, EXCEPT, 0, 0, 0, 0, 0, 0, 0, 0, 255, 255, 255, 255]),
+            Err(Garbage)
+        );
+        assert_eq!(
+            decode(&[1, TEXT, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff]),
+            Err(Garbage),
+            "text that is not UTF-8"
+        );
+    }
+
+    #[test]
+    fn a_kind_of_a_later_version_is_ignored_not_garbage() {
+        let bytes = [1, 200, 0, 0, 0, 0, 0, 0, 0, 0, 9, 1, 2, 3];
+        assert_eq!(
+            decode(&bytes).map(|envelope| envelope.action),
+            Ok(Action::Unknown)
+        );
+    }
+
+    #[test]
+    fn what_a_later_version_adds_is_skipped() {
+        let head = [1, TEXT, EXTENSION, 0, 0, 0, 0, 0, 0, 0, 9];
+        let text = [&head[..], &[0, 3, 1, 2, 3], b"hello"].concat();
+        let action = decode(&text).map(|envelope| envelope.action);
+        assert_eq!(action, Ok(Action::Text("hello".into())));
+        let cut = [&head[..], &[0, 9, 1, 2, 3]].concat();
+        assert_eq!(decode(&cut), Err(Garbage));
+        let unknown = [1, TEXT, 16, 0, 0, 0, 0, 0, 0, 0, 9, b'x'];
+        assert_eq!(decode(&unknown), Err(Garbage), "a flag without a meaning");
+    }
+
+    /// Byte for byte, since nodes of several versions speak it to one another while a deploy rolls.
+    #[test]
+    fn the_bytes_of_this_version_stay() {
+        let targets = ["u:a", "all"].into_iter().filter_map(TopicRef::of);
+        let scope = Scope {
+            targets: targets.collect(),
+            except: [SocketId {
+                node: NodeId(7),
+                number: 3,
+            }]
+            .into(),
+            except_users: ["b"].into(),
+        };
+        let head = [1, 1, 7, 0, 0, 0, 0, 0, 0, 0, 9];
+        let union = *b"\0\0\0\0\0\0\0\x02\0\0\0\x02\0\x03u:a\0\x03all";
+        let except = *b"\0\0\0\x01\0\0\0\0\0\0\0\x07\0\0\0\0\0\0\0\x03";
+        let users = *b"\0\0\0\x01\0\x01b";
+        let names = [&union[..], &except, &users].concat();
+        let hi = Action::Text("hi".into());
+        let bytes = encode(NodeId(9), Some(2), &scope, &hi);
+        assert_eq!(bytes, [&head[..], &names, b"hi"].concat());
+
+        let mut extended = head;
+        extended[2] = 15;
+        let later = [&extended[..], &names, &[0, 2, 0xaa, 0xbb], b"hi"].concat();
+        assert_eq!(decode(&later), decode(&bytes), "the extension is skipped");
+        let read = decode(&bytes).unwrap();
+        assert_eq!(
+            encode(NodeId(9), read.union, &read.scope, &read.action),
+            bytes
+        );
+
+        let answer = Action::Answer {
+            id: 5,
+            more: true,
+            part: b"{}",
+        };
+        let bytes = encode(NodeId(9), None, &Scope::default(), &answer);
+        assert_eq!(
+            bytes[..],
+            *b"\x01\x04\0\0\0\0\0\0\0\0\x09\0\0\0\0\0\0\0\x05\x01{}"
+        );
+        for (kind, action) in [
+            (0, Action::Probe),
+            (2, Action::Binary(b"x"[..].into())),
+            (3, Action::Control(b"x")),
+            (5, Action::Report(b"x")),
+            (6, Action::Watch(b"x")),
+        ] {
+            let bytes = encode(NodeId(9), None, &Scope::default(), &action);
+            let mut later = bytes.to_vec();
+            assert_eq!(later[..3], [1, kind, 0]);
+            later[2] = 8;
+            later.splice(11..11, [0, 1, 0xff]);
+            assert_eq!(decode(&later).map(|it| it.action), Ok(action));
+        }
+    }
+
+    #[test]
+    fn a_target_of_a_later_version_concerns_nobody_here() {
+        let bytes =
+            b"\x01\x01\x01\0\0\0\0\0\0\0\x09\0\0\0\0\0\0\0\x02\0\0\0\x02\0\x03z:a\0\x03r:bhi";
+        let envelope = decode(bytes).unwrap();
+        assert_eq!(envelope.scope.targets[..], [TopicRef::of("r:b").unwrap()]);
+        assert_eq!(envelope.action, Action::Text("hi".into()));
+    }
+
+    #[test]
+    fn deep_json_is_carried_as_text_without_recursion() {
+        let json = format!(
+            "{{\"json\":{}{}}}",
+            "[".repeat(100_000),
+            "]".repeat(100_000)
+        );
+        assert!(matches!(action_of(&json), Ok(Action::Text(text)) if text.len() == 200_000));
+    }
+}

@@ -1,0 +1,847 @@
+//! Which socket of this node is on which topic.
+//!
+//! Generic over what a socket is reached by, so that the rules are tested without any I/O.
+
+use std::collections::{HashMap, HashSet};
+use std::hash::Hash;
+use std::time::SystemTime;
+
+use indexmap::{IndexMap, IndexSet};
+use smallvec::SmallVec;
+
+use crate::bus::scope::Scope;
+use crate::bus::topic::{Topic, TopicKind, TopicRef};
+use crate::model::id::{SocketId, UserId};
+use crate::model::roster::SocketInfo;
+
+/// A socket as the rules see it.
+pub(crate) trait Member: Clone {
+    fn id(&self) -> SocketId;
+    fn user(&self) -> &UserId;
+}
+
+/// The limits that admission respects. Reservations count, so they are exact.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Limits {
+    pub(crate) sockets: Option<usize>,
+    pub(crate) sockets_per_user: Option<usize>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Full {
+    Node,
+    User,
+}
+
+#[derive(Debug)]
+pub(crate) struct Registry<M> {
+    sockets: IndexMap<SocketId, Entry<M>>,
+    groups: HashMap<Topic, Group<M>>,
+    /// Sockets and reservations.
+    claims: usize,
+    users: usize,
+    rooms: usize,
+}
+
+/// What rosters tell of a socket beside its rooms.
+#[derive(Debug)]
+pub(crate) struct About {
+    pub(crate) connected_at: SystemTime,
+    /// JSON.
+    pub(crate) description: Option<Box<str>>,
+}
+
+#[derive(Debug)]
+struct Entry<M> {
+    member: M,
+    user: Topic,
+    rooms: Rooms,
+    about: About,
+}
+
+/// What is left of a socket that was removed. Its member may be the last of it, and its end is foreign: to be
+/// dropped when the registry is unlocked.
+#[derive(Debug)]
+#[must_use = "drop it without the lock"]
+pub(crate) struct Removed<M> {
+    pub(crate) rooms: Rooms,
+    _member: M,
+}
+
+/// The sockets on one topic.
+#[derive(Debug)]
+struct Group<M> {
+    /// For a user: its sockets and reservations. Unused for a room.
+    claims: usize,
+    members: Members<M>,
+}
+
+/// Nearly every user has one socket here, so one needs no map.
+#[derive(Debug)]
+enum Members<M> {
+    None,
+    One(M),
+    /// Boxed, so that the many groups of one stay small.
+    Many(Box<IndexMap<SocketId, M>>),
+}
+
+impl<M: Member> Registry<M> {
+    pub(crate) fn new() -> Self {
+        Self {
+            sockets: IndexMap::new(),
+            groups: HashMap::new(),
+            claims: 0,
+            users: 0,
+            rooms: 0,
+        }
+    }
+
+    pub(crate) fn sockets(&self) -> usize {
+        self.sockets.len()
+    }
+
+    pub(crate) fn users(&self) -> usize {
+        self.users
+    }
+
+    pub(crate) fn rooms(&self) -> usize {
+        self.rooms
+    }
+
+    /// Takes a place for a socket of this user, until [`unclaim`](Self::unclaim) gives it back.
+    pub(crate) fn claim(&mut self, user: &Topic, limits: Limits) -> Result<(), Full> {
+        if limits.sockets.is_some_and(|limit| self.claims >= limit) {
+            return Err(Full::Node);
+        }
+        let taken = self.groups.get(user).map_or(0, |group| group.claims);
+        if limits.sockets_per_user.is_some_and(|limit| taken >= limit) {
+            return Err(Full::User);
+        }
+        self.group(user).claims += 1;
+        self.claims += 1;
+        Ok(())
+    }
+
+    pub(crate) fn unclaim(&mut self, user: &Topic) {
+        let Some(group) = self.groups.get_mut(user) else {
+            return;
+        };
+        group.claims -= 1;
+        self.claims -= 1;
+        if group.is_unused() {
+            self.groups.remove(user);
+        }
+    }
+
+    /// Puts a socket that has a claim onto its user's topic.
+    pub(crate) fn insert(&mut self, user: Topic, member: M, about: About) {
+        self.add_to(&user, member.clone());
+        self.sockets.insert(
+            member.id(),
+            Entry {
+                member,
+                user,
+                rooms: Rooms::default(),
+                about,
+            },
+        );
+    }
+
+    /// Takes a socket off every topic; its claim stays.
+    pub(crate) fn remove(&mut self, id: SocketId) -> Option<Removed<M>> {
+        let entry = self.sockets.swap_remove(&id)?;
+        for topic in entry.rooms.iter().chain([&entry.user]) {
+            self.remove_from(topic, id);
+        }
+        Some(Removed {
+            rooms: entry.rooms,
+            _member: entry.member,
+        })
+    }
+
+    /// Whether the socket newly joined; `None` when it is not registered.
+    pub(crate) fn join(&mut self, id: SocketId, room: &Topic) -> Option<bool> {
+        let entry = self.sockets.get_mut(&id)?;
+        if !entry.rooms.insert(room) {
+            return Some(false);
+        }
+        let member = entry.member.clone();
+        self.add_to(room, member);
+        Some(true)
+    }
+
+    /// Whether the socket was in the room.
+    pub(crate) fn leave(&mut self, id: SocketId, room: &Topic) -> bool {
+        let Some(entry) = self.sockets.get_mut(&id) else {
+            return false;
+        };
+        if !entry.rooms.remove(room) {
+            return false;
+        }
+        self.remove_from(room, id);
+        true
+    }
+
+    /// Who is meant: each socket once, however often it matches. Takes time for the targets and their sockets,
+    /// not for the exceptions.
+    pub(crate) fn select(&self, wanted: &Wanted<'_>) -> SmallVec<[M; 4]> {
+        let mut selected = SmallVec::new();
+        let union = wanted.targets.len() > 1;
+        let mut seen = HashSet::new();
+        for topic in &wanted.targets {
+            self.each_on(*topic, |member| {
+                if wanted.except.contains(&member.id())
+                    || wanted.except_users.contains(&member.user().as_str())
+                    || union && !seen.insert(member.id())
+                {
+                    return;
+                }
+                selected.push(member.clone());
+            });
+        }
+        selected
+    }
+
+    /// What a roster tells of a socket; `None` when it is not registered.
+    pub(crate) fn describe(&self, id: SocketId) -> Option<SocketInfo> {
+        let entry = self.sockets.get(&id)?;
+        let description = entry.about.description.as_deref();
+        Some(SocketInfo {
+            id,
+            user: entry.member.user().clone(),
+            connected_at: entry.about.connected_at,
+            rooms: entry.rooms.iter().filter_map(Topic::as_room).collect(),
+            description: description.and_then(|json| serde_json::from_str(json).ok()),
+        })
+    }
+
+    /// Every user with a socket on a topic.
+    pub(crate) fn users_on(&self, topic: &Topic) -> HashSet<UserId> {
+        let mut users = HashSet::new();
+        self.each_on(topic.into(), |member| {
+            users.insert(member.user().clone());
+        });
+        users
+    }
+
+    /// Whether a user has a socket on a topic.
+    pub(crate) fn has_user_on(&self, user: &Topic, topic: &Topic) -> bool {
+        let mut found = false;
+        self.each_on(user.into(), |member| {
+            let entry = self.sockets.get(&member.id());
+            found |= entry.is_some_and(|entry| entry.is_on(topic));
+        });
+        found
+    }
+
+    /// Every socket.
+    pub(crate) fn members(&self) -> impl Iterator<Item = &M> {
+        self.sockets.values().map(|entry| &entry.member)
+    }
+
+    /// Whether a user has a socket here.
+    pub(crate) fn has_member(&self, topic: &Topic) -> bool {
+        let group = self.groups.get(topic);
+        group.is_some_and(|group| !matches!(group.members, Members::None))
+    }
+
+    fn each_on<'a>(&'a self, topic: TopicRef<'_>, mut visit: impl FnMut(&'a M)) {
+        match topic.kind() {
+            TopicKind::All => self.members().for_each(visit),
+            TopicKind::Socket => {
+                let entry = topic.as_socket().and_then(|id| self.sockets.get(&id));
+                entry.into_iter().for_each(|entry| visit(&entry.member));
+            }
+            TopicKind::User | TopicKind::Room => match self.groups.get(topic.as_str()) {
+                None => {}
+                Some(group) => match &group.members {
+                    Members::None => {}
+                    Members::One(member) => visit(member),
+                    Members::Many(members) => members.values().for_each(visit),
+                },
+            },
+            // No socket is on those.
+            TopicKind::Node | TopicKind::Nodes | TopicKind::Presence => {}
+        }
+    }
+
+    fn group(&mut self, topic: &Topic) -> &mut Group<M> {
+        let empty = || Group {
+            claims: 0,
+            members: Members::None,
+        };
+        self.groups.entry(topic.clone()).or_insert_with(empty)
+    }
+
+    fn add_to(&mut self, topic: &Topic, member: M) {
+        if self.group(topic).add(member)
+            && let Some(count) = self.count(topic)
+        {
+            *count += 1;
+        }
+    }
+
+    fn remove_from(&mut self, topic: &Topic, id: SocketId) {
+        let Some(group) = self.groups.get_mut(topic) else {
+            return;
+        };
+        let emptied = group.remove(id);
+        if group.is_unused() {
+            self.groups.remove(topic);
+        }
+        if emptied && let Some(count) = self.count(topic) {
+            *count -= 1;
+        }
+    }
+
+    /// The counter of topics of this kind that have a member, if those are groups.
+    fn count(&mut self, topic: &Topic) -> Option<&mut usize> {
+        match topic.kind() {
+            TopicKind::User => Some(&mut self.users),
+            TopicKind::Room => Some(&mut self.rooms),
+            TopicKind::All
+            | TopicKind::Socket
+            | TopicKind::Node
+            | TopicKind::Nodes
+            | TopicKind::Presence => None,
+        }
+    }
+}
+
+impl<M: Member> Entry<M> {
+    fn is_on(&self, topic: &Topic) -> bool {
+        match topic.kind() {
+            TopicKind::All => true,
+            TopicKind::User => self.user == *topic,
+            TopicKind::Room => self.rooms.contains(topic),
+            TopicKind::Socket => topic.as_socket() == Some(self.member.id()),
+            TopicKind::Node | TopicKind::Nodes | TopicKind::Presence => false,
+        }
+    }
+}
+
+impl<M: Member> Group<M> {
+    /// Whether this is the first member.
+    fn add(&mut self, member: M) -> bool {
+        match std::mem::replace(&mut self.members, Members::None) {
+            Members::None => {
+                self.members = Members::One(member);
+                true
+            }
+            Members::One(first) => {
+                let members = IndexMap::from([first, member].map(|m| (m.id(), m)));
+                self.members = Members::Many(Box::new(members));
+                false
+            }
+            Members::Many(mut members) => {
+                members.insert(member.id(), member);
+                self.members = Members::Many(members);
+                false
+            }
+        }
+    }
+
+    /// Whether this was the last member.
+    fn remove(&mut self, id: SocketId) -> bool {
+        match &mut self.members {
+            Members::One(member) if member.id() == id => self.members = Members::None,
+            Members::Many(members) => {
+                members.swap_remove(&id);
+                if members.is_empty() {
+                    self.members = Members::None;
+                } else {
+                    return false;
+                }
+            }
+            Members::None | Members::One(_) => return false,
+        }
+        true
+    }
+
+    fn is_unused(&self) -> bool {
+        self.claims == 0 && matches!(self.members, Members::None)
+    }
+}
+
+/// The rooms of one socket: nearly every socket is in a few, and those take little memory.
+#[derive(Debug)]
+pub(crate) enum Rooms {
+    Few(Vec<Topic>),
+    /// Boxed, so that a socket in none stays small.
+    Many(Box<IndexSet<Topic>>),
+}
+
+impl Rooms {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Topic> {
+        let (few, many) = match self {
+            Self::Few(rooms) => (Some(rooms.iter()), None),
+            Self::Many(rooms) => (None, Some(rooms.iter())),
+        };
+        few.into_iter().flatten().chain(many.into_iter().flatten())
+    }
+
+    fn contains(&self, room: &Topic) -> bool {
+        match self {
+            Self::Few(rooms) => rooms.contains(room),
+            Self::Many(rooms) => rooms.contains(room),
+        }
+    }
+
+    /// Whether it is new.
+    fn insert(&mut self, room: &Topic) -> bool {
+        match self {
+            Self::Few(rooms) if rooms.contains(room) => return false,
+            Self::Few(rooms) if rooms.len() < FEW_ROOMS => {
+                rooms.reserve_exact(1);
+                rooms.push(room.clone());
+            }
+            Self::Few(rooms) => {
+                let rooms = std::mem::take(rooms).into_iter().chain([room.clone()]);
+                *self = Self::Many(Box::new(rooms.collect()));
+            }
+            Self::Many(rooms) => return rooms.insert(room.clone()),
+        }
+        true
+    }
+
+    /// Whether it was there.
+    fn remove(&mut self, room: &Topic) -> bool {
+        match self {
+            Self::Few(rooms) => {
+                let at = rooms.iter().position(|joined| joined == room);
+                at.map(|at| rooms.swap_remove(at)).is_some()
+            }
+            Self::Many(rooms) => rooms.swap_remove(room),
+        }
+    }
+}
+
+impl Default for Rooms {
+    fn default() -> Self {
+        Self::Few(Vec::new())
+    }
+}
+
+/// A scope that is ready to be looked up: made before the registry is locked, so that nobody waits while
+/// thousands of exceptions are sorted in.
+pub(crate) struct Wanted<'a> {
+    /// Each once.
+    targets: SmallVec<[TopicRef<'a>; 1]>,
+    except: Lookup<'a, SocketId>,
+    except_users: Lookup<'a, &'a str>,
+}
+
+impl<'a> Wanted<'a> {
+    pub(crate) fn of(scope: &'a Scope<'_>) -> Self {
+        let mut targets: SmallVec<[TopicRef<'_>; 1]> = scope.targets.iter().copied().collect();
+        if targets.len() > 1 {
+            let mut seen = HashSet::with_capacity(targets.len());
+            targets.retain(|topic| seen.insert(*topic));
+        }
+        Self {
+            targets,
+            except: Lookup::of(&scope.except),
+            except_users: Lookup::of(&scope.except_users),
+        }
+    }
+}
+
+/// So few are found faster by looking at each than by a hash.
+const FEW: usize = 8;
+/// The same, where a hash costs every socket memory too.
+const FEW_ROOMS: usize = 32;
+
+/// What is asked for once per socket.
+enum Lookup<'a, T> {
+    Few(&'a [T]),
+    Many(HashSet<&'a T>),
+}
+
+impl<'a, T: Eq + Hash> Lookup<'a, T> {
+    fn of(values: &'a [T]) -> Self {
+        if values.len() <= FEW {
+            Self::Few(values)
+        } else {
+            Self::Many(values.iter().collect())
+        }
+    }
+
+    fn contains(&self, value: &T) -> bool {
+        match self {
+            Self::Few(values) => values.contains(value),
+            Self::Many(values) => values.contains(value),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+    use std::sync::{Arc, Weak};
+    use std::time::{Duration, Instant};
+
+    use parking_lot::RwLock;
+    use proptest::prelude::*;
+    use smallvec::smallvec;
+
+    use super::*;
+    use crate::model::id::NodeId;
+
+    #[derive(Clone, Debug, PartialEq)]
+    struct Fake(SocketId, UserId);
+
+    impl Member for Fake {
+        fn id(&self) -> SocketId {
+            self.0
+        }
+        fn user(&self) -> &UserId {
+            &self.1
+        }
+    }
+
+    fn id(number: u64) -> SocketId {
+        SocketId {
+            node: NodeId(1),
+            number,
+        }
+    }
+
+    fn user(name: &str) -> Topic {
+        Topic::user(&UserId::from(name)).unwrap()
+    }
+
+    fn room(name: &str) -> Topic {
+        Topic::room(name).unwrap()
+    }
+
+    fn connect(registry: &mut Registry<Fake>, number: u64, name: &str) {
+        registry.claim(&user(name), Limits::default()).unwrap();
+        registry.insert(user(name), Fake(id(number), name.into()), about());
+    }
+
+    fn about() -> About {
+        About {
+            connected_at: SystemTime::UNIX_EPOCH,
+            description: Some(r#"{"device":"phone"}"#.into()),
+        }
+    }
+
+    fn numbers(registry: &Registry<Fake>, scope: &Scope<'_>) -> Vec<u64> {
+        let selected = registry.select(&Wanted::of(scope));
+        let mut numbers: Vec<_> = selected.iter().map(|m| m.0.number).collect();
+        numbers.sort_unstable();
+        numbers
+    }
+
+    fn targets<'a>(targets: impl IntoIterator<Item = &'a str>) -> Scope<'a> {
+        Scope {
+            targets: targets.into_iter().filter_map(TopicRef::of).collect(),
+            ..Scope::default()
+        }
+    }
+
+    #[test]
+    fn a_socket_matched_several_ways_is_selected_once() {
+        let mut registry = Registry::new();
+        connect(&mut registry, 1, "alice");
+        connect(&mut registry, 2, "alice");
+        connect(&mut registry, 3, "bob");
+        registry.join(id(1), &room("x"));
+        registry.join(id(3), &room("x"));
+        let socket = Topic::socket(id(1));
+        assert_eq!(
+            numbers(&registry, &targets(["u:alice", "r:x", socket.as_str()])),
+            [1, 2, 3]
+        );
+        assert_eq!(
+            numbers(&registry, &targets(["u:alic", "u:alicee", "u:Alice"])),
+            [0; 0]
+        );
+        assert_eq!(numbers(&registry, &targets(["all"])), [1, 2, 3]);
+        let scope = Scope {
+            except: smallvec![id(2)],
+            except_users: smallvec!["bob"],
+            ..targets(["all"])
+        };
+        assert_eq!(numbers(&registry, &scope), [1]);
+    }
+
+    #[test]
+    fn limits_count_reservations() {
+        let mut registry = Registry::<Fake>::new();
+        let limits = Limits {
+            sockets: Some(3),
+            sockets_per_user: Some(2),
+        };
+        registry.claim(&user("a"), limits).unwrap();
+        registry.claim(&user("a"), limits).unwrap();
+        assert_eq!(registry.claim(&user("a"), limits), Err(Full::User));
+        registry.claim(&user("b"), limits).unwrap();
+        assert_eq!(registry.claim(&user("c"), limits), Err(Full::Node));
+        registry.unclaim(&user("a"));
+        registry.insert(user("a"), Fake(id(1), "a".into()), about());
+        registry.claim(&user("a"), limits).unwrap();
+        assert_eq!(registry.claim(&user("a"), limits), Err(Full::Node));
+    }
+
+    #[test]
+    fn a_socket_is_described_with_its_rooms() {
+        let mut registry = Registry::new();
+        connect(&mut registry, 1, "alice");
+        registry.join(id(1), &room("a b"));
+        let info = registry.describe(id(1)).unwrap();
+        assert_eq!((info.id, info.user.as_str()), (id(1), "alice"));
+        assert_eq!(info.rooms, ["a b"]);
+        assert_eq!(info.description.unwrap()["device"], "phone");
+        assert_eq!(registry.describe(id(2)), None);
+    }
+
+    /// Notes at its end whether the registry is free, as that of a socket would close a stream.
+    struct Last {
+        fake: Fake,
+        registry: Weak<RwLock<Registry<Arc<Last>>>>,
+        free: Arc<AtomicBool>,
+    }
+
+    impl Member for Arc<Last> {
+        fn id(&self) -> SocketId {
+            self.fake.0
+        }
+        fn user(&self) -> &UserId {
+            &self.fake.1
+        }
+    }
+
+    impl Drop for Last {
+        fn drop(&mut self) {
+            let registry = self.registry.upgrade();
+            let free = registry.is_some_and(|registry| registry.try_write().is_some());
+            self.free.store(free, SeqCst);
+        }
+    }
+
+    #[test]
+    fn the_last_of_a_socket_is_dropped_without_the_lock() {
+        let registry = Arc::new(RwLock::new(Registry::new()));
+        let free = Arc::new(AtomicBool::new(false));
+        for number in 0..3 {
+            let last = Arc::new(Last {
+                fake: Fake(id(number), "alice".into()),
+                registry: Arc::downgrade(&registry),
+                free: free.clone(),
+            });
+            registry.write().insert(user("alice"), last, about());
+            registry.write().join(id(number), &room("x"));
+        }
+        for number in 0..3 {
+            let removed = registry.write().remove(id(number));
+            assert!(!free.swap(false, SeqCst), "it is not over yet");
+            drop(removed);
+            assert!(free.swap(false, SeqCst));
+        }
+    }
+
+    /// The quickest of a few, so that a busy machine does not matter.
+    fn quickest(mut step: impl FnMut()) -> Duration {
+        let times = (0..5).map(|_| {
+            let start = Instant::now();
+            step();
+            start.elapsed()
+        });
+        times.min().unwrap()
+    }
+
+    /// Sixteen times as much of everything takes sixteen times as long, or a few times that where it no longer fits
+    /// into a cache, and not 256 times. Tried again, since others may take the machine away for a while.
+    fn no_product(mut step: impl FnMut(usize) -> Duration) {
+        let tries = (0..5).map(|_| (step(1), step(16)));
+        let tries: Vec<_> = tries.collect();
+        assert!(
+            tries.iter().any(|(once, sixteen)| *sixteen < 96 * *once),
+            "{tries:?}"
+        );
+    }
+
+    #[test]
+    fn exceptions_and_repeated_targets_cost_no_product() {
+        let registry = |times: usize| {
+            let mut registry = Registry::new();
+            for n in 0..125 * times {
+                connect(&mut registry, n as u64, &format!("user {n}"));
+            }
+            registry
+        };
+        no_product(|times| {
+            let registry = registry(times);
+            let names: Vec<_> = (0..1_250 * times).map(|n| format!("nobody {n}")).collect();
+            let scope = Scope {
+                except_users: names.iter().map(String::as_str).collect(),
+                ..targets(["all"])
+            };
+            quickest(|| assert_eq!(registry.select(&Wanted::of(&scope)).len(), 125 * times))
+        });
+        no_product(|times| {
+            let registry = registry(times);
+            let scope = targets(std::iter::repeat_n("all", 1_250 * times));
+            quickest(|| assert_eq!(registry.select(&Wanted::of(&scope)).len(), 125 * times))
+        });
+    }
+
+    #[test]
+    fn exceptions_are_sorted_in_before_the_lock() {
+        let names: Vec<_> = (0..200_000).map(|n| format!("nobody {n}")).collect();
+        let mut registry = Registry::new();
+        connect(&mut registry, 1, "alice");
+        let excepting = Scope {
+            except_users: names.iter().map(String::as_str).collect(),
+            ..targets(["all"])
+        };
+        let wanted = Wanted::of(&excepting);
+        let tries = (0..5).map(|_| {
+            let preparing = quickest(|| drop(Wanted::of(&excepting)));
+            let locked = quickest(|| assert_eq!(registry.select(&wanted).len(), 1));
+            (locked, preparing)
+        });
+        let tries: Vec<_> = tries.collect();
+        assert!(
+            tries
+                .iter()
+                .any(|(locked, preparing)| 20 * *locked < *preparing),
+            "{tries:?}"
+        );
+    }
+
+    #[test]
+    fn thousands_of_rooms_cost_a_socket_no_square() {
+        no_product(|times| {
+            let rooms: Vec<_> = (0..1_000 * times).map(|n| room(&n.to_string())).collect();
+            let mut registry = Registry::new();
+            connect(&mut registry, 1, "alice");
+            quickest(|| {
+                for room in &rooms {
+                    assert_eq!(registry.join(id(1), room), Some(true));
+                }
+                for room in rooms.iter().rev() {
+                    assert!(registry.has_user_on(&user("alice"), room));
+                }
+                for room in &rooms {
+                    assert!(registry.leave(id(1), room));
+                }
+            })
+        });
+    }
+
+    #[test]
+    fn a_socket_in_many_rooms_leaves_and_comes_back() {
+        let mut rooms = Rooms::default();
+        let names: Vec<_> = (0..2 * FEW_ROOMS).map(|n| room(&n.to_string())).collect();
+        for name in &names {
+            assert!(rooms.insert(name) && !rooms.insert(name));
+        }
+        assert!(names.iter().eq(rooms.iter()));
+        for name in &names {
+            assert!(rooms.contains(name) && rooms.remove(name));
+            assert!(!rooms.contains(name) && !rooms.remove(name));
+        }
+        assert!(rooms.iter().next().is_none() && rooms.insert(&names[0]));
+        assert_eq!(size_of::<Rooms>(), size_of::<Vec<Topic>>());
+    }
+
+    #[derive(Clone, Debug)]
+    enum Op {
+        Connect(u8),
+        Remove(u8),
+        Join(u8, u8),
+        Leave(u8, u8),
+    }
+
+    fn op() -> impl Strategy<Value = Op> {
+        prop_oneof![
+            (0u8..3).prop_map(Op::Connect),
+            any::<u8>().prop_map(Op::Remove),
+            (any::<u8>(), 0u8..3).prop_map(|(s, r)| Op::Join(s, r)),
+            (any::<u8>(), 0u8..3).prop_map(|(s, r)| Op::Leave(s, r)),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn whoever_is_selected_is_named_and_not_excepted(
+            users in proptest::collection::vec(0u64..30, 0..40),
+            named in proptest::collection::vec(0u64..30, 0..40),
+            except in proptest::collection::vec(0u64..40, 0..20),
+            except_users in proptest::collection::vec(0u64..30, 0..20),
+        ) {
+            let mut registry = Registry::new();
+            for (number, name) in (0..).zip(&users) {
+                connect(&mut registry, number, &name.to_string());
+            }
+            let named_topics: Vec<_> = named.iter().map(|n| user(&n.to_string())).collect();
+            let excepted: Vec<_> = except_users.iter().map(u64::to_string).collect();
+            let scope = Scope {
+                except: except.iter().copied().map(id).collect(),
+                except_users: excepted.iter().map(String::as_str).collect(),
+                ..targets(named_topics.iter().map(Topic::as_str))
+            };
+            let meant: Vec<u64> = (0..).zip(&users)
+                .filter(|(n, u)| named.contains(u) && !except.contains(n) && !except_users.contains(u))
+                .map(|(n, _)| n)
+                .collect();
+            prop_assert_eq!(numbers(&registry, &scope), meant);
+        }
+
+        /// Against the plainest possible model: a list of sockets with their user and rooms.
+        #[test]
+        fn every_history_agrees_with_a_list(ops in proptest::collection::vec(op(), 0..80)) {
+            let mut registry = Registry::new();
+            let mut model: Vec<(u64, u8, HashSet<u8>)> = Vec::new();
+            let mut next = 0;
+            for op in ops {
+                let pick = |s: u8, model: &Vec<_>| (!model.is_empty()).then(|| s as usize % model.len());
+                match op {
+                    Op::Connect(u) => {
+                        connect(&mut registry, next, &u.to_string());
+                        model.push((next, u, HashSet::new()));
+                        next += 1;
+                    }
+                    Op::Remove(s) => if let Some(at) = pick(s, &model) {
+                        let (number, user_number, rooms) = model.remove(at);
+                        prop_assert_eq!(registry.remove(id(number)).map(|left| left.rooms.iter().count()), Some(rooms.len()));
+                        prop_assert!(registry.remove(id(number)).is_none());
+                        registry.unclaim(&user(&user_number.to_string()));
+                    },
+                    Op::Join(s, r) => if let Some(at) = pick(s, &model) {
+                        let new = model[at].2.insert(r);
+                        prop_assert_eq!(registry.join(id(model[at].0), &room(&r.to_string())), Some(new));
+                    },
+                    Op::Leave(s, r) => if let Some(at) = pick(s, &model) {
+                        let was = model[at].2.remove(&r);
+                        prop_assert_eq!(registry.leave(id(model[at].0), &room(&r.to_string())), was);
+                    },
+                }
+            }
+            for n in 0u8..3 {
+                let of_user: Vec<u64> = model.iter().filter(|m| m.1 == n).map(|m| m.0).collect();
+                let in_room: Vec<u64> = model.iter().filter(|m| m.2.contains(&n)).map(|m| m.0).collect();
+                prop_assert_eq!(numbers(&registry, &targets([user(&n.to_string()).as_str()])), of_user);
+                prop_assert_eq!(numbers(&registry, &targets([room(&n.to_string()).as_str()])), in_room);
+                let users_in: HashSet<UserId> = model.iter().filter(|m| m.2.contains(&n)).map(|m| UserId::from(m.1.to_string())).collect();
+                for u in 0u8..3 {
+                    let (name, of_user) = (UserId::from(u.to_string()), user(&u.to_string()));
+                    prop_assert_eq!(registry.has_user_on(&of_user, &room(&n.to_string())), users_in.contains(&name));
+                    prop_assert_eq!(registry.has_user_on(&of_user, &Topic::all()), model.iter().any(|m| m.1 == u));
+                }
+                prop_assert_eq!(registry.users_on(&room(&n.to_string())), users_in);
+            }
+            let users: HashSet<u8> = model.iter().map(|m| m.1).collect();
+            let rooms: HashSet<u8> = model.iter().flat_map(|m| m.2.clone()).collect();
+            prop_assert_eq!((registry.sockets(), registry.users(), registry.rooms()), (model.len(), users.len(), rooms.len()));
+            for (number, user_number, _) in model {
+                drop(registry.remove(id(number)));
+                registry.unclaim(&user(&user_number.to_string()));
+            }
+            prop_assert!(registry.groups.is_empty() && registry.sockets.is_empty());
+            prop_assert_eq!((registry.claims, registry.users, registry.rooms), (0, 0, 0));
+        }
+    }
+}

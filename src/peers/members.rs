@@ -1,0 +1,168 @@
+//! Which nodes are in the cluster: each says so again and again, and is gone when it has not for a
+//! lease.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::bus::topic::TopicKind;
+use crate::config::LONGEST;
+use crate::model::id::NodeId;
+use crate::model::roster::NodeInfo;
+
+/// A node may miss this many of its own hellos but one before it is given up.
+pub(crate) const MARGIN: u32 = 3;
+
+#[derive(Debug, Default)]
+pub(crate) struct Members(HashMap<NodeId, Member>);
+
+#[derive(Debug)]
+struct Member {
+    info: NodeInfo,
+    /// Its own, so that settings may differ while a deploy rolls.
+    lease: Duration,
+    /// It holds no sockets: nobody lists it or waits for it, but it may ask and watch.
+    worker: bool,
+    /// Not every question on channels of these kinds comes to it.
+    refused: Vec<String>,
+    heard_at: Instant,
+}
+
+impl Members {
+    /// A node or a worker said hello. Whether it is new.
+    pub(crate) fn heard(
+        &mut self,
+        info: NodeInfo,
+        lease: Duration,
+        worker: bool,
+        now: Instant,
+    ) -> bool {
+        let member = Member {
+            info,
+            lease: lease.min(LONGEST),
+            worker,
+            refused: Vec::new(),
+            heard_at: now,
+        };
+        self.0.insert(member.info.id, member).is_none()
+    }
+
+    /// What Redis refuses a node, as its last hello said.
+    pub(crate) fn set_refused(&mut self, node: NodeId, kinds: Vec<String>) {
+        if let Some(member) = self.0.get_mut(&node) {
+            member.refused = kinds;
+        }
+    }
+
+    /// Whether a question on a channel of this kind comes to all who have to hear it.
+    pub(crate) fn hear(&self, kind: TopicKind) -> bool {
+        let mut nodes = self.0.values().filter(|member| !member.worker);
+        !nodes.any(|node| node.refused.iter().any(|one| one == kind.prefix()))
+    }
+
+    /// A node said goodbye. Whether it was known.
+    pub(crate) fn left(&mut self, node: NodeId) -> bool {
+        self.0.remove(&node).is_some()
+    }
+
+    /// Removes and returns those that said nothing for a lease, of the time in which we heard everything.
+    pub(crate) fn expire(&mut self, (since, until): (Instant, Instant)) -> Vec<NodeId> {
+        let expired = self
+            .0
+            .extract_if(|_, member| member.heard_at.max(since) + member.lease <= until);
+        expired.map(|(id, _)| id).collect()
+    }
+
+    /// Whoever says hello, workers too.
+    pub(crate) fn contains(&self, id: NodeId) -> bool {
+        self.0.contains_key(&id)
+    }
+
+    pub(crate) fn is_worker(&self, id: NodeId) -> bool {
+        self.0.get(&id).is_some_and(|member| member.worker)
+    }
+
+    /// How many there are, workers among them.
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// The nodes, which may hold sockets.
+    pub(crate) fn ids(&self) -> impl Iterator<Item = NodeId> {
+        self.infos().map(|info| info.id)
+    }
+
+    pub(crate) fn infos(&self) -> impl Iterator<Item = &NodeInfo> {
+        let nodes = self.0.values().filter(|member| !member.worker);
+        nodes.map(|member| &member.info)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+
+    const LEASE: Duration = Duration::from_secs(15);
+
+    fn node(id: u64) -> NodeInfo {
+        NodeInfo {
+            id: NodeId(id),
+            name: String::new(),
+            started_at: SystemTime::UNIX_EPOCH,
+            sockets: 0,
+            users: 0,
+            version: String::new(),
+        }
+    }
+
+    #[test]
+    fn a_node_is_there_until_its_lease_runs_out_or_it_leaves() {
+        let (mut members, start) = (Members::default(), Instant::now());
+        assert!(members.heard(node(1), LEASE, false, start));
+        assert!(members.heard(node(2), LEASE, false, start));
+        assert!(!members.heard(node(1), LEASE, false, start + LEASE / 3));
+        let heard = (start, start + LEASE);
+        assert_eq!(members.expire(heard), [NodeId(2)]);
+        assert_eq!(members.expire(heard), []);
+        assert!(members.left(NodeId(1)) && !members.left(NodeId(1)));
+        assert_eq!(members.ids().count(), 0);
+    }
+
+    #[test]
+    fn our_own_deafness_costs_nobody_the_lease() {
+        let (mut members, start) = (Members::default(), Instant::now());
+        members.heard(node(1), LEASE, false, start);
+        let back = start + LEASE * 10;
+        assert_eq!(members.expire((back, back)), []);
+        assert_eq!(members.expire((back, back + LEASE / 2)), []);
+        assert_eq!(members.expire((back, back + LEASE)), [NodeId(1)]);
+    }
+
+    #[test]
+    fn who_is_refused_channels_does_not_hear_every_question() {
+        let (mut members, now) = (Members::default(), Instant::now());
+        for (id, worker) in [(1, false), (2, true)] {
+            members.heard(node(id), LEASE, worker, now);
+            members.set_refused(NodeId(id), vec!["r:".into(), "later".into()]);
+            let hears = [TopicKind::Room, TopicKind::User].map(|kind| members.hear(kind));
+            assert_eq!(hears, [worker, true]);
+            members.heard(node(id), LEASE, worker, now);
+            assert!(members.hear(TopicKind::Room), "it says so again and again");
+        }
+    }
+
+    #[test]
+    fn a_worker_is_a_member_and_no_node() {
+        let (mut members, start) = (Members::default(), Instant::now());
+        assert!(members.heard(node(1), LEASE, false, start));
+        assert!(members.heard(node(2), LEASE, true, start));
+        assert_eq!(members.ids().collect::<Vec<_>>(), [NodeId(1)]);
+        assert_eq!(members.infos().count(), 1);
+        assert!(members.contains(NodeId(2)) && members.is_worker(NodeId(2)));
+        assert!(!members.is_worker(NodeId(1)) && !members.is_worker(NodeId(3)));
+        assert!(members.left(NodeId(2)), "its end is noticed");
+    }
+}
