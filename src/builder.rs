@@ -65,10 +65,14 @@ impl ClusterBuilder {
         }
     }
 
-    /// What connects the nodes. Default: [`Backend::memory`].
-    pub fn backend(mut self, backend: Backend) -> Self {
-        self.backend = backend;
-        self
+    /// What connects the nodes: a [`Backend`], or a [`Redis`](crate::Redis) with options. Default:
+    /// [`Backend::memory`].
+    pub fn backend(mut self, backend: impl Into<Backend>) -> Self {
+        self.backend = backend.into();
+        match self.backend.problem().cloned() {
+            Some(problem) => self.wrong(problem),
+            None => self,
+        }
     }
 
     /// Keeps clusters on one Redis apart: 1 to 64 of `A-Z a-z 0-9 . _ -`. Default: `cluster`. Redis'

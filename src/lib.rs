@@ -218,6 +218,8 @@ pub use audience::Audience;
 pub use broadcast::Broadcaster;
 pub use builder::ClusterBuilder;
 pub use bus::Backend;
+#[cfg(feature = "redis")]
+pub use bus::redis::Redis;
 pub use cluster::Cluster;
 pub use config::Unauthenticated;
 pub use counts::{StatKind, Stats};

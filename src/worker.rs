@@ -45,8 +45,8 @@ impl BroadcasterBuilder {
         Self(self.0.redis(url))
     }
 
-    /// What connects it to the app's nodes. Default: [`Backend::memory`].
-    pub fn backend(self, backend: Backend) -> Self {
+    /// What connects it to the app's nodes: a [`Backend`], or a [`Redis`](crate::Redis) with options. Default: [`Backend::memory`].
+    pub fn backend(self, backend: impl Into<Backend>) -> Self {
         Self(self.0.backend(backend))
     }
 

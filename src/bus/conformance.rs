@@ -29,6 +29,8 @@ pub(super) mod redis_server;
 
 #[cfg(feature = "redis")]
 use redis_server::RedisServer;
+#[cfg(feature = "redis")]
+use redis_server::sentinels::Sentinels;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -77,7 +79,7 @@ impl Listener for Recorder {
         }
     }
 
-    fn strayed(&self, _: LinkId) {}
+    fn strayed(&self, _: LinkId, _: Option<Instant>) {}
 
     fn down(&self, _: LinkId, _: Arc<str>, _: bool) {
         self.is_up.store(false, SeqCst);
@@ -432,6 +434,16 @@ macro_rules! on_every_bus {
             async fn $name() {
                 let server = RedisServer::start();
                 super::$name(Backend::redis(server.url()).unwrap()).await;
+            })*
+        }
+
+        #[cfg(feature = "redis")]
+        mod sentinel {
+            use super::*;
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $name() {
+                let sentinels = Sentinels::start(0, 1);
+                super::$name(Backend::redis(sentinels.url()).unwrap()).await;
             })*
         }
     };

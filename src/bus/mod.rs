@@ -25,13 +25,11 @@ use tokio::time::{Instant, timeout};
 
 use self::memory::{Hub, MemoryBus};
 #[cfg(feature = "redis")]
-use self::redis::{Endpoint, RedisBus};
+use self::redis::{Redis, RedisBus, Target};
 use crate::bus::outage::LinkId;
 use crate::bus::scope::Size;
 use crate::bus::topic::{Namespace, Topic, TopicKind};
-#[cfg(feature = "redis")]
-use crate::model::error::ConnectError;
-use crate::model::error::PublishError;
+use crate::model::error::{ConnectError, PublishError};
 use crate::model::id::NodeId;
 use crate::quota::{SlotLimit, Slots};
 
@@ -54,7 +52,10 @@ pub struct Backend(Kind);
 enum Kind {
     Memory(Arc<Hub>),
     #[cfg(feature = "redis")]
-    Redis(Arc<Endpoint>),
+    Redis(Target),
+    /// What it was made of makes no sense.
+    #[cfg(feature = "redis")]
+    Wrong(ConnectError),
 }
 
 impl Backend {
@@ -73,15 +74,34 @@ impl Backend {
     /// A [`ConnectError`] of kind `Url` names the part that is wrong. A password is never shown.
     #[cfg(feature = "redis")]
     pub fn redis(url: impl AsRef<str>) -> Result<Self, ConnectError> {
-        Ok(Self(Kind::Redis(Arc::new(Endpoint::parse(url.as_ref())?))))
+        Ok(Redis::at(url)?.into())
+    }
+
+    /// What it was made of, if that makes no sense.
+    pub(crate) fn problem(&self) -> Option<&ConnectError> {
+        match &self.0 {
+            #[cfg(feature = "redis")]
+            Kind::Wrong(problem) => Some(problem),
+            _ => None,
+        }
     }
 
     pub(crate) fn open(&self, node: NodeId, settings: BusSettings) -> Box<dyn Bus> {
         match &self.0 {
             Kind::Memory(hub) => Box::new(MemoryBus::new(hub.clone(), node, settings)),
             #[cfg(feature = "redis")]
-            Kind::Redis(endpoint) => Box::new(RedisBus::new(endpoint.clone(), node, settings)),
+            Kind::Redis(target) => Box::new(RedisBus::new(target, node, settings)),
+            #[cfg(feature = "redis")]
+            Kind::Wrong(problem) => unreachable!("refused when the node was built: {problem}"),
         }
+    }
+}
+
+/// What an option of it makes no sense of is told where the cluster starts.
+#[cfg(feature = "redis")]
+impl From<Redis> for Backend {
+    fn from(redis: Redis) -> Self {
+        Self(redis.target().map_or_else(Kind::Wrong, Kind::Redis))
     }
 }
 
@@ -175,8 +195,9 @@ pub(crate) trait Listener: Send + Sync {
     fn up(&self, link: LinkId, proven: Instant);
 
     /// What this node published since the link was last proven may have reached only a part of the others, and nobody
-    /// else knows it: it stood on a server that is no primary any more. Said before [`down`](Self::down).
-    fn strayed(&self, link: LinkId);
+    /// else knows it: it stood on a server that is no primary any more. Said before [`down`](Self::down); or after it
+    /// with a time since when nothing proves anything, since another server may have been the primary.
+    fn strayed(&self, link: LinkId, since: Option<Instant>);
 
     /// A link is not usable. `deaf`: messages may be missed from now on.
     fn down(&self, link: LinkId, reason: Arc<str>, deaf: bool);

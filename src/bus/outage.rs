@@ -215,9 +215,17 @@ impl Outage {
         proven.unwrap_or(self.started)
     }
 
-    /// What was published since a link was last proven may have reached only a part of the others.
-    pub(crate) fn strayed(&mut self, link: LinkId) {
-        let proven = self.links.get(&link).and_then(|link| link.proven);
+    /// What was published since a link was last proven may have reached only a part of the others. What proved it
+    /// after `since` proved nothing.
+    pub(crate) fn strayed(&mut self, link: LinkId, since: Option<Instant>) {
+        let Some(link) = self.links.get_mut(&link) else {
+            return;
+        };
+        if let Some(since) = since {
+            let sooner = |at: Instant| at.min(since);
+            (link.proven, link.gap) = (link.proven.map(sooner), link.gap.map(sooner));
+        }
+        let proven = link.proven;
         self.has_strayed(proven);
     }
 
@@ -392,12 +400,25 @@ mod tests {
         let (mut outage, clock) = two();
         outage.up(A, clock.at(1));
         outage.up(B, clock.at(2));
-        outage.strayed(B);
+        outage.strayed(B, None);
         assert_eq!(outage.take_strayed(), Some(clock.at(2)));
-        outage.strayed(B);
-        outage.strayed(A);
+        outage.strayed(B, None);
+        outage.strayed(A, None);
         assert_eq!(outage.take_strayed(), Some(clock.at(1)));
         assert_eq!(outage.take_strayed(), None);
+    }
+
+    #[test]
+    fn what_was_proven_on_a_server_that_was_no_primary_is_not() {
+        let (mut outage, clock) = two();
+        outage.up(A, clock.at(4));
+        outage.down(A, "gone".into(), true, wall(5));
+        outage.strayed(A, Some(clock.at(2)));
+        assert_eq!(outage.take_strayed(), Some(clock.at(2)));
+        assert_eq!(outage.up(A, clock.at(6)), Some((clock.at(2), clock.at(6))));
+        // Longer ago than it was proven.
+        outage.strayed(A, Some(clock.at(7)));
+        assert_eq!(outage.take_strayed(), Some(clock.at(6)));
     }
 
     proptest! {

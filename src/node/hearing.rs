@@ -121,8 +121,8 @@ impl Listener for Node {
         }
     }
 
-    fn strayed(&self, link: LinkId) {
-        self.outage.lock().strayed(link);
+    fn strayed(&self, link: LinkId, since: Option<Instant>) {
+        self.outage.lock().strayed(link, since);
     }
 
     fn down(&self, link: LinkId, reason: Arc<str>, deaf: bool) {

@@ -1,5 +1,8 @@
 //! A redis-server process of one test: killed, frozen and restarted at will, ended with its value.
 
+#[path = "sentinels.rs"]
+pub mod sentinels;
+
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -14,6 +17,8 @@ pub struct RedisServer {
     port: u16,
     dir: PathBuf,
     options: Vec<String>,
+    /// Of a sentinel, which writes into it what it learns.
+    config: Option<PathBuf>,
     process: Option<Child>,
 }
 
@@ -39,8 +44,21 @@ impl RedisServer {
             port,
             dir,
             options: Vec::new(),
+            config: None,
             process: None,
         }
+    }
+
+    /// A sentinel with these lines of configuration.
+    pub fn sentinel(lines: &str) -> Self {
+        let mut server = Self::absent();
+        let config = server.dir.join("sentinel.conf");
+        let (port, dir) = (server.port, server.dir.display());
+        let lines = format!("port {port}\nbind 127.0.0.1\ndir {dir}\n{lines}");
+        std::fs::write(&config, lines).expect("a file in the server's directory");
+        server.config = Some(config);
+        server.restart();
+        server
     }
 
     pub fn port(&self) -> u16 {
@@ -58,15 +76,17 @@ impl RedisServer {
     pub fn restart(&mut self) {
         self.kill();
         let mut command = Command::new("redis-server");
-        command
-            .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1"])
-            .args(["--save", "", "--appendonly", "no", "--dir"])
-            .arg(&self.dir)
-            .arg("--unixsocket")
-            .arg(self.unix_socket())
-            .args(&self.options)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
+        match &self.config {
+            Some(config) => command.arg(config).arg("--sentinel"),
+            None => command
+                .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1"])
+                .args(["--save", "", "--appendonly", "no", "--dir"])
+                .arg(&self.dir)
+                .arg("--unixsocket")
+                .arg(self.unix_socket())
+                .args(&self.options),
+        };
+        command.stdout(Stdio::null()).stderr(Stdio::null());
         let process = command.spawn();
         self.process = Some(process.expect("redis-server is installed: `tests/run` does it"));
         let deadline = Instant::now() + START;

@@ -81,17 +81,31 @@ const FIXES: [(&str, &str); 14] = [
     ),
     (
         "CLUSTERDOWN",
-        "Redis Cluster is not supported: use a single Redis or its primary",
+        "Redis Cluster is not supported yet: use a single Redis or its primary",
     ),
     (
         "MOVED",
-        "Redis Cluster is not supported: use a single Redis or its primary",
+        "Redis Cluster is not supported yet: use a single Redis or its primary",
     ),
 ];
 
 /// Said of a Redis that takes every PUBLISH but hands it to its own subscribers only.
 pub(crate) const REPLICA: &str = "this Redis is a replica, where messages reach only a part of the cluster \
      (point the URL to the primary; the node asks again by itself)";
+
+const SENTINEL: &str = "this is a sentinel, which passes no messages on: \
+     name it as redis-sentinel://host:26379/mymaster, with the name under which it knows the primary";
+const CLUSTER: &str = "this is a node of a Redis Cluster, where messages of redis:// reach only a part of the nodes: \
+     Redis Cluster is not supported yet, use a single Redis or one with sentinels";
+
+/// Why a server that greets so is of no use.
+pub(crate) fn is_unfit(role: Option<&[u8]>, mode: Option<&[u8]>) -> Option<&'static str> {
+    match mode {
+        Some(b"sentinel") => Some(SENTINEL),
+        Some(b"cluster") => Some(CLUSTER),
+        _ => role.is_some_and(is_replica).then_some(REPLICA),
+    }
+}
 
 /// Whether HELLO is refused as such. What else is refused will be refused again.
 pub(crate) fn tells_no_role(words: &str) -> bool {
@@ -123,7 +137,7 @@ pub(crate) fn is_wrong_server(words: &str) -> bool {
 }
 
 /// Whether the role that HELLO tells is one where a PUBLISH goes astray.
-pub(crate) fn is_replica(role: &[u8]) -> bool {
+fn is_replica(role: &[u8]) -> bool {
     role == b"replica" || role == b"slave"
 }
 
@@ -207,6 +221,22 @@ mod tests {
             "ERR wrong number of arguments",
         ] {
             assert!(!is_wrong_server(words), "{words}");
+        }
+    }
+
+    #[test]
+    fn a_greeting_of_another_kind_of_server_is_answered_with_the_right_url() {
+        let master = Some(b"master".as_slice());
+        for (role, mode, fix) in [
+            (None, Some("sentinel"), "redis-sentinel://"),
+            (master, Some("cluster"), "Redis Cluster"),
+            (Some(b"slave".as_slice()), Some("standalone"), "the primary"),
+        ] {
+            let unfit = is_unfit(role, mode.map(str::as_bytes)).unwrap();
+            assert!(unfit.contains(fix), "{unfit}");
+        }
+        for (role, mode) in [(master, Some("standalone")), (master, None), (None, None)] {
+            assert_eq!(is_unfit(role, mode.map(str::as_bytes)), None);
         }
     }
 

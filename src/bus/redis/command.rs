@@ -33,6 +33,23 @@ pub(super) fn publish(out: &mut BytesMut, channel: &str, envelope: &[u8]) {
     put_bulk(out, envelope);
 }
 
+/// Asks for life, where nothing else is to be said.
+pub(super) fn ping(out: &mut BytesMut) {
+    out.put_slice(b"*1\r\n$4\r\nPING\r\n");
+}
+
+/// Asks a sentinel what it knows of a primary, where it is, who else is asked for it, and who it is itself.
+pub(super) fn sentinel(service: &str) -> [Cmd; 4] {
+    ["MASTER", "GET-MASTER-ADDR-BY-NAME", "SENTINELS", "MYID"].map(|question| {
+        let mut command = redis::cmd("SENTINEL");
+        command.arg(question);
+        if question != "MYID" {
+            command.arg(service);
+        }
+        command
+    })
+}
+
 /// Asks how many subscribers each channel has.
 pub(super) fn numsub(channels: &[String]) -> Cmd {
     let mut command = redis::cmd("PUBSUB");

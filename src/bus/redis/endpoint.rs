@@ -1,27 +1,29 @@
-//! Where Redis is, and how to get a connection to it.
+//! A server: where it is, who we are to it, and how to get a connection to it.
 
 use std::fmt;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 #[cfg(unix)]
 use std::path::PathBuf;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use redis::{ConnectionAddr, IntoConnectionInfo, RedisConnectionInfo};
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use redis::{ProtocolVersion, RedisConnectionInfo};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 #[cfg(unix)]
 use tokio::net::UnixStream;
 use tokio::time::timeout;
-use url::Url;
 
-use super::address;
+use super::address::{Host, Login};
 use super::command;
 use super::dial::dial;
 use super::tls::Tls;
-use crate::model::error::ConnectError;
 
 /// The longest that opening a connection may take, from the name to the login and the role: five round trips of
 /// 2 s, or fewer and two SYNs that were lost. Longer than a publication waits, so that a slow link is no dead one.
@@ -34,84 +36,74 @@ const KEEPALIVE: Duration = Duration::from_secs(5);
 #[cfg(target_os = "linux")]
 const USER_TIMEOUT: Duration = Duration::from_secs(6);
 
-/// A Redis server and who we are to it.
+/// A server.
 pub(crate) struct Endpoint {
     addr: Addr,
-    login: RedisConnectionInfo,
-    /// The URL without its secrets.
-    shown: String,
+    access: Arc<Access>,
 }
 
-enum Addr {
-    Tcp {
-        host: String,
-        port: u16,
-        tls: Option<Tls>,
-    },
+#[derive(Clone)]
+pub(super) enum Addr {
+    Tcp(Host),
     #[cfg(unix)]
     Unix(PathBuf),
 }
+
+/// How servers are reached, wherever they stand, and who we are to them.
+#[derive(Clone, Default)]
+pub(super) struct Access {
+    pub(super) login: Login,
+    /// Asked before each login, instead of the login's own.
+    pub(super) password_from: Option<Arc<PasswordFn>>,
+    pub(super) tls: Option<Tls>,
+    pub(super) addresses: Option<Arc<AddressFn>>,
+}
+
+/// The password of now, or why there is none.
+pub(super) type PasswordFn = dyn Fn() -> BoxFuture<'static, Result<String, String>> + Send + Sync;
+/// Where a host is reached from here.
+pub(super) type AddressFn = dyn Fn(&str, u16) -> (String, u16) + Send + Sync;
 
 /// A connection of any kind.
 pub(crate) trait Stream: AsyncRead + AsyncWrite + Send {}
 
 impl<T: AsyncRead + AsyncWrite + Send> Stream for T {}
 
-impl Endpoint {
-    pub(crate) fn parse(text: &str) -> Result<Self, ConnectError> {
-        let wrong = |problem: String| ConnectError::url(problem);
-        let url = address::parse(text).map_err(wrong)?;
-        let shown = shown(&url);
-        let (url, tls) = match url.scheme() {
-            "rediss" => (plain(url), Some(Tls::new().map_err(wrong)?)),
-            _ => (url, None),
-        };
-        // The library's texts name the part and never quote a secret.
-        let info = url
-            .into_connection_info()
-            .map_err(|error| wrong(error.to_string()))?;
-        let addr = match info.addr() {
-            ConnectionAddr::Tcp(host, port) => Addr::Tcp {
-                host: host.clone(),
-                port: *port,
-                tls,
-            },
-            #[cfg(unix)]
-            ConnectionAddr::Unix(path) => Addr::Unix(path.clone()),
-            #[cfg(not(unix))]
-            ConnectionAddr::Unix(_) => {
-                return Err(wrong(
-                    "there are no unix sockets on this system: use redis://host:port".into(),
-                ));
-            }
-            _ => return Err(wrong("this kind of address is not supported".into())),
-        };
-        // Pub/sub ignores database numbers, so none is selected: one permission less to grant.
-        let login = info
-            .redis_settings()
-            .clone()
-            .set_db(0)
-            .set_skip_set_lib_name();
-        let login = login.set_protocol(redis::ProtocolVersion::RESP2);
-        Ok(Self { addr, login, shown })
-    }
-
+/// A connection on which nothing has been said yet.
+pub(super) struct Connection {
+    pub(super) stream: Pin<Box<dyn Stream>>,
     /// User name and password, as the redis crate takes them.
-    pub(crate) fn login(&self) -> &RedisConnectionInfo {
-        &self.login
-    }
+    pub(super) login: RedisConnectionInfo,
+}
 
+impl Connection {
     /// The command that logs in, if there is a password.
-    pub(crate) fn auth(&self) -> Option<BytesMut> {
+    pub(super) fn auth(&self) -> Option<BytesMut> {
         let mut auth = BytesMut::new();
         command::auth(&mut auth, self.login.username(), self.login.password()?);
         Some(auth)
     }
+}
 
-    /// Opens a connection; nothing has been said on it yet.
-    pub(crate) async fn connect(&self) -> io::Result<Pin<Box<dyn Stream>>> {
-        match timeout(OPENING, self.reach()).await {
-            Ok(reached) => reached,
+impl Endpoint {
+    pub(super) fn new(addr: Addr, access: Arc<Access>) -> Self {
+        Self { addr, access }
+    }
+
+    /// The user that logs in, if not the default one.
+    pub(super) fn user(&self) -> Option<&str> {
+        self.access.login.user.as_deref()
+    }
+
+    /// Opens a connection. The name is resolved, and the password asked for, at every call.
+    pub(super) async fn connect(&self) -> io::Result<Connection> {
+        let opening = async {
+            let stream = self.reach().await?;
+            let login = self.access.log_in().await?;
+            Ok(Connection { stream, login })
+        };
+        match timeout(OPENING, opening).await {
+            Ok(opened) => opened,
             Err(_) => Err(io::Error::new(
                 io::ErrorKind::TimedOut,
                 "redis did not accept a connection in time",
@@ -123,15 +115,55 @@ impl Endpoint {
         match &self.addr {
             #[cfg(unix)]
             Addr::Unix(path) => Ok(Box::pin(UnixStream::connect(path).await?)),
-            Addr::Tcp { host, port, tls } => {
-                let stream = dial(host, *port).await?;
+            Addr::Tcp(host) => {
+                let (name, port) = self.access.reachable(host)?;
+                let stream = dial(&name, port).await?;
                 guard_against_silence(&stream)?;
-                match tls {
-                    Some(tls) => Ok(Box::pin(tls.secure(host, stream).await?)),
+                match &self.access.tls {
+                    Some(tls) => Ok(Box::pin(tls.secure(&host.name, stream).await?)),
                     None => Ok(Box::pin(stream)),
                 }
             }
         }
+    }
+}
+
+impl Access {
+    /// Where a host is reached from here.
+    fn reachable(&self, host: &Host) -> io::Result<(String, u16)> {
+        let Some(addresses) = &self.addresses else {
+            return Ok((host.name.clone(), host.port));
+        };
+        // Not ours.
+        catch_unwind(AssertUnwindSafe(|| addresses(&host.name, host.port)))
+            .map_err(|_| io::Error::other("the function given to `Redis::addresses` panicked"))
+    }
+
+    async fn log_in(&self) -> io::Result<RedisConnectionInfo> {
+        // Pub/sub ignores database numbers, so none is selected: one permission less to grant.
+        let mut login = RedisConnectionInfo::default()
+            .set_db(0)
+            .set_skip_set_lib_name()
+            .set_protocol(ProtocolVersion::RESP2);
+        if let Some(user) = &self.login.user {
+            login = login.set_username(user);
+        }
+        if let Some(password) = self.password().await? {
+            login = login.set_password(password);
+        }
+        Ok(login)
+    }
+
+    async fn password(&self) -> io::Result<Option<String>> {
+        let Some(ask) = &self.password_from else {
+            return Ok(self.login.password.clone());
+        };
+        // Not ours, from the call on.
+        let asked = AssertUnwindSafe(async { ask().await }).catch_unwind().await;
+        let answer = asked.unwrap_or_else(|_| Err("it panicked".into()));
+        let answer =
+            answer.map_err(|why| format!("`Redis::password_from` gave no password: {why}"));
+        answer.map(Some).map_err(io::Error::other)
     }
 }
 
@@ -150,106 +182,106 @@ fn guard_against_silence(stream: &TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-/// As the redis crate reads it, which knows no TLS here: that is ours.
-fn plain(mut url: Url) -> Url {
-    // Fails only between schemes of the web and others.
-    let _ = url.set_scheme("redis");
-    url
-}
-
-fn shown(url: &Url) -> String {
-    let mut url = url.clone();
-    url.set_query(None);
-    if url.password().is_some() {
-        // Fails only for URLs that cannot have a password.
-        let _ = url.set_password(Some("***"));
-    }
-    url.to_string()
-}
-
-/// Never shows a secret.
-impl fmt::Debug for Endpoint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.shown)
-    }
-}
-
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.shown)
+        match &self.addr {
+            Addr::Tcp(host) => host.fmt(f),
+            #[cfg(unix)]
+            Addr::Unix(path) => path.display().fmt(f),
+        }
+    }
+}
+
+impl fmt::Debug for Access {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.login.fmt(f)
+    }
+}
+
+impl fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+
+    use tokio::net::TcpListener;
+
     use super::*;
 
-    #[test]
-    fn secrets_are_never_shown() {
-        for url in [
-            "redis://user:s3cret@host:1/2",
-            #[cfg(unix)]
-            "redis+unix:///run/redis.sock?pass=s3cret&user=x",
-            #[cfg(any(feature = "tls-ring", feature = "tls-aws-lc"))]
-            "rediss://:s3cret@host",
-        ] {
-            let endpoint = Endpoint::parse(url).unwrap();
+    fn at(port: u16, access: Access) -> Endpoint {
+        let host = Host::new("redis.example", port);
+        Endpoint::new(Addr::Tcp(host), Arc::new(access))
+    }
+
+    fn leading_to(
+        reachable: impl Fn(&str, u16) -> (String, u16) + Send + Sync + 'static,
+    ) -> Access {
+        Access {
+            addresses: Some(Arc::new(reachable)),
+            ..Access::default()
+        }
+    }
+
+    /// T8: as a name whose address changes.
+    #[tokio::test]
+    async fn where_a_host_is_reached_is_asked_at_every_connect() {
+        let servers = [
+            TcpListener::bind("127.0.0.1:0").await.unwrap(),
+            TcpListener::bind("127.0.0.1:0").await.unwrap(),
+        ];
+        let ports = servers
+            .each_ref()
+            .map(|server| server.local_addr().unwrap().port());
+        let calls = AtomicU32::new(0);
+        let endpoint = at(
+            7,
+            leading_to(move |name, port| {
+                assert_eq!((name, port), ("redis.example", 7));
+                let call = calls.fetch_add(1, SeqCst) as usize;
+                ("127.0.0.1".to_owned(), ports[call])
+            }),
+        );
+        for server in servers {
+            let _stream = endpoint.connect().await.unwrap();
+            server.accept().await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_not_ours_may_fail_and_panic() {
+        let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = server.local_addr().unwrap().port();
+        let here = |_: &str, port| ("127.0.0.1".to_owned(), port);
+        let error =
+            |access| async move { at(port, access).connect().await.err().unwrap().to_string() };
+        let panics = leading_to(|_, _| panic!("in the map"));
+        assert!(error(panics).await.contains("`Redis::addresses` panicked"));
+        let passwords: [(Arc<PasswordFn>, &str); 3] = [
+            (Arc::new(|| panic!("in the call")), "panicked"),
+            (
+                Arc::new(|| async { panic!("in the future") }.boxed()),
+                "panicked",
+            ),
+            (
+                Arc::new(|| async { Err("no token".to_owned()) }.boxed()),
+                "no token",
+            ),
+        ];
+        for (password_from, why) in passwords {
+            let password_from = Some(password_from);
+            let access = Access {
+                password_from,
+                ..leading_to(here)
+            };
+            let error = error(access).await;
             assert!(
-                !format!("{endpoint:?} {endpoint}").contains("s3cret"),
-                "{endpoint}"
+                error.contains("password_from") && error.contains(why),
+                "{error}"
             );
-        }
-    }
-
-    #[test]
-    fn a_wrong_url_names_the_part() {
-        for (url, part) in [
-            ("localhost:6379", "scheme"),
-            ("redis://host/ten", "database"),
-            ("redis://0.0.0.0", "wildcard"),
-        ] {
-            let error = Endpoint::parse(url).unwrap_err().to_string();
-            assert!(error.starts_with("redis url: "), "{error}");
-            assert!(error.contains(part), "{url}: {error}");
-        }
-    }
-
-    #[cfg(not(any(feature = "tls-ring", feature = "tls-aws-lc")))]
-    #[test]
-    fn without_tls_its_features_are_named() {
-        for url in ["rediss://:s3cret@host", "valkeys://:s3cret@host"] {
-            let error = Endpoint::parse(url).unwrap_err().to_string();
-            for said in ["`rediss`", "`tls-ring`", "`tls-aws-lc`"] {
-                assert!(error.contains(said), "{error}");
-            }
-            assert!(!error.contains("s3cret"), "{error}");
-        }
-    }
-
-    #[test]
-    fn a_password_is_what_was_meant() {
-        for url in ["redis://:p@s%2Cs@host", "redis://:p%40s%2Cs@host"] {
-            let endpoint = Endpoint::parse(url).unwrap();
-            assert_eq!(endpoint.login().password(), Some("p@s,s"), "{url}");
-        }
-    }
-
-    #[test]
-    fn every_supported_form_is_taken() {
-        for url in [
-            "redis://localhost",
-            "redis://u:p@[::1]:7000/3",
-            "valkey://h",
-            #[cfg(any(feature = "tls-ring", feature = "tls-aws-lc"))]
-            "rediss://h",
-            #[cfg(any(feature = "tls-ring", feature = "tls-aws-lc"))]
-            "valkeys://h",
-            #[cfg(unix)]
-            "redis+unix:///run/r.sock",
-            #[cfg(unix)]
-            "unix:///run/r.sock",
-        ] {
-            assert!(Endpoint::parse(url).is_ok(), "{url}");
         }
     }
 }

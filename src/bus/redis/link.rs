@@ -26,9 +26,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
 
-use super::advice::{
-    Advice, REPLICA, is_replica, is_wrong_server, tells_no_role, without_arguments,
-};
+use super::advice::{Advice, is_unfit, is_wrong_server, tells_no_role, without_arguments};
 use super::command::{self, HELLO};
 use super::outstanding::{Command, Verb};
 use super::proof::Proof;
@@ -189,8 +187,10 @@ impl Link {
             Reply::Oversized => Ok(Some(Event::Garbage)),
             Reply::Subscribed { channel } => Ok(self.answered(Verb::Subscribe, channel, now)),
             Reply::Unsubscribed { channel } => Ok(self.answered(Verb::Unsubscribe, channel, now)),
-            Reply::Hello { role } if role.is_some_and(is_replica) => Err(REPLICA.into()),
-            Reply::Hello { .. } => Ok(self.greeted(None)),
+            Reply::Hello { role, mode } => match is_unfit(role, mode) {
+                Some(unfit) => Err(unfit.into()),
+                None => Ok(self.greeted(None)),
+            },
             Reply::Error(words) => self.refuse(&String::from_utf8_lossy(words), now),
             // What publishes is answered so; the two are out of step.
             Reply::Integer(_) => Err("redis answered what nobody asked".into()),
@@ -600,6 +600,7 @@ mod tests {
             let reply = match &said {
                 Said::Ok => Reply::Other,
                 Said::Hello(role) => Reply::Hello {
+                    mode: Some(b"standalone"),
                     role: role.map(str::as_bytes),
                 },
                 Said::Error(words) => Reply::Error(words.as_bytes()),

@@ -13,7 +13,7 @@ use redis::{AsyncConnectionConfig, Cmd, Pipeline, RedisError, RedisResult, Value
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout};
 
-use super::advice::{REPLICA, is_replica, is_wrong_server, tells_no_role};
+use super::advice::{is_unfit, is_wrong_server, tells_no_role};
 use super::command;
 use super::endpoint::OPENING;
 use super::topology::Topology;
@@ -78,11 +78,10 @@ impl Links {
 
     async fn open(&self) -> Result<Link, RedisError> {
         let generation = self.topology.generation();
-        let stream = self.topology.connect().await?;
+        let opened = self.topology.connect().await?.connection;
         let config = AsyncConnectionConfig::new().set_response_timeout(Some(self.deadline));
-        let login = self.topology.primary().login();
         let (connection, driver) =
-            MultiplexedConnection::new_with_config(login, stream, config).await?;
+            MultiplexedConnection::new_with_config(&opened.login, opened.stream, config).await?;
         let dead = Arc::new(AtomicBool::new(false));
         let ended = Ended(dead.clone());
         let driver = tokio::spawn(async move {
@@ -208,8 +207,10 @@ impl Drop for Link {
 fn of_primary(answers: Vec<RedisResult<Value>>) -> RedisResult<Vec<RedisResult<Value>>> {
     let mut answers = answers.into_iter();
     match answers.next() {
-        Some(Ok(hello)) if role(&hello).is_some_and(is_replica) => {
-            return Err(io::Error::other(REPLICA).into());
+        Some(Ok(hello)) => {
+            if let Some(unfit) = is_unfit(field(&hello, b"role"), field(&hello, b"mode")) {
+                return Err(io::Error::other(unfit).into());
+            }
         }
         Some(Err(error)) if !tells_no_role(&words(&error)) => return Err(error),
         _ => {}
@@ -217,13 +218,13 @@ fn of_primary(answers: Vec<RedisResult<Value>>) -> RedisResult<Vec<RedisResult<V
     Ok(answers.collect())
 }
 
-fn role(hello: &Value) -> Option<&[u8]> {
+fn field<'a>(hello: &'a Value, name: &[u8]) -> Option<&'a [u8]> {
     let Value::Array(fields) = hello else {
         return None;
     };
     let mut fields = fields.chunks_exact(2);
-    let role = fields.find(|field| text(&field[0]) == Some(b"role"))?;
-    text(&role[1])
+    let found = fields.find(|field| text(&field[0]) == Some(name))?;
+    text(&found[1])
 }
 
 fn text(value: &Value) -> Option<&[u8]> {
@@ -242,11 +243,10 @@ fn is_foreign(error: &RedisError) -> bool {
 mod tests {
     use super::*;
     use crate::bus::conformance::redis_server::RedisServer;
-    use crate::bus::redis::endpoint::Endpoint;
+    use crate::bus::redis::advice::REPLICA;
 
     fn topology(server: &RedisServer) -> Arc<Topology> {
-        let endpoint = Endpoint::parse(&server.url()).unwrap();
-        Arc::new(Topology::single(Arc::new(endpoint)))
+        Arc::new(Topology::at(&server.url()))
     }
 
     async fn hello(link: &mut Link) -> RedisResult<Vec<RedisResult<Value>>> {

@@ -10,6 +10,7 @@ mod dial;
 mod endpoint;
 mod link;
 mod links;
+mod options;
 mod outstanding;
 mod pipeline;
 mod probe;
@@ -18,6 +19,7 @@ mod publisher;
 mod queue;
 mod refusals;
 mod resp;
+mod sentinel;
 mod shared;
 mod slots;
 mod subscriber;
@@ -44,13 +46,15 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::advice::Advice;
-pub(crate) use self::endpoint::Endpoint;
 use self::endpoint::OPENING;
 use self::link::LinkConfig;
 use self::links::Links;
+pub use self::options::Redis;
+pub(crate) use self::options::Target;
 use self::publisher::{PublishQueue, Publisher};
 #[cfg(any(fuzzing, axum_cluster_internals))]
 pub(crate) use self::resp::Reader;
+use self::sentinel::{Seeker, Sentinels, Watcher};
 use self::shared::SharedSubscriptions;
 use self::slots::{Keeper, SlotTable};
 use self::subscriber::Subscriber;
@@ -72,6 +76,8 @@ const POOL: u32 = 2;
 pub(crate) struct RedisBus {
     node: NodeId,
     topology: Arc<Topology>,
+    /// Who tells where the primary is, if somebody has to.
+    sentinels: Option<Arc<Sentinels>>,
     advice: Arc<Advice>,
     settings: BusSettings,
     subscriptions: Arc<SharedSubscriptions>,
@@ -87,15 +93,21 @@ pub(crate) struct RedisBus {
 }
 
 impl RedisBus {
-    pub(crate) fn new(endpoint: Arc<Endpoint>, node: NodeId, settings: BusSettings) -> Self {
-        let topology = Arc::new(Topology::single(endpoint));
+    pub(crate) fn new(target: &Target, node: NodeId, settings: BusSettings) -> Self {
+        let (topology, sentinels) = match target {
+            Target::Single(endpoint) => (Topology::single(endpoint.clone()), None),
+            Target::Sentinel(target) => {
+                let sentinels = Sentinels::new(target.clone(), settings.probe_interval);
+                (Topology::sought(), Some(Arc::new(sentinels)))
+            }
+        };
+        let topology = Arc::new(topology);
         let links = Links::new(topology.clone(), settings.publish_timeout);
         let questions = Pool::builder()
             .max_size(POOL)
             .connection_timeout(settings.publish_timeout.min(OPENING))
             .build_unchecked(links.clone());
-        let user = topology.primary().login().username();
-        let advice = Arc::new(Advice::new(user, &settings.namespace));
+        let advice = Arc::new(Advice::new(target.user(), &settings.namespace));
         let (publisher, queue) =
             Publisher::new(topology.clone(), advice.clone(), settings.publish_timeout);
         let slots = settings.slots.map(|limit| {
@@ -106,6 +118,7 @@ impl RedisBus {
         Self {
             node,
             topology,
+            sentinels,
             advice,
             subscriptions: Arc::new(subscriptions),
             settings,
@@ -143,6 +156,25 @@ impl RedisBus {
         }
     }
 
+    /// Keeps to the primary that the sentinels name.
+    fn follow(&self, sentinels: &Arc<Sentinels>, listener: &Weak<dyn Listener>) {
+        let (ended, told) = (self.ended.clone(), listener.clone());
+        let seeker = Seeker::new(sentinels.clone(), self.topology.clone());
+        self.tasks
+            .spawn(supervise("sentinels", ended, told, seeker, |seeker| {
+                seeker.run().boxed()
+            }));
+        let (ended, told) = (self.ended.clone(), listener.clone());
+        let watcher = Watcher::new(sentinels.clone(), self.topology.clone());
+        self.tasks.spawn(supervise(
+            "sentinel watch",
+            ended,
+            told,
+            watcher,
+            |watcher| watcher.run().boxed(),
+        ));
+    }
+
     fn unopened(&self) -> Arc<str> {
         match self.links.failure() {
             Some(words) => self.advice.on(&words),
@@ -161,6 +193,9 @@ impl Bus for RedisBus {
             .spawn(supervise("publisher", ended, told, queue, |queue| {
                 queue.run().boxed()
             }));
+        if let Some(sentinels) = &self.sentinels {
+            self.follow(sentinels, &listener);
+        }
         if let Some(slots) = &self.slots {
             slots.start(listener.clone());
             let keeper = || {
@@ -342,7 +377,7 @@ mod tests {
             std::future::pending::<()>().await;
         };
         let bus = RedisBus::new(
-            Arc::new(Endpoint::parse(&url).unwrap()),
+            &Redis::at(url).unwrap().target().unwrap(),
             NodeId::random(),
             BusSettings {
                 namespace: Namespace::new("x").unwrap(),

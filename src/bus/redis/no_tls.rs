@@ -5,6 +5,7 @@ use std::io;
 use tokio::net::TcpStream;
 
 /// There is none.
+#[derive(Clone)]
 pub(super) enum Tls {}
 
 impl Tls {
@@ -12,6 +13,18 @@ impl Tls {
         Err("the scheme `rediss` is TLS, without which axum-cluster was built: enable its feature `tls-ring` or \
              `tls-aws-lc`"
             .into())
+    }
+
+    pub(super) fn trust(&mut self, _pem: &[u8]) -> Result<(), String> {
+        match *self {}
+    }
+
+    pub(super) fn identify(&mut self, _chain: &[u8], _key: &[u8]) -> Result<(), String> {
+        match *self {}
+    }
+
+    pub(super) fn call(&mut self, _name: &str) -> Result<(), String> {
+        match *self {}
     }
 
     pub(super) async fn secure(&self, _host: &str, _stream: TcpStream) -> io::Result<TcpStream> {

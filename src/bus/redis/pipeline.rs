@@ -8,11 +8,11 @@ use bytes::{BufMut, BytesMut};
 use futures::FutureExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::advice::{Advice, REPLICA, is_replica, tells_no_role};
+use super::advice::{Advice, REPLICA, is_unfit, tells_no_role};
 use super::command::{self, HELLO};
 use super::endpoint::Stream;
 use super::resp::{Reader, Reply};
-use super::topology::Topology;
+use super::topology::{Opened, Topology};
 
 /// What Redis says to one PUBLISH: how many received it, or why it was refused.
 pub(crate) type Counted = Result<usize, Arc<str>>;
@@ -38,6 +38,8 @@ const KEPT: usize = 256 * 1024;
 
 pub(crate) struct Pipeline {
     stream: Pin<Box<dyn Stream>>,
+    /// The topology's when it was opened.
+    pub(super) route: u64,
     reader: Reader,
     output: BytesMut,
     advice: Arc<Advice>,
@@ -57,19 +59,19 @@ enum First {
 impl Pipeline {
     /// Logs in, and makes sure that this is no replica.
     pub(crate) async fn open(topology: &Topology, advice: &Arc<Advice>) -> Result<Self, Unusable> {
-        let stream = topology
-            .connect()
-            .await
-            .map_err(|error| error.to_string())?;
+        let opened = topology.connect().await;
+        let Opened { connection, route } = opened.map_err(|error| error.to_string())?;
+        let auth = connection.auth();
         let mut pipeline = Self {
-            stream,
+            stream: connection.stream,
+            route,
             reader: Reader::new(KEPT),
             output: BytesMut::new(),
             advice: advice.clone(),
             owed: 0,
             first: None,
         };
-        if let Some(auth) = topology.primary().auth() {
+        if let Some(auth) = auth {
             pipeline.output.extend_from_slice(&auth);
             pipeline.owed = 1;
             pipeline.first = Some(First::Login);
@@ -129,7 +131,7 @@ impl Pipeline {
             .await
             .map_err(|error| error.to_string())?;
         let (owed, first) = (std::mem::take(&mut self.owed), self.first.take());
-        let (mut on_replica, mut out_of_step) = (false, false);
+        let (mut unfit, mut out_of_step) = (None, false);
         while replies.len() < owed {
             match self.stream.read_buf(self.reader.space()).await {
                 Ok(0) => return Err("redis closed the connection".into()),
@@ -144,8 +146,8 @@ impl Pipeline {
                     }
                     (None, Reply::Integer(received)) => Ok(received),
                     (Some(First::Login), Reply::Other) => Ok(0),
-                    (Some(First::Role), Reply::Hello { role }) => {
-                        on_replica = role.is_some_and(is_replica);
+                    (Some(First::Role), Reply::Hello { role, mode }) => {
+                        unfit = is_unfit(role, mode);
                         Ok(0)
                     }
                     _ => {
@@ -164,11 +166,13 @@ impl Pipeline {
         {
             return Err(words.into());
         }
-        if on_replica {
-            let reason = REPLICA.into();
-            return Err(Unusable { on_replica, reason });
+        match unfit {
+            Some(reason) => Err(Unusable {
+                on_replica: reason == REPLICA,
+                reason: reason.into(),
+            }),
+            None => Ok(()),
         }
-        Ok(())
     }
 }
 
@@ -182,6 +186,7 @@ mod tests {
     fn over(stream: DuplexStream) -> Pipeline {
         Pipeline {
             stream: Box::pin(stream),
+            route: 0,
             reader: Reader::new(KEPT),
             output: BytesMut::new(),
             advice: Arc::new(Advice::new(None, &Namespace::new("x").unwrap())),

@@ -24,6 +24,7 @@ use super::backoff::Backoff;
 use super::endpoint::OPENING;
 use super::pipeline::{Pipeline, Unusable};
 use super::queue::{Place, Queue, Queued};
+use super::subscriber::LEFT;
 use super::topology::Topology;
 use crate::bus::scope::Size;
 use crate::model::error::PublishError;
@@ -38,6 +39,15 @@ pub(crate) struct Publisher {
     queue: Arc<Queue>,
     deadline: Duration,
     runtime: Handle,
+}
+
+/// Until when nobody waits for a connection, and why.
+#[derive(Debug)]
+struct Failed {
+    /// That was tried.
+    route: u64,
+    until: Instant,
+    error: PublishError,
 }
 
 /// The other end of the queue, closed when this is dropped.
@@ -155,7 +165,7 @@ impl PublishQueue {
     pub(crate) async fn run(&mut self) {
         let mut pipeline: Option<Pipeline> = None;
         let mut backoff = Backoff::new(LONGEST_PAUSE);
-        let mut failed: Option<(Instant, PublishError)> = None;
+        let mut failed: Option<Failed> = None;
         let mut backlog = Backlog::default();
         let mut turn = Turn::default();
         let mut replies = Vec::with_capacity(BATCH);
@@ -165,13 +175,17 @@ impl PublishQueue {
             if backlog.is_empty() {
                 continue;
             }
+            let route = self.topology.route();
+            // What is left is no failure.
+            pipeline = pipeline.filter(|pipeline| pipeline.route == route);
             if !pipeline.as_mut().is_some_and(Pipeline::is_alive) {
                 if pipeline.take().is_some() {
                     self.pause(&mut backlog, &mut backoff).await;
                 }
                 let now = Instant::now();
-                if let Some((_, error)) = failed.as_ref().filter(|(until, _)| now < *until) {
-                    backlog.fail(error);
+                let holds = |failed: &&Failed| now < failed.until && failed.route == route;
+                if let Some(failed) = failed.as_ref().filter(holds) {
+                    backlog.fail(&failed.error);
                     continue;
                 }
                 match self.open(&mut backlog).await {
@@ -182,7 +196,11 @@ impl PublishQueue {
                     Err(unusable) => {
                         let (now, error) = (Instant::now(), unusable.into_error(false));
                         backlog.fail(&error);
-                        failed = Some((now + backoff.ended(now, fastrand::f64()), error));
+                        failed = Some(Failed {
+                            route,
+                            until: now + backoff.ended(now, fastrand::f64()),
+                            error,
+                        });
                     }
                 }
                 // Whoever was late was told that it is not sent.
@@ -200,6 +218,13 @@ impl PublishQueue {
                     }
                 }
                 open.exchange(&mut replies).await
+            };
+            let publishing = async {
+                tokio::select! {
+                    biased;
+                    published = publishing => published,
+                    () = self.topology.left(route) => Err(LEFT.into()),
+                }
             };
             let until = Instant::now() + self.deadline;
             match turn.waiters.wait(publishing, until, &mut backlog).await {
@@ -247,9 +272,20 @@ impl PublishQueue {
     async fn open(&mut self, backlog: &mut Backlog) -> Result<Pipeline, Unusable> {
         let late = "redis did not accept a connection in time";
         let (topology, advice) = (self.topology.clone(), self.advice.clone());
-        let opening = timeout(OPENING, Pipeline::open(&topology, &advice));
-        let opened = self.meanwhile(opening, backlog, late).await;
-        opened.unwrap_or_else(|_| Err(late.into()))
+        loop {
+            let route = topology.route();
+            let opening = timeout(OPENING, Pipeline::open(&topology, &advice));
+            let opening = async {
+                tokio::select! {
+                    opened = opening => Some(opened.unwrap_or_else(|_| Err(late.into()))),
+                    // The old one may be frozen.
+                    () = topology.left(route), if route > 0 => None,
+                }
+            };
+            if let Some(opened) = self.meanwhile(opening, backlog, late).await {
+                return opened;
+            }
+        }
     }
 
     /// Waits for something, and tells those whose deadline passes before.
@@ -295,7 +331,6 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
-    use crate::bus::redis::endpoint::Endpoint;
     use crate::bus::topic::Namespace;
 
     /// An answer that is late for one is not for the other.
@@ -303,8 +338,7 @@ mod tests {
     async fn impatience_of_one_costs_the_others_nothing() {
         let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("redis://{}", server.local_addr().unwrap());
-        let endpoint = Arc::new(Endpoint::parse(&url).unwrap());
-        let topology = Arc::new(Topology::single(endpoint));
+        let topology = Arc::new(Topology::at(&url));
         let advice = Arc::new(Advice::new(None, &Namespace::new("x").unwrap()));
         let long = Duration::from_secs(20);
         let (publisher, mut queue) = Publisher::new(topology, advice, long);

@@ -24,9 +24,10 @@ pub(crate) enum Reply<'a> {
     Unsubscribed {
         channel: &'a [u8],
     },
-    /// The answer to HELLO; the role is absent where Redis does not tell it.
+    /// The answer to HELLO; role and mode are absent where Redis does not tell them.
     Hello {
         role: Option<&'a [u8]>,
+        mode: Option<&'a [u8]>,
     },
     Error(&'a [u8]),
     Integer(usize),
@@ -276,7 +277,7 @@ impl<'a> Cursor<'a> {
 
     /// The fields of a HELLO after its first.
     fn hello(&mut self, fields: usize) -> Result<Option<Reply<'a>>, Broken> {
-        let mut role = None;
+        let (mut role, mut mode) = (None, None);
         for _ in 0..fields {
             let Some(name) = self.bulk(MAX_NAME)? else {
                 return Ok(None);
@@ -285,12 +286,15 @@ impl<'a> Cursor<'a> {
             if self.value(MAX_DEPTH)?.is_none() {
                 return Ok(None);
             }
-            if name == b"role" {
-                self.at = start;
-                role = self.bulk(MAX_NAME)?;
-            }
+            let told = match name {
+                b"role" => &mut role,
+                b"mode" => &mut mode,
+                _ => continue,
+            };
+            self.at = start;
+            *told = self.bulk(MAX_NAME)?;
         }
-        Ok(Some(Reply::Hello { role }))
+        Ok(Some(Reply::Hello { role, mode }))
     }
 
     /// Skips a value of any kind.
@@ -410,7 +414,9 @@ mod tests {
                     Reply::Subscribed { channel } => format!("+{}", channel.escape_ascii()),
                     Reply::Unsubscribed { channel } => format!("-{}", channel.escape_ascii()),
                     Reply::Error(text) => format!("error {}", text.escape_ascii()),
-                    Reply::Hello { role: Some(role) } => format!("role {}", role.escape_ascii()),
+                    Reply::Hello {
+                        role: Some(role), ..
+                    } => format!("role {}", role.escape_ascii()),
                     other => format!("{other:?}"),
                 });
             });
@@ -442,7 +448,7 @@ mod tests {
             "Other",
             "error NOPERM no",
             "role replica",
-            "Hello { role: None }",
+            "Hello { role: None, mode: None }",
             "-n:u",
         ];
         (input, said)

@@ -20,7 +20,7 @@ use super::publisher::Publisher;
 use super::resp::{Broken, Reader};
 use super::slots::SlotTable;
 use super::subscriptions::Subscriptions;
-use super::topology::Topology;
+use super::topology::{Opened, Topology};
 use crate::bus::Listener;
 use crate::bus::outage::LinkId;
 use crate::bus::topic::{Topic, TopicKind};
@@ -29,6 +29,9 @@ use crate::bus::wire::MAX_ENVELOPE;
 /// Replies that are handed on before those whom they concern get their turn: half of what an outbox holds by
 /// default.
 const TURN: usize = 128;
+
+/// Where the primary is elsewhere by now, whatever the server says that was it.
+pub(super) const LEFT: &str = "another server is the primary now";
 
 /// The task that listens.
 #[derive(Debug)]
@@ -55,36 +58,60 @@ impl Subscriber {
         self.began = true;
         let mut backoff = Backoff::new(LONGEST_PAUSE);
         loop {
+            let route = self.topology.route();
             let Err(Lost { reason, strayed }) = self.listen(&mut backoff).await;
             // Nobody waits for a connection that could not be made either.
             self.link.subscriptions.with(Subscriptions::disconnected);
             self.tell(|listener| {
                 if strayed {
-                    listener.strayed(LinkId::ONLY);
+                    listener.strayed(LinkId::ONLY, None);
                 }
                 listener.down(LinkId::ONLY, reason, true);
             });
-            sleep(backoff.ended(Instant::now(), fastrand::f64())).await;
+            self.topology.missed();
+            let pause = backoff.ended(Instant::now(), fastrand::f64());
+            tokio::select! {
+                () = sleep(pause) => {}
+                () = self.topology.left(route) => {}
+            }
+            if let Some(since) = self.topology.take_astray() {
+                self.tell(|listener| listener.strayed(LinkId::ONLY, Some(since)));
+            }
         }
     }
 
     /// One connection from its first byte to its last.
     async fn listen(&self, backoff: &mut Backoff) -> Result<Infallible, Lost> {
         let opened_until = Instant::now() + OPENING;
-        let stream = match timeout_at(opened_until, self.topology.primary().connect()).await {
-            Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => return Err(broken(&error)),
-            Err(_) => return Err("redis did not accept a connection in time".into()),
-        };
+        let Opened { connection, route } = self.open(opened_until).await?;
         if let Some(slots) = &self.slots {
             slots.doubt();
         }
-        self.pump(stream, opened_until, backoff).await
+        let auth = connection.auth();
+        let listening = self.pump(connection.stream, auth, opened_until, backoff);
+        tokio::select! {
+            lost = listening => lost,
+            () = self.topology.left(route) => Err(LEFT.into()),
+        }
+    }
+
+    async fn open(&self, until: Instant) -> Result<Opened, Lost> {
+        let known = self.topology.route();
+        tokio::select! {
+            opened = timeout_at(until, self.topology.open()) => match opened {
+                Ok(Ok(opened)) => Ok(opened),
+                Ok(Err(error)) => Err(broken(&error)),
+                Err(_) => Err("redis did not accept a connection in time".into()),
+            },
+            // The old one may be frozen.
+            () = self.topology.left(known), if known > 0 => Err(LEFT.into()),
+        }
     }
 
     async fn pump(
         &self,
         stream: impl AsyncRead + AsyncWrite,
+        auth: Option<BytesMut>,
         opened_until: Instant,
         backoff: &mut Backoff,
     ) -> Result<Infallible, Lost> {
@@ -93,11 +120,10 @@ impl Subscriber {
         // TLS keeps what the kernel did not take.
         let mut unflushed = false;
         let mut publishing = pin!(Fuse::terminated());
-        let (auth, number) = (self.topology.primary().auth(), fastrand::u64(..));
         let mut link = Link::new(
             self.link.clone(),
             auth,
-            number,
+            fastrand::u64(..),
             opened_until,
             Instant::now(),
         );
@@ -267,7 +293,6 @@ mod tests {
     use super::*;
     use crate::bus::conformance::redis_server::{self, RedisServer};
     use crate::bus::redis::advice::Advice;
-    use crate::bus::redis::endpoint::Endpoint;
     use crate::bus::redis::link::{SILENCE, UNANSWERED};
     use crate::bus::redis::shared::SharedSubscriptions;
     use crate::bus::redis::supervise;
@@ -302,7 +327,7 @@ mod tests {
             let _ = self.0.send(Told::Up);
         }
 
-        fn strayed(&self, _: LinkId) {}
+        fn strayed(&self, _: LinkId, _: Option<Instant>) {}
 
         fn down(&self, _: LinkId, _: Arc<str>, deaf: bool) {
             let _ = self.0.send(Told::Down { deaf });
@@ -321,8 +346,7 @@ mod tests {
 
     /// A subscriber that wants `r:x`, and a publisher for its probes.
     fn subscriber(server: &RedisServer, listener: &Arc<Fragile>) -> Subscriber {
-        let endpoint = Endpoint::parse(&server.url()).unwrap();
-        let topology = Arc::new(Topology::single(Arc::new(endpoint)));
+        let topology = Arc::new(Topology::at(&server.url()));
         let namespace = Namespace::new("x").unwrap();
         let advice = Arc::new(Advice::new(None, &namespace));
         let (publisher, mut queue) = Publisher::new(topology.clone(), advice.clone(), SILENCE);
@@ -371,7 +395,7 @@ mod tests {
             }
         };
         tokio::select! {
-            lost = subscriber.pump(link.unwrap(), Instant::now() + OPENING, &mut backoff) => panic!("{lost:?}"),
+            lost = subscriber.pump(link.unwrap(), None, Instant::now() + OPENING, &mut backoff) => panic!("{lost:?}"),
             () = probed => {}
         }
         assert_eq!(told.try_recv(), Ok(Told::Refused), "control");
@@ -392,7 +416,7 @@ mod tests {
         let keeping = BufWriter::new(link.unwrap());
         let mut backoff = Backoff::new(LONGEST_PAUSE);
         tokio::select! {
-            lost = subscriber.pump(keeping, Instant::now() + OPENING, &mut backoff) => panic!("{lost:?}"),
+            lost = subscriber.pump(keeping, None, Instant::now() + OPENING, &mut backoff) => panic!("{lost:?}"),
             first = told.recv() => assert_eq!(first, Some(Told::Up)),
         }
     }
@@ -431,7 +455,7 @@ mod tests {
             assert_eq!(channels.lines().count(), 5000);
         };
         tokio::select! {
-            lost = subscriber.pump(link, Instant::now() + OPENING, &mut backoff) => panic!("{lost:?}"),
+            lost = subscriber.pump(link, None, Instant::now() + OPENING, &mut backoff) => panic!("{lost:?}"),
             () = restored => {}
         }
     }
@@ -478,7 +502,7 @@ mod tests {
             assert_eq!(next_channel().await, "x:r:newcomer");
         };
         tokio::select! {
-            lost = subscriber.pump(link, Instant::now() + OPENING, &mut backoff) => panic!("{lost:?}"),
+            lost = subscriber.pump(link, None, Instant::now() + OPENING, &mut backoff) => panic!("{lost:?}"),
             () = serving => {}
         }
     }

@@ -1,16 +1,38 @@
-//! What is wrong with a Redis URL. No text quotes more of it than the scheme: what stands in the place of a
-//! host or a port may be a password whose `@host` is missing.
+//! What a Redis URL says, and what is wrong with it. No text quotes more of it than the scheme: what stands in the
+//! place of a host or a port may be a password whose `@host` is missing.
+
+mod several;
 
 use std::net::Ipv6Addr;
 
 use url::Url;
 
-const FORM: &str = "the form is redis://[user:password@]host[:port]";
-/// What to do until there is more than one address.
-const ONE: &str = "name the primary, or a proxy that follows it: redis://host:port";
+pub(super) use self::several::{Host, Login, Seeds, SentinelUrl};
 
-/// The URL, with Valkey's schemes as those of Redis.
-pub(super) fn parse(text: &str) -> Result<Url, String> {
+const FORM: &str = "the form is redis://[user:password@]host[:port]";
+const PORT: u16 = 6379;
+
+/// What answers there, as the URL says.
+#[derive(Debug)]
+pub(super) enum Address {
+    /// One server, with Valkey's schemes as those of Redis.
+    Single(Url),
+    Sentinel(SentinelUrl),
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "its parts are checked, and it is refused as yet")
+    )]
+    Cluster(Seeds),
+}
+
+#[derive(Clone, Copy)]
+enum Scheme {
+    Single(&'static str),
+    Sentinel { tls: bool },
+    Cluster { tls: bool },
+}
+
+pub(super) fn parse(text: &str) -> Result<Address, String> {
     if text.is_empty() {
         return Err(format!("it is empty: {FORM}"));
     }
@@ -25,7 +47,14 @@ pub(super) fn parse(text: &str) -> Result<Url, String> {
             "the scheme is missing: put redis:// in front, or rediss:// for TLS; {FORM}"
         ));
     };
-    let scheme = known(&scheme.to_ascii_lowercase())?;
+    match known(&scheme.to_ascii_lowercase())? {
+        Scheme::Single(scheme) => single(scheme, rest).map(Address::Single),
+        Scheme::Sentinel { tls } => several::sentinel(rest, tls).map(Address::Sentinel),
+        Scheme::Cluster { tls } => several::cluster(rest, tls).map(Address::Cluster),
+    }
+}
+
+fn single(scheme: &str, rest: &str) -> Result<Url, String> {
     match scheme {
         "redis" | "rediss" => check(rest)?,
         _ if !rest.starts_with('/') => {
@@ -41,28 +70,24 @@ fn is_scheme(text: &str) -> bool {
     text.starts_with(|c: char| c.is_ascii_alphabetic()) && text.chars().all(in_scheme)
 }
 
-fn known(scheme: &str) -> Result<&'static str, String> {
-    Ok(match scheme {
-        "redis" | "valkey" => "redis",
-        "rediss" | "valkeys" => "rediss",
-        "redis+unix" | "valkey+unix" => "redis+unix",
-        "unix" => "unix",
-        _ if scheme.contains("sentinel") => {
-            return Err(format!(
-                "the scheme `{scheme}`: Sentinel is not supported yet; {ONE}"
-            ));
-        }
-        _ if scheme.contains("cluster") => {
-            return Err(format!(
-                "the scheme `{scheme}`: Redis Cluster is not supported yet; use a single Redis: redis://host:port"
-            ));
-        }
-        _ => {
-            return Err(format!(
-                "the scheme `{scheme}` is not supported: use redis://, rediss:// (TLS) or redis+unix://"
-            ));
-        }
-    })
+fn known(scheme: &str) -> Result<Scheme, String> {
+    let several = scheme.split_once(['-', '+']);
+    let tls = match several.map_or(scheme, |(base, _)| base) {
+        "redis" | "valkey" => Some(false),
+        "rediss" | "valkeys" => Some(true),
+        _ => None,
+    };
+    match (tls, several.map(|(_, kind)| kind)) {
+        (Some(false), None) => Ok(Scheme::Single("redis")),
+        (Some(true), None) => Ok(Scheme::Single("rediss")),
+        (Some(false), Some("unix")) => Ok(Scheme::Single("redis+unix")),
+        (Some(tls), Some("sentinel")) => Ok(Scheme::Sentinel { tls }),
+        (Some(tls), Some("cluster")) => Ok(Scheme::Cluster { tls }),
+        _ if scheme == "unix" => Ok(Scheme::Single("unix")),
+        _ => Err(format!(
+            "the scheme `{scheme}` is not supported: use redis://, rediss:// (TLS), redis+unix:// or redis-sentinel://"
+        )),
+    }
 }
 
 /// What follows `redis://`.
@@ -79,13 +104,15 @@ fn check(rest: &str) -> Result<(), String> {
         .split_once('@')
         .map_or(authority, |(_, hosts)| hosts);
     if hosts.contains(',') {
-        return Err(format!(
-            "a list of hosts is not supported yet; {ONE} (in a password `@` is written %40 and `,` %2C)"
-        ));
+        return Err(
+            "a list of hosts: if they are sentinels, say redis-sentinel://a,b/mymaster, else name the primary alone \
+             (in a password `@` is written %40 and `,` %2C)"
+                .into(),
+        );
     }
     let host = hosts.rsplit_once('@').map_or(hosts, |(_, host)| host);
     match port(host)? {
-        Some(port) => check_port(port),
+        Some(port) => check_port(port, PORT).map(drop),
         None => Ok(()),
     }
 }
@@ -124,13 +151,13 @@ fn port(host: &str) -> Result<Option<&str>, String> {
     Ok(port)
 }
 
-fn check_port(port: &str) -> Result<(), String> {
+fn check_port(port: &str, default: u16) -> Result<u16, String> {
     let digits = port.bytes().all(|byte| byte.is_ascii_digit());
     match port.parse() {
-        Ok(1..=u16::MAX) if digits => Ok(()),
-        _ if port.is_empty() => {
-            Err("the port is missing after the colon: the default is 6379".into())
-        }
+        Ok(number @ 1..=u16::MAX) if digits => Ok(number),
+        _ if port.is_empty() => Err(format!(
+            "the port is missing after the colon: the default is {default}"
+        )),
         _ => Err(format!(
             "the port is no number from 1 to 65535, or the @host after the password is missing: {FORM}"
         )),
@@ -161,22 +188,15 @@ mod tests {
             ("http://:s3cret@localhost", "scheme `http`", "redis://"),
             ("HTTPS://localhost", "scheme `https`", "rediss://"),
             (
-                "redis-sentinel://:s3cret@a:26379,b:26379/mymaster",
-                "Sentinel",
-                "the primary",
+                "redis-sentinal://localhost",
+                "scheme `redis-sentinal`",
+                "redis-sentinel://",
             ),
             (
-                "redis+sentinel://localhost",
-                "Sentinel",
-                "redis://host:port",
+                "http+sentinel://localhost",
+                "scheme `http+sentinel`",
+                "redis-sentinel://",
             ),
-            ("rediss+sentinel://localhost", "Sentinel", "proxy"),
-            (
-                "redis-cluster://:s3cret@localhost",
-                "Redis Cluster",
-                "single Redis",
-            ),
-            ("redis+cluster://localhost", "Redis Cluster", "single Redis"),
             ("redis://", "host is missing", "[:port]"),
             ("redis://:6379", "host is missing", "[:port]"),
             ("redis:///0", "host is missing", "[:port]"),
@@ -185,9 +205,13 @@ mod tests {
             (
                 "redis://a:6379,b:6379",
                 "list of hosts",
-                "a proxy that follows it",
+                "redis-sentinel://a,b/mymaster",
             ),
-            ("redis://:s3cret@a,b/0", "list of hosts", "name the primary"),
+            (
+                "redis://:s3cret@a,b/0",
+                "list of hosts",
+                "name the primary alone",
+            ),
             ("redis://:s3cret@a:1,:s3cret@b:2", "list of hosts", "%2C"),
             ("redis://localhost:", "port is missing", "6379"),
             ("redis://localhost:0", "port", "1 to 65535"),
@@ -257,7 +281,9 @@ mod tests {
             ("redis://:p@:s@host:7", "host", Some(7), Some("p%40%3As")),
             ("redis://:p,q%2F@host", "host", None, Some("p,q%2F")),
         ] {
-            let parsed = parse(url).unwrap();
+            let Ok(Address::Single(parsed)) = parse(url) else {
+                panic!("{url}")
+            };
             assert!(matches!(parsed.scheme(), "redis" | "rediss"), "{url}");
             assert_eq!(parsed.host_str(), Some(host), "{url}");
             assert_eq!(

@@ -1,0 +1,261 @@
+//! What a sentinel says, and what to do where it refuses.
+
+use std::sync::Arc;
+
+use redis::Value;
+
+use crate::bus::redis::address::Host;
+use crate::bus::redis::advice::without_arguments;
+
+/// One sentinel's word on one primary.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Answer {
+    /// Who says so, by whichever address it was asked.
+    pub(super) id: Option<String>,
+    /// Raised by every failover.
+    pub(super) epoch: u64,
+    pub(super) primary: Host,
+    /// It takes the primary for gone, or cannot reach it: then its word does not count.
+    pub(super) doubts: bool,
+    /// The other sentinels that it knows, by their ids.
+    pub(super) others: Vec<(String, Host)>,
+}
+
+/// Reads the answers to [`command::sentinel`](crate::bus::redis::command::sentinel), each as it came.
+pub(super) fn read(answers: Vec<Result<Value, String>>) -> Result<Answer, String> {
+    let mut answers = answers.into_iter();
+    let mut next = || {
+        answers
+            .next()
+            .unwrap_or_else(|| Err("it answers too little".into()))
+    };
+    let (master, address, others, id) = (next()?, next()?, next(), next());
+    let garbled = || "it answers what is no sentinel's answer".to_owned();
+    let master = Fields::of(&master).ok_or_else(garbled)?;
+    let Some((name, port)) = pair(&address) else {
+        return Err(garbled());
+    };
+    let primary = host(name, port).ok_or_else(garbled)?;
+    let epoch = master
+        .get("config-epoch")
+        .and_then(|epoch| epoch.parse().ok());
+    let flags = master.get("flags").ok_or_else(garbled)?;
+    let doubts = flags
+        .split(',')
+        .any(|flag| ["s_down", "o_down", "disconnected"].contains(&flag));
+    // While it leads a failover, it tells the promoted one by its address, and the flags are still the old one's.
+    let is_old = master.host().as_ref() == Some(&primary);
+    Ok(Answer {
+        id: id.ok().as_ref().and_then(text).map(ToOwned::to_owned),
+        epoch: epoch.ok_or_else(garbled)?,
+        primary,
+        doubts: doubts && is_old,
+        others: others.map(|others| sentinels(&others)).unwrap_or_default(),
+    })
+}
+
+fn sentinels(value: &Value) -> Vec<(String, Host)> {
+    let Value::Array(sentinels) = value else {
+        return Vec::new();
+    };
+    let known = sentinels.iter().filter_map(|sentinel| {
+        let fields = Fields::of(sentinel)?;
+        let id = fields.get("runid").filter(|id| !id.is_empty())?;
+        Some((id.to_owned(), fields.host()?))
+    });
+    known.collect()
+}
+
+/// Names and values in turn.
+struct Fields<'a>(&'a [Value]);
+
+impl<'a> Fields<'a> {
+    fn of(value: &'a Value) -> Option<Self> {
+        match value {
+            Value::Array(fields) => Some(Self(fields)),
+            _ => None,
+        }
+    }
+
+    fn get(&self, name: &str) -> Option<&'a str> {
+        let mut fields = self.0.chunks_exact(2);
+        let found = fields.find(|field| text(&field[0]) == Some(name))?;
+        text(&found[1])
+    }
+
+    fn host(&self) -> Option<Host> {
+        host(self.get("ip")?, self.get("port")?)
+    }
+}
+
+fn pair(value: &Value) -> Option<(&str, &str)> {
+    match value {
+        Value::Array(pair) => match pair.as_slice() {
+            [one, other] => Some((text(one)?, text(other)?)),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+fn host(name: &str, port: &str) -> Option<Host> {
+    let port = port.parse().ok().filter(|port| *port > 0)?;
+    (!name.is_empty()).then(|| Host::new(name, port))
+}
+
+fn text(value: &Value) -> Option<&str> {
+    match value {
+        Value::BulkString(text) => std::str::from_utf8(text).ok(),
+        Value::SimpleString(text) => Some(text),
+        _ => None,
+    }
+}
+
+/// A sentinel's own words, and the fix where one is known.
+pub(super) fn advise(words: &str, service: &str, user: Option<&str>) -> Arc<str> {
+    let words = without_arguments(words);
+    let user = user.unwrap_or("default");
+    let fix = match words {
+        _ if words.starts_with("ERR No such master") => {
+            format!("it knows no `{service}`: SENTINEL MASTERS lists the names that it knows")
+        }
+        _ if words.starts_with("ERR unknown command") => {
+            "this is no sentinel: a Redis alone is named as redis://host:port".into()
+        }
+        _ if words.starts_with("NOAUTH") => {
+            "sentinels have passwords of their own: add sentinelPassword to the URL's query".into()
+        }
+        _ if words.starts_with("WRONGPASS") => {
+            "check sentinelUsername and sentinelPassword in the URL".into()
+        }
+        _ if words.starts_with("ERR AUTH <password> called without any password") => {
+            "this sentinel has no password: take sentinelPassword out of the URL".into()
+        }
+        _ if words.starts_with("NOPERM") => format!(
+            "grant it at the sentinels: ACL SETUSER {user} resetchannels &+switch-master +subscribe +ping \
+             +sentinel|master +sentinel|get-master-addr-by-name +sentinel|sentinels +sentinel|myid"
+        ),
+        _ => return words.into(),
+    };
+    format!("{words} ({fix})").into()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn bulk(text: &str) -> Value {
+        Value::BulkString(text.as_bytes().to_vec())
+    }
+
+    fn list(texts: &[&str]) -> Value {
+        Value::Array(texts.iter().map(|text| bulk(text)).collect())
+    }
+
+    fn master(port: &str, flags: &str) -> Value {
+        let fields = ["name", "m", "ip", "10.0.0.1", "port", port, "flags", flags];
+        list(&[&fields[..], &["config-epoch", "7", "quorum", "2"]].concat())
+    }
+
+    fn answers(master: Value, port: &str) -> Vec<Result<Value, String>> {
+        let other = list(&["name", "x", "ip", "10.0.0.9", "port", "26379", "runid", "b"]);
+        let garbled = list(&["name", "x", "ip", "10.0.0.9"]);
+        vec![
+            Ok(master),
+            Ok(list(&["10.0.0.1", port])),
+            Ok(Value::Array(vec![other, garbled])),
+            Ok(bulk("a")),
+        ]
+    }
+
+    #[test]
+    fn what_a_sentinel_says_is_read() {
+        let sound = read(answers(master("1", "master"), "1")).unwrap();
+        let expected = Answer {
+            id: Some("a".into()),
+            epoch: 7,
+            primary: Host::new("10.0.0.1", 1),
+            doubts: false,
+            others: vec![("b".into(), Host::new("10.0.0.9", 26379))],
+        };
+        assert_eq!(sound, expected);
+        for flags in ["s_down,master", "master,o_down", "master,disconnected"] {
+            let doubts = read(answers(master("1", flags), "1")).unwrap();
+            assert!(doubts.doubts, "{flags}");
+        }
+        let leads = "s_down,o_down,master,failover_in_progress";
+        let promoted = read(answers(master("1", leads), "2")).unwrap();
+        assert_eq!(promoted.primary, Host::new("10.0.0.1", 2));
+        assert!(!promoted.doubts, "it is another server that is down");
+    }
+
+    #[test]
+    fn what_is_not_granted_and_not_needed_is_done_without() {
+        let refused = || Err("NOPERM".to_owned());
+        let mut least = answers(master("1", "master"), "1");
+        (least[2], least[3]) = (refused(), refused());
+        let read_so = read(least.clone()).unwrap();
+        assert_eq!((read_so.id, read_so.others), (None, vec![]));
+        for needed in 0..2 {
+            let mut answers = least.clone();
+            answers[needed] = refused();
+            assert_eq!(read(answers), Err("NOPERM".into()));
+        }
+        let mut unknown = least.clone();
+        unknown[1] = Ok(Value::Nil);
+        assert!(read(unknown).is_err());
+        assert!(read(Vec::new()).is_err());
+    }
+
+    #[test]
+    fn every_refusal_keeps_its_words_and_names_the_fix() {
+        for (words, fix) in [
+            ("ERR No such master with that name", "`shop`"),
+            (
+                "ERR unknown command 'SENTINEL', with args beginning with: 's3cret'",
+                "redis://host:port",
+            ),
+            ("NOAUTH Authentication required.", "sentinelPassword"),
+            (
+                "WRONGPASS invalid username-password pair",
+                "sentinelUsername",
+            ),
+            (
+                "ERR AUTH <password> called without any password configured",
+                "take sentinelPassword out",
+            ),
+            ("NOPERM this user has no permissions", "ACL SETUSER app"),
+        ] {
+            let said = advise(words, "shop", Some("app"));
+            let added = said.strip_prefix(without_arguments(words)).unwrap();
+            assert!(added.contains(fix), "{said}");
+            assert!(!said.contains("s3cret"), "{said}");
+        }
+        assert_eq!(
+            &*advise("Connection refused", "shop", None),
+            "Connection refused"
+        );
+    }
+
+    fn any_value() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Nil),
+            any::<i64>().prop_map(Value::Int),
+            "(ip|port|flags|runid|config-epoch|[0-9]{0,6}|\\PC{0,4})".prop_map(|text| bulk(&text)),
+        ];
+        leaf.prop_recursive(3, 64, 12, |inner| {
+            proptest::collection::vec(inner, 0..12).prop_map(Value::Array)
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn no_answer_breaks_anything(answers: Vec<bool>, values in proptest::collection::vec(any_value(), 0..6)) {
+            let told = values.into_iter().zip(answers.into_iter().chain(std::iter::repeat(true)));
+            let told = told.map(|(value, ok)| if ok { Ok(value) } else { Err("ERR".to_owned()) });
+            let _ = read(told.collect());
+        }
+    }
+}

@@ -1,0 +1,44 @@
+//! One question to one sentinel.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, RedisResult, Value};
+use tokio::time::timeout;
+
+use super::answer::{Answer, advise, read};
+use crate::bus::redis::command;
+use crate::bus::redis::endpoint::{Connection, Endpoint};
+use crate::bus::redis::words;
+
+/// From the connect to the answer: those who have theirs wait for nobody longer.
+const ASKING: Duration = Duration::from_millis(500);
+
+pub(super) async fn ask(sentinel: &Endpoint, service: &str) -> Result<Answer, Arc<str>> {
+    match timeout(ASKING, exchange(sentinel, service)).await {
+        Ok(answer) => answer.map_err(|words| advise(&words, service, sentinel.user())),
+        Err(_) => Err("it does not answer in time".into()),
+    }
+}
+
+async fn exchange(sentinel: &Endpoint, service: &str) -> Result<Answer, String> {
+    let Connection { stream, login } = sentinel.connect().await.map_err(|e| e.to_string())?;
+    let config = AsyncConnectionConfig::new().set_response_timeout(Some(ASKING));
+    let connected = MultiplexedConnection::new_with_config(&login, stream, config).await;
+    let (mut connection, driver) = connected.map_err(|error| words(&error))?;
+    let mut question = redis::pipe();
+    question.ignore_errors();
+    for command in command::sentinel(service) {
+        question.add_command(command);
+    }
+    let answers: RedisResult<Vec<RedisResult<Value>>> = tokio::select! {
+        answers = question.query_async(&mut connection) => answers,
+        () = driver => return Err("it closed the connection".into()),
+    };
+    let answers = answers.map_err(|error| words(&error))?;
+    let answers = answers
+        .into_iter()
+        .map(|answer| answer.map_err(|error| words(&error)));
+    read(answers.collect())
+}

@@ -1,0 +1,420 @@
+//! Which of the sentinels' answers holds, whom to ask, and when: rules without I/O.
+//!
+//! Sentinels number their decisions: each failover has a higher epoch than the one before, agreed on by a majority, so the
+//! answer with the highest epoch wins however few give it, and a sentinel that was cut off together with the old primary
+//! leads nobody back there. An older answer than that which was followed wins only when nobody has confirmed the newer
+//! one for a while and a majority gives the older: then the sentinels were set up anew. Who doubts its own answer is
+//! not counted, and while nobody's counts, what is known holds.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::answer::Answer;
+use crate::bus::redis::address::Host;
+
+/// After a hint they are asked again so soon, then after twice as long, and so on up to the interval: some of them hear of
+/// a decision later than others. Never sooner.
+const QUICK: Duration = Duration::from_millis(100);
+/// An epoch that nobody confirms for so long may have been forgotten by the sentinels: longer than any of them
+/// misses a question, shorter than anybody notices who sets them up anew.
+const FORGOTTEN: Duration = Duration::from_secs(10);
+/// More sentinels of one primary are not asked.
+const MOST: usize = 32;
+/// Failures that are told at once.
+const QUOTED: usize = 3;
+
+#[derive(Debug)]
+pub(super) struct Council {
+    service: String,
+    /// Named by the URL: always asked.
+    seeds: Vec<Host>,
+    /// Named by other sentinels, by their ids, but for seeds that answer.
+    learned: BTreeMap<String, Host>,
+    followed: Option<Followed>,
+    interval: Duration,
+    pause: Duration,
+    asked: Instant,
+    due: Instant,
+}
+
+/// The answer that holds.
+#[derive(Debug)]
+struct Followed {
+    epoch: u64,
+    primary: Host,
+    /// When it was last given.
+    confirmed: Instant,
+}
+
+/// What the answers come to.
+#[derive(Debug, PartialEq)]
+pub(super) enum Finding {
+    /// The primary is where it was.
+    Confirmed,
+    /// It is there, by the decision with this number.
+    Moved { primary: Host, epoch: u64 },
+    /// Nobody's answer counts.
+    Untold(Arc<str>),
+}
+
+/// What became of one question.
+pub(super) type Asked = (Host, Result<Answer, Arc<str>>);
+
+impl Council {
+    /// The first question is due at once.
+    pub(super) fn new(service: &str, seeds: Vec<Host>, interval: Duration, now: Instant) -> Self {
+        Self {
+            service: service.to_owned(),
+            seeds,
+            learned: BTreeMap::new(),
+            followed: None,
+            interval,
+            pause: QUICK,
+            asked: now,
+            due: now,
+        }
+    }
+
+    /// Whom to ask. Never nobody.
+    pub(super) fn sentinels(&self) -> Vec<Host> {
+        let learned = self.learned.values();
+        let learned = learned.filter(|sentinel| !self.seeds.contains(sentinel));
+        let all = self.seeds.iter().chain(learned);
+        all.take(MOST.max(self.seeds.len())).cloned().collect()
+    }
+
+    /// When to ask.
+    pub(super) fn due(&self) -> Instant {
+        self.due
+    }
+
+    /// They were asked.
+    pub(super) fn asked(&mut self, now: Instant) {
+        self.asked = now;
+        self.due = now + self.pause.min(self.interval);
+        self.pause = self.pause.saturating_mul(2).min(self.interval);
+    }
+
+    /// Something hints at a change: ask now, and again soon.
+    pub(super) fn hurry(&mut self, now: Instant) {
+        self.pause = QUICK;
+        self.due = self.due.min((self.asked + QUICK).max(now));
+    }
+
+    /// All were asked at that time, and this came of it.
+    pub(super) fn hear(&mut self, answers: Vec<Asked>, asked: Instant) -> Finding {
+        self.learn(&answers);
+        let known = answers.iter().flat_map(|(_, answer)| answer);
+        let known = known.map(|answer| answer.others.len() + 1).max();
+        let (ballots, doubts, failures) = count(answers);
+        let held = self.followed.as_ref();
+        let held = held.map(|followed| (followed.epoch, followed.primary.clone()));
+        let best = ballots
+            .iter()
+            .max_by_key(|(word, voters)| (word.0, Some(*word) == held.as_ref(), voters.len()));
+        let Some(((epoch, primary), voters)) = best else {
+            return Finding::Untold(self.untold(doubts, &failures));
+        };
+        let majority = voters.len() * 2 > known.unwrap_or(0).max(voters.len());
+        let Some(followed) = &mut self.followed else {
+            return self.follow(*epoch, primary.clone(), asked);
+        };
+        let forgotten = || asked.saturating_duration_since(followed.confirmed) >= FORGOTTEN;
+        let holds = followed.primary == *primary;
+        if *epoch > followed.epoch || (*epoch == followed.epoch && holds) {
+            // The newest there is.
+        } else if !(majority && forgotten()) {
+            let reason = "only sentinels that were cut off answer, and name an older primary";
+            return Finding::Untold(reason.into());
+        }
+        if holds {
+            (followed.epoch, followed.confirmed) = (*epoch, asked);
+            return Finding::Confirmed;
+        }
+        self.follow(*epoch, primary.clone(), asked)
+    }
+
+    fn follow(&mut self, epoch: u64, primary: Host, confirmed: Instant) -> Finding {
+        self.followed = Some(Followed {
+            epoch,
+            primary: primary.clone(),
+            confirmed,
+        });
+        Finding::Moved { primary, epoch }
+    }
+
+    /// Whoever is named by those who answered is asked too; while nobody answers, those who were named before.
+    fn learn(&mut self, answers: &[Asked]) {
+        let answered = || {
+            let answered = answers
+                .iter()
+                .filter_map(|(host, answer)| Some((host, answer.as_ref().ok()?)));
+            answered
+        };
+        if answered().next().is_none() {
+            return;
+        }
+        let seeds = answered().filter(|(host, _)| self.seeds.contains(host));
+        let seeds: BTreeSet<_> = seeds.filter_map(|(_, answer)| answer.id.as_ref()).collect();
+        let others = answered().flat_map(|(_, answer)| &answer.others);
+        let others = others.filter(|(id, _)| !seeds.contains(id));
+        self.learned = others.cloned().collect();
+    }
+
+    fn untold(&self, doubts: bool, failures: &[(Host, Arc<str>)]) -> Arc<str> {
+        if doubts {
+            return format!("the sentinels say that `{}` is down", self.service).into();
+        }
+        let quoted = failures.iter().take(QUOTED);
+        let quoted: Vec<_> = quoted.map(|(host, why)| format!("{host}: {why}")).collect();
+        format!(
+            "no sentinel tells where `{}` is ({})",
+            self.service,
+            quoted.join(", ")
+        )
+        .into()
+    }
+}
+
+/// An answer, and who gives it.
+type Ballots = BTreeMap<(u64, Host), BTreeSet<String>>;
+
+/// Each sentinel has one vote, however many addresses it has. Besides: whether somebody doubts its own, and who failed.
+fn count(answers: Vec<Asked>) -> (Ballots, bool, Vec<(Host, Arc<str>)>) {
+    let (mut ballots, mut doubts, mut failures) = (Ballots::new(), false, Vec::new());
+    for (sentinel, answer) in answers {
+        match answer {
+            Ok(answer) if answer.doubts => doubts = true,
+            Ok(answer) => {
+                let voter = answer.id.unwrap_or_else(|| sentinel.to_string());
+                let word = (answer.epoch, answer.primary);
+                ballots.entry(word).or_default().insert(voter);
+            }
+            Err(why) => failures.push((sentinel, why)),
+        }
+    }
+    (ballots, doubts, failures)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const S: Duration = Duration::from_secs(1);
+    const INTERVAL: Duration = Duration::from_secs(5);
+    const SENTINELS: usize = 3;
+
+    fn host(port: u16) -> Host {
+        Host::new("h", port)
+    }
+
+    /// Of three that know one another.
+    fn council() -> (Council, Instant) {
+        let (now, seeds) = (Instant::now(), (1..=3).map(host).collect());
+        (Council::new("m", seeds, INTERVAL, now), now)
+    }
+
+    /// A sentinel's word: a decision and where the primary is; its own doubt; or none.
+    #[derive(Clone, Copy, Debug)]
+    enum Word {
+        Says(u64, u16),
+        Doubts(u64, u16),
+        Silent,
+    }
+
+    use Word::{Doubts, Says, Silent};
+
+    fn round(words: [Word; SENTINELS]) -> Vec<Asked> {
+        let ids = || (1..).take(SENTINELS);
+        let answers = ids().zip(words).map(|(n, word)| {
+            let (epoch, port, doubts) = match word {
+                Says(epoch, port) => (epoch, port, false),
+                Doubts(epoch, port) => (epoch, port, true),
+                Silent => return (host(n), Err("refused".into())),
+            };
+            let others = ids().filter(|other| *other != n);
+            let answer = Answer {
+                id: Some(n.to_string()),
+                epoch,
+                primary: host(port),
+                doubts,
+                others: others.map(|n| (n.to_string(), host(n))).collect(),
+            };
+            (host(n), Ok(answer))
+        });
+        answers.collect()
+    }
+
+    fn moved(epoch: u64, port: u16) -> Finding {
+        let primary = host(port);
+        Finding::Moved { primary, epoch }
+    }
+
+    fn is_untold(finding: &Finding, why: &str) -> bool {
+        matches!(finding, Finding::Untold(reason) if reason.contains(why))
+    }
+
+    #[test]
+    fn the_highest_epoch_wins_however_few_give_it() {
+        let (mut council, now) = council();
+        let first = round([Says(0, 70), Says(0, 70), Silent]);
+        assert_eq!(council.hear(first, now), moved(0, 70));
+        let same = round([Says(0, 70), Silent, Silent]);
+        assert_eq!(council.hear(same, now), Finding::Confirmed);
+        let one_knows = round([Says(0, 70), Says(1, 71), Says(0, 70)]);
+        assert_eq!(council.hear(one_knows, now), moved(1, 71));
+        // T5: the one that was cut off with the old primary.
+        let differ = round([Says(0, 70), Says(1, 71), Says(1, 71)]);
+        assert_eq!(council.hear(differ, now), Finding::Confirmed);
+        let alone = council.hear(round([Says(0, 70), Silent, Silent]), now + 3600 * S);
+        assert!(is_untold(&alone, "older"), "{alone:?}");
+        let back = round([Says(2, 70), Says(2, 70), Says(2, 70)]);
+        assert_eq!(council.hear(back, now), moved(2, 70));
+    }
+
+    #[test]
+    fn who_doubts_its_own_answer_is_not_counted() {
+        let (mut council, now) = council();
+        let down = council.hear(round([Doubts(4, 70), Doubts(4, 70), Silent]), now);
+        assert!(is_untold(&down, "`m` is down"), "{down:?}");
+        let one = round([Doubts(4, 70), Says(3, 71), Silent]);
+        assert_eq!(council.hear(one, now), moved(3, 71));
+    }
+
+    #[test]
+    fn sentinels_that_were_set_up_anew_are_followed_when_nobody_knows_better() {
+        let (mut council, now) = council();
+        assert_eq!(council.hear(round([Says(9, 70); 3]), now), moved(9, 70));
+        let anew = || round([Says(0, 71); 3]);
+        assert!(is_untold(
+            &council.hear(anew(), now + FORGOTTEN - S),
+            "older"
+        ));
+        assert_eq!(council.hear(anew(), now + FORGOTTEN), moved(0, 71));
+        // As many of them as there were: no majority.
+        let half = round([Says(0, 70), Says(0, 71), Silent]);
+        assert_eq!(council.hear(half, now + 2 * FORGOTTEN), Finding::Confirmed);
+        let other = round([Says(0, 70), Silent, Silent]);
+        assert!(is_untold(
+            &council.hear(other, now + 4 * FORGOTTEN),
+            "older"
+        ));
+    }
+
+    #[test]
+    fn nobody_who_answers_is_no_reason_to_go() {
+        let (mut council, now) = council();
+        council.hear(round([Says(0, 70); 3]), now);
+        let gone = council.hear(round([Silent; 3]), now + 3600 * S);
+        assert!(is_untold(&gone, "h:1: refused, h:2: refused"), "{gone:?}");
+        let again = round([Silent, Silent, Says(0, 70)]);
+        assert_eq!(council.hear(again, now + 3601 * S), Finding::Confirmed);
+    }
+
+    #[test]
+    fn sentinels_are_learned_and_never_forgotten_for_silence() {
+        let now = Instant::now();
+        let mut council = Council::new("m", vec![host(1)], INTERVAL, now);
+        assert_eq!(council.sentinels(), [host(1)]);
+        let one = round([Says(0, 70), Silent, Silent]).drain(..1).collect();
+        council.hear(one, now);
+        assert_eq!(council.sentinels(), [1, 2, 3].map(host));
+        council.hear(round([Silent; 3]), now);
+        assert_eq!(council.sentinels(), [1, 2, 3].map(host));
+        // The seed under its other name is named by others while it is silent, and not asked twice.
+        let mut other_name = round([Silent, Says(0, 70), Says(0, 70)]);
+        for (_, answer) in other_name.iter_mut().skip(1) {
+            let others = &mut answer.as_mut().unwrap().others;
+            others.retain(|(id, _)| id != "1");
+            others.push(("1".into(), Host::new("10.0.0.1", 1)));
+        }
+        council.hear(other_name, now);
+        assert!(council.sentinels().contains(&Host::new("10.0.0.1", 1)));
+        council.hear(round([Says(0, 70); 3]), now);
+        assert_eq!(council.sentinels(), [1, 2, 3].map(host));
+    }
+
+    #[test]
+    fn one_sentinel_under_two_names_has_one_vote() {
+        let (mut council, now) = council();
+        council.hear(round([Says(9, 70); 3]), now);
+        let mut twice = round([Says(0, 71), Silent, Says(0, 71)]);
+        twice[2].1.as_mut().unwrap().id = Some("1".into());
+        let finding = council.hear(twice, now + FORGOTTEN);
+        assert!(is_untold(&finding, "older"), "{finding:?}");
+    }
+
+    #[test]
+    fn a_hint_is_followed_by_questions_that_become_rarer() {
+        let (mut council, now) = council();
+        assert_eq!(council.due(), now);
+        let mut pauses = Vec::new();
+        for _ in 0..8 {
+            let due = council.due();
+            council.asked(due);
+            pauses.push((council.due() - due).as_millis());
+        }
+        assert_eq!(pauses, [100, 200, 400, 800, 1600, 3200, 5000, 5000]);
+        let asked = council.due() - INTERVAL;
+        council.hurry(asked);
+        assert_eq!(council.due(), asked + QUICK, "never sooner");
+        council.hurry(asked + S);
+        assert_eq!(council.due(), asked + QUICK, "what is due stays due");
+        council.asked(asked + S);
+        assert_eq!(council.due(), asked + S + QUICK);
+    }
+
+    fn word() -> impl Strategy<Value = Word> {
+        let (epoch, port) = (0u64..4, 70u16..73);
+        prop_oneof![
+            3 => (epoch.clone(), port.clone()).prop_map(|(epoch, port)| Says(epoch, port)),
+            1 => (epoch, port).prop_map(|(epoch, port)| Doubts(epoch, port)),
+            1 => Just(Silent),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn nobody_is_led_back_by_a_minority(rounds in proptest::collection::vec(([word(), word(), word()], 0u32..6), 1..40)) {
+            let (mut council, mut now) = council();
+            let mut held: Option<(u64, u16)> = None;
+            for (words, seconds) in rounds {
+                now += S * seconds;
+                let finding = council.hear(round(words), now);
+                let says = |epoch: u64, port: u16| {
+                    words.iter().filter(|word| matches!(word, Says(e, p) if (*e, *p) == (epoch, port))).count()
+                };
+                let newest = words.iter().filter_map(|word| match word {
+                    Says(epoch, _) => Some(*epoch),
+                    _ => None,
+                }).max();
+                match finding {
+                    Finding::Moved { primary, epoch } => {
+                        prop_assert_eq!(Some(epoch), newest);
+                        prop_assert!(says(epoch, primary.port) > 0);
+                        if let Some((before, _)) = held {
+                            prop_assert!(epoch > before || 2 * says(epoch, primary.port) > SENTINELS);
+                        }
+                        held = Some((epoch, primary.port));
+                    }
+                    Finding::Confirmed => {
+                        let port = held.unwrap().1;
+                        let epoch = newest.unwrap();
+                        prop_assert!(says(epoch, port) > 0);
+                        held = Some((epoch, port));
+                    }
+                    Finding::Untold(_) => {
+                        // Whatever is newer than what holds is followed.
+                        prop_assert!(held.map_or(newest.is_none(), |(epoch, _)| newest.is_none_or(|newest| newest <= epoch)));
+                    }
+                }
+                prop_assert!(!council.sentinels().is_empty());
+            }
+        }
+    }
+}
