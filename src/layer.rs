@@ -42,7 +42,8 @@ pub struct ClusterLayer {
 
 impl ClusterLayer {
     /// The short form of [`Cluster::builder()`](Cluster::builder)`.redis(url).start().layer()`. Connects
-    /// in the background; until Redis is there, the node serves its own sockets.
+    /// in the background; until Redis is there, the node serves its own sockets. [`Backend::redis`](crate::Backend::redis)
+    /// has the forms of the URL, sentinels among them.
     ///
     /// # Panics
     /// When the URL is malformed or unsupported ([`try_new`](Self::try_new) returns the error), or

@@ -113,8 +113,8 @@
 //! # Features
 //! | feature | | what it brings |
 //! |---|---|---|
-//! | `redis` | default | nodes in several processes. `Backend::redis`, `ClusterLayer::new` and `try_new`, `Cluster::connect`, `Broadcaster::connect` and `redis` of the builders exist with it only |
-//! | `tls-ring` | default | `rediss://`, with the cryptography of ring |
+//! | `redis` | default | nodes in several processes. `Backend::redis`, `Redis`, `ClusterLayer::new` and `try_new`, `Cluster::connect`, `Broadcaster::connect` and `redis` of the builders exist with it only |
+//! | `tls-ring` | default | `rediss://` and `rediss-sentinel://`, with the cryptography of ring |
 //! | `tls-aws-lc` | | `rediss://`, with that of AWS-LC, also where `tls-ring` is on as well |
 //! | `uuid` | | `From<Uuid>` for [`UserId`] and [`RoomId`] |
 //!

@@ -65,10 +65,24 @@ impl Backend {
         Self(Kind::Memory(Arc::default()))
     }
 
-    /// Over Redis 6.2 or later, or anything that speaks its pub/sub: `redis://[user:password@]host[:port]`,
-    /// `rediss://` (TLS, verified against the system's certificates; `SSL_CERT_FILE` names others), or
-    /// `redis+unix:///path/to/socket` (where there are unix sockets); `valkey://` and `valkeys://` are the same.
-    /// A name that leads to several addresses is resolved at every connect, and they are raced (RFC 8305).
+    /// Over Redis 6.2 or later, or anything that speaks its pub/sub. The URL decides:
+    ///
+    /// | URL | |
+    /// |---|---|
+    /// | `redis://[user:password@]host[:port]` | one Redis, or a name or proxy that leads to the primary |
+    /// | `rediss://` | the same by TLS, verified against the system's certificates (`SSL_CERT_FILE` names others) |
+    /// | `redis+unix:///path/to/socket` | where there are unix sockets |
+    /// | `redis-sentinel://[user:password@]host[:port],host[:port]/mymaster` | the primary that sentinels know by this name |
+    /// | `rediss-sentinel://` | the same by TLS, the sentinels too |
+    ///
+    /// `valkey` and `valkeys` are the same as `redis` and `rediss`, and `+sentinel` as `-sentinel`. Any of the sentinels
+    /// suffices, they know the others; further ones may stand in the query too, as may the name:
+    /// `?node=host:port&sentinelServiceName=mymaster`. User and password before the hosts are those of Redis; the
+    /// sentinels' own are `sentinelUsername` and `sentinelPassword`, and `sentinelTls=false` (or `true`) is for
+    /// sentinels that speak TLS otherwise than Redis does. Redis Cluster is not supported yet.
+    ///
+    /// A name that leads to several addresses is resolved at every connect, and they are raced (RFC 8305). What no URL can
+    /// say are options of [`Redis`].
     ///
     /// # Errors
     /// A [`ConnectError`] of kind `Url` names the part that is wrong. A password is never shown.

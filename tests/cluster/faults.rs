@@ -224,7 +224,10 @@ async fn a_send_right_after_the_upgrade_arrives_over_a_slow_link() {
 }
 
 /// Everything that a client hears until the other node's fence.
-async fn heard_until_fence(broadcaster: &Broadcaster, client: &mut Client) -> Vec<Event> {
+pub(crate) async fn heard_until_fence(
+    broadcaster: &Broadcaster,
+    client: &mut Client,
+) -> Vec<Event> {
     until("a fence can be sent", async || {
         let sent = broadcaster.to_all().send("fence").await;
         sent.is_ok_and(|sent| sent.nodes() == Some(1))

@@ -1,8 +1,9 @@
-//! `rediss://` with real certificates (row B13): verified or refused, never plain.
+//! `rediss://` with real certificates (rows B13, T7, T21): verified or refused, never plain.
 
 use std::path::{Path, PathBuf};
 use std::process::Output;
 
+use axum_cluster::Redis;
 use futures::future::join_all;
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, date_time_ymd,
@@ -10,10 +11,12 @@ use rcgen::{
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
 
+use crate::gaps::until_degraded_by;
 use crate::support::client::text;
 use crate::support::program::worker;
 use crate::support::redis::free_port;
-use crate::support::{Lab, RedisServer};
+use crate::support::redis::sentinels::{SERVICE, watching};
+use crate::support::{Lab, RedisServer, TestNode};
 
 type Authority = CertifiedIssuer<'static, KeyPair>;
 
@@ -32,6 +35,7 @@ impl Certificates {
         certificates.write("foreign.pem", foreign.pem());
         certificates.issue("good", &ours, 4096);
         certificates.issue("expired", &ours, 2001);
+        certificates.issue("stranger", &foreign, 4096);
         certificates
     }
 
@@ -54,25 +58,37 @@ impl Certificates {
         self.dir.join(name)
     }
 
+    fn pem(&self, name: &str) -> Vec<u8> {
+        std::fs::read(self.path(name)).unwrap()
+    }
+
     /// A Redis that shows this certificate on the returned port, and asks for a password on both.
     fn server(&self, name: &str) -> (RedisServer, u16) {
+        self.server_that_asks("no", name)
+    }
+
+    /// Whether it asks for certificates too, `yes` or `no`.
+    fn server_that_asks(&self, asks: &str, name: &str) -> (RedisServer, u16) {
         let port = free_port();
+        let tls = self.settings(port, asks, name);
+        let tls = tls
+            .iter()
+            .flat_map(|(key, value)| [format!("--{key}"), value.clone()]);
+        let password = ["--requirepass", "s3cret"].map(str::to_owned);
+        let options: Vec<String> = password.into_iter().chain(tls).collect();
+        let options: Vec<&str> = options.iter().map(String::as_str).collect();
+        (RedisServer::with_options(&options), port)
+    }
+
+    fn settings(&self, port: u16, asks: &str, name: &str) -> [(&str, String); 5] {
         let path = |name: String| self.path(&name).display().to_string();
-        let server = RedisServer::with_options(&[
-            "--requirepass",
-            "s3cret",
-            "--tls-port",
-            &port.to_string(),
-            "--tls-auth-clients",
-            "no",
-            "--tls-cert-file",
-            &path(format!("{name}.pem")),
-            "--tls-key-file",
-            &path(format!("{name}.key")),
-            "--tls-ca-cert-file",
-            &path("ours.pem".into()),
-        ]);
-        (server, port)
+        [
+            ("tls-port", port.to_string()),
+            ("tls-auth-clients", asks.to_owned()),
+            ("tls-cert-file", path(format!("{name}.pem"))),
+            ("tls-key-file", path(format!("{name}.key"))),
+            ("tls-ca-cert-file", path("ours.pem".into())),
+        ]
     }
 }
 
@@ -173,4 +189,76 @@ async fn nothing_plain_is_said_where_tls_is_wanted() {
         assert_eq!(said[0], 22, "a TLS handshake record");
         assert!(!said.windows(6).any(|six| six == b"s3cret"));
     }
+}
+
+async fn start(redis: Redis) -> TestNode {
+    TestNode::start(Lab::memory().builder().backend(redis).start()).await
+}
+
+async fn until_up(redis: Redis) {
+    let node = start(redis).await;
+    node.cluster.ready().await.unwrap();
+}
+
+/// T21: the server is verified by the given authority alone, and sees whom it asks for.
+#[tokio::test(flavor = "multi_thread")]
+async fn certificates_are_shown_to_who_asks_and_believed_of_whom_was_named() {
+    let files = Certificates::of("client");
+    let (_server, port) = files.server_that_asks("yes", "good");
+    let at = |host: &str| Redis::at(format!("rediss://:s3cret@{host}:{port}")).unwrap();
+    let ours = || at("localhost").root_certificates(files.pem("ours.pem"));
+    let shows = |redis: Redis, name: &str| {
+        let key = files.pem(&format!("{name}.key"));
+        redis.client_certificate(files.pem(&format!("{name}.pem")), key)
+    };
+    until_up(shows(ours(), "good")).await;
+    let by_address = at("127.0.0.1").root_certificates(files.pem("ours.pem"));
+    until_up(shows(by_address.clone(), "good").server_name("localhost")).await;
+    let foreign = at("localhost").root_certificates(files.pem("foreign.pem"));
+    let refused = [
+        (ours(), "CertificateRequired"),
+        (shows(ours(), "expired"), "CertificateExpired"),
+        (shows(ours(), "stranger"), "UnknownCA"),
+        (shows(foreign, "good"), "UnknownIssuer"),
+        (shows(at("localhost"), "good"), "UnknownIssuer"),
+        (shows(by_address, "good"), "not valid for name"),
+        (
+            shows(ours().server_name("other"), "good"),
+            "not valid for name",
+        ),
+    ];
+    let refused = refused.map(async |(redis, why)| {
+        let reason = until_degraded_by(&start(redis).await, why).await;
+        assert!(!reason.contains("s3cret"), "{reason}");
+    });
+    join_all(refused).await;
+}
+
+/// T7: sentinels and the primary whose address they tell, which no certificate names.
+#[tokio::test(flavor = "multi_thread")]
+async fn sentinels_are_verified_as_redis_is() {
+    let files = Certificates::of("sentinel");
+    let (server, secured) = files.server_that_asks("yes", "good");
+    let (plain, port) = (server.port(), free_port());
+    let tls = files.settings(port, "yes", "good");
+    let tls = tls.map(|(key, value)| format!("{key} {value}\n")).concat();
+    let watched = watching(plain, 1);
+    let lines = format!("{watched}sentinel auth-pass {SERVICE} s3cret\n{tls}");
+    let sentinel = RedisServer::sentinel(&lines);
+    let at = |port: u16| {
+        let url = format!("rediss-sentinel://:s3cret@127.0.0.1:{port}/{SERVICE}");
+        Redis::at(url)
+            .unwrap()
+            .root_certificates(files.pem("ours.pem"))
+            .client_certificate(files.pem("good.pem"), files.pem("good.key"))
+    };
+    let forwarded = move |name: &str, port| match port == plain {
+        true => (name.to_owned(), secured),
+        false => (name.to_owned(), port),
+    };
+    until_up(at(port).server_name("localhost").addresses(forwarded)).await;
+    until_degraded_by(&start(at(port)).await, "not valid for name").await;
+    let plain_sentinel = at(sentinel.port()).server_name("localhost");
+    let reason = until_degraded_by(&start(plain_sentinel).await, "in time").await;
+    assert!(reason.contains(&sentinel.port().to_string()), "{reason}");
 }

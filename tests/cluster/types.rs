@@ -13,7 +13,7 @@ use axum_cluster::{
     Cluster, ClusterBuilder, ClusterLayer, ClusterRejection, ClusterService, ClusterSocket,
     ConnectError, ConnectErrorKind, Count, Delivery, Gap, Gaps, Health, HealthChanges, InvalidId,
     InvalidNodeId, InvalidSocketId, Message, NodeId, NodeInfo, Outcome, OverLimit, Presence,
-    PresenceChange, QueryError, QueryErrorKind, RoomError, RoomErrorKind, RoomId, Roster,
+    PresenceChange, QueryError, QueryErrorKind, Redis, RoomError, RoomErrorKind, RoomId, Roster,
     SendError, SendErrorKind, SlowConsumer, Socket, SocketId, SocketInfo, Stats, Unauthenticated,
     UserId, Utf8Bytes,
 };
@@ -34,13 +34,14 @@ assert_impl! {
     Audience, Backend, Broadcaster, BroadcasterBuilder, Close, CloseCode, Closed, ClosedKind, Cluster, ClusterBuilder,
     ClusterLayer, ClusterService<()>, ConnectError, ConnectErrorKind, Count, Delivery, Gap, Gaps, Health,
     HealthChanges, InvalidId, InvalidNodeId, InvalidSocketId, Message, NodeId, NodeInfo, Outcome, OverLimit,
-    Presence, PresenceChange, QueryError, QueryErrorKind, RoomError, RoomErrorKind, RoomId, Roster, SendError,
+    Presence, PresenceChange, QueryError, QueryErrorKind, Redis, RoomError, RoomErrorKind, RoomId, Roster, SendError,
     SendErrorKind, SlowConsumer, Socket, SocketId, SocketInfo, Stats, Unauthenticated, UserId, Utf8Bytes:
     Send + Sync + Unpin + Debug + 'static
 }
 assert_impl! { ClusterRejection, ClusterSocket: Send + Sync + Unpin + Debug + 'static }
 assert_impl! {
-    Audience, Backend, Broadcaster, BroadcasterBuilder, Cluster, ClusterBuilder, ClusterLayer, ClusterService<()>:
+    Audience, Backend, Broadcaster, BroadcasterBuilder, Cluster, ClusterBuilder, ClusterLayer, ClusterService<()>,
+    Redis:
     Clone
 }
 assert_impl! {

@@ -14,12 +14,13 @@ use axum::response::Response;
 use axum::routing::any;
 use axum::{Router, middleware};
 use axum_cluster::{
-    Backend, Close, Cluster, ClusterLayer, ClusterRejection, ClusterSocket, Health,
+    Backend, Close, Cluster, ClusterLayer, ClusterRejection, ClusterSocket, Health, Redis,
 };
 
 use capture::{Log, leaks, show};
 use support::client::{Event, text};
 use support::node::{authenticate, serve};
+use support::redis::sentinels::{SERVICE, watching};
 use support::{Client, RedisServer, until};
 
 const PASSWORD: &str = "s3cret-password";
@@ -162,6 +163,8 @@ async fn wrong_passwords() -> Vec<&'static str> {
         "http://:s3cret-url@host",
         "rediss://:s3cret-url@host#insecure",
         "s3cret-url@host",
+        "redis-sentinel://:s3cret-url@host",
+        "redis-cluster://:s3cret-url@host",
     ] {
         show("url", &Backend::redis(url).unwrap_err());
         show("url", &ClusterLayer::try_new(url).unwrap_err().to_string());
@@ -177,7 +180,38 @@ async fn wrong_passwords() -> Vec<&'static str> {
         show("degraded", &cluster.health());
         show("question", &cluster.broadcaster().is_online("alice").await);
     }
-    vec!["WRONGPASS", "NOAUTH", "what=\"url\"", "what=\"question\""]
+    wrong_passwords_of_sentinels(port).await;
+    vec![
+        "WRONGPASS",
+        "NOAUTH",
+        "what=\"url\"",
+        "what=\"question\"",
+        "this sentinel has no password",
+    ]
+}
+
+async fn wrong_passwords_of_sentinels(port: u16) {
+    let sentinel = RedisServer::sentinel(&watching(port, 1));
+    let url = format!(
+        "redis-sentinel://user:s3cret-wrong@127.0.0.1:{}/{SERVICE}?sentinelPassword=s3cret-wrong",
+        sentinel.port()
+    );
+    let redis = Redis::at(&url).unwrap();
+    let asked = redis.clone();
+    show(
+        "redis",
+        &asked.addresses(|name, port| (name.to_owned(), port)),
+    );
+    show("backend", &Backend::from(redis));
+    let cluster = impatient(url);
+    until("the sentinel refuses", async || {
+        cluster
+            .health()
+            .to_string()
+            .contains("this sentinel has no password")
+    })
+    .await;
+    show("degraded", &cluster.health());
 }
 
 /// Redis answers an unknown command with its arguments: the password, or a message.

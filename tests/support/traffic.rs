@@ -81,15 +81,33 @@ impl Traffic {
         until("traffic passes", async || self.taken.load(SeqCst) >= goal).await;
     }
 
-    /// Ends it and judges what was heard: nothing twice, nothing out of order, nothing that was
-    /// certainly not sent, and nothing lost outside the gaps that the hearing node announced, one for
-    /// each of these faults or none.
+    /// Ends it and judges what was heard, as [`losses`](Self::losses) does: one gap for each of these faults, or none.
     pub async fn judge(
         self,
         heard: impl AsyncFnOnce() -> Vec<Event>,
-        mut gaps: impl Stream<Item = Gap> + Unpin,
+        gaps: impl Stream<Item = Gap> + Unpin,
         mut faults: Vec<Figures>,
     ) {
+        let losses = self.losses(heard, gaps).await;
+        assert!(
+            losses.is_empty() || losses.len() == faults.len(),
+            "{losses:?}"
+        );
+        for (fault, (_, lost)) in faults.iter_mut().zip(losses) {
+            fault.lost_inside += lost;
+        }
+        faults
+            .iter_mut()
+            .for_each(|fault| fault.lost_outside = Some(0));
+    }
+
+    /// Ends it and judges what was heard: nothing twice, nothing out of order, nothing that was certainly not sent, and
+    /// nothing lost outside the gaps that the hearing node announced. These, and how many were lost in each.
+    pub async fn losses(
+        self,
+        heard: impl AsyncFnOnce() -> Vec<Event>,
+        mut gaps: impl Stream<Item = Gap> + Unpin,
+    ) -> Vec<(Gap, usize)> {
         self.stop.cancel();
         let sent = self.sending.await.expect("it does not panic");
         let heard: Vec<u32> = heard().await.iter().map(number).collect();
@@ -99,18 +117,19 @@ impl Traffic {
         );
         let mut told = Vec::new();
         while let Some(Some(gap)) = gaps.next().now_or_never() {
-            told.push(gap);
+            told.push((gap, 0));
         }
-        assert!(told.is_empty() || told.len() == faults.len(), "{told:?}");
         let mut outside = Vec::new();
         for sent in sent {
             let was_heard = heard.binary_search(&sent.number).is_ok();
             match sent.told {
                 Told::CertainlyNot => assert!(!was_heard, "certainly not, but heard: {sent:?}"),
                 Told::Sent if !was_heard => {
-                    let meets = |gap: &Gap| sent.ended >= gap.from && sent.begun <= gap.until;
-                    match told.iter().position(meets) {
-                        Some(fault) => faults[fault].lost_inside += 1,
+                    let meets = |(gap, _): &&mut (Gap, usize)| {
+                        sent.ended >= gap.from && sent.begun <= gap.until
+                    };
+                    match told.iter_mut().find(meets) {
+                        Some((_, lost)) => *lost += 1,
                         None => outside.push(sent),
                     }
                 }
@@ -118,9 +137,7 @@ impl Traffic {
             }
         }
         assert!(outside.is_empty(), "lost outside of {told:?}: {outside:?}");
-        faults
-            .iter_mut()
-            .for_each(|fault| fault.lost_outside = Some(0));
+        told
     }
 }
 

@@ -4,7 +4,7 @@
 //! is a [`Cmd`], since redis-rs serves that.
 
 use bytes::{BufMut, BytesMut};
-use redis::Cmd;
+use redis::{Cmd, RedisConnectionInfo};
 
 /// Asks Redis who it is, its role among others: a question that needs no permission.
 pub(super) const HELLO: &[u8] = b"*1\r\n$5\r\nHELLO\r\n";
@@ -36,6 +36,14 @@ pub(super) fn publish(out: &mut BytesMut, channel: &str, envelope: &[u8]) {
 /// Asks for life, where nothing else is to be said.
 pub(super) fn ping(out: &mut BytesMut) {
     out.put_slice(b"*1\r\n$4\r\nPING\r\n");
+}
+
+/// Logs in, where the answer in the server's own words matters: redis-rs has its own.
+pub(super) fn log_in(login: &RedisConnectionInfo) -> Option<Cmd> {
+    let mut command = redis::cmd("AUTH");
+    command.arg(login.username());
+    command.arg(login.password()?);
+    Some(command)
 }
 
 /// Asks a sentinel what it knows of a primary, where it is, who else is asked for it, and who it is itself.

@@ -140,11 +140,7 @@ impl Access {
     }
 
     async fn log_in(&self) -> io::Result<RedisConnectionInfo> {
-        // Pub/sub ignores database numbers, so none is selected: one permission less to grant.
-        let mut login = RedisConnectionInfo::default()
-            .set_db(0)
-            .set_skip_set_lib_name()
-            .set_protocol(ProtocolVersion::RESP2);
+        let mut login = nobody();
         if let Some(user) = &self.login.user {
             login = login.set_username(user);
         }
@@ -165,6 +161,15 @@ impl Access {
             answer.map_err(|why| format!("`Redis::password_from` gave no password: {why}"));
         answer.map(Some).map_err(io::Error::other)
     }
+}
+
+/// Who does not log in.
+pub(super) fn nobody() -> RedisConnectionInfo {
+    // Pub/sub ignores database numbers, so none is selected: one permission less to grant.
+    RedisConnectionInfo::default()
+        .set_db(0)
+        .set_skip_set_lib_name()
+        .set_protocol(ProtocolVersion::RESP2)
 }
 
 fn guard_against_silence(stream: &TcpStream) -> io::Result<()> {

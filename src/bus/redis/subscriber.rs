@@ -60,6 +60,8 @@ impl Subscriber {
         loop {
             let route = self.topology.route();
             let Err(Lost { reason, strayed }) = self.listen(&mut backoff).await;
+            // What was read when another server became the primary was heard.
+            self.settle().await;
             // Nobody waits for a connection that could not be made either.
             self.link.subscriptions.with(Subscriptions::disconnected);
             self.tell(|listener| {

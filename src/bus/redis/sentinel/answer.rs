@@ -15,10 +15,18 @@ pub(super) struct Answer {
     /// Raised by every failover.
     pub(super) epoch: u64,
     pub(super) primary: Host,
-    /// It takes the primary for gone, or cannot reach it: then its word does not count.
-    pub(super) doubts: bool,
+    pub(super) standing: Standing,
     /// The other sentinels that it knows, by their ids.
     pub(super) others: Vec<(String, Host)>,
+}
+
+/// How the primary is, as the sentinel sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    Well,
+    /// It has no connection there: something is wrong, or it has only just taken it for the primary.
+    Unreached,
+    Down,
 }
 
 /// Reads the answers to [`command::sentinel`](crate::bus::redis::command::sentinel), each as it came.
@@ -40,16 +48,19 @@ pub(super) fn read(answers: Vec<Result<Value, String>>) -> Result<Answer, String
         .get("config-epoch")
         .and_then(|epoch| epoch.parse().ok());
     let flags = master.get("flags").ok_or_else(garbled)?;
-    let doubts = flags
-        .split(',')
-        .any(|flag| ["s_down", "o_down", "disconnected"].contains(&flag));
-    // While it leads a failover, it tells the promoted one by its address, and the flags are still the old one's.
-    let is_old = master.host().as_ref() == Some(&primary);
+    let has = |names: &[&str]| flags.split(',').any(|flag| names.contains(&flag));
+    let standing = match () {
+        // While it leads a failover it tells the promoted one's address, and the flags are still the old one's.
+        () if master.host().as_ref() != Some(&primary) => Standing::Well,
+        () if has(&["s_down", "o_down"]) => Standing::Down,
+        () if has(&["disconnected"]) => Standing::Unreached,
+        () => Standing::Well,
+    };
     Ok(Answer {
         id: id.ok().as_ref().and_then(text).map(ToOwned::to_owned),
         epoch: epoch.ok_or_else(garbled)?,
         primary,
-        doubts: doubts && is_old,
+        standing,
         others: others.map(|others| sentinels(&others)).unwrap_or_default(),
     })
 }
@@ -177,18 +188,22 @@ mod tests {
             id: Some("a".into()),
             epoch: 7,
             primary: Host::new("10.0.0.1", 1),
-            doubts: false,
+            standing: Standing::Well,
             others: vec![("b".into(), Host::new("10.0.0.9", 26379))],
         };
         assert_eq!(sound, expected);
-        for flags in ["s_down,master", "master,o_down", "master,disconnected"] {
-            let doubts = read(answers(master("1", flags), "1")).unwrap();
-            assert!(doubts.doubts, "{flags}");
+        for (flags, standing) in [
+            ("s_down,master,disconnected", Standing::Down),
+            ("master,o_down", Standing::Down),
+            ("master,disconnected", Standing::Unreached),
+        ] {
+            let answer = read(answers(master("1", flags), "1")).unwrap();
+            assert_eq!(answer.standing, standing, "{flags}");
         }
         let leads = "s_down,o_down,master,failover_in_progress";
         let promoted = read(answers(master("1", leads), "2")).unwrap();
         assert_eq!(promoted.primary, Host::new("10.0.0.1", 2));
-        assert!(!promoted.doubts, "it is another server that is down");
+        assert_eq!(promoted.standing, Standing::Well, "another is down");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use tokio::time::timeout;
 
 use super::answer::{Answer, advise, read};
 use crate::bus::redis::command;
-use crate::bus::redis::endpoint::{Connection, Endpoint};
+use crate::bus::redis::endpoint::{Connection, Endpoint, nobody};
 use crate::bus::redis::words;
 
 /// From the connect to the answer: those who have theirs wait for nobody longer.
@@ -23,22 +23,25 @@ pub(super) async fn ask(sentinel: &Endpoint, service: &str) -> Result<Answer, Ar
 }
 
 async fn exchange(sentinel: &Endpoint, service: &str) -> Result<Answer, String> {
-    let Connection { stream, login } = sentinel.connect().await.map_err(|e| e.to_string())?;
+    let opened = sentinel.connect().await;
+    let Connection { stream, login } = opened.map_err(|error| error.to_string())?;
     let config = AsyncConnectionConfig::new().set_response_timeout(Some(ASKING));
-    let connected = MultiplexedConnection::new_with_config(&login, stream, config).await;
+    let connected = MultiplexedConnection::new_with_config(&nobody(), stream, config).await;
     let (mut connection, driver) = connected.map_err(|error| words(&error))?;
-    let mut question = redis::pipe();
+    let (auth, mut question) = (command::log_in(&login), redis::pipe());
     question.ignore_errors();
-    for command in command::sentinel(service) {
+    let logs_in = auth.is_some();
+    for command in auth.into_iter().chain(command::sentinel(service)) {
         question.add_command(command);
     }
     let answers: RedisResult<Vec<RedisResult<Value>>> = tokio::select! {
         answers = question.query_async(&mut connection) => answers,
         () = driver => return Err("it closed the connection".into()),
     };
-    let answers = answers.map_err(|error| words(&error))?;
-    let answers = answers
-        .into_iter()
-        .map(|answer| answer.map_err(|error| words(&error)));
+    let answers = answers.map_err(|error| words(&error))?.into_iter();
+    let mut answers = answers.map(|answer| answer.map_err(|error| words(&error)));
+    if logs_in && let Some(Err(refused)) = answers.next() {
+        return Err(refused);
+    }
     read(answers.collect())
 }

@@ -3,8 +3,9 @@
 //! Sentinels number their decisions: each failover has a higher epoch than the one before, agreed on by a majority, so the
 //! answer with the highest epoch wins however few give it, and a sentinel that was cut off together with the old primary
 //! leads nobody back there. An older answer than that which was followed wins only when nobody has confirmed the newer
-//! one for a while and a majority gives the older: then the sentinels were set up anew. Who doubts its own answer is
-//! not counted, and while nobody's counts, what is known holds.
+//! one for a while and a majority gives the older: then the sentinels were set up anew. Who takes its own answer for down
+//! is not counted, nor who has no connection there, unless its decision is a new one: then it has only just made it
+//! (for 0.9 s after a failover all of them say so, measured). While nobody's counts, what is known holds.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::answer::Answer;
+use super::answer::{Answer, Standing};
 use crate::bus::redis::address::Host;
 
 /// After a hint they are asked again so soon, then after twice as long, and so on up to the interval: some of them hear of
@@ -109,8 +110,8 @@ impl Council {
         self.learn(&answers);
         let known = answers.iter().flat_map(|(_, answer)| answer);
         let known = known.map(|answer| answer.others.len() + 1).max();
-        let (ballots, doubts, failures) = count(answers);
         let held = self.followed.as_ref();
+        let (ballots, doubts, failures) = count(answers, held.map(|followed| followed.epoch));
         let held = held.map(|followed| (followed.epoch, followed.primary.clone()));
         let best = ballots
             .iter()
@@ -118,7 +119,8 @@ impl Council {
         let Some(((epoch, primary), voters)) = best else {
             return Finding::Untold(self.untold(doubts, &failures));
         };
-        let majority = voters.len() * 2 > known.unwrap_or(0).max(voters.len());
+        let known = known.unwrap_or(0).max(self.sentinels().len());
+        let majority = voters.len() * 2 > known;
         let Some(followed) = &mut self.followed else {
             return self.follow(*epoch, primary.clone(), asked);
         };
@@ -148,18 +150,16 @@ impl Council {
 
     /// Whoever is named by those who answered is asked too; while nobody answers, those who were named before.
     fn learn(&mut self, answers: &[Asked]) {
-        let answered = || {
-            let answered = answers
-                .iter()
-                .filter_map(|(host, answer)| Some((host, answer.as_ref().ok()?)));
-            answered
-        };
-        if answered().next().is_none() {
+        let answers: Vec<_> = answers
+            .iter()
+            .filter_map(|(host, answer)| Some((host, answer.as_ref().ok()?)))
+            .collect();
+        if answers.is_empty() {
             return;
         }
-        let seeds = answered().filter(|(host, _)| self.seeds.contains(host));
+        let seeds = answers.iter().filter(|(host, _)| self.seeds.contains(host));
         let seeds: BTreeSet<_> = seeds.filter_map(|(_, answer)| answer.id.as_ref()).collect();
-        let others = answered().flat_map(|(_, answer)| &answer.others);
+        let others = answers.iter().flat_map(|(_, answer)| &answer.others);
         let others = others.filter(|(id, _)| !seeds.contains(id));
         self.learned = others.cloned().collect();
     }
@@ -183,11 +183,16 @@ impl Council {
 type Ballots = BTreeMap<(u64, Host), BTreeSet<String>>;
 
 /// Each sentinel has one vote, however many addresses it has. Besides: whether somebody doubts its own, and who failed.
-fn count(answers: Vec<Asked>) -> (Ballots, bool, Vec<(Host, Arc<str>)>) {
+fn count(answers: Vec<Asked>, held: Option<u64>) -> (Ballots, bool, Vec<(Host, Arc<str>)>) {
     let (mut ballots, mut doubts, mut failures) = (Ballots::new(), false, Vec::new());
     for (sentinel, answer) in answers {
+        let counts = |answer: &Answer| match answer.standing {
+            Standing::Well => true,
+            Standing::Unreached => held.is_some_and(|held| answer.epoch > held),
+            Standing::Down => false,
+        };
         match answer {
-            Ok(answer) if answer.doubts => doubts = true,
+            Ok(answer) if !counts(&answer) => doubts = true,
             Ok(answer) => {
                 let voter = answer.id.unwrap_or_else(|| sentinel.to_string());
                 let word = (answer.epoch, answer.primary);
@@ -219,22 +224,24 @@ mod tests {
         (Council::new("m", seeds, INTERVAL, now), now)
     }
 
-    /// A sentinel's word: a decision and where the primary is; its own doubt; or none.
+    /// A sentinel's word: a decision and where the primary is, which it reaches or not, or takes for down; or none.
     #[derive(Clone, Copy, Debug)]
     enum Word {
         Says(u64, u16),
-        Doubts(u64, u16),
+        Unreached(u64, u16),
+        Down(u64, u16),
         Silent,
     }
 
-    use Word::{Doubts, Says, Silent};
+    use Word::{Down, Says, Silent, Unreached};
 
     fn round(words: [Word; SENTINELS]) -> Vec<Asked> {
         let ids = || (1..).take(SENTINELS);
         let answers = ids().zip(words).map(|(n, word)| {
-            let (epoch, port, doubts) = match word {
-                Says(epoch, port) => (epoch, port, false),
-                Doubts(epoch, port) => (epoch, port, true),
+            let (epoch, port, standing) = match word {
+                Says(epoch, port) => (epoch, port, Standing::Well),
+                Unreached(epoch, port) => (epoch, port, Standing::Unreached),
+                Down(epoch, port) => (epoch, port, Standing::Down),
                 Silent => return (host(n), Err("refused".into())),
             };
             let others = ids().filter(|other| *other != n);
@@ -242,7 +249,7 @@ mod tests {
                 id: Some(n.to_string()),
                 epoch,
                 primary: host(port),
-                doubts,
+                standing,
                 others: others.map(|n| (n.to_string(), host(n))).collect(),
             };
             (host(n), Ok(answer))
@@ -278,12 +285,24 @@ mod tests {
     }
 
     #[test]
-    fn who_doubts_its_own_answer_is_not_counted() {
+    fn who_takes_its_own_answer_for_down_is_not_counted() {
         let (mut council, now) = council();
-        let down = council.hear(round([Doubts(4, 70), Doubts(4, 70), Silent]), now);
+        let down = council.hear(round([Down(4, 70), Unreached(4, 70), Silent]), now);
         assert!(is_untold(&down, "`m` is down"), "{down:?}");
-        let one = round([Doubts(4, 70), Says(3, 71), Silent]);
+        let one = round([Down(4, 70), Says(3, 71), Silent]);
         assert_eq!(council.hear(one, now), moved(3, 71));
+    }
+
+    #[test]
+    fn who_has_only_just_decided_has_no_connection_there_yet() {
+        let (mut council, now) = council();
+        assert_eq!(council.hear(round([Says(1, 70); 3]), now), moved(1, 70));
+        let lost = council.hear(round([Unreached(1, 70); 3]), now);
+        assert!(is_untold(&lost, "down"), "nothing new: {lost:?}");
+        let decided = round([Down(1, 70), Unreached(2, 71), Down(1, 70)]);
+        assert_eq!(council.hear(decided, now), moved(2, 71));
+        let still = council.hear(round([Unreached(2, 71), Silent, Silent]), now);
+        assert!(is_untold(&still, "down"), "{still:?}");
     }
 
     #[test]
@@ -296,7 +315,7 @@ mod tests {
             "older"
         ));
         assert_eq!(council.hear(anew(), now + FORGOTTEN), moved(0, 71));
-        // As many of them as there were: no majority.
+        // Half of them, or one that knows nobody: no majority.
         let half = round([Says(0, 70), Says(0, 71), Silent]);
         assert_eq!(council.hear(half, now + 2 * FORGOTTEN), Finding::Confirmed);
         let other = round([Says(0, 70), Silent, Silent]);
@@ -373,7 +392,8 @@ mod tests {
         let (epoch, port) = (0u64..4, 70u16..73);
         prop_oneof![
             3 => (epoch.clone(), port.clone()).prop_map(|(epoch, port)| Says(epoch, port)),
-            1 => (epoch, port).prop_map(|(epoch, port)| Doubts(epoch, port)),
+            1 => (epoch.clone(), port.clone()).prop_map(|(epoch, port)| Unreached(epoch, port)),
+            1 => (epoch, port).prop_map(|(epoch, port)| Down(epoch, port)),
             1 => Just(Silent),
         ]
     }
@@ -386,13 +406,14 @@ mod tests {
             for (words, seconds) in rounds {
                 now += S * seconds;
                 let finding = council.hear(round(words), now);
-                let says = |epoch: u64, port: u16| {
-                    words.iter().filter(|word| matches!(word, Says(e, p) if (*e, *p) == (epoch, port))).count()
-                };
-                let newest = words.iter().filter_map(|word| match word {
-                    Says(epoch, _) => Some(*epoch),
+                let counted = words.iter().filter_map(|word| match word {
+                    Says(epoch, port) => Some((*epoch, *port)),
+                    Unreached(epoch, port) => held.filter(|(before, _)| epoch > before).map(|_| (*epoch, *port)),
                     _ => None,
-                }).max();
+                });
+                let counted: Vec<_> = counted.collect();
+                let says = |epoch: u64, port: u16| counted.iter().filter(|word| **word == (epoch, port)).count();
+                let newest = counted.iter().map(|(epoch, _)| *epoch).max();
                 match finding {
                     Finding::Moved { primary, epoch } => {
                         prop_assert_eq!(Some(epoch), newest);
