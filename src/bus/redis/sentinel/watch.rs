@@ -126,7 +126,65 @@ fn concerns(event: &[u8], service: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use tokio::net::{TcpListener, TcpStream};
+
     use super::*;
+    use crate::bus::redis::options::SentinelTarget;
+
+    const LONG: Duration = Duration::from_secs(20);
+    const SUBSCRIBED: &[u8] = b"*3\r\n$9\r\nsubscribe\r\n$14\r\n+switch-master\r\n:1\r\n";
+    const EVENT: &[u8] =
+        b"*3\r\n$7\r\nmessage\r\n$14\r\n+switch-master\r\n$20\r\nshop 10.0.0.1 1 h 22\r\n";
+
+    async fn asked(server: &TcpListener) -> TcpStream {
+        let accepted = timeout(LONG, server.accept()).await;
+        let (mut stream, _) = accepted.expect("it is gone to").unwrap();
+        let mut said = [0; 256];
+        let count = stream.read(&mut said).await.unwrap();
+        let said = String::from_utf8_lossy(&said[..count]);
+        assert!(
+            said.contains("SUBSCRIBE\r\n$14\r\n+switch-master"),
+            "{said}"
+        );
+        stream
+    }
+
+    #[tokio::test]
+    async fn every_connect_and_event_is_a_hint_and_whoever_ends_or_is_silent_is_left_for_the_next()
+    {
+        let (mut servers, mut seeds) = (Vec::new(), Vec::new());
+        for _ in 0..3 {
+            let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            seeds.push(Host::new("127.0.0.1", server.local_addr().unwrap().port()));
+            servers.push(server);
+        }
+        let target = SentinelTarget {
+            seeds,
+            service: "shop".into(),
+            sentinels: Arc::default(),
+            primary: Arc::default(),
+        };
+        let topology = Arc::new(Topology::sought());
+        let sentinels = Arc::new(Sentinels::new(Arc::new(target), SILENCE));
+        let mut watcher = Watcher::new(sentinels, topology.clone());
+        watcher.turn = 0;
+        let watching = tokio::spawn(async move { watcher.run().await });
+        let hinted = async || timeout(LONG, topology.is_missed()).await.expect("a hint");
+
+        let mut ends = asked(&servers[0]).await;
+        ends.write_all(SUBSCRIBED).await.unwrap();
+        hinted().await;
+        ends.write_all(EVENT).await.unwrap();
+        hinted().await;
+        drop(ends);
+        let mut is_silent = asked(&servers[1]).await;
+        let mut last = asked(&servers[2]).await;
+        let end = is_silent.read(&mut [0]).await;
+        assert!(matches!(end, Ok(0) | Err(_)), "it was left: {end:?}");
+        last.write_all(SUBSCRIBED).await.unwrap();
+        hinted().await;
+        watching.abort();
+    }
 
     #[test]
     fn only_events_of_this_primary_are_hints() {
