@@ -65,8 +65,7 @@ impl ClusterBuilder {
         }
     }
 
-    /// What connects the nodes: a [`Backend`], or a [`Redis`](crate::Redis) with options. Default:
-    /// [`Backend::memory`].
+    /// What connects the nodes: a [`Backend`], or a `Redis` with options. Default: [`Backend::memory`].
     pub fn backend(mut self, backend: impl Into<Backend>) -> Self {
         self.backend = backend.into();
         match self.backend.problem().cloned() {

@@ -45,7 +45,7 @@ impl BroadcasterBuilder {
         Self(self.0.redis(url))
     }
 
-    /// What connects it to the app's nodes: a [`Backend`], or a [`Redis`](crate::Redis) with options. Default: [`Backend::memory`].
+    /// What connects it to the app's nodes: a [`Backend`], or a `Redis` with options. Default: [`Backend::memory`].
     pub fn backend(self, backend: impl Into<Backend>) -> Self {
         Self(self.0.backend(backend))
     }

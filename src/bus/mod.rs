@@ -111,7 +111,7 @@ impl Backend {
     }
 }
 
-/// What an option of it makes no sense of is told where the cluster starts.
+/// Options that make no sense are told where the cluster starts.
 #[cfg(feature = "redis")]
 impl From<Redis> for Backend {
     fn from(redis: Redis) -> Self {

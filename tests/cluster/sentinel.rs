@@ -13,6 +13,7 @@ use crate::gaps::until_degraded_by;
 use crate::support::client::text;
 use crate::support::figures::Figures;
 use crate::support::node::NEVER;
+use crate::support::redis::free_port;
 use crate::support::redis::sentinels::{SERVICE, Sentinels, named_by, watching};
 use crate::support::traffic::Traffic;
 use crate::support::{Lab, RedisServer, TestNode, soon, until};
@@ -29,6 +30,8 @@ impl Fleet {
     async fn start(probe_interval: Duration) -> Self {
         let redis = Sentinels::start(1, SENTINELS);
         let builder = Lab::memory().builder().redis(redis.url());
+        // What one node says of what it sent to the old primary is told three times a lease.
+        let builder = builder.lease(Duration::from_millis(1500));
         let builder = builder.probe_interval(probe_interval);
         let [a, b] = [(); 2].map(|()| builder.clone().start());
         let nodes = [TestNode::start(a).await, TestNode::start(b).await];
@@ -301,7 +304,8 @@ async fn another_kind_of_server_is_answered_with_the_right_url() {
     until_told(&no_sentinel, "this is no sentinel", "redis://host:port").await;
     let no_server = format!("redis://127.0.0.1:{sentinel}");
     until_told(&no_server, "this is a sentinel", "redis-sentinel://").await;
-    let node = RedisServer::with_options(&["--cluster-enabled", "yes"]);
+    let bus = free_port().to_string();
+    let node = RedisServer::with_options(&["--cluster-enabled", "yes", "--cluster-port", &bus]);
     let part = "a node of a Redis Cluster";
     until_told(&node.url(), part, "use a single Redis").await;
 }

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::client::Event;
 use super::figures::Figures;
-use super::until;
+use super::{soon, until};
 
 /// Between two sends: fast enough to hit every moment, slow enough for a reader that comes later.
 const PACE: Duration = Duration::from_millis(1);
@@ -102,7 +102,8 @@ impl Traffic {
     }
 
     /// Ends it and judges what was heard: nothing twice, nothing out of order, nothing that was certainly not sent, and
-    /// nothing lost outside the gaps that the hearing node announced. These, and how many were lost in each.
+    /// nothing lost outside the gaps that the hearing node announces, some of them only after others have told it. These,
+    /// and how many were lost in each.
     pub async fn losses(
         self,
         heard: impl AsyncFnOnce() -> Vec<Event>,
@@ -115,29 +116,31 @@ impl Traffic {
             heard.is_sorted_by(|a, b| a < b),
             "twice or out of order: {heard:?}"
         );
-        let mut told = Vec::new();
-        while let Some(Some(gap)) = gaps.next().now_or_never() {
-            told.push((gap, 0));
-        }
-        let mut outside = Vec::new();
+        let mut lost = Vec::new();
         for sent in sent {
             let was_heard = heard.binary_search(&sent.number).is_ok();
             match sent.told {
                 Told::CertainlyNot => assert!(!was_heard, "certainly not, but heard: {sent:?}"),
-                Told::Sent if !was_heard => {
-                    let meets = |(gap, _): &&mut (Gap, usize)| {
-                        sent.ended >= gap.from && sent.begun <= gap.until
-                    };
-                    match told.iter_mut().find(meets) {
-                        Some((_, lost)) => *lost += 1,
-                        None => outside.push(sent),
-                    }
-                }
+                Told::Sent if !was_heard => lost.push(sent),
                 Told::Sent | Told::Perhaps => {}
             }
         }
-        assert!(outside.is_empty(), "lost outside of {told:?}: {outside:?}");
-        told
+        let mut told = Vec::new();
+        loop {
+            while let Some(Some(gap)) = gaps.next().now_or_never() {
+                told.push((gap, 0));
+            }
+            for (gap, inside) in &mut told {
+                let before = lost.len();
+                lost.retain(|sent: &Sent| sent.ended < gap.from || sent.begun > gap.until);
+                *inside += before - lost.len();
+            }
+            if lost.is_empty() {
+                return told;
+            }
+            let what = format!("lost outside of {told:?}: {lost:?}");
+            told.extend(soon(&what, gaps.next()).await.map(|gap| (gap, 0)));
+        }
     }
 }
 

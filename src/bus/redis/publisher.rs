@@ -223,7 +223,7 @@ impl PublishQueue {
                 tokio::select! {
                     biased;
                     published = publishing => published,
-                    () = self.topology.left(route) => Err(LEFT.into()),
+                    () = self.topology.left(route), if route > 0 => Err(LEFT.into()),
                 }
             };
             let until = Instant::now() + self.deadline;

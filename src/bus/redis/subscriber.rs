@@ -93,7 +93,7 @@ impl Subscriber {
         let listening = self.pump(connection.stream, auth, opened_until, backoff);
         tokio::select! {
             lost = listening => lost,
-            () = self.topology.left(route) => Err(LEFT.into()),
+            () = self.topology.left(route), if route > 0 => Err(LEFT.into()),
         }
     }
 
@@ -385,7 +385,7 @@ mod tests {
         let (sender, mut told) = mpsc::unbounded_channel();
         let listener = Arc::new(Fragile(sender));
         let mut subscriber = subscriber(&server, &listener);
-        Arc::get_mut(&mut subscriber.link).unwrap().probe_interval = Duration::from_millis(100);
+        Arc::get_mut(&mut subscriber.link).unwrap().probe_interval = Duration::from_millis(500);
         let link = TcpStream::connect(("127.0.0.1", server.port())).await;
         let mut backoff = Backoff::new(LONGEST_PAUSE);
         let first = backoff.ended(Instant::now(), 1.0);

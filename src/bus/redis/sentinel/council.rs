@@ -124,11 +124,11 @@ impl Council {
         let Some(followed) = &mut self.followed else {
             return self.follow(*epoch, primary.clone(), asked);
         };
-        let forgotten = || asked.saturating_duration_since(followed.confirmed) >= FORGOTTEN;
         let holds = followed.primary == *primary;
-        if *epoch > followed.epoch || (*epoch == followed.epoch && holds) {
-            // The newest there is.
-        } else if !(majority && forgotten()) {
+        let is_newest = *epoch > followed.epoch || (*epoch == followed.epoch && holds);
+        let unconfirmed = asked.saturating_duration_since(followed.confirmed);
+        let is_anew = majority && unconfirmed >= FORGOTTEN;
+        if !is_newest && !is_anew {
             let reason = "only sentinels that were cut off answer, and name an older primary";
             return Finding::Untold(reason.into());
         }
@@ -345,16 +345,18 @@ mod tests {
         assert_eq!(council.sentinels(), [1, 2, 3].map(host));
         council.hear(round([Silent; 3]), now);
         assert_eq!(council.sentinels(), [1, 2, 3].map(host));
-        // The seed under its other name is named by others while it is silent, and not asked twice.
-        let mut other_name = round([Silent, Says(0, 70), Says(0, 70)]);
-        for (_, answer) in other_name.iter_mut().skip(1) {
-            let others = &mut answer.as_mut().unwrap().others;
-            others.retain(|(id, _)| id != "1");
-            others.push(("1".into(), Host::new("10.0.0.1", 1)));
+        // By the others the seed is named under another name: it is asked by that while it is silent, and never twice.
+        let other_name = Host::new("10.0.0.1", 1);
+        for (seed, asked_by_it) in [(Silent, true), (Says(0, 70), false)] {
+            let mut answers = round([seed, Says(0, 70), Says(0, 70)]);
+            for (_, answer) in answers.iter_mut().skip(1) {
+                let others = &mut answer.as_mut().unwrap().others;
+                others.retain(|(id, _)| id != "1");
+                others.push(("1".into(), other_name.clone()));
+            }
+            council.hear(answers, now);
+            assert_eq!(council.sentinels().contains(&other_name), asked_by_it);
         }
-        council.hear(other_name, now);
-        assert!(council.sentinels().contains(&Host::new("10.0.0.1", 1)));
-        council.hear(round([Says(0, 70); 3]), now);
         assert_eq!(council.sentinels(), [1, 2, 3].map(host));
     }
 
