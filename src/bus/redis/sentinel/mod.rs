@@ -13,7 +13,6 @@ mod watch;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::future::join_all;
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep_until};
 
@@ -100,7 +99,7 @@ impl Seeker {
             let answer = ask::ask(&self.sentinels.endpoint(&sentinel), service).await;
             (sentinel, answer)
         });
-        let answers = join_all(asking).await;
+        let answers = ask::gather(asking, ask::PATIENCE).await;
         let finding = self.council.hear(answers, asked);
         self.council.asked(Instant::now());
         *self.sentinels.known.lock() = self.council.sentinels();

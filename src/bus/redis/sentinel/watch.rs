@@ -21,7 +21,7 @@ use crate::bus::redis::topology::Topology;
 /// Said by a sentinel when it takes another server for the primary: `<name> <old ip> <port> <new ip> <port>`.
 const SWITCHED: &str = "+switch-master";
 /// The longest that a sentinel may take to accept a connection, and to say anything when it is asked for life.
-const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(5);
 /// A silent sentinel is asked for life after this long. Nothing is lost meanwhile but time: all are asked besides.
 const SILENCE: Duration = Duration::from_secs(5);
 /// Longest event.
