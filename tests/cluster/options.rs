@@ -3,19 +3,15 @@
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 
-use axum_cluster::{Cluster, ConnectErrorKind, Health, Redis};
+use axum_cluster::{Cluster, ConnectErrorKind, Redis};
 
 use crate::gaps::until_degraded_by;
 use crate::support::{Lab, RedisServer, TestNode, until};
 
 async fn start(redis: Redis) -> TestNode {
     let node = TestNode::start(Lab::memory().builder().backend(redis).start()).await;
-    node.cluster.ready().await.unwrap();
+    node.until_up().await;
     node
-}
-
-async fn until_up(node: &TestNode) {
-    until("up", async || node.cluster.health() == Health::Up).await;
 }
 
 /// T21.
@@ -48,7 +44,7 @@ async fn a_password_that_rotates_is_asked_for_at_every_login() {
     let reason = until_degraded_by(&node, "WRONGPASS").await;
     assert!(!reason.contains("first"), "{reason}");
     *password.lock().unwrap() = "second";
-    until_up(&node).await;
+    node.until_up().await;
     assert!(node.broadcaster.is_online("alice").await.is_ok());
     assert!(asked.load(SeqCst) > before, "control");
 }
@@ -69,7 +65,7 @@ async fn a_name_whose_address_changes_is_resolved_at_the_next_connect() {
     leads_to.store(new.port(), SeqCst);
     old.kill();
     until("it has moved", async || new.connections() == 2).await;
-    until_up(&node).await;
+    node.until_up().await;
 }
 
 #[tokio::test]

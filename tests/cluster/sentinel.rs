@@ -36,7 +36,7 @@ impl Fleet {
         let [a, b] = [(); 2].map(|()| builder.clone().start());
         let nodes = [TestNode::start(a).await, TestNode::start(b).await];
         for node in &nodes {
-            node.cluster.ready().await.unwrap();
+            node.until_up().await;
         }
         Self { redis, nodes }
     }
@@ -183,7 +183,7 @@ async fn the_sentinel_that_is_listened_to_may_go_with_the_primary() {
     let mut redis = Sentinels::start(1, SENTINELS);
     let builder = Lab::memory().builder().redis(redis.url());
     let node = TestNode::start(builder.probe_interval(NEVER).start()).await;
-    node.cluster.ready().await.unwrap();
+    node.until_up().await;
     let is_listened_to = |sentinel: &RedisServer| {
         let listeners = sentinel.cli(&["CLIENT", "LIST", "TYPE", "pubsub"]);
         listeners.contains("sub=1")
@@ -225,7 +225,7 @@ async fn a_sentinel_that_was_cut_off_with_the_old_primary_leads_nobody_there() {
     let url = redis.url();
     let url = url.replace("://", &format!("://127.0.0.1:{},", cut_off.port()));
     let node = TestNode::start(Lab::memory().builder().redis(url).start()).await;
-    node.cluster.ready().await.unwrap();
+    node.until_up().await;
     assert_eq!(named_by(&cut_off), Some(other.port()), "control");
     assert!(![old, new].contains(&other.port()), "control: they differ");
     assert_eq!((nodes_at(&other), nodes_at(&redis.servers[1])), (0, 2));
@@ -255,7 +255,7 @@ async fn a_sentinel_that_was_cut_off_with_the_old_primary_leads_nobody_there() {
 async fn without_any_sentinel_nothing_happens_until_redis_is_lost() {
     let mut redis = Sentinels::start(0, 1);
     let node = TestNode::start(Lab::memory().builder().redis(redis.url()).start()).await;
-    node.cluster.ready().await.unwrap();
+    node.until_up().await;
     let mut changes = Watch::new(&node);
     changes.until_up().await;
     redis.sentinels[0].kill();
@@ -288,7 +288,7 @@ async fn until_told(url: &str, part: &str, fix: &str) {
 
 async fn until_up(url: &str) -> TestNode {
     let node = TestNode::start(Lab::memory().builder().redis(url).start()).await;
-    node.cluster.ready().await.unwrap();
+    node.until_up().await;
     node
 }
 

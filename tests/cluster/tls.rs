@@ -197,7 +197,7 @@ async fn start(redis: Redis) -> TestNode {
 
 async fn until_up(redis: Redis) {
     let node = start(redis).await;
-    node.cluster.ready().await.unwrap();
+    node.until_up().await;
 }
 
 /// T21: the server is verified by the given authority alone, and sees whom it asks for.

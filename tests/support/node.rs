@@ -7,7 +7,9 @@ use axum::extract::{Request, State};
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::{Router, routing::any};
-use axum_cluster::{Broadcaster, Close, Cluster, ClusterSocket, NodeId, Socket, SocketId, UserId};
+use axum_cluster::{
+    Broadcaster, Close, Cluster, ClusterSocket, Health, NodeId, Socket, SocketId, UserId,
+};
 use serde_json::json;
 use tokio::net::TcpSocket;
 use tokio::sync::mpsc;
@@ -56,6 +58,14 @@ impl TestNode {
 
     pub async fn client(&self, user: &str) -> Client {
         Client::connect(self.addr, user).await
+    }
+
+    /// Waits until the bus is up: longer than `Cluster::ready`, where a busy machine starts whatever is behind it.
+    pub async fn until_up(&self) {
+        until("the bus is up", async || {
+            self.cluster.health() == Health::Up
+        })
+        .await;
     }
 
     /// How the next handler ends.
