@@ -13,8 +13,8 @@ use tokio::time::{Instant, timeout};
 use super::{Backend, Bus, BusSettings, Confirmation, Listener};
 use crate::bus::outage::LinkId;
 use crate::bus::scope::Size;
-use crate::bus::topic::{Namespace, Topic, TopicKind};
 use crate::model::id::{NodeId, SocketId};
+use crate::model::topic::{Namespace, Topic, TopicKind};
 use crate::quota::Slots;
 use crate::quota::{OverLimit, SlotLimit};
 

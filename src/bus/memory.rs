@@ -14,9 +14,9 @@ use tokio::time::Instant;
 use super::{Bus, BusSettings, Confirmation, Listener, Published};
 use crate::bus::outage::LinkId;
 use crate::bus::scope::Size;
-use crate::bus::topic::{Namespace, Topic};
 use crate::model::error::PublishError;
 use crate::model::id::{NodeId, SocketId};
+use crate::model::topic::{Namespace, Topic};
 use crate::quota::SlotLimit;
 use crate::quota::{Claim, Slots};
 

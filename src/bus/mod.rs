@@ -3,13 +3,15 @@
 #[cfg(test)]
 mod conformance;
 pub(crate) mod control;
+pub(crate) mod gaps;
+pub(crate) mod health;
 mod memory;
 pub(crate) mod outage;
+pub(crate) mod reception;
 #[cfg(feature = "redis")]
 pub(crate) mod redis;
 pub(crate) mod scope;
 pub(crate) mod seen;
-pub(crate) mod topic;
 pub(crate) mod uplink;
 pub(crate) mod wire;
 
@@ -28,11 +30,11 @@ use self::memory::{Hub, MemoryBus};
 use self::redis::{Endpoint, RedisBus};
 use crate::bus::outage::LinkId;
 use crate::bus::scope::Size;
-use crate::bus::topic::{Namespace, Topic, TopicKind};
 #[cfg(feature = "redis")]
 use crate::model::error::ConnectError;
 use crate::model::error::PublishError;
 use crate::model::id::NodeId;
+use crate::model::topic::{Namespace, Topic, TopicKind};
 use crate::quota::{SlotLimit, Slots};
 
 /// How nodes reach one another.

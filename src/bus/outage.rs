@@ -9,8 +9,8 @@ use std::time::SystemTime;
 
 use tokio::time::Instant;
 
-use crate::bus::topic::TopicKind;
 use crate::model::health::Health;
+use crate::model::topic::TopicKind;
 
 /// One of the links to the bus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -2,8 +2,8 @@
 
 use futures::future::BoxFuture;
 
-use crate::bus::topic::Topic;
 use crate::model::id::SocketId;
+use crate::model::topic::Topic;
 
 /// What became of a claim.
 #[derive(Debug, PartialEq, Eq)]

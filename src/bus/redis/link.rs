@@ -35,9 +35,9 @@ use super::proof::Proof;
 use super::resp::Reply;
 use super::shared::SharedSubscriptions;
 use super::subscriptions::{Answer, Refusal, Subscriptions};
-use crate::bus::topic::{Namespace, Topic};
 use crate::model::error::PublishError;
 use crate::model::id::NodeId;
+use crate::model::topic::{Namespace, Topic};
 
 /// Topics in one SUBSCRIBE: 100,000 take 0.18 s in batches of 1,000 and 8 s one by one; all in one
 /// command would get the connection killed.

@@ -14,6 +14,7 @@ mod outstanding;
 mod pipeline;
 mod probe;
 mod proof;
+mod publication;
 mod publisher;
 mod queue;
 mod refusals;
@@ -58,9 +59,9 @@ use self::subscriptions::Subscriptions;
 use self::topology::Topology;
 use super::{Bus, BusSettings, Confirmation, Listener, Published};
 use crate::bus::scope::Size;
-use crate::bus::topic::Topic;
 use crate::model::error::PublishError;
 use crate::model::id::NodeId;
+use crate::model::topic::Topic;
 use crate::quota::Slots;
 use crate::tasks;
 
@@ -313,7 +314,7 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
-    use crate::bus::topic::Namespace;
+    use crate::model::topic::Namespace;
 
     const PRIMARY: &str = "*2\r\n$4\r\nrole\r\n$6\r\nmaster\r\n";
     const REPLICA: &str = "*2\r\n$4\r\nrole\r\n$5\r\nslave\r\n";

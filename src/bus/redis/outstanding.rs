@@ -12,7 +12,7 @@
 
 use std::collections::VecDeque;
 
-use crate::bus::topic::Topic;
+use crate::model::topic::Topic;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verb {

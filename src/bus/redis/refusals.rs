@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, VecDeque};
 use tokio::time::Instant;
 
 use super::backoff::pause;
-use crate::bus::topic::Topic;
+use crate::model::topic::Topic;
 
 /// Most that are asked for again at once.
 const AGAIN: usize = 100;

@@ -23,8 +23,8 @@ use super::subscriptions::Subscriptions;
 use super::topology::Topology;
 use crate::bus::Listener;
 use crate::bus::outage::LinkId;
-use crate::bus::topic::{Topic, TopicKind};
 use crate::bus::wire::MAX_ENVELOPE;
+use crate::model::topic::{Topic, TopicKind};
 
 /// Replies that are handed on before those whom they concern get their turn: half of what an outbox holds by
 /// default.
@@ -271,8 +271,8 @@ mod tests {
     use crate::bus::redis::link::{SILENCE, UNANSWERED};
     use crate::bus::redis::shared::SharedSubscriptions;
     use crate::bus::redis::supervise;
-    use crate::bus::topic::Namespace;
     use crate::model::id::NodeId;
+    use crate::model::topic::Namespace;
 
     #[derive(Debug, PartialEq)]
     enum Told {

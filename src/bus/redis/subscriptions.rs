@@ -28,7 +28,7 @@ use tokio::time::Instant;
 use super::outstanding::{Command, Outstanding, Verb};
 use super::refusals::Refusals;
 use crate::bus::Confirmation;
-use crate::bus::topic::Topic;
+use crate::model::topic::Topic;
 
 #[derive(Debug)]
 pub(super) struct Subscriptions {

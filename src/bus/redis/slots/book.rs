@@ -7,8 +7,8 @@ use indexmap::IndexSet;
 use smallvec::SmallVec;
 use tokio::sync::oneshot;
 
-use crate::bus::topic::Topic;
 use crate::model::id::{NodeId, SocketId};
+use crate::model::topic::Topic;
 use crate::quota::Claim;
 use crate::quota::SlotLimit;
 

@@ -18,8 +18,8 @@ use tokio::time::timeout;
 use self::book::Book;
 pub(super) use self::keeper::Keeper;
 use crate::bus::Listener;
-use crate::bus::topic::Topic;
 use crate::model::id::NodeId;
+use crate::model::topic::Topic;
 use crate::quota::SlotLimit;
 use crate::quota::{Claim, Slots};
 

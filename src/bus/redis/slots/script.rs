@@ -8,8 +8,8 @@ use sha1::{Digest, Sha1};
 
 use super::book::{Verdict, Writes};
 use crate::bus::redis::command;
-use crate::bus::topic::{Namespace, Topic};
 use crate::model::id::NodeId;
+use crate::model::topic::{Namespace, Topic};
 use crate::quota::{OverLimit, SlotLimit};
 
 /// One script for every operation: joining and leaving send it whole, the others name it by its digest.
