@@ -6,7 +6,7 @@ use axum_cluster::{Health, OverLimit};
 use futures::StreamExt;
 
 use crate::gaps::replica_of;
-use crate::slots::{attempt, enter, is_refused, until_free};
+use crate::seats::{attempt, enter, is_refused, until_free};
 use crate::support::client::text;
 use crate::support::node::NEVER;
 use crate::support::proxy::Proxy;

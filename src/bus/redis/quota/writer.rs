@@ -8,7 +8,7 @@ use bb8_redis::bb8::ManageConnection;
 use redis::{RedisError, RedisResult, Value};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use super::book::{Batch, Book, Verdict};
+use super::ledger::{Batch, Book, Verdict};
 use super::missing::Missing;
 use super::script::{
     Renewed, Script, Stamp, Terms, advise, joined, renewed, replaced, seen, verdict,
@@ -17,8 +17,8 @@ use super::{SlotTable, now};
 use crate::bus::BusSettings;
 use crate::bus::redis::advice::Advice;
 use crate::bus::redis::backoff::pause;
+use crate::bus::redis::connection::{Commands, Link, Links};
 use crate::bus::redis::explain;
-use crate::bus::redis::links::{Commands, Link, Links};
 use crate::model::id::NodeId;
 
 /// A lease is this many renewals long.

@@ -1,10 +1,10 @@
 //! Slots over Redis: decided there by one script, kept true by one task, and by the node's own count
 //! while Redis does not answer.
 
-mod book;
-mod keeper;
+mod ledger;
 mod missing;
 mod script;
+mod writer;
 
 use std::sync::{OnceLock, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -15,8 +15,8 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
-use self::book::Book;
-pub(super) use self::keeper::Keeper;
+use self::ledger::Book;
+pub(super) use self::writer::Keeper;
 use crate::bus::Listener;
 use crate::bus::topic::Topic;
 use crate::model::id::NodeId;

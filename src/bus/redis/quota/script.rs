@@ -6,14 +6,14 @@ use std::time::Duration;
 use redis::{Cmd, Value};
 use sha1::{Digest, Sha1};
 
-use super::book::{Verdict, Writes};
+use super::ledger::{Verdict, Writes};
 use crate::bus::redis::command;
 use crate::bus::topic::{Namespace, Topic};
 use crate::model::id::NodeId;
 use crate::quota::{OverLimit, SlotLimit};
 
 /// One script for every operation: joining and leaving send it whole, the others name it by its digest.
-const SCRIPT: &str = include_str!("slots.lua");
+const SCRIPT: &str = include_str!("seats.lua");
 
 /// What the script and the look need beside the permissions of the bus.
 const PERMISSIONS: &str = "~<namespace>:slots* +eval +evalsha +time +hget +hmget +hset +hdel +hexists +unlink \
