@@ -13,7 +13,7 @@ use crate::local::registry::Limits;
 use crate::model::close::Close;
 use crate::model::id::UserId;
 use crate::model::limits::{OutboxLimits, SlowConsumer};
-use crate::quota::SlotLimit;
+use crate::quota::SeatLimit;
 
 /// How long the closing handshake may take, a stalled upgrade too.
 pub(crate) const CLOSING: Duration = Duration::from_secs(5);
@@ -116,7 +116,7 @@ pub(crate) struct Config {
     pub(crate) protocols: Vec<String>,
     pub(crate) origins: OriginPolicy,
     pub(crate) limits: Limits,
-    pub(crate) slots: Option<SlotLimit>,
+    pub(crate) seats: Option<SeatLimit>,
     pub(crate) max_message_size: usize,
     pub(crate) outbox: OutboxLimits,
     pub(crate) ping_interval: Duration,
@@ -142,7 +142,7 @@ impl Config {
             protocols: Vec::new(),
             origins: OriginPolicy::default(),
             limits: Limits::default(),
-            slots: None,
+            seats: None,
             max_message_size: 64 * 1024,
             outbox: OutboxLimits {
                 messages: 256,
@@ -203,7 +203,7 @@ impl Config {
             ("max_sockets_per_user", self.limits.sockets_per_user),
             (
                 "max_sockets_per_user_in_cluster",
-                self.slots.map(|limit| limit.sockets),
+                self.seats.map(|limit| limit.sockets),
             ),
         ];
         let zero = counts.iter().find(|(_, count)| *count == Some(0));

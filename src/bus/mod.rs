@@ -33,7 +33,7 @@ use crate::bus::topic::{Namespace, Topic, TopicKind};
 use crate::model::error::ConnectError;
 use crate::model::error::PublishError;
 use crate::model::id::NodeId;
-use crate::quota::{SlotLimit, Slots};
+use crate::quota::{SeatLimit, Seats};
 
 /// How nodes reach one another.
 ///
@@ -93,7 +93,7 @@ pub(crate) struct BusSettings {
     pub(crate) probe_interval: Duration,
     pub(crate) lease: Duration,
     pub(crate) linger: Duration,
-    pub(crate) slots: Option<SlotLimit>,
+    pub(crate) seats: Option<SeatLimit>,
 }
 
 /// One node's end of the bus. Dropping it leaves the bus.
@@ -137,8 +137,8 @@ pub(crate) trait Bus: fmt::Debug + Send + Sync {
     /// How much waits to be published, in publications of 1 KiB.
     fn queued(&self) -> usize;
 
-    /// The slots of users, where their sockets in the cluster are limited.
-    fn slots(&self) -> Option<&dyn Slots>;
+    /// The seats of users, where their sockets in the cluster are limited.
+    fn seats(&self) -> Option<&dyn Seats>;
 
     /// Leaves the bus; resolves when nothing of this node is left there.
     fn stop(&self) -> BoxFuture<'_, ()>;
@@ -167,7 +167,7 @@ pub(crate) trait Listener: Send + Sync {
     /// Something came that cannot be a message.
     fn garbage(&self);
 
-    /// A socket of this node lost its slot to a newer one of its user.
+    /// A socket of this node lost its seat to a newer one of its user.
     fn replaced(&self, number: u64);
 
     /// A link is usable: everything on it for which nobody waited was confirmed, and then the probe published

@@ -54,21 +54,21 @@ impl Node {
         };
         let (all, user) = confirmations;
         let listening = join(self.settled(all), self.settled(user));
-        let slot = self.slot(&reservation.topic, number);
-        let (slot, _) = join(slot, listening).await;
-        slot.map(|()| reservation)
+        let seat = self.seat(&reservation.topic, number);
+        let (seat, _) = join(seat, listening).await;
+        seat.map(|()| reservation)
     }
 
-    /// Takes a slot of the user in the whole cluster, where those are limited.
-    async fn slot(self: &Arc<Self>, user: &Topic, number: u64) -> Result<(), Refused> {
-        let Some(slots) = self.bus.slots() else {
+    /// Takes a seat of the user in the whole cluster, where those are limited.
+    async fn seat(self: &Arc<Self>, user: &Topic, number: u64) -> Result<(), Refused> {
+        let Some(seats) = self.bus.seats() else {
             return Ok(());
         };
-        let claim = slots.claim(user, number).await;
-        if !claim.checked {
+        let decision = seats.claim(user, number).await;
+        if !decision.checked {
             self.counters.limits_unchecked.fetch_add(1, Relaxed);
         }
-        let Some(others) = claim.granted else {
+        let Some(others) = decision.granted else {
             self.counters.limits_refused.fetch_add(1, Relaxed);
             return Err(Refused::Full(Full::User));
         };
@@ -128,7 +128,7 @@ pub(crate) struct Reservation {
     node: Arc<Node>,
     user: UserId,
     topic: Topic,
-    /// What the socket will be called; its slot names it already.
+    /// What the socket will be called; its seat names it already.
     number: u64,
 }
 
@@ -167,9 +167,9 @@ impl Reservation {
         if node.is_draining() {
             sender.close(reason::RESTART);
         }
-        // So may who took its slot.
-        if let Some(slots) = node.bus.slots()
-            && !slots.holds(&self.topic, number)
+        // So may who took its seat.
+        if let Some(seats) = node.bus.seats()
+            && !seats.holds(&self.topic, number)
         {
             sender.close(reason::REPLACED);
         }
@@ -186,8 +186,8 @@ impl Reservation {
 impl Drop for Reservation {
     fn drop(&mut self) {
         self.node.registry.write().unclaim(&self.topic);
-        if let Some(slots) = self.node.bus.slots() {
-            slots.release(&self.topic, self.number);
+        if let Some(seats) = self.node.bus.seats() {
+            seats.release(&self.topic, self.number);
         }
         self.node.bus.release(&self.topic);
         self.node.bus.release(&self.node.all);

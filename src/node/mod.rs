@@ -103,7 +103,7 @@ impl Node {
             probe_interval: config.probe_interval,
             lease: config.lease,
             linger: config.linger,
-            slots: config.slots,
+            seats: config.seats,
         };
         let bus: Arc<dyn Bus> = backend.open(id, settings).into();
         let counters = Arc::new(Counters::default());

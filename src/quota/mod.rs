@@ -4,5 +4,5 @@ mod limit;
 mod seats;
 
 pub use self::limit::OverLimit;
-pub(crate) use self::limit::SlotLimit;
-pub(crate) use self::seats::{Claim, Slots};
+pub(crate) use self::limit::SeatLimit;
+pub(crate) use self::seats::{Decision, Seats};

@@ -159,7 +159,7 @@ async fn a_send_is_lost_on_the_old_primary(then: impl Fn(&RedisServer)) {
     assert_eq!(moved.cluster.stats().bus_gaps, 2);
 }
 
-/// A3: the slots are written where nothing can be written any longer.
+/// A3: the seats are written where nothing can be written any longer.
 #[tokio::test(flavor = "multi_thread")]
 async fn limits_are_checked_by_the_new_primary() {
     let pair = Pair::start().await;

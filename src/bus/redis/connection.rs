@@ -1,4 +1,4 @@
-//! Connections for questions, pooled by bb8, and for slots. Every exchange asks for the role first, and all of
+//! Connections for questions, pooled by bb8, and for seats. Every exchange asks for the role first, and all of
 //! them follow the bus: none outlives a change of the primary.
 
 use std::io;

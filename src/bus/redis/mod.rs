@@ -49,7 +49,7 @@ pub(crate) use self::endpoint::Endpoint;
 use self::endpoint::OPENING;
 use self::link::LinkConfig;
 use self::publisher::{PublishQueue, Publisher};
-use self::quota::{Keeper, SlotTable};
+use self::quota::{SharedLedger, Writer};
 #[cfg(any(fuzzing, axum_cluster_internals))]
 pub(crate) use self::resp::Reader;
 use self::shared::SharedSubscriptions;
@@ -61,7 +61,7 @@ use crate::bus::scope::Size;
 use crate::bus::topic::Topic;
 use crate::model::error::PublishError;
 use crate::model::id::NodeId;
-use crate::quota::Slots;
+use crate::quota::Seats;
 use crate::tasks;
 
 /// Connections for questions, beside the two of the bus itself.
@@ -81,7 +81,7 @@ pub(crate) struct RedisBus {
     links: Links,
     questions: Pool<Links>,
     /// Where sockets per user are limited.
-    slots: Option<Arc<SlotTable>>,
+    seats: Option<Arc<SharedLedger>>,
     tasks: TaskTracker,
     ended: CancellationToken,
 }
@@ -98,10 +98,9 @@ impl RedisBus {
         let advice = Arc::new(Advice::new(user, &settings.namespace));
         let (publisher, queue) =
             Publisher::new(topology.clone(), advice.clone(), settings.publish_timeout);
-        let slots = settings.slots.map(|limit| {
-            let table = SlotTable::new(node, limit, settings.publish_timeout);
-            Arc::new(table)
-        });
+        let seats = settings
+            .seats
+            .map(|limit| Arc::new(SharedLedger::new(node, limit, settings.publish_timeout)));
         let subscriptions = SharedSubscriptions::new(settings.linger, Topic::node(node));
         Self {
             node,
@@ -113,7 +112,7 @@ impl RedisBus {
             queue: Mutex::new(Some(queue)),
             links,
             questions,
-            slots,
+            seats,
             tasks: TaskTracker::new(),
             ended: CancellationToken::new(),
         }
@@ -161,22 +160,22 @@ impl Bus for RedisBus {
             .spawn(supervise("publisher", ended, told, queue, |queue| {
                 queue.run().boxed()
             }));
-        if let Some(slots) = &self.slots {
-            slots.start(listener.clone());
-            let keeper = || {
+        if let Some(seats) = &self.seats {
+            seats.start(listener.clone());
+            let writer = || {
                 let links = Links::new(self.topology.clone(), self.settings.publish_timeout);
-                Keeper::new(
-                    slots.clone(),
+                Writer::new(
+                    seats.clone(),
                     links,
                     self.advice.clone(),
                     self.node,
                     &self.settings,
                 )
             };
-            let (keeper, mut leaving) = (keeper(), keeper());
+            let (writer, mut leaving) = (writer(), writer());
             let (ended, told) = (self.ended.clone(), listener.clone());
             self.tasks.spawn(async move {
-                supervise("slots", ended, told, keeper, |keeper| keeper.run().boxed()).await;
+                supervise("seats", ended, told, writer, |writer| writer.run().boxed()).await;
                 leaving.leave().await;
             });
         }
@@ -191,7 +190,7 @@ impl Bus for RedisBus {
                 subscriptions: self.subscriptions.clone(),
             }),
             publisher: self.publisher.clone(),
-            slots: self.slots.clone(),
+            seats: self.seats.clone(),
             listener,
             told_no_role: Once::new(),
             began: false,
@@ -255,8 +254,8 @@ impl Bus for RedisBus {
         self.publisher.queued()
     }
 
-    fn slots(&self) -> Option<&dyn Slots> {
-        self.slots.as_deref().map(|slots| slots as &dyn Slots)
+    fn seats(&self) -> Option<&dyn Seats> {
+        self.seats.as_deref().map(|seats| seats as &dyn Seats)
     }
 
     fn stop(&self) -> BoxFuture<'_, ()> {
@@ -350,7 +349,7 @@ mod tests {
                 probe_interval: Duration::from_secs(5),
                 lease: Duration::from_secs(15),
                 linger: Duration::ZERO,
-                slots: None,
+                seats: None,
             },
         );
         let channels = ["x".to_owned()];

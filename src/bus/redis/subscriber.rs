@@ -17,7 +17,7 @@ use super::backoff::{Backoff, LONGEST_PAUSE};
 use super::endpoint::OPENING;
 use super::link::{Event, Link, LinkConfig, Lost};
 use super::publisher::Publisher;
-use super::quota::SlotTable;
+use super::quota::SharedLedger;
 use super::resp::{Broken, Reader};
 use super::subscriptions::Subscriptions;
 use super::topology::Topology;
@@ -36,7 +36,7 @@ pub(super) struct Subscriber {
     pub(super) topology: Arc<Topology>,
     pub(super) link: Arc<LinkConfig>,
     pub(super) publisher: Arc<Publisher>,
-    pub(super) slots: Option<Arc<SlotTable>>,
+    pub(super) seats: Option<Arc<SharedLedger>>,
     pub(super) listener: Weak<dyn Listener>,
     /// Said once that Redis does not tell its role.
     pub(super) told_no_role: Once,
@@ -76,8 +76,8 @@ impl Subscriber {
             Ok(Err(error)) => return Err(broken(&error)),
             Err(_) => return Err("redis did not accept a connection in time".into()),
         };
-        if let Some(slots) = &self.slots {
-            slots.doubt();
+        if let Some(seats) = &self.seats {
+            seats.doubt();
         }
         self.pump(stream, opened_until, backoff).await
     }
@@ -342,7 +342,7 @@ mod tests {
                 subscriptions: Arc::new(subscriptions),
             }),
             publisher: Arc::new(publisher),
-            slots: None,
+            seats: None,
             listener,
             told_no_role: Once::new(),
             began: false,

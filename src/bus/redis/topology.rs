@@ -1,7 +1,7 @@
 //! Where the primary is, for everything that talks to it, and whether what is open still leads there.
 //!
 //! Every connection is opened by [`Endpoint::connect`] to what [`primary`](Topology::primary) says: the one that
-//! listens, the one that publishes, and those for questions and slots. Today that is one address, whose name or proxy
+//! listens, the one that publishes, and those for questions and seats. Today that is one address, whose name or proxy
 //! may lead elsewhere at any time; a sentinel's answer, or the owner of a topic's part in a cluster, would be told
 //! here as well, and to the link as an end. What is said on a link and what a reply means is no concern of it.
 
