@@ -91,7 +91,7 @@ impl Bus for MemoryBus {
 
     fn want(&self, topic: &Topic) -> Confirmation {
         let Some(listener) = self.listener.read().clone() else {
-            return Confirmation::Ready;
+            return Confirmation::NotAwaited;
         };
         let mut channels = self.hub.channels.write();
         let interests = channels.entry(self.namespace.channel(topic)).or_default();
@@ -106,7 +106,7 @@ impl Bus for MemoryBus {
                 listener,
             }),
         }
-        Confirmation::Ready
+        Confirmation::NotAwaited
     }
 
     fn release(&self, topic: &Topic) {
@@ -127,7 +127,7 @@ impl Bus for MemoryBus {
         }
     }
 
-    fn doubt(&self) {}
+    fn prove_anew(&self) {}
 
     fn publish(
         &self,

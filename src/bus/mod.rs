@@ -114,7 +114,7 @@ pub(crate) trait Bus: fmt::Debug + Send + Sync {
 
     /// Somebody goes on without the confirmation of a topic. Says [`Listener::down`], and
     /// [`Listener::up`] only when that topic is heard.
-    fn doubt(&self);
+    fn prove_anew(&self);
 
     /// Publishes the same bytes on the channel of each topic. Queued by the call, so that the order of calls is
     /// the order in which they are published, among those of one size.
@@ -194,8 +194,9 @@ pub(crate) trait Listener: Send + Sync {
 /// Whether a topic is heard already.
 #[derive(Debug)]
 pub(crate) enum Confirmation {
-    /// It is, or the bus is down: then it is heard before the bus is up again.
-    Ready,
+    /// Nobody has to wait: it is, or it cannot be for now, since the bus is down or refuses it. Then it is heard before
+    /// the bus is up again.
+    NotAwaited,
     /// Resolves when it is confirmed, or when it cannot be for now because the bus is down.
     Pending(oneshot::Receiver<()>),
 }
@@ -204,7 +205,7 @@ impl Confirmation {
     /// Waits, but not for ever. Whether there was an end of it in time.
     pub(crate) async fn wait(self, deadline: Duration) -> bool {
         match self {
-            Self::Ready => true,
+            Self::NotAwaited => true,
             Self::Pending(confirmed) => timeout(deadline, confirmed).await.is_ok(),
         }
     }

@@ -109,7 +109,7 @@ impl Node {
     /// is one.
     pub(super) async fn settled(&self, confirmation: Confirmation) {
         if !confirmation.wait(self.config.publish_timeout).await {
-            self.bus.doubt();
+            self.bus.prove_anew();
         }
     }
 

@@ -44,10 +44,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::advice::Advice;
-use self::connection::Links;
+use self::connection::Connector;
 pub(crate) use self::endpoint::Endpoint;
 use self::endpoint::OPENING;
-use self::link::LinkConfig;
+use self::link::LinkContext;
 use self::publisher::{PublishQueue, Publisher};
 use self::quota::{SharedLedger, Writer};
 #[cfg(any(fuzzing, axum_cluster_internals))]
@@ -78,8 +78,8 @@ pub(crate) struct RedisBus {
     publisher: Arc<Publisher>,
     /// Taken by [`Bus::start`].
     queue: Mutex<Option<PublishQueue>>,
-    links: Links,
-    questions: Pool<Links>,
+    connector: Connector,
+    questions: Pool<Connector>,
     /// Where sockets per user are limited.
     seats: Option<Arc<SharedLedger>>,
     tasks: TaskTracker,
@@ -89,11 +89,11 @@ pub(crate) struct RedisBus {
 impl RedisBus {
     pub(crate) fn new(endpoint: Arc<Endpoint>, node: NodeId, settings: BusSettings) -> Self {
         let topology = Arc::new(Topology::single(endpoint));
-        let links = Links::new(topology.clone(), settings.publish_timeout);
+        let connector = Connector::new(topology.clone(), settings.publish_timeout);
         let questions = Pool::builder()
             .max_size(POOL)
             .connection_timeout(settings.publish_timeout.min(OPENING))
-            .build_unchecked(links.clone());
+            .build_unchecked(connector.clone());
         let user = topology.primary().login().username();
         let advice = Arc::new(Advice::new(user, &settings.namespace));
         let (publisher, queue) =
@@ -110,7 +110,7 @@ impl RedisBus {
             settings,
             publisher: Arc::new(publisher),
             queue: Mutex::new(Some(queue)),
-            links,
+            connector,
             questions,
             seats,
             tasks: TaskTracker::new(),
@@ -118,32 +118,32 @@ impl RedisBus {
         }
     }
 
-    /// Asks how many hear each channel: once more on a new link, if that which there was is of no use.
+    /// Asks how many hear each channel: once more on a new connection, if that which there was is of no use.
     async fn ask(&self, channels: &[String]) -> Result<Vec<usize>, Arc<str>> {
         let deadline = Instant::now() + self.settings.publish_timeout;
         let mut may_repeat = true;
         loop {
-            let mut link = match timeout_at(deadline, self.questions.get()).await {
-                Ok(Ok(link)) => link,
+            let mut connection = match timeout_at(deadline, self.questions.get()).await {
+                Ok(Ok(connection)) => connection,
                 Ok(Err(RunError::User(error))) => return Err(explain(&self.advice, &error)),
                 Ok(Err(RunError::TimedOut)) | Err(_) => return Err(self.unopened()),
             };
-            match timeout_at(deadline, link.subscribers(channels)).await {
+            match timeout_at(deadline, connection.subscribers(channels)).await {
                 Ok(Ok(counts)) => return Ok(counts),
-                Ok(Err(error)) if may_repeat && link.is_dead() => {
+                Ok(Err(error)) if may_repeat && connection.is_dead() => {
                     tracing::debug!(reason = %words(&error), "a question is asked again on a new connection");
-                    self.topology.doubt();
+                    self.topology.probe_now();
                     may_repeat = false;
                 }
                 Ok(Err(error)) => return Err(explain(&self.advice, &error)),
-                // The link may have had too little time: it knows itself for how long it owes an answer.
+                // The connection may have had too little time: it knows itself for how long it owes an answer.
                 Err(_) => return Err("redis did not answer in time".into()),
             }
         }
     }
 
     fn unopened(&self) -> Arc<str> {
-        match self.links.failure() {
+        match self.connector.failure() {
             Some(words) => self.advice.on(&words),
             None => "redis accepted no connection in time".into(),
         }
@@ -163,10 +163,11 @@ impl Bus for RedisBus {
         if let Some(seats) = &self.seats {
             seats.start(listener.clone());
             let writer = || {
-                let links = Links::new(self.topology.clone(), self.settings.publish_timeout);
+                let connector =
+                    Connector::new(self.topology.clone(), self.settings.publish_timeout);
                 Writer::new(
                     seats.clone(),
-                    links,
+                    connector,
                     self.advice.clone(),
                     self.node,
                     &self.settings,
@@ -182,7 +183,7 @@ impl Bus for RedisBus {
         let (ended, told) = (self.ended.clone(), listener.clone());
         let subscriber = Subscriber {
             topology: self.topology.clone(),
-            link: Arc::new(LinkConfig {
+            context: Arc::new(LinkContext {
                 node: self.node,
                 namespace: self.settings.namespace.clone(),
                 advice: self.advice.clone(),
@@ -211,8 +212,8 @@ impl Bus for RedisBus {
             .change(|table| table.release(topic, Instant::now()));
     }
 
-    fn doubt(&self) {
-        self.subscriptions.change(Subscriptions::doubt);
+    fn prove_anew(&self) {
+        self.subscriptions.change(Subscriptions::confirm_anew);
     }
 
     fn publish(
@@ -231,7 +232,7 @@ impl Bus for RedisBus {
         async move {
             let published = publishing.await;
             if published.is_err() {
-                topology.doubt();
+                topology.probe_now();
             }
             let receivers = published?;
             // Those that heard it surely: who subscribed meanwhile perhaps did not.

@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use super::backoff::{Backoff, LONGEST_PAUSE};
 use super::endpoint::OPENING;
-use super::link::{Event, Link, LinkConfig, Lost};
+use super::link::{Event, Link, LinkContext, Lost};
 use super::publisher::Publisher;
 use super::quota::SharedLedger;
 use super::resp::{Broken, Reader};
@@ -34,7 +34,7 @@ const TURN: usize = 128;
 #[derive(Debug)]
 pub(super) struct Subscriber {
     pub(super) topology: Arc<Topology>,
-    pub(super) link: Arc<LinkConfig>,
+    pub(super) context: Arc<LinkContext>,
     pub(super) publisher: Arc<Publisher>,
     pub(super) seats: Option<Arc<SharedLedger>>,
     pub(super) listener: Weak<dyn Listener>,
@@ -57,7 +57,7 @@ impl Subscriber {
         loop {
             let Err(Lost { reason, strayed }) = self.listen(&mut backoff).await;
             // Nobody waits for a connection that could not be made either.
-            self.link.subscriptions.with(Subscriptions::disconnected);
+            self.context.subscriptions.with(Subscriptions::disconnected);
             self.tell(|listener| {
                 if strayed {
                     listener.strayed(LinkId::ONLY);
@@ -77,7 +77,7 @@ impl Subscriber {
             Err(_) => return Err("redis did not accept a connection in time".into()),
         };
         if let Some(seats) = &self.seats {
-            seats.doubt();
+            seats.verify();
         }
         self.pump(stream, opened_until, backoff).await
     }
@@ -95,7 +95,7 @@ impl Subscriber {
         let mut publishing = pin!(Fuse::terminated());
         let (auth, number) = (self.topology.primary().auth(), fastrand::u64(..));
         let mut link = Link::new(
-            self.link.clone(),
+            self.context.clone(),
             auth,
             number,
             opened_until,
@@ -125,16 +125,16 @@ impl Subscriber {
                     let event = link.probe_published(took, Instant::now())?;
                     self.tell_of(event, backoff);
                 }
-                () = self.link.subscriptions.changed() => {}
-                () = self.topology.doubted() => link.hurry(Instant::now()),
+                () = self.context.subscriptions.changed() => {}
+                () = self.topology.probe_asked() => link.hurry(Instant::now()),
                 () = sleep_until(link.poll_timeout()) => {}
             }
         }
     }
 
     fn own_channel(&self) -> String {
-        let own = Topic::node(self.link.node);
-        self.link.namespace.channel(&own)
+        let own = Topic::node(self.context.node);
+        self.context.namespace.channel(&own)
     }
 
     /// Hands on what was read, letting other tasks run in between.
@@ -334,7 +334,7 @@ mod tests {
         let listener: Weak<Fragile> = Arc::downgrade(listener);
         Subscriber {
             topology,
-            link: Arc::new(LinkConfig {
+            context: Arc::new(LinkContext {
                 node,
                 namespace,
                 advice,
@@ -359,7 +359,9 @@ mod tests {
         let (sender, mut told) = mpsc::unbounded_channel();
         let listener = Arc::new(Fragile(sender));
         let mut subscriber = subscriber(&server, &listener);
-        Arc::get_mut(&mut subscriber.link).unwrap().probe_interval = Duration::from_millis(100);
+        Arc::get_mut(&mut subscriber.context)
+            .unwrap()
+            .probe_interval = Duration::from_millis(100);
         let link = TcpStream::connect(("127.0.0.1", server.port())).await;
         let mut backoff = Backoff::new(LONGEST_PAUSE);
         let first = backoff.ended(Instant::now(), 1.0);
@@ -407,7 +409,7 @@ mod tests {
         for n in 0..5000 {
             let topic = Topic::room(&format!("a-room-with-a-rather-long-name-{n}")).unwrap();
             subscriber
-                .link
+                .context
                 .subscriptions
                 .change(|table| table.want(&topic));
         }
@@ -445,7 +447,7 @@ mod tests {
         let want = |room: &str| {
             let topic = Topic::room(room).unwrap();
             subscriber
-                .link
+                .context
                 .subscriptions
                 .change(|table| table.want(&topic))
         };

@@ -21,7 +21,7 @@ pub(super) struct Topology {
     primary: Arc<Endpoint>,
     /// Raised whenever everything that is open may be on another server than what is opened next.
     generation: AtomicU64,
-    doubted: Notify,
+    probe_asked: Notify,
 }
 
 impl Topology {
@@ -30,7 +30,7 @@ impl Topology {
         Self {
             primary,
             generation: AtomicU64::new(0),
-            doubted: Notify::new(),
+            probe_asked: Notify::new(),
         }
     }
 
@@ -38,18 +38,18 @@ impl Topology {
     /// after.
     pub(super) async fn connect(&self) -> io::Result<Pin<Box<dyn Stream>>> {
         let stream = self.primary.connect().await?;
-        self.doubt();
+        self.probe_now();
         Ok(stream)
     }
 
     /// Something failed, or may lead elsewhere: whether the bus works at all is to be found out soon.
-    pub(super) fn doubt(&self) {
-        self.doubted.notify_one();
+    pub(super) fn probe_now(&self) {
+        self.probe_asked.notify_one();
     }
 
-    /// Resolves after a [`doubt`](Self::doubt).
-    pub(super) fn doubted(&self) -> Notified<'_> {
-        self.doubted.notified()
+    /// Resolves after a [`probe_now`](Self::probe_now).
+    pub(super) fn probe_asked(&self) -> Notified<'_> {
+        self.probe_asked.notified()
     }
 
     /// What to connect to.

@@ -27,7 +27,7 @@ use crate::quota::{Decision, SeatLimit, Seats};
 pub(super) struct SharedLedger {
     ledger: Mutex<Ledger>,
     changed: Notify,
-    doubted: Notify,
+    unverified: Notify,
     listener: OnceLock<Weak<dyn Listener>>,
     limit: SeatLimit,
     /// The longest wait for Redis.
@@ -39,7 +39,7 @@ impl SharedLedger {
         Self {
             ledger: Mutex::new(Ledger::new(node, limit)),
             changed: Notify::new(),
-            doubted: Notify::new(),
+            unverified: Notify::new(),
             listener: OnceLock::new(),
             limit,
             deadline,
@@ -53,8 +53,8 @@ impl SharedLedger {
     }
 
     /// Redis is reached anew and may have forgotten the seats: find out now.
-    pub(super) fn doubt(&self) {
-        self.doubted.notify_one();
+    pub(super) fn verify(&self) {
+        self.unverified.notify_one();
     }
 
     fn change<T>(&self, change: impl FnOnce(&mut Ledger) -> T) -> T {

@@ -17,7 +17,7 @@ use super::{SharedLedger, now};
 use crate::bus::BusSettings;
 use crate::bus::redis::advice::Advice;
 use crate::bus::redis::backoff::pause;
-use crate::bus::redis::connection::{Commands, Link, Links};
+use crate::bus::redis::connection::{Commands, Connection, Connector};
 use crate::bus::redis::explain;
 use crate::model::id::NodeId;
 
@@ -36,10 +36,10 @@ const MOST_RETRIES: u32 = 8;
 #[derive(Debug)]
 pub(in crate::bus::redis) struct Writer {
     seats: Arc<SharedLedger>,
-    links: Links,
+    connector: Connector,
     advice: Arc<Advice>,
     /// Its own: it waits for nobody's question, and an answer is owed to it alone.
-    link: Option<Link>,
+    connection: Option<Connection>,
     script: Script,
     renewal: Duration,
     look: Duration,
@@ -78,7 +78,7 @@ enum Lapse {
 impl Writer {
     pub(in crate::bus::redis) fn new(
         seats: Arc<SharedLedger>,
-        links: Links,
+        connector: Connector,
         advice: Arc<Advice>,
         node: NodeId,
         settings: &BusSettings,
@@ -91,9 +91,9 @@ impl Writer {
         let now = Instant::now();
         Self {
             seats,
-            links,
+            connector,
             advice,
-            link: None,
+            connection: None,
             script: Script::new(&settings.namespace, node, Terms { lease, grace }),
             renewal,
             look,
@@ -134,7 +134,7 @@ impl Writer {
                 self.outage(&reason);
                 tokio::select! {
                     () = sleep(pause(failures, fastrand::f64())) => {}
-                    () = self.seats.doubted.notified() => {}
+                    () = self.seats.unverified.notified() => {}
                 }
             }
         }
@@ -235,7 +235,7 @@ impl Writer {
         }
         tokio::select! {
             () = self.seats.changed.notified() => {}
-            () = self.seats.doubted.notified() => self.due.renewal = Instant::now(),
+            () = self.seats.unverified.notified() => self.due.renewal = Instant::now(),
             () = sleep_until(wake) => {}
         }
     }
@@ -295,20 +295,24 @@ impl Writer {
 
     /// Runs commands, on a new connection when there is none that works.
     async fn ask(&mut self, commands: &Commands) -> Result<Vec<RedisResult<Value>>, Lapse> {
-        let mut link = match self.link.take().filter(|link| !link.is_dead()) {
-            Some(link) => link,
+        let mut connection = match self
+            .connection
+            .take()
+            .filter(|connection| !connection.is_dead())
+        {
+            Some(connection) => connection,
             None => self.connect().await?,
         };
-        let answers = link.run(commands).await;
+        let answers = connection.run(commands).await;
         // After an error, or cancelled, it is of no further use.
         let answers = answers.map_err(|error| self.lapse(&error))?;
-        self.link = Some(link);
+        self.connection = Some(connection);
         Ok(answers)
     }
 
     /// Whoever waits for Redis meanwhile is told what this node knows: opening a connection may take longer.
-    async fn connect(&self) -> Result<Link, Lapse> {
-        let mut connecting = pin!(self.links.connect());
+    async fn connect(&self) -> Result<Connection, Lapse> {
+        let mut connecting = pin!(self.connector.connect());
         let opened = match timeout(self.deadline, connecting.as_mut()).await {
             Ok(opened) => opened,
             Err(_) => {
