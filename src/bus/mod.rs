@@ -181,7 +181,8 @@ pub(crate) trait Listener: Send + Sync {
     /// A link is not usable. `deaf`: messages may be missed from now on.
     fn down(&self, link: LinkId, reason: Arc<str>, deaf: bool);
 
-    /// A topic of this kind is refused on a link: messages to it may be missed from now on, all others go on.
+    /// A topic of this kind is refused on a link: messages to it may be missed from now on, all others go on. Said
+    /// each time it is asked for.
     fn refused(&self, link: LinkId, kind: TopicKind, reason: Arc<str>);
 
     /// As [`up`](Self::up), but for what is refused, which is not what nodes say to all nodes. Said for every probe.

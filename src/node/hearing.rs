@@ -48,14 +48,12 @@ impl Node {
         })
     }
 
-    fn is_down(&self, deaf: Deaf, reason: &str) {
+    /// The same for what is no good news: messages may be missed, or not.
+    fn follow_down(&self, deaf: Deaf) -> bool {
         if deaf == Deaf::Newly {
             self.counters.bus_gaps.fetch_add(1, Relaxed);
         }
-        if self.follow_links() {
-            let gap = deaf != Deaf::No;
-            tracing::warn!(node = %self.id, %reason, gap, "the bus is down: this node serves its own sockets and tries again by itself");
-        }
+        self.follow_links()
     }
 }
 
@@ -131,16 +129,23 @@ impl Listener for Node {
         }
         let now = SystemTime::now();
         let deaf = self.outage.lock().down(link, reason.clone(), deaf, now);
-        self.is_down(deaf, &reason);
+        if self.follow_down(deaf) {
+            let gap = deaf != Deaf::No;
+            tracing::warn!(node = %self.id, %reason, gap, "the bus is down: this node serves its own sockets and tries again by itself");
+        }
     }
 
     fn refused(&self, link: LinkId, kind: TopicKind, reason: Arc<str>) {
         if self.has_lost_its_runtime() {
             return;
         }
+        self.counters.subscriptions_refused.fetch_add(1, Relaxed);
         let now = SystemTime::now();
         let deaf = self.outage.lock().refused(link, kind, reason.clone(), now);
-        self.is_down(deaf, &reason);
+        if self.follow_down(deaf) {
+            let (of, gap) = (kind.whose(), deaf != Deaf::No);
+            tracing::warn!(node = %self.id, of, %reason, gap, "channels are refused: what others send there is missed, everything else goes on, and they are asked for again");
+        }
     }
 
     fn works(&self, link: LinkId, proven: Instant) {

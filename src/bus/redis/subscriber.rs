@@ -23,7 +23,7 @@ use super::subscriptions::Subscriptions;
 use super::topology::Topology;
 use crate::bus::Listener;
 use crate::bus::outage::LinkId;
-use crate::bus::topic::{Topic, TopicKind};
+use crate::bus::topic::Topic;
 use crate::bus::wire::MAX_ENVELOPE;
 
 /// Replies that are handed on before those whom they concern get their turn: half of what an outbox holds by
@@ -209,11 +209,7 @@ impl Subscriber {
             Event::Down { reason, deaf } => listener.down(LinkId::ONLY, reason, deaf),
             Event::Refused { topic, reason } => {
                 tracing::debug!(topic = topic.as_str(), %reason, "redis refuses a subscription: it is asked for again");
-                match topic.kind() {
-                    // Whom it does not hear of is not there for it.
-                    TopicKind::Nodes => listener.down(LinkId::ONLY, reason, true),
-                    kind => listener.refused(LinkId::ONLY, kind, reason),
-                }
+                listener.refused(LinkId::ONLY, topic.kind(), reason);
             }
             Event::Moved { topic } => {
                 tracing::debug!(topic, "redis ended a subscription unasked");
@@ -271,7 +267,7 @@ mod tests {
     use crate::bus::redis::link::{SILENCE, UNANSWERED};
     use crate::bus::redis::shared::SharedSubscriptions;
     use crate::bus::redis::supervise;
-    use crate::bus::topic::Namespace;
+    use crate::bus::topic::{Namespace, TopicKind};
     use crate::model::id::NodeId;
 
     #[derive(Debug, PartialEq)]
