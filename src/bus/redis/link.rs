@@ -66,7 +66,7 @@ pub(super) struct Link {
     context: Arc<LinkContext>,
     own: Topic,
     stage: Stage,
-    /// Redis refuses a topic that somebody wants: that is told, and nothing is proven.
+    /// Redis refuses a topic that somebody wants, or did until a moment ago: that is told, and nothing is proven.
     refused: bool,
     /// What is said first.
     greeting: BytesMut,
@@ -295,7 +295,7 @@ impl Link {
             let owed = table.unanswered() > 0;
             (
                 table.is_restored(),
-                table.has_refused(),
+                table.has_refused(now),
                 owed,
                 table.next_expiry(),
             )
@@ -980,9 +980,16 @@ mod tests {
         pump.written();
         pump.say(Said::Error(NOPERM));
         pump.told.clear();
-        pump.table(|table| table.release(&topic(1), Instant::now()));
+        let left = pump.now;
+        pump.table(|table| table.release(&topic(1), left));
         pump.turn();
-        pump.comes_up();
+        // Who comes back would be refused again.
+        for told in [Told::Works, Told::Works, Told::Up(left + 3 * INTERVAL)] {
+            pump.pass(INTERVAL);
+            pump.return_probe();
+            pump.took(Ok(1));
+            assert_eq!(pump.told.pop_front(), Some(told));
+        }
     }
 
     #[test]

@@ -196,7 +196,7 @@ impl Subscriptions {
         let waiting = take(&mut entry.waiting);
         self.news.given_up.extend(waiting);
         if let Some(place) = entry.refused.take() {
-            self.refusals.forget(place);
+            self.refusals.forget(place, now);
         }
         if entry.subscribed {
             let end = now + self.linger;
@@ -304,7 +304,7 @@ impl Subscriptions {
     /// When [`step`](Self::step) has something to do without any other event.
     pub(super) fn next_expiry(&self) -> Option<Instant> {
         let linger = self.lingering.front().map(|(end, _)| *end);
-        linger.into_iter().chain(self.refusals.again_at()).min()
+        linger.into_iter().chain(self.refusals.next_at()).min()
     }
 
     /// Redis said that a topic is subscribed, or is not any longer.
@@ -461,9 +461,9 @@ impl Subscriptions {
                 .is_some_and(|sent| self.outstanding.answered_through() >= sent)
     }
 
-    /// Whether somebody goes on unheard because Redis refuses a topic.
-    pub(super) fn has_refused(&self) -> bool {
-        !self.refusals.is_empty()
+    /// Whether somebody goes on unheard because Redis refuses a topic, or did until a moment ago.
+    pub(super) fn has_refused(&self, now: Instant) -> bool {
+        self.refusals.stand(now)
     }
 
     /// Whether this is one of those.
@@ -956,7 +956,7 @@ mod tests {
         let told: Vec<_> = waiting.iter_mut().map(is_told).collect();
         assert_eq!(told, [true, true, true, false, true].map(Some));
         assert_eq!(refused.last(), Some(&Refusal::Topic(topic(3))));
-        assert!(table.is_restored() && table.has_refused());
+        assert!(table.is_restored() && table.has_refused(now));
         assert!(
             matches!(table.want(&topic(3)), Confirmation::NotAwaited),
             "nobody waits for it"
@@ -965,9 +965,10 @@ mod tests {
 
         let again = table.next_expiry().unwrap();
         assert_eq!(subscribed(&table.step(again, 100)), [topic(3)]);
-        assert!(table.has_refused(), "not yet");
+        assert!(table.has_refused(again), "not yet");
         answer(&mut table, &topic(3), again);
-        assert!(!table.has_refused() && table.is_restored() && table.is_confirmed(&topic(3)));
+        assert!(!table.has_refused(again) && table.is_restored());
+        assert!(table.is_confirmed(&topic(3)));
         assert_eq!(table.next_expiry(), None);
     }
 
@@ -977,7 +978,10 @@ mod tests {
         asked(&mut table, now, 1);
         assert_eq!(table.refused(now), Refusal::Topic(topic(0)));
         table.release(&topic(0), now);
-        assert!(!table.has_refused() && table.next_expiry().is_none());
+        let over = table.next_expiry().unwrap();
+        assert!(table.has_refused(now) && !table.has_refused(over));
+        table.step(over, 100);
+        assert_eq!(table.next_expiry(), None);
         asked(&mut table, now, 1);
         table.release(&topic(0), now);
         assert_eq!(table.refused(now), Refusal::Undecided, "nobody is there");
@@ -1028,7 +1032,7 @@ mod tests {
             answer(&mut table, topic, now);
         }
         table.step(now, 100);
-        assert!(table.is_restored() && !table.has_refused());
+        assert!(table.is_restored() && !table.has_refused(now));
     }
 
     /// An error behind half an answer is not for the rest of it.
