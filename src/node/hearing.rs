@@ -48,7 +48,7 @@ impl Node {
         })
     }
 
-    /// The same for what is no good news: messages may be missed, or not.
+    /// The same of bad news: counts an outage in which messages may be missed.
     fn follow_down(&self, deaf: Deaf) -> bool {
         if deaf == Deaf::Newly {
             self.counters.bus_gaps.fetch_add(1, Relaxed);
