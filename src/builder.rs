@@ -13,7 +13,7 @@ use crate::model::id::UserId;
 use crate::model::limits::SlowConsumer;
 use crate::model::topic::Namespace;
 use crate::node::Node;
-use crate::quota::{OverLimit, SlotLimit};
+use crate::quota::{OverLimit, SeatLimit};
 use crate::ws::handshake::is_token;
 
 /// Settings of a node, then [`start`](Self::start).
@@ -250,10 +250,10 @@ impl ClusterBuilder {
     /// leases; it is noticed, and treated as a loss.
     ///
     /// With an ACL, the node's user needs more than for the rest:
-    /// `~<namespace>:slots* +eval +evalsha +time +hget +hmget +hset +hdel +hexists +unlink +pexpire +zadd
+    /// `~<namespace>:seats* +eval +evalsha +time +hget +hmget +hset +hdel +hexists +unlink +pexpire +zadd
     /// +zrem +zscore +zrangebyscore +zremrangebyscore`. Without it the limit is each node's own, and the log says so.
     pub fn max_sockets_per_user_in_cluster(mut self, sockets: usize, over: OverLimit) -> Self {
-        self.config.slots = Some(SlotLimit { sockets, over });
+        self.config.seats = Some(SeatLimit { sockets, over });
         self
     }
 

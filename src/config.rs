@@ -17,7 +17,7 @@ use crate::model::id::UserId;
 use crate::model::limits::{LONGEST, OutboxLimits, SlowConsumer};
 use crate::model::topic::Namespace;
 use crate::peers::PeerSettings;
-use crate::quota::SlotLimit;
+use crate::quota::SeatLimit;
 
 /// Nodes say hello three times as often, and a hello takes its time.
 const SHORTEST_LEASE: Duration = Duration::from_secs(1);
@@ -110,7 +110,7 @@ pub(crate) struct Config {
     pub(crate) protocols: Vec<String>,
     pub(crate) origins: OriginPolicy,
     pub(crate) limits: Limits,
-    pub(crate) slots: Option<SlotLimit>,
+    pub(crate) seats: Option<SeatLimit>,
     pub(crate) max_message_size: usize,
     pub(crate) outbox: OutboxLimits,
     pub(crate) ping_interval: Duration,
@@ -135,7 +135,7 @@ impl Config {
             probe_interval: self.probe_interval,
             lease: self.lease,
             linger: self.linger,
-            slots: self.slots,
+            seats: self.seats,
         }
     }
 
@@ -171,7 +171,7 @@ impl Config {
             protocols: Vec::new(),
             origins: OriginPolicy::default(),
             limits: Limits::default(),
-            slots: None,
+            seats: None,
             max_message_size: 64 * 1024,
             outbox: OutboxLimits {
                 messages: 256,
@@ -232,7 +232,7 @@ impl Config {
             ("max_sockets_per_user", self.limits.sockets_per_user),
             (
                 "max_sockets_per_user_in_cluster",
-                self.slots.map(|limit| limit.sockets),
+                self.seats.map(|limit| limit.sockets),
             ),
         ];
         let zero = counts.iter().find(|(_, count)| *count == Some(0));

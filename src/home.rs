@@ -193,7 +193,7 @@ mod tests {
             probe_interval: timeout,
             lease: timeout,
             linger: timeout,
-            slots: None,
+            seats: None,
         };
         let bus = Backend::memory().open(node, settings);
         let home = Arc::new(Home::here(node, bus.into(), Arc::default(), timeout));

@@ -100,16 +100,23 @@ impl Reception {
         }
         let now = SystemTime::now();
         let deaf = self.outage.lock().down(link, reason.clone(), deaf, now);
-        self.is_down(deaf, reason);
+        if self.follow_down(deaf) {
+            let gap = deaf != Deaf::No;
+            tracing::warn!(node = %self.node, %reason, gap, "the bus is down: this node serves its own sockets and tries again by itself");
+        }
     }
 
     pub(crate) fn refused(&self, link: LinkId, kind: TopicKind, reason: &Arc<str>) {
         if self.is_lost() {
             return;
         }
+        self.counters.subscriptions_refused.fetch_add(1, Relaxed);
         let now = SystemTime::now();
         let deaf = self.outage.lock().refused(link, kind, reason.clone(), now);
-        self.is_down(deaf, reason);
+        if self.follow_down(deaf) {
+            let (of, gap) = (kind.whose(), deaf != Deaf::No);
+            tracing::warn!(node = %self.node, of, %reason, gap, "channels are refused: what others send there is missed, everything else goes on, and they are asked for again");
+        }
     }
 
     pub(crate) fn works(&self, link: LinkId, proven: Instant) {
@@ -189,13 +196,11 @@ impl Reception {
         })
     }
 
-    fn is_down(&self, deaf: Deaf, reason: &str) {
+    /// The same of bad news: counts an outage in which messages may be missed.
+    fn follow_down(&self, deaf: Deaf) -> bool {
         if deaf == Deaf::Newly {
             self.counters.bus_gaps.fetch_add(1, Relaxed);
         }
-        if self.follow_links() {
-            let gap = deaf != Deaf::No;
-            tracing::warn!(node = %self.node, %reason, gap, "the bus is down: this node serves its own sockets and tries again by itself");
-        }
+        self.follow_links()
     }
 }

@@ -320,7 +320,7 @@ mod tests {
             probe_interval: Duration::from_secs(5),
             lease: Duration::from_secs(15),
             linger: Duration::ZERO,
-            slots: None,
+            seats: None,
         };
         let bus = Backend::memory().open(US, settings);
         Uplink::new(US, bus.into(), Arc::default())

@@ -65,14 +65,14 @@ impl Local {
 
     /// Takes a seat of the user in the whole cluster, where those are limited; whose seats it took.
     async fn seat(&self, user: &Topic, number: u64) -> Result<Vec<SocketId>, Refused> {
-        let Some(slots) = self.home.bus.slots() else {
+        let Some(seats) = self.home.bus.seats() else {
             return Ok(Vec::new());
         };
-        let claim = slots.claim(user, number).await;
-        if !claim.checked {
+        let decision = seats.claim(user, number).await;
+        if !decision.checked {
             self.home.counters.limits_unchecked.fetch_add(1, Relaxed);
         }
-        claim.granted.ok_or_else(|| self.is_full(Full::User))
+        decision.granted.ok_or_else(|| self.is_full(Full::User))
     }
 
     /// Puts a socket into a room; returns when the cluster's messages for the room come here.
@@ -98,7 +98,7 @@ impl Local {
     /// is one.
     pub(crate) async fn settled(&self, confirmation: Confirmation) {
         if !confirmation.wait(self.settings.publish_timeout).await {
-            self.home.bus.doubt();
+            self.home.bus.prove_anew();
         }
     }
 
@@ -154,8 +154,8 @@ impl Reservation {
             sender.close(reason::RESTART);
         }
         // So may who took its seat.
-        if let Some(slots) = local.home.bus.slots()
-            && !slots.holds(&self.topic, number)
+        if let Some(seats) = local.home.bus.seats()
+            && !seats.holds(&self.topic, number)
         {
             sender.close(reason::REPLACED);
         }
@@ -172,8 +172,8 @@ impl Reservation {
 impl Drop for Reservation {
     fn drop(&mut self) {
         self.local.registry.write().unclaim(&self.topic);
-        if let Some(slots) = self.local.home.bus.slots() {
-            slots.release(&self.topic, self.number);
+        if let Some(seats) = self.local.home.bus.seats() {
+            seats.release(&self.topic, self.number);
         }
         self.local.home.bus.release(&self.topic);
         self.local.home.bus.release(&self.local.all);

@@ -11,7 +11,7 @@ use super::millis;
 /// pub/sub does not repeat them.
 ///
 /// A send of another node that returned before `from`, or began after `until`, is not affected, by the
-/// clock of this node.
+/// clock of this node. Where Redis refused some channels only, nobody else missed anything.
 ///
 /// As JSON: `from`, `until` (milliseconds since 1970).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize)]

@@ -21,7 +21,8 @@ pub enum Health {
     /// The probe came back, and every socket that is admitted is heard: messages travel both ways. A
     /// newcomer waits until its subscriptions are confirmed.
     Up,
-    /// The bus is not usable. The node serves its own sockets and returns by itself.
+    /// The bus is not usable, or Redis refuses some channels: then `reason` says whose, what others send there is
+    /// missed, and everything else works as when up. The node serves its own sockets and returns by itself.
     Degraded {
         /// Since when.
         #[serde(serialize_with = "millis::serialize")]

@@ -178,7 +178,7 @@ impl Peers {
     /// What is asked of the sockets of this node; how many it concerned, and what it takes until it is
     /// done. A Close leaves with the next `settle`.
     pub(super) fn carry_out(&self, scope: &Scope<'_>, what: &Ask) -> (usize, Confirmation) {
-        let mut confirmation = Confirmation::Ready;
+        let mut confirmation = Confirmation::NotAwaited;
         let members = match what {
             Ask::Sockets | Ask::Node => return (0, confirmation),
             _ => self.local.members_of(scope),

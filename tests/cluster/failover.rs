@@ -6,7 +6,7 @@ use axum_cluster::{Health, OverLimit};
 use futures::StreamExt;
 
 use crate::gaps::replica_of;
-use crate::slots::{attempt, enter, is_refused, until_free};
+use crate::seats::{attempt, enter, is_refused, until_free};
 use crate::support::client::text;
 use crate::support::node::NEVER;
 use crate::support::proxy::Proxy;
@@ -171,7 +171,7 @@ async fn a_send_is_lost_on_the_old_primary(then: impl Fn(&RedisServer)) {
     assert_eq!(moved.cluster.stats().bus_gaps, counted + 1);
 }
 
-/// A3: the slots are written where nothing can be written any longer.
+/// A3: the seats are written where nothing can be written any longer.
 #[tokio::test(flavor = "multi_thread")]
 async fn limits_are_checked_by_the_new_primary() {
     let pair = Pair::start().await;
