@@ -9,7 +9,8 @@ use std::path::Path;
 pub struct Module {
     pub name: String,
     pub imports: Vec<Import>,
-    code: Vec<(usize, String)>,
+    /// Without comments and tests, with the numbers of the lines.
+    pub code: Vec<(usize, String)>,
 }
 
 #[derive(Debug, Clone)]
@@ -75,16 +76,23 @@ fn read_folder(folder: &Path, name: &str, modules: &mut Vec<Module>) {
     }
 }
 
-/// The lines without comments and without the tests, which stand last.
+/// The lines without comments and without what is for tests only: their module, which stands last, and single lines.
 fn code(text: &str) -> Vec<(usize, String)> {
-    let lines = text.lines().enumerate();
-    lines
-        .take_while(|(_, line)| *line != "#[cfg(test)]")
-        .map(|(index, line)| {
-            let code = line.split("//").next().unwrap_or_default();
-            (index + 1, code.to_owned())
-        })
-        .collect()
+    let mut lines = (1..).zip(text.lines()).peekable();
+    let mut code = Vec::new();
+    while let Some((number, line)) = lines.next() {
+        if line.trim() == "#[cfg(test)]" {
+            match lines.next() {
+                Some((_, next)) if next.ends_with('{') => break,
+                _ => continue,
+            }
+        }
+        code.push((
+            number,
+            line.split("//").next().unwrap_or_default().to_owned(),
+        ));
+    }
+    code
 }
 
 impl Module {
