@@ -141,6 +141,9 @@ counts! {
     bus_gap_millis: counter,
     /// Messages from the bus that made no sense.
     bus_garbage: counter,
+    /// Times that Redis refused to let this node hear a channel, which is asked for again after a pause and counted
+    /// again.
+    subscriptions_refused: counter,
     /// Times the bus came back after an outage that made a gap.
     bus_reconnects: counter,
     /// Milliseconds since the probe was published that last proved the bus, or since the start. More than

@@ -197,6 +197,7 @@ mod cluster;
 mod config;
 mod counts;
 mod extract;
+mod home;
 #[cfg(any(fuzzing, axum_cluster_internals))]
 #[doc(hidden)]
 pub mod internals;
@@ -218,6 +219,8 @@ pub use audience::Audience;
 pub use broadcast::Broadcaster;
 pub use builder::ClusterBuilder;
 pub use bus::Backend;
+pub use bus::gaps::Gaps;
+pub use bus::health::HealthChanges;
 #[cfg(feature = "redis")]
 pub use bus::redis::Redis;
 pub use cluster::Cluster;
@@ -232,8 +235,8 @@ pub use model::error::{
     Closed, ClosedKind, ConnectError, ConnectErrorKind, QueryError, QueryErrorKind, RoomError,
     RoomErrorKind, SendError, SendErrorKind,
 };
-pub use model::gap::{Gap, Gaps};
-pub use model::health::{Health, HealthChanges};
+pub use model::gap::Gap;
+pub use model::health::Health;
 pub use model::id::{InvalidId, InvalidNodeId, InvalidSocketId, NodeId, RoomId, SocketId, UserId};
 pub use model::limits::SlowConsumer;
 pub use model::message::{Message, Utf8Bytes};

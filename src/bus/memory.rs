@@ -14,18 +14,17 @@ use tokio::time::Instant;
 use super::{Bus, BusSettings, Confirmation, Listener, Published};
 use crate::bus::outage::LinkId;
 use crate::bus::scope::Size;
-use crate::bus::topic::{Namespace, Topic};
 use crate::model::error::PublishError;
 use crate::model::id::{NodeId, SocketId};
-use crate::quota::SlotLimit;
-use crate::quota::{Claim, Slots};
+use crate::model::topic::{Namespace, Topic};
+use crate::quota::{Decision, SeatLimit, Seats};
 
-/// What several nodes share: who wants which channel, and which sockets hold the slots of a user,
+/// What several nodes share: who wants which channel, and which sockets hold the seats of a user,
 /// oldest first.
 #[derive(Default)]
 pub(crate) struct Hub {
     channels: RwLock<HashMap<String, SmallVec<[Interest; 1]>>>,
-    slots: Mutex<HashMap<String, Vec<SocketId>>>,
+    seats: Mutex<HashMap<String, Vec<SocketId>>>,
 }
 
 struct Interest {
@@ -48,7 +47,7 @@ pub(crate) struct MemoryBus {
     hub: Arc<Hub>,
     node: NodeId,
     namespace: Namespace,
-    limit: Option<SlotLimit>,
+    limit: Option<SeatLimit>,
     listener: RwLock<Option<Weak<dyn Listener>>>,
 }
 
@@ -58,7 +57,7 @@ impl MemoryBus {
             hub,
             node,
             namespace: settings.namespace,
-            limit: settings.slots,
+            limit: settings.seats,
             listener: RwLock::default(),
         }
     }
@@ -68,7 +67,7 @@ impl MemoryBus {
             interests.retain(|interest| interest.node != self.node);
             !interests.is_empty()
         });
-        self.hub.slots.lock().retain(|_, held| {
+        self.hub.seats.lock().retain(|_, held| {
             held.retain(|socket| socket.node != self.node);
             !held.is_empty()
         });
@@ -92,7 +91,7 @@ impl Bus for MemoryBus {
 
     fn want(&self, topic: &Topic) -> Confirmation {
         let Some(listener) = self.listener.read().clone() else {
-            return Confirmation::Ready;
+            return Confirmation::NotAwaited;
         };
         let mut channels = self.hub.channels.write();
         let interests = channels.entry(self.namespace.channel(topic)).or_default();
@@ -107,7 +106,7 @@ impl Bus for MemoryBus {
                 listener,
             }),
         }
-        Confirmation::Ready
+        Confirmation::NotAwaited
     }
 
     fn release(&self, topic: &Topic) {
@@ -128,7 +127,7 @@ impl Bus for MemoryBus {
         }
     }
 
-    fn doubt(&self) {}
+    fn prove_anew(&self) {}
 
     fn publish(
         &self,
@@ -174,8 +173,8 @@ impl Bus for MemoryBus {
         0
     }
 
-    fn slots(&self) -> Option<&dyn Slots> {
-        self.limit.map(|_| self as &dyn Slots)
+    fn seats(&self) -> Option<&dyn Seats> {
+        self.limit.map(|_| self as &dyn Seats)
     }
 
     fn stop(&self) -> BoxFuture<'_, ()> {
@@ -185,10 +184,10 @@ impl Bus for MemoryBus {
     }
 }
 
-impl Slots for MemoryBus {
-    fn claim(&self, user: &Topic, number: u64) -> BoxFuture<'_, Claim> {
-        let mut slots = self.hub.slots.lock();
-        let held = slots.entry(self.namespace.channel(user)).or_default();
+impl Seats for MemoryBus {
+    fn claim(&self, user: &Topic, number: u64) -> BoxFuture<'_, Decision> {
+        let mut seats = self.hub.seats.lock();
+        let held = seats.entry(self.namespace.channel(user)).or_default();
         let room = self
             .limit
             .map_or(Some(0), |limit| limit.make_room(held.len()));
@@ -197,7 +196,7 @@ impl Slots for MemoryBus {
             held.push(self.socket(number));
             replaced
         });
-        drop(slots);
+        drop(seats);
         let granted = replaced.map(|replaced| {
             let (own, others): (Vec<SocketId>, _) = replaced
                 .into_iter()
@@ -210,24 +209,24 @@ impl Slots for MemoryBus {
             others
         });
         let checked = true;
-        future::ready(Claim { granted, checked }).boxed()
+        future::ready(Decision { granted, checked }).boxed()
     }
 
     fn release(&self, user: &Topic, number: u64) {
         let channel = self.namespace.channel(user);
-        let mut slots = self.hub.slots.lock();
-        let Some(held) = slots.get_mut(&channel) else {
+        let mut seats = self.hub.seats.lock();
+        let Some(held) = seats.get_mut(&channel) else {
             return;
         };
         held.retain(|socket| *socket != self.socket(number));
         if held.is_empty() {
-            slots.remove(&channel);
+            seats.remove(&channel);
         }
     }
 
     fn holds(&self, user: &Topic, number: u64) -> bool {
-        let slots = self.hub.slots.lock();
-        let held = slots.get(&self.namespace.channel(user));
+        let seats = self.hub.seats.lock();
+        let held = seats.get(&self.namespace.channel(user));
         held.is_some_and(|held| held.contains(&self.socket(number)))
     }
 }

@@ -1,8 +1,8 @@
 //! How many sockets a user may have in the whole cluster.
 
 mod limit;
-mod slots;
+mod seats;
 
 pub use self::limit::OverLimit;
-pub(crate) use self::limit::SlotLimit;
-pub(crate) use self::slots::{Claim, Slots};
+pub(crate) use self::limit::SeatLimit;
+pub(crate) use self::seats::{Decision, Seats};

@@ -70,13 +70,13 @@ pub(crate) trait Stream: AsyncRead + AsyncWrite + Send {}
 impl<T: AsyncRead + AsyncWrite + Send> Stream for T {}
 
 /// A connection on which nothing has been said yet.
-pub(super) struct Connection {
+pub(super) struct Dialed {
     pub(super) stream: Pin<Box<dyn Stream>>,
     /// User name and password, as the redis crate takes them.
     pub(super) login: RedisConnectionInfo,
 }
 
-impl Connection {
+impl Dialed {
     /// The command that logs in, if there is a password.
     pub(super) fn auth(&self) -> Option<BytesMut> {
         let mut auth = BytesMut::new();
@@ -96,11 +96,11 @@ impl Endpoint {
     }
 
     /// Opens a connection. The name is resolved, and the password asked for, at every call.
-    pub(super) async fn connect(&self) -> io::Result<Connection> {
+    pub(super) async fn connect(&self) -> io::Result<Dialed> {
         let opening = async {
             let stream = self.reach().await?;
             let login = self.access.log_in().await?;
-            Ok(Connection { stream, login })
+            Ok(Dialed { stream, login })
         };
         match timeout(OPENING, opening).await {
             Ok(opened) => opened,

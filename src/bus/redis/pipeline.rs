@@ -60,10 +60,10 @@ impl Pipeline {
     /// Logs in, and makes sure that this is no replica.
     pub(crate) async fn open(topology: &Topology, advice: &Arc<Advice>) -> Result<Self, Unusable> {
         let opened = topology.connect().await;
-        let Opened { connection, route } = opened.map_err(|error| error.to_string())?;
-        let auth = connection.auth();
+        let Opened { dialed, route } = opened.map_err(|error| error.to_string())?;
+        let auth = dialed.auth();
         let mut pipeline = Self {
-            stream: connection.stream,
+            stream: dialed.stream,
             route,
             reader: Reader::new(KEPT),
             output: BytesMut::new(),
@@ -181,7 +181,7 @@ mod tests {
     use tokio::io::DuplexStream;
 
     use super::*;
-    use crate::bus::topic::Namespace;
+    use crate::model::topic::Namespace;
 
     fn over(stream: DuplexStream) -> Pipeline {
         Pipeline {

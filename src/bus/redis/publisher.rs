@@ -19,13 +19,13 @@ use tokio::task::coop::consume_budget;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use super::advice::Advice;
-use super::backlog::{BATCH, Backlog, KEPT, Publication, Published, Turn};
+use super::backlog::{BATCH, Backlog, KEPT, Turn, Waiter};
 use super::backoff::Backoff;
 use super::endpoint::OPENING;
 use super::pipeline::{Pipeline, Unusable};
+use super::publication::{Publication, Published};
 use super::queue::{Place, Queue, Queued};
-use super::subscriber::LEFT;
-use super::topology::Topology;
+use super::topology::{LEFT, Topology};
 use crate::bus::scope::Size;
 use crate::model::error::PublishError;
 
@@ -253,7 +253,7 @@ impl PublishQueue {
     fn take_over(&mut self, backlog: &mut Backlog) {
         self.queue.take(&mut self.arrived);
         for queued in self.arrived.drain(..) {
-            backlog.admit(queued.admitted(&self.queue));
+            backlog.admit(queued.admitted(&self.queue, Waiter::new));
         }
         if self.arrived.capacity() > KEPT {
             self.arrived = Vec::new();
@@ -331,7 +331,7 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
-    use crate::bus::topic::Namespace;
+    use crate::model::topic::Namespace;
 
     /// An answer that is late for one is not for the other.
     #[tokio::test]

@@ -1,7 +1,7 @@
 //! Where the primary is, for everything that talks to it, and whether what is open still leads there.
 //!
 //! Every connection is opened by [`open`](Topology::open): the one that listens, the one that publishes, and those for
-//! questions and slots. Of a single server the route is known and never changes, though its name or proxy may lead
+//! questions and seats. Of a single server the route is known and never changes, though its name or proxy may lead
 //! elsewhere at any time; sentinels tell it and change it ([`lead_to`](Topology::lead_to)), and whatever is on the old
 //! route leaves, however well the server there answers. What is said on a link and what a reply means is no concern of
 //! it.
@@ -19,11 +19,14 @@ use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
-use super::endpoint::{Connection, Endpoint};
+use super::endpoint::{Dialed, Endpoint};
 
 /// What one sentinel has decided the others hear within this time (`SENTINEL_PUBLISH_PERIOD` of Redis): so much longer ago
 /// the primary may have been elsewhere already when some of them confirmed it.
 const HEARSAY: Duration = Duration::from_secs(2);
+
+/// Where the primary is elsewhere by now, whatever the server says that was it.
+pub(super) const LEFT: &str = "another server is the primary now";
 
 /// One primary of one node. No connection outlives its change, whichever learns of it first.
 #[derive(Debug)]
@@ -32,7 +35,7 @@ pub(super) struct Topology {
     trust: Mutex<Trust>,
     /// Raised whenever everything that is open may be on another server than what is opened next.
     generation: AtomicU64,
-    doubted: Notify,
+    probe_asked: Notify,
     missed: Notify,
 }
 
@@ -64,7 +67,7 @@ struct Trust {
 
 /// A connection to the primary.
 pub(super) struct Opened {
-    pub(super) connection: Connection,
+    pub(super) dialed: Dialed,
     /// By which route.
     pub(super) route: u64,
 }
@@ -98,7 +101,7 @@ impl Topology {
             }),
             trust: Mutex::default(),
             generation: AtomicU64::new(0),
-            doubted: Notify::new(),
+            probe_asked: Notify::new(),
             missed: Notify::new(),
         }
     }
@@ -119,8 +122,8 @@ impl Topology {
             let reason = silence.unwrap_or_else(|| "it is not known where the primary is".into());
             return Err(io::Error::other(&*reason));
         };
-        let opened = primary.connect().await;
-        let connection = opened.map_err(|error| match (number, silence) {
+        let dialed = primary.connect().await;
+        let dialed = dialed.map_err(|error| match (number, silence) {
             (0, _) => error,
             (_, None) => io::Error::new(error.kind(), format!("{primary}: {error}")),
             (_, Some(silence)) => {
@@ -128,7 +131,7 @@ impl Topology {
             }
         })?;
         Ok(Opened {
-            connection,
+            dialed,
             route: number,
         })
     }
@@ -137,18 +140,18 @@ impl Topology {
     /// after.
     pub(super) async fn connect(&self) -> io::Result<Opened> {
         let opened = self.open().await?;
-        self.doubt();
+        self.probe_now();
         Ok(opened)
     }
 
     /// Something failed, or may lead elsewhere: whether the bus works at all is to be found out soon.
-    pub(super) fn doubt(&self) {
-        self.doubted.notify_one();
+    pub(super) fn probe_now(&self) {
+        self.probe_asked.notify_one();
     }
 
-    /// Resolves after a [`doubt`](Self::doubt).
-    pub(super) fn doubted(&self) -> Notified<'_> {
-        self.doubted.notified()
+    /// Resolves after a [`probe_now`](Self::probe_now).
+    pub(super) fn probe_asked(&self) -> Notified<'_> {
+        self.probe_asked.notified()
     }
 
     /// The primary is not where the route leads, or does not answer there: whoever tells is to be asked.
@@ -183,7 +186,7 @@ impl Topology {
             route.silence = None;
         });
         self.moved();
-        self.doubt();
+        self.probe_now();
     }
 
     /// Nobody tells where the primary is, for this reason. What is known goes on to hold.

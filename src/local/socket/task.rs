@@ -29,7 +29,6 @@ use bytes::BytesMut;
 use super::DriverEnd;
 use super::outcome::Stage;
 use crate::model::close::{Close, reason};
-use crate::node::Registration;
 use crate::ws::frame::{Decoder, Frame, Heard, Violation};
 use crate::ws::{Io, Opened};
 
@@ -37,16 +36,22 @@ use crate::ws::{Io, Opened};
 /// is to be polled [`unconstrained`](tokio::task::unconstrained): a handler in the same task may use up
 /// tokio's budget every time, and would leave it none to read with.
 #[derive(Debug)]
-pub(crate) struct Driver {
+pub(crate) struct Driver<R: Registered> {
     io: Io,
-    socket: Driven,
+    socket: Driven<R>,
+}
+
+/// What makes a socket reachable, until it is dropped at the latest.
+pub(crate) trait Registered {
+    /// Unreachable from now on; this is how it ended. Does nothing the second time.
+    fn unregister(&mut self, close: &Close);
 }
 
 /// What a driver has beside the stream; whatever happens to it, this is how its socket ends.
 #[derive(Debug)]
-struct Driven {
+struct Driven<R: Registered> {
     end: DriverEnd,
-    registration: Registration,
+    registration: R,
     decoder: Decoder,
     state: State,
     /// The handler does not read.
@@ -74,11 +79,11 @@ impl State {
     }
 }
 
-impl Driver {
+impl<R: Registered> Driver<R> {
     pub(crate) fn new(
         opened: Opened,
         end: DriverEnd,
-        registration: Registration,
+        registration: R,
         max_message_size: usize,
     ) -> Self {
         let Opened { io, writer, early } = opened;
@@ -169,7 +174,7 @@ impl Driver {
     }
 }
 
-impl Future for Driver {
+impl<R: Registered + Unpin> Future for Driver<R> {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
@@ -182,7 +187,7 @@ impl Future for Driver {
     }
 }
 
-impl Driven {
+impl<R: Registered> Driven<R> {
     /// Somebody may have ended the socket: the handler, a kick, a drain, a full outbox, the sweeper.
     fn notice_the_end(&mut self) {
         match self.end.stage() {
@@ -261,7 +266,7 @@ impl Driven {
     }
 }
 
-impl Drop for Driven {
+impl<R: Registered> Drop for Driven<R> {
     fn drop(&mut self) {
         self.end.abandon(reason::DROPPED);
         self.unregister();

@@ -12,7 +12,7 @@ use tokio::time::{sleep, timeout};
 
 use super::answer::{Answer, advise, read};
 use crate::bus::redis::command;
-use crate::bus::redis::endpoint::{Connection, Endpoint, nobody};
+use crate::bus::redis::endpoint::{Dialed, Endpoint, nobody};
 use crate::bus::redis::words;
 
 /// From the connect to the answer: four round trips of 1.2 s, since a slow link is no dead one.
@@ -46,7 +46,7 @@ pub(super) async fn ask(sentinel: &Endpoint, service: &str) -> Result<Answer, Ar
 
 async fn exchange(sentinel: &Endpoint, service: &str) -> Result<Answer, String> {
     let opened = sentinel.connect().await;
-    let Connection { stream, login } = opened.map_err(|error| error.to_string())?;
+    let Dialed { stream, login } = opened.map_err(|error| error.to_string())?;
     let config = AsyncConnectionConfig::new().set_response_timeout(Some(ASKING));
     let connected = MultiplexedConnection::new_with_config(&nobody(), stream, config).await;
     let (mut connection, driver) = connected.map_err(|error| words(&error))?;
