@@ -185,10 +185,13 @@ type Ballots = BTreeMap<(u64, Host), BTreeSet<String>>;
 /// Each sentinel has one vote, however many addresses it has. Besides: whether somebody doubts its own, and who failed.
 fn count(answers: Vec<Asked>, held: Option<u64>) -> (Ballots, bool, Vec<(Host, Arc<str>)>) {
     let (mut ballots, mut doubts, mut failures) = (Ballots::new(), false, Vec::new());
+    let sound = answers.iter().flat_map(|(_, answer)| answer);
+    let sound = sound.filter(|answer| answer.standing == Standing::Well);
+    let newest = sound.map(|answer| answer.epoch).max().max(held);
     for (sentinel, answer) in answers {
         let counts = |answer: &Answer| match answer.standing {
             Standing::Well => true,
-            Standing::Unreached => held.is_some_and(|held| answer.epoch > held),
+            Standing::Unreached => newest.is_some_and(|newest| answer.epoch > newest),
             Standing::Down => false,
         };
         match answer {
@@ -303,6 +306,10 @@ mod tests {
         assert_eq!(council.hear(decided, now), moved(2, 71));
         let still = council.hear(round([Unreached(2, 71), Silent, Silent]), now);
         assert!(is_untold(&still, "down"), "{still:?}");
+        // Nor is who was cut off believed by a node that has only just started.
+        let (mut council, now) = self::council();
+        let started = round([Says(0, 70), Unreached(1, 71), Unreached(1, 71)]);
+        assert_eq!(council.hear(started, now), moved(1, 71));
     }
 
     #[test]
@@ -408,9 +415,14 @@ mod tests {
             for (words, seconds) in rounds {
                 now += S * seconds;
                 let finding = council.hear(round(words), now);
+                let sound = words.iter().filter_map(|word| match word {
+                    Says(epoch, _) => Some(*epoch),
+                    _ => None,
+                });
+                let known = sound.max().max(held.map(|(epoch, _)| epoch));
                 let counted = words.iter().filter_map(|word| match word {
                     Says(epoch, port) => Some((*epoch, *port)),
-                    Unreached(epoch, port) => held.filter(|(before, _)| epoch > before).map(|_| (*epoch, *port)),
+                    Unreached(epoch, port) => known.filter(|known| epoch > known).map(|_| (*epoch, *port)),
                     _ => None,
                 });
                 let counted: Vec<_> = counted.collect();
