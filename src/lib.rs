@@ -208,6 +208,7 @@ mod node;
 mod peers;
 mod presence;
 mod quota;
+mod readers;
 mod rejection;
 mod socket;
 mod tasks;
@@ -226,12 +227,13 @@ pub use config::Unauthenticated;
 pub use counts::{StatKind, Stats};
 pub use extract::ClusterSocket;
 pub use layer::{ClusterLayer, ClusterService};
+pub use local::moves::{Move, Moves};
 pub use model::close::Close;
 pub use model::code::CloseCode;
 pub use model::delivery::{Delivery, Outcome};
 pub use model::error::{
-    Closed, ClosedKind, ConnectError, ConnectErrorKind, QueryError, QueryErrorKind, RoomError,
-    RoomErrorKind, SendError, SendErrorKind,
+    Closed, ClosedKind, ConnectError, ConnectErrorKind, DescriptionError, DescriptionErrorKind,
+    QueryError, QueryErrorKind, RoomError, RoomErrorKind, SendError, SendErrorKind,
 };
 pub use model::gap::Gap;
 pub use model::health::Health;

@@ -4,13 +4,19 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::SystemTime;
 
 use futures::{Sink, Stream};
+use serde::Serialize;
 
+use crate::broadcast::Broadcaster;
 use crate::bus::gaps::Gaps;
+use crate::local::expiry::{Clock, Expiry};
+use crate::local::moves::Moves;
 use crate::local::socket::HandlerEnd;
 use crate::model::close::{Close, reason};
-use crate::model::error::{Closed, RoomError};
+use crate::model::description::Description;
+use crate::model::error::{Closed, DescriptionError, RoomError};
 use crate::model::id::{RoomId, SocketId, UserId};
 use crate::model::message::Message;
 use crate::model::topic::Topic;
@@ -129,9 +135,77 @@ impl Socket {
     /// log tells.
     pub fn leave(&self, room: impl Into<RoomId>) {
         match Topic::room(room.into().as_str()) {
-            Ok(room) => self.node.local.leave(&self.end.sender(), &room),
+            Ok(room) => {
+                self.node.local.leave(&self.end.sender(), &room);
+            }
             Err(error) => error.log("leave"),
         }
+    }
+
+    /// The rooms it is in, in no order; when it has ended, those it was in at its end.
+    pub fn rooms(&self) -> Vec<RoomId> {
+        self.node.local.rooms(&self.end.sender())
+    }
+
+    /// What others do to its rooms from now on, by [`Audience::join`](crate::Audience::join) and
+    /// [`leave`](crate::Audience::leave) on whichever node; its own [`join`](Self::join) and [`leave`](Self::leave) are not
+    /// told. A reader that lags more than 64 behind misses the oldest, and [`rooms`](Self::rooms) says what holds. Ends with
+    /// the socket. The stream borrows nothing; a socket that does not ask pays nothing. That somebody closed the socket says
+    /// [`close_reason`](Self::close_reason).
+    ///
+    /// ```
+    /// # use axum::response::Response;
+    /// use axum_cluster::{ClusterSocket, Move};
+    /// use futures::StreamExt;
+    ///
+    /// async fn ws(socket: ClusterSocket) -> Response {
+    ///     socket.on_upgrade(|mut socket| async move {
+    ///         let mut moves = socket.moves();
+    ///         loop {
+    ///             let line = tokio::select! {
+    ///                 message = socket.recv() => match message {
+    ///                     Some(_) => continue,
+    ///                     None => break,
+    ///                 },
+    ///                 Some(moved) = moves.next() => match moved {
+    ///                     Move::Joined(room) => format!("you are in {room}"),
+    ///                     Move::Left(room) => format!("you were removed from {room}"),
+    ///                     _ => continue,
+    ///                 },
+    ///             };
+    ///             if socket.send(line).await.is_err() {
+    ///                 break;
+    ///             }
+    ///         }
+    ///     })
+    /// }
+    /// ```
+    pub fn moves(&self) -> Moves {
+        self.node.local.moves(self.id())
+    }
+
+    /// Says anew when the identity ends, after a refreshed token for one; what
+    /// [`ClusterSocket::expires_at`](crate::ClusterSocket::expires_at) said counts no longer. Then the socket closes with 4401,
+    /// at once for a time that is over.
+    pub fn expires_at(&self, time: SystemTime) {
+        self.end.expire_at(Expiry::at(time, Clock::now()));
+    }
+
+    /// Says anew what kind of device this is, for [`Audience::sockets`](crate::Audience::sockets), as
+    /// [`ClusterSocket::describe`](crate::ClusterSocket::describe) does: rosters that are asked for from now on show it.
+    ///
+    /// # Errors
+    /// A [`DescriptionError`] when it is more than 1 KiB or 100 levels of JSON, or cannot be written so, and what was said
+    /// before stays; or when the socket has ended.
+    pub fn describe(&self, description: impl Serialize) -> Result<(), DescriptionError> {
+        let description = Description::of(&description)?;
+        let described = self.node.local.redescribe(&self.end.sender(), description);
+        described.ok_or_else(|| DescriptionError::closed(self.ending()))
+    }
+
+    /// Sends to others from here.
+    pub fn broadcaster(&self) -> Broadcaster {
+        Broadcaster::of(self.node.clone())
     }
 
     /// When messages for this socket may have been missed: each outage of the bus that is over, as a

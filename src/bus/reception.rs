@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::Bus;
-use super::gaps::{GapReaders, Gaps};
+use super::gaps::Gaps;
 use super::health::{HealthCell, HealthChanges};
 use super::outage::{Deaf, LinkId, Outage, Span};
 use crate::counts::Counters;
@@ -16,6 +16,7 @@ use crate::model::gap::Gap;
 use crate::model::health::Health;
 use crate::model::id::NodeId;
 use crate::model::topic::TopicKind;
+use crate::readers::Readers;
 
 #[derive(Debug)]
 pub(crate) struct Reception {
@@ -23,7 +24,7 @@ pub(crate) struct Reception {
     bus: Arc<dyn Bus>,
     outage: Mutex<Outage>,
     health: HealthCell,
-    gaps: GapReaders,
+    gaps: Readers<Gap>,
     counters: Arc<Counters>,
     /// Nothing is heard any more, for good.
     lost: AtomicBool,
@@ -39,7 +40,7 @@ impl Reception {
             bus,
             health: HealthCell::new(outage.health()),
             outage: Mutex::new(outage),
-            gaps: GapReaders::new(),
+            gaps: Readers::default(),
             counters,
             lost: AtomicBool::new(false),
         }
@@ -54,7 +55,7 @@ impl Reception {
     }
 
     pub(crate) fn gaps(&self) -> Gaps {
-        self.gaps.stream()
+        Gaps(self.gaps.read())
     }
 
     /// Since when, and until when, this node has heard whatever the others said; none while the bus is down.
@@ -183,7 +184,7 @@ impl Reception {
         let gap = Gap::between(from, until, Instant::now(), SystemTime::now());
         let millis = gap.span().as_millis() as u64;
         self.counters.bus_gap_millis.fetch_add(millis, Relaxed);
-        self.gaps.tell(gap);
+        self.gaps.tell(&gap);
         gap
     }
 

@@ -4,6 +4,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use indexmap::{IndexMap, IndexSet};
@@ -64,8 +65,8 @@ struct Entry<M> {
 #[derive(Debug)]
 #[must_use = "drop it without the lock"]
 pub(crate) struct Removed<M> {
-    pub(crate) rooms: Rooms,
-    _member: M,
+    pub(crate) rooms: Arc<Rooms>,
+    pub(crate) member: M,
 }
 
 /// The sockets on one topic.
@@ -154,8 +155,8 @@ impl<M: Member> Registry<M> {
             self.remove_from(topic, id);
         }
         Some(Removed {
-            rooms: entry.rooms,
-            _member: entry.member,
+            rooms: Arc::new(entry.rooms),
+            member: entry.member,
         })
     }
 
@@ -213,6 +214,16 @@ impl<M: Member> Registry<M> {
             rooms: entry.rooms.iter().filter_map(Topic::as_room).collect(),
             description: description.and_then(|json| serde_json::from_str(json).ok()),
         })
+    }
+
+    pub(crate) fn rooms_of(&self, id: SocketId) -> Option<&Rooms> {
+        self.sockets.get(&id).map(|entry| &entry.rooms)
+    }
+
+    /// Describes a socket anew; what was said before is to be dropped without the lock.
+    pub(crate) fn redescribe(&mut self, id: SocketId, json: Box<str>) -> Option<Option<Box<str>>> {
+        let entry = self.sockets.get_mut(&id)?;
+        Some(entry.about.description.replace(json))
     }
 
     /// Every user with a socket on a topic.

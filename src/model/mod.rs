@@ -3,6 +3,7 @@
 pub(crate) mod close;
 pub(crate) mod code;
 pub(crate) mod delivery;
+pub(crate) mod description;
 pub(crate) mod error;
 pub(crate) mod gap;
 pub(crate) mod health;

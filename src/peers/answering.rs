@@ -16,9 +16,12 @@ use crate::bus::seen::Seen;
 use crate::bus::uplink::{Part, Word};
 use crate::bus::wire::Action;
 use crate::bus::{Confirmation, Published};
+use crate::local::CHUNK;
+use crate::local::moves::Move;
+use crate::local::registry::Member;
 use crate::local::socket::Sender;
-use crate::local::{CHUNK, MAX_DESCRIPTION};
 use crate::model::close::Close;
+use crate::model::description::MAX_DESCRIPTION;
 use crate::model::error::PublishError;
 use crate::model::id::NodeId;
 use crate::model::roster::SocketInfo;
@@ -189,23 +192,31 @@ impl Peers {
                     .collect_close(&members, &Close::new(*code, reason.as_str()));
                 members.len()
             }
-            Ask::Join { room } => {
-                let Ok(room) = Topic::room(room) else {
+            Ask::Join { room: name } => {
+                let Ok(room) = Topic::room(name.as_str()) else {
                     return (0, confirmation);
                 };
-                let joined = members.iter().filter_map(|outbox| {
-                    confirmation = self.local.begin_join(outbox, &room)?;
+                let moved = Move::Joined(name.as_str().into());
+                let joined = members.iter().filter_map(|socket| {
+                    let joined = self.local.begin_join(socket, &room)?;
+                    if joined.is_new {
+                        self.local.moved(socket.id(), &moved);
+                    }
+                    confirmation = joined.confirmation;
                     Some(())
                 });
                 joined.count()
             }
-            Ask::Leave { room } => {
-                let Ok(room) = Topic::room(room) else {
+            Ask::Leave { room: name } => {
+                let Ok(room) = Topic::room(name.as_str()) else {
                     return (0, confirmation);
                 };
-                members
-                    .iter()
-                    .for_each(|outbox| self.local.leave(outbox, &room));
+                let moved = Move::Left(name.as_str().into());
+                for socket in &members {
+                    if self.local.leave(socket, &room) {
+                        self.local.moved(socket.id(), &moved);
+                    }
+                }
                 members.len()
             }
             _ => members.len(),

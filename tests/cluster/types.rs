@@ -11,11 +11,11 @@ use axum::response::IntoResponse;
 use axum_cluster::{
     Audience, Backend, Broadcaster, BroadcasterBuilder, Close, CloseCode, Closed, ClosedKind,
     Cluster, ClusterBuilder, ClusterLayer, ClusterRejection, ClusterService, ClusterSocket,
-    ConnectError, ConnectErrorKind, Count, Delivery, Gap, Gaps, Health, HealthChanges, InvalidId,
-    InvalidNodeId, InvalidSocketId, Message, NodeId, NodeInfo, Outcome, OverLimit, Presence,
-    PresenceChange, QueryError, QueryErrorKind, RoomError, RoomErrorKind, RoomId, Roster,
-    SendError, SendErrorKind, SlowConsumer, Socket, SocketId, SocketInfo, Stats, Unauthenticated,
-    UserId, Utf8Bytes,
+    ConnectError, ConnectErrorKind, Count, Delivery, DescriptionError, DescriptionErrorKind, Gap,
+    Gaps, Health, HealthChanges, InvalidId, InvalidNodeId, InvalidSocketId, Message, Move, Moves,
+    NodeId, NodeInfo, Outcome, OverLimit, Presence, PresenceChange, QueryError, QueryErrorKind,
+    RoomError, RoomErrorKind, RoomId, Roster, SendError, SendErrorKind, SlowConsumer, Socket,
+    SocketId, SocketInfo, Stats, Unauthenticated, UserId, Utf8Bytes,
 };
 use futures::{Sink, Stream};
 use serde::Serialize;
@@ -32,8 +32,9 @@ macro_rules! assert_impl {
 
 assert_impl! {
     Audience, Backend, Broadcaster, BroadcasterBuilder, Close, CloseCode, Closed, ClosedKind, Cluster, ClusterBuilder,
-    ClusterLayer, ClusterService<()>, ConnectError, ConnectErrorKind, Count, Delivery, Gap, Gaps, Health,
-    HealthChanges, InvalidId, InvalidNodeId, InvalidSocketId, Message, NodeId, NodeInfo, Outcome, OverLimit,
+    ClusterLayer, ClusterService<()>, ConnectError, ConnectErrorKind, Count, Delivery, DescriptionError,
+    DescriptionErrorKind, Gap, Gaps, Health,
+    HealthChanges, InvalidId, InvalidNodeId, InvalidSocketId, Message, Move, Moves, NodeId, NodeInfo, Outcome, OverLimit,
     Presence, PresenceChange, QueryError, QueryErrorKind, RoomError, RoomErrorKind, RoomId, Roster, SendError,
     SendErrorKind, SlowConsumer, Socket, SocketId, SocketInfo, Stats, Unauthenticated, UserId, Utf8Bytes:
     Send + Sync + Unpin + Debug + 'static
@@ -44,7 +45,7 @@ assert_impl! {
     Clone
 }
 assert_impl! {
-    Close, Count, Delivery, Gap, Health, Message, NodeInfo, Outcome, PresenceChange, Roster, SocketInfo, Stats:
+    Close, Count, Delivery, Gap, Health, Message, Move, NodeInfo, Outcome, PresenceChange, Roster, SocketInfo, Stats:
     Clone + PartialEq
 }
 assert_impl! {
@@ -58,14 +59,15 @@ assert_impl! {
 assert_impl! { Utf8Bytes: Borrow<str> + Ord + Hash + Into<String> + Into<axum::body::Bytes> }
 assert_impl! { CloseCode: From<u16> + Into<u16> + PartialEq<u16> + Copy }
 assert_impl! {
-    ClosedKind, ConnectErrorKind, QueryErrorKind, RoomErrorKind, SendErrorKind: Copy + Eq + Hash
+    ClosedKind, ConnectErrorKind, DescriptionErrorKind, QueryErrorKind, RoomErrorKind, SendErrorKind: Copy + Eq + Hash
 }
 assert_impl! {
-    Closed, ClusterRejection, ConnectError, InvalidId, QueryError, RoomError, SendError: Error + IntoResponse
+    Closed, ClusterRejection, ConnectError, DescriptionError, InvalidId, QueryError, RoomError, SendError: Error + IntoResponse
 }
 assert_impl! { InvalidNodeId, InvalidSocketId: Error }
 assert_impl! { Gaps: Stream<Item = Gap> }
 assert_impl! { HealthChanges: Stream<Item = Health> }
+assert_impl! { Moves: Stream<Item = Move> }
 assert_impl! { Presence: Stream<Item = PresenceChange> }
 assert_impl! { Socket: Stream<Item = Message> + Sink<Message, Error = Closed> }
 

@@ -1,8 +1,10 @@
 //! What a client sent and the handler has not read yet.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::task::{Poll, Waker};
 
+use crate::local::registry::Rooms;
 use crate::model::message::Message;
 
 /// How many messages wait for the handler before reading stops: the client then feels it through
@@ -16,6 +18,8 @@ pub(super) struct Inbox {
     messages: VecDeque<Message>,
     /// Nothing more will come.
     ended: bool,
+    /// The rooms in which the socket was when it ended.
+    pub(super) left: Option<Arc<Rooms>>,
     /// The handler, waiting for a message.
     pub(super) handler: Option<Waker>,
     /// The socket's task, waiting for room.

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::Shared;
 use super::outcome::{Collected, Flushed, Pushed};
-use crate::local::registry::Member;
+use crate::local::registry::{Member, Rooms};
 use crate::model::close::Close;
 use crate::model::id::{SocketId, UserId};
 use crate::model::limits::OutboxLimits;
@@ -17,6 +17,16 @@ use crate::ws::frame::Frame;
 pub(crate) struct Sender(pub(super) Arc<Shared>);
 
 impl Sender {
+    /// It is off every topic, and was in these rooms.
+    pub(crate) fn leaves(&self, rooms: Arc<Rooms>) {
+        self.0.inbox.lock().left = Some(rooms);
+    }
+
+    /// The rooms in which it was when it ended.
+    pub(crate) fn left(&self) -> Option<Arc<Rooms>> {
+        self.0.inbox.lock().left.clone()
+    }
+
     /// Writes a frame, or queues it when others are before it.
     pub(crate) fn send(&self, frame: &Frame, limits: &OutboxLimits) -> Pushed {
         self.0.change(|core| core.send(frame, limits, Instant::now))

@@ -4,6 +4,7 @@
 //! of a log suffices. A response names the class of the failure only; who reads it is not who runs the server.
 
 mod connect;
+mod description;
 mod query;
 mod send;
 mod socket;
@@ -17,6 +18,7 @@ use axum_core::response::{IntoResponse, Response};
 use http::StatusCode;
 
 pub use self::connect::{ConnectError, ConnectErrorKind};
+pub use self::description::{DescriptionError, DescriptionErrorKind};
 pub use self::query::{QueryError, QueryErrorKind};
 pub(crate) use self::send::PublishError;
 pub use self::send::{SendError, SendErrorKind};
