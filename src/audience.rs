@@ -169,6 +169,27 @@ impl Audience {
     /// # }
     /// ```
     ///
+    /// To log out one session, with all its tabs, and leave the user's other devices alone, let every socket of it be in
+    /// a room of its own from the first moment:
+    ///
+    /// ```
+    /// # use axum::{Extension, response::Response};
+    /// # use axum_cluster::{Broadcaster, Close, ClusterSocket, SendError};
+    /// #[derive(Clone)]
+    /// struct Session { id: u64 } // what your auth middleware leaves in the extensions, beside the `UserId`
+    ///
+    /// async fn ws(Extension(session): Extension<Session>, socket: ClusterSocket) -> Response {
+    ///     let socket = socket.join(format!("session-{}", session.id));
+    ///     socket.on_upgrade(|mut socket| async move { while socket.recv().await.is_some() {} })
+    /// }
+    ///
+    /// async fn log_out(Extension(session): Extension<Session>, cluster: Broadcaster) -> Result<(), SendError> {
+    ///     let its_tabs = cluster.to_room(format!("session-{}", session.id));
+    ///     its_tabs.close(Close::new(4001, "logged out")).await?;
+    ///     Ok(())
+    /// }
+    /// ```
+    ///
     /// # Errors
     /// Those of [`send`](Self::send), and when the code may not be sent
     /// ([`Close::is_sendable`]).
