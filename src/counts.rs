@@ -110,6 +110,10 @@ counts! {
     dropped_full: counter,
     /// Of those, the ones still queued when the client had accepted nothing for `write_timeout`.
     dropped_stalled: counter,
+    /// Messages of [`Audience::volatile`](crate::Audience::volatile) that were left out, since others waited for their client.
+    left_out: counter,
+    /// Messages of [`Audience::latest`](crate::Audience::latest) that waited for their client and were replaced by a newer one.
+    superseded: counter,
     /// Sockets closed because their client read too slowly.
     slow_closed: counter,
     /// Sockets that ended with 1000: the handler returned, or the client said goodbye. Every socket whose

@@ -16,6 +16,7 @@ use crate::local::registry::{About, Limits, Registry, Wanted};
 use crate::local::socket::{DriverEnd, Ends, Sender};
 use crate::model::id::{NodeId, SocketId, UserId};
 use crate::model::limits::OutboxLimits;
+use crate::model::manner::Manner;
 use crate::model::message::Message;
 use crate::model::topic::{Namespace, Topic};
 use crate::ws::frame::{Decoder, Frame};
@@ -23,7 +24,13 @@ use crate::ws::handshake::Handshake;
 
 /// Writes the envelope of a message to one topic.
 pub fn encode(message: &Message) -> Bytes {
-    wire::encode(NodeId(1), None, &Scope::default(), &Action::from(message))
+    wire::encode(
+        NodeId(1),
+        None,
+        &Scope::default(),
+        &Manner::InTurn,
+        &Action::from(message),
+    )
 }
 
 /// Reads an envelope; whether it made sense.
@@ -132,7 +139,11 @@ impl FanOut {
         let frame = Frame::message(message);
         members
             .iter()
-            .filter(|socket| socket.send(&frame, &self.limits).is_taken())
+            .filter(|socket| {
+                socket
+                    .send(&frame, &Manner::InTurn, &self.limits)
+                    .is_taken()
+            })
             .count()
     }
 

@@ -20,6 +20,7 @@ use crate::local::{CLOSING, Local};
 use crate::model::error::SendError;
 use crate::model::id::{NodeId, UserId};
 use crate::model::limits::LONGEST;
+use crate::model::manner::Manner;
 use crate::model::message::Message;
 use crate::model::topic::{Topic, TopicKind};
 use crate::peers::Peers;
@@ -100,6 +101,7 @@ impl Node {
         &self,
         selection: &Selection,
         message: &Message,
+        manner: &Manner,
         reach: Reach,
     ) -> Result<(usize, Option<usize>), SendError> {
         if self.home.is_stopped() {
@@ -107,8 +109,10 @@ impl Node {
         }
         let scope = selection.scope();
         // Queued by the call: sends happen in the order in which they are first polled.
-        let publishing = self.uplink.send(selection, &scope, message, reach)?;
-        let local = self.local.deliver(&scope, message).await;
+        let publishing = self
+            .uplink
+            .send(selection, &scope, message, manner, reach)?;
+        let local = self.local.deliver(&scope, message, manner).await;
         let published = publishing.await;
         // Who sends in a loop that never waits would keep the tasks that write from running.
         consume_budget().await;
@@ -148,7 +152,9 @@ impl Node {
 impl Listener for Node {
     fn heard(&self, topic: &str, bytes: &[u8]) {
         match self.uplink.open(topic, bytes) {
-            Inbound::Message(scope, content) => self.local.collect(&scope, || content.frame()),
+            Inbound::Message(scope, content, manner) => {
+                self.local.collect(&scope, &manner, || content.frame());
+            }
             Inbound::Close(scope, close) => {
                 let members = self.local.members_of(&scope);
                 self.local.collect_close(&members, &close);

@@ -20,6 +20,7 @@ use crate::counts::Counters;
 use crate::model::close::Close;
 use crate::model::error::{PublishError, SendError};
 use crate::model::id::NodeId;
+use crate::model::manner::Manner;
 use crate::model::message::Message;
 use crate::model::topic::{Topic, TopicRef};
 use crate::ws::frame::Frame;
@@ -39,7 +40,7 @@ pub(crate) struct Uplink {
 /// What came, and for whom. Whatever changes the order of what is delivered stands between this and the sockets.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Inbound<'a> {
-    Message(Scope<'a>, Content<'a>),
+    Message(Scope<'a>, Content<'a>, Manner),
     Close(Scope<'a>, Close),
     Peer(Word<'a>),
     Answer(Part<'a>),
@@ -116,6 +117,7 @@ impl Uplink {
         selection: &Selection,
         scope: &Scope<'_>,
         message: &Message,
+        manner: &Manner,
         reach: Reach,
     ) -> Result<impl Future<Output = Result<Option<usize>, PublishError>> + use<'a>, SendError>
     {
@@ -126,7 +128,7 @@ impl Uplink {
         topics.retain(|topic| *topic != self.own);
         let envelope = match topics.is_empty() {
             true => None,
-            false => Some(self.write_message(union, scope, message)?),
+            false => Some(self.write_message(union, scope, message, manner)?),
         };
         self.counters.sent.fetch_add(1, Relaxed);
         let publish = |envelope| self.bus.publish(topics, envelope, selection.size());
@@ -158,8 +160,10 @@ impl Uplink {
         union: Option<u64>,
         scope: &Scope<'_>,
         message: &Message,
+        manner: &Manner,
     ) -> Result<Bytes, SendError> {
-        let envelope = self.write(union, scope, &Action::from(message));
+        let action = Action::from(message);
+        let envelope = wire::encode(self.node, union, scope, manner, &action);
         let (bytes, limit) = (envelope.len(), MAX_ENVELOPE);
         match bytes > limit {
             true => Err(SendError::too_large(bytes, limit)),
@@ -173,7 +177,7 @@ impl Uplink {
         scope: &Scope<'_>,
         action: &Action<'_>,
     ) -> Bytes {
-        wire::encode(self.node, union, scope, action)
+        wire::encode(self.node, union, scope, &Manner::InTurn, action)
     }
 
     /// An envelope that names its whole scope, on whatever channel it travels.
@@ -205,6 +209,7 @@ impl Uplink {
             origin,
             union,
             scope,
+            manner,
             action,
         } = envelope;
         match (origin, action) {
@@ -224,10 +229,10 @@ impl Uplink {
                 Inbound::Nothing
             }
             (_, Action::Text(text)) => {
-                Inbound::Message(whom(topic, union, scope), Content::Text(text))
+                Inbound::Message(whom(topic, union, scope), Content::Text(text), manner)
             }
             (_, Action::Binary(bytes)) => {
-                Inbound::Message(whom(topic, union, scope), Content::Binary(bytes))
+                Inbound::Message(whom(topic, union, scope), Content::Binary(bytes), manner)
             }
             (_, Action::Close { code, reason }) => {
                 Inbound::Close(whom(topic, union, scope), Close::new(code, &*reason))
@@ -341,7 +346,13 @@ mod tests {
     }
 
     fn text(union: Option<u64>, named: &[&str]) -> Bytes {
-        wire::encode(OTHER, union, &scope(named), &Action::Text("hi".into()))
+        wire::encode(
+            OTHER,
+            union,
+            &scope(named),
+            &Manner::InTurn,
+            &Action::Text("hi".into()),
+        )
     }
 
     #[test]
@@ -351,7 +362,10 @@ mod tests {
         let (plain, foreign) = (text(None, &[]), r#"{"text":"hi"}"#);
         for bytes in [&plain, foreign.as_bytes()] {
             let opened = uplink.open("r:x", bytes);
-            assert_eq!(opened, Inbound::Message(scope(&["r:x"]), hi()));
+            assert_eq!(
+                opened,
+                Inbound::Message(scope(&["r:x"]), hi(), Manner::InTurn)
+            );
             let again = uplink.open("r:x", bytes);
             assert_eq!(again, opened, "it has no number");
         }
@@ -363,7 +377,11 @@ mod tests {
     fn of_a_union_the_first_copy_counts() {
         let uplink = uplink();
         let union = text(Some(7), &["r:x", "u:a"]);
-        let message = Inbound::Message(scope(&["r:x", "u:a"]), Content::Text("hi".into()));
+        let message = Inbound::Message(
+            scope(&["r:x", "u:a"]),
+            Content::Text("hi".into()),
+            Manner::InTurn,
+        );
         assert_eq!(uplink.open("r:x", &union), message);
         assert_eq!(uplink.open("u:a", &union), Inbound::Nothing);
         uplink.forget(OTHER);
@@ -378,7 +396,7 @@ mod tests {
     #[test]
     fn of_its_own_words_a_node_hears_that_a_question_came_back() {
         let uplink = uplink();
-        let own = |union, action| wire::encode(US, union, &scope(&[]), &action);
+        let own = |union, action| wire::encode(US, union, &scope(&[]), &Manner::InTurn, &action);
         let ask = own(Some(5), Action::Control(br#"{"ping":{"id":5}}"#));
         assert_eq!(uplink.open("nodes", &ask), Inbound::Echo(5));
         for action in [
@@ -395,7 +413,13 @@ mod tests {
     #[test]
     fn a_word_says_whether_others_hear_it() {
         let uplink = uplink();
-        let bye = wire::encode(OTHER, Some(0), &scope(&[]), &Action::Control(br#""bye""#));
+        let bye = wire::encode(
+            OTHER,
+            Some(0),
+            &scope(&[]),
+            &Manner::InTurn,
+            &Action::Control(br#""bye""#),
+        );
         let own = Topic::node(US);
         for (topic, expected) in [
             (own.as_str(), Hearers::ThisNode),
@@ -413,8 +437,15 @@ mod tests {
     #[test]
     fn garbage_is_counted_and_what_a_later_version_says_is_not() {
         let uplink = uplink();
-        let control =
-            |json: &'static [u8]| wire::encode(OTHER, Some(1), &scope(&[]), &Action::Control(json));
+        let control = |json: &'static [u8]| {
+            wire::encode(
+                OTHER,
+                Some(1),
+                &scope(&[]),
+                &Manner::InTurn,
+                &Action::Control(json),
+            )
+        };
         let mut later = text(None, &[]).to_vec();
         later[1] = 200;
         for bytes in [&control(br#"{"dance":{}}"#)[..], &later] {

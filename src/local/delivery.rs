@@ -10,6 +10,7 @@ use super::socket::{Flushed, Pushed, Sender};
 use super::{CHUNK, Local};
 use crate::bus::scope::Scope;
 use crate::model::close::Close;
+use crate::model::manner::Manner;
 use crate::model::message::Message;
 use crate::model::roster::SocketInfo;
 use crate::ws::frame::Frame;
@@ -17,7 +18,12 @@ use crate::ws::frame::Frame;
 impl Local {
     /// Hands a message to the sockets of this node, writing as far as the kernel takes it and never
     /// waiting for one. Lets other tasks run between chunks. Returns how many took it.
-    pub(crate) async fn deliver(&self, scope: &Scope<'_>, message: &Message) -> usize {
+    pub(crate) async fn deliver(
+        &self,
+        scope: &Scope<'_>,
+        message: &Message,
+        manner: &Manner,
+    ) -> usize {
         let wanted = Wanted::of(scope);
         let members = self.registry.read().select(&wanted);
         if members.is_empty() {
@@ -25,7 +31,7 @@ impl Local {
         }
         let frame = Frame::message(message);
         let limits = &self.settings.outbox;
-        let take = |outbox: &Sender| self.note(outbox, outbox.send(&frame, limits));
+        let take = |outbox: &Sender| self.note(outbox, outbox.send(&frame, manner, limits));
         let taken = in_chunks(&members, take).await;
         self.home
             .counters
@@ -36,7 +42,12 @@ impl Local {
 
     /// The same for what the bus brought: collected, so that all of one wake leaves each socket in one
     /// write.
-    pub(crate) fn collect(&self, scope: &Scope<'_>, frame: impl FnOnce() -> Frame) {
+    pub(crate) fn collect(
+        &self,
+        scope: &Scope<'_>,
+        manner: &Manner,
+        frame: impl FnOnce() -> Frame,
+    ) {
         let wanted = Wanted::of(scope);
         let members = self.registry.read().select(&wanted);
         if members.is_empty() {
@@ -45,7 +56,7 @@ impl Local {
         let frame = frame();
         let mut taken = 0;
         for outbox in members {
-            let collected = outbox.collect(&frame, &self.settings.outbox);
+            let collected = outbox.collect(&frame, manner, &self.settings.outbox);
             taken += u64::from(self.note(&outbox, collected.pushed));
             if collected.wants_flush {
                 self.collected.lock().push(outbox);
@@ -103,7 +114,13 @@ impl Local {
     fn note(&self, outbox: &Sender, pushed: Pushed) -> bool {
         match pushed {
             Pushed::Taken | Pushed::Closed => {}
-            Pushed::Replaced(lost) => {
+            Pushed::Superseded => {
+                self.home.counters.superseded.fetch_add(1, Relaxed);
+            }
+            Pushed::LeftOut => {
+                self.home.counters.left_out.fetch_add(1, Relaxed);
+            }
+            Pushed::Dropped(lost) => {
                 self.home
                     .counters
                     .dropped_oldest

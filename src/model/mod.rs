@@ -9,6 +9,7 @@ pub(crate) mod gap;
 pub(crate) mod health;
 pub(crate) mod id;
 pub(crate) mod limits;
+pub(crate) mod manner;
 pub(crate) mod message;
 mod millis;
 pub(crate) mod roster;

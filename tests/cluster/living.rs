@@ -7,7 +7,9 @@ use axum::extract::Path;
 use axum::middleware;
 use axum::response::Response;
 use axum::{Router, routing::any};
-use axum_cluster::{Close, Cluster, ClusterSocket, DescriptionErrorKind, Move, RoomId, Socket};
+use axum_cluster::{
+    Close, Cluster, ClusterSocket, DescriptionErrorKind, Move, RoomId, SendErrorKind, Socket,
+};
 use futures::{FutureExt, StreamExt};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -22,6 +24,7 @@ on_every_bus! {
     a_room_is_heard_from_the_first_moment
     others_move_a_socket_and_its_handler_is_told
     a_socket_is_described_anew
+    what_need_not_wait_closes_nobody_who_is_slow
 }
 
 /// Serves `/ws/{room}`: the socket is in the room, and says hello when its handler begins.
@@ -283,4 +286,62 @@ async fn one_device_is_logged_out_and_the_others_stay() {
         Event::Closed(4401, "logged out".into())
     );
     assert_eq!(laptop.ask("still there").await, "still there");
+}
+
+/// Sent from another node to a client that does not read, and far more than its outbox holds.
+async fn what_need_not_wait_closes_nobody_who_is_slow(lab: Lab) {
+    const SENDS: usize = 300;
+    let b = lab.node().await;
+    let cluster = lab.builder().outbox_messages(8).start();
+    let a = TestNode::start(cluster).await;
+    a.cluster.ready().await.unwrap();
+    let mut slow = a.client("alice").await;
+    assert_eq!(slow.ask("hi").await, "hi");
+    let to_alice = || b.broadcaster.to_user("alice");
+    let big = |name: &str, n: usize| format!("{name}:{n}:{}", "x".repeat(100_000));
+    for n in 0..SENDS {
+        to_alice()
+            .volatile()
+            .send(big("volatile", n))
+            .await
+            .unwrap();
+        to_alice().latest("one").send(big("one", n)).await.unwrap();
+        to_alice().latest("two").send(big("two", n)).await.unwrap();
+    }
+    until("all came", async || {
+        let stats = a.cluster.stats();
+        stats.delivered + stats.left_out == 3 * SENDS as u64
+    })
+    .await;
+    let stats = a.cluster.stats();
+    assert!(
+        stats.left_out > 0 && stats.superseded > 0,
+        "control: it is slow"
+    );
+    assert_eq!((stats.slow_closed, stats.dropped), (0, 0));
+    to_alice().send("end").await.unwrap();
+    let mut read = Vec::new();
+    while let Event::Text(text) = slow.event().await
+        && text != "end"
+    {
+        let (name, rest) = text.split_once(':').unwrap();
+        let (n, _) = rest.split_once(':').unwrap();
+        read.push((name.to_owned(), n.parse::<usize>().unwrap()));
+    }
+    for (name, counts) in [("volatile", false), ("one", true), ("two", true)] {
+        let of: Vec<usize> = read
+            .iter()
+            .filter(|(of, _)| of == name)
+            .map(|(_, n)| *n)
+            .collect();
+        assert!(of.is_sorted(), "{name}: {of:?}");
+        assert!(of.len() < SENDS, "control: it was not sent all");
+        assert!(!counts || of.last() == Some(&(SENDS - 1)), "{name}: {of:?}");
+    }
+    let long = to_alice()
+        .latest("x".repeat(257))
+        .send("x")
+        .await
+        .unwrap_err();
+    assert_eq!(long.kind(), SendErrorKind::InvalidId);
 }

@@ -5,7 +5,11 @@
 pub(crate) enum Pushed {
     Taken,
     /// Taken, at the price of this many older ones.
-    Replaced(usize),
+    Dropped(usize),
+    /// Taken in the place of an older one of its key.
+    Superseded,
+    /// Not taken, since it would have had to wait.
+    LeftOut,
     /// The client is too slow: its socket ends, with this many messages discarded.
     Overflowed(usize),
     /// The socket has ended.
@@ -17,13 +21,13 @@ impl Pushed {
     pub(super) fn instead_of(dropped: usize) -> Self {
         match dropped {
             0 => Self::Taken,
-            _ => Self::Replaced(dropped),
+            _ => Self::Dropped(dropped),
         }
     }
 
     /// Whether the client will get it.
     pub(crate) fn is_taken(self) -> bool {
-        matches!(self, Self::Taken | Self::Replaced(_))
+        matches!(self, Self::Taken | Self::Dropped(_) | Self::Superseded)
     }
 }
 
