@@ -114,6 +114,9 @@ counts! {
     left_out: counter,
     /// Messages of [`Audience::latest`](crate::Audience::latest) that waited for their client and were replaced by a newer one.
     superseded: counter,
+    /// Messages to the nodes ([`Cluster::to_nodes`](crate::Cluster::to_nodes)) that a reader here lost, since it lagged more than
+    /// 256 behind.
+    node_messages_lost: counter,
     /// Sockets closed because their client read too slowly.
     slow_closed: counter,
     /// Sockets that ended with 1000: the handler returned, or the client said goodbye. Every socket whose

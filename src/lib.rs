@@ -212,6 +212,7 @@ mod readers;
 mod rejection;
 mod socket;
 mod tasks;
+mod to_nodes;
 mod waker;
 mod worker;
 mod ws;
@@ -241,10 +242,12 @@ pub use model::id::{InvalidId, InvalidNodeId, InvalidSocketId, NodeId, RoomId, S
 pub use model::limits::SlowConsumer;
 pub use model::message::{Message, Utf8Bytes};
 pub use model::roster::{Count, NodeInfo, Roster, SocketInfo};
+pub use peers::messages::{NodeMessage, NodeMessages};
 pub use presence::{Presence, PresenceChange};
 pub use quota::OverLimit;
 pub use rejection::ClusterRejection;
 pub use socket::Socket;
+pub use to_nodes::ToNodes;
 pub use worker::BroadcasterBuilder;
 
 /// Compiles the programs of the README.

@@ -13,7 +13,7 @@ use crate::bus::scope::{Reach, Selection};
 use crate::bus::uplink::{Inbound, Uplink};
 use crate::bus::{Backend, Bus, Listener};
 use crate::config::Config;
-use crate::counts::{Counters, Gauges, Stats};
+use crate::counts::Counters;
 use crate::home::Home;
 use crate::local::admission::{Refused, Reservation};
 use crate::local::{CLOSING, Local};
@@ -37,7 +37,7 @@ pub(crate) struct Node {
     pub(crate) local: Arc<Local>,
     pub(crate) peers: Arc<Peers>,
     pub(crate) presence: Arc<Mailbox>,
-    uplink: Arc<Uplink>,
+    pub(crate) uplink: Arc<Uplink>,
     /// A type of user that was looked for and not there was said at warn.
     pub(crate) said_no_user: AtomicBool,
 }
@@ -71,19 +71,6 @@ impl Node {
         node.local.start();
         node.peers.start();
         node
-    }
-
-    pub(crate) fn stats(&self) -> Stats {
-        let (home, nodes) = (&self.home, self.peers.count_nodes());
-        let registry = self.local.registry();
-        home.counters.stats(Gauges {
-            sockets: registry.sockets() as u64,
-            users: registry.users() as u64,
-            rooms: registry.rooms() as u64,
-            nodes: 1 + nodes as u64,
-            bus_probe_age_millis: home.reception.proven_at().elapsed().as_millis() as u64,
-            bus_publish_queue: home.bus.queued() as u64,
-        })
     }
 
     /// Takes a place for a socket of this user, for whom the cluster's messages then come here.
@@ -128,7 +115,7 @@ impl Node {
         self.local.begin_draining();
         let (home, tasks) = (&self.home, self.home.tracker());
         if home.reception.drains() {
-            tracing::info!(node = %home.node, sockets = self.stats().sockets, "draining");
+            tracing::info!(node = %home.node, sockets = self.local.registry().sockets(), "draining");
         }
         self.local.drain(window).await;
         tasks.close();
@@ -158,6 +145,9 @@ impl Listener for Node {
             Inbound::Close(scope, close) => {
                 let members = self.local.members_of(&scope);
                 self.local.collect_close(&members, &close);
+            }
+            Inbound::ToNodes(from, content) => {
+                self.peers.heard_message(from, content.message());
             }
             Inbound::Peer(word) => self.peers.heard_word(word),
             Inbound::Answer(part) => self.peers.heard_answer(&part),

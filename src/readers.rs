@@ -15,8 +15,8 @@ pub(crate) trait News: Clone {
     /// How many wait for a reader.
     const MOST: usize;
 
-    /// Makes room for one more where so many wait.
-    fn make_room(unread: &mut VecDeque<Self>);
+    /// Makes room for one more where so many wait; whether one is lost by that.
+    fn make_room(unread: &mut VecDeque<Self>) -> bool;
 }
 
 /// Dropping it ends what they read.
@@ -44,15 +44,18 @@ impl<T: News> Default for Readers<T> {
 }
 
 impl<T: News> Readers<T> {
-    pub(crate) fn tell(&self, news: &T) {
-        for reader in self.readers() {
+    /// How many were told, and how many of them lag so much that they lost an older one.
+    pub(crate) fn tell(&self, news: &T) -> (usize, usize) {
+        let (readers, mut lost) = (self.readers(), 0);
+        for reader in &readers {
             reader.change(|unread| {
                 if unread.news.len() == T::MOST {
-                    T::make_room(&mut unread.news);
+                    lost += usize::from(T::make_room(&mut unread.news));
                 }
                 unread.news.push_back(news.clone());
             });
         }
+        (readers.len(), lost)
     }
 
     /// What is told from now on.

@@ -18,13 +18,14 @@ pub struct Gaps(pub(super) Reading<Gap>);
 impl News for Gap {
     const MOST: usize = 16;
 
-    fn make_room(unread: &mut VecDeque<Self>) {
+    fn make_room(unread: &mut VecDeque<Self>) -> bool {
         if let Some(oldest) = unread.pop_front()
             && let Some(next) = unread.front_mut()
         {
             next.from = next.from.min(oldest.from);
             next.until = next.until.max(oldest.until);
         }
+        false
     }
 }
 

@@ -22,7 +22,7 @@ use crate::model::error::{PublishError, SendError};
 use crate::model::id::NodeId;
 use crate::model::manner::Manner;
 use crate::model::message::Message;
-use crate::model::topic::{Topic, TopicRef};
+use crate::model::topic::{Topic, TopicKind, TopicRef};
 use crate::ws::frame::Frame;
 
 #[derive(Debug)]
@@ -42,6 +42,8 @@ pub(crate) struct Uplink {
 pub(crate) enum Inbound<'a> {
     Message(Scope<'a>, Content<'a>, Manner),
     Close(Scope<'a>, Close),
+    /// For the nodes themselves.
+    ToNodes(Option<NodeId>, Content<'a>),
     Peer(Word<'a>),
     Answer(Part<'a>),
     /// Another node's word on who comes and goes, unread: the presence task has the time for it.
@@ -89,6 +91,13 @@ pub(crate) enum Hearers {
 }
 
 impl Content<'_> {
+    pub(crate) fn message(&self) -> Message {
+        match self {
+            Self::Text(text) => Message::from(&**text),
+            Self::Binary(bytes) => Message::Binary(Bytes::copy_from_slice(bytes)),
+        }
+    }
+
     pub(crate) fn frame(&self) -> Frame {
         match self {
             Self::Text(text) => Frame::text(text),
@@ -143,6 +152,23 @@ impl Uplink {
                 self.counters.note_failed_publish(error.maybe_sent);
             })?;
             Ok(is_known.then_some(published.nodes))
+        })
+    }
+
+    /// Publishes a message for the other nodes themselves; queued by the call. Resolves to how many took it.
+    pub(crate) fn send_to_nodes(
+        &self,
+        message: &Message,
+    ) -> Result<impl Future<Output = Result<usize, PublishError>> + use<'_>, SendError> {
+        let (scope, manner) = (Scope::default(), Manner::InTurn);
+        let envelope = self.write_message(None, &scope, message, &manner)?;
+        self.counters.sent.fetch_add(1, Relaxed);
+        let publishing = self.say(Topic::nodes(), envelope);
+        Ok(async move {
+            let published = publishing.await.inspect_err(|error| {
+                self.counters.note_failed_publish(error.maybe_sent);
+            })?;
+            Ok(published.nodes)
         })
     }
 
@@ -227,6 +253,12 @@ impl Uplink {
                 if self.is_another_copy(origin, union) =>
             {
                 Inbound::Nothing
+            }
+            (_, Action::Text(text)) if topic.kind() == TopicKind::Nodes => {
+                Inbound::ToNodes(origin, Content::Text(text))
+            }
+            (_, Action::Binary(bytes)) if topic.kind() == TopicKind::Nodes => {
+                Inbound::ToNodes(origin, Content::Binary(bytes))
             }
             (_, Action::Text(text)) => {
                 Inbound::Message(whom(topic, union, scope), Content::Text(text), manner)

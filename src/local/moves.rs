@@ -30,8 +30,8 @@ pub struct Moves(pub(crate) Reading<Move>);
 impl News for Move {
     const MOST: usize = 64;
 
-    fn make_room(unread: &mut VecDeque<Self>) {
-        unread.pop_front();
+    fn make_room(unread: &mut VecDeque<Self>) -> bool {
+        unread.pop_front().is_some()
     }
 }
 

@@ -25,6 +25,7 @@ on_every_bus! {
     others_move_a_socket_and_its_handler_is_told
     a_socket_is_described_anew
     what_need_not_wait_closes_nobody_who_is_slow
+    the_nodes_themselves_are_told
 }
 
 /// Serves `/ws/{room}`: the socket is in the room, and says hello when its handler begins.
@@ -344,4 +345,65 @@ async fn what_need_not_wait_closes_nobody_who_is_slow(lab: Lab) {
         .await
         .unwrap_err();
     assert_eq!(long.kind(), SendErrorKind::InvalidId);
+}
+
+/// Every process hears it once and in order, workers and the sender too, and no socket does.
+async fn the_nodes_themselves_are_told(lab: Lab) {
+    let [a, b] = lab.nodes().await;
+    let mut socket = b.client("alice").await;
+    let mut heard = [&a, &b].map(|node| node.cluster.node_messages());
+    for n in 0..20 {
+        let sent = a.cluster.to_nodes().send(n.to_string()).await.unwrap();
+        assert_eq!((sent.local(), sent.nodes()), (1, Some(1)));
+    }
+    let sent = b.broadcaster.to_nodes().send_json(&[1, 2]).await.unwrap();
+    assert_eq!(sent.local(), 1);
+    for messages in &mut heard {
+        let mut from_a = Vec::new();
+        let mut from_b = Vec::new();
+        for _ in 0..21 {
+            let said = soon("a message", messages.next()).await.unwrap();
+            let text = said.message.as_text().unwrap().to_owned();
+            match said.from == Some(a.id()) {
+                true => from_a.push(text),
+                false => from_b.push((said.from, text)),
+            }
+        }
+        assert_eq!(from_a, Vec::from_iter((0..20).map(|n| n.to_string())));
+        assert_eq!(from_b, [(Some(b.id()), "[1,2]".to_owned())]);
+        assert_eq!(messages.next().now_or_never(), None, "once");
+    }
+    assert_eq!(
+        socket.ask("nothing before this").await,
+        "nothing before this"
+    );
+    if let Some(redis) = &lab.redis {
+        redis.cli(&["PUBLISH", "cluster:nodes", r#"{"text": "from outside"}"#]);
+        for messages in &mut heard {
+            let said = soon("the foreign one", messages.next()).await.unwrap();
+            assert_eq!(
+                (said.from, said.message.as_text()),
+                (None, Some("from outside"))
+            );
+        }
+    }
+    a.cluster.shutdown(Duration::ZERO).await;
+    let late = a.cluster.to_nodes().send("late").await.unwrap_err();
+    assert_eq!(late.kind(), SendErrorKind::Down);
+}
+
+#[tokio::test]
+async fn who_lags_behind_the_messages_to_nodes_loses_the_oldest_counted() {
+    let cluster = Cluster::builder().start();
+    let messages = cluster.node_messages();
+    for n in 0..300 {
+        cluster.to_nodes().send(n.to_string()).await.unwrap();
+    }
+    assert_eq!(cluster.stats().node_messages_lost, 300 - 256);
+    let read: Vec<String> = messages
+        .take(256)
+        .map(|said| said.message.as_text().unwrap().to_owned())
+        .collect()
+        .await;
+    assert_eq!(read, Vec::from_iter((44..300).map(|n| n.to_string())));
 }

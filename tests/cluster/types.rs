@@ -13,9 +13,9 @@ use axum_cluster::{
     Cluster, ClusterBuilder, ClusterLayer, ClusterRejection, ClusterService, ClusterSocket,
     ConnectError, ConnectErrorKind, Count, Delivery, DescriptionError, DescriptionErrorKind, Gap,
     Gaps, Health, HealthChanges, InvalidId, InvalidNodeId, InvalidSocketId, Message, Move, Moves,
-    NodeId, NodeInfo, Outcome, OverLimit, Presence, PresenceChange, QueryError, QueryErrorKind,
-    RoomError, RoomErrorKind, RoomId, Roster, SendError, SendErrorKind, SlowConsumer, Socket,
-    SocketId, SocketInfo, Stats, Unauthenticated, UserId, Utf8Bytes,
+    NodeId, NodeInfo, NodeMessage, NodeMessages, Outcome, OverLimit, Presence, PresenceChange,
+    QueryError, QueryErrorKind, RoomError, RoomErrorKind, RoomId, Roster, SendError, SendErrorKind,
+    SlowConsumer, Socket, SocketId, SocketInfo, Stats, ToNodes, Unauthenticated, UserId, Utf8Bytes,
 };
 use futures::{Sink, Stream};
 use serde::Serialize;
@@ -34,9 +34,9 @@ assert_impl! {
     Audience, Backend, Broadcaster, BroadcasterBuilder, Close, CloseCode, Closed, ClosedKind, Cluster, ClusterBuilder,
     ClusterLayer, ClusterService<()>, ConnectError, ConnectErrorKind, Count, Delivery, DescriptionError,
     DescriptionErrorKind, Gap, Gaps, Health,
-    HealthChanges, InvalidId, InvalidNodeId, InvalidSocketId, Message, Move, Moves, NodeId, NodeInfo, Outcome, OverLimit,
+    HealthChanges, InvalidId, InvalidNodeId, InvalidSocketId, Message, Move, Moves, NodeId, NodeMessage, NodeMessages, NodeInfo, Outcome, OverLimit,
     Presence, PresenceChange, QueryError, QueryErrorKind, RoomError, RoomErrorKind, RoomId, Roster, SendError,
-    SendErrorKind, SlowConsumer, Socket, SocketId, SocketInfo, Stats, Unauthenticated, UserId, Utf8Bytes:
+    SendErrorKind, SlowConsumer, Socket, SocketId, SocketInfo, Stats, ToNodes, Unauthenticated, UserId, Utf8Bytes:
     Send + Sync + Unpin + Debug + 'static
 }
 assert_impl! { ClusterRejection, ClusterSocket: Send + Sync + Unpin + Debug + 'static }
@@ -68,6 +68,7 @@ assert_impl! { InvalidNodeId, InvalidSocketId: Error }
 assert_impl! { Gaps: Stream<Item = Gap> }
 assert_impl! { HealthChanges: Stream<Item = Health> }
 assert_impl! { Moves: Stream<Item = Move> }
+assert_impl! { NodeMessages: Stream<Item = NodeMessage> }
 assert_impl! { Presence: Stream<Item = PresenceChange> }
 assert_impl! { Socket: Stream<Item = Message> + Sink<Message, Error = Closed> }
 
