@@ -135,7 +135,7 @@ impl Audience {
     /// between the two. Instead of [`volatile`](Self::volatile), and that instead of this: the last one named holds.
     ///
     /// A key is named as rooms are: an empty one, or one of more than 256 bytes, is refused by the send with an
-    /// [`InvalidId`](crate::InvalidId). Keys are those of a socket, whoever sends.
+    /// [`InvalidId`]. Keys are those of a socket, whoever sends.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]

@@ -34,7 +34,7 @@ use crate::ws::frame::Frame;
 /// out.
 ///
 /// It is not cloned: to send to it from elsewhere, hand on its [`id`](Self::id) and a
-/// [`Broadcaster`](crate::Broadcaster), which reach it from any node.
+/// [`Broadcaster`], which reach it from any node.
 ///
 /// ```
 /// # use axum::response::Response;
