@@ -1,4 +1,13 @@
 //! What becomes of a task that panics.
+//!
+//! ```text
+//!            a panic: counted, logged
+//!  running --------------------------> pausing: 100 ms, twice as long each time, 2 s at most
+//!   |   ^                                |  |
+//!   |   +---- with the state it left ----+  |
+//!   |                                       |
+//!   +--> over: it returned, or is stopped <-+
+//! ```
 
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;

@@ -2,6 +2,22 @@
 //!
 //! A node is as well as the worst of its links: it hears everybody only while all of them work. A gap is one
 //! link's, since each misses what came on its own channels.
+//!
+//! A gap begins with the last proof and not with the bad news: nobody knows what was lost between the two. It lasts
+//! until the next proof, whatever else goes wrong meanwhile. Who has never heard anything misses nothing, so a start
+//! makes none. And where single channels are refused the link is down, since somebody misses something, but what nodes
+//! say to one another is heard: so nobody's lease ends for that.
+//!
+//! ```text
+//!         up: a probe came back; the gap is over, and told
+//!  Down ---------------------------------------------------> Up
+//!  ^ | ^                                                      |
+//!  | | |  down: if it is deaf, a gap since the last proof     |
+//!  | | +------------------------------------------------------+
+//!  | |    refused: the same, but `works` keeps since when the rest is heard
+//!  | |
+//!  +-+ works: the rest is still heard
+//! ```
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,4 +1,15 @@
 //! How well this node hears the others: the links to the bus put together, the health that follows, and the gaps.
+//!
+//! ```text
+//!             what the links say
+//!  Degraded <--------------------> Up
+//!     ^  |                          |
+//!     |  +-----------+--------------+
+//!     |              |  a shutdown begins        it is over
+//!  lost: for good    +--------------------> Draining ----> Down
+//! ```
+//! Only the end of the runtime is for good, since nothing can be heard without it; from *Draining* on, what the links
+//! say is nobody's concern any more.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed, Ordering::SeqCst};

@@ -1,5 +1,13 @@
 //! How a socket becomes reachable, and stops being it: a place, then a registration, each a value that
 //! undoes itself.
+//!
+//! ```text
+//!  reserve ------------------> Reservation ------------------> Registration ------------> unregistered --> gone
+//!  a place here; heard, and    dropped: all of that is         reachable by all           what was taken   the sweeper
+//!  a seat, or it is refused    given back                                                 is given back    forgets it
+//! ```
+//! Whoever may end a socket looks for those that are registered. So the registration comes first, and then the question
+//! whether a drain has begun or its seat was taken meanwhile: in the other order it could miss both.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;

@@ -7,6 +7,23 @@
 //! That a question never came is proof of nothing where it may have been missed: a node that is told of it says
 //! for how long it has heard everything, which must be longer than the question is old when that arrives. So the
 //! way there and back counts against it, and no two clocks are compared.
+//!
+//! ```text
+//!  of a node:
+//!             its last part came
+//!  silent ------------------------> finished
+//!     |
+//!     |  what it says, or that it is asked by name, may show that nothing will come
+//!     +--> unasked       the question never came, though everything was heard: not waited for
+//!     +--> deaf          nothing came: missing
+//!     +--> refused       it came and is not answered: missing
+//!     +--> unreachable   not on the bus: missing, if counting does not end it
+//!     +--> still silent  at the end of time: missing, if counting does not end it
+//!
+//!  of the question: complete when as many have finished or refused as the bus says have taken it, and it is certain
+//!  who those are; or when nobody of those asked by name is silent. In either case we must have heard our own copy, if
+//!  there was one: else the answers may have been lost.
+//! ```
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;

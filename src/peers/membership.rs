@@ -1,4 +1,14 @@
 //! This node among the others: it says hello again and again, and notices who no longer does.
+//!
+//! ```text
+//!                         the nodes hear each other                   said
+//!  bus down, or new ------------------------------> hello, reply! ------------> hello, a third of a lease later, ...
+//!         ^                                               ^  |                              |
+//!         |                                               +--+ not said                     |
+//!         +---------------------------------------------------------------------------------+  they do not
+//! ```
+//! Whoever returns asks all others for a reply, and tells presence, since both sides may have missed something. A node
+//! is new to us as well when only it has missed us: so who says hello without being known is asked for its own.
 
 use std::sync::Weak;
 use std::time::Duration;

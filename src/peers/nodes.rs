@@ -1,5 +1,15 @@
 //! Which nodes are in the cluster: each says so again and again, and is gone when it has not for a
 //! lease.
+//!
+//! A lease runs only while everything is heard: a silence that is ours is nobody's end. It is the node's own, so that
+//! settings may differ while a deploy rolls.
+//!
+//! ```text
+//!               hello                  a goodbye, or a lease without a hello
+//!  unknown ----------------> there ------------------------------------------> unknown
+//!                            |   ^
+//!                            +---+ hello
+//! ```
 
 use std::collections::HashMap;
 use std::time::Duration;

@@ -1,4 +1,13 @@
 //! One question to all other nodes: it is published, who is silent is asked by name, and what came is gathered.
+//!
+//! ```text
+//!  begin: queued --> published --> wait --> complete ------------------> answers
+//!                       |          ^  |                                    ^
+//!                       | fails    |  |  100 ms, or counting is no use:    |
+//!                       v          +--+  who is silent is asked by name    |
+//!                     error           |                                    |
+//!                                     +--> the deadline: what is there ----+
+//! ```
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,4 +1,15 @@
 //! Identical questions asked at the same time share the work.
+//!
+//! A thousand handlers that ask for the same roster when a page opens would otherwise cost a thousand rounds through
+//! the cluster. One question runs; all that come meanwhile share the next one. Not the running one: its answers may be
+//! older than what the asker has just done.
+//!
+//! ```text
+//!           somebody asks              others ask
+//!  nothing ---------------> one runs -------------> one runs, one is next
+//!     ^                      |     ^                         |
+//!     +-- it is over --------+     +-- it is over: the next -+
+//! ```
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -12,8 +23,7 @@ use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-/// One question runs; all that come meanwhile share the next one. Not the running one: its answers may
-/// be older than what the asker has just done.
+/// What runs, by what is asked, and the next one, if somebody waits for that.
 #[derive(Debug)]
 pub(crate) struct Share<K, V: Clone>(Mutex<HashMap<K, Option<Next<V>>>>);
 

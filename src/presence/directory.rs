@@ -3,7 +3,6 @@
 //! A user comes with the first node that names him and goes with the last, a grace period later; that is why nodes are
 //! counted, and why each one's whole list is kept. A list comes in parts and counts once its last is there: until then
 //! the old one holds, so that nobody flaps.
-
 //!
 //! ```text
 //!            a node names the user              the last that did names them no longer

@@ -3,6 +3,16 @@
 //! A union of very many users is cut: one part goes with every pipeline, behind all that is small. What is
 //! promised is the order of one sender to one audience, and whatever goes to that, messages and commands, is of
 //! one size, so that it never passes one another. A union of 100,000 users and one of these users are two audiences.
+//!
+//! ```text
+//!  probes -- all of them ----------+           every part is answered
+//!  small --- as many as fit -------+--> turn ---------------------------> whoever waits is told
+//!  large --- a part of the first --+     |
+//!    ^                                   |  parts are left, and somebody still waits
+//!    +-----------------------------------+
+//! ```
+//! Each waits only until its own deadline, here and in the turn. In a turn that is over for the one who asked and not
+//! for Redis, the answer finds nobody.
 
 use std::collections::VecDeque;
 use std::pin::pin;

@@ -3,6 +3,21 @@
 //! The next pipeline is written when the last is answered, so a busy node batches by itself, a quiet
 //! one waits for nothing, and the order of a sender holds even across a reconnect. (Measured: 836 k
 //! messages/s at 1.2 µs against 59 k at 16 µs with a pool checkout per message.)
+//!
+//! Whether publications wait for a connection depends on why there is none. One that was lost comes again within
+//! moments, as a rule, so they wait, each as long as it may. Where none can be opened nobody knows for how long, so
+//! they fail at once until the next attempt.
+//!
+//! ```text
+//!          something is queued              logged in, to no replica
+//!  closed --------------------> opening ------------------------------> open --> one turn after the other
+//!    ^  ^                          |                                      |
+//!    |  |   all that is queued     |                                      |  it ended, broke the protocol, or answered
+//!    |  |   fails, and what comes  |                                      |  too late: what is in the turn fails, and
+//!    |  +-- until a pause is over -+                                      |  may have been sent
+//!    |                                                                    |
+//!    +---- after a pause, in which what comes is queued ------------------+
+//! ```
 
 use std::pin::pin;
 use std::sync::Arc;

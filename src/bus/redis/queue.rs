@@ -4,6 +4,18 @@
 //! Whoever waits for room leaves here what it publishes, and takes it away when it gives up. So what waits is as much
 //! as callers hold, and yet the order is that of the calls: with a semaphore it would be that of the polls in which
 //! each finds that it has room.
+//!
+//! ```text
+//!             room, and nobody before it                      the publisher looks
+//!  enqueue ------------------------------------> arrived ------------------------> its own, until Redis has answered:
+//!     |                                             ^                              then the room is given back
+//!     |  none: a ticket         it is next, and     |
+//!     +------------------> waiting -----------------+
+//!                             |     there is room
+//!                             +--> taken away, by whoever gives up
+//! ```
+//! Next is whoever came first; but a large union that waits for others of its kind lets small ones pass. A closed queue
+//! fails what is there, and what comes.
 
 use std::collections::BTreeMap;
 use std::mem::{swap, take};

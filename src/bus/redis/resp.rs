@@ -4,6 +4,15 @@
 //! A message larger than the limit is skipped as it arrives, so that no publisher can make a node
 //! allocate. What is not complete is not parsed again until it is: however it is cut, every byte is looked
 //! at a few times only.
+//!
+//! ```text
+//!               complete: handed on
+//!  at a reply ----------------------> at the next
+//!    |     ^
+//!    |     +--- too long, known from its beginning: Oversized, and skipped as it arrives
+//!    |
+//!    +--> incomplete: an outline says how much of it is there, until it is complete; or broken, for good
+//! ```
 
 use bytes::{Buf, BytesMut};
 

@@ -17,6 +17,19 @@
 //!    +-- a pause - refused                     |
 //!    +-----------------------------------------+  ended by Redis, or not wanted for a linger
 //! ```
+//!
+//! Beside that there is the phase of all, which says whether it is worth waiting: while the first connection is made,
+//! and while one works. In an outage it is not: whoever wants a topic goes on unheard, and must be confirmed before the
+//! bus is up again. That somebody goes on for want of patience is such an outage too.
+//!
+//! ```text
+//!            connected                              all that nobody waited for is confirmed
+//!  Starting -----------> Up <------------------------------------------ Restoring
+//!     |                  |  |   somebody lost patience, or was ended        ^  ^
+//!     |                  |  +-----------------------------------------------+  |
+//!     |   disconnected   v                                 connected           |
+//!     +---------------> Down --------------------------------------------------+
+//! ```
 
 use std::collections::{HashMap, VecDeque};
 use std::mem::{replace, take};

@@ -1,4 +1,32 @@
 //! What a node knows of its seats, and what it has to tell Redis: rules without I/O.
+//!
+//! Redis decides, since of two nodes that decided by themselves each would give away the last seat. It counts what
+//! nodes have written: so whatever of this node's seats may differ from that is written before anything is claimed, and
+//! whatever nobody knows the outcome of is written again. Of a seat:
+//!
+//! ```text
+//!             claim                 granted                       a newer socket took it
+//!  nothing ----------> Waiting -----------------> Held (since) --------------------------> Lost
+//!     ^                   |                         |                                       |
+//!     |                   | refused, or released    | released                              | released
+//!     +-------------------+-------------------------+---------------------------------------+
+//! ```
+//!
+//! A Redis that does not answer keeps nobody out: then this node's own sockets are counted, and it is said that the
+//! others were not. One that answers and has lost what was written is another thing: if it counted as silence, a lost
+//! key would let in as many as there are nodes. So a claim waits until the loss is mended, and is refused if that takes
+//! too long. Of Redis:
+//!
+//! ```text
+//!             joined            this node's seats, or others', are lost
+//!  Starting --------> Joined ------------------------------------------> Patchy
+//!                      ^  ^                                                |
+//!            joined    |  |   a claim is decided by the seats of all       |
+//!  Outage -------------+  +------------------------------------------------+
+//!
+//!  any of them --> Outage, while Redis does not answer: every claim is decided here, at once
+//!  any of them --> Patchy, where it has lost what this node wrote
+//! ```
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt::Write;

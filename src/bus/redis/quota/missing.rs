@@ -1,4 +1,14 @@
 //! Nodes whose seats Redis has lost, and how long they are waited for.
+//!
+//! A claim cannot be decided without them, and a node that lives writes its seats anew as soon as it notices. One that
+//! has not in its time is dead, or sees another Redis: then claims are decided without it, and that is said.
+//!
+//! ```text
+//!             Redis names it            not again in its time
+//!  nobody's --------------> waited for ----------------------> given up
+//!      ^                        |                                  |
+//!      +------------------------+----------------------------------+  Redis names it no more
+//! ```
 
 use std::collections::HashMap;
 use std::time::Duration;

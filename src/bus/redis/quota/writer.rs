@@ -1,4 +1,24 @@
 //! The task that tells Redis about this node's seats and asks for new ones, in one pipeline at a time.
+//!
+//! Every join raises the epoch, so that whatever an earlier connection still has on its way is stale when it arrives.
+//! After a join all is said in one order: what may differ, then claims; and nothing that failed in between is taken for
+//! said.
+//!
+//! ```text
+//!           answered
+//!  join ------------------> serve <--+
+//!   ^ ^                      | | |   |  a batch, a renewal, a look; or nothing is due: rest
+//!   | |                      | | +---+
+//!   | |                      | |
+//!   | |  in 10 ms, doubled   | |  Redis answers, and has lost this node's keys or the script
+//!   | +----- forgotten <-----+ |
+//!   |                          |
+//!   |  at once; from the       |  it does not answer, or what makes no sense
+//!   |  second time on an       |
+//!   +- outage, and a pause <---+
+//! ```
+//! A join may fail in the same two ways. When the bus ends, whatever it is at is given up, and `leave` deletes the
+//! keys.
 
 use std::pin::pin;
 use std::sync::Arc;
