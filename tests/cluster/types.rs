@@ -14,8 +14,8 @@ use axum_cluster::{
     ConnectError, ConnectErrorKind, Count, Delivery, Gap, Gaps, Health, HealthChanges, InvalidId,
     InvalidNodeId, InvalidSocketId, Message, NodeId, NodeInfo, Outcome, OverLimit, Presence,
     PresenceChange, QueryError, QueryErrorKind, RoomError, RoomErrorKind, RoomId, Roster,
-    SendError, SendErrorKind, SlowConsumer, Socket, SocketId, SocketInfo, Stats, Unauthenticated,
-    UserId, Utf8Bytes,
+    SendError, SendErrorKind, SlowConsumer, Socket, SocketId, SocketInfo, StatKind, Stats,
+    Unauthenticated, UserId, Utf8Bytes,
 };
 use futures::{Sink, Stream};
 use serde::Serialize;
@@ -35,8 +35,8 @@ assert_impl! {
     ClusterLayer, ClusterService<()>, ConnectError, ConnectErrorKind, Count, Delivery, Gap, Gaps, Health,
     HealthChanges, InvalidId, InvalidNodeId, InvalidSocketId, Message, NodeId, NodeInfo, Outcome, OverLimit,
     Presence, PresenceChange, QueryError, QueryErrorKind, RoomError, RoomErrorKind, RoomId, Roster, SendError,
-    SendErrorKind, SlowConsumer, Socket, SocketId, SocketInfo, Stats, Unauthenticated, UserId, Utf8Bytes:
-    Send + Sync + Unpin + Debug + 'static
+    SendErrorKind, SlowConsumer, Socket, SocketId, SocketInfo, StatKind, Stats, Unauthenticated, UserId,
+    Utf8Bytes: Send + Sync + Unpin + Debug + 'static
 }
 assert_impl! { ClusterRejection, ClusterSocket: Send + Sync + Unpin + Debug + 'static }
 assert_impl! {
@@ -56,6 +56,7 @@ assert_impl! {
     RoomId, UserId: AsRef<str> + Borrow<str> + PartialEq<str> + PartialEq<&'static str> + FromStr<Err = InvalidId>
 }
 assert_impl! { Utf8Bytes: Borrow<str> + Ord + Hash + Into<String> + Into<axum::body::Bytes> }
+assert_impl! { StatKind: Copy + Eq + Hash }
 assert_impl! { CloseCode: From<u16> + Into<u16> + PartialEq<u16> + Copy }
 assert_impl! {
     ClosedKind, ConnectErrorKind, QueryErrorKind, RoomErrorKind, SendErrorKind: Copy + Eq + Hash
