@@ -27,7 +27,7 @@ use crate::local::socket::Driver;
 use crate::model::close::reason;
 use crate::model::id::UserId;
 use crate::node::Node;
-use crate::rejection::{ClusterRejection, Kind, Refusal, opened};
+use crate::rejection::{ClosingUpgrade, ClusterRejection, RejectionKind, opened};
 use crate::socket::Socket;
 use crate::ws::handshake::{Handshake, is_wanted};
 
@@ -158,7 +158,7 @@ impl ClusterSocket {
         let description = match self.description.transpose() {
             Ok(description) => description,
             Err(problem) => {
-                node.home.counters.note_refusal(Counted::Upgrade);
+                node.home.counters.record_refusal(Counted::Upgrade);
                 tracing::error!(
                     problem,
                     "upgrade refused with 500: the description of the socket is unusable"
@@ -224,36 +224,36 @@ impl<S: Sync> FromRequestParts<S> for ClusterSocket {
 }
 
 impl ClusterSocket {
-    async fn admit(node: &Arc<Node>, parts: &mut Parts) -> Result<Self, Kind> {
+    async fn admit(node: &Arc<Node>, parts: &mut Parts) -> Result<Self, RejectionKind> {
         let config = &node.config;
         if node.local.is_draining() {
             return Err(Refused::Draining.into());
         }
         let admitted = config.origins.check(&parts.headers, &parts.uri);
-        admitted.map_err(Kind::Origin)?;
-        let mut handshake = Handshake::check(parts).map_err(Kind::Handshake)?;
+        admitted.map_err(RejectionKind::Origin)?;
+        let mut handshake = Handshake::check(parts).map_err(RejectionKind::Handshake)?;
         let protocols = config.protocols.iter().map(String::as_str);
         handshake.choose_protocol(&parts.headers, protocols);
         let upgrade = parts.extensions.remove::<OnUpgrade>();
         let upgrade = upgrade.ok_or_else(|| match parts.extensions.get() {
-            Some(CameWithUpgrade) => Kind::UpgradeTaken,
-            None => Kind::NoUpgrade,
+            Some(CameWithUpgrade) => RejectionKind::UpgradeTaken,
+            None => RejectionKind::NoUpgrade,
         })?;
         let user = match config.identify.user(&parts.extensions) {
             Ok(user) => user,
             Err(missing) => {
                 let close = match &config.unauthenticated {
-                    Unauthenticated::Reject => return Err(Kind::Unauthenticated(missing)),
+                    Unauthenticated::Reject => return Err(RejectionKind::Unauthenticated(missing)),
                     Unauthenticated::Close => reason::UNAUTHENTICATED,
                     Unauthenticated::CloseWith(close) => close.clone(),
                 };
-                let refusal = Refusal {
+                let refusal = ClosingUpgrade {
                     node: node.clone(),
                     handshake,
                     upgrade,
                     close,
                 };
-                return Err(Kind::Close(missing, Box::new(refusal)));
+                return Err(RejectionKind::Close(missing, Box::new(refusal)));
             }
         };
         let reservation = node.reserve(user).await?;

@@ -42,7 +42,7 @@ impl LinkId {
 pub(crate) struct Outage {
     started: Instant,
     /// Never empty.
-    links: BTreeMap<LinkId, Link>,
+    links: BTreeMap<LinkId, LinkHealth>,
     /// What this node published since then may not have arrived everywhere, and the others are to be told.
     strayed: Option<Instant>,
     /// From when until when others said so of what they published.
@@ -53,7 +53,7 @@ pub(crate) struct Outage {
 pub(crate) type Span = (Instant, Instant);
 
 #[derive(Debug)]
-struct Link {
+struct LinkHealth {
     /// When it was last known to work.
     proven: Option<Instant>,
     standing: Standing,
@@ -91,7 +91,7 @@ impl Outage {
         started: Instant,
         now: SystemTime,
     ) -> Self {
-        let link = |id| (id, Link::new(now));
+        let link = |id| (id, LinkHealth::new(now));
         Self {
             started,
             links: links.into_iter().map(link).collect(),
@@ -224,7 +224,7 @@ impl Outage {
 
     /// When all links were last known to work, or the node started.
     pub(crate) fn proven_at(&self) -> Instant {
-        let proven = |link: &Link| link.proven.unwrap_or(self.started);
+        let proven = |link: &LinkHealth| link.proven.unwrap_or(self.started);
         let proven = self.links.values().map(proven).min();
         proven.unwrap_or(self.started)
     }
@@ -257,7 +257,7 @@ impl Outage {
     }
 }
 
-impl Link {
+impl LinkHealth {
     fn new(now: SystemTime) -> Self {
         Self {
             proven: None,

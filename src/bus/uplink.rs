@@ -41,7 +41,7 @@ pub(crate) struct Uplink {
 pub(crate) enum Inbound<'a> {
     Message(Scope<'a>, Content<'a>),
     Close(Scope<'a>, Close),
-    Peer(Word<'a>),
+    Peer(PeerWord<'a>),
     Answer(Part<'a>),
     /// Another node's word on who comes and goes, unread: the presence task has the time for it.
     Report(NodeId, &'a [u8]),
@@ -55,7 +55,7 @@ pub(crate) enum Inbound<'a> {
 
 /// A word of another node, and the sockets that it is about.
 #[derive(Debug, PartialEq)]
-pub(crate) struct Word<'a> {
+pub(crate) struct PeerWord<'a> {
     pub(crate) from: NodeId,
     pub(crate) word: Control,
     pub(crate) scope: Scope<'a>,
@@ -138,7 +138,7 @@ impl Uplink {
                 Some(publishing) => publishing.await,
             };
             let published = published.inspect_err(|error| {
-                self.counters.note_failed_publish(error.maybe_sent);
+                self.counters.record_failed_publish(error.maybe_sent);
             })?;
             Ok(is_known.then_some(published.nodes))
         })
@@ -252,7 +252,7 @@ impl Uplink {
             false => Hearers::Others,
         };
         match serde_json::from_slice(json) {
-            Ok(word) => Inbound::Peer(Word {
+            Ok(word) => Inbound::Peer(PeerWord {
                 from,
                 word,
                 scope,

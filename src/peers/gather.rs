@@ -122,7 +122,7 @@ impl Gathering {
     }
 
     /// Redis refuses somebody channels such as that of the question.
-    pub(crate) fn doubt(&mut self) {
+    pub(crate) fn not_all_hear(&mut self) {
         self.uncertain = true;
     }
 
@@ -186,8 +186,8 @@ impl Gathering {
     fn owed(&self) -> usize {
         let promised = self.promised.unwrap_or_default();
         let ourselves = usize::from(self.came_back && !promised.comes_back);
-        let settled = self.finished.len() + self.refused.len() + ourselves;
-        promised.nodes.saturating_sub(settled)
+        let accounted = self.finished.len() + self.refused.len() + ourselves;
+        promised.nodes.saturating_sub(accounted)
     }
 
     /// Whether we hear what is answered, as far as can be told.
@@ -202,8 +202,8 @@ impl Gathering {
 
     fn is_counted(&self) -> bool {
         let promised = self.promised.filter(|_| !self.uncertain);
-        let settled = self.finished.len() + self.refused.len();
-        promised.is_some_and(|promised| settled >= promised.nodes) && self.is_heard()
+        let accounted = self.finished.len() + self.refused.len();
+        promised.is_some_and(|promised| accounted >= promised.nodes) && self.is_heard()
     }
 
     fn no_longer_awaited(&mut self, node: NodeId) {

@@ -69,4 +69,4 @@ impl Publication {
 }
 
 /// To how many it went.
-pub(super) type Published = Result<usize, PublishError>;
+pub(super) type Receivers = Result<usize, PublishError>;

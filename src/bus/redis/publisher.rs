@@ -38,7 +38,7 @@ use super::backlog::{BATCH, Backlog, KEPT, Turn, Waiter};
 use super::backoff::Backoff;
 use super::endpoint::OPENING;
 use super::pipeline::{Pipeline, Unusable};
-use super::publication::{Publication, Published};
+use super::publication::{Publication, Receivers};
 use super::queue::{Place, Queue, Queued};
 use super::topology::Topology;
 use crate::bus::scope::Size;
@@ -101,7 +101,7 @@ impl Publisher {
         channels: SmallVec<[String; 1]>,
         envelope: Bytes,
         size: Size,
-    ) -> impl Future<Output = Published> + Send + use<> {
+    ) -> impl Future<Output = Receivers> + Send + use<> {
         self.enqueue(Publication::new(channels, envelope, size))
     }
 
@@ -110,7 +110,7 @@ impl Publisher {
         &self,
         channel: String,
         envelope: Bytes,
-    ) -> impl Future<Output = Published> + Send + use<> {
+    ) -> impl Future<Output = Receivers> + Send + use<> {
         self.enqueue(Publication::probe(smallvec![channel], envelope))
     }
 
@@ -119,7 +119,7 @@ impl Publisher {
         self.queue.taken()
     }
 
-    fn enqueue(&self, publication: Publication) -> impl Future<Output = Published> + Send + use<> {
+    fn enqueue(&self, publication: Publication) -> impl Future<Output = Receivers> + Send + use<> {
         let deadline = Instant::now() + self.deadline;
         let (reply, answer) = oneshot::channel();
         let queued = Queued::new(publication, deadline, reply);
@@ -142,10 +142,10 @@ impl Publisher {
 /// Waits for room, and then for the answer.
 async fn in_line(
     place: Place,
-    mut answer: oneshot::Receiver<Published>,
+    mut answer: oneshot::Receiver<Receivers>,
     deadline: Instant,
     runtime: Handle,
-) -> Published {
+) -> Receivers {
     // By our own timer: who waits may have none.
     let waiting = {
         let _home = runtime.enter();
@@ -158,7 +158,7 @@ async fn in_line(
     }
 }
 
-fn answered(answer: Result<Published, RecvError>) -> Published {
+fn answered(answer: Result<Receivers, RecvError>) -> Receivers {
     answer.unwrap_or_else(|_| Err(PublishError::maybe_sent("the cluster was shut down")))
 }
 

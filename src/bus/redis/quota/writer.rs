@@ -54,7 +54,7 @@ const RETRY: Duration = Duration::from_millis(10);
 const MOST_RETRIES: u32 = 8;
 
 #[derive(Debug)]
-pub(in crate::bus::redis) struct Writer {
+pub(in crate::bus::redis) struct SeatWriter {
     seats: Arc<SharedLedger>,
     connector: Connector,
     advice: Arc<Advice>,
@@ -95,7 +95,7 @@ enum Lapse {
     Failed(Arc<str>),
 }
 
-impl Writer {
+impl SeatWriter {
     pub(in crate::bus::redis) fn new(
         seats: Arc<SharedLedger>,
         connector: Connector,
