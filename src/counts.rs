@@ -235,7 +235,7 @@ impl Counters {
         counter.fetch_add(1, Relaxed);
     }
 
-    /// Whether it is the first of its kind.
+    /// Counts a refused request. Whether it is the first of its kind.
     pub(crate) fn record_refusal(&self, what: Counted) -> bool {
         let counter = match what {
             Counted::Origin => &self.origins_refused,

@@ -58,7 +58,7 @@ struct Restarts {
 }
 
 impl Restarts {
-    /// It panicked after it had run for so long.
+    /// The task panicked after it had run for so long; how long it pauses.
     fn pause(&mut self, ran: Duration) -> Duration {
         if ran >= LONGEST_PAUSE {
             self.panics = 0;

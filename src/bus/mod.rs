@@ -104,7 +104,7 @@ pub(crate) struct BusSettings {
 
 /// One node's end of the bus. Dropping it leaves the bus.
 pub(crate) trait Bus: fmt::Debug + Send + Sync {
-    /// Begins; from now on the listener is called. Called once.
+    /// The bus begins; from now on the listener is called. Called once.
     fn start(&self, listener: Weak<dyn Listener>);
 
     /// The links of which the listener is told.
@@ -115,7 +115,7 @@ pub(crate) trait Bus: fmt::Debug + Send + Sync {
     /// One more reason to hear a topic. Every call is paired with a [`release`](Self::release).
     fn want(&self, topic: &Topic) -> Confirmation;
 
-    /// One reason less.
+    /// One reason less to hear a topic.
     fn release(&self, topic: &Topic);
 
     /// Somebody goes on without the confirmation of a topic. Says [`Listener::down`], and

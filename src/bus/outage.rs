@@ -59,7 +59,7 @@ struct LinkHealth {
     standing: Standing,
     /// Messages may have been missed in its present outage, since then.
     gap: Option<Instant>,
-    /// It is down only since something on it is refused: since when and until when the rest was heard.
+    /// The link is down only since something on it is refused: since when and until when the rest was heard.
     works: Option<Span>,
     /// Of these kinds something was refused since it was up, the last time for this reason.
     refused: Vec<(TopicKind, Arc<str>)>,
@@ -67,7 +67,7 @@ struct LinkHealth {
 
 #[derive(Debug)]
 enum Standing {
-    /// It works, and has without a break since what was published then.
+    /// The link works, and has without a break since what was published then.
     Up(Instant),
     Down {
         since: SystemTime,
@@ -240,7 +240,7 @@ impl Outage {
         self.strayed.take()
     }
 
-    /// It could not be said, or is known only now.
+    /// What strayed since then could not be said, or is known only now.
     pub(crate) fn has_strayed(&mut self, since: Option<Instant>) {
         self.strayed = self.strayed.into_iter().chain(since).min();
     }

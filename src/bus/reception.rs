@@ -143,7 +143,7 @@ impl Reception {
         self.outage.lock().take_strayed()
     }
 
-    /// It could not be said.
+    /// What strayed could not be said.
     pub(crate) fn still_strayed(&self, since: Instant) {
         self.outage.lock().has_strayed(Some(since));
     }
@@ -179,13 +179,13 @@ impl Reception {
         !self.lost.swap(true, SeqCst) && self.health.update(degraded)
     }
 
-    /// Whether that is a change.
+    /// The node begins to drain. Whether that is a change.
     pub(crate) fn drains(&self) -> bool {
         self.health
             .update(|health| (*health != Health::Down).then_some(Health::Draining))
     }
 
-    /// Whether that is a change.
+    /// The node is shut down. Whether that is a change.
     pub(crate) fn ends(&self) -> bool {
         self.health.update(|_| Some(Health::Down))
     }

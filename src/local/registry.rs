@@ -321,7 +321,7 @@ impl<M: Member> Entry<M> {
 }
 
 impl<M: Member> Group<M> {
-    /// Whether this is the first member.
+    /// Adds a member. Whether it is the first.
     fn add(&mut self, member: M) -> bool {
         match std::mem::replace(&mut self.members, Members::None) {
             Members::None => {
@@ -341,7 +341,7 @@ impl<M: Member> Group<M> {
         }
     }
 
-    /// Whether this was the last member.
+    /// Takes a member out. Whether it was the last.
     fn remove(&mut self, id: SocketId) -> bool {
         match &mut self.members {
             Members::One(member) if member.id() == id => self.members = Members::None,
@@ -387,7 +387,7 @@ impl Rooms {
         }
     }
 
-    /// Whether it is new.
+    /// Adds a room. Whether it is new.
     fn insert(&mut self, room: &Topic) -> bool {
         match self {
             Self::Few(rooms) if rooms.contains(room) => return false,
@@ -404,7 +404,7 @@ impl Rooms {
         true
     }
 
-    /// Whether it was there.
+    /// Takes a room out. Whether it was there.
     fn remove(&mut self, room: &Topic) -> bool {
         match self {
             Self::Few(rooms) => {

@@ -32,9 +32,9 @@ const PART: usize = 256 * 1024;
 /// The questions of others.
 #[derive(Debug, Default)]
 pub(super) struct Answering {
-    /// Those that are being answered now.
+    /// Questions that are being answered now.
     open: Mutex<HashSet<(NodeId, u64)>>,
-    /// Those that came, whatever became of them.
+    /// Questions that came, whatever became of them.
     heard: Mutex<Seen>,
 }
 
@@ -45,7 +45,7 @@ impl Answering {
     }
 }
 
-/// One that is being answered.
+/// A question of another node that is being answered, and counts as such until this is dropped.
 struct OpenAnswer {
     peers: Arc<Peers>,
     asker: NodeId,

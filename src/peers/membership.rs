@@ -122,7 +122,7 @@ impl Peers {
         });
     }
 
-    /// Whether it was said.
+    /// Says hello on a channel. Whether it was said.
     async fn say_hello(&self, to: Topic, reply: bool) -> bool {
         // After the goodbye it would be believed for a lease.
         if self.home.is_stopped() {

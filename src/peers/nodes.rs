@@ -30,9 +30,9 @@ pub(crate) struct Nodes(HashMap<NodeId, Peer>);
 #[derive(Debug)]
 struct Peer {
     info: NodeInfo,
-    /// Its own, so that settings may differ while a deploy rolls.
+    /// The node's own, so that settings may differ while a deploy rolls.
     lease: Duration,
-    /// It holds no sockets: nobody lists it or waits for it, but it may ask and watch.
+    /// A worker holds no sockets: nobody lists it or waits for it, but it may ask and watch.
     worker: bool,
     /// Not every question on channels of these kinds comes to it.
     refused: Vec<String>,

@@ -50,7 +50,7 @@ pub(crate) struct Pipeline {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum First {
     Login,
-    /// Whether this is a replica.
+    /// Whether the server is a replica.
     Role,
 }
 

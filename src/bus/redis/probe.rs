@@ -72,13 +72,13 @@ impl Probe {
         Next::Send
     }
 
-    /// It came back.
+    /// The probe came back.
     pub(crate) fn returned(&mut self, now: Instant) {
         (self.sent, self.misses) = (None, 0);
         self.next = now + self.interval;
     }
 
-    /// It could not be published, which says nothing about the subscriber's connection.
+    /// The probe could not be published, which says nothing about the subscriber's connection.
     pub(crate) fn unsent(&mut self, now: Instant) {
         self.sent = None;
         self.next = now + self.interval / RETRY;

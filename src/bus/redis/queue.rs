@@ -66,7 +66,7 @@ pub(super) struct Queued {
 #[derive(Debug, Clone, Copy, Default)]
 struct Units {
     all: usize,
-    /// Those of large unions.
+    /// The units of large unions among them.
     large: usize,
 }
 
@@ -269,7 +269,7 @@ impl Units {
 }
 
 impl Permit {
-    /// Both are given back at once: each time takes a lock.
+    /// Makes one permit of two, which are given back at once: each time takes a lock.
     pub(super) fn merge(&mut self, mut other: Self) {
         let more = take(&mut other.units);
         self.units.all += more.all;
@@ -286,7 +286,7 @@ impl Drop for Permit {
 }
 
 impl Place {
-    /// Gives it up; whether there was no room until now.
+    /// Gives the place up; whether there was no room until now.
     pub(super) fn leave(&self) -> bool {
         let leave = |state: &mut State| state.leave(self.ticket, self.is_large);
         self.queue.change(leave).is_some()

@@ -40,7 +40,7 @@ pub(super) struct Subscriber {
     pub(super) listener: Weak<dyn Listener>,
     /// Said once that Redis does not tell its role.
     pub(super) told_no_role: Once,
-    /// Whether it has run before.
+    /// Whether the task has run before.
     pub(super) began: bool,
 }
 

@@ -103,13 +103,13 @@ struct Interest {
     reasons: usize,
     /// Until when it stays subscribed although nobody wants it.
     linger_until: Option<Instant>,
-    /// Whether it is in `changed`, in `restoring` or in a group.
+    /// Whether the topic is in `changed`, in `restoring` or in a group.
     queued: bool,
     /// Whether the last command sent was a SUBSCRIBE that is not refused.
     subscribed: bool,
     /// How many commands are unanswered.
     unanswered: usize,
-    /// Its place among the refused: somebody goes on unheard.
+    /// The place of the topic among the refused: somebody goes on unheard.
     refused: Option<u64>,
     waiting: Vec<oneshot::Sender<()>>,
 }
@@ -135,7 +135,7 @@ pub(super) enum Answered {
     InTurn,
     /// An answer before it was lost.
     OutOfTurn,
-    /// It ended, unasked, a subscription that is wanted. It is asked for anew.
+    /// Redis ended, unasked, a subscription that is wanted. It is asked for anew.
     Ended,
     /// Nothing that concerns us.
     Stray,
@@ -197,7 +197,7 @@ impl Subscriptions {
         Confirmation::Pending(confirmed)
     }
 
-    /// One reason less.
+    /// One reason less to hear a topic.
     pub(super) fn release(&mut self, topic: &Topic, now: Instant) {
         let Some(interest) = self.interests.get_mut(topic) else {
             return;
@@ -482,7 +482,7 @@ impl Subscriptions {
         self.refusals.stand(now)
     }
 
-    /// Whether this is one of those.
+    /// Whether Redis refuses this topic, and somebody wants it.
     pub(super) fn is_refused(&self, topic: &Topic) -> bool {
         let interest = self.interests.get(topic);
         interest.is_some_and(|interest| interest.refused.is_some())

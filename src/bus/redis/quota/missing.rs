@@ -38,7 +38,7 @@ impl Missing {
         self.since = nodes.into_iter().map(since).collect();
     }
 
-    /// Those that had their time: dead, or cut off from Redis.
+    /// The nodes that had their time: dead, or cut off from Redis.
     pub(super) fn given_up(&self, now: Instant) -> String {
         let waited = |since: Instant| now.saturating_duration_since(since);
         let given_up = self

@@ -58,7 +58,7 @@ pub(in crate::bus::redis) struct SeatWriter {
     seats: Arc<SharedLedger>,
     connector: Connector,
     advice: Arc<Advice>,
-    /// Its own: it waits for nobody's question, and an answer is owed to it alone.
+    /// The task's own: it waits for nobody's question, and an answer is owed to it alone.
     connection: Option<Connection>,
     script: Script,
     renewal: Duration,
@@ -90,7 +90,7 @@ struct Due {
 /// Why Redis has to be told anew who speaks.
 #[derive(Debug)]
 enum Lapse {
-    /// It answers, and has lost this node's keys, or the script.
+    /// Redis answers, and has lost this node's keys, or the script.
     Forgotten,
     Failed(Arc<str>),
 }
