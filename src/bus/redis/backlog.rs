@@ -1,4 +1,4 @@
-//! What waits to be published, and who waits for it: which publications come next, without any I/O.
+//! What waits to be published, and who waits for it: which publications come next, and who has waited long enough.
 //!
 //! A union of very many users is cut: one part goes with every pipeline, behind all that is small. What is
 //! promised is the order of one sender to one audience, and whatever goes to that, messages and commands, is of

@@ -62,7 +62,7 @@ pub(crate) struct Commands(Pipeline);
 impl Commands {
     pub(crate) fn new() -> Self {
         let mut pipeline = redis::pipe();
-        pipeline.ignore_errors().cmd("HELLO");
+        pipeline.ignore_errors().add_command(command::hello());
         Self(pipeline)
     }
 
