@@ -122,7 +122,7 @@ pub(crate) struct Config {
     pub(crate) lease: Duration,
     pub(crate) presence_grace: Duration,
     pub(crate) name: String,
-    /// It sends and asks, and never holds a socket.
+    /// The node sends and asks, and never holds a socket.
     pub(crate) worker: bool,
 }
 

@@ -217,7 +217,7 @@ pub(crate) enum Counted {
 }
 
 impl Counters {
-    pub(crate) fn note_failed_publish(&self, maybe_sent: bool) {
+    pub(crate) fn record_failed_publish(&self, maybe_sent: bool) {
         let counter = match maybe_sent {
             true => &self.bus_publish_uncertain,
             false => &self.bus_publish_unsent,
@@ -225,7 +225,7 @@ impl Counters {
         counter.fetch_add(1, Relaxed);
     }
 
-    pub(crate) fn note_close(&self, close: &Close) {
+    pub(crate) fn record_close(&self, close: &Close) {
         let counter = match close.code {
             Close::NORMAL => &self.closed_normal,
             Close::GOING_AWAY => &self.closed_going_away,
@@ -242,8 +242,8 @@ impl Counters {
         counter.fetch_add(1, Relaxed);
     }
 
-    /// Whether it is the first of its kind.
-    pub(crate) fn note_refusal(&self, what: Counted) -> bool {
+    /// Counts a refused request. Whether it is the first of its kind.
+    pub(crate) fn record_refusal(&self, what: Counted) -> bool {
         let counter = match what {
             Counted::Origin => &self.origins_refused,
             Counted::Handshake => &self.handshakes_refused,
@@ -266,8 +266,8 @@ mod tests {
         let counters = Counters::default();
         counters.dropped_full.store(1, Relaxed);
         counters.dropped_stalled.store(2, Relaxed);
-        counters.note_failed_publish(true);
-        counters.note_close(&Close::new(4001, ""));
+        counters.record_failed_publish(true);
+        counters.record_close(&Close::new(4001, ""));
         counters.stats(Gauges {
             sockets: 3,
             users: 0,

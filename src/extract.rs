@@ -28,7 +28,7 @@ use crate::model::error::{DescriptionError, RoomError};
 use crate::model::id::{RoomId, UserId};
 use crate::model::topic::Topic;
 use crate::node::Node;
-use crate::rejection::{ClusterRejection, Kind, Refusal, opened};
+use crate::rejection::{ClosingUpgrade, ClusterRejection, RejectionKind, opened};
 use crate::socket::Socket;
 use crate::ws::handshake::{Handshake, is_wanted};
 
@@ -170,7 +170,7 @@ impl ClusterSocket {
         let description = match self.description.transpose() {
             Ok(description) => description,
             Err(problem) => {
-                node.home.counters.note_refusal(Counted::Upgrade);
+                node.home.counters.record_refusal(Counted::Upgrade);
                 tracing::error!(%problem, "upgrade refused with 500");
                 return problem.into_response();
             }
@@ -179,7 +179,7 @@ impl ClusterSocket {
         let rooms: Vec<Topic> = match rooms.collect() {
             Ok(rooms) => rooms,
             Err(problem) => {
-                node.home.counters.note_refusal(Counted::Id);
+                node.home.counters.record_refusal(Counted::Id);
                 let problem = RoomError::invalid(problem);
                 tracing::debug!(%problem, "upgrade refused with 400");
                 return problem.into_response();
@@ -196,7 +196,7 @@ impl ClusterSocket {
         let (upgrade, limit) = (self.upgrade, node.config.max_message_size);
         let tasks = node.home.tracker().clone();
         node.home.tracker().clone().spawn(async move {
-            let heard = joined.into_iter().map(|joined| node.local.settled(joined.confirmation));
+            let heard = joined.into_iter().map(|joined| node.local.wait_confirmed(joined.confirmation));
             let (opened, _) = join(opened(upgrade, &node), join_all(heard)).await;
             let Some(opened) = opened else {
                 driver_end.abandon(reason::NOT_OPENED);
@@ -238,36 +238,36 @@ impl<S: Sync> FromRequestParts<S> for ClusterSocket {
 }
 
 impl ClusterSocket {
-    async fn admit(node: &Arc<Node>, parts: &mut Parts) -> Result<Self, Kind> {
+    async fn admit(node: &Arc<Node>, parts: &mut Parts) -> Result<Self, RejectionKind> {
         let config = &node.config;
         if node.local.is_draining() {
             return Err(Refused::Draining.into());
         }
         let admitted = config.origins.check(&parts.headers, &parts.uri);
-        admitted.map_err(Kind::Origin)?;
-        let mut handshake = Handshake::check(parts).map_err(Kind::Handshake)?;
+        admitted.map_err(RejectionKind::Origin)?;
+        let mut handshake = Handshake::check(parts).map_err(RejectionKind::Handshake)?;
         let protocols = config.protocols.iter().map(String::as_str);
         handshake.choose_protocol(&parts.headers, protocols);
         let upgrade = parts.extensions.remove::<OnUpgrade>();
         let upgrade = upgrade.ok_or_else(|| match parts.extensions.get() {
-            Some(CameWithUpgrade) => Kind::UpgradeTaken,
-            None => Kind::NoUpgrade,
+            Some(CameWithUpgrade) => RejectionKind::UpgradeTaken,
+            None => RejectionKind::NoUpgrade,
         })?;
         let user = match config.identify.user(&parts.extensions) {
             Ok(user) => user,
             Err(missing) => {
                 let close = match &config.unauthenticated {
-                    Unauthenticated::Reject => return Err(Kind::Unauthenticated(missing)),
+                    Unauthenticated::Reject => return Err(RejectionKind::Unauthenticated(missing)),
                     Unauthenticated::Close => reason::UNAUTHENTICATED,
                     Unauthenticated::CloseWith(close) => close.clone(),
                 };
-                let refusal = Refusal {
+                let refusal = ClosingUpgrade {
                     node: node.clone(),
                     handshake,
                     upgrade,
                     close,
                 };
-                return Err(Kind::Close(missing, Box::new(refusal)));
+                return Err(RejectionKind::Close(missing, Box::new(refusal)));
             }
         };
         let reservation = node.reserve(user).await?;

@@ -8,7 +8,7 @@ use parking_lot::RwLock;
 use smallvec::smallvec;
 
 #[cfg(feature = "redis")]
-use crate::bus::redis::Reader;
+use crate::bus::redis::RespReader;
 use crate::bus::scope::Scope;
 use crate::bus::wire::{self, Action};
 use crate::config::Config;
@@ -62,7 +62,7 @@ pub fn frames(bytes: &[u8], limit: usize, piece: usize) -> (Vec<String>, Option<
 /// protocol.
 #[cfg(feature = "redis")]
 pub fn resp(bytes: &[u8], limit: usize, piece: usize) -> (Vec<String>, bool) {
-    let mut reader = Reader::new(limit);
+    let mut reader = RespReader::new(limit);
     let mut said = Vec::new();
     for piece in bytes.chunks(piece.max(1)) {
         reader.space().extend_from_slice(piece);
@@ -117,8 +117,8 @@ impl FanOut {
         let id = SocketId { node, number };
         let Ends { sender, driver, .. } = Ends::new(id, user, None);
         let registry = self.registry.get_mut();
-        let claimed = registry.claim(&topic, Limits::default());
-        claimed.expect("there is no limit");
+        let taken = registry.take_place(&topic, Limits::default());
+        taken.expect("there is no limit");
         let about = About {
             connected_at: SystemTime::UNIX_EPOCH,
             description: None,

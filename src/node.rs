@@ -158,8 +158,8 @@ impl Listener for Node {
         }
     }
 
-    fn settle(&self) -> bool {
-        self.local.settle()
+    fn flush(&self) -> bool {
+        self.local.flush()
     }
 
     fn garbage(&self) {

@@ -35,14 +35,14 @@ pub(crate) struct HealthCell(Arc<Mutex<States>>);
 #[derive(Debug)]
 struct States {
     current: Health,
-    /// Those before it, oldest first.
+    /// The states before the current one, oldest first.
     past: VecDeque<Health>,
     /// The number of the current one.
     number: u64,
     ended: bool,
     /// How many readers there were.
     readers: u64,
-    /// Those who wait for a change. They are foreign, and woken without the lock.
+    /// The wakers of readers that wait for a change. They are foreign, and woken without the lock.
     waiting: HashMap<u64, Option<Waker>>,
 }
 

@@ -148,7 +148,7 @@ impl Bus for MemoryBus {
             };
             for listener in listeners.iter().filter_map(Weak::upgrade) {
                 listener.heard(topic.as_str(), &envelope);
-                while listener.settle() {}
+                while listener.flush() {}
                 nodes += 1;
             }
         }

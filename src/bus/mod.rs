@@ -50,10 +50,10 @@ use crate::quota::{SeatLimit, Seats};
 /// # }
 /// ```
 #[derive(Clone, Debug)]
-pub struct Backend(Kind);
+pub struct Backend(BackendKind);
 
 #[derive(Clone, Debug)]
-enum Kind {
+enum BackendKind {
     Memory(Arc<Hub>),
     #[cfg(feature = "redis")]
     Redis(Arc<Endpoint>),
@@ -63,7 +63,7 @@ impl Backend {
     /// Within this process. Clones share one hub, so that several nodes of one test or one demo reach
     /// each other; two calls make two hubs that never meet.
     pub fn memory() -> Self {
-        Self(Kind::Memory(Arc::default()))
+        Self(BackendKind::Memory(Arc::default()))
     }
 
     /// Over Redis 6.2 or later, or anything that speaks its pub/sub: `redis://[user:password@]host[:port]`,
@@ -75,14 +75,18 @@ impl Backend {
     /// A [`ConnectError`] of kind `Url` names the part that is wrong. A password is never shown.
     #[cfg(feature = "redis")]
     pub fn redis(url: impl AsRef<str>) -> Result<Self, ConnectError> {
-        Ok(Self(Kind::Redis(Arc::new(Endpoint::parse(url.as_ref())?))))
+        Ok(Self(BackendKind::Redis(Arc::new(Endpoint::parse(
+            url.as_ref(),
+        )?))))
     }
 
     pub(crate) fn open(&self, node: NodeId, settings: BusSettings) -> Box<dyn Bus> {
         match &self.0 {
-            Kind::Memory(hub) => Box::new(MemoryBus::new(hub.clone(), node, settings)),
+            BackendKind::Memory(hub) => Box::new(MemoryBus::new(hub.clone(), node, settings)),
             #[cfg(feature = "redis")]
-            Kind::Redis(endpoint) => Box::new(RedisBus::new(endpoint.clone(), node, settings)),
+            BackendKind::Redis(endpoint) => {
+                Box::new(RedisBus::new(endpoint.clone(), node, settings))
+            }
         }
     }
 }
@@ -100,7 +104,7 @@ pub(crate) struct BusSettings {
 
 /// One node's end of the bus. Dropping it leaves the bus.
 pub(crate) trait Bus: fmt::Debug + Send + Sync {
-    /// Begins; from now on the listener is called. Called once.
+    /// The bus begins; from now on the listener is called. Called once.
     fn start(&self, listener: Weak<dyn Listener>);
 
     /// The links of which the listener is told.
@@ -111,7 +115,7 @@ pub(crate) trait Bus: fmt::Debug + Send + Sync {
     /// One more reason to hear a topic. Every call is paired with a [`release`](Self::release).
     fn want(&self, topic: &Topic) -> Confirmation;
 
-    /// One reason less.
+    /// One reason less to hear a topic.
     fn release(&self, topic: &Topic);
 
     /// Somebody goes on without the confirmation of a topic. Says [`Listener::down`], and
@@ -158,13 +162,13 @@ pub(crate) struct Published {
 
 /// Who hears. Calls come from the bus's own task: they must neither block nor wait.
 pub(crate) trait Listener: Send + Sync {
-    /// A message came on a topic's channel. It is delivered by the next [`settle`](Self::settle).
+    /// A message came on a topic's channel. It is delivered by the next [`flush`](Self::flush).
     fn heard(&self, topic: &str, bytes: &[u8]);
 
     /// Delivers a part of what was heard; whether there is more, or other tasks should run before more is
     /// heard, since some sockets are written by their own task only. Called until neither is, whenever a part
     /// of what came is heard.
-    fn settle(&self) -> bool;
+    fn flush(&self) -> bool;
 
     /// Something came that cannot be a message.
     fn garbage(&self);

@@ -1,4 +1,15 @@
 //! How well this node hears the others: the links to the bus put together, the health that follows, and the gaps.
+//!
+//! ```text
+//!             what the links say
+//!  Degraded <--------------------> Up
+//!     ^  |                          |
+//!     |  +-----------+--------------+
+//!     |              |  a shutdown begins        it is over
+//!  lost: for good    +--------------------> Draining ----> Down
+//! ```
+//! Only the end of the runtime is for good, since nothing can be heard without it; from *Draining* on, what the links
+//! say is nobody's concern any more.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed, Ordering::SeqCst};
@@ -133,7 +144,7 @@ impl Reception {
         self.outage.lock().take_strayed()
     }
 
-    /// It could not be said.
+    /// What strayed could not be said.
     pub(crate) fn still_strayed(&self, since: Instant) {
         self.outage.lock().has_strayed(Some(since));
     }
@@ -169,13 +180,13 @@ impl Reception {
         !self.lost.swap(true, SeqCst) && self.health.update(degraded)
     }
 
-    /// Whether that is a change.
+    /// The node begins to drain. Whether that is a change.
     pub(crate) fn drains(&self) -> bool {
         self.health
             .update(|health| (*health != Health::Down).then_some(Health::Draining))
     }
 
-    /// Whether that is a change.
+    /// The node is shut down. Whether that is a change.
     pub(crate) fn ends(&self) -> bool {
         self.health.update(|_| Some(Health::Down))
     }

@@ -44,7 +44,7 @@ pub(crate) enum Inbound<'a> {
     Close(Scope<'a>, Close),
     /// For the nodes themselves.
     ToNodes(Option<NodeId>, Content<'a>),
-    Peer(Word<'a>),
+    Peer(PeerWord<'a>),
     Answer(Part<'a>),
     /// Another node's word on who comes and goes, unread: the presence task has the time for it.
     Report(NodeId, &'a [u8]),
@@ -58,7 +58,7 @@ pub(crate) enum Inbound<'a> {
 
 /// A word of another node, and the sockets that it is about.
 #[derive(Debug, PartialEq)]
-pub(crate) struct Word<'a> {
+pub(crate) struct PeerWord<'a> {
     pub(crate) from: NodeId,
     pub(crate) word: Control,
     pub(crate) scope: Scope<'a>,
@@ -149,7 +149,7 @@ impl Uplink {
                 Some(publishing) => publishing.await,
             };
             let published = published.inspect_err(|error| {
-                self.counters.note_failed_publish(error.maybe_sent);
+                self.counters.record_failed_publish(error.maybe_sent);
             })?;
             Ok(is_known.then_some(published.nodes))
         })
@@ -166,7 +166,7 @@ impl Uplink {
         let publishing = self.say(Topic::nodes(), envelope);
         Ok(async move {
             let published = publishing.await.inspect_err(|error| {
-                self.counters.note_failed_publish(error.maybe_sent);
+                self.counters.record_failed_publish(error.maybe_sent);
             })?;
             Ok(published.nodes)
         })
@@ -289,7 +289,7 @@ impl Uplink {
             false => Hearers::Others,
         };
         match serde_json::from_slice(json) {
-            Ok(word) => Inbound::Peer(Word {
+            Ok(word) => Inbound::Peer(PeerWord {
                 from,
                 word,
                 scope,

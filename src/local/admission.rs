@@ -1,5 +1,13 @@
 //! How a socket becomes reachable, and stops being it: a place, then a registration, each a value that
 //! undoes itself.
+//!
+//! ```text
+//!  reserve ------------------> Reservation ------------------> Registration ------------> unregistered --> gone
+//!  a place here; heard, and    dropped: all of that is         reachable by all           what was taken   the sweeper
+//!  a seat, or it is refused    given back                                                 is given back    forgets it
+//! ```
+//! Whoever may end a socket looks for those that are registered. So the registration comes first, and then the question
+//! whether a drain has begun or its seat was taken meanwhile: in the other order it could miss both.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -42,8 +50,11 @@ impl Local {
         if self.home.has_lost_its_runtime() {
             return Err(Refused::RuntimeEnded);
         }
-        let claimed = self.registry.write().claim(&topic, self.settings.limits);
-        claimed.map_err(|full| self.is_full(full))?;
+        let taken = self
+            .registry
+            .write()
+            .take_place(&topic, self.settings.limits);
+        taken.map_err(|full| self.is_full(full))?;
         let confirmations = (self.home.bus.want(&self.all), self.home.bus.want(&topic));
         let number = self.next_socket.fetch_add(1, Relaxed);
         let reservation = Reservation {
@@ -53,7 +64,7 @@ impl Local {
             number,
         };
         let (all, user) = confirmations;
-        let listening = join(self.settled(all), self.settled(user));
+        let listening = join(self.wait_confirmed(all), self.wait_confirmed(user));
         let seat = self.seat(&reservation.topic, number);
         let (seat, _) = join(seat, listening).await;
         seat.map(|replaced| (reservation, replaced))
@@ -79,7 +90,7 @@ impl Local {
     /// Puts a socket into a room; returns when the cluster's messages for the room come here.
     pub(crate) async fn join(&self, socket: &Sender, room: &Topic) -> Option<()> {
         let joined = self.begin_join(socket, room)?;
-        self.settled(joined.confirmation).await;
+        self.wait_confirmed(joined.confirmation).await;
         Some(())
     }
 
@@ -101,7 +112,7 @@ impl Local {
 
     /// Waits until a topic is heard. In an outage of the bus it does not; and if it takes too long, that
     /// is one.
-    pub(crate) async fn settled(&self, confirmation: Confirmation) {
+    pub(crate) async fn wait_confirmed(&self, confirmation: Confirmation) {
         if !confirmation.wait(self.settings.publish_timeout).await {
             self.home.bus.prove_anew();
         }
@@ -213,7 +224,7 @@ impl Reservation {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        self.local.registry.write().unclaim(&self.topic);
+        self.local.registry.write().give_place_back(&self.topic);
         if let Some(seats) = self.local.home.bus.seats() {
             seats.release(&self.topic, self.number);
         }
@@ -235,7 +246,7 @@ impl Registered for Registration {
     /// Makes it unreachable, gives its place back and counts how it ended.
     fn unregister(&mut self, close: &Close) {
         if self.reservation.is_some() {
-            self.local.home.counters.note_close(close);
+            self.local.home.counters.record_close(close);
             self.give_back();
         }
     }

@@ -37,7 +37,7 @@ use crate::readers::Readers;
 #[derive(Debug, Clone)]
 pub(crate) struct PeerSettings {
     pub(crate) name: String,
-    /// It sends and asks, and never holds a socket.
+    /// The node sends and asks, and never holds a socket.
     pub(crate) worker: bool,
     pub(crate) lease: Duration,
     pub(crate) publish_timeout: Duration,

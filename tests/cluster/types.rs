@@ -15,7 +15,8 @@ use axum_cluster::{
     Gaps, Health, HealthChanges, InvalidId, InvalidNodeId, InvalidSocketId, Message, Move, Moves,
     NodeId, NodeInfo, NodeMessage, NodeMessages, Outcome, OverLimit, Presence, PresenceChange,
     QueryError, QueryErrorKind, RoomError, RoomErrorKind, RoomId, Roster, SendError, SendErrorKind,
-    SlowConsumer, Socket, SocketId, SocketInfo, Stats, ToNodes, Unauthenticated, UserId, Utf8Bytes,
+    SlowConsumer, Socket, SocketId, SocketInfo, StatKind, Stats, ToNodes, Unauthenticated, UserId,
+    Utf8Bytes,
 };
 use futures::{Sink, Stream};
 use serde::Serialize;
@@ -36,7 +37,7 @@ assert_impl! {
     DescriptionErrorKind, Gap, Gaps, Health,
     HealthChanges, InvalidId, InvalidNodeId, InvalidSocketId, Message, Move, Moves, NodeId, NodeMessage, NodeMessages, NodeInfo, Outcome, OverLimit,
     Presence, PresenceChange, QueryError, QueryErrorKind, RoomError, RoomErrorKind, RoomId, Roster, SendError,
-    SendErrorKind, SlowConsumer, Socket, SocketId, SocketInfo, Stats, ToNodes, Unauthenticated, UserId, Utf8Bytes:
+    SendErrorKind, SlowConsumer, Socket, SocketId, SocketInfo, StatKind, Stats, ToNodes, Unauthenticated, UserId, Utf8Bytes:
     Send + Sync + Unpin + Debug + 'static
 }
 assert_impl! { ClusterRejection, ClusterSocket: Send + Sync + Unpin + Debug + 'static }
@@ -57,6 +58,7 @@ assert_impl! {
     RoomId, UserId: AsRef<str> + Borrow<str> + PartialEq<str> + PartialEq<&'static str> + FromStr<Err = InvalidId>
 }
 assert_impl! { Utf8Bytes: Borrow<str> + Ord + Hash + Into<String> + Into<axum::body::Bytes> }
+assert_impl! { StatKind: Copy + Eq + Hash }
 assert_impl! { CloseCode: From<u16> + Into<u16> + PartialEq<u16> + Copy }
 assert_impl! {
     ClosedKind, ConnectErrorKind, DescriptionErrorKind, QueryErrorKind, RoomErrorKind, SendErrorKind: Copy + Eq + Hash

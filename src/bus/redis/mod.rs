@@ -50,9 +50,9 @@ pub(crate) use self::endpoint::Endpoint;
 use self::endpoint::OPENING;
 use self::link::LinkContext;
 use self::publisher::{PublishQueue, Publisher};
-use self::quota::{SharedLedger, Writer};
+use self::quota::{SeatWriter, SharedLedger};
 #[cfg(any(fuzzing, axum_cluster_internals))]
-pub(crate) use self::resp::Reader;
+pub(crate) use self::resp::RespReader;
 use self::shared::SharedSubscriptions;
 use self::subscriber::Subscriber;
 use self::subscriptions::Subscriptions;
@@ -166,7 +166,7 @@ impl Bus for RedisBus {
             let writer = || {
                 let connector =
                     Connector::new(self.topology.clone(), self.settings.publish_timeout);
-                Writer::new(
+                SeatWriter::new(
                     seats.clone(),
                     connector,
                     self.advice.clone(),

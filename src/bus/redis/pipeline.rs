@@ -11,11 +11,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::advice::{Advice, REPLICA, is_replica, tells_no_role};
 use super::command::{self, HELLO};
 use super::endpoint::Stream;
-use super::resp::{Reader, Reply};
+use super::resp::{Reply, RespReader};
 use super::topology::Topology;
 
 /// What Redis says to one PUBLISH: how many received it, or why it was refused.
-pub(crate) type Counted = Result<usize, Arc<str>>;
+pub(crate) type PublishReply = Result<usize, Arc<str>>;
 
 /// Why a connection is of no use, or no longer.
 #[derive(Debug)]
@@ -38,7 +38,7 @@ const KEPT: usize = 256 * 1024;
 
 pub(crate) struct Pipeline {
     stream: Pin<Box<dyn Stream>>,
-    reader: Reader,
+    reader: RespReader,
     output: BytesMut,
     advice: Arc<Advice>,
     /// Replies that are still to come.
@@ -50,7 +50,7 @@ pub(crate) struct Pipeline {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum First {
     Login,
-    /// Whether this is a replica.
+    /// Whether the server is a replica.
     Role,
 }
 
@@ -63,7 +63,7 @@ impl Pipeline {
             .map_err(|error| error.to_string())?;
         let mut pipeline = Self {
             stream,
-            reader: Reader::new(KEPT),
+            reader: RespReader::new(KEPT),
             output: BytesMut::new(),
             advice: advice.clone(),
             owed: 0,
@@ -122,7 +122,10 @@ impl Pipeline {
 
     /// Writes what was added and reads the replies in its order, into what is empty. A reply of another kind than was
     /// asked for belongs to another command. After an error, or cancelled, the connection is useless.
-    pub(crate) async fn exchange(&mut self, replies: &mut Vec<Counted>) -> Result<(), Unusable> {
+    pub(crate) async fn exchange(
+        &mut self,
+        replies: &mut Vec<PublishReply>,
+    ) -> Result<(), Unusable> {
         self.write().await?;
         self.stream
             .flush()
@@ -182,7 +185,7 @@ mod tests {
     fn over(stream: DuplexStream) -> Pipeline {
         Pipeline {
             stream: Box::pin(stream),
-            reader: Reader::new(KEPT),
+            reader: RespReader::new(KEPT),
             output: BytesMut::new(),
             advice: Arc::new(Advice::new(None, &Namespace::new("x").unwrap())),
             owed: 0,
@@ -191,7 +194,7 @@ mod tests {
     }
 
     /// A PUBLISH, with the question for the role before it or not, and what Redis says.
-    async fn publish(asks: bool, answers: &[u8]) -> Result<Vec<Counted>, Arc<str>> {
+    async fn publish(asks: bool, answers: &[u8]) -> Result<Vec<PublishReply>, Arc<str>> {
         let (stream, mut server) = tokio::io::duplex(1024);
         let mut pipeline = over(stream);
         if asks {

@@ -110,7 +110,7 @@ impl Proof {
         self.probe.unsent(now);
     }
 
-    /// Whether this is one of the probes, come back.
+    /// Whether this payload is one of the probes, come back.
     pub(super) fn returned(&mut self, payload: &[u8], now: Instant) -> bool {
         let Some(at) = self.out.iter().position(|(probe, _)| *probe == payload) else {
             return false;

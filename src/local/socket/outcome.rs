@@ -36,14 +36,14 @@ impl Pushed {
 #[must_use = "the first of a wake has to be flushed"]
 pub(crate) struct Collected {
     pub(crate) pushed: Pushed,
-    /// It is the first since the last flush, and so the one that asks for the next.
+    /// The frame is the first since the last flush, and so the one that asks for the next.
     pub(crate) wants_flush: bool,
 }
 
 /// Who writes what was collected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Flushed {
-    /// It is written, as far as the kernel took it.
+    /// All that was collected is written, as far as the kernel took it.
     Here,
     /// The socket's task has to, in its next turn.
     ByTask,
