@@ -141,13 +141,14 @@ pub(super) struct Turn {
 }
 
 impl Turn {
-    /// Gives each the replies to its own commands; what is not finished waits for its next turn.
+    /// Gives each the replies to its own commands; what is not finished waits for its next turn. Whether a probe
+    /// reached nobody.
     pub(super) fn answer(
         &mut self,
         mut replies: impl Iterator<Item = Counted>,
         backlog: &mut Backlog,
-    ) {
-        let mut rooms: Option<Room> = None;
+    ) -> bool {
+        let (mut rooms, mut is_astray): (Option<Room>, bool) = (None, false);
         let waiters = self.waiters.0.drain(..);
         for (publication, mut waiter) in self.publications.drain(..).zip(waiters) {
             let mut sum = std::mem::replace(&mut waiter.sum, Ok(0));
@@ -159,6 +160,7 @@ impl Turn {
                 backlog.large.push_front((publication, waiter));
                 continue;
             }
+            is_astray |= publication.is_probe && matches!(sum, Ok(0));
             waiter.answer(sum);
             // Given back all at once: each time takes a lock.
             match &mut rooms {
@@ -166,6 +168,7 @@ impl Turn {
                 None => rooms = Some(waiter.room),
             }
         }
+        is_astray
     }
 
     pub(super) fn fail(&mut self, error: &PublishError) {
