@@ -13,6 +13,7 @@ use super::question::Asked;
 use super::share::{Flight, Share};
 use crate::bus::control::{Answer, Ask};
 use crate::bus::scope::{Reach, Selection};
+use crate::local::Local;
 use crate::model::close::reason;
 use crate::model::delivery::Outcome;
 use crate::model::error::{PublishError, QueryError, SendError};
@@ -39,14 +40,9 @@ impl Peers {
             Reach::Everywhere => self.begin(selection, what),
         };
         if self.local.settle() {
-            let node = self.clone();
-            // In a task, since a caller that gives up leaves nobody unclosed.
-            let settling = self.home.spawn(async move {
-                while node.local.settle() {
-                    yield_now().await;
-                }
-            });
-            let _ = settling.await;
+            // In a task too, since a caller that gives up leaves nobody unclosed; and here, since nobody may drive that.
+            self.home.spawn(settle_all(self.local.clone()));
+            settle_all(self.local.clone()).await;
         }
         let node = self.clone();
         let asking = self.home.run(async move {
@@ -278,6 +274,13 @@ impl Peers {
         let mut nodes: Vec<NodeId> = self.nodes.lock().ids().collect();
         nodes.sort_unstable();
         nodes
+    }
+}
+
+/// Writes all that was collected, letting other tasks run in between.
+async fn settle_all(local: Arc<Local>) {
+    while local.settle() {
+        yield_now().await;
     }
 }
 
