@@ -19,9 +19,9 @@ const HISTORY: usize = 16;
 #[must_use = "streams do nothing unless polled"]
 pub struct Gaps(Arc<Reader>);
 
-/// Everyone who wants to know of gaps.
+/// Everyone who wants to know of gaps; none any more once they were ended.
 #[derive(Debug)]
-pub(crate) struct GapReaders(Mutex<Vec<Weak<Reader>>>);
+pub(crate) struct GapReaders(Mutex<Option<Vec<Weak<Reader>>>>);
 
 #[derive(Debug, Default)]
 struct Reader(Mutex<Unread>);
@@ -35,7 +35,7 @@ struct Unread {
 
 impl GapReaders {
     pub(crate) fn new() -> Self {
-        Self(Mutex::default())
+        Self(Mutex::new(Some(Vec::new())))
     }
 
     pub(crate) fn tell(&self, gap: Gap) {
@@ -48,6 +48,10 @@ impl GapReaders {
     pub(crate) fn stream(&self) -> Gaps {
         let reader = Arc::new(Reader::default());
         let mut readers = self.0.lock();
+        let Some(readers) = &mut *readers else {
+            reader.0.lock().ended = true;
+            return Gaps(reader);
+        };
         // Only before it would grow, so that many readers cost no square.
         if readers.len() == readers.capacity() {
             readers.retain(|reader| reader.strong_count() > 0);
@@ -56,16 +60,24 @@ impl GapReaders {
         Gaps(reader)
     }
 
+    /// Nothing more will come.
+    pub(crate) fn end(&self) {
+        let readers = self.0.lock().take().unwrap_or_default();
+        for reader in readers.iter().filter_map(Weak::upgrade) {
+            reader.change(|unread| unread.ended = true);
+        }
+    }
+
     fn readers(&self) -> Vec<Arc<Reader>> {
-        self.0.lock().iter().filter_map(Weak::upgrade).collect()
+        let readers = self.0.lock();
+        let readers = readers.iter().flatten();
+        readers.filter_map(Weak::upgrade).collect()
     }
 }
 
 impl Drop for GapReaders {
     fn drop(&mut self) {
-        for reader in self.readers() {
-            reader.change(|unread| unread.ended = true);
-        }
+        self.end();
     }
 }
 
