@@ -125,6 +125,7 @@ impl Node {
         }
         home.stop();
         self.presence.stop();
+        self.peers.end_messages();
         let leaving = async {
             let _ = timeout(LEAVING / 2, self.peers.say_goodbye()).await;
             home.bus.stop().await;

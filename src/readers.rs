@@ -19,9 +19,9 @@ pub(crate) trait News: Clone {
     fn make_room(unread: &mut VecDeque<Self>) -> bool;
 }
 
-/// Dropping it ends what they read.
+/// Dropping it ends what they read; none any more once they were ended.
 #[derive(Debug)]
-pub(crate) struct Readers<T: News>(Mutex<Vec<Weak<Reader<T>>>>);
+pub(crate) struct Readers<T: News>(Mutex<Option<Vec<Weak<Reader<T>>>>>);
 
 /// What is told from its beginning on. A stream.
 #[derive(Debug)]
@@ -39,7 +39,7 @@ struct Unread<T> {
 
 impl<T: News> Default for Readers<T> {
     fn default() -> Self {
-        Self(Mutex::default())
+        Self(Mutex::new(Some(Vec::new())))
     }
 }
 
@@ -60,12 +60,15 @@ impl<T: News> Readers<T> {
 
     /// What is told from now on.
     pub(crate) fn read(&self) -> Reading<T> {
+        let mut readers = self.0.lock();
         let reader = Arc::new(Reader(Mutex::new(Unread {
             news: VecDeque::new(),
-            ended: false,
+            ended: readers.is_none(),
             waker: None,
         })));
-        let mut readers = self.0.lock();
+        let Some(readers) = &mut *readers else {
+            return Reading(reader);
+        };
         // Only before it would grow, so that many readers cost no square.
         if readers.len() == readers.capacity() {
             readers.retain(|reader| reader.strong_count() > 0);
@@ -74,16 +77,24 @@ impl<T: News> Readers<T> {
         Reading(reader)
     }
 
+    /// Nothing more will come.
+    pub(crate) fn end(&self) {
+        let readers = self.0.lock().take().unwrap_or_default();
+        for reader in readers.iter().filter_map(Weak::upgrade) {
+            reader.change(|unread| unread.ended = true);
+        }
+    }
+
     fn readers(&self) -> Vec<Arc<Reader<T>>> {
-        self.0.lock().iter().filter_map(Weak::upgrade).collect()
+        let readers = self.0.lock();
+        let readers = readers.iter().flatten();
+        readers.filter_map(Weak::upgrade).collect()
     }
 }
 
 impl<T: News> Drop for Readers<T> {
     fn drop(&mut self) {
-        for reader in self.readers() {
-            reader.change(|unread| unread.ended = true);
-        }
+        self.end();
     }
 }
 

@@ -186,9 +186,12 @@ impl Reception {
             .update(|health| (*health != Health::Down).then_some(Health::Draining))
     }
 
-    /// The node is shut down. Whether that is a change.
+    /// The node is shut down. Whether that is a change. Whoever reads of the node is told that it is the last.
     pub(crate) fn ends(&self) -> bool {
-        self.health.update(|_| Some(Health::Down))
+        let is_news = self.health.update(|_| Some(Health::Down));
+        self.health.end();
+        self.gaps.end();
+        is_news
     }
 
     fn tell_gap(&self, (from, until): Span) -> Gap {

@@ -13,6 +13,7 @@ use super::question::Asked;
 use super::share::{Flight, Share};
 use crate::bus::control::{Answer, Ask};
 use crate::bus::scope::{Reach, Selection};
+use crate::local::Local;
 use crate::model::close::reason;
 use crate::model::delivery::Outcome;
 use crate::model::error::{PublishError, QueryError, SendError};
@@ -39,14 +40,9 @@ impl Peers {
             Reach::Everywhere => self.begin(selection, what),
         };
         if self.local.flush() {
-            let peers = self.clone();
-            // In a task, since a caller that gives up leaves nobody unclosed.
-            let flushing = self.home.spawn(async move {
-                while peers.local.flush() {
-                    yield_now().await;
-                }
-            });
-            let _ = flushing.await;
+            // In a task too, since a caller that gives up leaves nobody unclosed; and here, since nobody may drive that.
+            self.home.spawn(flush_all(self.local.clone()));
+            flush_all(self.local.clone()).await;
         }
         let peers = self.clone();
         let asking = self.home.run(async move {
@@ -280,6 +276,13 @@ impl Peers {
         let mut nodes: Vec<NodeId> = self.nodes.lock().ids().collect();
         nodes.sort_unstable();
         nodes
+    }
+}
+
+/// Writes all that was collected, letting other tasks run in between.
+async fn flush_all(local: Arc<Local>) {
+    while local.flush() {
+        yield_now().await;
     }
 }
 

@@ -56,6 +56,11 @@ impl Peers {
         NodeMessages(self.messages.read())
     }
 
+    /// Nothing more will come.
+    pub(crate) fn end_messages(&self) {
+        self.messages.end();
+    }
+
     /// Tells who reads here; how many.
     pub(crate) fn heard_message(&self, from: Option<NodeId>, message: Message) -> usize {
         let (told, lost) = self.messages.tell(&NodeMessage { from, message });

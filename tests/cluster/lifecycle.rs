@@ -8,7 +8,9 @@ use axum::extract::ws::WebSocketUpgrade;
 use axum::http::StatusCode;
 use axum::middleware::Next;
 use axum::{Router, middleware, routing::any};
-use axum_cluster::{Broadcaster, Close, ClusterSocket, SendError, Unauthenticated};
+use axum_cluster::{Broadcaster, Close, ClusterSocket, Health, SendError, Unauthenticated};
+use futures::StreamExt;
+use futures::future::join3;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
@@ -16,7 +18,7 @@ use tokio::time::Instant;
 
 use crate::support::client::{Event, text};
 use crate::support::node::{authenticate, serve};
-use crate::support::{Client, Lab, TestNode, until};
+use crate::support::{Client, Lab, TestNode, soon, until};
 
 on_every_bus! {
     one_of_two_tabs_closes
@@ -25,6 +27,7 @@ on_every_bus! {
     every_kind_of_end_unregisters_and_the_node_lives
     a_client_lost_during_the_handshake_is_unregistered
     a_hanging_handler_does_not_keep_its_socket_registered
+    what_is_read_of_a_node_ends_with_its_shutdown
 }
 
 /// L1.
@@ -271,6 +274,25 @@ async fn a_hanging_handler_does_not_keep_its_socket_registered(lab: Lab) {
     client.send("sleep").await;
     client.close(1000).await;
     a.until_empty().await;
+}
+
+/// Whoever reads may hold a handle himself.
+async fn what_is_read_of_a_node_ends_with_its_shutdown(lab: Lab) {
+    let node = lab.node().await;
+    let (cluster, broadcaster) = (&node.cluster, &node.broadcaster);
+    let read = || {
+        let presence = broadcaster.presence().collect::<Vec<_>>();
+        let gaps = cluster.gaps().collect::<Vec<_>>();
+        join3(cluster.health_changes().collect(), gaps, presence)
+    };
+    let early = read();
+    cluster.shutdown(Duration::ZERO).await;
+    let (health, gaps, presence): (Vec<Health>, _, _) = soon("the end", early).await;
+    assert_eq!(health.last(), Some(&Health::Down));
+    assert!(gaps.is_empty() && presence.is_empty());
+    let (health, gaps, presence) = soon("the end at once", read()).await;
+    assert_eq!(health, [Health::Down]);
+    assert!(gaps.is_empty() && presence.is_empty());
 }
 
 /// L7: what is missing is named.

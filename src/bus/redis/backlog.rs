@@ -155,13 +155,14 @@ pub(super) struct Turn {
 }
 
 impl Turn {
-    /// Gives each the replies to its own commands; what is not finished waits for its next turn.
+    /// Gives each the replies to its own commands; what is not finished waits for its next turn. Whether a probe
+    /// reached nobody.
     pub(super) fn answer(
         &mut self,
         mut replies: impl Iterator<Item = PublishReply>,
         backlog: &mut Backlog,
-    ) {
-        let mut permits: Option<Permit> = None;
+    ) -> bool {
+        let (mut permits, mut is_astray): (Option<Permit>, bool) = (None, false);
         let waiters = self.waiters.0.drain(..);
         for (publication, mut waiter) in self.publications.drain(..).zip(waiters) {
             let mut sum = std::mem::replace(&mut waiter.sum, Ok(0));
@@ -173,6 +174,7 @@ impl Turn {
                 backlog.large.push_front((publication, waiter));
                 continue;
             }
+            is_astray |= publication.is_probe && matches!(sum, Ok(0));
             waiter.answer(sum);
             // Given back all at once: each time takes a lock.
             match &mut permits {
@@ -180,6 +182,7 @@ impl Turn {
                 None => permits = Some(waiter.permit),
             }
         }
+        is_astray
     }
 
     pub(super) fn fail(&mut self, error: &PublishError) {

@@ -219,7 +219,11 @@ impl PublishQueue {
             };
             let until = Instant::now() + self.deadline;
             match turn.waiters.wait(publishing, until, &mut backlog).await {
-                Ok(()) => turn.answer(replies.drain(..), &mut backlog),
+                Ok(()) => {
+                    let is_astray = turn.answer(replies.drain(..), &mut backlog);
+                    // It leads elsewhere than the subscriptions, and nothing else may ever end it.
+                    pipeline.take_if(|_| is_astray);
+                }
                 Err(unusable) => {
                     turn.fail(&unusable.into_error(true));
                     replies.clear();
