@@ -13,7 +13,7 @@ use crate::local::registry::Limits;
 use crate::model::close::Close;
 use crate::model::id::UserId;
 use crate::model::limits::{OutboxLimits, SlowConsumer};
-use crate::quota::SlotLimit;
+use crate::quota::{InboundLimit, SlotLimit};
 
 /// How long the closing handshake may take, a stalled upgrade too.
 pub(crate) const CLOSING: Duration = Duration::from_secs(5);
@@ -118,6 +118,7 @@ pub(crate) struct Config {
     pub(crate) limits: Limits,
     pub(crate) slots: Option<SlotLimit>,
     pub(crate) max_message_size: usize,
+    pub(crate) inbound: Option<InboundLimit>,
     pub(crate) outbox: OutboxLimits,
     pub(crate) ping_interval: Duration,
     pub(crate) pong_timeout: Duration,
@@ -144,6 +145,7 @@ impl Config {
             limits: Limits::default(),
             slots: None,
             max_message_size: 64 * 1024,
+            inbound: None,
             outbox: OutboxLimits {
                 messages: 256,
                 bytes: 1024 * 1024,
@@ -197,6 +199,14 @@ impl Config {
         }
         let counts = [
             ("max_message_size", Some(self.max_message_size)),
+            (
+                "inbound_limit in messages",
+                self.inbound.map(|limit| limit.messages),
+            ),
+            (
+                "inbound_limit in bytes",
+                self.inbound.map(|limit| limit.bytes),
+            ),
             ("outbox_messages", Some(self.outbox.messages)),
             ("outbox_bytes", Some(self.outbox.bytes)),
             ("max_sockets", self.limits.sockets),

@@ -112,6 +112,9 @@ counts! {
     dropped_stalled: counter,
     /// Sockets closed because their client read too slowly.
     slow_closed: counter,
+    /// Sockets closed because their client sent more than
+    /// [`inbound_limit`](crate::ClusterBuilder::inbound_limit) allows.
+    inbound_closed: counter,
     /// Sockets that ended with 1000: the handler returned, or the client said goodbye. Every socket whose
     /// handshake was completed is counted by exactly one of these fields.
     closed_normal: counter,
@@ -123,6 +126,10 @@ counts! {
     closed_abnormal: counter,
     /// With 1002 or 1007: the client broke the protocol.
     closed_protocol: counter,
+    /// With 1008: the client sent more than
+    /// [`inbound_limit`](crate::ClusterBuilder::inbound_limit) allows, or what its handler did not understand
+    /// ([`BadMessage::close`](crate::BadMessage::close)).
+    closed_policy: counter,
     /// With 1009: the client sent more than `max_message_size`.
     closed_too_big: counter,
     /// With 1011: the handler panicked.
@@ -222,6 +229,7 @@ impl Counters {
             Close::NO_STATUS => &self.closed_no_status,
             Close::ABNORMAL => &self.closed_abnormal,
             Close::PROTOCOL_ERROR | Close::INVALID_DATA => &self.closed_protocol,
+            Close::POLICY_VIOLATION => &self.closed_policy,
             Close::TOO_BIG => &self.closed_too_big,
             Close::INTERNAL_ERROR => &self.closed_panicked,
             Close::RESTART => &self.closed_restart,

@@ -227,8 +227,9 @@ pub use model::close::Close;
 pub use model::code::CloseCode;
 pub use model::delivery::{Delivery, Outcome};
 pub use model::error::{
-    Closed, ClosedKind, ConnectError, ConnectErrorKind, QueryError, QueryErrorKind, RoomError,
-    RoomErrorKind, SendError, SendErrorKind,
+    BadMessage, BadMessageKind, Closed, ClosedKind, ConnectError, ConnectErrorKind, QueryError,
+    QueryErrorKind, RoomError, RoomErrorKind, SendError, SendErrorKind, SendJsonError,
+    SendJsonErrorKind,
 };
 pub use model::gap::{Gap, Gaps};
 pub use model::health::{Health, HealthChanges};

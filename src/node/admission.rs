@@ -204,6 +204,15 @@ pub(crate) struct Registration {
 }
 
 impl Registration {
+    /// Its client is over the inbound limit.
+    pub(crate) fn count_too_much(&self) {
+        self.node.counters.inbound_closed.fetch_add(1, Relaxed);
+        let (socket, user) = (self.id, self.reservation.as_ref().map(Reservation::user));
+        let user = user.map(UserId::as_str);
+        tracing::debug!(%socket, user, "closed with 1008: the client sent more than `inbound_limit` allows; raise it if an \
+            honest one does so too");
+    }
+
     /// Makes it unreachable, gives its place back and counts how it ended.
     pub(crate) fn unregister(&mut self, close: &Close) {
         if self.reservation.is_some() {

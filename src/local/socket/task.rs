@@ -25,11 +25,13 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::BytesMut;
+use tokio::time::Instant;
 
 use super::DriverEnd;
 use super::outcome::Stage;
 use crate::model::close::{Close, reason};
 use crate::node::Registration;
+use crate::quota::{Inbound, InboundLimit};
 use crate::ws::frame::{Decoder, Frame, Heard, Violation};
 use crate::ws::{Io, Opened};
 
@@ -53,6 +55,8 @@ struct Driven {
     paused: bool,
     /// Bytes since the client's last sign of life.
     trickled: usize,
+    /// What the client has sent, where that is limited.
+    inbound: Option<Box<Inbound>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,8 +84,11 @@ impl Driver {
         end: DriverEnd,
         registration: Registration,
         max_message_size: usize,
+        inbound: Option<InboundLimit>,
     ) -> Self {
         let Opened { io, writer, early } = opened;
+        let inbound =
+            inbound.map(|limit| Box::new(Inbound::new(limit, max_message_size, Instant::now())));
         end.opened(writer);
         let mut socket = Driven {
             end,
@@ -90,6 +97,7 @@ impl Driver {
             state: State::Open,
             paused: false,
             trickled: 0,
+            inbound,
         };
         if !early.is_empty() {
             socket.hear(&mut BytesMut::from(early));
@@ -129,7 +137,7 @@ impl Driver {
             }
             // The buffer is the thread's: it is lent for as long as the bytes are looked at.
             match io.poll_read(cx, |bytes| socket.hear(bytes)) {
-                Poll::Pending => return,
+                Poll::Pending => return socket.caught_up(),
                 Poll::Ready(Ok(true)) => {}
                 Poll::Ready(Ok(false) | Err(_)) => socket.vanish(),
             }
@@ -204,8 +212,18 @@ impl Driven {
         let full = self.state == State::Open && self.end.poll_inbox(cx).is_pending();
         if full != replace(&mut self.paused, full) {
             self.end.pause(full);
+            if let Some(inbound) = self.inbound.as_mut().filter(|_| full) {
+                inbound.stopped(Instant::now());
+            }
         }
         full
+    }
+
+    /// Nothing more has come for now.
+    fn caught_up(&mut self) {
+        if let Some(inbound) = &mut self.inbound {
+            inbound.caught_up();
+        }
     }
 
     /// Takes what a client sent; whether the stream goes on.
@@ -214,6 +232,9 @@ impl Driven {
             return false;
         }
         self.trickled += bytes.len();
+        // Not read where nothing is limited.
+        let now = self.inbound.as_ref().map(|_| Instant::now());
+        self.admit(now, |inbound, now| inbound.take_bytes(bytes.len(), now));
         let mut said_something = false;
         let mut rest = bytes;
         while !rest.is_empty() && self.state.listens() {
@@ -222,9 +243,10 @@ impl Driven {
                     rest = &mut rest[used..];
                     said_something |= heard.is_some();
                     match heard {
+                        Some(Heard::Close(close)) => self.answer(close),
+                        Some(_) if !self.admit(now, Inbound::take_message) => {}
                         Some(Heard::Message(message)) => self.end.heard(message),
                         Some(Heard::Ping(payload)) => self.end.pong(Frame::pong(&payload)),
-                        Some(Heard::Close(close)) => self.answer(close),
                         Some(Heard::Pong) | None => {}
                     }
                 }
@@ -236,6 +258,23 @@ impl Driven {
             self.end.seen();
         }
         true
+    }
+
+    /// Whether the client may have sent it; one that may not is closed.
+    fn admit(
+        &mut self,
+        now: Option<Instant>,
+        take: impl FnOnce(&mut Inbound, Instant) -> bool,
+    ) -> bool {
+        let taken = match (&mut self.inbound, now) {
+            (Some(inbound), Some(now)) if self.state == State::Open => take(inbound, now),
+            _ => true,
+        };
+        if !taken {
+            self.registration.count_too_much();
+            self.answer(reason::TOO_MUCH);
+        }
+        taken
     }
 
     /// The client has ended it, or broken the rules.
