@@ -210,6 +210,8 @@ mod quota;
 mod rejection;
 mod socket;
 mod tasks;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod waker;
 mod worker;
 mod ws;

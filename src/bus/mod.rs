@@ -3,6 +3,11 @@
 #[cfg(test)]
 mod conformance;
 pub(crate) mod control;
+#[cfg(not(feature = "testing"))]
+#[path = "no_faults.rs"]
+mod faults;
+#[cfg(feature = "testing")]
+mod faults;
 mod memory;
 pub(crate) mod outage;
 #[cfg(feature = "redis")]
@@ -23,7 +28,8 @@ use smallvec::SmallVec;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 
-use self::memory::{Hub, MemoryBus};
+pub(crate) use self::memory::Hub;
+use self::memory::MemoryBus;
 #[cfg(feature = "redis")]
 use self::redis::{Endpoint, RedisBus};
 use crate::bus::outage::LinkId;
@@ -74,6 +80,11 @@ impl Backend {
     #[cfg(feature = "redis")]
     pub fn redis(url: impl AsRef<str>) -> Result<Self, ConnectError> {
         Ok(Self(Kind::Redis(Arc::new(Endpoint::parse(url.as_ref())?))))
+    }
+
+    #[cfg(feature = "testing")]
+    pub(crate) fn of(hub: Arc<Hub>) -> Self {
+        Self(Kind::Memory(hub))
     }
 
     pub(crate) fn open(&self, node: NodeId, settings: BusSettings) -> Box<dyn Bus> {
