@@ -4,6 +4,7 @@
 
 mod app;
 mod faults;
+mod guide;
 mod inbound;
 mod promises;
 mod suite;

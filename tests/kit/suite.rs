@@ -43,16 +43,9 @@ async fn people_in_a_room_hear_each_other_and_nobody_else_does() {
 #[tokio::test]
 async fn a_stranger_is_told_to_log_in() {
     let app = app();
-    let mut stranger = app.socket("/ws").await.unwrap();
-    stranger.closed_with(4403).await;
-    let mut alice = app
-        .socket("/ws")
-        .header("cookie", "user=alice")
-        .await
-        .unwrap();
-    joined(alice, "lobby").await.close().await;
-    alice = app.socket("/ws").user("alice").await.unwrap();
-    alice.close().await;
+    app.socket("/ws").await.unwrap().closed_with(4403).await;
+    let with_cookie = app.socket("/ws").header("cookie", "user=alice");
+    with_cookie.await.unwrap().close().await;
 }
 
 #[tokio::test]

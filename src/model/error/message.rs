@@ -9,7 +9,7 @@ use axum_core::response::{IntoResponse, Response};
 use http::StatusCode;
 use serde::de::IgnoredAny;
 
-use super::answer;
+use super::{Reason, answer};
 use crate::model::close::{Close, reason};
 
 /// A message is not what its reader expects. The socket lives on: the handler answers, or ends it with
@@ -23,9 +23,9 @@ use crate::model::close::{Close, reason};
 /// assert_eq!(bad.close().code, CloseCode::POLICY_VIOLATION);
 /// ```
 ///
-/// Its text is for your log, and may quote some of what the client sent. As a response it is a 400 that says no
-/// more than what kind of failure it is.
-#[derive(Debug, Clone)]
+/// Its text says what was wrong with what, and for that may quote some of what the client sent: log it where that may be
+/// known. `Debug` shows kind and place only, and as a response it is a 400 that says no more than the kind.
+#[derive(Clone)]
 pub struct BadMessage(Flaw);
 
 /// What kind of failure a [`BadMessage`] is.
@@ -40,7 +40,7 @@ pub enum BadMessageKind {
     Data,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 enum Flaw {
     NotUtf8(Utf8Error),
     Json(BadMessageKind, Arc<serde_json::Error>),
@@ -99,6 +99,20 @@ impl fmt::Display for BadMessage {
     }
 }
 
+impl fmt::Debug for BadMessage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("BadMessage");
+        shown.field("kind", &self.kind());
+        match &self.0 {
+            Flaw::NotUtf8(error) => shown.field("valid_up_to", &error.valid_up_to()),
+            Flaw::Json(_, error) => shown
+                .field("line", &error.line())
+                .field("column", &error.column()),
+        };
+        shown.finish()
+    }
+}
+
 impl Error for BadMessage {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         Some(match &self.0 {
@@ -110,7 +124,8 @@ impl Error for BadMessage {
 
 impl IntoResponse for BadMessage {
     fn into_response(self) -> Response {
-        answer(StatusCode::BAD_REQUEST, self.class(), &self)
+        let class = self.class();
+        answer(StatusCode::BAD_REQUEST, class, &Reason(class.into()))
     }
 }
 
