@@ -188,8 +188,20 @@ pub mod docs {
     #[doc = ""]
     #[doc = include_str!("../docs/operating.md")]
     pub mod operating {}
+    #[doc = "[chat with a shop]: self::testing::app"]
+    #[doc = "[all of them]: self::testing::suite"]
+    #[doc = ""]
     #[doc = include_str!("../docs/testing.md")]
-    pub mod testing {}
+    pub mod testing {
+        #[doc = "The app of the guide.\n\n```ignore"]
+        #[doc = include_str!("../tests/kit/app.rs")]
+        #[doc = "```"]
+        pub mod app {}
+        #[doc = "The tests of the guide.\n\n```ignore"]
+        #[doc = include_str!("../tests/kit/suite.rs")]
+        #[doc = "```"]
+        pub mod suite {}
+    }
     #[doc = include_str!("../SECURITY.md")]
     pub mod security {}
     #[doc = include_str!("../benches/README.md")]

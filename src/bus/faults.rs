@@ -26,7 +26,7 @@ struct Late {
     delay: Duration,
     /// The longest there was.
     longest: Duration,
-    queue: mpsc::UnboundedSender<Post>,
+    queue: mpsc::Sender<Post>,
 }
 
 /// What is on its way.
@@ -65,8 +65,8 @@ impl Faults {
         };
         let (arrived, arrival) = oneshot::channel();
         let due = Instant::now() + late.delay;
-        // Its task ends with the hub, or with its runtime: then nothing arrives, and the sender is told.
-        let _ = late.queue.send(Post {
+        // Where it is full, or its runtime has ended, nothing arrives, and the sender is told.
+        let _ = late.queue.try_send(Post {
             due,
             parcel,
             arrived,
@@ -113,7 +113,7 @@ impl Hub {
 
 impl Late {
     fn begin(hub: &Arc<Hub>, delay: Duration) -> Self {
-        let (queue, mut posted) = mpsc::unbounded_channel::<Post>();
+        let (queue, mut posted) = mpsc::channel::<Post>(ON_ITS_WAY);
         let hub = Arc::downgrade(hub);
         tokio::spawn(async move {
             while let Some(post) = posted.recv().await {
@@ -131,5 +131,7 @@ impl Late {
     }
 }
 
+/// So many publications may be late at once.
+const ON_ITS_WAY: usize = 65_536;
 /// What health and senders are told.
 pub(super) const CUT: &str = "cut off by `MemoryHub::partition`";

@@ -152,7 +152,7 @@ async fn in_time(
     })
 }
 
-const LATE: &str = "it did not arrive in time: `MemoryHub::delay` is longer than `publish_timeout`";
+const LATE: &str = "it did not arrive in time: `MemoryHub::delay` is longer than `publish_timeout`, or too much is on its way";
 
 impl Bus for MemoryBus {
     fn start(&self, listener: Weak<dyn Listener>) {

@@ -205,11 +205,9 @@ pub(crate) struct Registration {
 
 impl Registration {
     /// Its client is over the inbound limit.
-    pub(crate) fn count_too_much(&self) {
+    pub(crate) fn count_too_much(&self, user: &UserId) {
         self.node.counters.inbound_closed.fetch_add(1, Relaxed);
-        let (socket, user) = (self.id, self.reservation.as_ref().map(Reservation::user));
-        let user = user.map(UserId::as_str);
-        tracing::debug!(%socket, user, "closed with 1008: the client sent more than `inbound_limit` allows; raise it if an \
+        tracing::debug!(socket = %self.id, user = user.as_str(), "closed with 1008: the client sent more than `inbound_limit` allows; raise it if an \
             honest one does so too");
     }
 

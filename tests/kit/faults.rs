@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use axum_cluster::testing::{App, MemoryHub};
 use axum_cluster::{Cluster, ClusterBuilder, Health, OverLimit};
 use futures::{FutureExt, StreamExt};
-use tokio::time::{Duration, Instant, sleep};
+use tokio::time::{Duration, Instant, sleep, timeout};
 
 use crate::echo;
 
@@ -101,6 +101,23 @@ async fn whoever_is_cut_off_for_longer_than_a_lease_is_gone_and_comes_back() {
         1
     );
     assert_eq!(b.nodes().await.unwrap().len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn presence_follows_a_node_that_is_cut_off_and_comes_back() {
+    let hub = MemoryHub::new();
+    let [(app_a, a), (_, b)] = two(&hub);
+    let _alice = app_a.socket("/ws").user("alice").await.unwrap();
+    let mut presence = b.broadcaster().presence();
+    let mut change = async || {
+        let change = timeout(60 * SECOND, presence.next()).await;
+        change.unwrap().unwrap().is_online()
+    };
+    assert!(change().await, "control");
+    hub.partition(a.id());
+    assert!(!change().await);
+    hub.heal();
+    assert!(change().await);
 }
 
 #[tokio::test(start_paused = true)]

@@ -6,6 +6,7 @@ use axum::extract::ws::WebSocketUpgrade;
 use axum::{Router, routing::any, routing::get};
 use axum_cluster::testing::{App, Client, Handshake, MemoryHub, Refused, Request, Response};
 use axum_cluster::{Close, Cluster};
+use futures::future::join_all;
 use tokio::time::{Duration, Instant, sleep};
 
 use crate::{app_of, echo};
@@ -176,6 +177,27 @@ async fn a_client_whose_test_does_not_read_is_a_slow_consumer() {
     for _ in 0..1024 {
         assert_eq!(alice.recv().await.len(), 1000);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_clients_on_many_threads_are_served_at_once() {
+    let (app, cluster) = echo(Cluster::builder());
+    let clients = (0..200).map(|n| {
+        let connecting = app.socket("/ws").user(n);
+        tokio::spawn(async move {
+            let mut client = connecting.await.unwrap();
+            for round in 0..20 {
+                let text = format!("{n} {round}");
+                client.send_text(text.clone()).await;
+                assert_eq!(client.recv_text().await, text);
+            }
+            client.close().await;
+        })
+    });
+    for client in join_all(clients).await {
+        client.unwrap();
+    }
+    assert_eq!(cluster.stats().closed_normal, 200);
 }
 
 /// It tells the app's own WebSockets no less well.

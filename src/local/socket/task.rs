@@ -271,8 +271,11 @@ impl Driven {
             _ => true,
         };
         if !taken {
-            self.registration.count_too_much();
             self.answer(reason::TOO_MUCH);
+            // Another end may have come first.
+            if self.end.close_reason() == Some(reason::TOO_MUCH) {
+                self.registration.count_too_much(self.end.user());
+            }
         }
         taken
     }
