@@ -142,7 +142,7 @@
 //! #         while let Some(message) = socket.recv().await { let _ = socket.send(message).await; }
 //! #     })
 //! # }
-//! # fn router(cluster: &Cluster) -> Router {
+//! # fn router(cluster: &axum_cluster::Cluster) -> Router {
 //! #     Router::new().route("/ws", any(ws)).layer(cluster.layer())
 //! # }
 //! # #[tokio::main(flavor = "current_thread")]
