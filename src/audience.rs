@@ -6,13 +6,13 @@ use serde::Serialize;
 
 use crate::bus::control::Ask;
 use crate::bus::scope::{Reach, Selection};
-use crate::bus::topic::Topic;
 use crate::model::close::Close;
 use crate::model::delivery::{Delivery, Outcome};
 use crate::model::error::{QueryError, SendError};
 use crate::model::id::{InvalidId, RoomId, SocketId, UserId};
 use crate::model::message::Message;
 use crate::model::roster::{Count, Roster};
+use crate::model::topic::Topic;
 use crate::node::Node;
 
 /// Who a message is for: a union, in which every socket is meant once however often it matches.
@@ -247,7 +247,7 @@ impl Audience {
     /// Cancel safe: others who ask the same get their answer.
     pub async fn sockets(mut self) -> Result<Roster, QueryError> {
         self.check().map_err(QueryError::invalid)?;
-        self.node.roster(self.selection, self.reach).await
+        self.node.peers.roster(self.selection, self.reach).await
     }
 
     /// How many sockets [`sockets`](Self::sockets) would list, without the lists.
@@ -270,7 +270,7 @@ impl Audience {
     /// Cancel safe: others who ask the same get their answer.
     pub async fn count(mut self) -> Result<Count, QueryError> {
         self.check().map_err(QueryError::invalid)?;
-        self.node.count(self.selection, self.reach).await
+        self.node.peers.count(self.selection, self.reach).await
     }
 
     fn and(mut self, topic: Result<Topic, InvalidId>) -> Self {
@@ -293,7 +293,10 @@ impl Audience {
 
     async fn command(mut self, what: Ask) -> Result<Outcome, SendError> {
         self.check().map_err(SendError::invalid)?;
-        self.node.command(&self.selection, what, self.reach).await
+        self.node
+            .peers
+            .command(&self.selection, what, self.reach)
+            .await
     }
 }
 

@@ -6,16 +6,13 @@ use axum_core::extract::FromRequestParts;
 use http::request::Parts;
 
 use crate::audience::Audience;
-use crate::bus::topic::Topic;
-#[cfg(feature = "redis")]
-use crate::model::error::ConnectError;
+use crate::bus::gaps::Gaps;
 use crate::model::error::QueryError;
-use crate::model::gap::Gaps;
 use crate::model::id::{RoomId, SocketId, UserId};
+use crate::model::topic::Topic;
 use crate::node::Node;
 use crate::presence::Presence;
 use crate::rejection::ClusterRejection;
-use crate::worker::BroadcasterBuilder;
 
 /// Sends to users, rooms and sockets wherever in the cluster they are.
 ///
@@ -38,29 +35,6 @@ pub struct Broadcaster {
 }
 
 impl Broadcaster {
-    /// A publisher without sockets, for a worker, a cron job or another service: in the default
-    /// namespace, with all defaults. Waits until the bus is up, at most 5 s. An app that names a namespace
-    /// needs [`builder`](Self::builder).
-    ///
-    /// # Errors
-    /// Those of [`Cluster::connect`](crate::Cluster::connect).
-    ///
-    /// # Panics
-    /// Outside a tokio runtime.
-    ///
-    /// # Cancel safety
-    /// Cancelled, nothing is left behind.
-    #[cfg(feature = "redis")]
-    pub async fn connect(redis_url: impl AsRef<str>) -> Result<Self, ConnectError> {
-        Self::builder().redis(redis_url).connect().await
-    }
-
-    /// A publisher without sockets, with settings of your own. When no node takes what it sends to a user who is
-    /// online, its namespace or Redis is not the app's: see [`BroadcasterBuilder`].
-    pub fn builder() -> BroadcasterBuilder {
-        BroadcasterBuilder::new()
-    }
-
     /// Every socket of a user.
     pub fn to_user(&self, user: impl Into<UserId>) -> Audience {
         self.audience().to_user(user)
@@ -116,7 +90,7 @@ impl Broadcaster {
     /// # Cancel safety
     /// Cancel safe.
     pub async fn is_online(&self, user: impl Into<UserId>) -> Result<bool, QueryError> {
-        Ok(self.node.online(&[user.into()]).await?[0])
+        Ok(self.node.peers.online(&[user.into()]).await?[0])
     }
 
     /// The same for many users in one round trip: those of them who are online, in the order given.
@@ -141,7 +115,7 @@ impl Broadcaster {
         users: impl IntoIterator<Item = U>,
     ) -> Result<Vec<UserId>, QueryError> {
         let users: Vec<UserId> = users.into_iter().map(Into::into).collect();
-        let online = self.node.online(&users).await?;
+        let online = self.node.peers.online(&users).await?;
         let online = users.into_iter().zip(online).filter(|(_, online)| *online);
         Ok(online.map(|(user, _)| user).collect())
     }
@@ -168,7 +142,7 @@ impl Broadcaster {
     /// # }
     /// ```
     pub fn presence(&self) -> Presence {
-        self.node.presence(Topic::all(), None)
+        self.node.presence.reader(Topic::all(), None)
     }
 
     /// The same for some users only; one whose id is unusable is never online, and the log says so.
@@ -193,7 +167,7 @@ impl Broadcaster {
             checked.is_ok()
         };
         let users = users.filter(usable).collect();
-        self.node.presence(Topic::all(), Some(users))
+        self.node.presence.reader(Topic::all(), Some(users))
     }
 
     /// Who comes to a room and goes from it, whether or not they stay online: a user is there from the
@@ -216,7 +190,7 @@ impl Broadcaster {
     /// ```
     pub fn presence_in(&self, room: impl Into<RoomId>) -> Presence {
         match Topic::room(room.into().as_str()) {
-            Ok(room) => self.node.presence(room, None),
+            Ok(room) => self.node.presence.reader(room, None),
             Err(error) => {
                 error.log("presence_in");
                 Presence::ended()
@@ -226,7 +200,7 @@ impl Broadcaster {
 
     /// When messages may have been missed here: see [`Cluster::gaps`](crate::Cluster::gaps).
     pub fn gaps(&self) -> Gaps {
-        self.node.gaps().stream()
+        self.node.home.reception.gaps()
     }
 
     pub(crate) fn of(node: Arc<Node>) -> Self {

@@ -5,15 +5,15 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 
 use crate::bus::Backend;
-use crate::bus::topic::Namespace;
 use crate::cluster::Cluster;
 use crate::config::{Config, Identify, Unauthenticated};
 use crate::local::origin::OriginPattern;
 use crate::model::error::{ConnectError, SendError};
 use crate::model::id::UserId;
 use crate::model::limits::SlowConsumer;
+use crate::model::topic::Namespace;
 use crate::node::Node;
-use crate::quota::{InboundLimit, OverLimit, SlotLimit};
+use crate::quota::{InboundLimit, OverLimit, SeatLimit};
 use crate::ws::handshake::is_token;
 
 /// Settings of a node, then [`start`](Self::start).
@@ -43,6 +43,34 @@ pub struct ClusterBuilder {
     backend: Backend,
     /// The first setting that makes no sense.
     problem: Option<ConnectError>,
+}
+
+impl Cluster {
+    /// Starts a node with settings of your own.
+    pub fn builder() -> ClusterBuilder {
+        ClusterBuilder::new()
+    }
+
+    /// Starts a node on this Redis with all defaults and waits until the bus is up, at most 5 s. To
+    /// start without waiting, use [`builder`](Self::builder).
+    ///
+    /// The node lives on the tokio runtime on which this runs: see [`ClusterBuilder::start`].
+    ///
+    /// # Errors
+    /// A [`ConnectError`] of kind `Url` for a malformed URL, and of kind `Unreachable` with Redis' own reason
+    /// when it is not up in time.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    ///
+    /// # Cancel safety
+    /// Cancelled, nothing is left behind.
+    #[cfg(feature = "redis")]
+    pub async fn connect(redis_url: impl AsRef<str>) -> Result<Self, ConnectError> {
+        let cluster = Self::builder().redis(redis_url).try_start()?;
+        cluster.ready().await?;
+        Ok(cluster)
+    }
 }
 
 impl ClusterBuilder {
@@ -222,10 +250,10 @@ impl ClusterBuilder {
     /// leases; it is noticed, and treated as a loss.
     ///
     /// With an ACL, the node's user needs more than for the rest:
-    /// `~<namespace>:slots* +eval +evalsha +time +hget +hmget +hset +hdel +hexists +unlink +pexpire +zadd
+    /// `~<namespace>:seats* +eval +evalsha +time +hget +hmget +hset +hdel +hexists +unlink +pexpire +zadd
     /// +zrem +zscore +zrangebyscore +zremrangebyscore`. Without it the limit is each node's own, and the log says so.
     pub fn max_sockets_per_user_in_cluster(mut self, sockets: usize, over: OverLimit) -> Self {
-        self.config.slots = Some(SlotLimit { sockets, over });
+        self.config.seats = Some(SeatLimit { sockets, over });
         self
     }
 

@@ -7,16 +7,17 @@ use futures::StreamExt;
 use tokio::time::timeout;
 
 use crate::broadcast::Broadcaster;
-use crate::builder::ClusterBuilder;
-use crate::config::READY;
+use crate::bus::gaps::Gaps;
+use crate::bus::health::HealthChanges;
 use crate::counts::Stats;
-use crate::layer::ClusterLayer;
 use crate::model::error::{ConnectError, QueryError};
-use crate::model::gap::Gaps;
-use crate::model::health::{Health, HealthChanges};
+use crate::model::health::Health;
 use crate::model::id::NodeId;
 use crate::model::roster::NodeInfo;
 use crate::node::Node;
+
+/// How long [`Cluster::ready`] waits.
+const READY: Duration = Duration::from_secs(5);
 
 /// This process's node in the cluster. Cheap to clone; the node lives until the last handle (this,
 /// a [`ClusterLayer`], a [`Broadcaster`]) and the last socket are gone, or until
@@ -40,40 +41,9 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Starts a node on this Redis with all defaults and waits until the bus is up, at most 5 s. To
-    /// start without waiting, use [`builder`](Self::builder).
-    ///
-    /// The node lives on the tokio runtime on which this runs: see [`ClusterBuilder::start`].
-    ///
-    /// # Errors
-    /// A [`ConnectError`] of kind `Url` for a malformed URL, and of kind `Unreachable` with Redis' own reason
-    /// when it is not up in time.
-    ///
-    /// # Panics
-    /// Outside a tokio runtime.
-    ///
-    /// # Cancel safety
-    /// Cancelled, nothing is left behind.
-    #[cfg(feature = "redis")]
-    pub async fn connect(redis_url: impl AsRef<str>) -> Result<Self, ConnectError> {
-        let cluster = Self::builder().redis(redis_url).try_start()?;
-        cluster.ready().await?;
-        Ok(cluster)
-    }
-
-    /// Starts a node with settings of your own.
-    pub fn builder() -> ClusterBuilder {
-        ClusterBuilder::new()
-    }
-
     /// The identity of this node, new at every start.
     pub fn id(&self) -> NodeId {
-        self.node.id()
-    }
-
-    /// The layer that puts this node into every request.
-    pub fn layer(&self) -> ClusterLayer {
-        ClusterLayer::of(self.clone())
+        self.node.home.node
     }
 
     /// Sends to users, rooms and sockets anywhere in the cluster.
@@ -92,12 +62,12 @@ impl Cluster {
     /// # Cancel safety
     /// Cancel safe.
     pub async fn ready(&self) -> Result<(), ConnectError> {
-        let mut changes = self.node.health().changes();
+        let mut changes = self.node.home.reception.health_changes();
         let up = async {
             while let Some(health) = changes.next().await {
                 match health {
                     Health::Up => return Ok(()),
-                    Health::Degraded { reason, .. } if self.node.has_lost_its_runtime() => {
+                    Health::Degraded { reason, .. } if self.node.home.has_lost_its_runtime() => {
                         return Err(ConnectError::unreachable(reason));
                     }
                     Health::Degraded { .. } => {}
@@ -116,7 +86,7 @@ impl Cluster {
 
     /// How the node stands towards the bus now.
     pub fn health(&self) -> Health {
-        self.node.health().get()
+        self.node.home.reception.health()
     }
 
     /// Every change of health, beginning with the present state. A reader that keeps up misses no
@@ -138,7 +108,7 @@ impl Cluster {
     /// # }
     /// ```
     pub fn health_changes(&self) -> HealthChanges {
-        self.node.health().changes()
+        self.node.home.reception.health_changes()
     }
 
     /// The gaps that end from now on, one for each outage of the bus in which messages of other nodes may
@@ -146,7 +116,7 @@ impl Cluster {
     /// outage tells of that outage. A reader misses none; one that lags more than 16 behind is told
     /// of the oldest as one gap that spans them. Ends with the node.
     pub fn gaps(&self) -> Gaps {
-        self.node.gaps().stream()
+        self.node.home.reception.gaps()
     }
 
     /// Counts of this node.
@@ -176,7 +146,7 @@ impl Cluster {
     /// # Cancel safety
     /// Cancel safe.
     pub async fn nodes(&self) -> Result<Vec<NodeInfo>, QueryError> {
-        self.node.nodes().await
+        self.node.peers.nodes().await
     }
 
     /// Ends the node's part in the cluster: from now on upgrades get 503; every socket is closed with

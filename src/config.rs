@@ -7,24 +7,18 @@ use std::time::Duration;
 
 use http::Extensions;
 
-use crate::bus::topic::Namespace;
+use crate::bus::BusSettings;
+use crate::local::LocalSettings;
+use crate::local::heartbeat::HeartbeatTimes;
 use crate::local::origin::OriginPolicy;
 use crate::local::registry::Limits;
 use crate::model::close::Close;
 use crate::model::id::UserId;
-use crate::model::limits::{OutboxLimits, SlowConsumer};
-use crate::quota::{InboundLimit, SlotLimit};
+use crate::model::limits::{LONGEST, OutboxLimits, SlowConsumer};
+use crate::model::topic::Namespace;
+use crate::peers::PeerSettings;
+use crate::quota::{InboundLimit, SeatLimit};
 
-/// How long the closing handshake may take, a stalled upgrade too.
-pub(crate) const CLOSING: Duration = Duration::from_secs(5);
-/// How many sockets are served before other tasks may run: about 0.4 ms of writing.
-pub(crate) const CHUNK: usize = 128;
-/// Kept for every socket, and sent with every roster.
-pub(crate) const MAX_DESCRIPTION: usize = 1024;
-/// How long [`Cluster::ready`](crate::Cluster::ready) waits.
-pub(crate) const READY: Duration = Duration::from_secs(5);
-/// No setting needs more, and no sum of times overflows.
-pub(crate) const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 /// Nodes say hello three times as often, and a hello takes its time.
 const SHORTEST_LEASE: Duration = Duration::from_secs(1);
 
@@ -116,7 +110,7 @@ pub(crate) struct Config {
     pub(crate) protocols: Vec<String>,
     pub(crate) origins: OriginPolicy,
     pub(crate) limits: Limits,
-    pub(crate) slots: Option<SlotLimit>,
+    pub(crate) seats: Option<SeatLimit>,
     pub(crate) max_message_size: usize,
     pub(crate) inbound: Option<InboundLimit>,
     pub(crate) outbox: OutboxLimits,
@@ -134,6 +128,41 @@ pub(crate) struct Config {
 }
 
 impl Config {
+    /// What the parts of a node need to know.
+    pub(crate) fn bus(&self) -> BusSettings {
+        BusSettings {
+            namespace: self.namespace.clone(),
+            publish_timeout: self.publish_timeout,
+            probe_interval: self.probe_interval,
+            lease: self.lease,
+            linger: self.linger,
+            seats: self.seats,
+        }
+    }
+
+    pub(crate) fn local(&self) -> LocalSettings {
+        LocalSettings {
+            limits: self.limits,
+            outbox: self.outbox,
+            heartbeat: HeartbeatTimes {
+                ping_interval: self.ping_interval,
+                pong_timeout: self.pong_timeout,
+                write_timeout: self.write_timeout,
+            },
+            publish_timeout: self.publish_timeout,
+        }
+    }
+
+    pub(crate) fn peers(&self) -> PeerSettings {
+        PeerSettings {
+            name: self.name.clone(),
+            worker: self.worker,
+            lease: self.lease,
+            publish_timeout: self.publish_timeout,
+            presence_grace: self.presence_grace,
+        }
+    }
+
     /// The defaults; each is explained where [`ClusterBuilder`](crate::ClusterBuilder) sets it.
     pub(crate) fn new(namespace: Namespace) -> Self {
         Self {
@@ -143,7 +172,7 @@ impl Config {
             protocols: Vec::new(),
             origins: OriginPolicy::default(),
             limits: Limits::default(),
-            slots: None,
+            seats: None,
             max_message_size: 64 * 1024,
             inbound: None,
             outbox: OutboxLimits {
@@ -213,7 +242,7 @@ impl Config {
             ("max_sockets_per_user", self.limits.sockets_per_user),
             (
                 "max_sockets_per_user_in_cluster",
-                self.slots.map(|limit| limit.sockets),
+                self.seats.map(|limit| limit.sockets),
             ),
         ];
         let zero = counts.iter().find(|(_, count)| *count == Some(0));

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use serde::Serialize;
 
-use crate::model::close::Close;
+use crate::model::close::{Close, reason};
 
 /// Makes [`Stats`] of the rows.
 macro_rules! counts {
@@ -148,6 +148,9 @@ counts! {
     bus_gap_millis: counter,
     /// Messages from the bus that made no sense.
     bus_garbage: counter,
+    /// Times that Redis refused to let this node hear a channel, which is asked for again after a pause and counted
+    /// again.
+    subscriptions_refused: counter,
     /// Times the bus came back after an outage that made a gap.
     bus_reconnects: counter,
     /// Milliseconds since the probe was published that last proved the bus, or since the start. More than
@@ -238,6 +241,9 @@ impl Counters {
             _ => &self.closed_other,
         };
         counter.fetch_add(1, Relaxed);
+        if *close == reason::TOO_MUCH {
+            self.inbound_closed.fetch_add(1, Relaxed);
+        }
     }
 
     /// Whether it is the first of its kind.

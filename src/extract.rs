@@ -17,13 +17,16 @@ use serde_json::Value;
 use tokio::task::unconstrained;
 
 use crate::broadcast::Broadcaster;
-use crate::config::{MAX_DESCRIPTION, Unauthenticated};
+use crate::config::Unauthenticated;
+use crate::counts::Counted;
 use crate::layer::CameWithUpgrade;
+use crate::local::MAX_DESCRIPTION;
+use crate::local::admission::{Refused, Reservation};
 use crate::local::expiry::{Clock, Expiry};
 use crate::local::socket::Driver;
 use crate::model::close::reason;
 use crate::model::id::UserId;
-use crate::node::{Counted, Node, Refused, Reservation};
+use crate::node::Node;
 use crate::rejection::{ClusterRejection, Kind, Refusal, opened};
 use crate::socket::Socket;
 use crate::ws::handshake::{Handshake, is_wanted};
@@ -71,6 +74,7 @@ use crate::ws::handshake::{Handshake, is_wanted};
 #[derive(Debug)]
 #[must_use = "a handshake is answered by `on_upgrade`"]
 pub struct ClusterSocket {
+    node: Arc<Node>,
     reservation: Reservation,
     handshake: Handshake,
     upgrade: OnUpgrade,
@@ -149,12 +153,12 @@ impl ClusterSocket {
         F: FnOnce(Socket) -> Fut + Send + 'static,
         Fut: Future<Output = ()> + Send + 'static,
     {
-        let node = self.reservation.node().clone();
+        let node = self.node;
         let expiry = self.expires_at.map(|time| Expiry::at(time, Clock::now()));
         let description = match self.description.transpose() {
             Ok(description) => description,
             Err(problem) => {
-                node.count_refusal(Counted::Upgrade);
+                node.home.counters.note_refusal(Counted::Upgrade);
                 tracing::error!(
                     problem,
                     "upgrade refused with 500: the description of the socket is unusable"
@@ -168,9 +172,9 @@ impl ClusterSocket {
             self.reservation.register(expiry, description);
         let socket = Socket::new(node.clone(), handler_end);
         let upgrade = self.upgrade;
-        let (limit, inbound) = (node.config().max_message_size, node.config().inbound);
-        let tasks = node.tasks().clone();
-        node.tasks().clone().spawn(async move {
+        let (limit, inbound) = (node.config.max_message_size, node.config.inbound);
+        let tasks = node.home.tracker().clone();
+        node.home.tracker().clone().spawn(async move {
             let Some(opened) = opened(upgrade, &node).await else {
                 driver_end.abandon(reason::NOT_OPENED);
                 return;
@@ -212,7 +216,7 @@ impl<S: Sync> FromRequestParts<S> for ClusterSocket {
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ClusterRejection> {
         let broadcaster: Option<Broadcaster> = parts.extensions.get().cloned();
         // A worker's is no layer's: nobody would miss its sockets.
-        let broadcaster = broadcaster.filter(|it| !it.node().config().worker);
+        let broadcaster = broadcaster.filter(|it| !it.node().config.worker);
         let broadcaster = broadcaster.ok_or_else(ClusterRejection::no_layer)?;
         let node = broadcaster.node();
         let admitted = Self::admit(node, parts).await;
@@ -222,8 +226,8 @@ impl<S: Sync> FromRequestParts<S> for ClusterSocket {
 
 impl ClusterSocket {
     async fn admit(node: &Arc<Node>, parts: &mut Parts) -> Result<Self, Kind> {
-        let config = node.config();
-        if node.is_draining() {
+        let config = &node.config;
+        if node.local.is_draining() {
             return Err(Refused::Draining.into());
         }
         let admitted = config.origins.check(&parts.headers, &parts.uri);
@@ -262,6 +266,7 @@ impl ClusterSocket {
             offered.append(SEC_WEBSOCKET_PROTOCOL, value);
         }
         Ok(Self {
+            node: node.clone(),
             reservation,
             handshake,
             upgrade,

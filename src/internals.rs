@@ -10,7 +10,6 @@ use smallvec::smallvec;
 #[cfg(feature = "redis")]
 use crate::bus::redis::Reader;
 use crate::bus::scope::Scope;
-use crate::bus::topic::{Namespace, Topic};
 use crate::bus::wire::{self, Action};
 use crate::config::Config;
 use crate::local::registry::{About, Limits, Registry, Wanted};
@@ -18,6 +17,7 @@ use crate::local::socket::{DriverEnd, Ends, Sender};
 use crate::model::id::{NodeId, SocketId, UserId};
 use crate::model::limits::OutboxLimits;
 use crate::model::message::Message;
+use crate::model::topic::{Namespace, Topic};
 use crate::ws::frame::{Decoder, Frame};
 use crate::ws::handshake::Handshake;
 

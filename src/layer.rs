@@ -40,6 +40,13 @@ pub struct ClusterLayer {
     broadcaster: Broadcaster,
 }
 
+impl Cluster {
+    /// The layer that puts this node into every request.
+    pub fn layer(&self) -> ClusterLayer {
+        ClusterLayer::of(self.clone())
+    }
+}
+
 impl ClusterLayer {
     /// The short form of [`Cluster::builder()`](Cluster::builder)`.redis(url).start().layer()`. Connects
     /// in the background; until Redis is there, the node serves its own sockets.

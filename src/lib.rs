@@ -216,6 +216,7 @@ mod cluster;
 mod config;
 mod counts;
 mod extract;
+mod home;
 #[cfg(any(fuzzing, axum_cluster_internals))]
 #[doc(hidden)]
 pub mod internals;
@@ -239,6 +240,8 @@ pub use audience::Audience;
 pub use broadcast::Broadcaster;
 pub use builder::ClusterBuilder;
 pub use bus::Backend;
+pub use bus::gaps::Gaps;
+pub use bus::health::HealthChanges;
 pub use cluster::Cluster;
 pub use config::Unauthenticated;
 pub use counts::{StatKind, Stats};
@@ -252,8 +255,8 @@ pub use model::error::{
     QueryErrorKind, RoomError, RoomErrorKind, SendError, SendErrorKind, SendJsonError,
     SendJsonErrorKind,
 };
-pub use model::gap::{Gap, Gaps};
-pub use model::health::{Health, HealthChanges};
+pub use model::gap::Gap;
+pub use model::health::Health;
 pub use model::id::{InvalidId, InvalidNodeId, InvalidSocketId, NodeId, RoomId, SocketId, UserId};
 pub use model::limits::SlowConsumer;
 pub use model::message::{Message, Utf8Bytes};

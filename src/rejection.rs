@@ -3,17 +3,22 @@
 use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use axum_core::response::{IntoResponse, Response};
 use http::StatusCode;
 use hyper::upgrade::OnUpgrade;
 use tokio::time::timeout;
 
-use crate::config::{CLOSING, NoUser};
+use crate::config::NoUser;
+use crate::counts::Counted;
+use crate::home::ENDED;
+use crate::local::CLOSING;
+use crate::local::admission::Refused;
 use crate::local::origin::ForeignOrigin;
 use crate::local::registry::Full;
 use crate::model::close::Close;
-use crate::node::{Counted, ENDED, Node, Refused};
+use crate::node::Node;
 use crate::ws::Opened;
 use crate::ws::handshake::{Handshake, HandshakeError};
 
@@ -66,10 +71,10 @@ impl ClusterRejection {
     /// Counts it and says it in the log, once.
     pub(crate) fn noted(kind: Kind, node: &Node) -> Self {
         if let Some(counted) = kind.counted() {
-            node.count_refusal(counted);
+            node.home.counters.note_refusal(counted);
         }
         let rejection = Self(kind);
-        let (node_id, status) = (node.id(), rejection.status().as_u16());
+        let (node_id, status) = (node.home.node, rejection.status().as_u16());
         match &rejection.0 {
             Kind::Origin(ForeignOrigin { origin, host }) => {
                 let host = host.as_deref().unwrap_or("none that is usable");
@@ -79,7 +84,7 @@ impl ClusterRejection {
             Kind::Unauthenticated(missing) | Kind::Close(missing, _) => {
                 let close = rejection.close();
                 let status = close.is_none().then_some(status);
-                if missing.is_suspicious() && node.is_first_without_user() {
+                if missing.is_suspicious() && !node.said_no_user.swap(true, Relaxed) {
                     tracing::warn!(node = %node_id, status, close, "upgrade refused: {missing} (harmless where nobody had \
                         logged in; said once, then at debug)");
                 } else {
@@ -209,7 +214,7 @@ impl Refusal {
             upgrade,
             close,
         } = self;
-        let tasks = node.tasks().clone();
+        let tasks = node.home.tracker().clone();
         tasks.spawn(async move {
             let refusing = async {
                 if let Some(opened) = opened(upgrade, &node).await {
@@ -228,9 +233,9 @@ pub(crate) async fn opened(upgrade: OnUpgrade, node: &Node) -> Option<Opened> {
         Ok(Ok(upgraded)) => Some(Opened::new(upgraded)),
         // Whoever serves the connection keeps the stream to himself.
         Ok(Err(error)) if error.is_user() => {
-            let first = node.count_refusal(Counted::Upgrade);
+            let first = node.home.counters.note_refusal(Counted::Upgrade);
             let (node, fix) = (
-                node.id(),
+                node.home.node,
                 "serve with `axum::serve`, or with hyper's `with_upgrades` or \
                 `serve_connection_with_upgrades`",
             );
@@ -243,7 +248,7 @@ pub(crate) async fn opened(upgrade: OnUpgrade, node: &Node) -> Option<Opened> {
             None
         }
         Ok(Err(_)) | Err(_) => {
-            tracing::debug!(node = %node.id(), "the client left during the handshake");
+            tracing::debug!(node = %node.home.node, "the client left during the handshake");
             None
         }
     }

@@ -9,13 +9,13 @@ use futures::{Sink, Stream};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::bus::topic::Topic;
+use crate::bus::gaps::Gaps;
 use crate::local::socket::HandlerEnd;
 use crate::model::close::{Close, reason};
 use crate::model::error::{BadMessage, Closed, RoomError, SendJsonError};
-use crate::model::gap::Gaps;
 use crate::model::id::{RoomId, SocketId, UserId};
 use crate::model::message::Message;
+use crate::model::topic::Topic;
 use crate::node::Node;
 use crate::ws::frame::Frame;
 
@@ -174,7 +174,7 @@ impl Socket {
     /// Cancelled, the socket is in the room, though perhaps not yet for other nodes.
     pub async fn join(&self, room: impl Into<RoomId>) -> Result<(), RoomError> {
         let room = Topic::room(room.into().as_str()).map_err(RoomError::invalid)?;
-        let joined = self.node.join(&self.end.sender(), &room).await;
+        let joined = self.node.local.join(&self.end.sender(), &room).await;
         joined.ok_or_else(|| RoomError::closed(self.ending()))
     }
 
@@ -182,7 +182,7 @@ impl Socket {
     /// log tells.
     pub fn leave(&self, room: impl Into<RoomId>) {
         match Topic::room(room.into().as_str()) {
-            Ok(room) => self.node.leave(&self.end.sender(), &room),
+            Ok(room) => self.node.local.leave(&self.end.sender(), &room),
             Err(error) => error.log("leave"),
         }
     }
@@ -224,7 +224,7 @@ impl Socket {
     /// # }
     /// ```
     pub fn gaps(&self) -> Gaps {
-        self.node.gaps().stream()
+        self.node.home.reception.gaps()
     }
 
     /// Closes after what was sent, and waits until the client has answered, at most 5 s.
@@ -259,7 +259,7 @@ impl Socket {
     }
 
     fn poll_room(&self, cx: &mut Context<'_>) -> Poll<Result<(), Closed>> {
-        let room = self.end.poll_room(cx, &self.node.config().outbox);
+        let room = self.end.poll_room(cx, self.node.local.outbox());
         room.map_err(|close| Closed { close })
     }
 

@@ -1,50 +1,12 @@
-//! The tasks of a node: where they run, what ends them, and what becomes of one that panics.
+//! What becomes of a task that panics.
 
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use tokio::runtime::Handle;
-use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
-
-/// A node's tasks.
-#[derive(Debug)]
-pub(crate) struct Tasks {
-    /// That on which the node was started, whoever calls: the caller's may have no timer, or end first.
-    runtime: Handle,
-    tracker: TaskTracker,
-}
-
-impl Tasks {
-    /// Must be called within a tokio runtime.
-    pub(crate) fn here() -> Self {
-        Self {
-            runtime: Handle::current(),
-            tracker: TaskTracker::new(),
-        }
-    }
-
-    pub(crate) fn runtime(&self) -> &Handle {
-        &self.runtime
-    }
-
-    /// Those for which a shutdown waits.
-    pub(crate) fn tracker(&self) -> &TaskTracker {
-        &self.tracker
-    }
-
-    /// Runs a task for which a shutdown waits.
-    pub(crate) fn spawn<T: Send + 'static>(
-        &self,
-        task: impl Future<Output = T> + Send + 'static,
-    ) -> JoinHandle<T> {
-        self.tracker.spawn_on(task, &self.runtime)
-    }
-}
 
 /// Runs a task until it returns or is stopped. A panic is a bug, and must not leave the node without the task: it
 /// is told, and the task begins again with the state as it was left.

@@ -33,6 +33,31 @@ use crate::model::error::ConnectError;
 #[must_use = "a builder does nothing until `connect`"]
 pub struct BroadcasterBuilder(ClusterBuilder);
 
+impl Broadcaster {
+    /// A publisher without sockets, for a worker, a cron job or another service: in the default
+    /// namespace, with all defaults. Waits until the bus is up, at most 5 s. An app that names a namespace
+    /// needs [`builder`](Self::builder).
+    ///
+    /// # Errors
+    /// Those of [`Cluster::connect`](crate::Cluster::connect).
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    ///
+    /// # Cancel safety
+    /// Cancelled, nothing is left behind.
+    #[cfg(feature = "redis")]
+    pub async fn connect(redis_url: impl AsRef<str>) -> Result<Self, ConnectError> {
+        Self::builder().redis(redis_url).connect().await
+    }
+
+    /// A publisher without sockets, with settings of your own. When no node takes what it sends to a user who is
+    /// online, its namespace or Redis is not the app's: see [`BroadcasterBuilder`].
+    pub fn builder() -> BroadcasterBuilder {
+        BroadcasterBuilder::new()
+    }
+}
+
 impl BroadcasterBuilder {
     pub(crate) fn new() -> Self {
         Self(ClusterBuilder::new().worker())

@@ -246,7 +246,7 @@ impl Lab {
     /// All of them, or one.
     async fn keys_vanish(&mut self) {
         for _ in 0..self.rng.u8(5..15) {
-            let found = block_in_place(|| self.redis.cli(&["KEYS", "soak:slots*"]));
+            let found = block_in_place(|| self.redis.cli(&["KEYS", "soak:seats*"]));
             let mut keys: Vec<&str> = found.split_whitespace().collect();
             if self.rng.bool() && !keys.is_empty() {
                 keys = vec![keys[self.rng.usize(..keys.len())]];

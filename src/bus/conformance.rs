@@ -13,10 +13,9 @@ use tokio::time::{Instant, timeout};
 use super::{Backend, Bus, BusSettings, Confirmation, Listener};
 use crate::bus::outage::LinkId;
 use crate::bus::scope::Size;
-use crate::bus::topic::{Namespace, Topic, TopicKind};
 use crate::model::id::{NodeId, SocketId};
-use crate::quota::Slots;
-use crate::quota::{OverLimit, SlotLimit};
+use crate::model::topic::{Namespace, Topic, TopicKind};
+use crate::quota::{OverLimit, SeatLimit, Seats};
 
 #[cfg(feature = "redis")]
 #[path = "../../tests/support/redis.rs"]
@@ -106,7 +105,7 @@ impl End {
         Self::limited(backend, namespace, None).await
     }
 
-    async fn limited(backend: &Backend, namespace: &str, slots: Option<SlotLimit>) -> Self {
+    async fn limited(backend: &Backend, namespace: &str, seats: Option<SeatLimit>) -> Self {
         let node = NodeId::random();
         let bus = backend.open(
             node,
@@ -116,7 +115,7 @@ impl End {
                 probe_interval: PATIENCE,
                 lease: PATIENCE,
                 linger: Duration::from_millis(1),
-                slots,
+                seats,
             },
         );
         let (sender, told) = mpsc::unbounded_channel();
@@ -166,24 +165,24 @@ impl End {
         published.await.unwrap().nodes
     }
 
-    fn slots(&self) -> &dyn Slots {
-        self.bus.slots().expect("a limit is set")
+    fn seats(&self) -> &dyn Seats {
+        self.bus.seats().expect("a limit is set")
     }
 
     /// Claims by the count of the whole cluster; the sockets of other nodes that have to go.
     async fn claim(&self, user: &Topic, number: u64) -> Option<Vec<SocketId>> {
-        let claim = self.slots().claim(user, number).await;
-        assert!(claim.checked, "the bus answers");
-        claim.granted
+        let decision = self.seats().claim(user, number).await;
+        assert!(decision.checked, "the bus answers");
+        decision.granted
     }
 
-    /// Gives a slot back and waits until the cluster knows.
+    /// Gives a seat back and waits until the cluster knows.
     async fn release(&self, user: &Topic, number: u64) {
-        self.slots().release(user, number);
+        self.seats().release(user, number);
         // What is released is told before the next claim.
         let fence = room("fence");
         self.claim(&fence, u64::MAX).await;
-        self.slots().release(&fence, u64::MAX);
+        self.seats().release(&fence, u64::MAX);
     }
 
     fn socket(&self, number: u64) -> SocketId {
@@ -318,11 +317,11 @@ async fn a_stopped_node_leaves_nothing(backend: Backend) {
     a.until_listening(&room("r"), 0).await;
 }
 
-fn limit(sockets: usize, over: OverLimit) -> Option<SlotLimit> {
-    Some(SlotLimit { sockets, over })
+fn limit(sockets: usize, over: OverLimit) -> Option<SeatLimit> {
+    Some(SeatLimit { sockets, over })
 }
 
-async fn one_slot_left_has_one_winner(backend: Backend) {
+async fn one_seat_left_has_one_winner(backend: Backend) {
     let limit = limit(3, OverLimit::Refuse);
     let (a, b) = (
         End::limited(&backend, "x", limit).await,
@@ -334,7 +333,7 @@ async fn one_slot_left_has_one_winner(backend: Backend) {
     let (one, two) = futures::future::join(a.claim(&user, 2), b.claim(&user, 2)).await;
     assert!(one.is_some() != two.is_some(), "{one:?} {two:?}");
     assert_eq!(
-        (a.slots().holds(&user, 2), b.slots().holds(&user, 2)),
+        (a.seats().holds(&user, 2), b.seats().holds(&user, 2)),
         (one.is_some(), two.is_some())
     );
     assert_eq!(a.claim(&room("another"), 3).await, Some(vec![]));
@@ -343,7 +342,7 @@ async fn one_slot_left_has_one_winner(backend: Backend) {
     assert_eq!(a.claim(&user, 5).await, None);
 }
 
-async fn the_oldest_slot_goes_to_the_newest_socket(backend: Backend) {
+async fn the_oldest_seat_goes_to_the_newest_socket(backend: Backend) {
     let limit = limit(2, OverLimit::CloseOldest);
     let (mut a, mut b) = (
         End::limited(&backend, "x", limit).await,
@@ -355,12 +354,12 @@ async fn the_oldest_slot_goes_to_the_newest_socket(backend: Backend) {
     assert_eq!(b.claim(&user, 3).await, Some(vec![a.socket(1)]));
     assert_eq!(b.claim(&user, 4).await, Some(vec![]));
     assert_eq!(b.next().await, Told::Replaced(2), "it is b's own");
-    assert!(!b.slots().holds(&user, 2) && b.slots().holds(&user, 3));
+    assert!(!b.seats().holds(&user, 2) && b.seats().holds(&user, 3));
     assert_eq!(a.claim(&user, 5).await, Some(vec![b.socket(3)]));
     assert!(a.told.try_recv().is_err(), "a lost none to itself");
 }
 
-async fn slots_of_a_stopped_node_are_free(backend: Backend) {
+async fn seats_of_a_stopped_node_are_free(backend: Backend) {
     let limit = limit(1, OverLimit::Refuse);
     let (a, b) = (
         End::limited(&backend, "x", limit).await,
@@ -375,9 +374,9 @@ async fn slots_of_a_stopped_node_are_free(backend: Backend) {
     assert_eq!(b.claim(&user, 2).await, Some(vec![]));
 }
 
-async fn slots_are_what_a_list_of_sockets_by_age_says(backend: Backend) {
+async fn seats_are_what_a_list_of_sockets_by_age_says(backend: Backend) {
     for over in [OverLimit::Refuse, OverLimit::CloseOldest] {
-        let limit = SlotLimit { sockets: 3, over };
+        let limit = SeatLimit { sockets: 3, over };
         let mut nodes = Vec::new();
         for _ in 0..3 {
             nodes.push(End::limited(&backend, "x", Some(limit)).await);
@@ -445,8 +444,8 @@ on_every_bus! {
     several_topics_are_one_publication
     namespaces_never_meet
     a_stopped_node_leaves_nothing
-    one_slot_left_has_one_winner
-    the_oldest_slot_goes_to_the_newest_socket
-    slots_of_a_stopped_node_are_free
-    slots_are_what_a_list_of_sockets_by_age_says
+    one_seat_left_has_one_winner
+    the_oldest_seat_goes_to_the_newest_socket
+    seats_of_a_stopped_node_are_free
+    seats_are_what_a_list_of_sockets_by_age_says
 }

@@ -3,18 +3,15 @@
 #[cfg(test)]
 mod conformance;
 pub(crate) mod control;
-#[cfg(not(feature = "testing"))]
-#[path = "no_faults.rs"]
-mod faults;
-#[cfg(feature = "testing")]
-mod faults;
+pub(crate) mod gaps;
+pub(crate) mod health;
 mod memory;
 pub(crate) mod outage;
+pub(crate) mod reception;
 #[cfg(feature = "redis")]
 pub(crate) mod redis;
 pub(crate) mod scope;
 pub(crate) mod seen;
-pub(crate) mod topic;
 pub(crate) mod uplink;
 pub(crate) mod wire;
 
@@ -34,12 +31,12 @@ use self::memory::MemoryBus;
 use self::redis::{Endpoint, RedisBus};
 use crate::bus::outage::LinkId;
 use crate::bus::scope::Size;
-use crate::bus::topic::{Namespace, Topic, TopicKind};
 #[cfg(feature = "redis")]
 use crate::model::error::ConnectError;
 use crate::model::error::PublishError;
 use crate::model::id::NodeId;
-use crate::quota::{SlotLimit, Slots};
+use crate::model::topic::{Namespace, Topic, TopicKind};
+use crate::quota::{SeatLimit, Seats};
 
 /// How nodes reach one another.
 ///
@@ -104,7 +101,7 @@ pub(crate) struct BusSettings {
     pub(crate) probe_interval: Duration,
     pub(crate) lease: Duration,
     pub(crate) linger: Duration,
-    pub(crate) slots: Option<SlotLimit>,
+    pub(crate) seats: Option<SeatLimit>,
 }
 
 /// One node's end of the bus. Dropping it leaves the bus.
@@ -125,7 +122,7 @@ pub(crate) trait Bus: fmt::Debug + Send + Sync {
 
     /// Somebody goes on without the confirmation of a topic. Says [`Listener::down`], and
     /// [`Listener::up`] only when that topic is heard.
-    fn doubt(&self);
+    fn prove_anew(&self);
 
     /// Publishes the same bytes on the channel of each topic. Queued by the call, so that the order of calls is
     /// the order in which they are published, among those of one size.
@@ -148,8 +145,8 @@ pub(crate) trait Bus: fmt::Debug + Send + Sync {
     /// How much waits to be published, in publications of 1 KiB.
     fn queued(&self) -> usize;
 
-    /// The slots of users, where their sockets in the cluster are limited.
-    fn slots(&self) -> Option<&dyn Slots>;
+    /// The seats of users, where their sockets in the cluster are limited.
+    fn seats(&self) -> Option<&dyn Seats>;
 
     /// Leaves the bus; resolves when nothing of this node is left there.
     fn stop(&self) -> BoxFuture<'_, ()>;
@@ -178,7 +175,7 @@ pub(crate) trait Listener: Send + Sync {
     /// Something came that cannot be a message.
     fn garbage(&self);
 
-    /// A socket of this node lost its slot to a newer one of its user.
+    /// A socket of this node lost its seat to a newer one of its user.
     fn replaced(&self, number: u64);
 
     /// A link is usable: everything on it for which nobody waited was confirmed, and then the probe published
@@ -192,7 +189,8 @@ pub(crate) trait Listener: Send + Sync {
     /// A link is not usable. `deaf`: messages may be missed from now on.
     fn down(&self, link: LinkId, reason: Arc<str>, deaf: bool);
 
-    /// A topic of this kind is refused on a link: messages to it may be missed from now on, all others go on.
+    /// A topic of this kind is refused on a link: messages to it may be missed from now on, all others go on. Said
+    /// each time it is asked for.
     fn refused(&self, link: LinkId, kind: TopicKind, reason: Arc<str>);
 
     /// As [`up`](Self::up), but for what is refused, which is not what nodes say to all nodes. Said for every probe.
@@ -205,8 +203,9 @@ pub(crate) trait Listener: Send + Sync {
 /// Whether a topic is heard already.
 #[derive(Debug)]
 pub(crate) enum Confirmation {
-    /// It is, or the bus is down: then it is heard before the bus is up again.
-    Ready,
+    /// Nobody has to wait: it is, or it cannot be for now, since the bus is down or refuses it. Then it is heard before
+    /// the bus is up again.
+    NotAwaited,
     /// Resolves when it is confirmed, or when it cannot be for now because the bus is down.
     Pending(oneshot::Receiver<()>),
 }
@@ -215,7 +214,7 @@ impl Confirmation {
     /// Waits, but not for ever. Whether there was an end of it in time.
     pub(crate) async fn wait(self, deadline: Duration) -> bool {
         match self {
-            Self::Ready => true,
+            Self::NotAwaited => true,
             Self::Pending(confirmed) => timeout(deadline, confirmed).await.is_ok(),
         }
     }

@@ -9,8 +9,8 @@ use std::time::SystemTime;
 
 use tokio::time::Instant;
 
-use crate::bus::topic::TopicKind;
 use crate::model::health::Health;
+use crate::model::topic::TopicKind;
 
 /// One of the links to the bus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -45,8 +45,8 @@ struct Link {
     gap: Option<Instant>,
     /// It is down only since something on it is refused: since when and until when the rest was heard.
     works: Option<Span>,
-    /// Of these kinds something was refused since it was up.
-    refused: Vec<TopicKind>,
+    /// Of these kinds something was refused since it was up, the last time for this reason.
+    refused: Vec<(TopicKind, Arc<str>)>,
 }
 
 #[derive(Debug)]
@@ -127,7 +127,8 @@ impl Outage {
         }
     }
 
-    /// A topic on a link is refused: what comes on it may be missed, and the rest goes on.
+    /// A topic on a link is refused: what comes on it may be missed, and the rest goes on. That more of a kind are
+    /// refused for the same reason is no news.
     pub(crate) fn refused(
         &mut self,
         link: LinkId,
@@ -135,26 +136,23 @@ impl Outage {
         reason: Arc<str>,
         now: SystemTime,
     ) -> Deaf {
-        let works = self.links.get(&link).and_then(|link| match link.standing {
-            Standing::Up(since) => Some((since, link.proven?)),
-            Standing::Down { .. } => link.works,
-        });
+        let Some(refused) = self.links.get_mut(&link) else {
+            return Deaf::No;
+        };
+        let works = refused.refuse(kind, reason);
+        let reason = refused.refusal();
         let deaf = self.down(link, reason, true, now);
         if let Some(link) = self.links.get_mut(&link) {
             link.works = works;
-            if !link.refused.contains(&kind) {
-                link.refused.push(kind);
-            }
         }
         deaf
     }
 
-    /// The kinds of what is refused, on any link.
+    /// The kinds of what is refused, on any link; not that of all nodes, for which a node is not there.
     pub(crate) fn refused_kinds(&self) -> Vec<TopicKind> {
-        let links = self.links.values();
-        links
-            .flat_map(|link| link.refused.iter().copied())
-            .collect()
+        let refused = self.links.values().flat_map(|link| &link.refused);
+        let kinds = refused.map(|(kind, _)| *kind);
+        kinds.filter(|kind| *kind != TopicKind::Nodes).collect()
     }
 
     /// A link works but for what is refused, proven by what was published then.
@@ -256,6 +254,41 @@ impl Link {
             refused: Vec::new(),
         }
     }
+
+    /// A topic of this kind is refused; since when and until when the rest was heard, if it was.
+    fn refuse(&mut self, kind: TopicKind, reason: Arc<str>) -> Option<Span> {
+        match self.refused.iter_mut().find(|(it, _)| *it == kind) {
+            Some((_, before)) => *before = reason,
+            None => self.refused.push((kind, reason)),
+        }
+        match kind {
+            // Whom it does not hear of is not there for it.
+            TopicKind::Nodes => None,
+            TopicKind::All
+            | TopicKind::User
+            | TopicKind::Room
+            | TopicKind::Socket
+            | TopicKind::Node
+            | TopicKind::Presence => match self.standing {
+                Standing::Up(since) => Some((since, self.proven?)),
+                Standing::Down { .. } => self.works,
+            },
+        }
+    }
+
+    /// What is refused, and why: each reason once.
+    fn refusal(&self) -> Arc<str> {
+        let mut reasons: Vec<(&str, String)> = Vec::new();
+        for (kind, reason) in &self.refused {
+            match reasons.iter_mut().find(|(it, _)| *it == &**reason) {
+                Some((_, kinds)) => *kinds += &format!(", {}", kind.whose()),
+                None => reasons.push((reason, kind.whose().to_owned())),
+            }
+        }
+        let refusal = |(reason, kinds)| format!("the channels of {kinds} are refused: {reason}");
+        let refusals: Vec<String> = reasons.into_iter().map(refusal).collect();
+        refusals.join("; ").into()
+    }
 }
 
 #[cfg(test)]
@@ -317,6 +350,53 @@ mod tests {
         assert_eq!(outage.up(A, clock.at(8)), heard(2, 8), "one gap");
         assert_eq!(outage.hearing_nodes(), outage.hearing());
         assert_eq!(outage.refused_kinds(), []);
+    }
+
+    #[test]
+    fn a_refusal_is_told_once_with_what_is_refused_and_why() {
+        let clock = Clock(Instant::now());
+        let mut outage = Outage::new([A], clock.at(0), wall(0));
+        outage.up(A, clock.at(1));
+        for (kind, reason, deaf, told) in [
+            (
+                TopicKind::User,
+                "no",
+                Deaf::Newly,
+                "the channels of users are refused: no",
+            ),
+            (
+                TopicKind::Room,
+                "no",
+                Deaf::Still,
+                "the channels of users, rooms are refused: no",
+            ),
+            (
+                TopicKind::User,
+                "no",
+                Deaf::Still,
+                "the channels of users, rooms are refused: no",
+            ),
+            (
+                TopicKind::User,
+                "never",
+                Deaf::Still,
+                "the channels of users are refused: never; the channels of rooms are refused: no",
+            ),
+        ] {
+            assert_eq!(outage.refused(A, kind, reason.into(), wall(2)), deaf);
+            assert_eq!(outage.health(), degraded(2, told));
+        }
+        assert!(outage.hearing_nodes().is_some());
+        outage.refused(A, TopicKind::Nodes, "no".into(), wall(3));
+        assert_eq!(outage.hearing_nodes(), None, "it is not there for them");
+        let kinds = [TopicKind::User, TopicKind::Room];
+        assert_eq!(outage.refused_kinds(), kinds);
+        assert_eq!(outage.up(A, clock.at(4)), Some((clock.at(1), clock.at(4))));
+        outage.refused(A, TopicKind::Room, "no".into(), wall(5));
+        assert_eq!(
+            outage.health(),
+            degraded(5, "the channels of rooms are refused: no")
+        );
     }
 
     #[test]

@@ -4,8 +4,8 @@ use std::collections::HashSet;
 
 use smallvec::{SmallVec, smallvec};
 
-use crate::bus::topic::{Topic, TopicKind, TopicRef};
 use crate::model::id::{SocketId, UserId};
+use crate::model::topic::{Topic, TopicKind, TopicRef};
 
 /// A union of topics and its exceptions, as the sender named them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]

@@ -14,7 +14,6 @@ use smallvec::{SmallVec, smallvec};
 use crate::bus::control::Control;
 use crate::bus::scope::{Reach, Route, Scope, Selection, Size};
 use crate::bus::seen::Seen;
-use crate::bus::topic::{Topic, TopicRef};
 use crate::bus::wire::{self, Action, Envelope, MAX_ENVELOPE, ONE_COPY};
 use crate::bus::{Bus, Published};
 use crate::counts::Counters;
@@ -22,6 +21,7 @@ use crate::model::close::Close;
 use crate::model::error::{PublishError, SendError};
 use crate::model::id::NodeId;
 use crate::model::message::Message;
+use crate::model::topic::{Topic, TopicRef};
 use crate::ws::frame::Frame;
 
 #[derive(Debug)]
@@ -41,20 +41,8 @@ pub(crate) struct Uplink {
 pub(crate) enum Inbound<'a> {
     Message(Scope<'a>, Content<'a>),
     Close(Scope<'a>, Close),
-    /// A word of another node, and the sockets that it is about.
-    Peer {
-        from: NodeId,
-        word: Control,
-        scope: Scope<'a>,
-        hearers: Hearers,
-    },
-    /// A part of another node's answer to this question; with `more`, others follow.
-    Answer {
-        from: NodeId,
-        id: u64,
-        more: bool,
-        part: &'a [u8],
-    },
+    Peer(Word<'a>),
+    Answer(Part<'a>),
     /// Another node's word on who comes and goes, unread: the presence task has the time for it.
     Report(NodeId, &'a [u8]),
     /// Whether another node wants to be told so.
@@ -63,6 +51,24 @@ pub(crate) enum Inbound<'a> {
     Echo(u64),
     /// Nothing to act on: another copy, an echo, a kind that a later version knows, or garbage, which is counted.
     Nothing,
+}
+
+/// A word of another node, and the sockets that it is about.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Word<'a> {
+    pub(crate) from: NodeId,
+    pub(crate) word: Control,
+    pub(crate) scope: Scope<'a>,
+    pub(crate) hearers: Hearers,
+}
+
+/// A part of another node's answer to this question; with `more`, others follow.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Part<'a> {
+    pub(crate) from: NodeId,
+    pub(crate) id: u64,
+    pub(crate) more: bool,
+    pub(crate) part: &'a [u8],
 }
 
 /// What sockets get.
@@ -204,12 +210,12 @@ impl Uplink {
         match (origin, action) {
             (Some(origin), action) if origin == self.node => echo(union, &action),
             (Some(from), Action::Control(json)) => self.read_word(from, topic, scope, json),
-            (Some(from), Action::Answer { id, more, part }) => Inbound::Answer {
+            (Some(from), Action::Answer { id, more, part }) => Inbound::Answer(Part {
                 from,
                 id,
                 more,
                 part,
-            },
+            }),
             (Some(from), Action::Report(json)) => Inbound::Report(from, json),
             (Some(from), Action::Watch(json)) => Inbound::Watch(from, json),
             (_, Action::Text(_) | Action::Binary(_) | Action::Close { .. })
@@ -246,12 +252,12 @@ impl Uplink {
             false => Hearers::Others,
         };
         match serde_json::from_slice(json) {
-            Ok(word) => Inbound::Peer {
+            Ok(word) => Inbound::Peer(Word {
                 from,
                 word,
                 scope,
                 hearers,
-            },
+            }),
             // A word of a later version.
             Err(_) if serde_json::from_slice::<IgnoredAny>(json).is_ok() => Inbound::Nothing,
             Err(_) => self.garbage(),
@@ -301,8 +307,8 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::bus::topic::Namespace;
     use crate::bus::{Backend, BusSettings};
+    use crate::model::topic::Namespace;
 
     const US: NodeId = NodeId(1);
     const OTHER: NodeId = NodeId(2);
@@ -314,7 +320,7 @@ mod tests {
             probe_interval: Duration::from_secs(5),
             lease: Duration::from_secs(15),
             linger: Duration::ZERO,
-            slots: None,
+            seats: None,
         };
         let bus = Backend::memory().open(US, settings);
         Uplink::new(US, bus.into(), Arc::default())
@@ -396,16 +402,11 @@ mod tests {
             ("nodes", Hearers::Others),
             ("n:2", Hearers::Others),
         ] {
-            let Inbound::Peer {
-                from,
-                word: Control::Bye,
-                hearers,
-                ..
-            } = uplink.open(topic, &bye)
-            else {
+            let Inbound::Peer(said) = uplink.open(topic, &bye) else {
                 panic!("{topic}");
             };
-            assert_eq!((from, hearers), (OTHER, expected));
+            assert_eq!(said.word, Control::Bye);
+            assert_eq!((said.from, said.hearers), (OTHER, expected));
         }
     }
 

@@ -22,9 +22,9 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::bus::scope::Scope;
-use crate::bus::topic::TopicRef;
 use crate::model::id::{NodeId, SocketId};
 use crate::model::message::Message;
+use crate::model::topic::TopicRef;
 
 /// Largest envelope that travels: larger ones are refused before sending and skipped, unread, on
 /// arrival.

@@ -10,9 +10,9 @@ use indexmap::{IndexMap, IndexSet};
 use smallvec::SmallVec;
 
 use crate::bus::scope::Scope;
-use crate::bus::topic::{Topic, TopicKind, TopicRef};
 use crate::model::id::{SocketId, UserId};
 use crate::model::roster::SocketInfo;
+use crate::model::topic::{Topic, TopicKind, TopicRef};
 
 /// A socket as the rules see it.
 pub(crate) trait Member: Clone {

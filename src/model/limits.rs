@@ -1,4 +1,9 @@
-//! How much is kept for a client that reads slowly, and what happens then.
+//! How much is kept for a client that reads slowly, and what happens then; and how long anything may take at most.
+
+use std::time::Duration;
+
+/// No setting needs more, and no sum of times overflows.
+pub(crate) const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// What to do with a client that reads more slowly than messages come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

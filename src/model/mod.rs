@@ -11,3 +11,4 @@ pub(crate) mod limits;
 pub(crate) mod message;
 mod millis;
 pub(crate) mod roster;
+pub(crate) mod topic;

@@ -5,8 +5,8 @@ use std::sync::Weak;
 
 use super::reader::Reader;
 use super::word::{Report, WatchRequest, Word};
-use crate::bus::topic::Topic;
 use crate::model::id::{NodeId, UserId};
+use crate::model::topic::Topic;
 
 /// What happened.
 #[derive(Debug)]

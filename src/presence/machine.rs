@@ -38,8 +38,8 @@ use super::reader::Reader;
 use super::told::Told;
 use super::unsaid::{Next, Unsaid};
 use super::word::Report;
-use crate::bus::topic::Topic;
 use crate::model::id::{NodeId, UserId};
+use crate::model::topic::Topic;
 
 #[derive(Debug)]
 pub(super) struct Machine {

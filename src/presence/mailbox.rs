@@ -23,8 +23,8 @@ use super::Presence;
 use super::act::Input;
 use super::reader::Reader;
 use super::word::WatchRequest;
-use crate::bus::topic::Topic;
 use crate::model::id::{NodeId, UserId};
+use crate::model::topic::Topic;
 
 /// Bytes of reports that wait to be read. With more, all are dropped and asked for afresh.
 const MAX_REPORTS: usize = 16 * 1024 * 1024;

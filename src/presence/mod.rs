@@ -40,8 +40,8 @@ pub(crate) use self::mailbox::Mailbox;
 use self::reader::Reader;
 pub(crate) use self::task::Task;
 pub(crate) use self::word::Word;
-use crate::bus::topic::Topic;
 use crate::model::id::{NodeId, UserId};
+use crate::model::topic::Topic;
 
 /// A user came or went. As JSON: `{"online": ".."}` or `{"offline": ".."}`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]

@@ -91,8 +91,8 @@ mod tests {
     use tokio_util::sync::CancellationToken;
 
     use super::*;
-    use crate::bus::topic::Topic;
     use crate::model::id::UserId;
+    use crate::model::topic::Topic;
     use crate::presence::word::{Report, WatchRequest};
     use crate::presence::{Here, Mailbox, Word};
     use crate::tasks::supervise;

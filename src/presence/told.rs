@@ -3,8 +3,8 @@
 use std::collections::HashSet;
 
 use super::word::Report;
-use crate::bus::topic::Topic;
 use crate::model::id::UserId;
+use crate::model::topic::Topic;
 
 /// Users in one part of what is told: at most about 1.5 MB of JSON, and 8 MB if every character is a control
 /// character. Few in unit tests, so that lists of several parts are met everywhere.

@@ -22,7 +22,7 @@ use std::time::Duration;
 use indexmap::IndexSet;
 use tokio::time::Instant;
 
-use crate::bus::topic::Topic;
+use crate::model::topic::Topic;
 
 /// What could not be said is said again after this long; and so long one node has to tell before the next is asked.
 pub(super) const RETRY: Duration = Duration::from_secs(1);

@@ -14,8 +14,8 @@ use tokio::time::Instant;
 use super::act::Act;
 use super::machine::Machine;
 use super::{Here, Mailbox, Presence, PresenceChange, Word};
-use crate::bus::topic::Topic;
 use crate::model::id::{NodeId, UserId};
+use crate::model::topic::Topic;
 
 const NODES: usize = 3;
 const GRACE: Duration = Duration::from_secs(5);

@@ -14,13 +14,13 @@ pub enum OverLimit {
 
 /// The limit, and what happens at it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct SlotLimit {
+pub(crate) struct SeatLimit {
     pub(crate) sockets: usize,
     pub(crate) over: OverLimit,
 }
 
-impl SlotLimit {
-    /// How many of the oldest lose their slot, so that one more fits beside those that are held; `None`
+impl SeatLimit {
+    /// How many of the oldest lose their seat, so that one more fits beside those that are held; `None`
     /// when it is refused.
     pub(crate) fn make_room(self, held: usize) -> Option<usize> {
         match self.over {
@@ -37,7 +37,7 @@ mod tests {
 
     #[test]
     fn only_what_is_over_the_limit_has_to_go() {
-        let limit = |over| SlotLimit { sockets: 3, over };
+        let limit = |over| SeatLimit { sockets: 3, over };
         let refuse = [0, 2, 3, 7].map(|held| limit(OverLimit::Refuse).make_room(held));
         assert_eq!(refuse, [Some(0), Some(0), None, None]);
         let replace = [0, 2, 3, 7].map(|held| limit(OverLimit::CloseOldest).make_room(held));

@@ -2,9 +2,9 @@
 
 mod inbound;
 mod limit;
-mod slots;
+mod seats;
 
 pub(crate) use self::inbound::{Inbound, InboundLimit};
 pub use self::limit::OverLimit;
-pub(crate) use self::limit::SlotLimit;
-pub(crate) use self::slots::{Claim, Slots};
+pub(crate) use self::limit::SeatLimit;
+pub(crate) use self::seats::{Decision, Seats};

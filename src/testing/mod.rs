@@ -49,6 +49,7 @@ mod codec;
 mod expect;
 mod hub;
 mod request;
+mod server;
 
 pub use self::app::App;
 pub use self::client::Client;

@@ -21,9 +21,9 @@ use hyper::body::Incoming;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::app::App;
 use super::client::Client;
 use super::expect::in_time;
+use super::server::Server;
 use crate::model::id::UserId;
 use crate::ws::handshake::accept;
 
@@ -42,7 +42,7 @@ use crate::ws::handshake::accept;
 #[derive(Debug)]
 #[must_use = "a request is made by `.await`"]
 pub struct Request {
-    app: App,
+    server: Server,
     head: Parts,
     body: Body,
     /// What is there when the request arrives.
@@ -52,7 +52,7 @@ pub struct Request {
 
 impl Request {
     pub(super) fn new(
-        app: App,
+        server: Server,
         method: Method,
         path: &str,
         at: &'static Location<'static>,
@@ -66,7 +66,7 @@ impl Request {
             panic!("{at}: {path:?} is no path: `/ws` would be one, without a host");
         };
         Self {
-            app,
+            server,
             head: request.into_parts().0,
             body: Body::empty(),
             extensions: Extensions::new(),
@@ -122,10 +122,10 @@ impl Request {
         self.body(json)
     }
 
-    async fn make(self) -> (App, http::Response<Incoming>) {
+    async fn make(self) -> (Server, http::Response<Incoming>) {
         let request = http::Request::from_parts(self.head, self.body);
-        let response = self.app.ask(request, self.extensions, self.at).await;
-        (self.app, response)
+        let response = self.server.ask(request, self.extensions, self.at).await;
+        (self.server, response)
     }
 }
 
@@ -138,8 +138,8 @@ impl IntoFuture for Request {
     fn into_future(self) -> Self::IntoFuture {
         let at = self.at;
         async move {
-            let (app, response) = self.make().await;
-            Response::read(&app, response, at).await
+            let (server, response) = self.make().await;
+            Response::read(&server, response, at).await
         }
         .boxed()
     }
@@ -155,7 +155,7 @@ pub struct Response {
 
 impl Response {
     async fn read(
-        app: &App,
+        server: &Server,
         response: http::Response<Incoming>,
         at: &'static Location<'static>,
     ) -> Self {
@@ -174,7 +174,7 @@ impl Response {
         Self {
             status: head.status,
             headers: head.headers,
-            body: in_time(at, app.patience(), "the end of the answer", whole)
+            body: in_time(at, server.deadline, "the end of the answer", whole)
                 .await
                 .into(),
         }
@@ -288,9 +288,9 @@ impl IntoFuture for Handshake {
         let at = self.0.at;
         async move {
             let accepted = accept(&self.0.head.headers);
-            let (app, response) = self.0.make().await;
+            let (server, response) = self.0.make().await;
             if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-                return Err(Refused(Response::read(&app, response, at).await));
+                return Err(Refused(Response::read(&server, response, at).await));
             }
             let headers = response.headers().clone();
             assert!(
@@ -298,8 +298,8 @@ impl IntoFuture for Handshake {
                 "{at}: the app answered another handshake: `Sec-WebSocket-Accept` is wrong"
             );
             let upgrading = hyper::upgrade::on(response);
-            match in_time(at, app.patience(), "the upgrade", upgrading).await {
-                Ok(upgraded) => Ok(Client::new(upgraded, headers, app.patience())),
+            match in_time(at, server.deadline, "the upgrade", upgrading).await {
+                Ok(upgraded) => Ok(Client::new(upgraded, headers, server.deadline)),
                 Err(error) => panic!("{at}: the app does not upgrade: {error}"),
             }
         }

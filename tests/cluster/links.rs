@@ -167,6 +167,8 @@ async fn a_room_that_redis_refuses_costs_the_others_nothing() {
     assert_eq!(alice.ask("join tea").await, "joined", "it is told at once");
     let reason = until_degraded_by(&a, "NOPERM").await;
     assert!(reason.contains("grant it: ACL SETUSER app"), "{reason}");
+    assert!(reason.contains("channels of rooms"), "{reason}");
+    assert_ne!(a.cluster.stats().subscriptions_refused, 0);
     let delivery = b.broadcaster.to_room("tea").send("lost").await.unwrap();
     assert_eq!(delivery.nodes(), Some(0), "control: it is not heard");
     // Who comes now is confirmed as ever, and heard.
@@ -189,6 +191,56 @@ async fn a_room_that_redis_refuses_costs_the_others_nothing() {
     for id in before {
         assert!(listening(redis).contains(&id), "the link was not lost");
     }
+}
+
+/// Redis refuses one user, whose client comes and goes: nobody else misses anything.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_user_who_comes_and_goes_is_one_outage() {
+    const LINE: &str = "ACL SETUSER app on >s3cret resetchannels &cluster:u:bob &cluster:all &cluster:n:* \
+        &cluster:nodes +subscribe +unsubscribe +publish +pubsub";
+    const VISITS: u64 = 8;
+    /// As `QUIET` in `refusals.rs`.
+    const QUIET: Duration = Duration::from_secs(10);
+    let lab = Lab::redis();
+    let redis = lab.redis.as_ref().unwrap();
+    assert_eq!(redis.cli(&LINE.split(' ').collect::<Vec<_>>()), "OK");
+    let url = format!("redis://app:s3cret@127.0.0.1:{}", redis.port());
+    let a = TestNode::start(lab.builder().redis(url).start()).await;
+    until_up(&a).await;
+    let b = lab.node().await;
+    let (mut bob, mut gaps) = (a.client("bob").await, a.cluster.gaps());
+    let begun = Instant::now();
+    for visit in 0..VISITS {
+        let before = a.cluster.stats().subscriptions_refused;
+        let alice = a.client("alice").await;
+        until("control: she is refused", async || {
+            a.cluster.stats().subscriptions_refused > before
+        })
+        .await;
+        until_degraded_by(&a, "the channels of users are refused: NOPERM").await;
+        drop(alice);
+        until("she is gone", async || a.cluster.stats().sockets == 1).await;
+        // One of them would show that nobody is refused now.
+        let probes = redis.calls("publish");
+        until("probes come back", async || {
+            redis.calls("publish") > probes + 3
+        })
+        .await;
+        let delivery = b.broadcaster.to_user("bob").send(visit.to_string()).await;
+        assert_eq!(delivery.unwrap().nodes(), Some(1));
+        assert_eq!(bob.event().await, text(&visit.to_string()));
+    }
+    let quiet_times = (begun.elapsed().as_secs_f64() / QUIET.as_secs_f64()) as u64;
+    let outages = a.cluster.stats().bus_gaps;
+    assert!(
+        outages <= 1 + quiet_times,
+        "{outages} outages in {VISITS} visits and {quiet_times} quiet times"
+    );
+    for _ in 0..outages {
+        soon("its gap", gaps.next()).await.unwrap();
+    }
+    until_up(&a).await;
+    assert_eq!(a.cluster.stats().bus_gaps, outages);
 }
 
 /// One room that Redis refuses, whoever asked for it.

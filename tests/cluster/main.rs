@@ -44,7 +44,7 @@ mod programs;
 mod questions;
 mod roster;
 mod runtimes;
-mod slots;
+mod seats;
 mod tls;
 mod types;
 mod workers;

@@ -106,6 +106,37 @@ async fn a_user_of_another_type_is_named_at_warn_once_then_at_debug() {
     assert_eq!(refusals(&log.take()), [""; 0], "control");
 }
 
+/// It says whose they are, and not that the bus is down.
+#[tokio::test]
+async fn refused_channels_are_named_once_at_warn() {
+    let server = RedisServer::start();
+    let rules = "ACL SETUSER app on >pass resetchannels &cluster:n:* &cluster:nodes &cluster:all +subscribe \
+        +unsubscribe +publish +pubsub";
+    assert_eq!(server.cli(&rules.split(' ').collect::<Vec<_>>()), "OK");
+    let (log, _guard) = Log::capture_here();
+    let url = format!("redis://app:pass@127.0.0.1:{}", server.port());
+    let cluster = Cluster::builder().redis(url).start();
+    cluster.ready().await.unwrap();
+    let addr = serve_app(&cluster).await;
+    let mut clients = Vec::new();
+    for (user, count) in [("alice", 1), ("bob", 2)] {
+        clients.push(Client::connect(addr, user).await);
+        until("redis refuses", async || {
+            cluster.stats().subscriptions_refused >= count
+        })
+        .await;
+    }
+    let log = log.take();
+    let warned = |line: &&str| line.contains("WARN") && line.contains("channels are refused");
+    let [line] = log.lines().filter(warned).collect::<Vec<_>>()[..] else {
+        panic!("{log}")
+    };
+    for part in ["users", "NOPERM", "grant it: ACL SETUSER app", "gap=true"] {
+        assert!(line.contains(part), "{part} is not in {line}");
+    }
+    assert!(!log.contains("the bus is down"), "{log}");
+}
+
 /// A path, headers, the status, what the log says, and what counts it.
 type Case<'a> = (
     &'a str,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::bus::topic::Namespace;
+use crate::model::topic::Namespace;
 
 /// Speaks to the operator of one node: knows its user and its namespace.
 #[derive(Debug)]

@@ -7,82 +7,18 @@
 use std::collections::VecDeque;
 use std::pin::pin;
 
-use bytes::Bytes;
-use smallvec::SmallVec;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
 use super::pipeline::{Counted, Unusable};
+use super::publication::{Publication, Published};
 use super::queue::Room;
-use crate::bus::scope::Size;
 use crate::model::error::PublishError;
 
 /// Most publications in one pipeline.
 pub(super) const BATCH: usize = 256;
 /// Queues that have grown beyond so many publications do not keep their memory.
 pub(super) const KEPT: usize = 16 * BATCH;
-/// Most channels of a large union in one pipeline: few enough that Redis serves the others within milliseconds, and
-/// so many that a union of 100,000 takes 50 round trips, half a second on a link of 10 ms; …
-const PART: usize = 2048;
-/// … and most bytes of payload: 2,048 of 1 KiB, which take a link of 1 Gbit/s 17 ms.
-const PART_BYTES: usize = 2 * 1024 * 1024;
-
-#[derive(Debug)]
-pub(super) struct Publication {
-    pub(super) channels: SmallVec<[String; 1]>,
-    pub(super) envelope: Bytes,
-    /// It wants to know whether it went to a replica.
-    pub(super) is_probe: bool,
-    size: Size,
-    /// On how many channels it was published before this turn, …
-    begin: usize,
-    /// … and on how many with it.
-    end: usize,
-}
-
-impl Publication {
-    pub(super) fn new(channels: SmallVec<[String; 1]>, envelope: Bytes, size: Size) -> Self {
-        Self {
-            channels,
-            envelope,
-            is_probe: false,
-            size,
-            begin: 0,
-            end: 0,
-        }
-    }
-
-    pub(super) fn probe(channels: SmallVec<[String; 1]>, envelope: Bytes) -> Self {
-        Self {
-            is_probe: true,
-            ..Self::new(channels, envelope, Size::Small)
-        }
-    }
-
-    /// What must stay in one piece is small, or has one channel.
-    pub(super) fn is_large(&self) -> bool {
-        self.size == Size::Large
-    }
-
-    /// The channels whose turn it is.
-    pub(super) fn part(&self) -> &[String] {
-        &self.channels[self.begin..self.end]
-    }
-
-    fn advance(&mut self) {
-        self.begin = self.end;
-        let most = match self.is_large() {
-            true => (PART_BYTES / self.envelope.len().max(1)).clamp(1, PART),
-            false => self.channels.len(),
-        };
-        self.end = self.channels.len().min(self.begin + most);
-    }
-
-    fn is_finished(&self) -> bool {
-        self.end == self.channels.len()
-    }
-}
-
 /// Who waits for a publication.
 #[derive(Debug)]
 pub(super) struct Waiter {
@@ -96,8 +32,6 @@ pub(super) struct Waiter {
     /// Given back when Redis has answered or the connection is given up.
     room: Room,
 }
-
-pub(super) type Published = Result<usize, PublishError>;
 
 impl Waiter {
     pub(super) fn new(deadline: Instant, reply: oneshot::Sender<Published>, room: Room) -> Self {
@@ -307,7 +241,12 @@ mod tests {
     use std::time::Duration;
 
     use super::super::queue::{Queue, Queued};
+    use bytes::Bytes;
+    use smallvec::SmallVec;
+
     use super::*;
+    use crate::bus::redis::publication::PART;
+    use crate::bus::scope::Size;
 
     #[test]
     fn a_union_that_is_refused_in_part_may_have_been_sent() {
@@ -338,7 +277,8 @@ mod tests {
         let mut publication = Publication::new(channels, Bytes::from_static(b"x"), size);
         publication.is_probe = is_probe;
         let queued = Queued::new(publication, deadline, reply);
-        (queued.admitted(&Arc::new(Queue::default())), answer)
+        let queue = Arc::new(Queue::default());
+        (queued.admitted(&queue, Waiter::new), answer)
     }
 
     /// Writes one pipeline that two nodes hear; the channels in it.

@@ -30,14 +30,14 @@ use super::advice::{
     Advice, REPLICA, is_replica, is_wrong_server, tells_no_role, without_arguments,
 };
 use super::command::{self, HELLO};
-use super::outstanding::{Command, Verb};
+use super::outstanding::{Request, Verb};
 use super::proof::Proof;
 use super::resp::Reply;
 use super::shared::SharedSubscriptions;
 use super::subscriptions::{Answer, Refusal, Subscriptions};
-use crate::bus::topic::{Namespace, Topic};
 use crate::model::error::PublishError;
 use crate::model::id::NodeId;
+use crate::model::topic::{Namespace, Topic};
 
 /// Topics in one SUBSCRIBE: 100,000 take 0.18 s in batches of 1,000 and 8 s one by one; all in one
 /// command would get the connection killed.
@@ -53,7 +53,7 @@ const ENDED: &str = "redis ended a subscription unasked: it is asked for anew";
 
 /// What all links of one node have in common.
 #[derive(Debug)]
-pub(super) struct LinkConfig {
+pub(super) struct LinkContext {
     pub(super) node: NodeId,
     pub(super) namespace: Namespace,
     pub(super) advice: Arc<Advice>,
@@ -63,10 +63,10 @@ pub(super) struct LinkConfig {
 
 /// One connection. Dropping it ends it, for those who wait too.
 pub(super) struct Link {
-    config: Arc<LinkConfig>,
+    context: Arc<LinkContext>,
     own: Topic,
     stage: Stage,
-    /// Redis refuses a topic that somebody wants: that is told, and nothing is proven.
+    /// Redis refuses a topic that somebody wants, or did until a moment ago: that is told, and nothing is proven.
     refused: bool,
     /// What is said first.
     greeting: BytesMut,
@@ -151,13 +151,13 @@ impl Link {
     /// On a connection on which nothing was said yet. `auth` logs in, if that is needed; `number` is a random one,
     /// so that no probe of an earlier connection is taken for one of this.
     pub(super) fn new(
-        config: Arc<LinkConfig>,
+        context: Arc<LinkContext>,
         auth: Option<BytesMut>,
         number: u64,
         opened_until: Instant,
         now: Instant,
     ) -> Self {
-        config.subscriptions.with(Subscriptions::connected);
+        context.subscriptions.with(Subscriptions::connected);
         let stage = match auth {
             Some(_) => Stage::Login,
             None => Stage::Greeting,
@@ -165,16 +165,16 @@ impl Link {
         let mut greeting = auth.unwrap_or_default();
         greeting.extend_from_slice(HELLO);
         Self {
-            own: Topic::node(config.node),
+            own: Topic::node(context.node),
             stage,
             refused: false,
             greeting,
             opened_until,
             answered_at: now,
-            proof: Proof::new(config.node, config.probe_interval, number, now),
+            proof: Proof::new(context.node, context.probe_interval, number, now),
             because: None,
             wake: now,
-            config,
+            context,
         }
     }
 
@@ -209,7 +209,7 @@ impl Link {
         payload: &'r [u8],
         now: Instant,
     ) -> Option<Event<'r>> {
-        let Some(topic) = self.config.namespace.topic(channel) else {
+        let Some(topic) = self.context.namespace.topic(channel) else {
             return Some(Event::Garbage);
         };
         if topic != self.own.as_str() || !self.proof.returned(payload, now) {
@@ -219,8 +219,8 @@ impl Link {
     }
 
     fn answered<'r>(&mut self, verb: Verb, channel: &'r [u8], now: Instant) -> Option<Event<'r>> {
-        let topic = self.config.namespace.topic(channel)?;
-        let subscriptions = &self.config.subscriptions;
+        let topic = self.context.namespace.topic(channel)?;
+        let subscriptions = &self.context.subscriptions;
         match subscriptions.with(|table| table.answered(verb, topic, now)) {
             Answer::InTurn => self.answered_at = now,
             Answer::Ended => {
@@ -246,18 +246,18 @@ impl Link {
                 return Ok(self.greeted(Some(without_arguments(words).into())));
             }
             Stage::Restoring | Stage::Proving if !is_wrong_server(words) => {}
-            _ => return Err(self.config.advice.on(words).into()),
+            _ => return Err(self.context.advice.on(words).into()),
         }
-        let subscriptions = &self.config.subscriptions;
+        let subscriptions = &self.context.subscriptions;
         match subscriptions.with(|table| table.refused(now)) {
-            Refusal::Vital => Err(self.config.advice.on(words).into()),
+            Refusal::Vital => Err(self.context.advice.on(words).into()),
             Refusal::Undecided => {
                 self.answered_at = now;
                 Ok(None)
             }
             Refusal::Topic(topic) => {
                 (self.answered_at, self.refused) = (now, true);
-                let reason = self.config.advice.on(words);
+                let reason = self.context.advice.on(words);
                 Ok(Some(Event::Refused { topic, reason }))
             }
         }
@@ -268,7 +268,7 @@ impl Link {
         out.unsplit(std::mem::take(&mut self.greeting));
         let is_greeted = matches!(self.stage, Stage::Restoring | Stage::Proving);
         let may_write = is_greeted && out.is_empty();
-        let commands = self.config.subscriptions.with(|table| {
+        let requests = self.context.subscriptions.with(|table| {
             if table.unanswered() == 0 {
                 self.answered_at = now;
             }
@@ -278,8 +278,8 @@ impl Link {
             };
             table.step(now, limit)
         });
-        let channel = |topic: &Topic| self.config.namespace.channel(topic);
-        for Command { verb, topics } in commands {
+        let channel = |topic: &Topic| self.context.namespace.channel(topic);
+        for Request { verb, topics } in requests {
             let channels = topics.iter().map(channel);
             match verb {
                 Verb::Subscribe => command::subscribe(out, channels),
@@ -291,11 +291,11 @@ impl Link {
     /// Does what is due by now, or because something else is wanted. To be called after
     /// [`poll_transmit`](Self::poll_transmit).
     pub(super) fn handle_timeout(&mut self, now: Instant) -> Result<Option<Event<'static>>, Lost> {
-        let (restored, refused, owed, expiry) = self.config.subscriptions.with(|table| {
+        let (restored, refused, owed, expiry) = self.context.subscriptions.with(|table| {
             let owed = table.unanswered() > 0;
             (
                 table.is_restored(),
-                table.has_refused(),
+                table.has_refused(now),
                 owed,
                 table.next_expiry(),
             )
@@ -390,7 +390,7 @@ impl Link {
     fn prove(&mut self) -> Option<Event<'static>> {
         let proven = self.proof.proven()?;
         let restored = Subscriptions::is_restored;
-        let works = self.config.subscriptions.with(|table| restored(table));
+        let works = self.context.subscriptions.with(|table| restored(table));
         works.then_some(match self.refused {
             true => Event::Works {
                 proven: self.hears_nodes().then_some(proven),
@@ -401,13 +401,13 @@ impl Link {
 
     fn hears_nodes(&self) -> bool {
         let is_refused = |table: &mut Subscriptions| table.is_refused(&Topic::nodes());
-        !self.config.subscriptions.with(is_refused)
+        !self.context.subscriptions.with(is_refused)
     }
 }
 
 impl Drop for Link {
     fn drop(&mut self) {
-        self.config.subscriptions.with(Subscriptions::disconnected);
+        self.context.subscriptions.with(Subscriptions::disconnected);
     }
 }
 
@@ -476,7 +476,7 @@ mod tests {
 
     /// Does what the task does, by hand.
     struct Pump {
-        config: Arc<LinkConfig>,
+        context: Arc<LinkContext>,
         own: Topic,
         link: Option<Link>,
         now: Instant,
@@ -494,7 +494,7 @@ mod tests {
             let own = Topic::node(node);
             let subscriptions = SharedSubscriptions::new(LINGER, own.clone());
             Self {
-                config: Arc::new(LinkConfig {
+                context: Arc::new(LinkContext {
                     node,
                     advice: Arc::new(Advice::new(None, &namespace)),
                     namespace,
@@ -538,15 +538,15 @@ mod tests {
 
         fn connect(&mut self, auth: Option<BytesMut>) {
             self.links += 1;
-            let (config, number) = (self.config.clone(), self.links << 32);
+            let (context, number) = (self.context.clone(), self.links << 32);
             let until = self.now + OPENING;
-            self.link = Some(Link::new(config, auth, number, until, self.now));
+            self.link = Some(Link::new(context, auth, number, until, self.now));
             self.lost = None;
             self.turn();
         }
 
         fn table<T>(&self, change: impl FnOnce(&mut Subscriptions) -> T) -> T {
-            self.config.subscriptions.with(change)
+            self.context.subscriptions.with(change)
         }
 
         fn want(&mut self, n: u8) -> Confirmation {
@@ -559,7 +559,7 @@ mod tests {
         fn wait_for(&mut self, n: u8) -> oneshot::Receiver<()> {
             match self.want(n) {
                 Confirmation::Pending(confirmed) => confirmed,
-                Confirmation::Ready => panic!("{n} is not heard yet"),
+                Confirmation::NotAwaited => panic!("{n} is not heard yet"),
             }
         }
 
@@ -588,7 +588,7 @@ mod tests {
         }
 
         fn say(&mut self, said: Said) {
-            let channel = |topic: &Topic| self.config.namespace.channel(topic);
+            let channel = |topic: &Topic| self.context.namespace.channel(topic);
             let (name, mut payload) = match &said {
                 Said::Subscribed(topic) | Said::Unsubscribed(topic) | Said::Ended(topic) => {
                     (channel(topic), Bytes::new())
@@ -835,7 +835,7 @@ mod tests {
     }
 
     #[test]
-    fn a_doubt_is_probed_at_once() {
+    fn what_looks_wrong_is_probed_at_once() {
         let mut pump = Pump::up();
         pump.pass(MS);
         assert_eq!(pump.publishing, None);
@@ -904,7 +904,7 @@ mod tests {
         pump.link.as_mut().unwrap().hurry(pump.now);
         pump.turn();
         let early = pump.publishing.clone().unwrap();
-        pump.table(Subscriptions::doubt);
+        pump.table(Subscriptions::confirm_anew);
         pump.pass(MS);
         assert_eq!(
             pump.told.pop_front(),
@@ -924,16 +924,16 @@ mod tests {
         pump.comes_up();
     }
 
-    /// The doubt comes while the probe that would prove the bus is on its way back.
+    /// Patience ends while the probe that would prove the bus is on its way back.
     #[test]
-    fn nobody_is_up_who_was_doubted_since() {
+    fn nobody_is_up_who_lost_patience_since() {
         let mut pump = Pump::greeted();
         let _one = pump.wait_for(1);
         let probe = pump.publishing.clone().unwrap();
         pump.took(Ok(1));
-        pump.table(Subscriptions::doubt);
+        pump.table(Subscriptions::confirm_anew);
         let link = pump.link.as_mut().unwrap();
-        let channel = pump.config.namespace.channel(&pump.own);
+        let channel = pump.context.namespace.channel(&pump.own);
         let reply = Reply::Message {
             channel: channel.as_bytes(),
             payload: &probe,
@@ -980,9 +980,16 @@ mod tests {
         pump.written();
         pump.say(Said::Error(NOPERM));
         pump.told.clear();
-        pump.table(|table| table.release(&topic(1), Instant::now()));
+        let left = pump.now;
+        pump.table(|table| table.release(&topic(1), left));
         pump.turn();
-        pump.comes_up();
+        // Who comes back would be refused again.
+        for told in [Told::Works, Told::Works, Told::Up(left + 3 * INTERVAL)] {
+            pump.pass(INTERVAL);
+            pump.return_probe();
+            pump.took(Ok(1));
+            assert_eq!(pump.told.pop_front(), Some(told));
+        }
     }
 
     #[test]
@@ -1024,7 +1031,7 @@ mod tests {
         pump.say(Said::Ended(topic(1)));
         let down = Told::Down(ENDED.into(), true);
         assert_eq!(pump.told, [Told::Moved("r:1".into()), down]);
-        assert!(!pump.config.subscriptions.is_confirmed(&topic(1)));
+        assert!(!pump.context.subscriptions.is_confirmed(&topic(1)));
         pump.told.clear();
         assert_eq!(pump.written(), ["SUBSCRIBE r:1"]);
         assert_eq!(pump.publishing, None);
@@ -1229,7 +1236,7 @@ mod tests {
                 Step::Impatience if !self.waiting.is_empty() => {
                     let (n, _) = self.waiting.remove(0);
                     self.unheard.insert(n);
-                    self.pump.table(Subscriptions::doubt);
+                    self.pump.table(Subscriptions::confirm_anew);
                 }
                 Step::Hurry => {
                     let now = self.pump.now;
@@ -1245,11 +1252,11 @@ mod tests {
 
         fn want(&mut self, n: u8) {
             self.wanted.push(n);
-            let is_heard = self.pump.config.subscriptions.is_confirmed(&topic(n));
+            let is_heard = self.pump.context.subscriptions.is_confirmed(&topic(n));
             match self.pump.want(n) {
                 Confirmation::Pending(confirmed) => self.waiting.push((n, confirmed)),
-                Confirmation::Ready if is_heard => {}
-                Confirmation::Ready => {
+                Confirmation::NotAwaited if is_heard => {}
+                Confirmation::NotAwaited => {
                     self.unheard.insert(n);
                 }
             }
@@ -1365,7 +1372,7 @@ mod tests {
 
         fn check(&mut self) {
             let connected = self.pump.link.is_some();
-            let subscriptions = &self.pump.config.subscriptions;
+            let subscriptions = &self.pump.context.subscriptions;
             let (heard, replies, commands) = (&self.heard, &self.replies, &self.commands);
             let is_heard =
                 |n| heard.contains_key(&topic(n)) || replies.contains(&Said::Ended(topic(n)));

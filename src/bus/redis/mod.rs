@@ -6,20 +6,21 @@ mod advice;
 mod backlog;
 mod backoff;
 mod command;
+mod connection;
 mod dial;
 mod endpoint;
 mod link;
-mod links;
 mod outstanding;
 mod pipeline;
 mod probe;
 mod proof;
+mod publication;
 mod publisher;
 mod queue;
+mod quota;
 mod refusals;
 mod resp;
 mod shared;
-mod slots;
 mod subscriber;
 mod subscriptions;
 #[cfg(not(any(feature = "tls-ring", feature = "tls-aws-lc")))]
@@ -44,24 +45,24 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::advice::Advice;
+use self::connection::Connector;
 pub(crate) use self::endpoint::Endpoint;
 use self::endpoint::OPENING;
-use self::link::LinkConfig;
-use self::links::Links;
+use self::link::LinkContext;
 use self::publisher::{PublishQueue, Publisher};
+use self::quota::{SharedLedger, Writer};
 #[cfg(any(fuzzing, axum_cluster_internals))]
 pub(crate) use self::resp::Reader;
 use self::shared::SharedSubscriptions;
-use self::slots::{Keeper, SlotTable};
 use self::subscriber::Subscriber;
 use self::subscriptions::Subscriptions;
 use self::topology::Topology;
 use super::{Bus, BusSettings, Confirmation, Listener, Published};
 use crate::bus::scope::Size;
-use crate::bus::topic::Topic;
 use crate::model::error::PublishError;
 use crate::model::id::NodeId;
-use crate::quota::Slots;
+use crate::model::topic::Topic;
+use crate::quota::Seats;
 use crate::tasks;
 
 /// Connections for questions, beside the two of the bus itself.
@@ -78,10 +79,10 @@ pub(crate) struct RedisBus {
     publisher: Arc<Publisher>,
     /// Taken by [`Bus::start`].
     queue: Mutex<Option<PublishQueue>>,
-    links: Links,
-    questions: Pool<Links>,
+    connector: Connector,
+    questions: Pool<Connector>,
     /// Where sockets per user are limited.
-    slots: Option<Arc<SlotTable>>,
+    seats: Option<Arc<SharedLedger>>,
     tasks: TaskTracker,
     ended: CancellationToken,
 }
@@ -89,19 +90,18 @@ pub(crate) struct RedisBus {
 impl RedisBus {
     pub(crate) fn new(endpoint: Arc<Endpoint>, node: NodeId, settings: BusSettings) -> Self {
         let topology = Arc::new(Topology::single(endpoint));
-        let links = Links::new(topology.clone(), settings.publish_timeout);
+        let connector = Connector::new(topology.clone(), settings.publish_timeout);
         let questions = Pool::builder()
             .max_size(POOL)
             .connection_timeout(settings.publish_timeout.min(OPENING))
-            .build_unchecked(links.clone());
+            .build_unchecked(connector.clone());
         let user = topology.primary().login().username();
         let advice = Arc::new(Advice::new(user, &settings.namespace));
         let (publisher, queue) =
             Publisher::new(topology.clone(), advice.clone(), settings.publish_timeout);
-        let slots = settings.slots.map(|limit| {
-            let table = SlotTable::new(node, limit, settings.publish_timeout);
-            Arc::new(table)
-        });
+        let seats = settings
+            .seats
+            .map(|limit| Arc::new(SharedLedger::new(node, limit, settings.publish_timeout)));
         let subscriptions = SharedSubscriptions::new(settings.linger, Topic::node(node));
         Self {
             node,
@@ -111,40 +111,40 @@ impl RedisBus {
             settings,
             publisher: Arc::new(publisher),
             queue: Mutex::new(Some(queue)),
-            links,
+            connector,
             questions,
-            slots,
+            seats,
             tasks: TaskTracker::new(),
             ended: CancellationToken::new(),
         }
     }
 
-    /// Asks how many hear each channel: once more on a new link, if that which there was is of no use.
+    /// Asks how many hear each channel: once more on a new connection, if that which there was is of no use.
     async fn ask(&self, channels: &[String]) -> Result<Vec<usize>, Arc<str>> {
         let deadline = Instant::now() + self.settings.publish_timeout;
         let mut may_repeat = true;
         loop {
-            let mut link = match timeout_at(deadline, self.questions.get()).await {
-                Ok(Ok(link)) => link,
+            let mut connection = match timeout_at(deadline, self.questions.get()).await {
+                Ok(Ok(connection)) => connection,
                 Ok(Err(RunError::User(error))) => return Err(explain(&self.advice, &error)),
                 Ok(Err(RunError::TimedOut)) | Err(_) => return Err(self.unopened()),
             };
-            match timeout_at(deadline, link.subscribers(channels)).await {
+            match timeout_at(deadline, connection.subscribers(channels)).await {
                 Ok(Ok(counts)) => return Ok(counts),
-                Ok(Err(error)) if may_repeat && link.is_dead() => {
+                Ok(Err(error)) if may_repeat && connection.is_dead() => {
                     tracing::debug!(reason = %words(&error), "a question is asked again on a new connection");
-                    self.topology.doubt();
+                    self.topology.probe_now();
                     may_repeat = false;
                 }
                 Ok(Err(error)) => return Err(explain(&self.advice, &error)),
-                // The link may have had too little time: it knows itself for how long it owes an answer.
+                // The connection may have had too little time: it knows itself for how long it owes an answer.
                 Err(_) => return Err("redis did not answer in time".into()),
             }
         }
     }
 
     fn unopened(&self) -> Arc<str> {
-        match self.links.failure() {
+        match self.connector.failure() {
             Some(words) => self.advice.on(&words),
             None => "redis accepted no connection in time".into(),
         }
@@ -161,29 +161,30 @@ impl Bus for RedisBus {
             .spawn(supervise("publisher", ended, told, queue, |queue| {
                 queue.run().boxed()
             }));
-        if let Some(slots) = &self.slots {
-            slots.start(listener.clone());
-            let keeper = || {
-                let links = Links::new(self.topology.clone(), self.settings.publish_timeout);
-                Keeper::new(
-                    slots.clone(),
-                    links,
+        if let Some(seats) = &self.seats {
+            seats.start(listener.clone());
+            let writer = || {
+                let connector =
+                    Connector::new(self.topology.clone(), self.settings.publish_timeout);
+                Writer::new(
+                    seats.clone(),
+                    connector,
                     self.advice.clone(),
                     self.node,
                     &self.settings,
                 )
             };
-            let (keeper, mut leaving) = (keeper(), keeper());
+            let (writer, mut leaving) = (writer(), writer());
             let (ended, told) = (self.ended.clone(), listener.clone());
             self.tasks.spawn(async move {
-                supervise("slots", ended, told, keeper, |keeper| keeper.run().boxed()).await;
+                supervise("seats", ended, told, writer, |writer| writer.run().boxed()).await;
                 leaving.leave().await;
             });
         }
         let (ended, told) = (self.ended.clone(), listener.clone());
         let subscriber = Subscriber {
             topology: self.topology.clone(),
-            link: Arc::new(LinkConfig {
+            context: Arc::new(LinkContext {
                 node: self.node,
                 namespace: self.settings.namespace.clone(),
                 advice: self.advice.clone(),
@@ -191,7 +192,7 @@ impl Bus for RedisBus {
                 subscriptions: self.subscriptions.clone(),
             }),
             publisher: self.publisher.clone(),
-            slots: self.slots.clone(),
+            seats: self.seats.clone(),
             listener,
             told_no_role: Once::new(),
             began: false,
@@ -212,8 +213,8 @@ impl Bus for RedisBus {
             .change(|table| table.release(topic, Instant::now()));
     }
 
-    fn doubt(&self) {
-        self.subscriptions.change(Subscriptions::doubt);
+    fn prove_anew(&self) {
+        self.subscriptions.change(Subscriptions::confirm_anew);
     }
 
     fn publish(
@@ -232,7 +233,7 @@ impl Bus for RedisBus {
         async move {
             let published = publishing.await;
             if published.is_err() {
-                topology.doubt();
+                topology.probe_now();
             }
             let receivers = published?;
             // Those that heard it surely: who subscribed meanwhile perhaps did not.
@@ -255,8 +256,8 @@ impl Bus for RedisBus {
         self.publisher.queued()
     }
 
-    fn slots(&self) -> Option<&dyn Slots> {
-        self.slots.as_deref().map(|slots| slots as &dyn Slots)
+    fn seats(&self) -> Option<&dyn Seats> {
+        self.seats.as_deref().map(|seats| seats as &dyn Seats)
     }
 
     fn stop(&self) -> BoxFuture<'_, ()> {
@@ -313,7 +314,7 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
-    use crate::bus::topic::Namespace;
+    use crate::model::topic::Namespace;
 
     const PRIMARY: &str = "*2\r\n$4\r\nrole\r\n$6\r\nmaster\r\n";
     const REPLICA: &str = "*2\r\n$4\r\nrole\r\n$5\r\nslave\r\n";
@@ -350,7 +351,7 @@ mod tests {
                 probe_interval: Duration::from_secs(5),
                 lease: Duration::from_secs(15),
                 linger: Duration::ZERO,
-                slots: None,
+                seats: None,
             },
         );
         let channels = ["x".to_owned()];

@@ -12,7 +12,7 @@
 
 use std::collections::VecDeque;
 
-use crate::bus::topic::Topic;
+use crate::model::topic::Topic;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verb {
@@ -20,9 +20,9 @@ pub(super) enum Verb {
     Unsubscribe,
 }
 
-/// What is to be written.
+/// What is to be written as one command.
 #[derive(Debug, PartialEq)]
-pub(super) struct Command {
+pub(super) struct Request {
     pub(super) verb: Verb,
     pub(super) topics: Vec<Topic>,
 }
@@ -53,14 +53,14 @@ impl Owed {
 }
 
 impl Outstanding {
-    pub(super) fn push(&mut self, command: &Command) {
+    pub(super) fn push(&mut self, request: &Request) {
         self.commands.push_back(Owed {
-            verb: command.verb,
+            verb: request.verb,
             place: self.sent,
-            topics: command.topics.iter().cloned().collect(),
+            topics: request.topics.iter().cloned().collect(),
             begun: false,
         });
-        self.sent += command.topics.len() as u64;
+        self.sent += request.topics.len() as u64;
     }
 
     pub(super) fn sent(&self) -> u64 {
@@ -68,7 +68,7 @@ impl Outstanding {
     }
 
     /// How much of what was sent is answered without a hole.
-    pub(super) fn settled(&self) -> u64 {
+    pub(super) fn answered_through(&self) -> u64 {
         let first = self.commands.front();
         first.map_or(self.sent, |owed| owed.place)
     }
@@ -107,11 +107,11 @@ impl Outstanding {
     }
 
     /// Takes out what Redis refused: the first command of which it has answered nothing.
-    pub(super) fn refuse(&mut self) -> Option<Command> {
+    pub(super) fn refuse(&mut self) -> Option<Request> {
         let turn = self.commands.iter().position(|owed| !owed.begun)?;
         let owed = self.commands.remove(turn)?;
         self.answered += owed.topics.len() as u64;
-        Some(Command {
+        Some(Request {
             verb: owed.verb,
             topics: owed.topics.into(),
         })
@@ -132,7 +132,7 @@ mod tests {
         for command in commands {
             let (verb, names) = command.split_at(1);
             let topics = names.chars().map(|name| topic(&name.to_string()));
-            outstanding.push(&Command {
+            outstanding.push(&Request {
                 verb: match verb {
                     "+" => Verb::Subscribe,
                     _ => Verb::Unsubscribe,
@@ -144,7 +144,7 @@ mod tests {
     }
 
     fn refused(outstanding: &mut Outstanding) -> Option<Vec<Topic>> {
-        outstanding.refuse().map(|command| command.topics)
+        outstanding.refuse().map(|request| request.topics)
     }
 
     #[test]
@@ -152,7 +152,11 @@ mod tests {
         let mut outstanding = sent(&["+ab", "-c"]);
         let answer = |outstanding: &mut Outstanding, verb, name: &str| {
             let struck = outstanding.strike(verb, topic(name).as_str(), 1);
-            (struck, outstanding.settled(), outstanding.unanswered())
+            (
+                struck,
+                outstanding.answered_through(),
+                outstanding.unanswered(),
+            )
         };
         let in_turn = Some((true, 1));
         let (subscribe, unsubscribe) = (Verb::Subscribe, Verb::Unsubscribe);
@@ -172,7 +176,10 @@ mod tests {
         let mut outstanding = sent(&["+a", "+b", "+c"]);
         for name in ["b", "c"] {
             let struck = outstanding.strike(Verb::Subscribe, topic(name).as_str(), 1);
-            assert_eq!((struck, outstanding.settled()), (Some((false, 1)), 0));
+            assert_eq!(
+                (struck, outstanding.answered_through()),
+                (Some((false, 1)), 0)
+            );
         }
         assert_eq!(outstanding.unanswered(), 1);
         assert_eq!(

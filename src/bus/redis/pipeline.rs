@@ -177,7 +177,7 @@ mod tests {
     use tokio::io::DuplexStream;
 
     use super::*;
-    use crate::bus::topic::Namespace;
+    use crate::model::topic::Namespace;
 
     fn over(stream: DuplexStream) -> Pipeline {
         Pipeline {

@@ -16,7 +16,7 @@ const PATIENCE: u32 = 2;
 const RETRY: u32 = 5;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Verdict {
+pub(crate) enum Next {
     /// Publish a probe.
     Send,
     /// The connection is dead.
@@ -44,20 +44,20 @@ impl Probe {
         }
     }
 
-    pub(crate) fn poll(&mut self, now: Instant) -> Verdict {
+    pub(crate) fn poll(&mut self, now: Instant) -> Next {
         let due = match self.sent {
             Some(sent) => sent + self.interval / PATIENCE,
             None => self.next,
         };
         if now < due {
-            return Verdict::Wait(due);
+            return Next::Wait(due);
         }
         self.misses += u32::from(self.sent.is_some());
         if self.misses >= MISSES {
-            return Verdict::Lost;
+            return Next::Lost;
         }
         self.sent = Some(now);
-        Verdict::Send
+        Next::Send
     }
 
     /// It came back.
@@ -88,28 +88,28 @@ mod tests {
     fn a_dead_link_is_found_within_two_intervals() {
         let start = Instant::now();
         let mut probe = Probe::new(4 * S, start);
-        assert_eq!(probe.poll(start), Verdict::Send);
+        assert_eq!(probe.poll(start), Next::Send);
         probe.returned(start);
         // The link dies now.
-        assert_eq!(probe.poll(start), Verdict::Wait(start + 4 * S));
-        assert_eq!(probe.poll(start + 4 * S), Verdict::Send);
-        assert_eq!(probe.poll(start + 6 * S), Verdict::Send);
-        assert_eq!(probe.poll(start + 8 * S), Verdict::Lost);
+        assert_eq!(probe.poll(start), Next::Wait(start + 4 * S));
+        assert_eq!(probe.poll(start + 4 * S), Next::Send);
+        assert_eq!(probe.poll(start + 6 * S), Next::Send);
+        assert_eq!(probe.poll(start + 8 * S), Next::Lost);
     }
 
     #[test]
     fn a_late_probe_is_a_sign_of_life() {
         let start = Instant::now();
         let mut probe = Probe::new(4 * S, start);
-        assert_eq!(probe.poll(start), Verdict::Send);
-        assert_eq!(probe.poll(start + 2 * S), Verdict::Send);
+        assert_eq!(probe.poll(start), Next::Send);
+        assert_eq!(probe.poll(start + 2 * S), Next::Send);
         probe.returned(start + 3 * S);
-        assert_eq!(probe.poll(start + 4 * S), Verdict::Wait(start + 7 * S));
+        assert_eq!(probe.poll(start + 4 * S), Next::Wait(start + 7 * S));
         probe.hurry(start + 4 * S);
-        assert_eq!(probe.poll(start + 4 * S), Verdict::Send);
+        assert_eq!(probe.poll(start + 4 * S), Next::Send);
         assert_eq!(
             probe.poll(start + 6 * S),
-            Verdict::Send,
+            Next::Send,
             "the earlier miss is forgotten"
         );
     }
@@ -120,7 +120,7 @@ mod tests {
         let mut probe = Probe::new(5 * S, start);
         for n in 0..10 {
             let now = start + n * S;
-            assert_eq!(probe.poll(now), Verdict::Send);
+            assert_eq!(probe.poll(now), Next::Send);
             probe.unsent(now);
             probe.hurry(now);
             probe.unsent(now);

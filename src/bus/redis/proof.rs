@@ -18,7 +18,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::probe::{Probe, Verdict};
+use super::probe::{Next, Probe};
 use crate::bus::scope::Scope;
 use crate::bus::wire::{self, Action};
 use crate::model::id::NodeId;
@@ -65,9 +65,9 @@ impl Proof {
     pub(super) fn advance(&mut self, now: Instant) -> Option<Instant> {
         loop {
             match self.probe.poll(now) {
-                Verdict::Wait(until) => return Some(until),
-                Verdict::Lost => return None,
-                Verdict::Send => {
+                Next::Wait(until) => return Some(until),
+                Next::Lost => return None,
+                Next::Send => {
                     let probe = self.numbered();
                     self.out.push((probe.clone(), now));
                     self.due = Some(probe);

@@ -19,10 +19,11 @@ use tokio::task::coop::consume_budget;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use super::advice::Advice;
-use super::backlog::{BATCH, Backlog, KEPT, Publication, Published, Turn};
+use super::backlog::{BATCH, Backlog, KEPT, Turn, Waiter};
 use super::backoff::Backoff;
 use super::endpoint::OPENING;
 use super::pipeline::{Pipeline, Unusable};
+use super::publication::{Publication, Published};
 use super::queue::{Place, Queue, Queued};
 use super::topology::Topology;
 use crate::bus::scope::Size;
@@ -228,7 +229,7 @@ impl PublishQueue {
     fn take_over(&mut self, backlog: &mut Backlog) {
         self.queue.take(&mut self.arrived);
         for queued in self.arrived.drain(..) {
-            backlog.admit(queued.admitted(&self.queue));
+            backlog.admit(queued.admitted(&self.queue, Waiter::new));
         }
         if self.arrived.capacity() > KEPT {
             self.arrived = Vec::new();
@@ -296,7 +297,7 @@ mod tests {
 
     use super::*;
     use crate::bus::redis::endpoint::Endpoint;
-    use crate::bus::topic::Namespace;
+    use crate::model::topic::Namespace;
 
     /// An answer that is late for one is not for the other.
     #[tokio::test]

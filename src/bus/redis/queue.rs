@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
-use super::backlog::{Publication, Published, Waiter};
+use super::publication::{Publication, Published};
 use crate::model::error::PublishError;
 
 /// What may be queued, in units of [`UNIT`] bytes of payload; every publication takes at least one.
@@ -223,13 +223,17 @@ impl Queued {
         }
     }
 
-    /// With the room that it has taken.
-    pub(super) fn admitted(self, queue: &Arc<Queue>) -> (Publication, Waiter) {
+    /// With whoever `waits` for it, and the room that it has taken.
+    pub(super) fn admitted<W>(
+        self,
+        queue: &Arc<Queue>,
+        waits: impl FnOnce(Instant, oneshot::Sender<Published>, Room) -> W,
+    ) -> (Publication, W) {
         let room = Room {
             units: self.units,
             queue: queue.clone(),
         };
-        let waiter = Waiter::new(self.deadline, self.reply, room);
+        let waiter = waits(self.deadline, self.reply, room);
         (self.publication, waiter)
     }
 }
@@ -332,10 +336,12 @@ mod tests {
     }
 
     /// What the publisher takes over, by its channel, and its room.
-    fn taken(queue: &Arc<Queue>) -> (Vec<String>, Vec<Waiter>) {
+    fn taken(queue: &Arc<Queue>) -> (Vec<String>, Vec<Room>) {
         let mut arrived = Vec::new();
         queue.take(&mut arrived);
-        let admitted = arrived.into_iter().map(|queued| queued.admitted(queue));
+        let admitted = arrived
+            .into_iter()
+            .map(|queued| queued.admitted(queue, |_, _, room| room));
         let named = admitted.map(|(publication, waiter)| (publication.channels.concat(), waiter));
         named.unzip()
     }

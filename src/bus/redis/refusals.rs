@@ -5,6 +5,11 @@
 //! commands, ten round trips.) Whoever was refused is asked for again after a pause, which grows while nothing comes
 //! of it, and a few at a time, so that 50,000 that are refused for ever cost Redis no more than a hundred.
 //!
+//! That a topic is given up does not mean that it would be granted. So refusals are over at once where the last of them
+//! is granted, and else when nothing was refused for a while: a client that is refused and comes back again and again
+//! is one outage, and not one for everybody each time. Nor do those that only come and go put off for ever the gap
+//! that others may have to be told.
+//!
 //! ```text
 //!                   with others: in halves
 //!                  +----------------------+
@@ -15,14 +20,19 @@
 //! ```
 
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::backoff::pause;
-use crate::bus::topic::Topic;
+use crate::model::topic::Topic;
 
 /// Most that are asked for again at once.
 const AGAIN: usize = 100;
+/// For how long nothing must have been refused: longer than most clients wait before they come back.
+const QUIET: Duration = Duration::from_secs(10);
+/// With those that come and go it lasts no longer, when none of them is there.
+const LONGEST: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Default)]
 pub(super) struct Refusals {
@@ -34,6 +44,10 @@ pub(super) struct Refusals {
     /// How often in a row nobody was granted anything.
     failures: u32,
     again_at: Option<Instant>,
+    /// When the first was refused, until all is over.
+    since: Option<Instant>,
+    /// Nothing is refused now, which is over then.
+    over_at: Option<Instant>,
 }
 
 impl Refusals {
@@ -64,6 +78,9 @@ impl Refusals {
 
     /// Redis refused this one. Its place is needed to take it out again.
     pub(super) fn refuse(&mut self, topic: Topic, now: Instant) -> u64 {
+        self.end_quiet(now);
+        self.since.get_or_insert(now);
+        self.over_at = None;
         if self.again_at.is_none() {
             self.again_at = Some(now + pause(self.failures, 1.0));
         }
@@ -79,30 +96,51 @@ impl Refusals {
 
     /// Redis granted one after all: the others may be granted too.
     pub(super) fn grant(&mut self, place: u64, now: Instant) {
-        self.forget(place);
+        self.take(place);
         self.failures = 0;
         self.again_at = self.again_at.map(|_| now);
+        if self.refused.is_empty() {
+            self.since = None;
+        }
     }
 
     /// Nobody wants it any more.
-    pub(super) fn forget(&mut self, place: u64) {
+    pub(super) fn forget(&mut self, place: u64, now: Instant) {
+        self.take(place);
+        if let Some(since) = self.since
+            && self.refused.is_empty()
+        {
+            let longest = (since + LONGEST).max(now);
+            self.over_at = Some(longest.min(now + QUIET));
+        }
+    }
+
+    fn take(&mut self, place: u64) {
         self.refused.remove(&place);
         if self.refused.is_empty() {
             (self.failures, self.again_at) = (0, None);
         }
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.refused.is_empty()
+    fn end_quiet(&mut self, now: Instant) {
+        if self.over_at.is_some_and(|at| at <= now) {
+            (self.since, self.over_at) = (None, None);
+        }
     }
 
-    /// When somebody is to be asked for again.
-    pub(super) fn again_at(&self) -> Option<Instant> {
-        self.again_at
+    /// Whether something is refused, or was until a moment ago.
+    pub(super) fn stand(&self, now: Instant) -> bool {
+        !self.refused.is_empty() || self.over_at.is_some_and(|at| now < at)
+    }
+
+    /// When somebody is to be asked for again, or it is over.
+    pub(super) fn next_at(&self) -> Option<Instant> {
+        self.again_at.or(self.over_at)
     }
 
     /// Whom to ask for again now, each with its new place.
     pub(super) fn again(&mut self, now: Instant) -> Vec<(u64, Topic)> {
+        self.end_quiet(now);
         if self.again_at.is_none_or(|at| now < at) {
             return Vec::new();
         }
@@ -172,7 +210,7 @@ mod tests {
         }
         let (mut now, mut asked) = (start, Vec::new());
         for _ in 0..30 {
-            now = refusals.again_at().unwrap();
+            now = refusals.next_at().unwrap();
             let again = refusals.again(now);
             assert_eq!(again.len(), AGAIN);
             assert!(refusals.again(now).is_empty(), "once");
@@ -192,18 +230,59 @@ mod tests {
         }
         let mut now = start;
         for _ in 0..8 {
-            now = refusals.again_at().unwrap();
+            now = refusals.next_at().unwrap();
             refusals.again(now);
         }
-        assert!(refusals.again_at().unwrap() > now + Duration::from_secs(4));
+        assert!(refusals.next_at().unwrap() > now + Duration::from_secs(4));
         let (place, _) = refusals.refused.pop_first().unwrap();
         refusals.grant(place, now);
-        assert_eq!(refusals.again_at(), Some(now));
+        assert_eq!(refusals.next_at(), Some(now));
         assert_eq!(refusals.again(now).len(), AGAIN);
         for place in 0..refusals.next_place {
-            refusals.forget(place);
+            refusals.grant(place, now);
         }
-        assert!(refusals.is_empty());
-        assert_eq!(refusals.again_at(), None);
+        assert!(!refusals.stand(now), "at once");
+        assert_eq!(refusals.next_at(), None);
+    }
+
+    #[test]
+    fn what_is_given_up_is_over_when_nothing_was_refused_for_a_while() {
+        let mut refusals = Refusals::default();
+        let mut now = Instant::now();
+        for n in 0..3 {
+            let place = refusals.refuse(topic(n), now);
+            refusals.forget(place, now);
+            assert_eq!(refusals.next_at(), Some(now + QUIET));
+            now += QUIET - Duration::from_millis(1);
+            assert!(refusals.again(now).is_empty() && refusals.stand(now));
+        }
+        now += Duration::from_millis(1);
+        assert!(!refusals.stand(now));
+        assert!(refusals.again(now).is_empty());
+        assert_eq!(refusals.next_at(), None);
+    }
+
+    #[test]
+    fn those_that_come_and_go_put_the_end_off_for_a_minute_at_most() {
+        let mut refusals = Refusals::default();
+        let start = Instant::now();
+        let mut now = start;
+        let mut visit = |refusals: &mut Refusals, n| {
+            let place = refusals.refuse(topic(n), now);
+            now += QUIET / 2;
+            assert!(refusals.stand(now), "it is there");
+            refusals.forget(place, now);
+            now
+        };
+        for n in 0.. {
+            let left = visit(&mut refusals, n);
+            if !refusals.stand(left) {
+                assert_eq!(left, start + LONGEST);
+                break;
+            }
+        }
+        let left = visit(&mut refusals, 0);
+        assert!(refusals.stand(left), "another one begins");
+        assert_eq!(refusals.next_at(), Some(left + QUIET));
     }
 }

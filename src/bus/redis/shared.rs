@@ -7,7 +7,7 @@ use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
 use super::subscriptions::Subscriptions;
-use crate::bus::topic::Topic;
+use crate::model::topic::Topic;
 
 #[derive(Debug)]
 pub(super) struct SharedSubscriptions {

@@ -25,10 +25,10 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::outstanding::{Command, Outstanding, Verb};
+use super::outstanding::{Outstanding, Request, Verb};
 use super::refusals::Refusals;
 use crate::bus::Confirmation;
-use crate::bus::topic::Topic;
+use crate::model::topic::Topic;
 
 #[derive(Debug)]
 pub(super) struct Subscriptions {
@@ -171,13 +171,13 @@ impl Subscriptions {
         let entry = self.entries.entry(topic.clone()).or_default();
         entry.reasons += 1;
         if entry.is_confirmed() || entry.refused.is_some() {
-            return Confirmation::Ready;
+            return Confirmation::NotAwaited;
         }
         if connected && !entry.subscribed && !replace(&mut entry.queued, true) {
             self.changed.push_back(topic.clone());
         }
         if matches!(self.phase, Phase::Down | Phase::Restoring) {
-            return Confirmation::Ready;
+            return Confirmation::NotAwaited;
         }
         let (confirm, confirmed) = oneshot::channel();
         entry.waiting.push(confirm);
@@ -196,7 +196,7 @@ impl Subscriptions {
         let waiting = take(&mut entry.waiting);
         self.news.given_up.extend(waiting);
         if let Some(place) = entry.refused.take() {
-            self.refusals.forget(place);
+            self.refusals.forget(place, now);
         }
         if entry.subscribed {
             let end = now + self.linger;
@@ -207,14 +207,14 @@ impl Subscriptions {
     }
 
     /// What to write now, at most `limit` topics; empty when there is nothing to do.
-    pub(super) fn step(&mut self, now: Instant, limit: usize) -> Vec<Command> {
+    pub(super) fn step(&mut self, now: Instant, limit: usize) -> Vec<Request> {
         self.look_again(now);
-        let (mut commands, mut room) = (Vec::new(), limit);
+        let (mut requests, mut room) = (Vec::new(), limit);
         while let Some(group) = self.refusals.next_group(room) {
             room -= group.len();
             let wanted = |topic: &Topic| self.turn(topic, now).is_some();
             let group = group.into_iter().filter(wanted).collect();
-            self.send(Verb::Subscribe, group, &mut commands);
+            self.send(Verb::Subscribe, group, &mut requests);
         }
         let (mut subscribe, mut unsubscribe) = (Vec::new(), Vec::new());
         while subscribe.len() + unsubscribe.len() < room {
@@ -228,13 +228,13 @@ impl Subscriptions {
                 None => {}
             }
         }
-        self.send(Verb::Subscribe, subscribe, &mut commands);
-        self.send(Verb::Unsubscribe, unsubscribe, &mut commands);
+        self.send(Verb::Subscribe, subscribe, &mut requests);
+        self.send(Verb::Unsubscribe, unsubscribe, &mut requests);
         let is_sent = self.changed.is_empty() && self.restoring.is_empty();
         if self.is_connected() && is_sent && !self.refusals.has_groups() {
             self.mark_restored();
         }
-        commands
+        requests
     }
 
     /// Whose linger ended, and who was refused long enough ago, has its turn.
@@ -278,11 +278,11 @@ impl Subscriptions {
         })
     }
 
-    fn send(&mut self, verb: Verb, topics: Vec<Topic>, commands: &mut Vec<Command>) {
+    fn send(&mut self, verb: Verb, topics: Vec<Topic>, requests: &mut Vec<Request>) {
         if !topics.is_empty() {
-            let command = Command { verb, topics };
-            self.outstanding.push(&command);
-            commands.push(command);
+            let request = Request { verb, topics };
+            self.outstanding.push(&request);
+            requests.push(request);
         }
     }
 
@@ -291,7 +291,7 @@ impl Subscriptions {
     fn mark_restored(&mut self) {
         let sent = self.outstanding.sent();
         let restored_at = *self.restored_at.get_or_insert(sent);
-        if self.phase == Phase::Restoring && self.outstanding.settled() >= restored_at {
+        if self.phase == Phase::Restoring && self.outstanding.answered_through() >= restored_at {
             (self.phase, self.restored_at) = (Phase::Up, Some(sent));
         }
     }
@@ -304,7 +304,7 @@ impl Subscriptions {
     /// When [`step`](Self::step) has something to do without any other event.
     pub(super) fn next_expiry(&self) -> Option<Instant> {
         let linger = self.lingering.front().map(|(end, _)| *end);
-        linger.into_iter().chain(self.refusals.again_at()).min()
+        linger.into_iter().chain(self.refusals.next_at()).min()
     }
 
     /// Redis said that a topic is subscribed, or is not any longer.
@@ -349,14 +349,14 @@ impl Subscriptions {
             self.forget_if_unused(topic);
             return Answer::Stray;
         }
-        self.doubt();
+        self.confirm_anew();
         Answer::Ended
     }
 
     /// Redis refused a command: the first of which it has answered nothing.
     pub(super) fn refused(&mut self, now: Instant) -> Refusal {
         let was_restored = self.is_restored();
-        let Some(Command { verb, topics }) = self.outstanding.refuse() else {
+        let Some(Request { verb, topics }) = self.outstanding.refuse() else {
             return Refusal::Vital;
         };
         let alone = topics.len() == 1;
@@ -381,7 +381,7 @@ impl Subscriptions {
         }
         if !was_restored {
             // Among them may be some for whom nobody waited.
-            self.doubt();
+            self.confirm_anew();
         }
         unheard.retain(|topic| {
             let entry = self.entries.get_mut(topic);
@@ -428,7 +428,7 @@ impl Subscriptions {
     }
 
     /// Somebody waited too long and goes on unheard: all is to be confirmed once more.
-    pub(super) fn doubt(&mut self) {
+    pub(super) fn confirm_anew(&mut self) {
         if self.phase == Phase::Up {
             (self.phase, self.restored_at) = (Phase::Restoring, None);
         }
@@ -453,17 +453,17 @@ impl Subscriptions {
     }
 
     /// Whether everything for which nobody waited is confirmed, but for what is refused: since an outage, or since a
-    /// [`doubt`](Self::doubt).
+    /// [`confirm_anew`](Self::confirm_anew).
     pub(super) fn is_restored(&self) -> bool {
         self.phase == Phase::Up
             && self
                 .restored_at
-                .is_some_and(|sent| self.outstanding.settled() >= sent)
+                .is_some_and(|sent| self.outstanding.answered_through() >= sent)
     }
 
-    /// Whether somebody goes on unheard because Redis refuses a topic.
-    pub(super) fn has_refused(&self) -> bool {
-        !self.refusals.is_empty()
+    /// Whether somebody goes on unheard because Redis refuses a topic, or did until a moment ago.
+    pub(super) fn has_refused(&self, now: Instant) -> bool {
+        self.refusals.stand(now)
     }
 
     /// Whether this is one of those.
@@ -506,7 +506,7 @@ mod tests {
     }
 
     /// What is asked for, beside the own topic.
-    fn subscribed(commands: &[Command]) -> Vec<Topic> {
+    fn subscribed(commands: &[Request]) -> Vec<Topic> {
         let subscribe = commands
             .iter()
             .filter(|command| command.verb == Verb::Subscribe);
@@ -594,7 +594,7 @@ mod tests {
                 Event::Want(n) => {
                     self.wanted.push(n);
                     match self.table.want(&topic(n)) {
-                        Confirmation::Ready => self.unheard.push(n),
+                        Confirmation::NotAwaited => self.unheard.push(n),
                         Confirmation::Pending(confirmed) => self.waiting.push((n, confirmed)),
                     }
                 }
@@ -642,7 +642,7 @@ mod tests {
                 Event::Impatience if !self.waiting.is_empty() => {
                     let (n, mut confirmed) = self.waiting.remove(0);
                     if confirmed.try_recv().is_err() && self.wanted.contains(&n) {
-                        self.table.doubt();
+                        self.table.confirm_anew();
                         self.unheard.push(n);
                     }
                 }
@@ -752,7 +752,7 @@ mod tests {
         answer(&mut table, &topic(1), now);
         table.release(&topic(1), now);
         assert_eq!(table.step(now + LINGER / 2, 10), []);
-        assert!(matches!(table.want(&topic(1)), Confirmation::Ready));
+        assert!(matches!(table.want(&topic(1)), Confirmation::NotAwaited));
         assert_eq!(table.step(now + LINGER * 2, 10), []);
         assert_eq!(table.next_expiry(), None);
     }
@@ -769,7 +769,7 @@ mod tests {
         assert_eq!(table.step(end, 0), []);
         assert_eq!(table.next_expiry(), None);
         let (verb, topics) = (Verb::Unsubscribe, vec![topic(1)]);
-        assert_eq!(table.step(end, 10), [Command { verb, topics }]);
+        assert_eq!(table.step(end, 10), [Request { verb, topics }]);
     }
 
     #[test]
@@ -819,13 +819,13 @@ mod tests {
         greet(&mut table, now);
         assert_eq!(subscribed(&table.step(now, 100)).len(), 100);
         for n in [251, 252] {
-            assert!(matches!(table.want(&topic(n)), Confirmation::Ready));
+            assert!(matches!(table.want(&topic(n)), Confirmation::NotAwaited));
         }
         let step = subscribed(&table.step(now, 100));
         assert_eq!(step[..2], [topic(251), topic(252)]);
         assert_eq!(step.len(), 100, "the restore goes on");
         table.step(now, 100);
-        assert!(matches!(table.want(&topic(253)), Confirmation::Ready));
+        assert!(matches!(table.want(&topic(253)), Confirmation::NotAwaited));
         for n in 0..253 {
             answer(&mut table, &topic(n), now);
         }
@@ -846,9 +846,9 @@ mod tests {
         assert!(table.is_restored());
         let _ = table.want(&topic(1));
         assert!(table.is_restored(), "whoever waits is no reason");
-        table.doubt();
+        table.confirm_anew();
         assert!(!table.is_restored());
-        assert!(matches!(table.want(&topic(2)), Confirmation::Ready));
+        assert!(matches!(table.want(&topic(2)), Confirmation::NotAwaited));
         assert_eq!(subscribed(&table.step(now, 10)), [topic(1), topic(2)]);
         for n in [1, 2] {
             table.step(now, 10);
@@ -873,7 +873,7 @@ mod tests {
                 .try_recv()
                 .is_err_and(|e| e == oneshot::error::TryRecvError::Closed)
         );
-        assert!(matches!(table.want(&topic(2)), Confirmation::Ready));
+        assert!(matches!(table.want(&topic(2)), Confirmation::NotAwaited));
     }
 
     #[test]
@@ -899,7 +899,7 @@ mod tests {
         assert!(answer(&mut table, &topic(1), now));
         assert!(!answer(&mut table, &topic(3), now), "that of 2 was lost");
         assert!(table.is_confirmed(&topic(3)), "it is heard all the same");
-        table.doubt();
+        table.confirm_anew();
         table.step(now, 10);
         for later in [4, 5] {
             table.want(&topic(later));
@@ -917,7 +917,7 @@ mod tests {
     fn asked(table: &mut Subscriptions, now: Instant, topics: u8) -> Vec<oneshot::Receiver<()>> {
         let want = |n| match table.want(&topic(n)) {
             Confirmation::Pending(confirmed) => confirmed,
-            Confirmation::Ready => panic!("{n} is not heard yet"),
+            Confirmation::NotAwaited => panic!("{n} is not heard yet"),
         };
         let waiting = (0..topics).map(want).collect();
         let expected: Vec<Topic> = (0..topics).map(topic).collect();
@@ -956,18 +956,19 @@ mod tests {
         let told: Vec<_> = waiting.iter_mut().map(is_told).collect();
         assert_eq!(told, [true, true, true, false, true].map(Some));
         assert_eq!(refused.last(), Some(&Refusal::Topic(topic(3))));
-        assert!(table.is_restored() && table.has_refused());
+        assert!(table.is_restored() && table.has_refused(now));
         assert!(
-            matches!(table.want(&topic(3)), Confirmation::Ready),
+            matches!(table.want(&topic(3)), Confirmation::NotAwaited),
             "nobody waits for it"
         );
         assert_eq!(table.step(now, 100), [], "it is left alone for a while");
 
         let again = table.next_expiry().unwrap();
         assert_eq!(subscribed(&table.step(again, 100)), [topic(3)]);
-        assert!(table.has_refused(), "not yet");
+        assert!(table.has_refused(again), "not yet");
         answer(&mut table, &topic(3), again);
-        assert!(!table.has_refused() && table.is_restored() && table.is_confirmed(&topic(3)));
+        assert!(!table.has_refused(again) && table.is_restored());
+        assert!(table.is_confirmed(&topic(3)));
         assert_eq!(table.next_expiry(), None);
     }
 
@@ -977,7 +978,10 @@ mod tests {
         asked(&mut table, now, 1);
         assert_eq!(table.refused(now), Refusal::Topic(topic(0)));
         table.release(&topic(0), now);
-        assert!(!table.has_refused() && table.next_expiry().is_none());
+        let over = table.next_expiry().unwrap();
+        assert!(table.has_refused(now) && !table.has_refused(over));
+        table.step(over, 100);
+        assert_eq!(table.next_expiry(), None);
         asked(&mut table, now, 1);
         table.release(&topic(0), now);
         assert_eq!(table.refused(now), Refusal::Undecided, "nobody is there");
@@ -1028,7 +1032,7 @@ mod tests {
             answer(&mut table, topic, now);
         }
         table.step(now, 100);
-        assert!(table.is_restored() && !table.has_refused());
+        assert!(table.is_restored() && !table.has_refused(now));
     }
 
     /// An error behind half an answer is not for the rest of it.

@@ -1,7 +1,7 @@
 //! Where the primary is, for everything that talks to it, and whether what is open still leads there.
 //!
 //! Every connection is opened by [`Endpoint::connect`] to what [`primary`](Topology::primary) says: the one that
-//! listens, the one that publishes, and those for questions and slots. Today that is one address, whose name or proxy
+//! listens, the one that publishes, and those for questions and seats. Today that is one address, whose name or proxy
 //! may lead elsewhere at any time; a sentinel's answer, or the owner of a topic's part in a cluster, would be told
 //! here as well, and to the link as an end. What is said on a link and what a reply means is no concern of it.
 
@@ -21,7 +21,7 @@ pub(super) struct Topology {
     primary: Arc<Endpoint>,
     /// Raised whenever everything that is open may be on another server than what is opened next.
     generation: AtomicU64,
-    doubted: Notify,
+    probe_asked: Notify,
 }
 
 impl Topology {
@@ -30,7 +30,7 @@ impl Topology {
         Self {
             primary,
             generation: AtomicU64::new(0),
-            doubted: Notify::new(),
+            probe_asked: Notify::new(),
         }
     }
 
@@ -38,18 +38,18 @@ impl Topology {
     /// after.
     pub(super) async fn connect(&self) -> io::Result<Pin<Box<dyn Stream>>> {
         let stream = self.primary.connect().await?;
-        self.doubt();
+        self.probe_now();
         Ok(stream)
     }
 
     /// Something failed, or may lead elsewhere: whether the bus works at all is to be found out soon.
-    pub(super) fn doubt(&self) {
-        self.doubted.notify_one();
+    pub(super) fn probe_now(&self) {
+        self.probe_asked.notify_one();
     }
 
-    /// Resolves after a [`doubt`](Self::doubt).
-    pub(super) fn doubted(&self) -> Notified<'_> {
-        self.doubted.notified()
+    /// Resolves after a [`probe_now`](Self::probe_now).
+    pub(super) fn probe_asked(&self) -> Notified<'_> {
+        self.probe_asked.notified()
     }
 
     /// What to connect to.

@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::config::CLOSING;
+use crate::local::CLOSING;
 use crate::local::heartbeat::discounted;
 use crate::model::close::Close;
 

@@ -48,7 +48,7 @@ use self::inbox::Inbox;
 pub(crate) use self::outcome::{Flushed, Pushed, Swept};
 pub(crate) use self::sender::Sender;
 pub(crate) use self::sweep::SweepEnd;
-pub(crate) use self::task::Driver;
+pub(crate) use self::task::{Driver, Registered};
 use crate::local::expiry::Expiry;
 use crate::model::close::Close;
 use crate::model::id::{SocketId, UserId};

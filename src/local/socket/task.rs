@@ -30,7 +30,6 @@ use tokio::time::Instant;
 use super::DriverEnd;
 use super::outcome::Stage;
 use crate::model::close::{Close, reason};
-use crate::node::Registration;
 use crate::quota::{Inbound, InboundLimit};
 use crate::ws::frame::{Decoder, Frame, Heard, Violation};
 use crate::ws::{Io, Opened};
@@ -39,16 +38,22 @@ use crate::ws::{Io, Opened};
 /// is to be polled [`unconstrained`](tokio::task::unconstrained): a handler in the same task may use up
 /// tokio's budget every time, and would leave it none to read with.
 #[derive(Debug)]
-pub(crate) struct Driver {
+pub(crate) struct Driver<R: Registered> {
     io: Io,
-    socket: Driven,
+    socket: Driven<R>,
+}
+
+/// What makes a socket reachable, until it is dropped at the latest.
+pub(crate) trait Registered {
+    /// Unreachable from now on; this is how it ended. Does nothing the second time.
+    fn unregister(&mut self, close: &Close);
 }
 
 /// What a driver has beside the stream; whatever happens to it, this is how its socket ends.
 #[derive(Debug)]
-struct Driven {
+struct Driven<R: Registered> {
     end: DriverEnd,
-    registration: Registration,
+    registration: R,
     decoder: Decoder,
     state: State,
     /// The handler does not read.
@@ -78,11 +83,11 @@ impl State {
     }
 }
 
-impl Driver {
+impl<R: Registered> Driver<R> {
     pub(crate) fn new(
         opened: Opened,
         end: DriverEnd,
-        registration: Registration,
+        registration: R,
         max_message_size: usize,
         inbound: Option<InboundLimit>,
     ) -> Self {
@@ -177,7 +182,7 @@ impl Driver {
     }
 }
 
-impl Future for Driver {
+impl<R: Registered + Unpin> Future for Driver<R> {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
@@ -190,7 +195,7 @@ impl Future for Driver {
     }
 }
 
-impl Driven {
+impl<R: Registered> Driven<R> {
     /// Somebody may have ended the socket: the handler, a kick, a drain, a full outbox, the sweeper.
     fn notice_the_end(&mut self) {
         match self.end.stage() {
@@ -271,11 +276,10 @@ impl Driven {
             _ => true,
         };
         if !taken {
+            let (socket, user) = (self.end.id(), self.end.user().as_str());
+            tracing::debug!(%socket, user, "closed with 1008: the client sent more than `inbound_limit` allows; raise it if \
+                an honest one does so too");
             self.answer(reason::TOO_MUCH);
-            // Another end may have come first.
-            if self.end.close_reason() == Some(reason::TOO_MUCH) {
-                self.registration.count_too_much(self.end.user());
-            }
         }
         taken
     }
@@ -303,7 +307,7 @@ impl Driven {
     }
 }
 
-impl Drop for Driven {
+impl<R: Registered> Drop for Driven<R> {
     fn drop(&mut self) {
         self.end.abandon(reason::DROPPED);
         self.unregister();

@@ -15,7 +15,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use super::outcome::{Collected, Stage};
 use super::*;
-use crate::config::CLOSING;
+use crate::local::CLOSING;
 use crate::local::expiry::Clock;
 use crate::local::heartbeat::HeartbeatTimes;
 use crate::model::close::reason;

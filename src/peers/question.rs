@@ -9,15 +9,15 @@ use smallvec::smallvec;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use super::Node;
+use super::Peers;
+use super::gather::{Answers, Gathering};
 use crate::bus::Published;
 use crate::bus::control::{Ask, Control};
 use crate::bus::scope::{Scope, Selection};
-use crate::bus::topic::{Topic, TopicKind};
 use crate::bus::wire::{Action, MAX_ENVELOPE};
 use crate::model::error::PublishError;
 use crate::model::id::NodeId;
-use crate::peers::gather::{Answers, Gathering};
+use crate::model::topic::{Topic, TopicKind};
 
 /// A healthy cluster has answered long before: who has not is asked by name, again and again.
 const FOLLOW_UP: Duration = Duration::from_millis(100);
@@ -48,7 +48,7 @@ impl Question {
 
 /// A question that is published, or about to be. Forgotten however the asker ends.
 struct Open {
-    node: Arc<Node>,
+    node: Arc<Peers>,
     id: u64,
     question: Arc<Question>,
     deadline: Instant,
@@ -71,7 +71,7 @@ impl Drop for Open {
     }
 }
 
-impl Node {
+impl Peers {
     pub(super) async fn ask(
         self: &Arc<Self>,
         selection: &Selection,
@@ -104,12 +104,12 @@ impl Node {
         let open = Open {
             node: self.clone(),
             id,
-            deadline: question.asked_at + self.config.publish_timeout,
+            deadline: question.asked_at + self.settings.publish_timeout,
             question,
         };
         let size = selection.size();
         let (kind, is_census) = (carrier.kind(), carrier == Topic::nodes());
-        let publishing = self.bus.publish(smallvec![carrier], envelope, size);
+        let publishing = self.home.bus.publish(smallvec![carrier], envelope, size);
         let census = (!is_census).then(|| {
             let probe = self.uplink.write(None, &Scope::default(), &Action::Probe);
             self.uplink.say(Topic::nodes(), probe)
@@ -138,8 +138,8 @@ impl Asked {
         let (published, census) = join(publishing, census).await;
         let published = published?;
         let (known, all_hear) = {
-            let members = open.node.members.lock();
-            (members.len(), members.hear(kind))
+            let nodes = open.node.nodes.lock();
+            (nodes.len(), nodes.hear(kind))
         };
         let present = match census.unwrap_or(Ok(published)) {
             // We are among those that are counted, or not: who has just come back does not know.
@@ -155,7 +155,7 @@ impl Asked {
         });
         let _ = timeout_at(open.deadline, open.wait()).await;
         let mut gathering = std::mem::take(&mut *open.question.gathering.lock());
-        gathering.end(open.node.members.lock().ids());
+        gathering.end(open.node.nodes.lock().ids());
         Ok(gathering.into_answers())
     }
 }
@@ -163,7 +163,7 @@ impl Asked {
 impl Open {
     /// Whether this node has heard everything since before it asked.
     fn hears(&self) -> bool {
-        let hearing = self.node.hearing();
+        let hearing = self.node.home.reception.hearing();
         hearing.is_some_and(|(since, _)| since <= self.question.asked_at)
     }
 
@@ -191,7 +191,7 @@ impl Open {
 
     /// Asks everybody who has not answered whether there is something to wait for.
     async fn follow_up(&self) {
-        let known: Vec<NodeId> = self.node.members.lock().ids().collect();
+        let known: Vec<NodeId> = self.node.nodes.lock().ids().collect();
         let silent = self.question.gathering.lock().follow_up(known);
         let (uplink, id) = (&self.node.uplink, self.id);
         let ping = uplink.write_word(&Scope::default(), id, &Control::Ping { id });

@@ -1,10 +1,10 @@
-//! Slots over Redis: decided there by one script, kept true by one task, and by the node's own count
+//! Seats over Redis: decided there by one script, kept true by one task, and by the node's own count
 //! while Redis does not answer.
 
-mod book;
-mod keeper;
+mod ledger;
 mod missing;
 mod script;
+mod writer;
 
 use std::sync::{OnceLock, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -15,54 +15,53 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
-use self::book::Book;
-pub(super) use self::keeper::Keeper;
+use self::ledger::Ledger;
+pub(super) use self::writer::Writer;
 use crate::bus::Listener;
-use crate::bus::topic::Topic;
 use crate::model::id::NodeId;
-use crate::quota::SlotLimit;
-use crate::quota::{Claim, Slots};
+use crate::model::topic::Topic;
+use crate::quota::{Decision, SeatLimit, Seats};
 
-/// The slots of this node's sockets, shared by those who claim and the task that keeps Redis informed.
+/// The seats of this node's sockets, shared by those who claim and the task that keeps Redis informed.
 #[derive(Debug)]
-pub(super) struct SlotTable {
-    book: Mutex<Book>,
+pub(super) struct SharedLedger {
+    ledger: Mutex<Ledger>,
     changed: Notify,
-    doubted: Notify,
+    unverified: Notify,
     listener: OnceLock<Weak<dyn Listener>>,
-    limit: SlotLimit,
+    limit: SeatLimit,
     /// The longest wait for Redis.
     deadline: Duration,
 }
 
-impl SlotTable {
-    pub(super) fn new(node: NodeId, limit: SlotLimit, deadline: Duration) -> Self {
+impl SharedLedger {
+    pub(super) fn new(node: NodeId, limit: SeatLimit, deadline: Duration) -> Self {
         Self {
-            book: Mutex::new(Book::new(node, limit)),
+            ledger: Mutex::new(Ledger::new(node, limit)),
             changed: Notify::new(),
-            doubted: Notify::new(),
+            unverified: Notify::new(),
             listener: OnceLock::new(),
             limit,
             deadline,
         }
     }
 
-    /// Sockets that lose their slot are told to it.
+    /// Sockets that lose their seat are told to it.
     pub(super) fn start(&self, listener: Weak<dyn Listener>) {
         // Set once: a bus starts once.
         let _ = self.listener.set(listener);
     }
 
-    /// Redis is reached anew and may have forgotten the slots: find out now.
-    pub(super) fn doubt(&self) {
-        self.doubted.notify_one();
+    /// Redis is reached anew and may have forgotten the seats: find out now.
+    pub(super) fn verify(&self) {
+        self.unverified.notify_one();
     }
 
-    fn change<T>(&self, change: impl FnOnce(&mut Book) -> T) -> T {
-        let mut book = self.book.lock();
-        let changed = change(&mut book);
-        let news = book.take_news();
-        drop(book);
+    fn change<T>(&self, change: impl FnOnce(&mut Ledger) -> T) -> T {
+        let mut ledger = self.ledger.lock();
+        let changed = change(&mut ledger);
+        let news = ledger.take_news();
+        drop(ledger);
         if let Some(listener) = self.listener.get().and_then(Weak::upgrade) {
             news.lost
                 .iter()
@@ -73,39 +72,39 @@ impl SlotTable {
     }
 }
 
-impl Slots for SlotTable {
-    fn claim(&self, user: &Topic, number: u64) -> BoxFuture<'_, Claim> {
+impl Seats for SharedLedger {
+    fn claim(&self, user: &Topic, number: u64) -> BoxFuture<'_, Decision> {
         let user = user.clone();
-        let mut answer = self.change(|book| book.claim(&user, number, now()));
+        let mut answer = self.change(|ledger| ledger.claim(&user, number, now()));
         self.changed.notify_one();
         async move {
-            if let Ok(Ok(claim)) = timeout(self.deadline, &mut answer).await {
-                return claim;
+            if let Ok(Ok(decision)) = timeout(self.deadline, &mut answer).await {
+                return decision;
             }
-            self.change(|book| book.settle(&user, number, now()));
-            // Settled just now, or answered in the last moment.
-            let claim = answer.try_recv().unwrap_or(Claim {
+            self.change(|ledger| ledger.decide_here(&user, number, now()));
+            // Decided just now, or answered in the last moment.
+            let decision = answer.try_recv().unwrap_or(Decision {
                 granted: None,
                 checked: false,
             });
-            if claim.granted.is_none() && !claim.checked {
+            if decision.granted.is_none() && !decision.checked {
                 tracing::debug!(
                     user = user.as_str(),
                     "refused: redis did not count the user's sockets in time; does it evict keys (maxmemory-policy)?"
                 );
             }
-            claim
+            decision
         }
         .boxed()
     }
 
     fn release(&self, user: &Topic, number: u64) {
-        self.change(|book| book.release(user, number));
+        self.change(|ledger| ledger.release(user, number));
         self.changed.notify_one();
     }
 
     fn holds(&self, user: &Topic, number: u64) -> bool {
-        self.book.lock().holds(user, number)
+        self.ledger.lock().holds(user, number)
     }
 }
 
@@ -123,15 +122,15 @@ mod tests {
     use super::*;
     use crate::quota::OverLimit;
 
-    /// Notes at every wake whether the book is free.
+    /// Notes at every wake whether the ledger is free.
     struct Woken {
-        table: Arc<SlotTable>,
+        seats: Arc<SharedLedger>,
         free: Mutex<Vec<bool>>,
     }
 
     impl Wake for Woken {
         fn wake(self: Arc<Self>) {
-            let free = self.table.book.try_lock().is_some();
+            let free = self.seats.ledger.try_lock().is_some();
             self.free.lock().push(free);
         }
     }
@@ -139,15 +138,19 @@ mod tests {
     #[tokio::test]
     async fn nobody_is_woken_under_the_lock() {
         let (sockets, over) = (1, OverLimit::Refuse);
-        let limit = SlotLimit { sockets, over };
-        let table = Arc::new(SlotTable::new(NodeId(1), limit, Duration::from_secs(3600)));
+        let limit = SeatLimit { sockets, over };
+        let seats = Arc::new(SharedLedger::new(
+            NodeId(1),
+            limit,
+            Duration::from_secs(3600),
+        ));
         let woken = Arc::new(Woken {
-            table: table.clone(),
+            seats: seats.clone(),
             free: Mutex::default(),
         });
         let user = Topic::room("1").unwrap();
         let waker = Waker::from(woken.clone());
-        let mut claims = [1, 2].map(|number| table.claim(&user, number));
+        let mut claims = [1, 2].map(|number| seats.claim(&user, number));
         for claim in &mut claims {
             assert!(
                 claim
@@ -156,8 +159,8 @@ mod tests {
                     .is_pending()
             );
         }
-        table.release(&user, 2);
-        table.change(|book| book.outage(0));
+        seats.release(&user, 2);
+        seats.change(|ledger| ledger.outage(0));
         assert_eq!(*woken.free.lock(), [true, true]);
     }
 }

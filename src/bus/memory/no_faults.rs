@@ -3,8 +3,8 @@
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::Published;
-use super::memory::Parcel;
+use super::Parcel;
+use crate::bus::Published;
 use crate::model::error::PublishError;
 use crate::model::id::NodeId;
 

@@ -1,4 +1,4 @@
-//! Connections for questions, pooled by bb8, and for slots. Every exchange asks for the role first, and all of
+//! Connections for questions, pooled by bb8, and for seats. Every exchange asks for the role first, and all of
 //! them follow the bus: none outlives a change of the primary.
 
 use std::io;
@@ -22,11 +22,11 @@ use super::words;
 /// Channels in one command: Redis serves nobody else meanwhile.
 const BATCH: usize = 1000;
 
-/// How links are made.
+/// How connections are made.
 #[derive(Debug, Clone)]
-pub(crate) struct Links {
+pub(crate) struct Connector {
     topology: Arc<Topology>,
-    /// The longest wait for an answer; a link that is opened has longer.
+    /// The longest wait for an answer; a connection that is opened has longer.
     deadline: Duration,
     /// Why the last attempt to open one failed.
     failure: Arc<Mutex<Option<Arc<str>>>>,
@@ -34,8 +34,8 @@ pub(crate) struct Links {
 
 /// A connection that knows when it is dead; bb8-redis' own manager never does.
 #[derive(Debug)]
-pub(crate) struct Link {
-    connection: MultiplexedConnection,
+pub(crate) struct Connection {
+    multiplexed: MultiplexedConnection,
     topology: Arc<Topology>,
     /// That of the topology when this was opened.
     generation: u64,
@@ -62,7 +62,7 @@ impl Commands {
     }
 }
 
-impl Links {
+impl Connector {
     pub(crate) fn new(topology: Arc<Topology>, deadline: Duration) -> Self {
         Self {
             topology,
@@ -71,17 +71,17 @@ impl Links {
         }
     }
 
-    /// Why there is no link, in the words of whoever refused it.
+    /// Why there is no connection, in the words of whoever refused it.
     pub(super) fn failure(&self) -> Option<Arc<str>> {
         self.failure.lock().clone()
     }
 
-    async fn open(&self) -> Result<Link, RedisError> {
+    async fn open(&self) -> Result<Connection, RedisError> {
         let generation = self.topology.generation();
         let stream = self.topology.connect().await?;
         let config = AsyncConnectionConfig::new().set_response_timeout(Some(self.deadline));
         let login = self.topology.primary().login();
-        let (connection, driver) =
+        let (multiplexed, driver) =
             MultiplexedConnection::new_with_config(login, stream, config).await?;
         let dead = Arc::new(AtomicBool::new(false));
         let ended = Ended(dead.clone());
@@ -89,8 +89,8 @@ impl Links {
             let _ended = ended;
             driver.await;
         });
-        Ok(Link {
-            connection,
+        Ok(Connection {
+            multiplexed,
             topology: self.topology.clone(),
             generation,
             dead,
@@ -101,7 +101,7 @@ impl Links {
     }
 }
 
-/// Says that a link is dead however its driver ends, with its runtime too.
+/// Says that a connection is dead however its driver ends, with its runtime too.
 struct Ended(Arc<AtomicBool>);
 
 impl Drop for Ended {
@@ -110,12 +110,12 @@ impl Drop for Ended {
     }
 }
 
-impl ManageConnection for Links {
-    type Connection = Link;
+impl ManageConnection for Connector {
+    type Connection = Connection;
     type Error = RedisError;
 
-    /// Has a deadline of its own, and goes on when whoever asked for a link gives up: the next one finds it.
-    async fn connect(&self) -> Result<Link, RedisError> {
+    /// Has a deadline of its own, and goes on when whoever asked for a connection gives up: the next one finds it.
+    async fn connect(&self) -> Result<Connection, RedisError> {
         let late = || {
             io::Error::new(
                 io::ErrorKind::TimedOut,
@@ -128,19 +128,19 @@ impl ManageConnection for Links {
         opened
     }
 
-    async fn is_valid(&self, link: &mut Link) -> Result<(), RedisError> {
-        if link.is_dead() {
+    async fn is_valid(&self, connection: &mut Connection) -> Result<(), RedisError> {
+        if connection.is_dead() {
             return Err(io::Error::from(io::ErrorKind::NotConnected).into());
         }
         Ok(())
     }
 
-    fn has_broken(&self, link: &mut Link) -> bool {
-        link.is_dead()
+    fn has_broken(&self, connection: &mut Connection) -> bool {
+        connection.is_dead()
     }
 }
 
-impl Link {
+impl Connection {
     pub(super) fn is_dead(&self) -> bool {
         self.dead.load(Ordering::Acquire)
             || self.generation != self.topology.generation()
@@ -167,13 +167,13 @@ impl Link {
     }
 
     /// Runs commands; each has an answer of its own. Fails whole if this is a replica. Whatever shows that the
-    /// primary is elsewhere makes this link and all of its generation dead.
+    /// primary is elsewhere makes this connection and all of its generation dead.
     pub(crate) async fn run(
         &mut self,
         commands: &Commands,
     ) -> RedisResult<Vec<RedisResult<Value>>> {
         self.owes_since.get_or_insert_with(Instant::now);
-        let answers = commands.0.query_async(&mut self.connection).await;
+        let answers = commands.0.query_async(&mut self.multiplexed).await;
         self.owes_since = None;
         let answers = answers.and_then(of_primary);
         match &answers {
@@ -198,7 +198,7 @@ impl Link {
     }
 }
 
-impl Drop for Link {
+impl Drop for Connection {
     fn drop(&mut self) {
         self.driver.abort();
     }
@@ -249,48 +249,51 @@ mod tests {
         Arc::new(Topology::single(Arc::new(endpoint)))
     }
 
-    async fn hello(link: &mut Link) -> RedisResult<Vec<RedisResult<Value>>> {
-        link.run(&Commands::new()).await
+    async fn hello(connection: &mut Connection) -> RedisResult<Vec<RedisResult<Value>>> {
+        connection.run(&Commands::new()).await
     }
 
     #[tokio::test]
-    async fn links_follow_the_bus_and_one_another() {
+    async fn connections_follow_the_bus_and_one_another() {
         let server = RedisServer::start();
         let topology = topology(&server);
-        let links = Links::new(topology.clone(), Duration::from_secs(20));
-        let mut old = links.connect().await.unwrap();
+        let connector = Connector::new(topology.clone(), Duration::from_secs(20));
+        let mut old = connector.connect().await.unwrap();
         hello(&mut old).await.unwrap();
         assert!(!old.is_dead(), "control");
         topology.moved();
         assert!(old.is_dead(), "the bus has a newer connection");
 
         let mut pair = [
-            links.connect().await.unwrap(),
-            links.connect().await.unwrap(),
+            connector.connect().await.unwrap(),
+            connector.connect().await.unwrap(),
         ];
-        assert!(pair.iter().all(|link| !link.is_dead()), "control");
+        assert!(
+            pair.iter().all(|connection| !connection.is_dead()),
+            "control"
+        );
         assert_eq!(server.cli(&["REPLICAOF", "127.0.0.1", "1"]), "OK");
         let error = hello(&mut pair[0]).await.unwrap_err();
         assert_eq!(words(&error), REPLICA);
         assert!(
-            pair.iter().all(Link::is_dead),
+            pair.iter().all(Connection::is_dead),
             "what one met, the other would meet"
         );
-        // The others are told once, not by every link that was left.
-        let fresh = links.connect().await.unwrap();
+        // The others are told once, not by every connection that was left.
+        let fresh = connector.connect().await.unwrap();
         hello(&mut pair[1]).await.unwrap_err();
         assert!(!fresh.is_dead());
     }
 
     /// With the runtime of whoever asked first, its driver is gone.
     #[test]
-    fn a_link_whose_runtime_ended_is_dead() {
+    fn a_connection_whose_runtime_ended_is_dead() {
         let server = RedisServer::start();
-        let links = Links::new(topology(&server), Duration::from_secs(20));
+        let connector = Connector::new(topology(&server), Duration::from_secs(20));
         let runtime = tokio::runtime::Runtime::new().unwrap();
-        let link = runtime.block_on(links.connect()).unwrap();
-        assert!(!link.is_dead(), "control");
+        let connection = runtime.block_on(connector.connect()).unwrap();
+        assert!(!connection.is_dead(), "control");
         drop(runtime);
-        assert!(link.is_dead());
+        assert!(connection.is_dead());
     }
 }

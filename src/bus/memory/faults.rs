@@ -8,8 +8,8 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 
-use super::Published;
-use super::memory::{Hub, Parcel};
+use super::{Hub, Parcel};
+use crate::bus::Published;
 use crate::bus::outage::LinkId;
 use crate::model::error::PublishError;
 use crate::model::id::NodeId;

@@ -1,4 +1,4 @@
-//! What a node knows of its slots, and what it has to tell Redis: rules without I/O.
+//! What a node knows of its seats, and what it has to tell Redis: rules without I/O.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt::Write;
@@ -7,21 +7,20 @@ use indexmap::IndexSet;
 use smallvec::SmallVec;
 use tokio::sync::oneshot;
 
-use crate::bus::topic::Topic;
 use crate::model::id::{NodeId, SocketId};
-use crate::quota::Claim;
-use crate::quota::SlotLimit;
+use crate::model::topic::Topic;
+use crate::quota::{Decision, SeatLimit};
 
 /// Most users written in one command: 1,000 take Redis about a millisecond.
 const WRITES: usize = 1000;
 /// Most claims in one pipeline.
 const CLAIMS: usize = 256;
-/// Most claims that wait for Redis; a further one is settled here.
+/// Most claims that wait for Redis; a further one is decided here.
 const QUEUE: usize = 64 * 1024;
 /// Users remembered for Redis during an outage; with more, all is written anew.
 const REMEMBERED: usize = 64 * 1024;
 
-/// Users and their slots as they are written.
+/// Users and their seats as they are written.
 pub(super) type Writes = Vec<(Topic, String)>;
 
 /// What Redis says to a claim.
@@ -35,7 +34,7 @@ pub(super) enum Verdict {
     },
     /// By those that are known, so that it holds whoever is missing.
     Refused { whole: bool },
-    /// Not decided: Redis has lost the slots of these nodes. And its time, in milliseconds.
+    /// Not decided: Redis has lost the seats of these nodes. And its time, in milliseconds.
     Missing { nodes: Vec<String>, millis: u64 },
 }
 
@@ -59,11 +58,11 @@ impl Batch {
 }
 
 #[derive(Debug)]
-pub(super) struct Book {
+pub(super) struct Ledger {
     node: NodeId,
-    limit: SlotLimit,
+    limit: SeatLimit,
     stage: Stage,
-    users: HashMap<Topic, SmallVec<[Entry; 1]>>,
+    users: HashMap<Topic, SmallVec<[Seat; 1]>>,
     /// Users of whom Redis may know something else.
     dirty: IndexSet<Topic>,
     /// Redis has to forget all it knows of this node.
@@ -80,19 +79,19 @@ pub(super) struct Book {
 #[derive(Debug, Default)]
 #[must_use = "sockets wait for it"]
 pub(super) struct News {
-    /// Sockets of this node that lost their slot.
+    /// Sockets of this node that lost their seat.
     pub(super) lost: Vec<u64>,
-    answers: Vec<(oneshot::Sender<Claim>, Claim)>,
+    answers: Vec<(oneshot::Sender<Decision>, Decision)>,
     /// Nobody wants an answer any more.
-    dropped: Vec<oneshot::Sender<Claim>>,
+    dropped: Vec<oneshot::Sender<Decision>>,
 }
 
 impl News {
     /// Answers the claims.
     pub(super) fn answer(self) {
-        for (reply, claim) in self.answers {
+        for (reply, decision) in self.answers {
             // Fails only when the socket is gone; its release follows.
-            let _ = reply.send(claim);
+            let _ = reply.send(decision);
         }
     }
 }
@@ -109,30 +108,30 @@ enum Stage {
 }
 
 #[derive(Debug)]
-struct Entry {
+struct Seat {
     number: u64,
-    standing: Standing,
+    state: SeatState,
 }
 
 #[derive(Debug)]
-enum Standing {
-    Waiting(oneshot::Sender<Claim>),
+enum SeatState {
+    Waiting(oneshot::Sender<Decision>),
     /// Since when, in microseconds: by Redis' clock, or in an outage by this machine's.
     Held(u64),
     Lost,
 }
 
-impl Entry {
+impl Seat {
     fn held_since(&self) -> Option<u64> {
-        match self.standing {
-            Standing::Held(since) => Some(since),
-            Standing::Waiting(_) | Standing::Lost => None,
+        match self.state {
+            SeatState::Held(since) => Some(since),
+            SeatState::Waiting(_) | SeatState::Lost => None,
         }
     }
 }
 
-impl Book {
-    pub(super) fn new(node: NodeId, limit: SlotLimit) -> Self {
+impl Ledger {
+    pub(super) fn new(node: NodeId, limit: SeatLimit) -> Self {
         Self {
             node,
             limit,
@@ -149,19 +148,19 @@ impl Book {
 
     // For sockets ----------------------------------------------------------------------------------
 
-    /// Asks for a slot. In an outage the answer is there at once.
+    /// Asks for a seat. In an outage the answer is there at once.
     pub(super) fn claim(
         &mut self,
         user: &Topic,
         number: u64,
         now: u64,
-    ) -> oneshot::Receiver<Claim> {
+    ) -> oneshot::Receiver<Decision> {
         let (reply, answer) = oneshot::channel();
-        let standing = Standing::Waiting(reply);
-        let entries = self.users.entry(user.clone()).or_default();
-        entries.push(Entry { number, standing });
+        let state = SeatState::Waiting(reply);
+        let seats = self.users.entry(user.clone()).or_default();
+        seats.push(Seat { number, state });
         if self.stage == Stage::Outage || self.queue.len() >= QUEUE {
-            self.settle(user, number, now);
+            self.decide_here(user, number, now);
         } else {
             self.queue.push_back((user.clone(), number));
         }
@@ -170,16 +169,16 @@ impl Book {
 
     /// Answers a claim that Redis has not answered, by the sockets of this node. Not where Redis answers others:
     /// then it is refused.
-    pub(super) fn settle(&mut self, user: &Topic, number: u64, now: u64) {
+    pub(super) fn decide_here(&mut self, user: &Topic, number: u64, now: u64) {
         let Some(reply) = self.take_waiting(user, number) else {
             return;
         };
         // Redis may have granted it all the same.
         self.mark(user);
         let mut held: Vec<(u64, u64)> = self
-            .entries(user)
+            .seats(user)
             .iter()
-            .filter_map(|entry| Some((entry.held_since()?, entry.number)))
+            .filter_map(|seat| Some((seat.held_since()?, seat.number)))
             .collect();
         held.sort_unstable();
         let room = match self.stage {
@@ -193,28 +192,30 @@ impl Book {
             self.hold(user, number, now);
         }
         let (granted, checked) = (room.map(|_| Vec::new()), false);
-        self.news.answers.push((reply, Claim { granted, checked }));
+        self.news
+            .answers
+            .push((reply, Decision { granted, checked }));
     }
 
     pub(super) fn release(&mut self, user: &Topic, number: u64) {
         match self.remove(user, number) {
-            Some(Standing::Waiting(reply)) => self.news.dropped.push(reply),
-            Some(Standing::Held(_) | Standing::Lost) => self.mark(user),
+            Some(SeatState::Waiting(reply)) => self.news.dropped.push(reply),
+            Some(SeatState::Held(_) | SeatState::Lost) => self.mark(user),
             None => {}
         }
     }
 
     pub(super) fn holds(&self, user: &Topic, number: u64) -> bool {
-        let entry = self.entries(user).iter().find(|e| e.number == number);
-        entry.is_some_and(|entry| entry.held_since().is_some())
+        let seat = self.seats(user).iter().find(|seat| seat.number == number);
+        seat.is_some_and(|seat| seat.held_since().is_some())
     }
 
-    /// A socket of this node has lost its slot to a newer one.
+    /// A socket of this node has lost its seat to a newer one.
     pub(super) fn lose(&mut self, user: &str, number: u64) {
-        let entries = self.users.get_mut(user).into_iter().flatten();
-        for entry in entries.filter(|entry| entry.number == number) {
-            if let Standing::Held(_) = entry.standing {
-                entry.standing = Standing::Lost;
+        let seats = self.users.get_mut(user).into_iter().flatten();
+        for seat in seats.filter(|seat| seat.number == number) {
+            if let SeatState::Held(_) = seat.state {
+                seat.state = SeatState::Lost;
                 self.news.lost.push(number);
             }
         }
@@ -224,7 +225,7 @@ impl Book {
         std::mem::take(&mut self.news)
     }
 
-    // For the keeper -------------------------------------------------------------------------------
+    // For the writer -------------------------------------------------------------------------------
 
     /// Nothing is certain of what Redis knows.
     pub(super) fn begin(&mut self) {
@@ -235,7 +236,7 @@ impl Book {
         self.anew
     }
 
-    /// Redis counts this node's slots from now on, and has none of them yet when they were `created`.
+    /// Redis counts this node's seats from now on, and has none of them yet when they were `created`.
     /// Returns whether that ends an outage.
     pub(super) fn joined(&mut self, created: bool) -> bool {
         self.anew = false;
@@ -260,7 +261,7 @@ impl Book {
         let before = std::mem::replace(&mut self.stage, Stage::Outage);
         let put_off = std::mem::take(&mut self.put_off);
         for (user, number) in put_off.into_iter().chain(std::mem::take(&mut self.queue)) {
-            self.settle(&user, number, now);
+            self.decide_here(&user, number, now);
         }
         if self.dirty.len() > REMEMBERED {
             self.dirty = IndexSet::new();
@@ -275,8 +276,8 @@ impl Book {
         while batch.writes.len() < WRITES
             && let Some(user) = self.dirty.pop()
         {
-            let slots = self.written(&user);
-            batch.writes.push((user, slots));
+            let seats = self.written(&user);
+            batch.writes.push((user, seats));
         }
         // A claim counts what was written: not before all is.
         if !self.dirty.is_empty() {
@@ -334,10 +335,12 @@ impl Book {
             }
             _ => (None, true),
         };
-        self.news.answers.push((reply, Claim { granted, checked }));
+        self.news
+            .answers
+            .push((reply, Decision { granted, checked }));
     }
 
-    /// Redis decides it when the slots of all nodes are there.
+    /// Redis decides it when the seats of all nodes are there.
     fn put_off(&mut self, user: &Topic, number: u64) {
         self.stage = Stage::Patchy;
         self.put_off.push((user.clone(), number));
@@ -355,39 +358,40 @@ impl Book {
         }
     }
 
-    fn entries(&self, user: &Topic) -> &[Entry] {
-        self.users.get(user).map_or(&[], |entries| entries)
+    fn seats(&self, user: &Topic) -> &[Seat] {
+        self.users.get(user).map_or(&[], |seats| seats)
     }
 
     fn is_waiting(&self, user: &Topic, number: u64) -> bool {
-        let waiting = |e: &Entry| e.number == number && matches!(e.standing, Standing::Waiting(_));
-        self.entries(user).iter().any(waiting)
+        let waiting =
+            |seat: &Seat| seat.number == number && matches!(seat.state, SeatState::Waiting(_));
+        self.seats(user).iter().any(waiting)
     }
 
-    fn take_waiting(&mut self, user: &Topic, number: u64) -> Option<oneshot::Sender<Claim>> {
+    fn take_waiting(&mut self, user: &Topic, number: u64) -> Option<oneshot::Sender<Decision>> {
         if !self.is_waiting(user, number) {
             return None;
         }
         match self.remove(user, number)? {
-            Standing::Waiting(reply) => Some(reply),
-            Standing::Held(_) | Standing::Lost => None,
+            SeatState::Waiting(reply) => Some(reply),
+            SeatState::Held(_) | SeatState::Lost => None,
         }
     }
 
     fn hold(&mut self, user: &Topic, number: u64, since: u64) {
-        let standing = Standing::Held(since);
-        let entries = self.users.entry(user.clone()).or_default();
-        entries.push(Entry { number, standing });
+        let state = SeatState::Held(since);
+        let seats = self.users.entry(user.clone()).or_default();
+        seats.push(Seat { number, state });
     }
 
-    fn remove(&mut self, user: &Topic, number: u64) -> Option<Standing> {
-        let entries = self.users.get_mut(user)?;
-        let at = entries.iter().position(|entry| entry.number == number)?;
-        let entry = entries.swap_remove(at);
-        if entries.is_empty() {
+    fn remove(&mut self, user: &Topic, number: u64) -> Option<SeatState> {
+        let seats = self.users.get_mut(user)?;
+        let at = seats.iter().position(|seat| seat.number == number)?;
+        let seat = seats.swap_remove(at);
+        if seats.is_empty() {
             self.users.remove(user);
         }
-        Some(entry.standing)
+        Some(seat.state)
     }
 
     fn mark(&mut self, user: &Topic) {
@@ -397,12 +401,12 @@ impl Book {
         }
     }
 
-    /// A user's slots here, as Redis keeps them.
+    /// A user's seats here, as Redis keeps them.
     fn written(&self, user: &Topic) -> String {
         let mut text = String::new();
-        for entry in self.entries(user) {
-            if let Some(since) = entry.held_since() {
-                let _ = write!(text, "{since}:{:x},", entry.number);
+        for seat in self.seats(user) {
+            if let Some(since) = seat.held_since() {
+                let _ = write!(text, "{since}:{:x},", seat.number);
             }
         }
         text
@@ -418,20 +422,20 @@ mod tests {
 
     const NODE: NodeId = NodeId(1);
 
-    fn book(sockets: usize, over: OverLimit) -> Book {
-        Book::new(NODE, SlotLimit { sockets, over })
+    fn ledger(sockets: usize, over: OverLimit) -> Ledger {
+        Ledger::new(NODE, SeatLimit { sockets, over })
     }
 
-    fn joined(sockets: usize, over: OverLimit) -> Book {
-        let mut book = book(sockets, over);
-        book.joined(true);
-        assert!(book.next_batch(true).whole, "there is nothing to write");
-        book
+    fn joined(sockets: usize, over: OverLimit) -> Ledger {
+        let mut ledger = ledger(sockets, over);
+        ledger.joined(true);
+        assert!(ledger.next_batch(true).whole, "there is nothing to write");
+        ledger
     }
 
     /// What sockets are told.
-    fn news(book: &mut Book) -> Vec<u64> {
-        let mut news = book.take_news();
+    fn news(ledger: &mut Ledger) -> Vec<u64> {
+        let mut news = ledger.take_news();
         let lost = std::mem::take(&mut news.lost);
         news.answer();
         lost
@@ -455,151 +459,154 @@ mod tests {
         Topic::room(&name.to_string()).unwrap()
     }
 
-    fn granted(checked: bool) -> Option<Claim> {
+    fn granted(checked: bool) -> Option<Decision> {
         let granted = Some(vec![]);
-        Some(Claim { granted, checked })
+        Some(Decision { granted, checked })
     }
 
     #[test]
     fn what_was_released_is_written_before_anything_is_claimed() {
-        let mut book = joined(2, OverLimit::Refuse);
-        let mut answer = book.claim(&user(1), 7, 0);
-        assert_eq!(book.next_batch(true).claims, [(user(1), 7)]);
-        book.answered(&user(1), 7, granted_by_redis(5));
-        news(&mut book);
+        let mut ledger = joined(2, OverLimit::Refuse);
+        let mut answer = ledger.claim(&user(1), 7, 0);
+        assert_eq!(ledger.next_batch(true).claims, [(user(1), 7)]);
+        ledger.answered(&user(1), 7, granted_by_redis(5));
+        news(&mut ledger);
         assert_eq!(answer.try_recv().ok(), granted(true));
-        book.release(&user(1), 7);
-        let _waits = book.claim(&user(2), 8, 0);
-        let batch = book.next_batch(true);
+        ledger.release(&user(1), 7);
+        let _waits = ledger.claim(&user(2), 8, 0);
+        let batch = ledger.next_batch(true);
         assert_eq!(batch.writes, [(user(1), String::new())]);
         assert_eq!(batch.claims, [(user(2), 8)]);
     }
 
     #[test]
     fn much_is_written_in_steps_and_claims_wait_for_the_last() {
-        let mut book = joined(1, OverLimit::Refuse);
+        let mut ledger = joined(1, OverLimit::Refuse);
         let topic = |number: u64| Topic::room(&number.to_string()).unwrap();
         for number in 0..WRITES as u64 + 1 {
-            book.hold(&topic(number), number, 0);
-            book.release(&topic(number), number);
+            ledger.hold(&topic(number), number, 0);
+            ledger.release(&topic(number), number);
         }
-        let _waits = book.claim(&topic(0), u64::MAX, 0);
-        let batch = book.next_batch(true);
+        let _waits = ledger.claim(&topic(0), u64::MAX, 0);
+        let batch = ledger.next_batch(true);
         assert_eq!((batch.writes.len(), batch.claims.len()), (WRITES, 0));
-        let batch = book.next_batch(true);
+        let batch = ledger.next_batch(true);
         assert_eq!((batch.writes.len(), batch.claims.len()), (1, 1));
     }
 
     #[test]
-    fn a_slot_granted_to_a_socket_that_left_is_given_back() {
-        let mut book = joined(2, OverLimit::Refuse);
-        let answer = book.claim(&user(1), 7, 0);
-        book.next_batch(true);
+    fn a_seat_granted_to_a_socket_that_left_is_given_back() {
+        let mut ledger = joined(2, OverLimit::Refuse);
+        let answer = ledger.claim(&user(1), 7, 0);
+        ledger.next_batch(true);
         drop(answer);
-        book.release(&user(1), 7);
-        assert!(book.next_batch(true).is_empty(), "redis has not granted it");
-        book.answered(&user(1), 7, granted_by_redis(5));
-        news(&mut book);
-        assert_eq!(book.next_batch(true).writes, [(user(1), String::new())]);
+        ledger.release(&user(1), 7);
+        assert!(
+            ledger.next_batch(true).is_empty(),
+            "redis has not granted it"
+        );
+        ledger.answered(&user(1), 7, granted_by_redis(5));
+        news(&mut ledger);
+        assert_eq!(ledger.next_batch(true).writes, [(user(1), String::new())]);
     }
 
     #[test]
     fn in_an_outage_the_limit_is_this_nodes() {
-        let mut book = joined(2, OverLimit::Refuse);
-        let mut waiting = book.claim(&user(1), 1, 10);
-        assert!(book.outage(11), "it begins");
-        assert!(!book.outage(12), "it goes on");
-        news(&mut book);
+        let mut ledger = joined(2, OverLimit::Refuse);
+        let mut waiting = ledger.claim(&user(1), 1, 10);
+        assert!(ledger.outage(11), "it begins");
+        assert!(!ledger.outage(12), "it goes on");
+        news(&mut ledger);
         assert_eq!(waiting.try_recv().ok(), granted(false));
-        let mut second = book.claim(&user(1), 2, 12);
-        let mut third = book.claim(&user(1), 3, 13);
-        news(&mut book);
+        let mut second = ledger.claim(&user(1), 2, 12);
+        let mut third = ledger.claim(&user(1), 3, 13);
+        news(&mut ledger);
         assert_eq!(second.try_recv().ok(), granted(false));
         let refused = third.try_recv().unwrap();
         assert_eq!((refused.granted, refused.checked), (None, false));
-        assert!(book.joined(true), "it is over");
+        assert!(ledger.joined(true), "it is over");
         let written = (user(1), "11:1,12:2,".to_owned());
-        assert_eq!(book.next_batch(true).writes, [written]);
+        assert_eq!(ledger.next_batch(true).writes, [written]);
     }
 
     #[test]
     fn in_an_outage_the_oldest_of_this_node_goes() {
-        let mut book = joined(2, OverLimit::CloseOldest);
-        book.outage(0);
+        let mut ledger = joined(2, OverLimit::CloseOldest);
+        ledger.outage(0);
         let mut lost = Vec::new();
         for (number, since) in [(1, 20), (2, 10), (3, 30)] {
-            let mut answer = book.claim(&user(1), number, since);
-            lost.extend(news(&mut book));
+            let mut answer = ledger.claim(&user(1), number, since);
+            lost.extend(news(&mut ledger));
             assert_eq!(answer.try_recv().ok(), granted(false));
         }
         assert_eq!(lost, [2]);
-        assert!(!book.holds(&user(1), 2) && book.holds(&user(1), 3));
+        assert!(!ledger.holds(&user(1), 2) && ledger.holds(&user(1), 3));
     }
 
     #[test]
     fn what_redis_cannot_count_waits_and_is_refused_in_the_end() {
-        let mut book = joined(2, OverLimit::Refuse);
-        let mut answers = [1, 2, 3].map(|number| book.claim(&user(1), number, 0));
-        assert_eq!(book.next_batch(true).claims.len(), 3);
+        let mut ledger = joined(2, OverLimit::Refuse);
+        let mut answers = [1, 2, 3].map(|number| ledger.claim(&user(1), number, 0));
+        assert_eq!(ledger.next_batch(true).claims.len(), 3);
         for number in [1, 2] {
-            book.answered(&user(1), number, missing());
+            ledger.answered(&user(1), number, missing());
         }
-        book.answered(&user(1), 3, granted_by_redis(5));
-        news(&mut book);
+        ledger.answered(&user(1), 3, granted_by_redis(5));
+        news(&mut ledger);
         assert_eq!(answers[2].try_recv().ok(), granted(true));
-        book.forgotten();
-        assert!(book.next_batch(false).is_empty(), "not yet");
+        ledger.forgotten();
+        assert!(ledger.next_batch(false).is_empty(), "not yet");
         assert_eq!(
-            book.next_batch(true).claims,
+            ledger.next_batch(true).claims,
             [(user(1), 1)],
             "one asks for all"
         );
-        book.answered(&user(1), 1, missing());
-        book.settle(&user(1), 1, 9);
-        news(&mut book);
+        ledger.answered(&user(1), 1, missing());
+        ledger.decide_here(&user(1), 1, 9);
+        news(&mut ledger);
         let refused = answers[0].try_recv().unwrap();
         assert_eq!((refused.granted, refused.checked), (None, false));
         assert_eq!(
-            book.next_batch(true).claims,
+            ledger.next_batch(true).claims,
             [(user(1), 2)],
             "the first is over"
         );
-        book.answered(&user(1), 2, missing());
-        assert!(book.outage(9), "it is this node's count again");
-        news(&mut book);
+        ledger.answered(&user(1), 2, missing());
+        assert!(ledger.outage(9), "it is this node's count again");
+        news(&mut ledger);
         assert_eq!(answers[1].try_recv().ok(), granted(false));
     }
 
     #[test]
     fn all_is_written_before_redis_calls_it_whole() {
-        let mut book = joined(1, OverLimit::Refuse);
+        let mut ledger = joined(1, OverLimit::Refuse);
         for number in 0..WRITES as u64 + 1 {
-            book.hold(&Topic::room(&number.to_string()).unwrap(), number, 0);
+            ledger.hold(&Topic::room(&number.to_string()).unwrap(), number, 0);
         }
-        book.joined(true);
-        let first = book.next_batch(true);
+        ledger.joined(true);
+        let first = ledger.next_batch(true);
         assert_eq!((first.writes.len(), first.whole), (WRITES, false));
-        let second = book.next_batch(true);
+        let second = ledger.next_batch(true);
         assert_eq!((second.writes.len(), second.whole), (1, true));
-        assert!(book.next_batch(true).is_empty());
-        book.failed(second);
-        assert!(book.next_batch(true).whole, "it is said again");
-        book.joined(false);
-        assert!(!book.next_batch(true).whole, "redis has it");
+        assert!(ledger.next_batch(true).is_empty());
+        ledger.failed(second);
+        assert!(ledger.next_batch(true).whole, "it is said again");
+        ledger.joined(false);
+        assert!(!ledger.next_batch(true).whole, "redis has it");
     }
 
     #[test]
     fn a_million_users_who_leave_in_an_outage_are_not_remembered() {
-        let mut book = joined(1, OverLimit::Refuse);
-        book.outage(0);
+        let mut ledger = joined(1, OverLimit::Refuse);
+        ledger.outage(0);
         for number in 0..=REMEMBERED as u64 {
             let user = Topic::room(&number.to_string()).unwrap();
-            drop(book.claim(&user, number, 0));
-            book.release(&user, number);
-            news(&mut book);
+            drop(ledger.claim(&user, number, 0));
+            ledger.release(&user, number);
+            news(&mut ledger);
         }
-        book.outage(1);
-        assert!(book.is_anew() && book.dirty.is_empty());
+        ledger.outage(1);
+        assert!(ledger.is_anew() && ledger.dirty.is_empty());
     }
 
     /// A Redis of one node: what its hash holds of each user.
@@ -612,20 +619,20 @@ mod tests {
     impl Hash {
         fn write(&mut self, batch: &Batch) {
             self.1 |= batch.whole;
-            for (user, slots) in &batch.writes {
-                match slots.is_empty() {
+            for (user, seats) in &batch.writes {
+                match seats.is_empty() {
                     true => self.0.remove(user),
-                    false => self.0.insert(user.clone(), slots.clone()),
+                    false => self.0.insert(user.clone(), seats.clone()),
                 };
             }
         }
 
         fn claim(&mut self, user: &Topic, number: u64, limit: usize, now: u64) -> Verdict {
-            let slots = self.0.entry(user.clone()).or_default();
-            if slots.matches(',').count() >= limit {
+            let seats = self.0.entry(user.clone()).or_default();
+            if seats.matches(',').count() >= limit {
                 return Verdict::Refused { whole: true };
             }
-            *slots += &format!("{now}:{number:x},");
+            *seats += &format!("{now}:{number:x},");
             granted_by_redis(now)
         }
     }
@@ -636,7 +643,7 @@ mod tests {
         Release(prop::sample::Index),
         /// A batch, of which so many commands are answered and one more is carried out without.
         Batch(usize),
-        /// A batch whose claims Redis puts off, since somebody's slots are lost.
+        /// A batch whose claims Redis puts off, since somebody's seats are lost.
         PutOff,
         Outage,
         /// Redis was reached again, with its data or without.
@@ -655,39 +662,39 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever fails in between: in the end Redis knows exactly the slots that are held here, and
+        /// Whatever fails in between: in the end Redis knows exactly the seats that are held here, and
         /// everyone who asked has an answer.
         #[test]
         fn redis_ends_with_the_truth(events in prop::collection::vec(event(), 1..80)) {
             const LIMIT: usize = 2;
-            let (mut book, mut redis) = (book(LIMIT, OverLimit::Refuse), Hash::default());
+            let (mut ledger, mut redis) = (ledger(LIMIT, OverLimit::Refuse), Hash::default());
             let mut up = false;
-            let mut asked: Vec<(Topic, u64, oneshot::Receiver<Claim>)> = Vec::new();
+            let mut asked: Vec<(Topic, u64, oneshot::Receiver<Decision>)> = Vec::new();
             // One claim ends what was put off.
-            let settle = [Event::Batch(usize::MAX), Event::Batch(usize::MAX), Event::Batch(usize::MAX)];
-            let end = [Event::Joined(true)].into_iter().chain(settle);
+            let all_said = [Event::Batch(usize::MAX), Event::Batch(usize::MAX), Event::Batch(usize::MAX)];
+            let end = [Event::Joined(true)].into_iter().chain(all_said);
             for (now, event) in events.into_iter().chain(end).enumerate() {
                 let now = now as u64;
                 match event {
                     Event::Claim(name) => {
-                        let answer = book.claim(&user(name), now, now);
+                        let answer = ledger.claim(&user(name), now, now);
                         asked.push((user(name), now, answer));
                     }
                     Event::Release(_) if asked.is_empty() => {}
                     Event::Release(which) => {
                         let (user, number, _) = asked.swap_remove(which.index(asked.len()));
-                        book.release(&user, number);
+                        ledger.release(&user, number);
                     }
                     Event::Batch(_) | Event::PutOff if !up => {}
                     Event::PutOff => {
-                        let batch = book.next_batch(true);
+                        let batch = ledger.next_batch(true);
                         redis.write(&batch);
                         for (user, number) in batch.claims {
-                            book.answered(&user, number, missing());
+                            ledger.answered(&user, number, missing());
                         }
                     }
                     Event::Batch(answered) => {
-                        let mut batch = book.next_batch(true);
+                        let mut batch = ledger.next_batch(true);
                         redis.write(&batch);
                         if answered > 0 {
                             batch.writes.clear();
@@ -695,42 +702,42 @@ mod tests {
                         }
                         for _ in 0..answered {
                             let Some((user, number)) = batch.claims.pop_front() else { break };
-                            book.answered(&user, number, redis.claim(&user, number, LIMIT, now));
+                            ledger.answered(&user, number, redis.claim(&user, number, LIMIT, now));
                         }
                         if let Some((user, number)) = batch.claims.front() {
                             redis.claim(user, *number, LIMIT, now);
                         }
                         up = batch.is_empty();
-                        book.failed(batch);
+                        ledger.failed(batch);
                     }
                     Event::Outage => {
                         up = false;
-                        book.outage(now);
+                        ledger.outage(now);
                     }
                     Event::Joined(kept) => {
-                        let created = book.is_anew() || !kept || !redis.1;
+                        let created = ledger.is_anew() || !kept || !redis.1;
                         if created {
                             redis = Hash::default();
                         }
-                        book.joined(created);
+                        ledger.joined(created);
                         up = true;
                     }
                 }
             }
-            news(&mut book);
+            news(&mut ledger);
             let mut truth: HashMap<Topic, usize> = HashMap::new();
             for (user, number, mut answer) in asked {
-                let claim = answer.try_recv().expect("an answer");
-                prop_assert_eq!(claim.granted.is_some(), book.holds(&user, number));
-                if claim.granted.is_some() {
+                let decision = answer.try_recv().expect("an answer");
+                prop_assert_eq!(decision.granted.is_some(), ledger.holds(&user, number));
+                if decision.granted.is_some() {
                     *truth.entry(user).or_default() += 1;
                 }
             }
             prop_assert!(truth.values().all(|held| *held <= LIMIT));
-            let known = redis.0.iter().map(|(user, slots)| (user.clone(), slots.matches(',').count()));
+            let known = redis.0.iter().map(|(user, seats)| (user.clone(), seats.matches(',').count()));
             prop_assert_eq!(known.filter(|(_, held)| *held > 0).collect::<HashMap<_, _>>(), truth);
             for user in (0..3).map(user) {
-                prop_assert_eq!(redis.0.get(&user).cloned().unwrap_or_default().len(), book.written(&user).len());
+                prop_assert_eq!(redis.0.get(&user).cloned().unwrap_or_default().len(), ledger.written(&user).len());
             }
         }
     }

@@ -6,16 +6,16 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::bus::topic::TopicKind;
-use crate::config::LONGEST;
 use crate::model::id::NodeId;
+use crate::model::limits::LONGEST;
 use crate::model::roster::NodeInfo;
+use crate::model::topic::TopicKind;
 
 /// A node may miss this many of its own hellos but one before it is given up.
 pub(crate) const MARGIN: u32 = 3;
 
 #[derive(Debug, Default)]
-pub(crate) struct Members(HashMap<NodeId, Member>);
+pub(crate) struct Nodes(HashMap<NodeId, Member>);
 
 #[derive(Debug)]
 struct Member {
@@ -29,7 +29,7 @@ struct Member {
     heard_at: Instant,
 }
 
-impl Members {
+impl Nodes {
     /// A node or a worker said hello. Whether it is new.
     pub(crate) fn heard(
         &mut self,
@@ -120,49 +120,49 @@ mod tests {
 
     #[test]
     fn a_node_is_there_until_its_lease_runs_out_or_it_leaves() {
-        let (mut members, start) = (Members::default(), Instant::now());
-        assert!(members.heard(node(1), LEASE, false, start));
-        assert!(members.heard(node(2), LEASE, false, start));
-        assert!(!members.heard(node(1), LEASE, false, start + LEASE / 3));
+        let (mut nodes, start) = (Nodes::default(), Instant::now());
+        assert!(nodes.heard(node(1), LEASE, false, start));
+        assert!(nodes.heard(node(2), LEASE, false, start));
+        assert!(!nodes.heard(node(1), LEASE, false, start + LEASE / 3));
         let heard = (start, start + LEASE);
-        assert_eq!(members.expire(heard), [NodeId(2)]);
-        assert_eq!(members.expire(heard), []);
-        assert!(members.left(NodeId(1)) && !members.left(NodeId(1)));
-        assert_eq!(members.ids().count(), 0);
+        assert_eq!(nodes.expire(heard), [NodeId(2)]);
+        assert_eq!(nodes.expire(heard), []);
+        assert!(nodes.left(NodeId(1)) && !nodes.left(NodeId(1)));
+        assert_eq!(nodes.ids().count(), 0);
     }
 
     #[test]
     fn our_own_deafness_costs_nobody_the_lease() {
-        let (mut members, start) = (Members::default(), Instant::now());
-        members.heard(node(1), LEASE, false, start);
+        let (mut nodes, start) = (Nodes::default(), Instant::now());
+        nodes.heard(node(1), LEASE, false, start);
         let back = start + LEASE * 10;
-        assert_eq!(members.expire((back, back)), []);
-        assert_eq!(members.expire((back, back + LEASE / 2)), []);
-        assert_eq!(members.expire((back, back + LEASE)), [NodeId(1)]);
+        assert_eq!(nodes.expire((back, back)), []);
+        assert_eq!(nodes.expire((back, back + LEASE / 2)), []);
+        assert_eq!(nodes.expire((back, back + LEASE)), [NodeId(1)]);
     }
 
     #[test]
     fn who_is_refused_channels_does_not_hear_every_question() {
-        let (mut members, now) = (Members::default(), Instant::now());
+        let (mut nodes, now) = (Nodes::default(), Instant::now());
         for (id, worker) in [(1, false), (2, true)] {
-            members.heard(node(id), LEASE, worker, now);
-            members.set_refused(NodeId(id), vec!["r:".into(), "later".into()]);
-            let hears = [TopicKind::Room, TopicKind::User].map(|kind| members.hear(kind));
+            nodes.heard(node(id), LEASE, worker, now);
+            nodes.set_refused(NodeId(id), vec!["r:".into(), "later".into()]);
+            let hears = [TopicKind::Room, TopicKind::User].map(|kind| nodes.hear(kind));
             assert_eq!(hears, [worker, true]);
-            members.heard(node(id), LEASE, worker, now);
-            assert!(members.hear(TopicKind::Room), "it says so again and again");
+            nodes.heard(node(id), LEASE, worker, now);
+            assert!(nodes.hear(TopicKind::Room), "it says so again and again");
         }
     }
 
     #[test]
     fn a_worker_is_a_member_and_no_node() {
-        let (mut members, start) = (Members::default(), Instant::now());
-        assert!(members.heard(node(1), LEASE, false, start));
-        assert!(members.heard(node(2), LEASE, true, start));
-        assert_eq!(members.ids().collect::<Vec<_>>(), [NodeId(1)]);
-        assert_eq!(members.infos().count(), 1);
-        assert!(members.contains(NodeId(2)) && members.is_worker(NodeId(2)));
-        assert!(!members.is_worker(NodeId(1)) && !members.is_worker(NodeId(3)));
-        assert!(members.left(NodeId(2)), "its end is noticed");
+        let (mut nodes, start) = (Nodes::default(), Instant::now());
+        assert!(nodes.heard(node(1), LEASE, false, start));
+        assert!(nodes.heard(node(2), LEASE, true, start));
+        assert_eq!(nodes.ids().collect::<Vec<_>>(), [NodeId(1)]);
+        assert_eq!(nodes.infos().count(), 1);
+        assert!(nodes.contains(NodeId(2)) && nodes.is_worker(NodeId(2)));
+        assert!(!nodes.is_worker(NodeId(1)) && !nodes.is_worker(NodeId(3)));
+        assert!(nodes.left(NodeId(2)), "its end is noticed");
     }
 }

@@ -49,6 +49,19 @@ impl TopicKind {
         }
     }
 
+    /// Whose channels they are, as it is told to operators.
+    pub(crate) const fn whose(self) -> &'static str {
+        match self {
+            Self::All => "everyone",
+            Self::User => "users",
+            Self::Room => "rooms",
+            Self::Socket => "sockets",
+            Self::Node => "single nodes",
+            Self::Nodes => "all nodes",
+            Self::Presence => "presence",
+        }
+    }
+
     fn of(name: &str) -> Option<Self> {
         let kind = match name.as_bytes() {
             [b'u', b':', ..] => Self::User,

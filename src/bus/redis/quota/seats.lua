@@ -1,14 +1,14 @@
--- The slots of users. Each node owns one hash: the name of a user's topic -> "since:number," for each of
+-- The seats of users. Each node owns one hash: the name of a user's topic -> "since:number," for each of
 -- its sockets there (microseconds of Redis' clock; the socket's number in hexadecimal), and beside the users
 --   epoch     which of the node's connections may write: what an older one still sends is stale
---   whole     set once all the node's slots are written
+--   whole     set once all the node's seats are written
 --   said      the number of the last thing said: with an older one, Redis has lost what came after it
 --   nodes     who is in the sorted set
---   replaced  "user=number," for each socket that lost its slot to a newer one of another node
+--   replaced  "user=number," for each socket that lost its seat to a newer one of another node
 -- A sorted set names the nodes by the end of their lease. All keys expire with the lease, that one with the last.
 --
 -- Any key may be gone at any time (deleted, evicted, flushed), or what was last written to it (a failover). It must not read as nobody's:
---   a node of the set whose hash is not whole is missing, and it writes its slots anew as soon as it notices;
+--   a node of the set whose hash is not whole is missing, and it writes its seats anew as soon as it notices;
 --   the set is restored from any hash, since each names all nodes;
 --   where no hash is left either, OTHERS stands for whom nobody knows, until everyone alive must have noticed.
 -- So it is when Redis' clock jumps, which ends the leases of the living, or prolongs those of the dead.
@@ -97,7 +97,7 @@ if operation == 'leave' then
 end
 
 -- 'anew' when what is there is to be forgotten, and the nodes that this one remembers. Returns whether the node
--- has to write all its slots anew, for how long OTHERS stands, the nodes, and the time in milliseconds.
+-- has to write all its seats anew, for how long OTHERS stands, the nodes, and the time in milliseconds.
 if operation == 'join' then
   local kept = redis.call('HMGET', own, 'whole', 'said')
   local older = kept[2] and tonumber(kept[2]) < confirmed
@@ -119,7 +119,7 @@ if tonumber(kept[2]) < confirmed then return redis.error_reply('STALE older than
 restore()
 check_clock()
 
--- Takes what the last renewal returned; returns what came since (whose slots were lost to sockets of other
+-- Takes what the last renewal returned; returns what came since (whose seats were lost to sockets of other
 -- nodes, so that nothing of it is lost with an answer), the nodes, and the time in milliseconds.
 if operation == 'renew' then
   if renew() > 0 then tell() end
@@ -131,7 +131,7 @@ if operation == 'renew' then
   return { replaced, redis.call('HGET', own, 'nodes') or '', text(millis) }
 end
 
--- user, slots, user, slots, ..
+-- user, seats, user, seats, ..
 if operation == 'write' then
   -- Others wait for the last of many: they see that it comes.
   if redis.call('HEXISTS', own, 'whole') == 0 then renew() end
@@ -149,7 +149,7 @@ end
 -- claim: user, number, limit, 'refuse' or 'replace', and the missing nodes that the claimer has given up, as they
 -- were told. Returns when refused 0, or -1 when nodes are missing; when nodes are missing that were not given
 -- up 'missing', the time in milliseconds and "node=end of its lease" for each; else 'granted', or 'unchecked'
--- when it is without those given up, since when the slot is held, and the sockets that lost theirs.
+-- when it is without those given up, since when the seat is held, and the sockets that lost theirs.
 local user, number, limit, over, given_up = ARGV[9], ARGV[10], tonumber(ARGV[11]), ARGV[12], ARGV[13]
 local held, missing, waits = {}, { 'missing', text(millis) }, false
 for _, other in ipairs(running()) do
@@ -178,15 +178,15 @@ end)
 local since = text(micros)
 local reply = { whole and 'granted' or 'unchecked', since }
 for at = 1, lost do
-  local slot = held[at]
-  local pair = slot.since .. ':' .. slot.number .. ','
-  local left = string.gsub(redis.call('HGET', hash(slot.node), user), pair, '', 1)
-  if left == '' then redis.call('HDEL', hash(slot.node), user) else redis.call('HSET', hash(slot.node), user, left) end
-  if slot.node ~= node then
-    local replaced = redis.call('HGET', hash(slot.node), 'replaced') or ''
-    redis.call('HSET', hash(slot.node), 'replaced', replaced .. user .. '=' .. slot.number .. ',')
+  local seat = held[at]
+  local pair = seat.since .. ':' .. seat.number .. ','
+  local left = string.gsub(redis.call('HGET', hash(seat.node), user), pair, '', 1)
+  if left == '' then redis.call('HDEL', hash(seat.node), user) else redis.call('HSET', hash(seat.node), user, left) end
+  if seat.node ~= node then
+    local replaced = redis.call('HGET', hash(seat.node), 'replaced') or ''
+    redis.call('HSET', hash(seat.node), 'replaced', replaced .. user .. '=' .. seat.number .. ',')
   end
-  reply[#reply + 1] = slot.node .. '-' .. slot.number
+  reply[#reply + 1] = seat.node .. '-' .. seat.number
 end
 redis.call('HSET', own, user, (redis.call('HGET', own, user) or '') .. since .. ':' .. number .. ',', 'said', says)
 return reply

@@ -1,28 +1,27 @@
 //! This node among the others: it says hello again and again, and notices who no longer does.
 
 use std::sync::Weak;
-use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::time::Duration;
 
 use futures::StreamExt;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use super::Node;
+use super::Peers;
+use super::nodes::MARGIN;
 use crate::bus::control::{Control, Hello};
 use crate::bus::scope::Scope;
-use crate::bus::topic::Topic;
 use crate::bus::uplink::Hearers;
-use crate::config::LONGEST;
 use crate::model::id::NodeId;
+use crate::model::limits::LONGEST;
 use crate::model::roster::NodeInfo;
-use crate::peers::members::MARGIN;
+use crate::model::topic::Topic;
 
-impl Node {
+impl Peers {
     pub(super) fn introduce(&self) -> NodeInfo {
-        let registry = self.registry.read();
+        let registry = self.local.registry();
         NodeInfo {
             id: self.id,
-            name: self.config.name.clone(),
+            name: self.settings.name.clone(),
             started_at: self.started_at,
             sockets: registry.sockets() as u64,
             users: registry.users() as u64,
@@ -42,9 +41,9 @@ impl Node {
         let (id, name) = (info.id, info.name.clone());
         let (lease, now) = (Duration::from_millis(lease), Instant::now());
         let is_new = {
-            let mut members = self.members.lock();
-            let is_new = members.heard(info, lease, worker, now);
-            members.set_refused(id, refused);
+            let mut nodes = self.nodes.lock();
+            let is_new = nodes.heard(info, lease, worker, now);
+            nodes.set_refused(id, refused);
             is_new
         };
         if is_new {
@@ -68,32 +67,26 @@ impl Node {
         let now = Instant::now();
         let span = Duration::from_millis(millis).min(LONGEST);
         let from = now.checked_sub(span).unwrap_or(now);
-        self.outage.lock().others_strayed((from, now));
+        self.home.reception.others_strayed((from, now));
         tracing::info!(node = %self.id, other = %id, ?span, "a node stood on a replica: what it sent meanwhile may not have arrived");
     }
 
     /// Tells the others that what we published may not have arrived, and our sockets what the others say so.
     async fn tell_of_strays(&self) {
-        let (strayed, strays) = {
-            let mut outage = self.outage.lock();
-            (outage.take_strayed(), outage.take_strays())
-        };
-        if let Some(strays) = strays {
-            self.counters.bus_gaps.fetch_add(1, Relaxed);
-            self.tell_gap(strays);
-        }
-        if let Some(since) = strayed {
+        let reception = &self.home.reception;
+        reception.tell_of_others();
+        if let Some(since) = reception.take_strayed() {
             let millis = since.elapsed().as_millis() as u64;
             let strayed = Control::Strayed { millis };
             if !self.say_to(Topic::nodes(), &strayed).await {
-                self.outage.lock().has_strayed(Some(since));
+                reception.still_strayed(since);
             }
         }
     }
 
     /// With a goodbye, or without: then it is only not heard any more.
     pub(super) fn node_left(&self, id: NodeId, goodbye: bool) {
-        if self.members.lock().left(id) {
+        if self.nodes.lock().left(id) {
             tracing::info!(node = %self.id, other = %id, "a node left");
         }
         self.uplink.forget(id);
@@ -110,11 +103,11 @@ impl Node {
         let Some(node) = self.me.upgrade() else {
             return;
         };
-        self.spawn(async move {
+        self.home.spawn(async move {
             let said = node.say_hello(Topic::node(other), reply).await;
             if reply && !said {
                 // Its next hello finds it new again.
-                node.members.lock().left(other);
+                node.nodes.lock().left(other);
             }
         });
     }
@@ -122,15 +115,15 @@ impl Node {
     /// Whether it was said.
     async fn say_hello(&self, to: Topic, reply: bool) -> bool {
         // After the goodbye it would be believed for a lease.
-        if self.stopped.load(SeqCst) {
+        if self.home.is_stopped() {
             return false;
         }
-        let refused = self.outage.lock().refused_kinds();
+        let refused = self.home.reception.refused_kinds();
         let hello = Control::Hello(Hello {
             node: self.introduce(),
-            lease: self.config.lease.as_millis() as u64,
+            lease: self.settings.lease.as_millis() as u64,
             reply,
-            worker: self.config.worker,
+            worker: self.settings.worker,
             refused: refused
                 .iter()
                 .map(|kind| kind.prefix().to_owned())
@@ -139,7 +132,7 @@ impl Node {
         self.say_to(to, &hello).await
     }
 
-    pub(super) async fn say_goodbye(&self) {
+    pub(crate) async fn say_goodbye(&self) {
         // Without it our lease ends.
         let _ = self.say_to(Topic::nodes(), &Control::Bye).await;
     }
@@ -147,8 +140,8 @@ impl Node {
     /// Says hello and gives up who no longer does, while the nodes hear each other. The others know of us since the
     /// bus was up at `known_since`; returns what holds afterwards.
     async fn attend(&self, known_since: Option<Instant>) -> Option<Instant> {
-        let Some(hearing @ (since, _)) = self.hearing_nodes() else {
-            if !self.outage.lock().refused_kinds().is_empty() {
+        let Some(hearing @ (since, _)) = self.home.reception.hearing_nodes() else {
+            if !self.home.reception.refused_kinds().is_empty() {
                 // Whoever asks must know, and does not wait until it is proven that we hear the others.
                 self.say_hello(Topic::nodes(), false).await;
             }
@@ -159,7 +152,7 @@ impl Node {
         if returned {
             self.presence.returned();
         }
-        let expired = self.members.lock().expire(hearing);
+        let expired = self.nodes.lock().expire(hearing);
         expired.into_iter().for_each(|id| self.node_left(id, false));
         match self.say_hello(Topic::nodes(), returned).await {
             true => Some(since),
@@ -175,13 +168,13 @@ impl Node {
 
 /// The task that says hello.
 pub(super) struct Membership {
-    node: Weak<Node>,
+    node: Weak<Peers>,
     /// The others know of us since the bus was up then.
     known_since: Option<Instant>,
 }
 
 impl Membership {
-    pub(super) fn new(node: Weak<Node>) -> Self {
+    pub(super) fn new(node: Weak<Peers>) -> Self {
         Self {
             node,
             known_since: None,
@@ -194,7 +187,7 @@ impl Membership {
         let Some((lease, mut changes)) = self
             .node
             .upgrade()
-            .map(|node| (node.config.lease, node.health.changes()))
+            .map(|node| (node.settings.lease, node.home.reception.health_changes()))
         else {
             return;
         };
@@ -207,7 +200,7 @@ impl Membership {
                 _ = hello.tick() => {}
             };
             let node = self.node.upgrade();
-            let Some(node) = node.filter(|node| !node.stopped.load(SeqCst)) else {
+            let Some(node) = node.filter(|node| !node.home.is_stopped()) else {
                 return;
             };
             self.known_since = node.attend(self.known_since).await;

@@ -7,24 +7,22 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::task::yield_now;
 
-use super::Node;
+use super::Peers;
+use super::gather::Gathering;
 use crate::bus::control::{Answer, Ask, Control};
 use crate::bus::scope::Scope;
 use crate::bus::seen::Seen;
-use crate::bus::topic::Topic;
-use crate::bus::uplink::Hearers;
+use crate::bus::uplink::{Part, Word};
 use crate::bus::wire::Action;
 use crate::bus::{Confirmation, Published};
-use crate::config::{CHUNK, MAX_DESCRIPTION};
-use crate::local::registry::{Member, Wanted};
 use crate::local::socket::Sender;
+use crate::local::{CHUNK, MAX_DESCRIPTION};
 use crate::model::close::Close;
 use crate::model::error::PublishError;
 use crate::model::id::NodeId;
 use crate::model::roster::SocketInfo;
-use crate::peers::gather::Gathering;
+use crate::model::topic::Topic;
 
 /// Most questions that are answered at the same time; others are refused and counted.
 const MAX_QUESTIONS: usize = 1024;
@@ -49,7 +47,7 @@ impl Answering {
 
 /// One that is being answered.
 struct Open {
-    node: Arc<Node>,
+    node: Arc<Peers>,
     asker: NodeId,
     id: u64,
 }
@@ -61,16 +59,16 @@ impl Drop for Open {
     }
 }
 
-impl Node {
-    pub(super) fn heard_word(
-        &self,
-        origin: NodeId,
-        word: Control,
-        scope: &Scope<'_>,
-        hearers: Hearers,
-    ) {
+impl Peers {
+    pub(crate) fn heard_word(&self, word: Word<'_>) {
+        let Word {
+            from: origin,
+            word,
+            scope,
+            hearers,
+        } = word;
         match word {
-            Control::Ask { id, what } => self.heard_question(origin, id, scope, what),
+            Control::Ask { id, what } => self.heard_question(origin, id, &scope, what),
             Control::Ping { id } => self.heard_ping(origin, id),
             Control::Unasked { id, heard } => {
                 let heard = Duration::from_micros(heard);
@@ -86,13 +84,19 @@ impl Node {
     }
 
     /// What this node published as well: its own copy of a question proves that it hears the answers.
-    pub(super) fn heard_itself(&self, id: u64) {
+    pub(crate) fn heard_itself(&self, id: u64) {
         self.question(id, |gathering, _| gathering.came_back());
     }
 
-    pub(super) fn heard_answer(&self, origin: NodeId, id: u64, more: bool, part: &[u8]) {
+    pub(crate) fn heard_answer(&self, answer: &Part<'_>) {
+        let Part {
+            from,
+            id,
+            more,
+            part,
+        } = *answer;
         let part = || Bytes::copy_from_slice(part);
-        self.question(id, |gathering, _| gathering.answered(origin, part(), more));
+        self.question(id, |gathering, _| gathering.answered(from, part(), more));
     }
 
     /// Silence says that a question came: its answer is under way, or was lost and is missing.
@@ -102,7 +106,11 @@ impl Node {
             || answering.heard.lock().contains(asker, id);
         if !came {
             // What was published before, or in an outage, may have been missed: only the asker knows when it asked.
-            let heard = self.hearing().map(|(since, _)| since.elapsed());
+            let heard = self
+                .home
+                .reception
+                .hearing()
+                .map(|(since, _)| since.elapsed());
             let heard = heard.unwrap_or_default().as_micros() as u64;
             self.reply(asker, id, &Control::Unasked { id, heard });
         }
@@ -128,24 +136,24 @@ impl Node {
         self.answering.heard.lock().insert(asker, id);
         let (count, confirmation) = self.carry_out(scope, &what);
         let Some(open) = self.open(asker, id) else {
-            self.counters.questions_refused.fetch_add(1, Relaxed);
+            self.home.counters.questions_refused.fetch_add(1, Relaxed);
             return self.reply(asker, id, &Control::Refused { id });
         };
         match what {
             Ask::Sockets => {
-                let members = self.members_of(scope);
-                self.spawn(open.answer_with_sockets(members));
+                let members = self.local.members_of(scope);
+                self.home.spawn(open.answer_with_sockets(members));
             }
             Ask::Node => {
-                let node = (!self.config.worker).then(|| self.introduce());
-                self.spawn(open.answer(Answer {
+                let node = (!self.settings.worker).then(|| self.introduce());
+                self.home.spawn(open.answer(Answer {
                     node,
                     ..Answer::default()
                 }));
             }
             Ask::Count | Ask::Close { .. } | Ask::Join { .. } | Ask::Leave { .. } => {
-                self.spawn(async move {
-                    open.node.settled(confirmation).await;
+                self.home.spawn(async move {
+                    open.node.local.settled(confirmation).await;
                     open.answer(Answer {
                         count,
                         ..Answer::default()
@@ -168,16 +176,17 @@ impl Node {
     }
 
     /// What is asked of the sockets of this node; how many it concerned, and what it takes until it is
-    /// done. A Close leaves with the next [`settle`](Listener::settle).
+    /// done. A Close leaves with the next `settle`.
     pub(super) fn carry_out(&self, scope: &Scope<'_>, what: &Ask) -> (usize, Confirmation) {
-        let mut confirmation = Confirmation::Ready;
+        let mut confirmation = Confirmation::NotAwaited;
         let members = match what {
             Ask::Sockets | Ask::Node => return (0, confirmation),
-            _ => self.members_of(scope),
+            _ => self.local.members_of(scope),
         };
         let count = match what {
             Ask::Close { code, reason } => {
-                self.collect_close(&members, &Close::new(*code, reason.as_str()));
+                self.local
+                    .collect_close(&members, &Close::new(*code, reason.as_str()));
                 members.len()
             }
             Ask::Join { room } => {
@@ -185,7 +194,7 @@ impl Node {
                     return (0, confirmation);
                 };
                 let joined = members.iter().filter_map(|outbox| {
-                    confirmation = self.begin_join(outbox, &room)?;
+                    confirmation = self.local.begin_join(outbox, &room)?;
                     Some(())
                 });
                 joined.count()
@@ -194,43 +203,14 @@ impl Node {
                 let Ok(room) = Topic::room(room) else {
                     return (0, confirmation);
                 };
-                members.iter().for_each(|outbox| self.leave(outbox, &room));
+                members
+                    .iter()
+                    .for_each(|outbox| self.local.leave(outbox, &room));
                 members.len()
             }
             _ => members.len(),
         };
         (count, confirmation)
-    }
-
-    pub(super) fn collect_close(&self, members: &[Sender], close: &Close) {
-        let first = members.iter().filter(|outbox| outbox.collect_close(close));
-        let first: Vec<Sender> = first.cloned().collect();
-        self.collected.lock().extend(first);
-    }
-
-    /// The sockets that are meant and have not ended.
-    pub(super) fn members_of(&self, scope: &Scope<'_>) -> Vec<Sender> {
-        let wanted = Wanted::of(scope);
-        let members = self.registry.read().select(&wanted);
-        let alive = members
-            .into_iter()
-            .filter(|outbox| outbox.close_reason().is_none());
-        alive.collect()
-    }
-
-    /// What rosters tell of these sockets; other tasks may run in between, and the registry is never
-    /// held for long.
-    pub(super) async fn describe(&self, members: &[Sender]) -> Vec<SocketInfo> {
-        let mut infos = Vec::with_capacity(members.len());
-        for chunk in members.chunks(CHUNK) {
-            {
-                let registry = self.registry.read();
-                let described = chunk.iter().map(|outbox| registry.describe(outbox.id()));
-                infos.extend(described.flatten());
-            }
-            yield_now().await;
-        }
-        infos
     }
 }
 
@@ -250,7 +230,7 @@ impl Open {
     async fn answer_with_sockets(self, members: Vec<Sender>) {
         let (mut part, mut size) = (Answer::default(), 0);
         for chunk in members.chunks(CHUNK) {
-            for socket in self.node.describe(chunk).await {
+            for socket in self.node.local.describe(chunk).await {
                 size += size_of(&socket);
                 part.sockets.push(socket);
                 part.count += 1;

@@ -2,25 +2,25 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::sync::atomic::Ordering::Relaxed;
 
 use futures::future::join;
 use tokio::task::yield_now;
 
-use super::Node;
+use super::Peers;
+use super::gather::Answers;
 use super::question::Asked;
-use crate::bus::Listener;
+use super::share::{Flight, Share};
 use crate::bus::control::{Answer, Ask};
 use crate::bus::scope::{Reach, Selection};
-use crate::bus::topic::Topic;
+use crate::model::close::reason;
 use crate::model::delivery::Outcome;
 use crate::model::error::{PublishError, QueryError, SendError};
-use crate::model::id::{NodeId, UserId};
+use crate::model::id::{NodeId, SocketId, UserId};
 use crate::model::roster::{Count, NodeInfo, Roster};
-use crate::peers::gather::Answers;
-use crate::peers::share::{Flight, Share};
+use crate::model::topic::Topic;
 
-impl Node {
+impl Peers {
     /// Carries a command out here and on every other node.
     pub(crate) async fn command(
         self: &Arc<Self>,
@@ -28,50 +28,63 @@ impl Node {
         what: Ask,
         reach: Reach,
     ) -> Result<Outcome, SendError> {
-        if self.stopped.load(SeqCst) {
+        if self.home.is_stopped() {
             return Err(SendError::down());
         }
-        self.counters.sent.fetch_add(1, Relaxed);
+        self.home.counters.sent.fetch_add(1, Relaxed);
         let (local, confirmation) = self.carry_out(&selection.scope(), &what);
         // Queued by this call, so that it keeps its place among what else is sent.
         let asked = match reach {
             Reach::Here => Ok(None),
             Reach::Everywhere => self.begin(selection, what),
         };
-        if self.settle() {
+        if self.local.settle() {
             let node = self.clone();
             // In a task, since a caller that gives up leaves nobody unclosed.
-            let settling = self.spawn(async move {
-                while node.settle() {
+            let settling = self.home.spawn(async move {
+                while node.local.settle() {
                     yield_now().await;
                 }
             });
             let _ = settling.await;
         }
         let node = self.clone();
-        let asking = self.at_home(async move {
+        let asking = self.home.run(async move {
             let answers = async { Asked::answers(asked?).await };
-            join(answers, node.settled(confirmation)).await.0
+            join(answers, node.local.settled(confirmation)).await.0
         });
         let answers = match asking.await {
             None if reach == Reach::Here => Ok(Answers::of_nobody()),
-            None => Err(PublishError::maybe_sent(self.unfinished())),
+            None => Err(PublishError::maybe_sent(self.home.unfinished())),
             Some(answers) => answers,
         };
         let answers = answers.map_err(|error| {
-            self.counters.note_failed_publish(error.maybe_sent);
+            self.home.counters.note_failed_publish(error.maybe_sent);
             SendError::bus(local, error)
         })?;
         let nodes = {
-            let members = self.members.lock();
+            let nodes = self.nodes.lock();
             let parts = answers.parts.keys();
-            parts.filter(|id| !members.is_worker(**id)).count()
+            parts.filter(|id| !nodes.is_worker(**id)).count()
         };
         Ok(Outcome {
             local,
             nodes: (reach == Reach::Everywhere).then_some(nodes),
             unanswered: answers.missing.len(),
         })
+    }
+
+    /// Closes these sockets of other nodes, whose seats newer ones took. Should it not arrive, their nodes learn it
+    /// with the next renewal of their lease.
+    pub(crate) fn replace(self: &Arc<Self>, sockets: Vec<SocketId>) {
+        let mut selection = Selection::default();
+        sockets
+            .into_iter()
+            .for_each(|socket| selection.add(Topic::socket(socket)));
+        let (peers, close) = (self.clone(), Ask::from(&reason::REPLACED));
+        self.home.spawn(async move {
+            let _ = peers.command(&selection, close, Reach::Everywhere).await;
+        });
     }
 
     /// Who is meant, everywhere. Identical questions at the same time share the work.
@@ -102,9 +115,9 @@ impl Node {
     }
 
     async fn gather_roster(self: &Arc<Self>, selection: &Selection, reach: Reach) -> Roster {
-        let here = self.members_of(&selection.scope());
+        let here = self.local.members_of(&selection.scope());
         let (mut sockets, others) = tokio::join!(
-            self.describe(&here),
+            self.local.describe(&here),
             self.ask_others(selection, Ask::Sockets, reach)
         );
         let (answers, missing, partial) = read(others);
@@ -145,7 +158,7 @@ impl Node {
     }
 
     async fn gather_count(self: &Arc<Self>, selection: &Selection, reach: Reach) -> Count {
-        let here = self.members_of(&selection.scope()).len();
+        let here = self.local.members_of(&selection.scope()).len();
         let others = self.ask_others(selection, Ask::Count, reach).await;
         let (answers, missing, partial) = read(others);
         let sockets = answers
@@ -171,12 +184,13 @@ impl Node {
         F: Future<Output = V> + Send + 'static,
     {
         let flight = Flight {
-            runtime: self.tasks.runtime(),
-            longest: self.longest(),
+            runtime: self.home.runtime(),
+            longest: self.home.longest(),
         };
         let (node, key) = (self.clone(), selection.clone());
         let ask = move || gather(node.clone(), key.clone());
-        self.in_time(share.answer(flight, selection.clone(), ask))
+        self.home
+            .in_time(share.answer(flight, selection.clone(), ask))
             .await
     }
 
@@ -184,14 +198,15 @@ impl Node {
     pub(crate) async fn nodes(self: &Arc<Self>) -> Result<Vec<NodeInfo>, QueryError> {
         self.check_alive()?;
         let node = self.clone();
-        let asking = self.at_home(async move {
+        let asking = self.home.run(async move {
             let everybody = Selection::of(Topic::nodes());
             node.ask(&everybody, Ask::Node).await
         });
         let answers = asking.await;
-        let answers = answers.unwrap_or_else(|| Err(PublishError::maybe_sent(self.unfinished())));
+        let answers =
+            answers.unwrap_or_else(|| Err(PublishError::maybe_sent(self.home.unfinished())));
         let answers = answers.map_err(|error| QueryError::bus(error.reason))?;
-        let said_hello = self.members.lock().infos().cloned().collect::<Vec<_>>();
+        let said_hello = self.nodes.lock().infos().cloned().collect::<Vec<_>>();
         let answered = read(answers).0.into_iter().filter_map(|answer| answer.node);
         let others: HashMap<NodeId, NodeInfo> = said_hello
             .into_iter()
@@ -212,7 +227,7 @@ impl Node {
         let topics: Result<Vec<Topic>, _> = users.iter().map(Topic::user).collect();
         let topics = topics.map_err(QueryError::invalid)?;
         let mut online: Vec<bool> = {
-            let registry = self.registry.read();
+            let registry = self.local.registry();
             let here = topics.iter().map(|topic| registry.has_member(topic));
             here.collect()
         };
@@ -224,9 +239,11 @@ impl Node {
         if !elsewhere.is_empty() {
             let node = self.clone();
             // The connections are pooled, and would die with the caller's runtime.
-            let asking = self.at_home(async move { node.bus.listening(&elsewhere).await });
+            let asking = self
+                .home
+                .run(async move { node.home.bus.listening(&elsewhere).await });
             let nodes = asking.await;
-            let nodes = nodes.unwrap_or_else(|| Err(self.unfinished().into()));
+            let nodes = nodes.unwrap_or_else(|| Err(self.home.unfinished().into()));
             let nodes = nodes.map_err(QueryError::bus)?;
             for (at, nodes) in unknown.into_iter().zip(nodes) {
                 online[at] = nodes > 0;
@@ -236,7 +253,7 @@ impl Node {
     }
 
     fn check_alive(&self) -> Result<(), QueryError> {
-        match self.stopped.load(SeqCst) {
+        match self.home.is_stopped() {
             true => Err(QueryError::down()),
             false => Ok(()),
         }
@@ -258,7 +275,7 @@ impl Node {
 
     /// All other nodes that are known, in order.
     fn everybody(&self) -> Vec<NodeId> {
-        let mut nodes: Vec<NodeId> = self.members.lock().ids().collect();
+        let mut nodes: Vec<NodeId> = self.nodes.lock().ids().collect();
         nodes.sort_unstable();
         nodes
     }

@@ -1,4 +1,4 @@
-//! The task that tells Redis about this node's slots and asks for new ones, in one pipeline at a time.
+//! The task that tells Redis about this node's seats and asks for new ones, in one pipeline at a time.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -8,17 +8,17 @@ use bb8_redis::bb8::ManageConnection;
 use redis::{RedisError, RedisResult, Value};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use super::book::{Batch, Book, Verdict};
+use super::ledger::{Batch, Ledger, Verdict};
 use super::missing::Missing;
 use super::script::{
     Renewed, Script, Stamp, Terms, advise, joined, renewed, replaced, seen, verdict,
 };
-use super::{SlotTable, now};
+use super::{SharedLedger, now};
 use crate::bus::BusSettings;
 use crate::bus::redis::advice::Advice;
 use crate::bus::redis::backoff::pause;
+use crate::bus::redis::connection::{Commands, Connection, Connector};
 use crate::bus::redis::explain;
-use crate::bus::redis::links::{Commands, Link, Links};
 use crate::model::id::NodeId;
 
 /// A lease is this many renewals long.
@@ -34,12 +34,12 @@ const RETRY: Duration = Duration::from_millis(10);
 const MOST_RETRIES: u32 = 8;
 
 #[derive(Debug)]
-pub(in crate::bus::redis) struct Keeper {
-    table: Arc<SlotTable>,
-    links: Links,
+pub(in crate::bus::redis) struct Writer {
+    seats: Arc<SharedLedger>,
+    connector: Connector,
     advice: Arc<Advice>,
     /// Its own: it waits for nobody's question, and an answer is owed to it alone.
-    link: Option<Link>,
+    connection: Option<Connection>,
     script: Script,
     renewal: Duration,
     look: Duration,
@@ -75,10 +75,10 @@ enum Lapse {
     Failed(Arc<str>),
 }
 
-impl Keeper {
+impl Writer {
     pub(in crate::bus::redis) fn new(
-        table: Arc<SlotTable>,
-        links: Links,
+        seats: Arc<SharedLedger>,
+        connector: Connector,
         advice: Arc<Advice>,
         node: NodeId,
         settings: &BusSettings,
@@ -90,10 +90,10 @@ impl Keeper {
         let grace = look * GRACE;
         let now = Instant::now();
         Self {
-            table,
-            links,
+            seats,
+            connector,
             advice,
-            link: None,
+            connection: None,
             script: Script::new(&settings.namespace, node, Terms { lease, grace }),
             renewal,
             look,
@@ -114,7 +114,7 @@ impl Keeper {
 
     /// Keeps Redis informed, for ever.
     pub(in crate::bus::redis) async fn run(&mut self) {
-        self.table.book.lock().begin();
+        self.seats.ledger.lock().begin();
         let (mut failures, mut forgotten) = (0, 0);
         loop {
             let lapse = match self.join().await {
@@ -134,14 +134,14 @@ impl Keeper {
                 self.outage(&reason);
                 tokio::select! {
                     () = sleep(pause(failures, fastrand::f64())) => {}
-                    () = self.table.doubted.notified() => {}
+                    () = self.seats.unverified.notified() => {}
                 }
             }
         }
     }
 
     fn outage(&self, reason: &str) {
-        if self.table.change(|book| book.outage(now())) {
+        if self.seats.change(|ledger| ledger.outage(now())) {
             tracing::warn!(
                 reason,
                 "sockets per user are limited by this node's own count for now"
@@ -151,15 +151,15 @@ impl Keeper {
 
     /// Redis answers, and does not know this node: at once the first time, then less and less often.
     async fn forgotten(&mut self, times: &mut u32) {
-        self.table.change(Book::forgotten);
+        self.seats.change(Ledger::forgotten);
         let wait = RETRY * 2_u32.pow((*times).min(MOST_RETRIES));
         if *times == MOST_RETRIES {
             tracing::warn!(
-                "redis loses the slots of this node again and again, and nobody is let in meanwhile: it must not evict \
+                "redis loses the seats of this node again and again, and nobody is let in meanwhile: it must not evict \
                 them (maxmemory-policy volatile-* or allkeys-*), nor must anybody delete them"
             );
         } else {
-            tracing::debug!("redis has lost this node's slots, or the script: once more");
+            tracing::debug!("redis has lost this node's seats, or the script: once more");
         }
         *times = times.saturating_add(1);
         sleep(wait).await;
@@ -174,14 +174,14 @@ impl Keeper {
         let left =
             left.unwrap_or_else(|_| Err(Lapse::Failed("redis did not answer in time".into())));
         if let Err(Lapse::Failed(reason)) = left {
-            tracing::debug!(%reason, "the slots stay in redis until their lease ends");
+            tracing::debug!(%reason, "the seats stay in redis until their lease ends");
         }
     }
 
     /// From here on Redis listens to this epoch alone.
     async fn join(&mut self) -> Result<(), Lapse> {
         self.epoch += 1;
-        let anew = self.table.book.lock().is_anew();
+        let anew = self.seats.ledger.lock().is_anew();
         let mut pipeline = Commands::new();
         pipeline.add_command(self.script.join(self.stamp(), anew, &self.known.nodes));
         let answer = self.ask(&pipeline).await?.into_iter().next();
@@ -199,7 +199,7 @@ impl Keeper {
         }
         self.clock = Some((joined.millis, now));
         self.due.renewal = now + self.renewal;
-        if self.table.change(|book| book.joined(joined.created)) {
+        if self.seats.change(|ledger| ledger.joined(joined.created)) {
             tracing::info!("sockets per user are limited in the whole cluster again");
         }
         Ok(())
@@ -209,7 +209,7 @@ impl Keeper {
     async fn serve(&mut self, failures: &mut u32, forgotten: &mut u32) -> Lapse {
         loop {
             let now = Instant::now();
-            let batch = self.table.book.lock().next_batch(self.due.claims <= now);
+            let batch = self.seats.ledger.lock().next_batch(self.due.claims <= now);
             let renews = self.due.renewal <= now;
             let said = if renews || !batch.is_empty() {
                 self.exchange(renews, batch).await
@@ -234,8 +234,8 @@ impl Keeper {
             wake = wake.min(self.due.claims);
         }
         tokio::select! {
-            () = self.table.changed.notified() => {}
-            () = self.table.doubted.notified() => self.due.renewal = Instant::now(),
+            () = self.seats.changed.notified() => {}
+            () = self.seats.unverified.notified() => self.due.renewal = Instant::now(),
             () = sleep_until(wake) => {}
         }
     }
@@ -266,7 +266,7 @@ impl Keeper {
         if batch.has_writes() {
             pipeline.add_command(self.script.write(stamp, &batch.writes, batch.whole));
         }
-        let (limit, given_up) = (self.table.limit, self.missing.given_up(Instant::now()));
+        let (limit, given_up) = (self.seats.limit, self.missing.given_up(Instant::now()));
         for (user, number) in &batch.claims {
             let claim = self.script.claim(stamp, user, *number, limit, &given_up);
             pipeline.add_command(claim);
@@ -276,7 +276,7 @@ impl Keeper {
             Err(lapse) => Err(lapse),
         };
         if answered.is_err() {
-            self.table.change(|book| book.failed(batch));
+            self.seats.change(|ledger| ledger.failed(batch));
         }
         answered
     }
@@ -295,20 +295,24 @@ impl Keeper {
 
     /// Runs commands, on a new connection when there is none that works.
     async fn ask(&mut self, commands: &Commands) -> Result<Vec<RedisResult<Value>>, Lapse> {
-        let mut link = match self.link.take().filter(|link| !link.is_dead()) {
-            Some(link) => link,
+        let mut connection = match self
+            .connection
+            .take()
+            .filter(|connection| !connection.is_dead())
+        {
+            Some(connection) => connection,
             None => self.connect().await?,
         };
-        let answers = link.run(commands).await;
+        let answers = connection.run(commands).await;
         // After an error, or cancelled, it is of no further use.
         let answers = answers.map_err(|error| self.lapse(&error))?;
-        self.link = Some(link);
+        self.connection = Some(connection);
         Ok(answers)
     }
 
     /// Whoever waits for Redis meanwhile is told what this node knows: opening a connection may take longer.
-    async fn connect(&self) -> Result<Link, Lapse> {
-        let mut connecting = pin!(self.links.connect());
+    async fn connect(&self) -> Result<Connection, Lapse> {
+        let mut connecting = pin!(self.connector.connect());
         let opened = match timeout(self.deadline, connecting.as_mut()).await {
             Ok(opened) => opened,
             Err(_) => {
@@ -338,9 +342,9 @@ impl Keeper {
             let answer = self.next(&mut answers)?;
             self.known = renewed(&answer).ok_or_else(nonsense)?;
             self.clock = Some((self.known.millis, Instant::now()));
-            self.table.change(|book| {
+            self.seats.change(|ledger| {
                 for (user, number) in replaced(&self.known.replaced) {
-                    book.lose(user, number);
+                    ledger.lose(user, number);
                 }
             });
         }
@@ -354,8 +358,8 @@ impl Keeper {
             let answer = self.next(&mut answers)?;
             let verdict = verdict(&answer).ok_or_else(nonsense)?;
             self.heed(&verdict);
-            self.table
-                .change(|book| book.answered(user, *number, verdict));
+            self.seats
+                .change(|ledger| ledger.answered(user, *number, verdict));
             batch.claims.pop_front();
         }
         Ok(())

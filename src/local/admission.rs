@@ -7,16 +7,14 @@ use std::time::SystemTime;
 
 use futures::future::join;
 
-use super::Node;
+use super::Local;
+use super::expiry::Expiry;
+use super::registry::{About, Full, Member};
+use super::socket::{DriverEnd, Ends, HandlerEnd, Registered, Sender};
 use crate::bus::Confirmation;
-use crate::bus::control::Ask;
-use crate::bus::scope::{Reach, Selection};
-use crate::bus::topic::Topic;
-use crate::local::expiry::Expiry;
-use crate::local::registry::{About, Full, Member};
-use crate::local::socket::{DriverEnd, Ends, HandlerEnd, Sender};
 use crate::model::close::{Close, reason};
 use crate::model::id::{InvalidId, SocketId, UserId};
+use crate::model::topic::Topic;
 
 /// Why a socket may not enter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,62 +26,53 @@ pub(crate) enum Refused {
     Full(Full),
 }
 
-impl Node {
+impl Local {
     /// Takes a place for a socket of this user, and makes sure the cluster's messages for the user
-    /// come here. In an outage it does not wait for that.
-    pub(crate) async fn reserve(self: &Arc<Self>, user: UserId) -> Result<Reservation, Refused> {
+    /// come here. In an outage it does not wait for that. Returns the sockets of other nodes, too, which lost their
+    /// seats to it and are to be closed.
+    pub(crate) async fn reserve(
+        self: &Arc<Self>,
+        user: UserId,
+    ) -> Result<(Reservation, Vec<SocketId>), Refused> {
         let topic = Topic::user(&user).map_err(Refused::InvalidUser)?;
         if self.is_draining() {
             return Err(Refused::Draining);
         }
-        if self.has_lost_its_runtime() {
+        if self.home.has_lost_its_runtime() {
             return Err(Refused::RuntimeEnded);
         }
-        let claimed = self.registry.write().claim(&topic, self.config.limits);
-        claimed.map_err(|full| {
-            self.counters.limits_refused.fetch_add(1, Relaxed);
-            Refused::Full(full)
-        })?;
-        let confirmations = (self.bus.want(&self.all), self.bus.want(&topic));
+        let claimed = self.registry.write().claim(&topic, self.settings.limits);
+        claimed.map_err(|full| self.is_full(full))?;
+        let confirmations = (self.home.bus.want(&self.all), self.home.bus.want(&topic));
         let number = self.next_socket.fetch_add(1, Relaxed);
         let reservation = Reservation {
-            node: self.clone(),
+            local: self.clone(),
             user,
             topic,
             number,
         };
         let (all, user) = confirmations;
         let listening = join(self.settled(all), self.settled(user));
-        let slot = self.slot(&reservation.topic, number);
-        let (slot, _) = join(slot, listening).await;
-        slot.map(|()| reservation)
+        let seat = self.seat(&reservation.topic, number);
+        let (seat, _) = join(seat, listening).await;
+        seat.map(|replaced| (reservation, replaced))
     }
 
-    /// Takes a slot of the user in the whole cluster, where those are limited.
-    async fn slot(self: &Arc<Self>, user: &Topic, number: u64) -> Result<(), Refused> {
-        let Some(slots) = self.bus.slots() else {
-            return Ok(());
+    fn is_full(&self, full: Full) -> Refused {
+        self.home.counters.limits_refused.fetch_add(1, Relaxed);
+        Refused::Full(full)
+    }
+
+    /// Takes a seat of the user in the whole cluster, where those are limited; whose seats it took.
+    async fn seat(&self, user: &Topic, number: u64) -> Result<Vec<SocketId>, Refused> {
+        let Some(seats) = self.home.bus.seats() else {
+            return Ok(Vec::new());
         };
-        let claim = slots.claim(user, number).await;
-        if !claim.checked {
-            self.counters.limits_unchecked.fetch_add(1, Relaxed);
+        let decision = seats.claim(user, number).await;
+        if !decision.checked {
+            self.home.counters.limits_unchecked.fetch_add(1, Relaxed);
         }
-        let Some(others) = claim.granted else {
-            self.counters.limits_refused.fetch_add(1, Relaxed);
-            return Err(Refused::Full(Full::User));
-        };
-        if !others.is_empty() {
-            let mut selection = Selection::default();
-            others
-                .into_iter()
-                .for_each(|socket| selection.add(Topic::socket(socket)));
-            let (node, close) = (self.clone(), Ask::from(&reason::REPLACED));
-            self.spawn(async move {
-                // Should it not arrive, their nodes learn it with the next renewal of their lease.
-                let _ = node.command(&selection, close, Reach::Everywhere).await;
-            });
-        }
-        Ok(())
+        decision.granted.ok_or_else(|| self.is_full(Full::User))
     }
 
     /// Puts a socket into a room; returns when the cluster's messages for the room come here.
@@ -93,12 +82,12 @@ impl Node {
         Some(())
     }
 
-    pub(super) fn begin_join(&self, socket: &Sender, room: &Topic) -> Option<Confirmation> {
+    pub(crate) fn begin_join(&self, socket: &Sender, room: &Topic) -> Option<Confirmation> {
         // Wanted before it is joined: the end of the socket releases every room it has joined.
-        let confirmation = self.bus.want(room);
+        let confirmation = self.home.bus.want(room);
         let joined = self.registry.write().join(socket.id(), room);
         if joined != Some(true) {
-            self.bus.release(room);
+            self.home.bus.release(room);
         }
         joined?;
         self.presence.touch(socket.user(), [room]);
@@ -107,16 +96,16 @@ impl Node {
 
     /// Waits until a topic is heard. In an outage of the bus it does not; and if it takes too long, that
     /// is one.
-    pub(super) async fn settled(&self, confirmation: Confirmation) {
-        if !confirmation.wait(self.config.publish_timeout).await {
-            self.bus.doubt();
+    pub(crate) async fn settled(&self, confirmation: Confirmation) {
+        if !confirmation.wait(self.settings.publish_timeout).await {
+            self.home.bus.prove_anew();
         }
     }
 
     pub(crate) fn leave(&self, socket: &Sender, room: &Topic) {
         let left = self.registry.write().leave(socket.id(), room);
         if left {
-            self.bus.release(room);
+            self.home.bus.release(room);
             self.presence.touch(socket.user(), [room]);
         }
     }
@@ -125,18 +114,14 @@ impl Node {
 /// A place for a socket whose user the cluster already listens for. Dropping it gives both back.
 #[derive(Debug)]
 pub(crate) struct Reservation {
-    node: Arc<Node>,
+    local: Arc<Local>,
     user: UserId,
     topic: Topic,
-    /// What the socket will be called; its slot names it already.
+    /// What the socket will be called; its seat names it already.
     number: u64,
 }
 
 impl Reservation {
-    pub(crate) fn node(&self) -> &Arc<Node> {
-        &self.node
-    }
-
     pub(crate) fn user(&self) -> &UserId {
         &self.user
     }
@@ -147,35 +132,36 @@ impl Reservation {
         expiry: Option<Expiry>,
         description: Option<Box<str>>,
     ) -> (HandlerEnd, DriverEnd, Registration) {
-        let (node, number) = (self.node.clone(), self.number);
+        let (local, number) = (self.local.clone(), self.number);
         let id = SocketId {
-            node: node.id,
+            node: local.home.node,
             number,
         };
         let ends = Ends::new(id, self.user.clone(), expiry);
         let sender = ends.sender;
-        node.live.lock().insert(number, ends.sweep);
+        local.live.lock().insert(number, ends.sweep);
         let about = About {
             connected_at: SystemTime::now(),
             description,
         };
-        node.registry
+        local
+            .registry
             .write()
             .insert(self.topic.clone(), sender.clone(), about);
-        node.presence.touch(&self.user, [&node.all]);
+        local.presence.touch(&self.user, [&local.all]);
         // A drain that began meanwhile may have looked before this one was there.
-        if node.is_draining() {
+        if local.is_draining() {
             sender.close(reason::RESTART);
         }
-        // So may who took its slot.
-        if let Some(slots) = node.bus.slots()
-            && !slots.holds(&self.topic, number)
+        // So may who took its seat.
+        if let Some(seats) = local.home.bus.seats()
+            && !seats.holds(&self.topic, number)
         {
             sender.close(reason::REPLACED);
         }
         tracing::debug!(socket = %id, user = self.user.as_str(), "socket opened");
         let registration = Registration {
-            node,
+            local,
             id,
             reservation: Some(self),
         };
@@ -185,12 +171,12 @@ impl Reservation {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        self.node.registry.write().unclaim(&self.topic);
-        if let Some(slots) = self.node.bus.slots() {
-            slots.release(&self.topic, self.number);
+        self.local.registry.write().unclaim(&self.topic);
+        if let Some(seats) = self.local.home.bus.seats() {
+            seats.release(&self.topic, self.number);
         }
-        self.node.bus.release(&self.topic);
-        self.node.bus.release(&self.node.all);
+        self.local.home.bus.release(&self.topic);
+        self.local.home.bus.release(&self.local.all);
     }
 }
 
@@ -198,39 +184,35 @@ impl Drop for Reservation {
 /// dropped.
 #[derive(Debug)]
 pub(crate) struct Registration {
-    node: Arc<Node>,
+    local: Arc<Local>,
     id: SocketId,
     reservation: Option<Reservation>,
 }
 
-impl Registration {
-    /// Its client is over the inbound limit.
-    pub(crate) fn count_too_much(&self, user: &UserId) {
-        self.node.counters.inbound_closed.fetch_add(1, Relaxed);
-        tracing::debug!(socket = %self.id, user = user.as_str(), "closed with 1008: the client sent more than `inbound_limit` allows; raise it if an \
-            honest one does so too");
-    }
-
+impl Registered for Registration {
     /// Makes it unreachable, gives its place back and counts how it ended.
-    pub(crate) fn unregister(&mut self, close: &Close) {
+    fn unregister(&mut self, close: &Close) {
         if self.reservation.is_some() {
-            self.node.counters.note_close(close);
+            self.local.home.counters.note_close(close);
             self.give_back();
         }
     }
+}
 
+impl Registration {
     fn give_back(&mut self) {
         let Some(reservation) = self.reservation.take() else {
             return;
         };
-        let node = &self.node;
-        let removed = node.registry.write().remove(self.id);
+        let local = &self.local;
+        let removed = local.registry.write().remove(self.id);
         let rooms = || removed.iter().flat_map(|removed| removed.rooms.iter());
         for room in rooms() {
-            node.bus.release(room);
+            local.home.bus.release(room);
         }
-        node.presence
-            .touch(&reservation.user, rooms().chain([&node.all]));
+        local
+            .presence
+            .touch(&reservation.user, rooms().chain([&local.all]));
     }
 }
 
@@ -238,7 +220,7 @@ impl Drop for Registration {
     fn drop(&mut self) {
         self.give_back();
         // Dropped afterwards: with the last of it its stream is closed.
-        let gone = self.node.live.lock().swap_remove(&self.id.number);
+        let gone = self.local.live.lock().swap_remove(&self.id.number);
         drop(gone);
     }
 }

@@ -1,4 +1,4 @@
-//! Nodes whose slots Redis has lost, and how long they are waited for.
+//! Nodes whose seats Redis has lost, and how long they are waited for.
 
 use std::collections::HashMap;
 use std::time::Duration;

@@ -8,47 +8,40 @@ use indexmap::IndexMap;
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep};
 
-use super::Node;
-use crate::config::CHUNK;
-use crate::local::expiry::Clock;
-use crate::local::heartbeat::{HeartbeatTimes, Pulse};
-use crate::local::socket::{SweepEnd, Swept};
+use super::expiry::Clock;
+use super::heartbeat::Pulse;
+use super::socket::{SweepEnd, Swept};
+use super::{CHUNK, Local};
 
 /// Sweeps as long as the node lives.
-pub(super) async fn sweep(node: Weak<Node>) {
-    let Some(times) = node.upgrade().map(|node| node.heartbeat_times()) else {
+pub(super) async fn sweep(local: Weak<Local>) {
+    let Some(times) = local.upgrade().map(|local| local.settings.heartbeat) else {
         return;
     };
     let mut pulse = Pulse::new(times.tick(), Instant::now());
     loop {
         sleep(times.tick()).await;
-        let Some(node) = node.upgrade() else { return };
+        let Some(local) = local.upgrade() else { return };
         let clock = Clock::now();
         let slept = pulse.beat(clock.now);
         if slept > NOTABLE {
-            tracing::warn!(node = %node.id, ?slept, "this process did not run for a while, and counts that time \
+            tracing::warn!(node = %local.home.node, ?slept, "this process did not run for a while, and counts that time \
                 against no client: look for a stopped process, a blocked runtime or too little CPU");
         }
-        node.sweep(clock, slept, &times);
+        local.sweep(clock, slept);
     }
 }
 
 /// A process that slept this long is worth a line in the log.
 const NOTABLE: Duration = Duration::from_secs(1);
 
-impl Node {
-    fn heartbeat_times(&self) -> HeartbeatTimes {
-        HeartbeatTimes {
-            ping_interval: self.config.ping_interval,
-            pong_timeout: self.config.pong_timeout,
-            write_timeout: self.config.write_timeout,
-        }
-    }
-
-    fn sweep(&self, clock: Clock, slept: Duration, times: &HeartbeatTimes) {
+impl Local {
+    fn sweep(&self, clock: Clock, slept: Duration) {
+        let times = &self.settings.heartbeat;
         walk(&self.live, slept, |socket: &SweepEnd| {
             if let Swept::Stalled(lost) = socket.sweep(clock, slept, times) {
-                self.counters
+                self.home
+                    .counters
                     .dropped_stalled
                     .fetch_add(lost as u64, Relaxed);
                 self.note_slow(&socket.sender(), lost);

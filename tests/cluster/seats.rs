@@ -19,15 +19,15 @@ use crate::support::redis::RedisServer;
 use crate::support::{Client, Lab, TestNode, soon, until};
 
 on_every_bus! {
-    one_slot_left_admits_one_upgrade_of_two_nodes
-    of_fifty_upgrades_at_once_five_enter_and_no_slot_leaks
+    one_seat_left_admits_one_upgrade_of_two_nodes
+    of_fifty_upgrades_at_once_five_enter_and_no_seat_leaks
     the_oldest_socket_is_replaced_on_whichever_node_it_is
     of_fifty_that_replace_each_other_five_are_left
-    clients_that_leave_during_the_handshake_leave_no_slot
-    a_node_that_shuts_down_gives_its_slots_back
+    clients_that_leave_during_the_handshake_leave_no_seat
+    a_node_that_shuts_down_gives_its_seats_back
 }
 
-async fn one_slot_left_admits_one_upgrade_of_two_nodes(lab: Lab) {
+async fn one_seat_left_admits_one_upgrade_of_two_nodes(lab: Lab) {
     let [a, b] = start(limited(&lab, 2, OverLimit::Refuse)).await;
     for user in (0..10).map(|n| n.to_string()) {
         let _first = enter(&a, &user).await;
@@ -39,7 +39,7 @@ async fn one_slot_left_admits_one_upgrade_of_two_nodes(lab: Lab) {
     assert_eq!((a.limits_unchecked, b.limits_unchecked), (0, 0));
 }
 
-async fn of_fifty_upgrades_at_once_five_enter_and_no_slot_leaks(lab: Lab) {
+async fn of_fifty_upgrades_at_once_five_enter_and_no_seat_leaks(lab: Lab) {
     let nodes: [TestNode; 3] = start(limited(&lab, 5, OverLimit::Refuse)).await;
     for user in ["alice", "bob", "*?{carol}:=, %"] {
         let attempts = join_all((0..50).map(|n| attempt(&nodes[n % 3], user))).await;
@@ -100,7 +100,7 @@ async fn of_fifty_that_replace_each_other_five_are_left(lab: Lab) {
     assert!(gone.iter().all(|event| *event == replaced()), "{gone:?}");
 }
 
-async fn clients_that_leave_during_the_handshake_leave_no_slot(lab: Lab) {
+async fn clients_that_leave_during_the_handshake_leave_no_seat(lab: Lab) {
     let builder = limited(&lab, 1, OverLimit::Refuse);
     let [b] = start(builder.clone()).await;
     let cluster = builder.start();
@@ -119,13 +119,13 @@ async fn clients_that_leave_during_the_handshake_leave_no_slot(lab: Lab) {
         );
         stream.write_all(request.as_bytes()).await.unwrap();
         soon("a handshake", held.recv()).await;
-        assert!(is_refused(&b, &user).await, "control: it holds the slot");
+        assert!(is_refused(&b, &user).await, "control: it holds the seat");
         drop(stream);
         enter(&b, &user).await;
     }
 }
 
-async fn a_node_that_shuts_down_gives_its_slots_back(lab: Lab) {
+async fn a_node_that_shuts_down_gives_its_seats_back(lab: Lab) {
     let [a, b] = start(limited(&lab, 1, OverLimit::Refuse)).await;
     let mut client = enter(&a, "alice").await;
     assert!(is_refused(&b, "alice").await, "control");
@@ -136,7 +136,7 @@ async fn a_node_that_shuts_down_gives_its_slots_back(lab: Lab) {
 
 /// A process that dies: its tasks are gone without a word, its connections too.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_dead_nodes_slots_come_back_with_its_lease_and_not_before() {
+async fn a_dead_nodes_seats_come_back_with_its_lease_and_not_before() {
     let lab = Lab::redis();
     let server = lab.redis.as_ref().unwrap();
     let builder = limited(&lab, 1, OverLimit::Refuse).lease(Duration::from_secs(6));
@@ -148,20 +148,20 @@ async fn a_dead_nodes_slots_come_back_with_its_lease_and_not_before() {
         (node, client)
     });
     let _dead = dying.await.unwrap();
-    until("both nodes count their slots", async || {
-        server.cli(&["ZCARD", "cluster:slots"]) == "2"
+    until("both nodes count their seats", async || {
+        server.cli(&["ZCARD", "cluster:seats"]) == "2"
     })
     .await;
     process.shutdown_background();
     assert!(is_refused(&b, "alice").await);
     assert_eq!(
-        server.cli(&["ZCARD", "cluster:slots"]),
+        server.cli(&["ZCARD", "cluster:seats"]),
         "2",
         "control: the lease is not over"
     );
     enter(&b, "alice").await;
     until("the dead node is forgotten", async || {
-        server.cli(&["ZCARD", "cluster:slots"]) == "1"
+        server.cli(&["ZCARD", "cluster:seats"]) == "1"
     })
     .await;
 }
@@ -194,15 +194,15 @@ async fn without_redis_each_node_counts_its_own_and_afterwards_all_count() {
         assert!(node.cluster.stats().limits_unchecked >= 2);
     }
     lab.server().restart();
-    until("redis knows the four slots again", async || {
-        slots(lab.server(), "alice") == 4
+    until("redis knows the four seats again", async || {
+        seats(lab.server(), "alice") == 4
     })
     .await;
     drop(during.0);
-    until("and one less", async || slots(lab.server(), "alice") == 3).await;
+    until("and one less", async || seats(lab.server(), "alice") == 3).await;
     assert!(is_refused(a, "alice").await && is_refused(b, "alice").await);
     drop(during.1);
-    until("and one less", async || slots(lab.server(), "alice") == 2).await;
+    until("and one less", async || seats(lab.server(), "alice") == 2).await;
     let unchecked = nodes.each_ref().map(|n| n.cluster.stats().limits_unchecked);
     assert!(is_refused(a, "alice").await && is_refused(b, "alice").await);
     drop(before);
@@ -213,7 +213,7 @@ async fn without_redis_each_node_counts_its_own_and_afterwards_all_count() {
 
 /// What was asked of a frozen Redis happens when it thaws; nobody waits for it, and nothing of it stays.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_frozen_redis_leaves_no_slot_behind() {
+async fn a_frozen_redis_leaves_no_seat_behind() {
     let mut lab = Lab::redis();
     let builder = limited(&lab, 2, OverLimit::Refuse).publish_timeout(Duration::from_millis(200));
     let nodes: [TestNode; 2] = start(builder).await;
@@ -233,14 +233,14 @@ async fn a_frozen_redis_leaves_no_slot_behind() {
         "control: redis did not answer"
     );
     lab.server().thaw();
-    until("redis knows the four slots", async || {
-        slots(lab.server(), "alice") == 4
+    until("redis knows the four seats", async || {
+        seats(lab.server(), "alice") == 4
     })
     .await;
     drop((during, more));
     until_free(&nodes, "alice", 2).await;
     until("redis knows of none", async || {
-        slots(lab.server(), "alice") == 0
+        seats(lab.server(), "alice") == 0
     })
     .await;
 }
@@ -259,8 +259,8 @@ async fn what_redis_forgets_is_written_again() {
         server.calls("eval") == joins + 2
     })
     .await;
-    until("redis knows the two slots again", async || {
-        slots(server, "alice") == 2
+    until("redis knows the two seats again", async || {
+        seats(server, "alice") == 2
     })
     .await;
     assert!(is_refused(a, "alice").await && is_refused(b, "alice").await);
@@ -271,13 +271,13 @@ async fn what_redis_forgets_is_written_again() {
     }
 }
 
-/// The message that closes a replaced socket may be lost, the slot's hash tells it all the same.
+/// The message that closes a replaced socket may be lost, the seat's hash tells it all the same.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replaced_socket_is_closed_even_when_the_message_was_lost() {
     let lab = Lab::redis();
     let server = lab.redis.as_ref().unwrap();
     let dumb = format!(
-        "ACL SETUSER dumb on >s3cret resetchannels &cluster:* +subscribe +unsubscribe {SLOTS_ACL}"
+        "ACL SETUSER dumb on >s3cret resetchannels &cluster:* +subscribe +unsubscribe {SEATS_ACL}"
     );
     assert_eq!(cli(server, &dumb), "OK");
     let builder = limited(&lab, 1, OverLimit::CloseOldest).lease(Duration::from_secs(3));
@@ -293,7 +293,7 @@ async fn a_replaced_socket_is_closed_even_when_the_message_was_lost() {
     assert_eq!(
         a.cluster.stats().limits_unchecked,
         0,
-        "the slot was granted by redis"
+        "the seat was granted by redis"
     );
     until("control: nobody was told", async || {
         a.cluster.stats().bus_publish_failures == 1
@@ -321,7 +321,7 @@ async fn every_key_expires_and_none_is_left() {
         "three nodes and their leases: {keys}"
     );
     for key in keys.lines() {
-        assert!(key.starts_with("cluster:slots"), "{key}");
+        assert!(key.starts_with("cluster:seats"), "{key}");
         let left: i64 = server.cli(&["PTTL", key]).parse().unwrap();
         assert!((1..=15_000).contains(&left), "{key} expires in {left} ms");
     }
@@ -331,7 +331,7 @@ async fn every_key_expires_and_none_is_left() {
         .map(async |mut client| client.event().await);
     let shutdown = async {
         a.cluster.shutdown(Duration::ZERO).await;
-        assert_eq!(server.cli(&["ZCARD", "cluster:slots"]), "2");
+        assert_eq!(server.cli(&["ZCARD", "cluster:seats"]), "2");
         b.cluster.shutdown(Duration::ZERO).await;
     };
     tokio::select! {
@@ -363,7 +363,7 @@ async fn a_connect_is_one_command_a_disconnect_at_most_one_and_none_without_a_li
     }
     assert_eq!(scripts() - before, 50);
     drop(clients);
-    until("the slots are free", async || {
+    until("the seats are free", async || {
         let keys = own_keys(server);
         !server.cli(&["HKEYS", &keys[0]]).contains("u:")
     })
@@ -376,7 +376,7 @@ async fn a_connect_is_one_command_a_disconnect_at_most_one_and_none_without_a_li
 }
 
 /// What `max_sockets_per_user_in_cluster` documents.
-const SLOTS_ACL: &str = "~cluster:slots* +eval +evalsha +time +hget +hmget +hset +hdel +hexists +unlink +pexpire \
+const SEATS_ACL: &str = "~cluster:seats* +eval +evalsha +time +hget +hmget +hset +hdel +hexists +unlink +pexpire \
     +zadd +zrem +zscore +zrangebyscore +zremrangebyscore";
 
 #[tokio::test(flavor = "multi_thread")]
@@ -385,9 +385,9 @@ async fn the_documented_acl_line_is_enough_and_without_it_the_local_limit_holds(
     let server = lab.redis.as_ref().unwrap();
     let bus = "resetchannels &cluster:* +subscribe +unsubscribe +publish +pubsub";
     for rules in [
-        format!("ACL SETUSER node on >s3cret {bus} {SLOTS_ACL}"),
+        format!("ACL SETUSER node on >s3cret {bus} {SEATS_ACL}"),
         format!("ACL SETUSER older on >s3cret {bus}"),
-        format!("ACL SETUSER half on >s3cret {bus} {SLOTS_ACL} -time"),
+        format!("ACL SETUSER half on >s3cret {bus} {SEATS_ACL} -time"),
     ] {
         assert_eq!(cli(server, &rules), "OK", "{rules}");
     }
@@ -465,7 +465,7 @@ async fn whatever_keys_redis_loses_nobody_has_more_sockets_than_the_limit() {
     let faults = async {
         loop {
             sleep(Duration::from_millis(fastrand::u64(..100))).await;
-            let keys = server.cli(&["KEYS", "cluster:slots*"]);
+            let keys = server.cli(&["KEYS", "cluster:seats*"]);
             let keys: Vec<&str> = keys.lines().collect();
             if let Some(key) = fastrand::choice(&keys) {
                 lost.set(lost.get() + usize::from(server.cli(&["DEL", key]) == "1"));
@@ -486,7 +486,7 @@ async fn whatever_keys_redis_loses_nobody_has_more_sockets_than_the_limit() {
     assert_eq!(
         most.get(),
         LIMIT,
-        "control: they compete for the last slot, and nobody enters beyond it"
+        "control: they compete for the last seat, and nobody enters beyond it"
     );
 }
 
@@ -502,7 +502,7 @@ async fn an_idle_node_whose_keys_are_lost_is_waited_for() {
     drop(enter(&asking, "bob").await);
     let own = &holder(server, "alice");
     let renewals = server.calls("zremrangebyscore");
-    for lost in [vec!["cluster:slots"], vec![own], vec!["cluster:slots", own]] {
+    for lost in [vec!["cluster:seats"], vec![own], vec!["cluster:seats", own]] {
         let deleted = [&["DEL"], &*lost].concat();
         assert_eq!(server.cli(&deleted), lost.len().to_string(), "control");
         assert!(is_refused(&asking, "alice").await, "{lost:?}");
@@ -522,7 +522,7 @@ async fn an_idle_node_whose_keys_are_lost_is_waited_for() {
 
 /// A failover, or a restart with what was saved a second ago, takes the last writes back.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_slot_that_redis_took_back_is_written_again() {
+async fn a_seat_that_redis_took_back_is_written_again() {
     let lab = Lab::redis();
     let server = lab.redis.as_ref().unwrap();
     let builder = limited(&lab, 2, OverLimit::Refuse).lease(NEVER);
@@ -534,7 +534,7 @@ async fn a_slot_that_redis_took_back_is_written_again() {
     let take_back = "redis.call('COPY', KEYS[1], KEYS[2], 'REPLACE') return redis.call('HGET', KEYS[2], 'u:alice')";
     let taken = server.cli(&["EVAL", take_back, "2", "saved", own]);
     assert_eq!(taken.matches(',').count(), 1, "control: it is taken back");
-    until("it is written again", async || slots(server, "alice") == 2).await;
+    until("it is written again", async || seats(server, "alice") == 2).await;
     assert!(is_refused(&b, "alice").await);
     assert_eq!(b.cluster.stats().limits_unchecked, 0);
 }
@@ -601,7 +601,7 @@ pub(crate) async fn attempt(node: &TestNode, user: &str) -> Result<Client, u16> 
 
 pub(crate) async fn enter(node: &TestNode, user: &str) -> Client {
     let mut entered = None;
-    until("a free slot", async || {
+    until("a free seat", async || {
         entered = attempt(node, user).await.ok();
         entered.is_some()
     })
@@ -621,18 +621,18 @@ async fn until_sockets(nodes: &[TestNode], count: u64) {
     .await;
 }
 
-/// Waits until exactly so many slots of the user are free.
-pub(crate) async fn until_free(nodes: &[TestNode], user: &str, slots: usize) {
-    until("free slots", async || {
-        let more = (0..=slots).map(|n| attempt(&nodes[n % nodes.len()], user));
+/// Waits until exactly so many seats of the user are free.
+pub(crate) async fn until_free(nodes: &[TestNode], user: &str, seats: usize) {
+    until("free seats", async || {
+        let more = (0..=seats).map(|n| attempt(&nodes[n % nodes.len()], user));
         let entered = join_all(more)
             .await
             .iter()
             .filter(|one| one.is_ok())
             .count();
-        assert!(entered <= slots, "{entered} of {slots} slots");
+        assert!(entered <= seats, "{entered} of {seats} seats");
         until_sockets(nodes, 0).await;
-        entered == slots
+        entered == seats
     })
     .await;
 }
@@ -646,18 +646,18 @@ fn cli(server: &RedisServer, command: &str) -> String {
     server.cli(&words)
 }
 
-/// How many slots of a user Redis knows, on all living nodes.
-fn slots(server: &RedisServer, user: &str) -> usize {
-    let nodes = server.cli(&["ZRANGE", "cluster:slots", "0", "-1"]);
+/// How many seats of a user Redis knows, on all living nodes.
+fn seats(server: &RedisServer, user: &str) -> usize {
+    let nodes = server.cli(&["ZRANGE", "cluster:seats", "0", "-1"]);
     let nodes = nodes.lines().filter(|node| !node.is_empty());
-    let slots = nodes.map(|node| {
-        let hash = format!("cluster:slots:{node}");
+    let seats = nodes.map(|node| {
+        let hash = format!("cluster:seats:{node}");
         server.cli(&["HGET", &hash, &format!("u:{user}")])
     });
-    slots.map(|slots| slots.matches(',').count()).sum()
+    seats.map(|seats| seats.matches(',').count()).sum()
 }
 
-/// The hash of the only node that holds slots of a user.
+/// The hash of the only node that holds seats of a user.
 fn holder(server: &RedisServer, user: &str) -> String {
     let user = format!("u:{user}");
     let mut keys = own_keys(server).into_iter();
@@ -667,6 +667,6 @@ fn holder(server: &RedisServer, user: &str) -> String {
 
 /// The hashes of the nodes.
 fn own_keys(server: &RedisServer) -> Vec<String> {
-    let keys = server.cli(&["KEYS", "cluster:slots:*"]);
+    let keys = server.cli(&["KEYS", "cluster:seats:*"]);
     keys.lines().map(str::to_owned).collect()
 }

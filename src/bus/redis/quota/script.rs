@@ -1,4 +1,4 @@
-//! What is said to Redis about slots, and what its answers mean.
+//! What is said to Redis about seats, and what its answers mean.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,17 +6,17 @@ use std::time::Duration;
 use redis::{Cmd, Value};
 use sha1::{Digest, Sha1};
 
-use super::book::{Verdict, Writes};
+use super::ledger::{Verdict, Writes};
 use crate::bus::redis::command;
-use crate::bus::topic::{Namespace, Topic};
 use crate::model::id::NodeId;
-use crate::quota::{OverLimit, SlotLimit};
+use crate::model::topic::{Namespace, Topic};
+use crate::quota::{OverLimit, SeatLimit};
 
 /// One script for every operation: joining and leaving send it whole, the others name it by its digest.
-const SCRIPT: &str = include_str!("slots.lua");
+const SCRIPT: &str = include_str!("seats.lua");
 
 /// What the script and the look need beside the permissions of the bus.
-const PERMISSIONS: &str = "~<namespace>:slots* +eval +evalsha +time +hget +hmget +hset +hdel +hexists +unlink \
+const PERMISSIONS: &str = "~<namespace>:seats* +eval +evalsha +time +hget +hmget +hset +hdel +hexists +unlink \
     +pexpire +zadd +zrem +zscore +zrangebyscore +zremrangebyscore";
 
 /// What is agreed among the nodes.
@@ -53,7 +53,7 @@ pub(super) struct Script {
 impl Script {
     pub(super) fn new(namespace: &Namespace, node: NodeId, terms: Terms) -> Self {
         let digest = Sha1::digest(SCRIPT);
-        let leases = format!("{}:slots", namespace.as_str());
+        let leases = format!("{}:seats", namespace.as_str());
         Self {
             digest: digest.iter().map(|byte| format!("{byte:02x}")).collect(),
             own: format!("{leases}:{node}"),
@@ -90,11 +90,11 @@ impl Script {
         [kept, lease]
     }
 
-    /// Writes slots; `whole` says that with them all are written.
+    /// Writes seats; `whole` says that with them all are written.
     pub(super) fn write(&self, stamp: Stamp, writes: &Writes, whole: bool) -> Cmd {
         let mut command = self.by_digest("write", stamp);
-        for (user, slots) in writes {
-            command.arg(user.as_str()).arg(slots);
+        for (user, seats) in writes {
+            command.arg(user.as_str()).arg(seats);
         }
         if whole {
             command.arg("whole").arg(1);
@@ -102,13 +102,13 @@ impl Script {
         command
     }
 
-    /// Claims a slot, without the slots of the missing nodes that are `given_up`.
+    /// Claims a seat, without the seats of the missing nodes that are `given_up`.
     pub(super) fn claim(
         &self,
         stamp: Stamp,
         user: &Topic,
         number: u64,
-        limit: SlotLimit,
+        limit: SeatLimit,
         given_up: &str,
     ) -> Cmd {
         let mut command = self.by_digest("claim", stamp);
@@ -149,7 +149,7 @@ impl Script {
 /// The answer to [`Script::join`].
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Joined {
-    /// Redis has none of this node's slots.
+    /// Redis has none of this node's seats.
     pub(super) created: bool,
     /// Until then there may be others whom Redis has forgotten.
     pub(super) others: Duration,
@@ -235,7 +235,7 @@ pub(super) fn verdict(answer: &Value) -> Option<Verdict> {
     })
 }
 
-/// What a renewal tells: users and numbers of sockets that lost their slot.
+/// What a renewal tells: users and numbers of sockets that lost their seat.
 pub(super) fn replaced(told: &str) -> Vec<(&str, u64)> {
     told.split_terminator(',')
         .filter_map(|pair| {
@@ -251,7 +251,7 @@ pub(super) fn advise(reason: Arc<str>) -> Arc<str> {
     if !missing.iter().any(|words| reason.contains(words)) {
         return reason;
     }
-    format!("{reason} (slots need: {PERMISSIONS})").into()
+    format!("{reason} (seats need: {PERMISSIONS})").into()
 }
 
 pub(super) fn text(value: &Value) -> Option<&str> {
@@ -363,9 +363,9 @@ mod tests {
         Topic::user(&UserId::from("alice")).unwrap()
     }
 
-    fn refuse(sockets: usize) -> SlotLimit {
+    fn refuse(sockets: usize) -> SeatLimit {
         let over = OverLimit::Refuse;
-        SlotLimit { sockets, over }
+        SeatLimit { sockets, over }
     }
 
     /// Three nodes that speak through one connection.
@@ -402,11 +402,11 @@ mod tests {
         }
 
         fn write(&mut self, node: usize, sockets: &[u64]) {
-            let slots: String = sockets
+            let seats: String = sockets
                 .iter()
                 .map(|number| format!("5:{number:x},"))
                 .collect();
-            let write = self.scripts[node].write(epoch(1), &vec![(alice(), slots)], true);
+            let write = self.scripts[node].write(epoch(1), &vec![(alice(), seats)], true);
             write.exec(&mut self.redis).unwrap();
         }
 
@@ -415,7 +415,7 @@ mod tests {
             verdict(&claim.query(&mut self.redis).unwrap()).unwrap()
         }
 
-        /// Claims one of three slots.
+        /// Claims one of three seats.
         fn claim(&mut self, node: usize, number: u64) -> Verdict {
             self.claim_at(node, number, epoch(1), "")
         }
@@ -468,7 +468,7 @@ mod tests {
         let (long, short) = (script(1), leasing(2, Duration::from_secs(2)));
         let mut left = |script: &Script| {
             script.join(epoch(1), true, "").exec(&mut redis).unwrap();
-            server.cli(&["PTTL", "x:slots"]).parse::<i64>().unwrap()
+            server.cli(&["PTTL", "x:seats"]).parse::<i64>().unwrap()
         };
         assert!((1..=2000).contains(&left(&short)), "control");
         assert!(left(&long) > 2000);
@@ -495,8 +495,8 @@ mod tests {
             let answers = script.look().map(|command| command.query(redis).unwrap());
             assert_eq!(seen(&answers, self::epoch(epoch)), right);
         }
-        let slots = nodes.server.cli(&["HGET", &nodes.own(0), "u:alice"]);
-        assert!(slots.ends_with(":7,"), "{slots}");
+        let seats = nodes.server.cli(&["HGET", &nodes.own(0), "u:alice"]);
+        assert!(seats.ends_with(":7,"), "{seats}");
     }
 
     #[test]
@@ -517,7 +517,7 @@ mod tests {
         for node in 0..3 {
             let mut nodes = Nodes::joined(Duration::ZERO);
             nodes.write(1, &[1, 2, 3]);
-            nodes.delete("x:slots");
+            nodes.delete("x:seats");
             assert_eq!(nodes.claim(node, 9), Verdict::Refused { whole: true });
             nodes.write(1, &[1, 2]);
             assert!(is_granted(&nodes.claim(node, 9)), "a renewal is not needed");
@@ -531,7 +531,7 @@ mod tests {
         nodes.server.cli(&["FLUSHALL"]);
         nodes.join(2, "", &[]);
         assert_eq!(missing(&nodes.claim(2, 9)), ["others"]);
-        nodes.delete("x:slots");
+        nodes.delete("x:seats");
         assert_eq!(
             missing(&nodes.claim(2, 9)),
             ["others"],
@@ -549,7 +549,7 @@ mod tests {
             .iter_mut()
             .for_each(|script| script.terms.grace = LEASE);
         nodes.write(1, &[1, 2]);
-        nodes.delete("x:slots");
+        nodes.delete("x:seats");
         nodes.delete(&nodes.own(2));
         nodes.join(2, "", &[3]);
         assert_eq!(
@@ -559,7 +559,7 @@ mod tests {
         );
         assert_eq!(nodes.claim(0, 9), Verdict::Refused { whole: true });
         assert_eq!(nodes.claim(2, 9), Verdict::Refused { whole: true });
-        nodes.delete("x:slots");
+        nodes.delete("x:seats");
         assert_eq!(
             nodes.claim(2, 9),
             Verdict::Refused { whole: true },
@@ -577,7 +577,7 @@ mod tests {
         nodes.server.cli(&["FLUSHALL"]);
         nodes.scripts[0].terms.grace = Duration::from_secs(5);
         nodes.join(0, &remembered, &[]);
-        nodes.server.cli(&["ZREM", "x:slots", "others"]);
+        nodes.server.cli(&["ZREM", "x:seats", "others"]);
         let (one, two) = (nodes.node(1), nodes.node(2));
         assert_eq!(missing(&nodes.claim(0, 9)), [&*one, &*two]);
         nodes.join(1, "", &[1, 2]);
@@ -696,14 +696,14 @@ mod tests {
         // Back: nobody's lease lasts longer than it may.
         let far = (millis + 5 * lease).to_string();
         let dead = nodes.node(2);
-        nodes.server.cli(&["ZADD", "x:slots", &far, &dead]);
+        nodes.server.cli(&["ZADD", "x:seats", &far, &dead]);
         nodes
             .server
             .cli(&["PEXPIRE", &nodes.own(2), &(5 * lease).to_string()]);
         nodes.claim_at(0, 4, at(millis + lease), "");
         let score: u64 = nodes
             .server
-            .cli(&["ZSCORE", "x:slots", &dead])
+            .cli(&["ZSCORE", "x:seats", &dead])
             .parse()
             .unwrap();
         assert!(score < millis + 2 * lease, "{score}");
@@ -728,7 +728,7 @@ mod tests {
             for number in 0..100 {
                 let node = random.usize(..3);
                 match random.u8(..8) {
-                    0 => drop(nodes.server.cli(&["DEL", "x:slots"])),
+                    0 => drop(nodes.server.cli(&["DEL", "x:seats"])),
                     1 => drop(nodes.server.cli(&["DEL", &nodes.own(node)])),
                     2 => {
                         held[node].pop();
@@ -745,7 +745,7 @@ mod tests {
                                 rejoin(&mut nodes, node, held);
                             }
                         }
-                        nodes.server.cli(&["ZREM", "x:slots", "others"]);
+                        nodes.server.cli(&["ZREM", "x:seats", "others"]);
                     }
                     _ => {}
                 }
@@ -779,7 +779,7 @@ mod tests {
         let mut redis = redis::Client::open(server.url()).unwrap();
         let (a, b) = (script(1), script(2));
         let (sockets, over) = (1, OverLimit::CloseOldest);
-        let limit = SlotLimit { sockets, over };
+        let limit = SeatLimit { sockets, over };
         for node in [&a, &b] {
             node.join(epoch(1), true, "").exec(&mut redis).unwrap();
             let write = node.write(epoch(1), &vec![], true);

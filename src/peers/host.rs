@@ -2,24 +2,17 @@
 
 use std::collections::HashSet;
 
-use super::Node;
+use super::Peers;
 use crate::bus::scope::Scope;
-use crate::bus::topic::Topic;
 use crate::bus::wire::Action;
 use crate::model::id::{NodeId, UserId};
-use crate::presence::{Here, Host, Mailbox, Presence, Word};
+use crate::model::topic::Topic;
+use crate::presence::{Here, Host, Mailbox, Word};
 
-impl Node {
-    /// A reader of who comes to a topic and goes from it.
-    pub(crate) fn presence(&self, topic: Topic, users: Option<HashSet<UserId>>) -> Presence {
-        self.presence.reader(topic, users)
-    }
-}
-
-impl Here for Node {
+impl Here for Peers {
     fn watch(&self, topic: &Topic) -> HashSet<UserId> {
         self.presence.watch(topic, true);
-        self.registry.read().users_on(topic)
+        self.local.registry().users_on(topic)
     }
 
     fn unwatch(&self, topic: &Topic) {
@@ -28,26 +21,26 @@ impl Here for Node {
 
     fn is_on(&self, user: &UserId, topic: &Topic) -> bool {
         let user = Topic::user(user);
-        user.is_ok_and(|user| self.registry.read().has_user_on(&user, topic))
+        user.is_ok_and(|user| self.local.registry().has_user_on(&user, topic))
     }
 
     fn knows(&self, node: NodeId) -> bool {
-        self.members.lock().contains(node)
+        self.nodes.lock().contains(node)
     }
 
     fn nodes(&self) -> Vec<NodeId> {
-        self.members.lock().ids().collect()
+        self.nodes.lock().ids().collect()
     }
 }
 
-impl Host for Node {
+impl Host for Peers {
     fn mailbox(&self) -> &Mailbox {
         &self.presence
     }
 
     async fn say(&self, to: &Topic, word: &Word) -> Option<usize> {
         // Nothing is waited for that is known to fail.
-        self.hearing_nodes()?;
+        self.home.reception.hearing_nodes()?;
         let json = word.to_json();
         let action = match word {
             Word::Request(_) => Action::Watch(&json),
@@ -58,11 +51,11 @@ impl Host for Node {
     }
 
     async fn hear(&self, topic: &Topic) {
-        let confirmation = self.bus.want(&topic.presence());
-        self.settled(confirmation).await;
+        let confirmation = self.home.bus.want(&topic.presence());
+        self.local.settled(confirmation).await;
     }
 
     fn release(&self, topic: &Topic) {
-        self.bus.release(&topic.presence());
+        self.home.bus.release(&topic.presence());
     }
 }

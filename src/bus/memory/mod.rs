@@ -1,5 +1,11 @@
 //! The bus within one process: a publish is a plain call into the other nodes.
 
+#[cfg(not(feature = "testing"))]
+#[path = "no_faults.rs"]
+mod faults;
+#[cfg(feature = "testing")]
+mod faults;
+
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Weak};
@@ -14,28 +20,27 @@ use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 
-use super::faults::{CUT, Faults};
+use self::faults::{CUT, Faults};
 use super::{Bus, BusSettings, Confirmation, Listener, Published};
 use crate::bus::outage::LinkId;
 use crate::bus::scope::Size;
-use crate::bus::topic::{Namespace, Topic};
 use crate::model::error::PublishError;
 use crate::model::id::{NodeId, SocketId};
-use crate::quota::SlotLimit;
-use crate::quota::{Claim, Slots};
+use crate::model::topic::{Namespace, Topic};
+use crate::quota::{Decision, SeatLimit, Seats};
 
-/// What several nodes share: who wants which channel, and which sockets hold the slots of a user,
+/// What several nodes share: who wants which channel, and which sockets hold the seats of a user,
 /// oldest first.
 #[derive(Default)]
 pub(crate) struct Hub {
     channels: RwLock<HashMap<String, SmallVec<[Interest; 1]>>>,
-    slots: Mutex<HashMap<String, Vec<SocketId>>>,
-    pub(super) faults: RwLock<Faults>,
+    seats: Mutex<HashMap<String, Vec<SocketId>>>,
+    faults: RwLock<Faults>,
 }
 
 /// One publication.
 #[derive(Debug)]
-pub(super) struct Parcel {
+struct Parcel {
     from: NodeId,
     topics: SmallVec<[(Topic, String); 1]>,
     envelope: Bytes,
@@ -43,7 +48,7 @@ pub(super) struct Parcel {
 
 impl Hub {
     /// Tells all who want it, but for who published it and who is cut off.
-    pub(super) fn deliver(&self, parcel: &Parcel) -> Result<Published, PublishError> {
+    fn deliver(&self, parcel: &Parcel) -> Result<Published, PublishError> {
         if self.faults.read().is_cut(parcel.from) {
             return Err(PublishError::not_sent(CUT));
         }
@@ -69,7 +74,7 @@ impl Hub {
 
     /// A node wants its own topic at least.
     #[cfg(feature = "testing")]
-    pub(super) fn listener(&self, node: NodeId) -> Option<Arc<dyn Listener>> {
+    fn listener(&self, node: NodeId) -> Option<Arc<dyn Listener>> {
         let channels = self.channels.read();
         let mut interests = channels.values().flatten();
         let interest = interests.find(|interest| interest.node == node);
@@ -98,7 +103,7 @@ pub(crate) struct MemoryBus {
     node: NodeId,
     namespace: Namespace,
     publish_timeout: Duration,
-    limit: Option<SlotLimit>,
+    limit: Option<SeatLimit>,
     listener: RwLock<Option<Weak<dyn Listener>>>,
 }
 
@@ -109,7 +114,7 @@ impl MemoryBus {
             node,
             namespace: settings.namespace,
             publish_timeout: settings.publish_timeout,
-            limit: settings.slots,
+            limit: settings.seats,
             listener: RwLock::default(),
         }
     }
@@ -120,7 +125,7 @@ impl MemoryBus {
             interests.retain(|interest| interest.node != self.node);
             !interests.is_empty()
         });
-        self.hub.slots.lock().retain(|_, held| {
+        self.hub.seats.lock().retain(|_, held| {
             held.retain(|socket| socket.node != self.node);
             !held.is_empty()
         });
@@ -164,7 +169,7 @@ impl Bus for MemoryBus {
 
     fn want(&self, topic: &Topic) -> Confirmation {
         let Some(listener) = self.listener.read().clone() else {
-            return Confirmation::Ready;
+            return Confirmation::NotAwaited;
         };
         let mut channels = self.hub.channels.write();
         let interests = channels.entry(self.namespace.channel(topic)).or_default();
@@ -179,7 +184,7 @@ impl Bus for MemoryBus {
                 listener,
             }),
         }
-        Confirmation::Ready
+        Confirmation::NotAwaited
     }
 
     fn release(&self, topic: &Topic) {
@@ -200,7 +205,7 @@ impl Bus for MemoryBus {
         }
     }
 
-    fn doubt(&self) {}
+    fn prove_anew(&self) {}
 
     fn publish(
         &self,
@@ -246,8 +251,8 @@ impl Bus for MemoryBus {
         0
     }
 
-    fn slots(&self) -> Option<&dyn Slots> {
-        self.limit.map(|_| self as &dyn Slots)
+    fn seats(&self) -> Option<&dyn Seats> {
+        self.limit.map(|_| self as &dyn Seats)
     }
 
     fn stop(&self) -> BoxFuture<'_, ()> {
@@ -257,13 +262,13 @@ impl Bus for MemoryBus {
     }
 }
 
-impl Slots for MemoryBus {
-    fn claim(&self, user: &Topic, number: u64) -> BoxFuture<'_, Claim> {
+impl Seats for MemoryBus {
+    fn claim(&self, user: &Topic, number: u64) -> BoxFuture<'_, Decision> {
         // Cut off, a node counts its own, as without Redis.
         let checked = !self.hub.faults.read().is_cut(self.node);
         let counts = |socket: &SocketId| checked || socket.node == self.node;
-        let mut slots = self.hub.slots.lock();
-        let held = slots.entry(self.namespace.channel(user)).or_default();
+        let mut seats = self.hub.seats.lock();
+        let held = seats.entry(self.namespace.channel(user)).or_default();
         let count = held.iter().filter(|socket| counts(socket)).count();
         let room = self.limit.map_or(Some(0), |limit| limit.make_room(count));
         let replaced = room.map(|over| {
@@ -273,7 +278,7 @@ impl Slots for MemoryBus {
             held.push(self.socket(number));
             replaced
         });
-        drop(slots);
+        drop(seats);
         let granted = replaced.map(|replaced| {
             let (own, others): (Vec<SocketId>, _) = replaced
                 .into_iter()
@@ -285,24 +290,24 @@ impl Slots for MemoryBus {
             }
             others
         });
-        future::ready(Claim { granted, checked }).boxed()
+        future::ready(Decision { granted, checked }).boxed()
     }
 
     fn release(&self, user: &Topic, number: u64) {
         let channel = self.namespace.channel(user);
-        let mut slots = self.hub.slots.lock();
-        let Some(held) = slots.get_mut(&channel) else {
+        let mut seats = self.hub.seats.lock();
+        let Some(held) = seats.get_mut(&channel) else {
             return;
         };
         held.retain(|socket| *socket != self.socket(number));
         if held.is_empty() {
-            slots.remove(&channel);
+            seats.remove(&channel);
         }
     }
 
     fn holds(&self, user: &Topic, number: u64) -> bool {
-        let slots = self.hub.slots.lock();
-        let held = slots.get(&self.namespace.channel(user));
+        let seats = self.hub.seats.lock();
+        let held = seats.get(&self.namespace.channel(user));
         held.is_some_and(|held| held.contains(&self.socket(number)))
     }
 }

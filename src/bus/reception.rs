@@ -1,0 +1,206 @@
+//! How well this node hears the others: the links to the bus put together, the health that follows, and the gaps.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed, Ordering::SeqCst};
+use std::time::SystemTime;
+
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use super::Bus;
+use super::gaps::{GapReaders, Gaps};
+use super::health::{HealthCell, HealthChanges};
+use super::outage::{Deaf, LinkId, Outage, Span};
+use crate::counts::Counters;
+use crate::model::gap::Gap;
+use crate::model::health::Health;
+use crate::model::id::NodeId;
+use crate::model::topic::TopicKind;
+
+#[derive(Debug)]
+pub(crate) struct Reception {
+    node: NodeId,
+    bus: Arc<dyn Bus>,
+    outage: Mutex<Outage>,
+    health: HealthCell,
+    gaps: GapReaders,
+    counters: Arc<Counters>,
+    /// Nothing is heard any more, for good.
+    lost: AtomicBool,
+}
+
+impl Reception {
+    /// Nothing is known of the links yet.
+    pub(crate) fn new(node: NodeId, bus: Arc<dyn Bus>, counters: Arc<Counters>) -> Self {
+        let links = bus.links().iter().copied();
+        let outage = Outage::new(links, Instant::now(), SystemTime::now());
+        Self {
+            node,
+            bus,
+            health: HealthCell::new(outage.health()),
+            outage: Mutex::new(outage),
+            gaps: GapReaders::new(),
+            counters,
+            lost: AtomicBool::new(false),
+        }
+    }
+
+    pub(crate) fn health(&self) -> Health {
+        self.health.get()
+    }
+
+    pub(crate) fn health_changes(&self) -> HealthChanges {
+        self.health.changes()
+    }
+
+    pub(crate) fn gaps(&self) -> Gaps {
+        self.gaps.stream()
+    }
+
+    /// Since when, and until when, this node has heard whatever the others said; none while the bus is down.
+    pub(crate) fn hearing(&self) -> Option<Span> {
+        let (since, proven) = self.outage.lock().hearing()?;
+        Some((since, self.bus.heard_until(proven)))
+    }
+
+    /// The same of what nodes say to each other, which goes on while the channels of others are refused.
+    pub(crate) fn hearing_nodes(&self) -> Option<Span> {
+        let (since, proven) = self.outage.lock().hearing_nodes()?;
+        Some((since, self.bus.heard_until(proven)))
+    }
+
+    /// The kinds of what is refused, on any link.
+    pub(crate) fn refused_kinds(&self) -> Vec<TopicKind> {
+        self.outage.lock().refused_kinds()
+    }
+
+    /// When all links were last known to work, or the node started.
+    pub(crate) fn proven_at(&self) -> Instant {
+        self.outage.lock().proven_at()
+    }
+
+    pub(crate) fn up(&self, link: LinkId, proven: Instant) {
+        if self.is_lost() {
+            return;
+        }
+        let missed = self.outage.lock().up(link, proven);
+        // Before the change is told: whoever hears of it finds it counted.
+        let reconnects = u64::from(missed.is_some());
+        self.counters.bus_reconnects.fetch_add(reconnects, Relaxed);
+        let is_up = self.follow_links() && self.health() == Health::Up;
+        let gap = missed.map(|span| self.tell_gap(span).span());
+        if is_up {
+            tracing::info!(node = %self.node, ?gap, "the bus is up: messages travel between the nodes");
+        }
+    }
+
+    pub(crate) fn down(&self, link: LinkId, reason: &Arc<str>, deaf: bool) {
+        if self.is_lost() {
+            return;
+        }
+        let now = SystemTime::now();
+        let deaf = self.outage.lock().down(link, reason.clone(), deaf, now);
+        if self.follow_down(deaf) {
+            let gap = deaf != Deaf::No;
+            tracing::warn!(node = %self.node, %reason, gap, "the bus is down: this node serves its own sockets and tries again by itself");
+        }
+    }
+
+    pub(crate) fn refused(&self, link: LinkId, kind: TopicKind, reason: &Arc<str>) {
+        if self.is_lost() {
+            return;
+        }
+        self.counters.subscriptions_refused.fetch_add(1, Relaxed);
+        let now = SystemTime::now();
+        let deaf = self.outage.lock().refused(link, kind, reason.clone(), now);
+        if self.follow_down(deaf) {
+            let (of, gap) = (kind.whose(), deaf != Deaf::No);
+            tracing::warn!(node = %self.node, of, %reason, gap, "channels are refused: what others send there is missed, everything else goes on, and they are asked for again");
+        }
+    }
+
+    pub(crate) fn works(&self, link: LinkId, proven: Instant) {
+        self.outage.lock().works(link, proven);
+    }
+
+    pub(crate) fn strayed(&self, link: LinkId) {
+        self.outage.lock().strayed(link);
+    }
+
+    /// Since when what this node published may not have arrived, to be said to the others.
+    pub(crate) fn take_strayed(&self) -> Option<Instant> {
+        self.outage.lock().take_strayed()
+    }
+
+    /// It could not be said.
+    pub(crate) fn still_strayed(&self, since: Instant) {
+        self.outage.lock().has_strayed(Some(since));
+    }
+
+    /// What another published may have reached others only, while we heard all there was to hear.
+    pub(crate) fn others_strayed(&self, span: Span) {
+        self.outage.lock().others_strayed(span);
+    }
+
+    /// Tells the gap of what others published elsewhere, if they did.
+    pub(crate) fn tell_of_others(&self) {
+        let strays = self.outage.lock().take_strays();
+        if let Some(strays) = strays {
+            self.counters.bus_gaps.fetch_add(1, Relaxed);
+            self.tell_gap(strays);
+        }
+    }
+
+    /// Whether nothing is heard any more, for good.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.lost.load(SeqCst)
+    }
+
+    /// Nothing will be heard any more, for this reason. Whether that is news.
+    pub(crate) fn lose(&self, reason: &str) -> bool {
+        let degraded = |health: &Health| match health {
+            Health::Up | Health::Degraded { .. } => Some(Health::Degraded {
+                since: SystemTime::now(),
+                reason: reason.into(),
+            }),
+            Health::Draining | Health::Down => None,
+        };
+        !self.lost.swap(true, SeqCst) && self.health.update(degraded)
+    }
+
+    /// Whether that is a change.
+    pub(crate) fn drains(&self) -> bool {
+        self.health
+            .update(|health| (*health != Health::Down).then_some(Health::Draining))
+    }
+
+    /// Whether that is a change.
+    pub(crate) fn ends(&self) -> bool {
+        self.health.update(|_| Some(Health::Down))
+    }
+
+    fn tell_gap(&self, (from, until): Span) -> Gap {
+        let gap = Gap::between(from, until, Instant::now(), SystemTime::now());
+        let millis = gap.span().as_millis() as u64;
+        self.counters.bus_gap_millis.fetch_add(millis, Relaxed);
+        self.gaps.tell(gap);
+        gap
+    }
+
+    /// Takes over what the links say of the bus, unless the node is about to end. Whether that is a change.
+    fn follow_links(&self) -> bool {
+        self.health.update(|health| match health {
+            // Read meanwhile, so that of two changes the later holds.
+            Health::Up | Health::Degraded { .. } => Some(self.outage.lock().health()),
+            Health::Draining | Health::Down => None,
+        })
+    }
+
+    /// The same of bad news: counts an outage in which messages may be missed.
+    fn follow_down(&self, deaf: Deaf) -> bool {
+        if deaf == Deaf::Newly {
+            self.counters.bus_gaps.fetch_add(1, Relaxed);
+        }
+        self.follow_links()
+    }
+}

@@ -1,0 +1,72 @@
+//! What is to be published, in one piece or in parts.
+
+use bytes::Bytes;
+use smallvec::SmallVec;
+
+use crate::bus::scope::Size;
+use crate::model::error::PublishError;
+
+/// Most channels of a large union in one pipeline: few enough that Redis serves the others within milliseconds, and
+/// so many that a union of 100,000 takes 50 round trips, half a second on a link of 10 ms; …
+pub(super) const PART: usize = 2048;
+/// … and most bytes of payload: 2,048 of 1 KiB, which take a link of 1 Gbit/s 17 ms.
+const PART_BYTES: usize = 2 * 1024 * 1024;
+
+#[derive(Debug)]
+pub(super) struct Publication {
+    pub(super) channels: SmallVec<[String; 1]>,
+    pub(super) envelope: Bytes,
+    /// It wants to know whether it went to a replica.
+    pub(super) is_probe: bool,
+    pub(super) size: Size,
+    /// On how many channels it was published before this turn, …
+    begin: usize,
+    /// … and on how many with it.
+    end: usize,
+}
+
+impl Publication {
+    pub(super) fn new(channels: SmallVec<[String; 1]>, envelope: Bytes, size: Size) -> Self {
+        Self {
+            channels,
+            envelope,
+            is_probe: false,
+            size,
+            begin: 0,
+            end: 0,
+        }
+    }
+
+    pub(super) fn probe(channels: SmallVec<[String; 1]>, envelope: Bytes) -> Self {
+        Self {
+            is_probe: true,
+            ..Self::new(channels, envelope, Size::Small)
+        }
+    }
+
+    /// What must stay in one piece is small, or has one channel.
+    pub(super) fn is_large(&self) -> bool {
+        self.size == Size::Large
+    }
+
+    /// The channels whose turn it is.
+    pub(super) fn part(&self) -> &[String] {
+        &self.channels[self.begin..self.end]
+    }
+
+    pub(super) fn advance(&mut self) {
+        self.begin = self.end;
+        let most = match self.is_large() {
+            true => (PART_BYTES / self.envelope.len().max(1)).clamp(1, PART),
+            false => self.channels.len(),
+        };
+        self.end = self.channels.len().min(self.begin + most);
+    }
+
+    pub(super) fn is_finished(&self) -> bool {
+        self.end == self.channels.len()
+    }
+}
+
+/// To how many it went.
+pub(super) type Published = Result<usize, PublishError>;

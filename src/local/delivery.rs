@@ -1,0 +1,140 @@
+//! What reaches the sockets of this node.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use smallvec::SmallVec;
+use tokio::task::yield_now;
+
+use super::registry::{Member, Wanted};
+use super::socket::{Flushed, Pushed, Sender};
+use super::{CHUNK, Local};
+use crate::bus::scope::Scope;
+use crate::model::close::Close;
+use crate::model::message::Message;
+use crate::model::roster::SocketInfo;
+use crate::ws::frame::Frame;
+
+impl Local {
+    /// Hands a message to the sockets of this node, writing as far as the kernel takes it and never
+    /// waiting for one. Lets other tasks run between chunks. Returns how many took it.
+    pub(crate) async fn deliver(&self, scope: &Scope<'_>, message: &Message) -> usize {
+        let wanted = Wanted::of(scope);
+        let members = self.registry.read().select(&wanted);
+        if members.is_empty() {
+            return 0;
+        }
+        let frame = Frame::message(message);
+        let limits = &self.settings.outbox;
+        let take = |outbox: &Sender| self.note(outbox, outbox.send(&frame, limits));
+        let taken = in_chunks(&members, take).await;
+        self.home
+            .counters
+            .delivered
+            .fetch_add(taken as u64, Relaxed);
+        taken
+    }
+
+    /// The same for what the bus brought: collected, so that all of one wake leaves each socket in one
+    /// write.
+    pub(crate) fn collect(&self, scope: &Scope<'_>, frame: impl FnOnce() -> Frame) {
+        let wanted = Wanted::of(scope);
+        let members = self.registry.read().select(&wanted);
+        if members.is_empty() {
+            return;
+        }
+        let frame = frame();
+        let mut taken = 0;
+        for outbox in members {
+            let collected = outbox.collect(&frame, &self.settings.outbox);
+            taken += u64::from(self.note(&outbox, collected.pushed));
+            if collected.wants_flush {
+                self.collected.lock().push(outbox);
+            }
+        }
+        self.home.counters.delivered.fetch_add(taken, Relaxed);
+    }
+
+    /// A Close, which leaves with the next [`settle`](Self::settle).
+    pub(crate) fn collect_close(&self, members: &[Sender], close: &Close) {
+        let first = members.iter().filter(|socket| socket.collect_close(close));
+        let first: Vec<Sender> = first.cloned().collect();
+        self.collected.lock().extend(first);
+    }
+
+    /// Writes what was collected, for a part of the sockets; whether there is more to do, or other tasks are to run.
+    pub(crate) fn settle(&self) -> bool {
+        let mut collected = self.collected.lock();
+        let rest = collected.len().saturating_sub(CHUNK);
+        let chunk: SmallVec<[Sender; CHUNK]> = collected.drain(rest..).collect();
+        drop(collected);
+        let mut others_write = false;
+        for socket in &chunk {
+            others_write |= socket.flush() == Flushed::ByTask;
+        }
+        rest > 0 || others_write
+    }
+
+    /// The sockets that are meant and have not ended.
+    pub(crate) fn members_of(&self, scope: &Scope<'_>) -> Vec<Sender> {
+        let wanted = Wanted::of(scope);
+        let members = self.registry.read().select(&wanted);
+        let alive = members
+            .into_iter()
+            .filter(|socket| socket.close_reason().is_none());
+        alive.collect()
+    }
+
+    /// What rosters tell of these sockets; other tasks may run in between, and the registry is never
+    /// held for long.
+    pub(crate) async fn describe(&self, members: &[Sender]) -> Vec<SocketInfo> {
+        let mut infos = Vec::with_capacity(members.len());
+        for chunk in members.chunks(CHUNK) {
+            {
+                let registry = self.registry.read();
+                let described = chunk.iter().map(|socket| registry.describe(socket.id()));
+                infos.extend(described.flatten());
+            }
+            yield_now().await;
+        }
+        infos
+    }
+
+    /// Counts what became of a frame; whether it was taken.
+    fn note(&self, outbox: &Sender, pushed: Pushed) -> bool {
+        match pushed {
+            Pushed::Taken | Pushed::Closed => {}
+            Pushed::Replaced(lost) => {
+                self.home
+                    .counters
+                    .dropped_oldest
+                    .fetch_add(lost as u64, Relaxed);
+            }
+            Pushed::Overflowed(lost) => {
+                self.home
+                    .counters
+                    .dropped_full
+                    .fetch_add(lost as u64, Relaxed);
+                self.note_slow(outbox, lost);
+            }
+        }
+        pushed.is_taken()
+    }
+
+    pub(super) fn note_slow(&self, outbox: &Sender, lost: usize) {
+        self.home.counters.slow_closed.fetch_add(1, Relaxed);
+        let (socket, user) = (outbox.id(), outbox.user());
+        tracing::warn!(%socket, user = user.as_str(), dropped = lost, "slow consumer closed with 1013: if many are, send less or \
+            raise `outbox_messages` or `outbox_bytes`");
+    }
+}
+
+async fn in_chunks(members: &[Sender], serve: impl Fn(&Sender) -> bool) -> usize {
+    let mut served = 0;
+    for (n, chunk) in members.chunks(CHUNK).enumerate() {
+        if n > 0 {
+            yield_now().await;
+        }
+        served += chunk.iter().filter(|outbox| serve(outbox)).count();
+    }
+    served
+}

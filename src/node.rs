@@ -1,0 +1,200 @@
+//! This process's node: what its parts are, in which order they start and stop, and who acts on what is heard.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
+
+use futures::future::join;
+use tokio::task::coop::consume_budget;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use crate::bus::outage::LinkId;
+use crate::bus::scope::{Reach, Selection};
+use crate::bus::uplink::{Inbound, Uplink};
+use crate::bus::{Backend, Bus, Listener};
+use crate::config::Config;
+use crate::counts::{Counters, Gauges, Stats};
+use crate::home::Home;
+use crate::local::admission::{Refused, Reservation};
+use crate::local::{CLOSING, Local};
+use crate::model::error::SendError;
+use crate::model::id::{NodeId, UserId};
+use crate::model::limits::LONGEST;
+use crate::model::message::Message;
+use crate::model::topic::{Topic, TopicKind};
+use crate::peers::Peers;
+use crate::presence::Mailbox;
+
+/// How long before the end of a shutdown the bus is left, with or without an answer of every client.
+const LEAVING: Duration = Duration::from_millis(500);
+
+/// Handles and sockets share it; the tasks of its parts hold those weakly.
+#[derive(Debug)]
+pub(crate) struct Node {
+    pub(crate) config: Config,
+    pub(crate) home: Arc<Home>,
+    pub(crate) local: Arc<Local>,
+    pub(crate) peers: Arc<Peers>,
+    pub(crate) presence: Arc<Mailbox>,
+    uplink: Arc<Uplink>,
+    /// A type of user that was looked for and not there was said at warn.
+    pub(crate) said_no_user: AtomicBool,
+}
+
+impl Node {
+    /// Must be called within a tokio runtime.
+    pub(crate) fn start(config: Config, backend: &Backend) -> Arc<Self> {
+        let id = NodeId::random();
+        let bus: Arc<dyn Bus> = backend.open(id, config.bus()).into();
+        let counters = Arc::new(Counters::default());
+        let presence = Arc::new(Mailbox::default());
+        let uplink = Arc::new(Uplink::new(id, bus.clone(), counters.clone()));
+        let home = Arc::new(Home::here(id, bus, counters, config.publish_timeout));
+        let local = Arc::new(Local::new(config.local(), &home, &presence));
+        let peers = Peers::new(config.peers(), &home, &uplink, &local, &presence);
+        let node = Arc::new(Self {
+            config,
+            home,
+            local,
+            peers,
+            presence,
+            uplink,
+            said_no_user: AtomicBool::new(false),
+        });
+        tracing::info!(node = %id, namespace = node.config.namespace.as_str(), "node started");
+        let (bus, listener) = (&node.home.bus, Arc::downgrade(&node));
+        bus.start(listener);
+        // Single sockets are reached through it. Never released: it lives as long as the bus.
+        bus.want(&Topic::node(id));
+        bus.want(&Topic::nodes());
+        node.local.start();
+        node.peers.start();
+        node
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        let (home, nodes) = (&self.home, self.peers.count_nodes());
+        let registry = self.local.registry();
+        home.counters.stats(Gauges {
+            sockets: registry.sockets() as u64,
+            users: registry.users() as u64,
+            rooms: registry.rooms() as u64,
+            nodes: 1 + nodes as u64,
+            bus_probe_age_millis: home.reception.proven_at().elapsed().as_millis() as u64,
+            bus_publish_queue: home.bus.queued() as u64,
+        })
+    }
+
+    /// Takes a place for a socket of this user, for whom the cluster's messages then come here.
+    pub(crate) async fn reserve(&self, user: UserId) -> Result<Reservation, Refused> {
+        let (reservation, replaced) = self.local.reserve(user).await?;
+        if !replaced.is_empty() {
+            self.peers.replace(replaced);
+        }
+        Ok(reservation)
+    }
+
+    /// Delivers here and publishes once for all other nodes. Returns the sockets here and, where it
+    /// can be known, the other nodes.
+    pub(crate) async fn send(
+        &self,
+        selection: &Selection,
+        message: &Message,
+        reach: Reach,
+    ) -> Result<(usize, Option<usize>), SendError> {
+        if self.home.is_stopped() {
+            return Err(SendError::down());
+        }
+        let scope = selection.scope();
+        // Queued by the call: sends happen in the order in which they are first polled.
+        let publishing = self.uplink.send(selection, &scope, message, reach)?;
+        let local = self.local.deliver(&scope, message).await;
+        let published = publishing.await;
+        // Who sends in a loop that never waits would keep the tasks that write from running.
+        consume_budget().await;
+        let nodes = published.map_err(|error| SendError::bus(local, self.home.explain(error)))?;
+        Ok((local, nodes))
+    }
+
+    /// Refuses new sockets, closes the others at random moments of the window, waits for their
+    /// tasks and leaves the bus. May be called again when it was cancelled.
+    pub(crate) async fn shutdown(&self, window: Duration) {
+        let (start, window) = (Instant::now(), window.min(LONGEST));
+        let deadline = start + window + CLOSING;
+        self.local.begin_draining();
+        let (home, tasks) = (&self.home, self.home.tracker());
+        if home.reception.drains() {
+            tracing::info!(node = %home.node, sockets = self.stats().sockets, "draining");
+        }
+        self.local.drain(window).await;
+        tasks.close();
+        let answered = timeout_at(deadline - LEAVING, tasks.wait()).await;
+        if answered.is_err() {
+            self.local.cut_the_rest();
+        }
+        home.stop();
+        self.presence.stop();
+        let leaving = async {
+            let _ = timeout(LEAVING / 2, self.peers.say_goodbye()).await;
+            home.bus.stop().await;
+        };
+        let _ = timeout_at(deadline, join(tasks.wait(), leaving)).await;
+        if home.reception.ends() {
+            tracing::info!(node = %home.node, "node stopped");
+        }
+    }
+}
+
+impl Listener for Node {
+    fn heard(&self, topic: &str, bytes: &[u8]) {
+        match self.uplink.open(topic, bytes) {
+            Inbound::Message(scope, content) => self.local.collect(&scope, || content.frame()),
+            Inbound::Close(scope, close) => {
+                let members = self.local.members_of(&scope);
+                self.local.collect_close(&members, &close);
+            }
+            Inbound::Peer(word) => self.peers.heard_word(word),
+            Inbound::Answer(part) => self.peers.heard_answer(&part),
+            Inbound::Report(from, json) => self.presence.heard_report(from, json),
+            Inbound::Watch(from, json) => self.presence.heard_request(from, json),
+            Inbound::Echo(id) => self.peers.heard_itself(id),
+            Inbound::Nothing => {}
+        }
+    }
+
+    fn settle(&self) -> bool {
+        self.local.settle()
+    }
+
+    fn garbage(&self) {
+        self.uplink.garbage();
+    }
+
+    fn replaced(&self, number: u64) {
+        self.local.replaced(number);
+    }
+
+    fn up(&self, link: LinkId, proven: Instant) {
+        self.home.reception.up(link, proven);
+    }
+
+    fn strayed(&self, link: LinkId) {
+        self.home.reception.strayed(link);
+    }
+
+    fn down(&self, link: LinkId, reason: Arc<str>, deaf: bool) {
+        self.home.reception.down(link, &reason, deaf);
+    }
+
+    fn refused(&self, link: LinkId, kind: TopicKind, reason: Arc<str>) {
+        self.home.reception.refused(link, kind, &reason);
+    }
+
+    fn works(&self, link: LinkId, proven: Instant) {
+        self.home.reception.works(link, proven);
+    }
+
+    fn panicked(&self) {
+        self.home.counters.task_panics.fetch_add(1, Relaxed);
+    }
+}

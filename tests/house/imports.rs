@@ -1,0 +1,255 @@
+//! Which module uses which, read from the source.
+
+use std::fmt;
+use std::fs;
+use std::path::Path;
+
+/// A file of the crate, named as in paths; the root is "".
+#[derive(Debug)]
+pub struct Module {
+    pub name: String,
+    pub imports: Vec<Import>,
+    /// Without comments and tests, with the numbers of the lines.
+    pub code: Vec<(usize, String)>,
+}
+
+#[derive(Debug, Clone)]
+pub struct Import {
+    pub from: String,
+    pub to: String,
+    line: usize,
+    path: String,
+}
+
+impl fmt::Display for Import {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            from,
+            to,
+            line,
+            path,
+        } = self;
+        write!(f, "{from}, line {line}: `{path}` is of {to}")
+    }
+}
+
+impl Import {
+    /// Of a module and one of its own.
+    pub fn is_family(&self) -> bool {
+        let parent = |inner: &str, outer: &str| inner.starts_with(&format!("{outer}::"));
+        parent(&self.from, &self.to) || parent(&self.to, &self.from)
+    }
+}
+
+/// Every module under this folder, without tests.
+pub fn read(src: &Path) -> Vec<Module> {
+    let mut modules = Vec::new();
+    read_folder(src, "", &mut modules);
+    let names: Vec<String> = modules.iter().map(|module| module.name.clone()).collect();
+    for module in &mut modules {
+        module.find_imports(&names);
+    }
+    modules
+}
+
+fn read_folder(folder: &Path, name: &str, modules: &mut Vec<Module>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let stem = path.file_stem().unwrap().to_str().unwrap();
+        let inner = match name {
+            "" => stem.to_owned(),
+            name => format!("{name}::{stem}"),
+        };
+        if path.is_dir() {
+            read_folder(&path, &inner, modules);
+        } else if path.extension().is_some_and(|extension| extension == "rs") && stem != "tests" {
+            let name = match stem {
+                "lib" | "mod" => name.to_owned(),
+                _ => inner,
+            };
+            modules.push(Module {
+                name,
+                imports: Vec::new(),
+                code: code(&fs::read_to_string(&path).unwrap()),
+            });
+        }
+    }
+}
+
+/// The lines without comments and without what is for tests only: their module, which stands last, and single lines.
+fn code(text: &str) -> Vec<(usize, String)> {
+    let mut lines = (1..).zip(text.lines()).peekable();
+    let mut code = Vec::new();
+    while let Some((number, line)) = lines.next() {
+        if line.trim() == "#[cfg(test)]" {
+            match lines.next() {
+                Some((_, next)) if next.ends_with('{') => break,
+                _ => continue,
+            }
+        }
+        code.push((
+            number,
+            line.split("//").next().unwrap_or_default().to_owned(),
+        ));
+    }
+    code
+}
+
+impl Module {
+    fn find_imports(&mut self, names: &[String]) {
+        for (line, path) in self.paths() {
+            let Some(to) = self.resolve(&path, names) else {
+                continue;
+            };
+            if to != self.name {
+                self.imports.push(Import {
+                    from: self.name.clone(),
+                    to,
+                    line,
+                    path,
+                });
+            }
+        }
+    }
+
+    /// Every path that begins in the crate, braces written out.
+    fn paths(&self) -> Vec<(usize, String)> {
+        let mut paths = Vec::new();
+        let mut statement: Option<(usize, String)> = None;
+        for (line, code) in &self.code {
+            let trimmed = code.trim_start();
+            let begins = ["use ", "pub use ", "pub(crate) use ", "pub(super) use "];
+            if let Some((_, text)) = &mut statement {
+                text.push_str(trimmed);
+            } else if let Some(rest) = begins.iter().find_map(|word| trimmed.strip_prefix(word)) {
+                statement = Some((*line, rest.to_owned()));
+            } else {
+                paths.extend(inline(code).map(|path| (*line, path)));
+            }
+            if let Some((line, text)) = statement.take_if(|(_, text)| text.contains(';')) {
+                let tree = text.split(';').next().unwrap_or_default();
+                paths.extend(expand("", tree).into_iter().map(|path| (line, path)));
+            }
+        }
+        paths
+    }
+
+    /// The module that a path names, or in which what it names stands.
+    fn resolve(&self, path: &str, names: &[String]) -> Option<String> {
+        let mut parts: Vec<&str> = path.split("::").collect();
+        let mut full: Vec<&str> = Vec::new();
+        match *parts.first()? {
+            "crate" => drop(parts.remove(0)),
+            "super" | "self" => full.extend(self.name.split("::").filter(|part| !part.is_empty())),
+            _ => return None,
+        }
+        for part in parts {
+            match part {
+                "super" => drop(full.pop()),
+                "self" => {}
+                part => full.push(part),
+            }
+        }
+        while !full.is_empty() {
+            let name = full.join("::");
+            if names.contains(&name) {
+                return Some(name);
+            }
+            full.pop();
+        }
+        Some(String::new())
+    }
+}
+
+/// Paths within a line of code.
+fn inline(code: &str) -> impl Iterator<Item = String> {
+    let starts = ["crate::", "super::"];
+    let words = code.split(|c: char| !(c.is_alphanumeric() || c == '_' || c == ':'));
+    words
+        .filter(move |word| starts.iter().any(|start| word.starts_with(start)))
+        .map(|word| word.trim_end_matches(':').to_owned())
+}
+
+fn expand(prefix: &str, tree: &str) -> Vec<String> {
+    let tree = tree.trim();
+    let Some(open) = tree.find('{') else {
+        let path = tree.split(" as ").next().unwrap_or_default().trim();
+        return vec![format!("{prefix}{path}")];
+    };
+    let prefix = format!("{prefix}{}", &tree[..open]);
+    let inner = &tree[open + 1..tree.rfind('}').unwrap_or(tree.len())];
+    let branches = split(inner)
+        .into_iter()
+        .filter(|branch| !branch.trim().is_empty());
+    branches
+        .flat_map(|branch| expand(&prefix, branch))
+        .collect()
+}
+
+/// At the commas that stand in no inner braces.
+fn split(list: &str) -> Vec<&str> {
+    let (mut parts, mut depth, mut start) = (Vec::new(), 0, 0);
+    for (index, c) in list.char_indices() {
+        match c {
+            '{' => depth += 1,
+            '}' => depth -= 1,
+            ',' if depth == 0 => {
+                parts.push(&list[start..index]);
+                start = index + 1;
+            }
+            _ => {}
+        }
+    }
+    parts.push(&list[start..]);
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn module(name: &str, code: &str) -> Module {
+        let names = ["", "a", "a::b", "c"].map(str::to_owned);
+        let mut module = Module {
+            name: name.to_owned(),
+            imports: Vec::new(),
+            code: super::code(code),
+        };
+        module.find_imports(&names);
+        module
+    }
+
+    #[test]
+    fn every_way_to_import_is_seen() {
+        for (code, to) in [
+            ("use crate::a::b::Thing;", "a::b"),
+            ("use crate::a::Thing;", "a"),
+            ("pub(crate) use crate::{\n    c::{self, X},\n};", "c"),
+            ("use super::a::Thing as Other;", "a"),
+            ("    let x = crate::a::b::new();", "a::b"),
+        ] {
+            let module = module("c2", code);
+            let found: Vec<&str> = module.imports.iter().map(|import| &*import.to).collect();
+            assert!(
+                found.iter().all(|name| *name == to) && !found.is_empty(),
+                "{code}: {found:?}"
+            );
+        }
+        assert!(
+            module("c", "use std::a;\n// crate::a\nuse crate::c::X;")
+                .imports
+                .is_empty()
+        );
+        assert!(
+            module("c", "#[cfg(test)]\nmod tests { use crate::a::X; }")
+                .imports
+                .is_empty()
+        );
+    }
+
+    #[test]
+    fn a_module_and_its_own_are_family() {
+        assert!(module("a::b", "use super::Thing;").imports[0].is_family());
+        assert!(!module("c", "use crate::a::Thing;").imports[0].is_family());
+    }
+}

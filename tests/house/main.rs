@@ -1,0 +1,136 @@
+//! The house as CONTRIBUTING draws it: rooms import downwards, files in no circle, and rules act on nothing. Prints
+//! every line that does otherwise.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod imports;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::PathBuf;
+
+use imports::{Import, Module, read};
+
+/// What no rule has: it neither waits, nor looks at a clock, nor locks, nor logs.
+const ACTS: [&str; 9] = [
+    "async ",
+    "::now()",
+    ".elapsed()",
+    "tracing::",
+    "spawn(",
+    "Mutex",
+    "RwLock",
+    "Atomic",
+    "std::env",
+];
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The rows of the table under this heading, each as the names in its first column.
+fn table(heading: &str) -> Vec<Vec<String>> {
+    let text = fs::read_to_string(root().join("CONTRIBUTING.md")).unwrap();
+    let section = text.split(heading).nth(1).unwrap();
+    let rows = section
+        .lines()
+        .skip_while(|line| !line.starts_with("|---"))
+        .skip(1);
+    let rows = rows.take_while(|line| line.starts_with('|'));
+    rows.map(|row| {
+        let names = row.split('|').nth(1).unwrap();
+        names
+            .split('`')
+            .skip(1)
+            .step_by(2)
+            .map(str::to_owned)
+            .collect()
+    })
+    .collect()
+}
+
+/// How high a module's room is, the first row being the highest.
+fn storey(rooms: &[Vec<String>], module: &str) -> usize {
+    let room = module.split("::").next().unwrap_or_default();
+    let below = rooms.iter().rev();
+    let found = below
+        .clone()
+        .position(|row| row.iter().any(|name| name == room));
+    match room {
+        "" => rooms.len(),
+        _ => found.unwrap_or_else(|| panic!("`{room}` is in no row of CONTRIBUTING's map")),
+    }
+}
+
+fn house() -> Vec<Module> {
+    let modules = read(&root().join("src"));
+    assert!(modules.len() > 50, "control: the source is found");
+    modules
+}
+
+fn tell(offences: &[String]) {
+    assert!(offences.is_empty(), "\n{}\n", offences.join("\n"));
+}
+
+#[test]
+fn imports_go_down() {
+    let (house, rooms) = (house(), table("## The map"));
+    let imports = house.iter().flat_map(|module| &module.imports);
+    let up = imports.filter(|import| storey(&rooms, &import.to) > storey(&rooms, &import.from));
+    tell(&up.map(Import::to_string).collect::<Vec<_>>());
+}
+
+#[test]
+fn the_map_names_what_is_there() {
+    for name in table("## The map").concat() {
+        let exists = |suffix: &str| root().join(format!("src/{name}{suffix}")).exists();
+        assert!(exists(".rs") || exists("/mod.rs"), "there is no `{name}`");
+    }
+}
+
+/// A module and its own children may use one another.
+#[test]
+fn no_files_import_one_another_in_a_circle() {
+    let house = house();
+    let imports = house.iter().flat_map(|module| &module.imports);
+    let strangers: Vec<&Import> = imports.filter(|import| !import.is_family()).collect();
+    let mut arrows: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for import in &strangers {
+        arrows.entry(&import.from).or_default().insert(&import.to);
+    }
+    let in_circle = strangers
+        .iter()
+        .filter(|import| reaches(&arrows, &import.to, &import.from));
+    tell(&in_circle.map(ToString::to_string).collect::<Vec<_>>());
+}
+
+fn reaches(arrows: &BTreeMap<&str, BTreeSet<&str>>, from: &str, to: &str) -> bool {
+    let (mut seen, mut next) = (BTreeSet::new(), vec![from]);
+    while let Some(module) = next.pop() {
+        if module == to {
+            return true;
+        }
+        if seen.insert(module) {
+            next.extend(arrows.get(module).into_iter().flatten());
+        }
+    }
+    false
+}
+
+#[test]
+fn rules_act_on_nothing() {
+    let house = house();
+    let mut offences = Vec::new();
+    let rules = table("**Rules**").concat();
+    assert!(rules.len() > 30, "control: the list is found");
+    for rule in rules {
+        let name = rule.replace('/', "::");
+        let module = house.iter().find(|module| module.name == name);
+        let module = module.unwrap_or_else(|| panic!("there is no `{rule}`"));
+        for (number, line) in &module.code {
+            let act = ACTS.iter().find(|act| line.contains(**act));
+            offences.extend(act.map(|act| format!("{rule}, line {number}: `{act}`")));
+        }
+    }
+    tell(&offences);
+}
