@@ -20,7 +20,7 @@ use crate::node::Node;
 const READY: Duration = Duration::from_secs(5);
 
 /// This process's node in the cluster. Cheap to clone; the node lives until the last handle (this,
-/// a [`ClusterLayer`], a [`Broadcaster`]) and the last socket are gone, or until
+/// a [`ClusterLayer`](crate::ClusterLayer), a [`Broadcaster`]) and the last socket are gone, or until
 /// [`shutdown`](Self::shutdown).
 ///
 /// ```
