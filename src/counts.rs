@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use serde::Serialize;
 
-use crate::model::close::Close;
+use crate::model::close::{Close, reason};
 
 /// Makes [`Stats`] of the rows.
 macro_rules! counts {
@@ -119,6 +119,9 @@ counts! {
     node_messages_lost: counter,
     /// Sockets closed because their client read too slowly.
     slow_closed: counter,
+    /// Sockets closed because their client sent more than
+    /// [`inbound_limit`](crate::ClusterBuilder::inbound_limit) allows.
+    inbound_closed: counter,
     /// Sockets that ended with 1000: the handler returned, or the client said goodbye. Every socket whose
     /// handshake was completed is counted by exactly one of these fields.
     closed_normal: counter,
@@ -130,6 +133,10 @@ counts! {
     closed_abnormal: counter,
     /// With 1002 or 1007: the client broke the protocol.
     closed_protocol: counter,
+    /// With 1008: the client sent more than
+    /// [`inbound_limit`](crate::ClusterBuilder::inbound_limit) allows, or what its handler did not understand
+    /// ([`BadMessage::close`](crate::BadMessage::close)).
+    closed_policy: counter,
     /// With 1009: the client sent more than `max_message_size`.
     closed_too_big: counter,
     /// With 1011: the handler panicked.
@@ -232,6 +239,7 @@ impl Counters {
             Close::NO_STATUS => &self.closed_no_status,
             Close::ABNORMAL => &self.closed_abnormal,
             Close::PROTOCOL_ERROR | Close::INVALID_DATA => &self.closed_protocol,
+            Close::POLICY_VIOLATION => &self.closed_policy,
             Close::TOO_BIG => &self.closed_too_big,
             Close::INTERNAL_ERROR => &self.closed_panicked,
             Close::RESTART => &self.closed_restart,
@@ -240,6 +248,9 @@ impl Counters {
             _ => &self.closed_other,
         };
         counter.fetch_add(1, Relaxed);
+        if *close == reason::TOO_MUCH {
+            self.inbound_closed.fetch_add(1, Relaxed);
+        }
     }
 
     /// Counts a refused request. Whether it is the first of its kind.

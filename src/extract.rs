@@ -193,7 +193,8 @@ impl ClusterSocket {
             .filter_map(|room| node.local.begin_join(&sender, room));
         let joined: Vec<Joined> = joined.collect();
         let socket = Socket::new(node.clone(), handler_end);
-        let (upgrade, limit) = (self.upgrade, node.config.max_message_size);
+        let upgrade = self.upgrade;
+        let (limit, inbound) = (node.config.max_message_size, node.config.inbound);
         let tasks = node.home.tracker().clone();
         node.home.tracker().clone().spawn(async move {
             let heard = joined.into_iter().map(|joined| node.local.wait_confirmed(joined.confirmation));
@@ -203,7 +204,7 @@ impl ClusterSocket {
                 return;
             };
             let (id, user) = (driver_end.id(), driver_end.user().clone());
-            let driver = Driver::new(opened, driver_end, registration, limit);
+            let driver = Driver::new(opened, driver_end, registration, limit, inbound);
             let driver = unconstrained(driver);
             let panicked = move |_| tracing::error!(socket = %id, user = user.as_str(), "the handler panicked: its socket is closed with 1011, the node goes on");
             // A task of their own, which holds nothing of the handshake. The handler comes first: what

@@ -178,8 +178,8 @@ impl fmt::Display for ClusterRejection {
                  `WebSocketUpgrade` beside it",
             ),
             RejectionKind::NoUpgrade => f.write_str(
-                "this request did not come through a server that supports upgrades: serve the app on a port, \
-                 with `axum::serve` for one, in tests as well (see \"Testing\" in the docs of axum-cluster)",
+                "this request did not come through a server that supports upgrades: serve the app with `axum::serve` \
+                 for one, in tests with `axum_cluster::testing::App` (feature `testing`)",
             ),
             RejectionKind::Unauthenticated(_) => f.write_str("authentication required"),
             RejectionKind::Close(_, refusal) => refusal.close.fmt(f),

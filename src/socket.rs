@@ -8,6 +8,7 @@ use std::time::SystemTime;
 
 use futures::{Sink, Stream};
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use crate::broadcast::Broadcaster;
 use crate::bus::gaps::Gaps;
@@ -16,7 +17,7 @@ use crate::local::moves::Moves;
 use crate::local::socket::HandlerEnd;
 use crate::model::close::{Close, reason};
 use crate::model::description::Description;
-use crate::model::error::{Closed, DescriptionError, RoomError};
+use crate::model::error::{BadMessage, Closed, DescriptionError, RoomError, SendJsonError};
 use crate::model::id::{RoomId, SocketId, UserId};
 use crate::model::message::Message;
 use crate::model::topic::Topic;
@@ -86,6 +87,42 @@ impl Socket {
         poll_fn(|cx| self.end.poll_recv(cx)).await
     }
 
+    /// The client's next message, read as JSON. `None` when the socket has ended. A message that is not what was
+    /// expected is an error and no end: the handler answers it, or closes with
+    /// [`BadMessage::close`], or reads on.
+    ///
+    /// ```
+    /// # use axum::response::Response;
+    /// # use axum_cluster::ClusterSocket;
+    /// #[derive(serde::Serialize, serde::Deserialize)]
+    /// #[serde(tag = "type")]
+    /// enum Say {
+    ///     Ping { n: u64 },
+    ///     Pong { n: u64 },
+    /// }
+    ///
+    /// async fn ws(socket: ClusterSocket) -> Response {
+    ///     socket.on_upgrade(|mut socket| async move {
+    ///         while let Some(said) = socket.recv_json().await {
+    ///             match said {
+    ///                 Ok(Say::Ping { n }) => _ = socket.send_json(&Say::Pong { n }).await,
+    ///                 Ok(Say::Pong { .. }) => {}
+    ///                 Err(bad) => return socket.close(bad.close()).await, // 1008
+    ///             }
+    ///         }
+    ///     })
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    /// A [`BadMessage`] for a message that is no JSON, or JSON of another shape than that of `T`; it is gone.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: a message is either returned or still there.
+    pub async fn recv_json<T: DeserializeOwned>(&mut self) -> Option<Result<T, BadMessage>> {
+        self.recv().await.map(|message| message.json())
+    }
+
     /// Sends to this client alone. Waits for room in the outbox, so a fast handler is slowed down to
     /// the speed of its client instead of being closed as a slow consumer.
     ///
@@ -100,6 +137,21 @@ impl Socket {
         self.end
             .push(Frame::message(&message))
             .map_err(|close| Closed { close })
+    }
+
+    /// Sends a value to this client alone, as JSON in a text message; like [`send`](Self::send) otherwise.
+    ///
+    /// # Errors
+    /// A [`SendJsonError`] when the value cannot be written as JSON, or the socket has ended; nothing was sent.
+    ///
+    /// # Cancel safety
+    /// Cancelled while it waits, the message is not sent.
+    pub async fn send_json<T: Serialize + ?Sized>(
+        &mut self,
+        value: &T,
+    ) -> Result<(), SendJsonError> {
+        let json = serde_json::to_string(value).map_err(SendJsonError::json)?;
+        Ok(self.send(json).await?)
     }
 
     /// Joins a room, which exists while somebody is in it. Returns when messages to the room from

@@ -25,7 +25,8 @@ use smallvec::SmallVec;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 
-use self::memory::{Hub, MemoryBus};
+pub(crate) use self::memory::Hub;
+use self::memory::MemoryBus;
 #[cfg(feature = "redis")]
 use self::redis::{Endpoint, RedisBus};
 use crate::bus::outage::LinkId;
@@ -78,6 +79,11 @@ impl Backend {
         Ok(Self(BackendKind::Redis(Arc::new(Endpoint::parse(
             url.as_ref(),
         )?))))
+    }
+
+    #[cfg(feature = "testing")]
+    pub(crate) fn of(hub: Arc<Hub>) -> Self {
+        Self(BackendKind::Memory(hub))
     }
 
     pub(crate) fn open(&self, node: NodeId, settings: BusSettings) -> Box<dyn Bus> {

@@ -74,6 +74,11 @@ impl Frame {
         self.0.first() == Some(&(FIN | PONG))
     }
 
+    #[cfg(feature = "testing")]
+    pub(crate) fn is_close(&self) -> bool {
+        self.0.first() == Some(&(FIN | CLOSE))
+    }
+
     pub(crate) fn as_bytes(&self) -> &[u8] {
         &self.0
     }

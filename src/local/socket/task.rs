@@ -25,10 +25,12 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::BytesMut;
+use tokio::time::Instant;
 
 use super::DriverEnd;
 use super::outcome::Stage;
 use crate::model::close::{Close, reason};
+use crate::quota::{Inbound, InboundLimit};
 use crate::ws::frame::{Decoder, Frame, Heard, Violation};
 use crate::ws::{Io, Opened};
 
@@ -58,6 +60,8 @@ struct Driven<R: Registered> {
     paused: bool,
     /// Bytes since the client's last sign of life.
     trickled: usize,
+    /// What the client has sent, where that is limited.
+    inbound: Option<Box<Inbound>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,8 +89,11 @@ impl<R: Registered> Driver<R> {
         end: DriverEnd,
         registration: R,
         max_message_size: usize,
+        inbound: Option<InboundLimit>,
     ) -> Self {
         let Opened { io, writer, early } = opened;
+        let inbound =
+            inbound.map(|limit| Box::new(Inbound::new(limit, max_message_size, Instant::now())));
         end.opened(writer);
         let mut socket = Driven {
             end,
@@ -95,6 +102,7 @@ impl<R: Registered> Driver<R> {
             phase: Phase::Open,
             paused: false,
             trickled: 0,
+            inbound,
         };
         if !early.is_empty() {
             socket.hear(&mut BytesMut::from(early));
@@ -134,7 +142,7 @@ impl<R: Registered> Driver<R> {
             }
             // The buffer is the thread's: it is lent for as long as the bytes are looked at.
             match io.poll_read(cx, |bytes| socket.hear(bytes)) {
-                Poll::Pending => return,
+                Poll::Pending => return socket.caught_up(),
                 Poll::Ready(Ok(true)) => {}
                 Poll::Ready(Ok(false) | Err(_)) => socket.vanish(),
             }
@@ -209,8 +217,18 @@ impl<R: Registered> Driven<R> {
         let full = self.phase == Phase::Open && self.end.poll_inbox(cx).is_pending();
         if full != replace(&mut self.paused, full) {
             self.end.pause(full);
+            if let Some(inbound) = self.inbound.as_mut().filter(|_| full) {
+                inbound.stopped(Instant::now());
+            }
         }
         full
+    }
+
+    /// Nothing more has come for now.
+    fn caught_up(&mut self) {
+        if let Some(inbound) = &mut self.inbound {
+            inbound.caught_up();
+        }
     }
 
     /// Takes what a client sent; whether the stream goes on.
@@ -219,6 +237,9 @@ impl<R: Registered> Driven<R> {
             return false;
         }
         self.trickled += bytes.len();
+        // Not read where nothing is limited.
+        let now = self.inbound.as_ref().map(|_| Instant::now());
+        self.admit(now, |inbound, now| inbound.take_bytes(bytes.len(), now));
         let mut said_something = false;
         let mut rest = bytes;
         while !rest.is_empty() && self.phase.listens() {
@@ -227,9 +248,10 @@ impl<R: Registered> Driven<R> {
                     rest = &mut rest[used..];
                     said_something |= heard.is_some();
                     match heard {
+                        Some(Heard::Close(close)) => self.answer(close),
+                        Some(_) if !self.admit(now, Inbound::take_message) => {}
                         Some(Heard::Message(message)) => self.end.heard(message),
                         Some(Heard::Ping(payload)) => self.end.pong(Frame::pong(&payload)),
-                        Some(Heard::Close(close)) => self.answer(close),
                         Some(Heard::Pong) | None => {}
                     }
                 }
@@ -241,6 +263,25 @@ impl<R: Registered> Driven<R> {
             self.end.seen();
         }
         true
+    }
+
+    /// Whether the client may have sent it; one that may not is closed.
+    fn admit(
+        &mut self,
+        now: Option<Instant>,
+        take: impl FnOnce(&mut Inbound, Instant) -> bool,
+    ) -> bool {
+        let taken = match (&mut self.inbound, now) {
+            (Some(inbound), Some(now)) if self.phase == Phase::Open => take(inbound, now),
+            _ => true,
+        };
+        if !taken {
+            let (socket, user) = (self.end.id(), self.end.user().as_str());
+            tracing::debug!(%socket, user, "closed with 1008: the client sent more than `inbound_limit` allows; raise it if \
+                an honest one does so too");
+            self.answer(reason::TOO_MUCH);
+        }
+        taken
     }
 
     /// The client has ended it, or broken the rules.

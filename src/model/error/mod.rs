@@ -5,6 +5,7 @@
 
 mod connect;
 mod description;
+mod message;
 mod query;
 mod send;
 mod socket;
@@ -19,10 +20,13 @@ use http::StatusCode;
 
 pub use self::connect::{ConnectError, ConnectErrorKind};
 pub use self::description::{DescriptionError, DescriptionErrorKind};
+pub use self::message::{BadMessage, BadMessageKind};
 pub use self::query::{QueryError, QueryErrorKind};
 pub(crate) use self::send::PublishError;
 pub use self::send::{SendError, SendErrorKind};
-pub use self::socket::{Closed, ClosedKind, RoomError, RoomErrorKind};
+pub use self::socket::{
+    Closed, ClosedKind, RoomError, RoomErrorKind, SendJsonError, SendJsonErrorKind,
+};
 
 /// What the other side said, such as Redis.
 #[derive(Debug, Clone)]
