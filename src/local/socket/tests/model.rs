@@ -253,7 +253,7 @@ impl World {
         let (is_open, flush_was_due) = (self.ended.is_none(), self.core.due.flush);
         let number = self.said.len() + self.renewed;
         let frame = |size| Frame::text(&format!("{number}:{}", "x".repeat(size)));
-        let waits = !self.core.queue.is_empty();
+        let (waits, waited) = (!self.core.queue.is_empty(), self.core.queue.left());
         let (frame, manner, pushed) = match say {
             Say::Send(size, manner) => {
                 let frame = frame(size);
@@ -306,9 +306,12 @@ impl World {
             Pushed::Taken | Pushed::Closed => {}
         }
         if pushed.is_taken() {
-            if pushed != Pushed::Superseded {
-                self.said.push((frame, manner));
+            if pushed == Pushed::Superseded {
+                let most = self.limits.bytes.max(waited);
+                assert!(self.core.queue.left() <= most, "it makes room for itself");
+                return;
             }
+            self.said.push((frame, manner));
             self.check_bounds(flush_was_due);
         }
     }
