@@ -10,6 +10,7 @@ use crate::model::close::Close;
 use crate::model::delivery::{Delivery, Outcome};
 use crate::model::error::{QueryError, SendError};
 use crate::model::id::{InvalidId, RoomId, SocketId, UserId};
+use crate::model::manner::Manner;
 use crate::model::message::Message;
 use crate::model::roster::{Count, Roster};
 use crate::model::topic::Topic;
@@ -42,6 +43,7 @@ pub struct Audience {
     /// The first id that cannot be used; said when it would be.
     invalid: Option<InvalidId>,
     reach: Reach,
+    manner: Manner,
 }
 
 impl Audience {
@@ -51,6 +53,7 @@ impl Audience {
             selection: Selection::default(),
             invalid: None,
             reach: Reach::Everywhere,
+            manner: Manner::InTurn,
         }
     }
 
@@ -106,6 +109,52 @@ impl Audience {
         self
     }
 
+    /// For messages that are worth nothing later, such as positions of a game: whose client is behind, since messages
+    /// wait for it already, gets it left out. It never fills an outbox, and so never closes anybody. Left-out
+    /// messages are counted ([`Stats::left_out`](crate::Stats)), and their sockets are not in
+    /// [`Delivery::local`]. Default: every message waits in its turn. Has no effect on closes, joins and questions.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), axum_cluster::SendError> {
+    /// # let cluster = axum_cluster::Cluster::builder().start();
+    /// let everybody = cluster.broadcaster().to_room("game-7").volatile();
+    /// everybody.send_json(&[12, 34]).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn volatile(mut self) -> Self {
+        self.manner = Manner::Volatile;
+        self
+    }
+
+    /// For messages of which only the newest counts, such as a cursor or a price: one that still waits for a slow client,
+    /// and has the same key, is replaced by this one in its place, on every node. So a client that is behind gets the last
+    /// of each key, and nothing of one key piles up. Replaced messages are counted
+    /// ([`Stats::superseded`](crate::Stats)). In the place of the older one means that it may overtake what was sent
+    /// between the two. Instead of [`volatile`](Self::volatile), and that instead of this: the last one named holds.
+    ///
+    /// A key is named as rooms are: an empty one, or one of more than 256 bytes, is refused by the send with an
+    /// [`InvalidId`]. Keys are those of a socket, whoever sends.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), axum_cluster::SendError> {
+    /// # let cluster = axum_cluster::Cluster::builder().start();
+    /// let board = cluster.broadcaster().to_room("board").latest("cursor:alice");
+    /// board.send_json(&[12, 34]).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn latest(mut self, key: impl AsRef<str>) -> Self {
+        let key = RoomId::from(key.as_ref());
+        match key.check() {
+            Ok(()) => self.manner = Manner::Latest(key.as_str().into()),
+            Err(error) => self.refuse(error),
+        }
+        self
+    }
+
     /// Delivers to the sockets of this node and publishes once for all others. Messages of one
     /// sender to one audience arrive in the order sent. Never waits for a client; waits for Redis at
     /// most `publish_timeout`.
@@ -123,9 +172,12 @@ impl Audience {
             node,
             selection,
             reach,
+            manner,
             ..
         } = audience;
-        let (local, nodes) = node.send(&selection, &message.into(), reach).await?;
+        let message = message.into();
+        let sent = node.send(&selection, &message, &manner, reach);
+        let (local, nodes) = sent.await?;
         Ok(Delivery { local, nodes })
     }
 
@@ -167,6 +219,27 @@ impl Audience {
     /// cluster.broadcaster().to_user("alice").close(logged_out).await?;
     /// # Ok(())
     /// # }
+    /// ```
+    ///
+    /// To log out one session, with all its tabs, and leave the user's other devices alone, let every socket of it be in
+    /// a room of its own from the first moment:
+    ///
+    /// ```
+    /// # use axum::{Extension, response::Response};
+    /// # use axum_cluster::{Broadcaster, Close, ClusterSocket, SendError};
+    /// #[derive(Clone)]
+    /// struct Session { id: u64 } // what your auth middleware leaves in the extensions, beside the `UserId`
+    ///
+    /// async fn ws(Extension(session): Extension<Session>, socket: ClusterSocket) -> Response {
+    ///     let socket = socket.join(format!("session-{}", session.id));
+    ///     socket.on_upgrade(|mut socket| async move { while socket.recv().await.is_some() {} })
+    /// }
+    ///
+    /// async fn log_out(Extension(session): Extension<Session>, cluster: Broadcaster) -> Result<(), SendError> {
+    ///     let its_tabs = cluster.to_room(format!("session-{}", session.id));
+    ///     its_tabs.close(Close::new(4001, "logged out")).await?;
+    ///     Ok(())
+    /// }
     /// ```
     ///
     /// # Errors

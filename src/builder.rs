@@ -13,7 +13,7 @@ use crate::model::id::UserId;
 use crate::model::limits::SlowConsumer;
 use crate::model::topic::Namespace;
 use crate::node::Node;
-use crate::quota::{OverLimit, SeatLimit};
+use crate::quota::{InboundLimit, OverLimit, SeatLimit};
 use crate::ws::handshake::is_token;
 
 /// Settings of a node, then [`start`](Self::start).
@@ -270,6 +270,35 @@ impl ClusterBuilder {
     /// 64 KiB, so that a client cannot make the node hold much.
     pub fn max_message_size(mut self, bytes: usize) -> Self {
         self.config.max_message_size = bytes;
+        self
+    }
+
+    /// How many messages and bytes a second each client may send; one that sends more is closed with 1008, and
+    /// [`Stats::inbound_closed`](crate::Stats::inbound_closed) counts it. Default: no limit, and no cost.
+    ///
+    /// A burst is allowed as long as it is a second's worth: who was silent for a second or longer may send that much
+    /// at once, and in any span of *t* seconds a client may send *t* + 1 seconds' worth. Of bytes it may send one
+    /// message of [`max_message_size`](Self::max_message_size) more, so that no message is refused for its size alone.
+    /// Pings and pongs count as messages, and every byte counts, those of frames' headers too.
+    ///
+    /// While a handler does not read, nothing is read for it, and what its client sends meanwhile is not held against
+    /// the client. A whole process that does not run for a while cannot know when what it then reads was sent: set
+    /// the limit to several times what your honest clients send.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// use axum_cluster::Cluster;
+    ///
+    /// // A chat: nobody types 20 messages a second, and a page that joins 20 rooms at once is welcome.
+    /// let cluster = Cluster::builder().inbound_limit(20, 64 * 1024).start();
+    /// # }
+    /// ```
+    pub fn inbound_limit(mut self, messages_per_second: usize, bytes_per_second: usize) -> Self {
+        self.config.inbound = Some(InboundLimit {
+            messages: messages_per_second,
+            bytes: bytes_per_second,
+        });
         self
     }
 

@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use crate::broadcast::Broadcaster;
 use crate::bus::gaps::Gaps;
 use crate::bus::health::HealthChanges;
-use crate::counts::Stats;
+use crate::counts::{Gauges, Stats};
 use crate::model::error::{ConnectError, QueryError};
 use crate::model::health::Health;
 use crate::model::id::NodeId;
@@ -20,7 +20,7 @@ use crate::node::Node;
 const READY: Duration = Duration::from_secs(5);
 
 /// This process's node in the cluster. Cheap to clone; the node lives until the last handle (this,
-/// a [`ClusterLayer`], a [`Broadcaster`]) and the last socket are gone, or until
+/// a [`ClusterLayer`](crate::ClusterLayer), a [`Broadcaster`]) and the last socket are gone, or until
 /// [`shutdown`](Self::shutdown).
 ///
 /// ```
@@ -121,7 +121,17 @@ impl Cluster {
 
     /// Counts of this node.
     pub fn stats(&self) -> Stats {
-        self.node.stats()
+        let (home, peers) = (&self.node.home, &self.node.peers);
+        let nodes = 1 + peers.count_nodes() as u64;
+        let registry = self.node.local.registry();
+        home.counters.stats(Gauges {
+            sockets: registry.sockets() as u64,
+            users: registry.users() as u64,
+            rooms: registry.rooms() as u64,
+            nodes,
+            bus_probe_age_millis: home.reception.proven_at().elapsed().as_millis() as u64,
+            bus_publish_queue: home.bus.queued() as u64,
+        })
     }
 
     /// Every node of the cluster, this one first, then the oldest first. Nodes say hello every third of

@@ -17,7 +17,7 @@ use crate::model::id::UserId;
 use crate::model::limits::{LONGEST, OutboxLimits, SlowConsumer};
 use crate::model::topic::Namespace;
 use crate::peers::PeerSettings;
-use crate::quota::SeatLimit;
+use crate::quota::{InboundLimit, SeatLimit};
 
 /// Nodes say hello three times as often, and a hello takes its time.
 const SHORTEST_LEASE: Duration = Duration::from_secs(1);
@@ -112,6 +112,7 @@ pub(crate) struct Config {
     pub(crate) limits: Limits,
     pub(crate) seats: Option<SeatLimit>,
     pub(crate) max_message_size: usize,
+    pub(crate) inbound: Option<InboundLimit>,
     pub(crate) outbox: OutboxLimits,
     pub(crate) ping_interval: Duration,
     pub(crate) pong_timeout: Duration,
@@ -122,7 +123,7 @@ pub(crate) struct Config {
     pub(crate) lease: Duration,
     pub(crate) presence_grace: Duration,
     pub(crate) name: String,
-    /// It sends and asks, and never holds a socket.
+    /// The node sends and asks, and never holds a socket.
     pub(crate) worker: bool,
 }
 
@@ -173,6 +174,7 @@ impl Config {
             limits: Limits::default(),
             seats: None,
             max_message_size: 64 * 1024,
+            inbound: None,
             outbox: OutboxLimits {
                 messages: 256,
                 bytes: 1024 * 1024,
@@ -226,6 +228,14 @@ impl Config {
         }
         let counts = [
             ("max_message_size", Some(self.max_message_size)),
+            (
+                "inbound_limit in messages",
+                self.inbound.map(|limit| limit.messages),
+            ),
+            (
+                "inbound_limit in bytes",
+                self.inbound.map(|limit| limit.bytes),
+            ),
             ("outbox_messages", Some(self.outbox.messages)),
             ("outbox_bytes", Some(self.outbox.bytes)),
             ("max_sockets", self.limits.sockets),

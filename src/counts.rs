@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use serde::Serialize;
 
-use crate::model::close::Close;
+use crate::model::close::{Close, reason};
 
 /// Makes [`Stats`] of the rows.
 macro_rules! counts {
@@ -110,8 +110,18 @@ counts! {
     dropped_full: counter,
     /// Of those, the ones still queued when the client had accepted nothing for `write_timeout`.
     dropped_stalled: counter,
+    /// Messages of [`Audience::volatile`](crate::Audience::volatile) that were left out, since others waited for their client.
+    left_out: counter,
+    /// Messages of [`Audience::latest`](crate::Audience::latest) that waited for their client and were replaced by a newer one.
+    superseded: counter,
+    /// Messages to the nodes ([`Cluster::to_nodes`](crate::Cluster::to_nodes)) that a reader here lost, since it lagged more than
+    /// 256 behind.
+    node_messages_lost: counter,
     /// Sockets closed because their client read too slowly.
     slow_closed: counter,
+    /// Sockets closed because their client sent more than
+    /// [`inbound_limit`](crate::ClusterBuilder::inbound_limit) allows.
+    inbound_closed: counter,
     /// Sockets that ended with 1000: the handler returned, or the client said goodbye. Every socket whose
     /// handshake was completed is counted by exactly one of these fields.
     closed_normal: counter,
@@ -123,6 +133,10 @@ counts! {
     closed_abnormal: counter,
     /// With 1002 or 1007: the client broke the protocol.
     closed_protocol: counter,
+    /// With 1008: the client sent more than
+    /// [`inbound_limit`](crate::ClusterBuilder::inbound_limit) allows, or what its handler did not understand
+    /// ([`BadMessage::close`](crate::BadMessage::close)).
+    closed_policy: counter,
     /// With 1009: the client sent more than `max_message_size`.
     closed_too_big: counter,
     /// With 1011: the handler panicked.
@@ -210,7 +224,7 @@ pub(crate) enum Counted {
 }
 
 impl Counters {
-    pub(crate) fn note_failed_publish(&self, maybe_sent: bool) {
+    pub(crate) fn record_failed_publish(&self, maybe_sent: bool) {
         let counter = match maybe_sent {
             true => &self.bus_publish_uncertain,
             false => &self.bus_publish_unsent,
@@ -218,13 +232,14 @@ impl Counters {
         counter.fetch_add(1, Relaxed);
     }
 
-    pub(crate) fn note_close(&self, close: &Close) {
+    pub(crate) fn record_close(&self, close: &Close) {
         let counter = match close.code {
             Close::NORMAL => &self.closed_normal,
             Close::GOING_AWAY => &self.closed_going_away,
             Close::NO_STATUS => &self.closed_no_status,
             Close::ABNORMAL => &self.closed_abnormal,
             Close::PROTOCOL_ERROR | Close::INVALID_DATA => &self.closed_protocol,
+            Close::POLICY_VIOLATION => &self.closed_policy,
             Close::TOO_BIG => &self.closed_too_big,
             Close::INTERNAL_ERROR => &self.closed_panicked,
             Close::RESTART => &self.closed_restart,
@@ -233,10 +248,13 @@ impl Counters {
             _ => &self.closed_other,
         };
         counter.fetch_add(1, Relaxed);
+        if *close == reason::TOO_MUCH {
+            self.inbound_closed.fetch_add(1, Relaxed);
+        }
     }
 
-    /// Whether it is the first of its kind.
-    pub(crate) fn note_refusal(&self, what: Counted) -> bool {
+    /// Counts a refused request. Whether it is the first of its kind.
+    pub(crate) fn record_refusal(&self, what: Counted) -> bool {
         let counter = match what {
             Counted::Origin => &self.origins_refused,
             Counted::Handshake => &self.handshakes_refused,
@@ -259,8 +277,8 @@ mod tests {
         let counters = Counters::default();
         counters.dropped_full.store(1, Relaxed);
         counters.dropped_stalled.store(2, Relaxed);
-        counters.note_failed_publish(true);
-        counters.note_close(&Close::new(4001, ""));
+        counters.record_failed_publish(true);
+        counters.record_close(&Close::new(4001, ""));
         counters.stats(Gauges {
             sockets: 3,
             users: 0,

@@ -6,28 +6,29 @@ use std::time::SystemTime;
 
 use axum_core::extract::{FromRequestParts, OptionalFromRequestParts};
 use axum_core::response::{IntoResponse, Response};
-use futures::future::join;
+use futures::future::{join, join_all};
 use futures::{FutureExt, TryFutureExt};
+use http::HeaderMap;
 use http::header::SEC_WEBSOCKET_PROTOCOL;
 use http::request::Parts;
-use http::{HeaderMap, StatusCode};
 use hyper::upgrade::OnUpgrade;
 use serde::Serialize;
-use serde_json::Value;
 use tokio::task::unconstrained;
 
 use crate::broadcast::Broadcaster;
 use crate::config::Unauthenticated;
 use crate::counts::Counted;
 use crate::layer::CameWithUpgrade;
-use crate::local::MAX_DESCRIPTION;
-use crate::local::admission::{Refused, Reservation};
+use crate::local::admission::{Joined, Refused, Reservation};
 use crate::local::expiry::{Clock, Expiry};
 use crate::local::socket::Driver;
 use crate::model::close::reason;
-use crate::model::id::UserId;
+use crate::model::description::Description;
+use crate::model::error::{DescriptionError, RoomError};
+use crate::model::id::{RoomId, UserId};
+use crate::model::topic::Topic;
 use crate::node::Node;
-use crate::rejection::{ClusterRejection, Kind, Refusal, opened};
+use crate::rejection::{ClosingUpgrade, ClusterRejection, RejectionKind, opened};
 use crate::socket::Socket;
 use crate::ws::handshake::{Handshake, is_wanted};
 
@@ -80,8 +81,8 @@ pub struct ClusterSocket {
     upgrade: OnUpgrade,
     offered: HeaderMap,
     expires_at: Option<SystemTime>,
-    /// JSON, or why there is none.
-    description: Option<Result<Box<str>, String>>,
+    description: Option<Result<Description, DescriptionError>>,
+    rooms: Vec<RoomId>,
 }
 
 impl ClusterSocket {
@@ -130,16 +131,27 @@ impl ClusterSocket {
     /// }
     /// ```
     pub fn describe(mut self, description: impl Serialize) -> Self {
-        let json = serde_json::to_string(&description).map_err(|error| error.to_string());
-        self.description = Some(json.and_then(|json| match json.len() {
-            0..=MAX_DESCRIPTION if is_too_deep(&json) => Err(format!(
-                "it is more than {MAX_DEPTH} levels deep, which other nodes cannot read"
-            )),
-            0..=MAX_DESCRIPTION => Ok(json.into()),
-            bytes => Err(format!(
-                "it has {bytes} bytes, at most {MAX_DESCRIPTION} are kept"
-            )),
-        }));
+        self.description = Some(Description::of(&description));
+        self
+    }
+
+    /// Puts the socket into a room from its first moment: when the handler holds it, what is sent to the room from any
+    /// node reaches it, as what is sent to its user does. Say it again for each room.
+    ///
+    /// The handler begins when the room is heard, at the latest after `publish_timeout`; what comes meanwhile waits in
+    /// the outbox. In an outage of the bus it does not wait for that. A room whose id is empty or longer than 256 bytes
+    /// is answered with 400 by [`on_upgrade`](Self::on_upgrade).
+    ///
+    /// ```
+    /// # use axum::{extract::Path, response::Response};
+    /// # use axum_cluster::ClusterSocket;
+    /// async fn ws(Path(team): Path<String>, socket: ClusterSocket) -> Response {
+    ///     let socket = socket.join(format!("team-{team}")).join("news");
+    ///     socket.on_upgrade(|mut socket| async move { while socket.recv().await.is_some() {} })
+    /// }
+    /// ```
+    pub fn join(mut self, room: impl Into<RoomId>) -> Self {
+        self.rooms.push(room.into());
         self
     }
 
@@ -158,28 +170,41 @@ impl ClusterSocket {
         let description = match self.description.transpose() {
             Ok(description) => description,
             Err(problem) => {
-                node.home.counters.note_refusal(Counted::Upgrade);
-                tracing::error!(
-                    problem,
-                    "upgrade refused with 500: the description of the socket is unusable"
-                );
-                let refusal =
-                    "the description of the socket is unusable: the server's log says why";
-                return (StatusCode::INTERNAL_SERVER_ERROR, refusal).into_response();
+                node.home.counters.record_refusal(Counted::Upgrade);
+                tracing::error!(%problem, "upgrade refused with 500");
+                return problem.into_response();
+            }
+        };
+        let rooms = self.rooms.iter().map(|room| Topic::room(room.as_str()));
+        let rooms: Vec<Topic> = match rooms.collect() {
+            Ok(rooms) => rooms,
+            Err(problem) => {
+                node.home.counters.record_refusal(Counted::Id);
+                let problem = RoomError::invalid(problem);
+                tracing::debug!(%problem, "upgrade refused with 400");
+                return problem.into_response();
             }
         };
         let (handler_end, driver_end, registration) =
             self.reservation.register(expiry, description);
+        let sender = handler_end.sender();
+        let joined = rooms
+            .iter()
+            .filter_map(|room| node.local.begin_join(&sender, room));
+        let joined: Vec<Joined> = joined.collect();
         let socket = Socket::new(node.clone(), handler_end);
-        let (upgrade, limit) = (self.upgrade, node.config.max_message_size);
+        let upgrade = self.upgrade;
+        let (limit, inbound) = (node.config.max_message_size, node.config.inbound);
         let tasks = node.home.tracker().clone();
         node.home.tracker().clone().spawn(async move {
-            let Some(opened) = opened(upgrade, &node).await else {
+            let heard = joined.into_iter().map(|joined| node.local.wait_confirmed(joined.confirmation));
+            let (opened, _) = join(opened(upgrade, &node), join_all(heard)).await;
+            let Some(opened) = opened else {
                 driver_end.abandon(reason::NOT_OPENED);
                 return;
             };
             let (id, user) = (driver_end.id(), driver_end.user().clone());
-            let driver = Driver::new(opened, driver_end, registration, limit);
+            let driver = Driver::new(opened, driver_end, registration, limit, inbound);
             let driver = unconstrained(driver);
             let panicked = move |_| tracing::error!(socket = %id, user = user.as_str(), "the handler panicked: its socket is closed with 1011, the node goes on");
             // A task of their own, which holds nothing of the handshake. The handler comes first: what
@@ -199,16 +224,6 @@ impl ClusterSocket {
     }
 }
 
-/// Parsers of JSON give up below 128 levels, and every answer puts some around a description.
-const MAX_DEPTH: usize = 100;
-
-/// Whether no node could read this valid JSON within an answer.
-fn is_too_deep(json: &str) -> bool {
-    let around = 127 - MAX_DEPTH;
-    let nested = format!("{}{json}{}", "[".repeat(around), "]".repeat(around));
-    serde_json::from_str::<Value>(&nested).is_err()
-}
-
 impl<S: Sync> FromRequestParts<S> for ClusterSocket {
     type Rejection = ClusterRejection;
 
@@ -224,36 +239,36 @@ impl<S: Sync> FromRequestParts<S> for ClusterSocket {
 }
 
 impl ClusterSocket {
-    async fn admit(node: &Arc<Node>, parts: &mut Parts) -> Result<Self, Kind> {
+    async fn admit(node: &Arc<Node>, parts: &mut Parts) -> Result<Self, RejectionKind> {
         let config = &node.config;
         if node.local.is_draining() {
             return Err(Refused::Draining.into());
         }
         let admitted = config.origins.check(&parts.headers, &parts.uri);
-        admitted.map_err(Kind::Origin)?;
-        let mut handshake = Handshake::check(parts).map_err(Kind::Handshake)?;
+        admitted.map_err(RejectionKind::Origin)?;
+        let mut handshake = Handshake::check(parts).map_err(RejectionKind::Handshake)?;
         let protocols = config.protocols.iter().map(String::as_str);
         handshake.choose_protocol(&parts.headers, protocols);
         let upgrade = parts.extensions.remove::<OnUpgrade>();
         let upgrade = upgrade.ok_or_else(|| match parts.extensions.get() {
-            Some(CameWithUpgrade) => Kind::UpgradeTaken,
-            None => Kind::NoUpgrade,
+            Some(CameWithUpgrade) => RejectionKind::UpgradeTaken,
+            None => RejectionKind::NoUpgrade,
         })?;
         let user = match config.identify.user(&parts.extensions) {
             Ok(user) => user,
             Err(missing) => {
                 let close = match &config.unauthenticated {
-                    Unauthenticated::Reject => return Err(Kind::Unauthenticated(missing)),
+                    Unauthenticated::Reject => return Err(RejectionKind::Unauthenticated(missing)),
                     Unauthenticated::Close => reason::UNAUTHENTICATED,
                     Unauthenticated::CloseWith(close) => close.clone(),
                 };
-                let refusal = Refusal {
+                let refusal = ClosingUpgrade {
                     node: node.clone(),
                     handshake,
                     upgrade,
                     close,
                 };
-                return Err(Kind::Close(missing, Box::new(refusal)));
+                return Err(RejectionKind::Close(missing, Box::new(refusal)));
             }
         };
         let reservation = node.reserve(user).await?;
@@ -272,6 +287,7 @@ impl ClusterSocket {
             offered,
             expires_at: None,
             description: None,
+            rooms: Vec::new(),
         })
     }
 }
@@ -289,17 +305,5 @@ impl<S: Sync> OptionalFromRequestParts<S> for ClusterSocket {
         <Self as FromRequestParts<S>>::from_request_parts(parts, state)
             .await
             .map(Some)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_description_is_so_deep_that_every_node_can_read_it() {
-        let nested = |levels: usize| "[".repeat(levels) + &"]".repeat(levels);
-        assert!(!is_too_deep(&nested(MAX_DEPTH)) && is_too_deep(&nested(MAX_DEPTH + 1)));
-        assert!(!is_too_deep(&format!("\"{}\"", nested(400))), "no levels");
     }
 }

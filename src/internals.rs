@@ -8,7 +8,7 @@ use parking_lot::RwLock;
 use smallvec::smallvec;
 
 #[cfg(feature = "redis")]
-use crate::bus::redis::Reader;
+use crate::bus::redis::RespReader;
 use crate::bus::scope::Scope;
 use crate::bus::wire::{self, Action};
 use crate::config::Config;
@@ -16,6 +16,7 @@ use crate::local::registry::{About, Limits, Registry, Wanted};
 use crate::local::socket::{DriverEnd, Ends, Sender};
 use crate::model::id::{NodeId, SocketId, UserId};
 use crate::model::limits::OutboxLimits;
+use crate::model::manner::Manner;
 use crate::model::message::Message;
 use crate::model::topic::{Namespace, Topic};
 use crate::ws::frame::{Decoder, Frame};
@@ -23,7 +24,13 @@ use crate::ws::handshake::Handshake;
 
 /// Writes the envelope of a message to one topic.
 pub fn encode(message: &Message) -> Bytes {
-    wire::encode(NodeId(1), None, &Scope::default(), &Action::from(message))
+    wire::encode(
+        NodeId(1),
+        None,
+        &Scope::default(),
+        &Manner::InTurn,
+        &Action::from(message),
+    )
 }
 
 /// Reads an envelope; whether it made sense.
@@ -55,7 +62,7 @@ pub fn frames(bytes: &[u8], limit: usize, piece: usize) -> (Vec<String>, Option<
 /// protocol.
 #[cfg(feature = "redis")]
 pub fn resp(bytes: &[u8], limit: usize, piece: usize) -> (Vec<String>, bool) {
-    let mut reader = Reader::new(limit);
+    let mut reader = RespReader::new(limit);
     let mut said = Vec::new();
     for piece in bytes.chunks(piece.max(1)) {
         reader.space().extend_from_slice(piece);
@@ -110,8 +117,8 @@ impl FanOut {
         let id = SocketId { node, number };
         let Ends { sender, driver, .. } = Ends::new(id, user, None);
         let registry = self.registry.get_mut();
-        let claimed = registry.claim(&topic, Limits::default());
-        claimed.expect("there is no limit");
+        let taken = registry.take_place(&topic, Limits::default());
+        taken.expect("there is no limit");
         let about = About {
             connected_at: SystemTime::UNIX_EPOCH,
             description: None,
@@ -132,7 +139,11 @@ impl FanOut {
         let frame = Frame::message(message);
         members
             .iter()
-            .filter(|socket| socket.send(&frame, &self.limits).is_taken())
+            .filter(|socket| {
+                socket
+                    .send(&frame, &Manner::InTurn, &self.limits)
+                    .is_taken()
+            })
             .count()
     }
 

@@ -116,6 +116,7 @@
 //! | `redis` | default | nodes in several processes. `Backend::redis`, `Redis`, `ClusterLayer::new` and `try_new`, `Cluster::connect`, `Broadcaster::connect` and `redis` of the builders exist with it only |
 //! | `tls-ring` | default | `rediss://` and `rediss-sentinel://`, with the cryptography of ring |
 //! | `tls-aws-lc` | | `rediss://`, with that of AWS-LC, also where `tls-ring` is on as well |
+//! | `testing` | | the module `testing`: an app served in memory, and clients for it; for `[dev-dependencies]` |
 //! | `uuid` | | `From<Uuid>` for [`UserId`] and [`RoomId`] |
 //!
 //! `default-features = false` is a cluster within one process ([`Backend::memory`]): two fifths fewer
@@ -129,32 +130,36 @@
 //! and `Connection` on, or speaks HTTP/1.0.
 //!
 //! # Testing
-//! An upgrade needs a connection, which `tower::ServiceExt::oneshot` does not have: serve the app on a free
-//! port, without Redis, and connect with any WebSocket client. Nodes that share a [`Backend::memory`] are a
-//! cluster.
+//! With the feature `testing` in `[dev-dependencies]` an app is served in memory: no port, no Redis and no sleep, and
+//! upgrades are real all the same.
 //!
-//! ```
-//! # async fn ws(socket: axum_cluster::ClusterSocket) -> axum::response::Response {
-//! #     socket.on_upgrade(|mut socket| async move { while socket.recv().await.is_some() {} })
+#![cfg_attr(feature = "testing", doc = "```")]
+#![cfg_attr(not(feature = "testing"), doc = "```ignore")]
+//! # use axum::{Router, response::Response, routing::any};
+//! # use axum_cluster::ClusterSocket;
+//! # async fn ws(socket: ClusterSocket) -> Response {
+//! #     socket.on_upgrade(|mut socket| async move {
+//! #         while let Some(message) = socket.recv().await { let _ = socket.send(message).await; }
+//! #     })
+//! # }
+//! # fn router(cluster: &axum_cluster::Cluster) -> Router {
+//! #     Router::new().route("/ws", any(ws)).layer(cluster.layer())
 //! # }
 //! # #[tokio::main(flavor = "current_thread")]
-//! # async fn main() -> std::io::Result<()> {
-//! use axum::{Extension, Router, routing::any};
-//! use axum_cluster::{Cluster, UserId};
+//! # async fn main() -> Result<(), axum_cluster::testing::Refused> {
+//! use axum_cluster::{Cluster, testing::App};
 //!
-//! let cluster = Cluster::builder().start(); // no Redis named: in memory
-//! let app = Router::new()
-//!     .route("/ws", any(ws))
-//!     .layer(cluster.layer())
-//!     .layer(Extension(UserId::from("alice")));
-//! let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
-//! let url = format!("ws://{}/ws", listener.local_addr()?);
-//! tokio::spawn(async { axum::serve(listener, app).await });
-//! // Connect to `url`, then look at what `cluster.stats()` and the client say.
-//! # let _ = url;
+//! let app = App::new(router(&Cluster::builder().start())); // no Redis named: in memory
+//! let mut alice = app.socket("/ws").user("alice").await?;
+//! alice.send_text("hello").await;
+//! assert_eq!(alice.recv_text().await, "hello");
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! Clients also bring headers or extensions, wait for the end (`closed_with(4401)`) or for silence; nodes on one
+//! `MemoryHub` are a cluster, in which a test may cut one off; time may be paused, so that an hour costs nothing. The guide
+//! is [`docs::testing`].
 //!
 //! # Names on the bus
 //! Other programs may send as well: `PUBLISH cluster:u:alice '{"text": "hello"}'` reaches every device of
@@ -162,7 +167,7 @@
 //! outside `A-Z a-z 0-9 - . _ ~` as upper-case `%XX`; a message is one of `{"text": ".."}`, `{"json": ..}`,
 //! `{"base64": ".."}` (binary) and `{"close": {"code": 4001, "reason": ".."}}`.
 //!
-//! How to operate a cluster, and whom it trusts: [`docs`].
+//! How to operate a cluster, how to test an app, and whom it trusts: [`docs`].
 
 #![warn(unreachable_pub)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
@@ -174,7 +179,7 @@
     )
 )]
 
-/// How to operate a cluster, whom it trusts, and what it costs: the documents of the package.
+/// How to operate a cluster and to test an app, whom it trusts, and what it costs: the documents of the package.
 #[cfg(doc)]
 pub mod docs {
     // Of two definitions of a link the first holds: here it leads to the module, elsewhere to the file.
@@ -183,6 +188,20 @@ pub mod docs {
     #[doc = ""]
     #[doc = include_str!("../docs/operating.md")]
     pub mod operating {}
+    #[doc = "[chat with a shop]: self::testing::app"]
+    #[doc = "[all of them]: self::testing::suite"]
+    #[doc = ""]
+    #[doc = include_str!("../docs/testing.md")]
+    pub mod testing {
+        #[doc = "The app of the guide.\n\n```ignore"]
+        #[doc = include_str!("../tests/kit/app.rs")]
+        #[doc = "```"]
+        pub mod app {}
+        #[doc = "The tests of the guide.\n\n```ignore"]
+        #[doc = include_str!("../tests/kit/suite.rs")]
+        #[doc = "```"]
+        pub mod suite {}
+    }
     #[doc = include_str!("../SECURITY.md")]
     pub mod security {}
     #[doc = include_str!("../benches/README.md")]
@@ -208,9 +227,13 @@ mod node;
 mod peers;
 mod presence;
 mod quota;
+mod readers;
 mod rejection;
 mod socket;
 mod tasks;
+#[cfg(feature = "testing")]
+pub mod testing;
+mod to_nodes;
 mod waker;
 mod worker;
 mod ws;
@@ -228,12 +251,14 @@ pub use config::Unauthenticated;
 pub use counts::{StatKind, Stats};
 pub use extract::ClusterSocket;
 pub use layer::{ClusterLayer, ClusterService};
+pub use local::moves::{Move, Moves};
 pub use model::close::Close;
 pub use model::code::CloseCode;
 pub use model::delivery::{Delivery, Outcome};
 pub use model::error::{
-    Closed, ClosedKind, ConnectError, ConnectErrorKind, QueryError, QueryErrorKind, RoomError,
-    RoomErrorKind, SendError, SendErrorKind,
+    BadMessage, BadMessageKind, Closed, ClosedKind, ConnectError, ConnectErrorKind,
+    DescriptionError, DescriptionErrorKind, QueryError, QueryErrorKind, RoomError, RoomErrorKind,
+    SendError, SendErrorKind, SendJsonError, SendJsonErrorKind,
 };
 pub use model::gap::Gap;
 pub use model::health::Health;
@@ -241,10 +266,12 @@ pub use model::id::{InvalidId, InvalidNodeId, InvalidSocketId, NodeId, RoomId, S
 pub use model::limits::SlowConsumer;
 pub use model::message::{Message, Utf8Bytes};
 pub use model::roster::{Count, NodeInfo, Roster, SocketInfo};
+pub use peers::messages::{NodeMessage, NodeMessages};
 pub use presence::{Presence, PresenceChange};
 pub use quota::OverLimit;
 pub use rejection::ClusterRejection;
 pub use socket::Socket;
+pub use to_nodes::ToNodes;
 pub use worker::BroadcasterBuilder;
 
 /// Compiles the programs of the README.

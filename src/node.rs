@@ -13,13 +13,14 @@ use crate::bus::scope::{Reach, Selection};
 use crate::bus::uplink::{Inbound, Uplink};
 use crate::bus::{Backend, Bus, Listener};
 use crate::config::Config;
-use crate::counts::{Counters, Gauges, Stats};
+use crate::counts::Counters;
 use crate::home::Home;
 use crate::local::admission::{Refused, Reservation};
 use crate::local::{CLOSING, Local};
 use crate::model::error::SendError;
 use crate::model::id::{NodeId, UserId};
 use crate::model::limits::LONGEST;
+use crate::model::manner::Manner;
 use crate::model::message::Message;
 use crate::model::topic::{Topic, TopicKind};
 use crate::peers::Peers;
@@ -36,7 +37,7 @@ pub(crate) struct Node {
     pub(crate) local: Arc<Local>,
     pub(crate) peers: Arc<Peers>,
     pub(crate) presence: Arc<Mailbox>,
-    uplink: Arc<Uplink>,
+    pub(crate) uplink: Arc<Uplink>,
     /// A type of user that was looked for and not there was said at warn.
     pub(crate) said_no_user: AtomicBool,
 }
@@ -72,19 +73,6 @@ impl Node {
         node
     }
 
-    pub(crate) fn stats(&self) -> Stats {
-        let (home, nodes) = (&self.home, self.peers.count_nodes());
-        let registry = self.local.registry();
-        home.counters.stats(Gauges {
-            sockets: registry.sockets() as u64,
-            users: registry.users() as u64,
-            rooms: registry.rooms() as u64,
-            nodes: 1 + nodes as u64,
-            bus_probe_age_millis: home.reception.proven_at().elapsed().as_millis() as u64,
-            bus_publish_queue: home.bus.queued() as u64,
-        })
-    }
-
     /// Takes a place for a socket of this user, for whom the cluster's messages then come here.
     pub(crate) async fn reserve(&self, user: UserId) -> Result<Reservation, Refused> {
         let (reservation, replaced) = self.local.reserve(user).await?;
@@ -100,6 +88,7 @@ impl Node {
         &self,
         selection: &Selection,
         message: &Message,
+        manner: &Manner,
         reach: Reach,
     ) -> Result<(usize, Option<usize>), SendError> {
         if self.home.is_stopped() {
@@ -107,8 +96,10 @@ impl Node {
         }
         let scope = selection.scope();
         // Queued by the call: sends happen in the order in which they are first polled.
-        let publishing = self.uplink.send(selection, &scope, message, reach)?;
-        let local = self.local.deliver(&scope, message).await;
+        let publishing = self
+            .uplink
+            .send(selection, &scope, message, manner, reach)?;
+        let local = self.local.deliver(&scope, message, manner).await;
         let published = publishing.await;
         // Who sends in a loop that never waits would keep the tasks that write from running.
         consume_budget().await;
@@ -124,7 +115,7 @@ impl Node {
         self.local.begin_draining();
         let (home, tasks) = (&self.home, self.home.tracker());
         if home.reception.drains() {
-            tracing::info!(node = %home.node, sockets = self.stats().sockets, "draining");
+            tracing::info!(node = %home.node, sockets = self.local.registry().sockets(), "draining");
         }
         self.local.drain(window).await;
         tasks.close();
@@ -134,6 +125,7 @@ impl Node {
         }
         home.stop();
         self.presence.stop();
+        self.peers.end_messages();
         let leaving = async {
             let _ = timeout(LEAVING / 2, self.peers.say_goodbye()).await;
             home.bus.stop().await;
@@ -148,10 +140,15 @@ impl Node {
 impl Listener for Node {
     fn heard(&self, topic: &str, bytes: &[u8]) {
         match self.uplink.open(topic, bytes) {
-            Inbound::Message(scope, content) => self.local.collect(&scope, || content.frame()),
+            Inbound::Message(scope, content, manner) => {
+                self.local.collect(&scope, &manner, || content.frame());
+            }
             Inbound::Close(scope, close) => {
                 let members = self.local.members_of(&scope);
                 self.local.collect_close(&members, &close);
+            }
+            Inbound::ToNodes(from, content) => {
+                self.peers.heard_message(from, content.message());
             }
             Inbound::Peer(word) => self.peers.heard_word(word),
             Inbound::Answer(part) => self.peers.heard_answer(&part),
@@ -162,8 +159,8 @@ impl Listener for Node {
         }
     }
 
-    fn settle(&self) -> bool {
-        self.local.settle()
+    fn flush(&self) -> bool {
+        self.local.flush()
     }
 
     fn garbage(&self) {

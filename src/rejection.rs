@@ -38,10 +38,10 @@ use crate::ws::handshake::{Handshake, HandshakeError};
 /// ```
 #[derive(Debug)]
 #[must_use = "a rejection must be returned as the response"]
-pub struct ClusterRejection(Kind);
+pub struct ClusterRejection(RejectionKind);
 
 #[derive(Debug)]
-pub(crate) enum Kind {
+pub(crate) enum RejectionKind {
     NoLayer,
     Refused(Refused),
     Origin(ForeignOrigin),
@@ -49,12 +49,12 @@ pub(crate) enum Kind {
     UpgradeTaken,
     NoUpgrade,
     Unauthenticated(NoUser),
-    Close(NoUser, Box<Refusal>),
+    Close(NoUser, Box<ClosingUpgrade>),
 }
 
 /// An upgrade whose only message is a Close frame. Never registered.
 #[derive(Debug)]
-pub(crate) struct Refusal {
+pub(crate) struct ClosingUpgrade {
     pub(crate) node: Arc<Node>,
     pub(crate) handshake: Handshake,
     pub(crate) upgrade: OnUpgrade,
@@ -63,25 +63,25 @@ pub(crate) struct Refusal {
 
 impl ClusterRejection {
     pub(crate) fn no_layer() -> Self {
-        let rejection = Self(Kind::NoLayer);
+        let rejection = Self(RejectionKind::NoLayer);
         tracing::debug!(reason = %rejection, "request refused with 500");
         rejection
     }
 
     /// Counts it and says it in the log, once.
-    pub(crate) fn noted(kind: Kind, node: &Node) -> Self {
+    pub(crate) fn noted(kind: RejectionKind, node: &Node) -> Self {
         if let Some(counted) = kind.counted() {
-            node.home.counters.note_refusal(counted);
+            node.home.counters.record_refusal(counted);
         }
         let rejection = Self(kind);
         let (node_id, status) = (node.home.node, rejection.status().as_u16());
         match &rejection.0 {
-            Kind::Origin(ForeignOrigin { origin, host }) => {
+            RejectionKind::Origin(ForeignOrigin { origin, host }) => {
                 let host = host.as_deref().unwrap_or("none that is usable");
                 tracing::debug!(node = %node_id, status, origin, host, "upgrade refused: Origin and Host differ; \
                     `allow_origin` or `allow_origin_if` can admit it, and a proxy must hand Host on");
             }
-            Kind::Unauthenticated(missing) | Kind::Close(missing, _) => {
+            RejectionKind::Unauthenticated(missing) | RejectionKind::Close(missing, _) => {
                 let close = rejection.close();
                 let status = close.is_none().then_some(status);
                 if missing.is_suspicious() && !node.said_no_user.swap(true, Relaxed) {
@@ -104,7 +104,7 @@ impl ClusterRejection {
     /// The code of the only frame, where it comes as one: the 101 before it says nothing.
     fn close(&self) -> Option<u16> {
         match &self.0 {
-            Kind::Close(_, refusal) => Some(refusal.close.code.0),
+            RejectionKind::Close(_, refusal) => Some(refusal.close.code.0),
             _ => None,
         }
     }
@@ -112,23 +112,23 @@ impl ClusterRejection {
     /// The status of the response.
     pub fn status(&self) -> StatusCode {
         match &self.0 {
-            Kind::NoLayer | Kind::UpgradeTaken | Kind::NoUpgrade => {
+            RejectionKind::NoLayer | RejectionKind::UpgradeTaken | RejectionKind::NoUpgrade => {
                 StatusCode::INTERNAL_SERVER_ERROR
             }
-            Kind::Refused(
+            RejectionKind::Refused(
                 Refused::Draining | Refused::RuntimeEnded | Refused::Full(Full::Node),
             ) => StatusCode::SERVICE_UNAVAILABLE,
-            Kind::Refused(Refused::Full(Full::User)) => StatusCode::TOO_MANY_REQUESTS,
-            Kind::Refused(Refused::InvalidUser(_)) => StatusCode::BAD_REQUEST,
-            Kind::Origin(_) => StatusCode::FORBIDDEN,
-            Kind::Handshake(error) => error.status(),
-            Kind::Unauthenticated(_) => StatusCode::UNAUTHORIZED,
-            Kind::Close(_, refusal) => refusal.handshake.status(),
+            RejectionKind::Refused(Refused::Full(Full::User)) => StatusCode::TOO_MANY_REQUESTS,
+            RejectionKind::Refused(Refused::InvalidUser(_)) => StatusCode::BAD_REQUEST,
+            RejectionKind::Origin(_) => StatusCode::FORBIDDEN,
+            RejectionKind::Handshake(error) => error.status(),
+            RejectionKind::Unauthenticated(_) => StatusCode::UNAUTHORIZED,
+            RejectionKind::Close(_, refusal) => refusal.handshake.status(),
         }
     }
 }
 
-impl Kind {
+impl RejectionKind {
     /// What it counts as; limits are counted where they are checked.
     fn counted(&self) -> Option<Counted> {
         Some(match self {
@@ -158,31 +158,31 @@ impl Kind {
 impl fmt::Display for ClusterRejection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
-            Kind::NoLayer => f.write_str(
+            RejectionKind::NoLayer => f.write_str(
                 "no cluster in this request: add `.layer(ClusterLayer::new(redis_url))` around the route",
             ),
-            Kind::Refused(Refused::Draining) => f.write_str("the server is shutting down, try again"),
-            Kind::Refused(Refused::RuntimeEnded) => {
+            RejectionKind::Refused(Refused::Draining) => f.write_str("the server is shutting down, try again"),
+            RejectionKind::Refused(Refused::RuntimeEnded) => {
                 f.write_str("the server cannot open sockets now, try again later")
             }
-            Kind::Refused(Refused::Full(Full::Node)) => f.write_str("the server is full, try again later"),
-            Kind::Refused(Refused::Full(Full::User)) => f.write_str("too many sockets of this user"),
-            Kind::Refused(Refused::InvalidUser(error)) => write!(f, "user id: {error}"),
-            Kind::Origin(_) => f.write_str(
+            RejectionKind::Refused(Refused::Full(Full::Node)) => f.write_str("the server is full, try again later"),
+            RejectionKind::Refused(Refused::Full(Full::User)) => f.write_str("too many sockets of this user"),
+            RejectionKind::Refused(Refused::InvalidUser(error)) => write!(f, "user id: {error}"),
+            RejectionKind::Origin(_) => f.write_str(
                 "this origin may not open a socket here: the server's `allow_origin` can admit it, or a proxy in front \
                  does not hand `Host` on",
             ),
-            Kind::Handshake(error) => error.fmt(f),
-            Kind::UpgradeTaken => f.write_str(
+            RejectionKind::Handshake(error) => error.fmt(f),
+            RejectionKind::UpgradeTaken => f.write_str(
                 "the upgrade of this request was taken already: extract `ClusterSocket` alone, without \
                  `WebSocketUpgrade` beside it",
             ),
-            Kind::NoUpgrade => f.write_str(
-                "this request did not come through a server that supports upgrades: serve the app on a port, \
-                 with `axum::serve` for one, in tests as well (see \"Testing\" in the docs of axum-cluster)",
+            RejectionKind::NoUpgrade => f.write_str(
+                "this request did not come through a server that supports upgrades: serve the app with `axum::serve` \
+                 for one, in tests with `axum_cluster::testing::App` (feature `testing`)",
             ),
-            Kind::Unauthenticated(_) => f.write_str("authentication required"),
-            Kind::Close(_, refusal) => refusal.close.fmt(f),
+            RejectionKind::Unauthenticated(_) => f.write_str("authentication required"),
+            RejectionKind::Close(_, refusal) => refusal.close.fmt(f),
         }
     }
 }
@@ -190,7 +190,7 @@ impl fmt::Display for ClusterRejection {
 impl Error for ClusterRejection {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match &self.0 {
-            Kind::Refused(Refused::InvalidUser(error)) => Some(error),
+            RejectionKind::Refused(Refused::InvalidUser(error)) => Some(error),
             _ => None,
         }
     }
@@ -199,14 +199,14 @@ impl Error for ClusterRejection {
 impl IntoResponse for ClusterRejection {
     fn into_response(self) -> Response {
         match self.0 {
-            Kind::Close(_, refusal) => refusal.into_response(),
-            Kind::Handshake(error) => error.into_response(),
+            RejectionKind::Close(_, refusal) => refusal.into_response(),
+            RejectionKind::Handshake(error) => error.into_response(),
             _ => (self.status(), self.to_string()).into_response(),
         }
     }
 }
 
-impl Refusal {
+impl ClosingUpgrade {
     fn into_response(self) -> Response {
         let Self {
             node,
@@ -233,7 +233,7 @@ pub(crate) async fn opened(upgrade: OnUpgrade, node: &Node) -> Option<Opened> {
         Ok(Ok(upgraded)) => Some(Opened::new(upgraded)),
         // Whoever serves the connection keeps the stream to himself.
         Ok(Err(error)) if error.is_user() => {
-            let first = node.home.counters.note_refusal(Counted::Upgrade);
+            let first = node.home.counters.record_refusal(Counted::Upgrade);
             let (node, fix) = (
                 node.home.node,
                 "serve with `axum::serve`, or with hyper's `with_upgrades` or \
@@ -254,7 +254,7 @@ pub(crate) async fn opened(upgrade: OnUpgrade, node: &Node) -> Option<Opened> {
     }
 }
 
-impl From<Refused> for Kind {
+impl From<Refused> for RejectionKind {
     fn from(refused: Refused) -> Self {
         Self::Refused(refused)
     }

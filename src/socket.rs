@@ -4,13 +4,20 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::SystemTime;
 
 use futures::{Sink, Stream};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
+use crate::broadcast::Broadcaster;
 use crate::bus::gaps::Gaps;
+use crate::local::expiry::{Clock, Expiry};
+use crate::local::moves::Moves;
 use crate::local::socket::HandlerEnd;
 use crate::model::close::{Close, reason};
-use crate::model::error::{Closed, RoomError};
+use crate::model::description::Description;
+use crate::model::error::{BadMessage, Closed, DescriptionError, RoomError, SendJsonError};
 use crate::model::id::{RoomId, SocketId, UserId};
 use crate::model::message::Message;
 use crate::model::topic::Topic;
@@ -28,7 +35,7 @@ use crate::ws::frame::Frame;
 /// out.
 ///
 /// It is not cloned: to send to it from elsewhere, hand on its [`id`](Self::id) and a
-/// [`Broadcaster`](crate::Broadcaster), which reach it from any node.
+/// [`Broadcaster`], which reach it from any node.
 ///
 /// ```
 /// # use axum::response::Response;
@@ -80,6 +87,42 @@ impl Socket {
         poll_fn(|cx| self.end.poll_recv(cx)).await
     }
 
+    /// The client's next message, read as JSON. `None` when the socket has ended. A message that is not what was
+    /// expected is an error and no end: the handler answers it, or closes with
+    /// [`BadMessage::close`], or reads on.
+    ///
+    /// ```
+    /// # use axum::response::Response;
+    /// # use axum_cluster::ClusterSocket;
+    /// #[derive(serde::Serialize, serde::Deserialize)]
+    /// #[serde(tag = "type")]
+    /// enum Say {
+    ///     Ping { n: u64 },
+    ///     Pong { n: u64 },
+    /// }
+    ///
+    /// async fn ws(socket: ClusterSocket) -> Response {
+    ///     socket.on_upgrade(|mut socket| async move {
+    ///         while let Some(said) = socket.recv_json().await {
+    ///             match said {
+    ///                 Ok(Say::Ping { n }) => _ = socket.send_json(&Say::Pong { n }).await,
+    ///                 Ok(Say::Pong { .. }) => {}
+    ///                 Err(bad) => return socket.close(bad.close()).await, // 1008
+    ///             }
+    ///         }
+    ///     })
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    /// A [`BadMessage`] for a message that is no JSON, or JSON of another shape than that of `T`; it is gone.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: a message is either returned or still there.
+    pub async fn recv_json<T: DeserializeOwned>(&mut self) -> Option<Result<T, BadMessage>> {
+        self.recv().await.map(|message| message.json())
+    }
+
     /// Sends to this client alone. Waits for room in the outbox, so a fast handler is slowed down to
     /// the speed of its client instead of being closed as a slow consumer.
     ///
@@ -94,6 +137,21 @@ impl Socket {
         self.end
             .push(Frame::message(&message))
             .map_err(|close| Closed { close })
+    }
+
+    /// Sends a value to this client alone, as JSON in a text message; like [`send`](Self::send) otherwise.
+    ///
+    /// # Errors
+    /// A [`SendJsonError`] when the value cannot be written as JSON, or the socket has ended; nothing was sent.
+    ///
+    /// # Cancel safety
+    /// Cancelled while it waits, the message is not sent.
+    pub async fn send_json<T: Serialize + ?Sized>(
+        &mut self,
+        value: &T,
+    ) -> Result<(), SendJsonError> {
+        let json = serde_json::to_string(value).map_err(SendJsonError::json)?;
+        Ok(self.send(json).await?)
     }
 
     /// Joins a room, which exists while somebody is in it. Returns when messages to the room from
@@ -129,9 +187,77 @@ impl Socket {
     /// log tells.
     pub fn leave(&self, room: impl Into<RoomId>) {
         match Topic::room(room.into().as_str()) {
-            Ok(room) => self.node.local.leave(&self.end.sender(), &room),
+            Ok(room) => {
+                self.node.local.leave(&self.end.sender(), &room);
+            }
             Err(error) => error.log("leave"),
         }
+    }
+
+    /// The rooms it is in, in no order; when it has ended, those it was in at its end.
+    pub fn rooms(&self) -> Vec<RoomId> {
+        self.node.local.rooms(&self.end.sender())
+    }
+
+    /// What others do to its rooms from now on, by [`Audience::join`](crate::Audience::join) and
+    /// [`leave`](crate::Audience::leave) on whichever node; its own [`join`](Self::join) and [`leave`](Self::leave) are not
+    /// told. A reader that lags more than 64 behind misses the oldest, and [`rooms`](Self::rooms) says what holds. Ends with
+    /// the socket. The stream borrows nothing; a socket that does not ask pays nothing. That somebody closed the socket says
+    /// [`close_reason`](Self::close_reason).
+    ///
+    /// ```
+    /// # use axum::response::Response;
+    /// use axum_cluster::{ClusterSocket, Move};
+    /// use futures::StreamExt;
+    ///
+    /// async fn ws(socket: ClusterSocket) -> Response {
+    ///     socket.on_upgrade(|mut socket| async move {
+    ///         let mut moves = socket.moves();
+    ///         loop {
+    ///             let line = tokio::select! {
+    ///                 message = socket.recv() => match message {
+    ///                     Some(_) => continue,
+    ///                     None => break,
+    ///                 },
+    ///                 Some(moved) = moves.next() => match moved {
+    ///                     Move::Joined(room) => format!("you are in {room}"),
+    ///                     Move::Left(room) => format!("you were removed from {room}"),
+    ///                     _ => continue,
+    ///                 },
+    ///             };
+    ///             if socket.send(line).await.is_err() {
+    ///                 break;
+    ///             }
+    ///         }
+    ///     })
+    /// }
+    /// ```
+    pub fn moves(&self) -> Moves {
+        self.node.local.moves(self.id())
+    }
+
+    /// Says anew when the identity ends, after a refreshed token for one; what
+    /// [`ClusterSocket::expires_at`](crate::ClusterSocket::expires_at) said counts no longer. Then the socket closes with 4401,
+    /// at once for a time that is over.
+    pub fn expires_at(&self, time: SystemTime) {
+        self.end.expire_at(Expiry::at(time, Clock::now()));
+    }
+
+    /// Says anew what kind of device this is, for [`Audience::sockets`](crate::Audience::sockets), as
+    /// [`ClusterSocket::describe`](crate::ClusterSocket::describe) does: rosters that are asked for from now on show it.
+    ///
+    /// # Errors
+    /// A [`DescriptionError`] when it is more than 1 KiB or 100 levels of JSON, or cannot be written so, and what was said
+    /// before stays; or when the socket has ended.
+    pub fn describe(&self, description: impl Serialize) -> Result<(), DescriptionError> {
+        let description = Description::of(&description)?;
+        let described = self.node.local.redescribe(&self.end.sender(), description);
+        described.ok_or_else(|| DescriptionError::closed(self.ending()))
+    }
+
+    /// Sends to others from here.
+    pub fn broadcaster(&self) -> Broadcaster {
+        Broadcaster::of(self.node.clone())
     }
 
     /// When messages for this socket may have been missed: each outage of the bus that is over, as a

@@ -1,4 +1,13 @@
 //! What becomes of a task that panics.
+//!
+//! ```text
+//!            a panic: counted, logged
+//!  running --------------------------> pausing: 100 ms, twice as long each time, 2 s at most
+//!   |   ^                                |  |
+//!   |   +---- with the state it left ----+  |
+//!   |                                       |
+//!   +--> over: it returned, or is stopped <-+
+//! ```
 
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
@@ -49,7 +58,7 @@ struct Restarts {
 }
 
 impl Restarts {
-    /// It panicked after it had run for so long.
+    /// The task panicked after it had run for so long; how long it pauses.
     fn pause(&mut self, ran: Duration) -> Duration {
         if ran >= LONGEST_PAUSE {
             self.panics = 0;

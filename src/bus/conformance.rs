@@ -59,7 +59,7 @@ impl Listener for Recorder {
         self.tell(Told::Heard(topic.to_owned(), bytes.to_owned()));
     }
 
-    fn settle(&self) -> bool {
+    fn flush(&self) -> bool {
         false
     }
 

@@ -13,7 +13,7 @@ pub(crate) enum Control {
     Ask { id: u64, what: Ask },
     /// Wants to know at once when this question never came.
     Ping { id: u64 },
-    /// It never came, and everything was heard for so many microseconds: none while something may be missed. On
+    /// The question never came, and everything was heard for so many microseconds: none while something may be missed. On
     /// the asker's own channel.
     Unasked {
         id: u64,
@@ -21,7 +21,7 @@ pub(crate) enum Control {
         #[serde(default = "always")]
         heard: u64,
     },
-    /// It came, and is not answered: too many others are. On the asker's own channel.
+    /// The question came, and is not answered: too many others are. On the asker's own channel.
     Refused { id: u64 },
     /// A node is there.
     Hello(Hello),
@@ -39,7 +39,7 @@ pub(crate) struct Hello {
     pub(crate) lease: u64,
     /// Whoever hears it is to say it too, and whom it wants to be told of.
     pub(crate) reply: bool,
-    /// It holds no sockets and never will. Nodes before this word took a worker for a node.
+    /// The node holds no sockets and never will. Nodes before this word took a worker for a node.
     #[serde(default, skip_serializing_if = "is_false")]
     pub(crate) worker: bool,
     /// Redis refuses it channels of these kinds, so that not every question comes to it.

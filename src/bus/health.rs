@@ -35,14 +35,14 @@ pub(crate) struct HealthCell(Arc<Mutex<States>>);
 #[derive(Debug)]
 struct States {
     current: Health,
-    /// Those before it, oldest first.
+    /// The states before the current one, oldest first.
     past: VecDeque<Health>,
     /// The number of the current one.
     number: u64,
     ended: bool,
     /// How many readers there were.
     readers: u64,
-    /// Those who wait for a change. They are foreign, and woken without the lock.
+    /// The wakers of readers that wait for a change. They are foreign, and woken without the lock.
     waiting: HashMap<u64, Option<Waker>>,
 }
 
@@ -76,6 +76,15 @@ impl HealthCell {
         changed
     }
 
+    /// Nothing more will come.
+    pub(crate) fn end(&self) {
+        let mut states = self.0.lock();
+        states.ended = true;
+        let waiting = std::mem::take(&mut states.waiting);
+        drop(states);
+        waiting.into_values().for_each(wake);
+    }
+
     /// Begins with the current state; ends with the node. A reader that lags too far behind goes on with the
     /// oldest that is left.
     pub(crate) fn changes(&self) -> HealthChanges {
@@ -91,11 +100,7 @@ impl HealthCell {
 
 impl Drop for HealthCell {
     fn drop(&mut self) {
-        let mut states = self.0.lock();
-        states.ended = true;
-        let waiting = std::mem::take(&mut states.waiting);
-        drop(states);
-        waiting.into_values().for_each(wake);
+        self.end();
     }
 }
 

@@ -25,7 +25,8 @@ use smallvec::SmallVec;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 
-use self::memory::{Hub, MemoryBus};
+pub(crate) use self::memory::Hub;
+use self::memory::MemoryBus;
 #[cfg(feature = "redis")]
 use self::redis::{Redis, RedisBus, Target};
 use crate::bus::outage::LinkId;
@@ -48,10 +49,10 @@ use crate::quota::{SeatLimit, Seats};
 /// # }
 /// ```
 #[derive(Clone, Debug)]
-pub struct Backend(Kind);
+pub struct Backend(BackendKind);
 
 #[derive(Clone, Debug)]
-enum Kind {
+enum BackendKind {
     Memory(Arc<Hub>),
     #[cfg(feature = "redis")]
     Redis(Target),
@@ -64,7 +65,7 @@ impl Backend {
     /// Within this process. Clones share one hub, so that several nodes of one test or one demo reach
     /// each other; two calls make two hubs that never meet.
     pub fn memory() -> Self {
-        Self(Kind::Memory(Arc::default()))
+        Self(BackendKind::Memory(Arc::default()))
     }
 
     /// Over Redis 6.2 or later, or anything that speaks its pub/sub. The URL decides:
@@ -97,18 +98,25 @@ impl Backend {
     pub(crate) fn problem(&self) -> Option<&ConnectError> {
         match &self.0 {
             #[cfg(feature = "redis")]
-            Kind::Wrong(problem) => Some(problem),
+            BackendKind::Wrong(problem) => Some(problem),
             _ => None,
         }
     }
 
+    #[cfg(feature = "testing")]
+    pub(crate) fn of(hub: Arc<Hub>) -> Self {
+        Self(BackendKind::Memory(hub))
+    }
+
     pub(crate) fn open(&self, node: NodeId, settings: BusSettings) -> Box<dyn Bus> {
         match &self.0 {
-            Kind::Memory(hub) => Box::new(MemoryBus::new(hub.clone(), node, settings)),
+            BackendKind::Memory(hub) => Box::new(MemoryBus::new(hub.clone(), node, settings)),
             #[cfg(feature = "redis")]
-            Kind::Redis(target) => Box::new(RedisBus::new(target, node, settings)),
+            BackendKind::Redis(target) => Box::new(RedisBus::new(target, node, settings)),
             #[cfg(feature = "redis")]
-            Kind::Wrong(problem) => unreachable!("refused when the node was built: {problem}"),
+            BackendKind::Wrong(problem) => {
+                unreachable!("refused when the node was built: {problem}")
+            }
         }
     }
 }
@@ -117,7 +125,11 @@ impl Backend {
 #[cfg(feature = "redis")]
 impl From<Redis> for Backend {
     fn from(redis: Redis) -> Self {
-        Self(redis.target().map_or_else(Kind::Wrong, Kind::Redis))
+        Self(
+            redis
+                .target()
+                .map_or_else(BackendKind::Wrong, BackendKind::Redis),
+        )
     }
 }
 
@@ -134,7 +146,7 @@ pub(crate) struct BusSettings {
 
 /// One node's end of the bus. Dropping it leaves the bus.
 pub(crate) trait Bus: fmt::Debug + Send + Sync {
-    /// Begins; from now on the listener is called. Called once.
+    /// The bus begins; from now on the listener is called. Called once.
     fn start(&self, listener: Weak<dyn Listener>);
 
     /// The links of which the listener is told.
@@ -145,7 +157,7 @@ pub(crate) trait Bus: fmt::Debug + Send + Sync {
     /// One more reason to hear a topic. Every call is paired with a [`release`](Self::release).
     fn want(&self, topic: &Topic) -> Confirmation;
 
-    /// One reason less.
+    /// One reason less to hear a topic.
     fn release(&self, topic: &Topic);
 
     /// Somebody goes on without the confirmation of a topic. Says [`Listener::down`], and
@@ -192,13 +204,13 @@ pub(crate) struct Published {
 
 /// Who hears. Calls come from the bus's own task: they must neither block nor wait.
 pub(crate) trait Listener: Send + Sync {
-    /// A message came on a topic's channel. It is delivered by the next [`settle`](Self::settle).
+    /// A message came on a topic's channel. It is delivered by the next [`flush`](Self::flush).
     fn heard(&self, topic: &str, bytes: &[u8]);
 
     /// Delivers a part of what was heard; whether there is more, or other tasks should run before more is
     /// heard, since some sockets are written by their own task only. Called until neither is, whenever a part
     /// of what came is heard.
-    fn settle(&self) -> bool;
+    fn flush(&self) -> bool;
 
     /// Something came that cannot be a message.
     fn garbage(&self);

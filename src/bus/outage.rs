@@ -2,6 +2,22 @@
 //!
 //! A node is as well as the worst of its links: it hears everybody only while all of them work. A gap is one
 //! link's, since each misses what came on its own channels.
+//!
+//! A gap begins with the last proof and not with the bad news: nobody knows what was lost between the two. It lasts
+//! until the next proof, whatever else goes wrong meanwhile. Who has never heard anything misses nothing, so a start
+//! makes none. And where single channels are refused the link is down, since somebody misses something, but what nodes
+//! say to one another is heard: so nobody's lease ends for that.
+//!
+//! ```text
+//!         up: a probe came back; the gap is over, and told
+//!  Down ---------------------------------------------------> Up
+//!  ^ | ^                                                      |
+//!  | | |  down: if it is deaf, a gap since the last proof     |
+//!  | | +------------------------------------------------------+
+//!  | |    refused: the same, but `works` keeps since when the rest is heard
+//!  | |
+//!  +-+ works: the rest is still heard
+//! ```
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -26,7 +42,7 @@ impl LinkId {
 pub(crate) struct Outage {
     started: Instant,
     /// Never empty.
-    links: BTreeMap<LinkId, Link>,
+    links: BTreeMap<LinkId, LinkHealth>,
     /// What this node published since then may not have arrived everywhere, and the others are to be told.
     strayed: Option<Instant>,
     /// From when until when others said so of what they published.
@@ -37,13 +53,13 @@ pub(crate) struct Outage {
 pub(crate) type Span = (Instant, Instant);
 
 #[derive(Debug)]
-struct Link {
+struct LinkHealth {
     /// When it was last known to work.
     proven: Option<Instant>,
     standing: Standing,
     /// Messages may have been missed in its present outage, since then.
     gap: Option<Instant>,
-    /// It is down only since something on it is refused: since when and until when the rest was heard.
+    /// The link is down only since something on it is refused: since when and until when the rest was heard.
     works: Option<Span>,
     /// Of these kinds something was refused since it was up, the last time for this reason.
     refused: Vec<(TopicKind, Arc<str>)>,
@@ -51,7 +67,7 @@ struct Link {
 
 #[derive(Debug)]
 enum Standing {
-    /// It works, and has without a break since what was published then.
+    /// The link works, and has without a break since what was published then.
     Up(Instant),
     Down {
         since: SystemTime,
@@ -75,7 +91,7 @@ impl Outage {
         started: Instant,
         now: SystemTime,
     ) -> Self {
-        let link = |id| (id, Link::new(now));
+        let link = |id| (id, LinkHealth::new(now));
         Self {
             started,
             links: links.into_iter().map(link).collect(),
@@ -208,7 +224,7 @@ impl Outage {
 
     /// When all links were last known to work, or the node started.
     pub(crate) fn proven_at(&self) -> Instant {
-        let proven = |link: &Link| link.proven.unwrap_or(self.started);
+        let proven = |link: &LinkHealth| link.proven.unwrap_or(self.started);
         let proven = self.links.values().map(proven).min();
         proven.unwrap_or(self.started)
     }
@@ -232,7 +248,7 @@ impl Outage {
         self.strayed.take()
     }
 
-    /// It could not be said, or is known only now.
+    /// What strayed since then could not be said, or is known only now.
     pub(crate) fn has_strayed(&mut self, since: Option<Instant>) {
         self.strayed = self.strayed.into_iter().chain(since).min();
     }
@@ -249,7 +265,7 @@ impl Outage {
     }
 }
 
-impl Link {
+impl LinkHealth {
     fn new(now: SystemTime) -> Self {
         Self {
             proven: None,

@@ -1,4 +1,15 @@
 //! How well this node hears the others: the links to the bus put together, the health that follows, and the gaps.
+//!
+//! ```text
+//!             what the links say
+//!  Degraded <--------------------> Up
+//!     ^  |                          |
+//!     |  +-----------+--------------+
+//!     |              |  a shutdown begins        it is over
+//!  lost: for good    +--------------------> Draining ----> Down
+//! ```
+//! Only the end of the runtime is for good, since nothing can be heard without it; from *Draining* on, what the links
+//! say is nobody's concern any more.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed, Ordering::SeqCst};
@@ -8,7 +19,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::Bus;
-use super::gaps::{GapReaders, Gaps};
+use super::gaps::Gaps;
 use super::health::{HealthCell, HealthChanges};
 use super::outage::{Deaf, LinkId, Outage, Span};
 use crate::counts::Counters;
@@ -16,6 +27,7 @@ use crate::model::gap::Gap;
 use crate::model::health::Health;
 use crate::model::id::NodeId;
 use crate::model::topic::TopicKind;
+use crate::readers::Readers;
 
 #[derive(Debug)]
 pub(crate) struct Reception {
@@ -23,7 +35,7 @@ pub(crate) struct Reception {
     bus: Arc<dyn Bus>,
     outage: Mutex<Outage>,
     health: HealthCell,
-    gaps: GapReaders,
+    gaps: Readers<Gap>,
     counters: Arc<Counters>,
     /// Nothing is heard any more, for good.
     lost: AtomicBool,
@@ -39,7 +51,7 @@ impl Reception {
             bus,
             health: HealthCell::new(outage.health()),
             outage: Mutex::new(outage),
-            gaps: GapReaders::new(),
+            gaps: Readers::default(),
             counters,
             lost: AtomicBool::new(false),
         }
@@ -54,7 +66,7 @@ impl Reception {
     }
 
     pub(crate) fn gaps(&self) -> Gaps {
-        self.gaps.stream()
+        Gaps(self.gaps.read())
     }
 
     /// Since when, and until when, this node has heard whatever the others said; none while the bus is down.
@@ -132,7 +144,7 @@ impl Reception {
         self.outage.lock().take_strayed()
     }
 
-    /// It could not be said.
+    /// What strayed could not be said.
     pub(crate) fn still_strayed(&self, since: Instant) {
         self.outage.lock().has_strayed(Some(since));
     }
@@ -168,22 +180,25 @@ impl Reception {
         !self.lost.swap(true, SeqCst) && self.health.update(degraded)
     }
 
-    /// Whether that is a change.
+    /// The node begins to drain. Whether that is a change.
     pub(crate) fn drains(&self) -> bool {
         self.health
             .update(|health| (*health != Health::Down).then_some(Health::Draining))
     }
 
-    /// Whether that is a change.
+    /// The node is shut down. Whether that is a change. Whoever reads of the node is told that it is the last.
     pub(crate) fn ends(&self) -> bool {
-        self.health.update(|_| Some(Health::Down))
+        let is_news = self.health.update(|_| Some(Health::Down));
+        self.health.end();
+        self.gaps.end();
+        is_news
     }
 
     fn tell_gap(&self, (from, until): Span) -> Gap {
         let gap = Gap::between(from, until, Instant::now(), SystemTime::now());
         let millis = gap.span().as_millis() as u64;
         self.counters.bus_gap_millis.fetch_add(millis, Relaxed);
-        self.gaps.tell(gap);
+        self.gaps.tell(&gap);
         gap
     }
 

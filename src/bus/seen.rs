@@ -26,7 +26,7 @@ struct Window {
 }
 
 impl Seen {
-    /// Remembers it. Whether this is the first time.
+    /// Remembers a number of a node. Whether this is the first time.
     pub(crate) fn insert(&mut self, node: NodeId, number: u64) -> bool {
         if self.0.len() >= NODES && !self.0.contains_key(&node) {
             self.0.shift_remove_index(0);
@@ -34,7 +34,7 @@ impl Seen {
         self.0.entry(node).or_default().insert(number)
     }
 
-    /// Whether it came. What is too old to tell counts as come.
+    /// Whether a number came. What is too old to tell counts as come.
     pub(crate) fn contains(&self, node: NodeId, number: u64) -> bool {
         self.0
             .get(&node)

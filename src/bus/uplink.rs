@@ -20,8 +20,9 @@ use crate::counts::Counters;
 use crate::model::close::Close;
 use crate::model::error::{PublishError, SendError};
 use crate::model::id::NodeId;
+use crate::model::manner::Manner;
 use crate::model::message::Message;
-use crate::model::topic::{Topic, TopicRef};
+use crate::model::topic::{Topic, TopicKind, TopicRef};
 use crate::ws::frame::Frame;
 
 #[derive(Debug)]
@@ -39,9 +40,11 @@ pub(crate) struct Uplink {
 /// What came, and for whom. Whatever changes the order of what is delivered stands between this and the sockets.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Inbound<'a> {
-    Message(Scope<'a>, Content<'a>),
+    Message(Scope<'a>, Content<'a>, Manner),
     Close(Scope<'a>, Close),
-    Peer(Word<'a>),
+    /// For the nodes themselves.
+    ToNodes(Option<NodeId>, Content<'a>),
+    Peer(PeerWord<'a>),
     Answer(Part<'a>),
     /// Another node's word on who comes and goes, unread: the presence task has the time for it.
     Report(NodeId, &'a [u8]),
@@ -55,7 +58,7 @@ pub(crate) enum Inbound<'a> {
 
 /// A word of another node, and the sockets that it is about.
 #[derive(Debug, PartialEq)]
-pub(crate) struct Word<'a> {
+pub(crate) struct PeerWord<'a> {
     pub(crate) from: NodeId,
     pub(crate) word: Control,
     pub(crate) scope: Scope<'a>,
@@ -88,6 +91,13 @@ pub(crate) enum Hearers {
 }
 
 impl Content<'_> {
+    pub(crate) fn message(&self) -> Message {
+        match self {
+            Self::Text(text) => Message::from(&**text),
+            Self::Binary(bytes) => Message::Binary(Bytes::copy_from_slice(bytes)),
+        }
+    }
+
     pub(crate) fn frame(&self) -> Frame {
         match self {
             Self::Text(text) => Frame::text(text),
@@ -116,6 +126,7 @@ impl Uplink {
         selection: &Selection,
         scope: &Scope<'_>,
         message: &Message,
+        manner: &Manner,
         reach: Reach,
     ) -> Result<impl Future<Output = Result<Option<usize>, PublishError>> + use<'a>, SendError>
     {
@@ -126,7 +137,7 @@ impl Uplink {
         topics.retain(|topic| *topic != self.own);
         let envelope = match topics.is_empty() {
             true => None,
-            false => Some(self.write_message(union, scope, message)?),
+            false => Some(self.write_message(union, scope, message, manner)?),
         };
         self.counters.sent.fetch_add(1, Relaxed);
         let publish = |envelope| self.bus.publish(topics, envelope, selection.size());
@@ -138,9 +149,26 @@ impl Uplink {
                 Some(publishing) => publishing.await,
             };
             let published = published.inspect_err(|error| {
-                self.counters.note_failed_publish(error.maybe_sent);
+                self.counters.record_failed_publish(error.maybe_sent);
             })?;
             Ok(is_known.then_some(published.nodes))
+        })
+    }
+
+    /// Publishes a message for the other nodes themselves; queued by the call. Resolves to how many took it.
+    pub(crate) fn send_to_nodes(
+        &self,
+        message: &Message,
+    ) -> Result<impl Future<Output = Result<usize, PublishError>> + use<'_>, SendError> {
+        let (scope, manner) = (Scope::default(), Manner::InTurn);
+        let envelope = self.write_message(None, &scope, message, &manner)?;
+        self.counters.sent.fetch_add(1, Relaxed);
+        let publishing = self.say(Topic::nodes(), envelope);
+        Ok(async move {
+            let published = publishing.await.inspect_err(|error| {
+                self.counters.record_failed_publish(error.maybe_sent);
+            })?;
+            Ok(published.nodes)
         })
     }
 
@@ -158,8 +186,10 @@ impl Uplink {
         union: Option<u64>,
         scope: &Scope<'_>,
         message: &Message,
+        manner: &Manner,
     ) -> Result<Bytes, SendError> {
-        let envelope = self.write(union, scope, &Action::from(message));
+        let action = Action::from(message);
+        let envelope = wire::encode(self.node, union, scope, manner, &action);
         let (bytes, limit) = (envelope.len(), MAX_ENVELOPE);
         match bytes > limit {
             true => Err(SendError::too_large(bytes, limit)),
@@ -173,7 +203,7 @@ impl Uplink {
         scope: &Scope<'_>,
         action: &Action<'_>,
     ) -> Bytes {
-        wire::encode(self.node, union, scope, action)
+        wire::encode(self.node, union, scope, &Manner::InTurn, action)
     }
 
     /// An envelope that names its whole scope, on whatever channel it travels.
@@ -205,6 +235,7 @@ impl Uplink {
             origin,
             union,
             scope,
+            manner,
             action,
         } = envelope;
         match (origin, action) {
@@ -223,11 +254,17 @@ impl Uplink {
             {
                 Inbound::Nothing
             }
+            (_, Action::Text(text)) if topic.kind() == TopicKind::Nodes => {
+                Inbound::ToNodes(origin, Content::Text(text))
+            }
+            (_, Action::Binary(bytes)) if topic.kind() == TopicKind::Nodes => {
+                Inbound::ToNodes(origin, Content::Binary(bytes))
+            }
             (_, Action::Text(text)) => {
-                Inbound::Message(whom(topic, union, scope), Content::Text(text))
+                Inbound::Message(whom(topic, union, scope), Content::Text(text), manner)
             }
             (_, Action::Binary(bytes)) => {
-                Inbound::Message(whom(topic, union, scope), Content::Binary(bytes))
+                Inbound::Message(whom(topic, union, scope), Content::Binary(bytes), manner)
             }
             (_, Action::Close { code, reason }) => {
                 Inbound::Close(whom(topic, union, scope), Close::new(code, &*reason))
@@ -252,7 +289,7 @@ impl Uplink {
             false => Hearers::Others,
         };
         match serde_json::from_slice(json) {
-            Ok(word) => Inbound::Peer(Word {
+            Ok(word) => Inbound::Peer(PeerWord {
                 from,
                 word,
                 scope,
@@ -341,7 +378,13 @@ mod tests {
     }
 
     fn text(union: Option<u64>, named: &[&str]) -> Bytes {
-        wire::encode(OTHER, union, &scope(named), &Action::Text("hi".into()))
+        wire::encode(
+            OTHER,
+            union,
+            &scope(named),
+            &Manner::InTurn,
+            &Action::Text("hi".into()),
+        )
     }
 
     #[test]
@@ -351,7 +394,10 @@ mod tests {
         let (plain, foreign) = (text(None, &[]), r#"{"text":"hi"}"#);
         for bytes in [&plain, foreign.as_bytes()] {
             let opened = uplink.open("r:x", bytes);
-            assert_eq!(opened, Inbound::Message(scope(&["r:x"]), hi()));
+            assert_eq!(
+                opened,
+                Inbound::Message(scope(&["r:x"]), hi(), Manner::InTurn)
+            );
             let again = uplink.open("r:x", bytes);
             assert_eq!(again, opened, "it has no number");
         }
@@ -363,7 +409,11 @@ mod tests {
     fn of_a_union_the_first_copy_counts() {
         let uplink = uplink();
         let union = text(Some(7), &["r:x", "u:a"]);
-        let message = Inbound::Message(scope(&["r:x", "u:a"]), Content::Text("hi".into()));
+        let message = Inbound::Message(
+            scope(&["r:x", "u:a"]),
+            Content::Text("hi".into()),
+            Manner::InTurn,
+        );
         assert_eq!(uplink.open("r:x", &union), message);
         assert_eq!(uplink.open("u:a", &union), Inbound::Nothing);
         uplink.forget(OTHER);
@@ -378,7 +428,7 @@ mod tests {
     #[test]
     fn of_its_own_words_a_node_hears_that_a_question_came_back() {
         let uplink = uplink();
-        let own = |union, action| wire::encode(US, union, &scope(&[]), &action);
+        let own = |union, action| wire::encode(US, union, &scope(&[]), &Manner::InTurn, &action);
         let ask = own(Some(5), Action::Control(br#"{"ping":{"id":5}}"#));
         assert_eq!(uplink.open("nodes", &ask), Inbound::Echo(5));
         for action in [
@@ -395,7 +445,13 @@ mod tests {
     #[test]
     fn a_word_says_whether_others_hear_it() {
         let uplink = uplink();
-        let bye = wire::encode(OTHER, Some(0), &scope(&[]), &Action::Control(br#""bye""#));
+        let bye = wire::encode(
+            OTHER,
+            Some(0),
+            &scope(&[]),
+            &Manner::InTurn,
+            &Action::Control(br#""bye""#),
+        );
         let own = Topic::node(US);
         for (topic, expected) in [
             (own.as_str(), Hearers::ThisNode),
@@ -413,8 +469,15 @@ mod tests {
     #[test]
     fn garbage_is_counted_and_what_a_later_version_says_is_not() {
         let uplink = uplink();
-        let control =
-            |json: &'static [u8]| wire::encode(OTHER, Some(1), &scope(&[]), &Action::Control(json));
+        let control = |json: &'static [u8]| {
+            wire::encode(
+                OTHER,
+                Some(1),
+                &scope(&[]),
+                &Manner::InTurn,
+                &Action::Control(json),
+            )
+        };
         let mut later = text(None, &[]).to_vec();
         later[1] = 200;
         for bytes in [&control(br#"{"dance":{}}"#)[..], &later] {

@@ -8,7 +8,8 @@
 //! union        u64 id (0 where only one copy travels), u32 count, then topics (u16 length, bytes)
 //! sockets      u32 count, then sockets (u64 node, u64 number)
 //! users        u32 count, then user ids (u16 length, bytes)
-//! extension    u16 length, then bytes for later versions: skipped
+//! extension    u16 length, then fields of u8 tag, u16 length, bytes; those of later versions are skipped:
+//!              1 volatile, 2 latest and its key
 //! rest         the payload: for an answer u64 id and u8 more, then JSON; for control and both of presence JSON
 //! ```
 //! Integers are big-endian. A message that starts with `{` is a foreign publisher's JSON instead.
@@ -23,6 +24,7 @@ use serde_json::value::RawValue;
 
 use crate::bus::scope::Scope;
 use crate::model::id::{NodeId, SocketId};
+use crate::model::manner::Manner;
 use crate::model::message::Message;
 use crate::model::topic::TopicRef;
 
@@ -48,6 +50,9 @@ const EXCEPT: u8 = 2;
 const EXCEPT_USERS: u8 = 4;
 const EXTENSION: u8 = 8;
 
+const VOLATILE: u8 = 1;
+const LATEST: u8 = 2;
+
 /// One message between nodes.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Envelope<'a> {
@@ -58,6 +63,8 @@ pub(crate) struct Envelope<'a> {
     pub(crate) union: Option<u64>,
     /// With no targets, the channel it came on is the target.
     pub(crate) scope: Scope<'a>,
+    /// How a message waits for slow clients.
+    pub(crate) manner: Manner,
     pub(crate) action: Action<'a>,
 }
 
@@ -106,6 +113,7 @@ pub(crate) fn encode(
     origin: NodeId,
     union: Option<u64>,
     scope: &Scope<'_>,
+    manner: &Manner,
     action: &Action<'_>,
 ) -> Bytes {
     let (kind, payload): (u8, &[u8]) = match action {
@@ -120,7 +128,8 @@ pub(crate) fn encode(
     let flag = |present: bool, flag: u8| if present { flag } else { 0 };
     let flags = flag(union.is_some(), UNION)
         | flag(!scope.except.is_empty(), EXCEPT)
-        | flag(!scope.except_users.is_empty(), EXCEPT_USERS);
+        | flag(!scope.except_users.is_empty(), EXCEPT_USERS)
+        | flag(*manner != Manner::InTurn, EXTENSION);
 
     // Exact for nearly all: with room to spare, turning it into `Bytes` would allocate once more.
     let answer = if matches!(action, Action::Answer { .. }) {
@@ -145,6 +154,11 @@ pub(crate) fn encode(
     if !scope.except_users.is_empty() {
         put_names(&mut out, scope.except_users.iter().copied());
     }
+    match manner {
+        Manner::InTurn => {}
+        Manner::Volatile => put_extension(&mut out, VOLATILE, &[]),
+        Manner::Latest(key) => put_extension(&mut out, LATEST, key.as_bytes()),
+    }
     if let Action::Answer { id, more, .. } = action {
         out.extend(id.to_be_bytes());
         out.push((*more).into());
@@ -160,6 +174,14 @@ fn put_names<'a>(out: &mut Vec<u8>, names: impl ExactSizeIterator<Item = &'a str
         out.extend((name.len() as u16).to_be_bytes());
         out.extend(name.as_bytes());
     }
+}
+
+/// Of one field, whose bytes are checked to be few.
+fn put_extension(out: &mut Vec<u8>, tag: u8, bytes: &[u8]) {
+    out.extend((bytes.len() as u16 + 3).to_be_bytes());
+    out.push(tag);
+    out.extend((bytes.len() as u16).to_be_bytes());
+    out.extend(bytes);
 }
 
 /// Reads what came on a channel. Allocates no more than a small multiple of the input.
@@ -198,9 +220,10 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Envelope<'_>, Garbage> {
             scope.except_users.push(input.name()?);
         }
     }
+    let mut manner = Manner::InTurn;
     if flags & EXTENSION != 0 {
         let length = input.u16()?;
-        input.take(length.into())?;
+        manner = extension(Input(input.take(length.into())?))?;
     }
     let action = match kind {
         PROBE => Action::Probe,
@@ -220,8 +243,23 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Envelope<'_>, Garbage> {
         origin,
         union,
         scope,
+        manner,
         action,
     })
+}
+
+fn extension(mut fields: Input<'_>) -> Result<Manner, Garbage> {
+    let mut manner = Manner::InTurn;
+    while !fields.0.is_empty() {
+        let (tag, length) = (fields.byte()?, fields.u16()?);
+        let bytes = fields.take(length.into())?;
+        match tag {
+            VOLATILE => manner = Manner::Volatile,
+            LATEST => manner = Manner::Latest(text(bytes)?.into()),
+            _ => {}
+        }
+    }
+    Ok(manner)
 }
 
 fn text(bytes: &[u8]) -> Result<&str, Garbage> {
@@ -289,6 +327,7 @@ fn foreign(bytes: &[u8]) -> Result<Envelope<'_>, Garbage> {
         origin: None,
         union: None,
         scope: Scope::default(),
+        manner: Manner::InTurn,
         action,
     })
 }
@@ -359,6 +398,11 @@ mod tests {
             targets in proptest::collection::vec("(all|nodes|[ursnp]:[a-z:%0-9]{0,30})", 0..4),
             except in proptest::collection::vec(any::<(u64, u64)>(), 0..4),
             users in proptest::collection::vec(".{1,30}", 0..4),
+            manner in prop_oneof![
+                Just(Manner::InTurn),
+                Just(Manner::Volatile),
+                ".{1,60}".prop_map(|key| Manner::Latest(key.into())),
+            ],
             action in action(),
         ) {
             let origin = NodeId(origin);
@@ -367,8 +411,8 @@ mod tests {
                 except: except.iter().map(|&(node, number)| SocketId { node: NodeId(node), number }).collect(),
                 except_users: users.iter().map(String::as_str).collect(),
             };
-            let bytes = encode(origin, union, &scope, &action);
-            let written = Envelope { origin: Some(origin), union, scope, action };
+            let bytes = encode(origin, union, &scope, &manner, &action);
+            let written = Envelope { origin: Some(origin), union, scope, manner, action };
             prop_assert_eq!(decode(&bytes), Ok(written));
         }
 
@@ -382,7 +426,7 @@ mod tests {
         fn a_truncated_head_is_garbage(cut in 0usize..40) {
             let targets = ["u:a", "r:b"].into_iter().filter_map(TopicRef::of).collect();
             let scope = Scope { targets, ..Scope::default() };
-            let bytes = encode(NodeId(1), Some(2), &scope, &Action::Binary(vec![].into()));
+            let bytes = encode(NodeId(1), Some(2), &scope, &Manner::InTurn, &Action::Binary(vec![].into()));
             prop_assume!(cut < bytes.len());
             prop_assert_eq!(decode(&bytes[..cut]), Err(Garbage));
         }
@@ -438,7 +482,14 @@ mod tests {
         ] {
             assert_eq!(decode(bytes.as_bytes()), Err(Garbage), "{:.40}", bytes);
         }
-        let mut later = encode(NodeId(1), None, &Scope::default(), &Action::Probe).to_vec();
+        let mut later = encode(
+            NodeId(1),
+            None,
+            &Scope::default(),
+            &Manner::InTurn,
+            &Action::Probe,
+        )
+        .to_vec();
         later[0] = 255;
         assert_eq!(decode(&later), Err(Garbage));
         // A count that promises more than there is must not be believed.
@@ -465,11 +516,13 @@ mod tests {
     #[test]
     fn what_a_later_version_adds_is_skipped() {
         let head = [1, TEXT, EXTENSION, 0, 0, 0, 0, 0, 0, 0, 9];
-        let text = [&head[..], &[0, 3, 1, 2, 3], b"hello"].concat();
-        let action = decode(&text).map(|envelope| envelope.action);
-        assert_eq!(action, Ok(Action::Text("hello".into())));
-        let cut = [&head[..], &[0, 9, 1, 2, 3]].concat();
-        assert_eq!(decode(&cut), Err(Garbage));
+        let text = [&head[..], &[0, 7, 99, 0, 1, 7, 1, 0, 0], b"hello"].concat();
+        let read = decode(&text).unwrap();
+        assert_eq!(read.action, Action::Text("hello".into()));
+        assert_eq!(read.manner, Manner::Volatile, "of the field that is known");
+        for cut in [&[0, 9, 1, 0, 0][..], &[0, 3, 99, 0, 1]] {
+            assert_eq!(decode(&[&head[..], cut].concat()), Err(Garbage));
+        }
         let unknown = [1, TEXT, 16, 0, 0, 0, 0, 0, 0, 0, 9, b'x'];
         assert_eq!(decode(&unknown), Err(Garbage), "a flag without a meaning");
     }
@@ -493,25 +546,39 @@ mod tests {
         let users = *b"\0\0\0\x01\0\x01b";
         let names = [&union[..], &except, &users].concat();
         let hi = Action::Text("hi".into());
-        let bytes = encode(NodeId(9), Some(2), &scope, &hi);
+        let bytes = encode(NodeId(9), Some(2), &scope, &Manner::InTurn, &hi);
         assert_eq!(bytes, [&head[..], &names, b"hi"].concat());
 
         let mut extended = head;
         extended[2] = 15;
-        let later = [&extended[..], &names, &[0, 2, 0xaa, 0xbb], b"hi"].concat();
+        let later = [&extended[..], &names, &[0, 4, 0xaa, 0, 1, 0xbb], b"hi"].concat();
         assert_eq!(decode(&later), decode(&bytes), "the extension is skipped");
         let read = decode(&bytes).unwrap();
         assert_eq!(
-            encode(NodeId(9), read.union, &read.scope, &read.action),
+            encode(
+                NodeId(9),
+                read.union,
+                &read.scope,
+                &read.manner,
+                &read.action
+            ),
             bytes
         );
+
+        for (manner, extension) in [
+            (Manner::Volatile, &b"\0\x03\x01\0\0"[..]),
+            (Manner::Latest("k".into()), b"\0\x04\x02\0\x01k"),
+        ] {
+            let bytes = encode(NodeId(9), Some(2), &scope, &manner, &hi);
+            assert_eq!(bytes, [&extended[..], &names, extension, b"hi"].concat());
+        }
 
         let answer = Action::Answer {
             id: 5,
             more: true,
             part: b"{}",
         };
-        let bytes = encode(NodeId(9), None, &Scope::default(), &answer);
+        let bytes = encode(NodeId(9), None, &Scope::default(), &Manner::InTurn, &answer);
         assert_eq!(
             bytes[..],
             *b"\x01\x04\0\0\0\0\0\0\0\0\x09\0\0\0\0\0\0\0\x05\x01{}"
@@ -523,11 +590,11 @@ mod tests {
             (5, Action::Report(b"x")),
             (6, Action::Watch(b"x")),
         ] {
-            let bytes = encode(NodeId(9), None, &Scope::default(), &action);
+            let bytes = encode(NodeId(9), None, &Scope::default(), &Manner::InTurn, &action);
             let mut later = bytes.to_vec();
             assert_eq!(later[..3], [1, kind, 0]);
             later[2] = 8;
-            later.splice(11..11, [0, 1, 0xff]);
+            later.splice(11..11, [0, 3, 0xff, 0, 0]);
             assert_eq!(decode(&later).map(|it| it.action), Ok(action));
         }
     }

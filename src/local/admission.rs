@@ -1,5 +1,13 @@
 //! How a socket becomes reachable, and stops being it: a place, then a registration, each a value that
 //! undoes itself.
+//!
+//! ```text
+//!  reserve ------------------> Reservation ------------------> Registration ------------> unregistered --> gone
+//!  a place here; heard, and    dropped: all of that is         reachable by all           what was taken   the sweeper
+//!  a seat, or it is refused    given back                                                 is given back    forgets it
+//! ```
+//! Whoever may end a socket looks for those that are registered. So the registration comes first, and then the question
+//! whether a drain has begun or its seat was taken meanwhile: in the other order it could miss both.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -9,11 +17,12 @@ use futures::future::join;
 
 use super::Local;
 use super::expiry::Expiry;
-use super::registry::{About, Full, Member};
+use super::registry::{About, Full, Member, Rooms};
 use super::socket::{DriverEnd, Ends, HandlerEnd, Registered, Sender};
 use crate::bus::Confirmation;
 use crate::model::close::{Close, reason};
-use crate::model::id::{InvalidId, SocketId, UserId};
+use crate::model::description::Description;
+use crate::model::id::{InvalidId, RoomId, SocketId, UserId};
 use crate::model::topic::Topic;
 
 /// Why a socket may not enter.
@@ -41,8 +50,11 @@ impl Local {
         if self.home.has_lost_its_runtime() {
             return Err(Refused::RuntimeEnded);
         }
-        let claimed = self.registry.write().claim(&topic, self.settings.limits);
-        claimed.map_err(|full| self.is_full(full))?;
+        let taken = self
+            .registry
+            .write()
+            .take_place(&topic, self.settings.limits);
+        taken.map_err(|full| self.is_full(full))?;
         let confirmations = (self.home.bus.want(&self.all), self.home.bus.want(&topic));
         let number = self.next_socket.fetch_add(1, Relaxed);
         let reservation = Reservation {
@@ -52,7 +64,7 @@ impl Local {
             number,
         };
         let (all, user) = confirmations;
-        let listening = join(self.settled(all), self.settled(user));
+        let listening = join(self.wait_confirmed(all), self.wait_confirmed(user));
         let seat = self.seat(&reservation.topic, number);
         let (seat, _) = join(seat, listening).await;
         seat.map(|replaced| (reservation, replaced))
@@ -77,38 +89,79 @@ impl Local {
 
     /// Puts a socket into a room; returns when the cluster's messages for the room come here.
     pub(crate) async fn join(&self, socket: &Sender, room: &Topic) -> Option<()> {
-        let confirmation = self.begin_join(socket, room)?;
-        self.settled(confirmation).await;
+        let joined = self.begin_join(socket, room)?;
+        self.wait_confirmed(joined.confirmation).await;
         Some(())
     }
 
-    pub(crate) fn begin_join(&self, socket: &Sender, room: &Topic) -> Option<Confirmation> {
+    pub(crate) fn begin_join(&self, socket: &Sender, room: &Topic) -> Option<Joined> {
         // Wanted before it is joined: the end of the socket releases every room it has joined.
         let confirmation = self.home.bus.want(room);
         let joined = self.registry.write().join(socket.id(), room);
-        if joined != Some(true) {
+        let is_new = joined == Some(true);
+        if !is_new {
             self.home.bus.release(room);
         }
         joined?;
         self.presence.touch(socket.user(), [room]);
-        Some(confirmation)
+        Some(Joined {
+            is_new,
+            confirmation,
+        })
     }
 
     /// Waits until a topic is heard. In an outage of the bus it does not; and if it takes too long, that
     /// is one.
-    pub(crate) async fn settled(&self, confirmation: Confirmation) {
+    pub(crate) async fn wait_confirmed(&self, confirmation: Confirmation) {
         if !confirmation.wait(self.settings.publish_timeout).await {
             self.home.bus.prove_anew();
         }
     }
 
-    pub(crate) fn leave(&self, socket: &Sender, room: &Topic) {
+    /// Whether the socket was in the room.
+    pub(crate) fn leave(&self, socket: &Sender, room: &Topic) -> bool {
         let left = self.registry.write().leave(socket.id(), room);
         if left {
             self.home.bus.release(room);
             self.presence.touch(socket.user(), [room]);
         }
+        left
     }
+
+    /// The rooms of a socket; those in which it was at its end, once it has ended.
+    pub(crate) fn rooms(&self, socket: &Sender) -> Vec<RoomId> {
+        let names = |rooms: &Rooms| {
+            rooms
+                .iter()
+                .filter_map(Topic::as_room)
+                .map(RoomId::from)
+                .collect()
+        };
+        let registry = self.registry.read();
+        match registry.rooms_of(socket.id()) {
+            Some(rooms) => names(rooms),
+            None => socket.left().map(|rooms| names(&rooms)).unwrap_or_default(),
+        }
+    }
+
+    /// What rosters tell of a socket from now on, if it is registered.
+    pub(crate) fn redescribe(&self, socket: &Sender, description: Description) -> Option<()> {
+        let before = self
+            .registry
+            .write()
+            .redescribe(socket.id(), description.0)?;
+        drop(before);
+        Some(())
+    }
+}
+
+/// A socket is in a room.
+#[derive(Debug)]
+pub(crate) struct Joined {
+    /// It was not before.
+    pub(crate) is_new: bool,
+    /// That what is sent to the room comes here.
+    pub(crate) confirmation: Confirmation,
 }
 
 /// A place for a socket whose user the cluster already listens for. Dropping it gives both back.
@@ -130,7 +183,7 @@ impl Reservation {
     pub(crate) fn register(
         self,
         expiry: Option<Expiry>,
-        description: Option<Box<str>>,
+        description: Option<Description>,
     ) -> (HandlerEnd, DriverEnd, Registration) {
         let (local, number) = (self.local.clone(), self.number);
         let id = SocketId {
@@ -142,7 +195,7 @@ impl Reservation {
         local.live.lock().insert(number, ends.sweep);
         let about = About {
             connected_at: SystemTime::now(),
-            description,
+            description: description.map(|description| description.0),
         };
         local
             .registry
@@ -171,7 +224,7 @@ impl Reservation {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        self.local.registry.write().unclaim(&self.topic);
+        self.local.registry.write().give_place_back(&self.topic);
         if let Some(seats) = self.local.home.bus.seats() {
             seats.release(&self.topic, self.number);
         }
@@ -193,7 +246,7 @@ impl Registered for Registration {
     /// Makes it unreachable, gives its place back and counts how it ended.
     fn unregister(&mut self, close: &Close) {
         if self.reservation.is_some() {
-            self.local.home.counters.note_close(close);
+            self.local.home.counters.record_close(close);
             self.give_back();
         }
     }
@@ -205,7 +258,15 @@ impl Registration {
             return;
         };
         let local = &self.local;
-        let removed = local.registry.write().remove(self.id);
+        let removed = {
+            let mut registry = local.registry.write();
+            let removed = registry.remove(self.id);
+            // Before anybody else finds it gone.
+            if let Some(removed) = &removed {
+                removed.member.leaves(removed.rooms.clone());
+            }
+            removed
+        };
         let rooms = || removed.iter().flat_map(|removed| removed.rooms.iter());
         for room in rooms() {
             local.home.bus.release(room);
@@ -222,5 +283,7 @@ impl Drop for Registration {
         // Dropped afterwards: with the last of it its stream is closed.
         let gone = self.local.live.lock().swap_remove(&self.id.number);
         drop(gone);
+        let readers = self.local.moves.lock().remove(&self.id.number);
+        drop(readers);
     }
 }

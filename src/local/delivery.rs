@@ -10,6 +10,7 @@ use super::socket::{Flushed, Pushed, Sender};
 use super::{CHUNK, Local};
 use crate::bus::scope::Scope;
 use crate::model::close::Close;
+use crate::model::manner::Manner;
 use crate::model::message::Message;
 use crate::model::roster::SocketInfo;
 use crate::ws::frame::Frame;
@@ -17,7 +18,12 @@ use crate::ws::frame::Frame;
 impl Local {
     /// Hands a message to the sockets of this node, writing as far as the kernel takes it and never
     /// waiting for one. Lets other tasks run between chunks. Returns how many took it.
-    pub(crate) async fn deliver(&self, scope: &Scope<'_>, message: &Message) -> usize {
+    pub(crate) async fn deliver(
+        &self,
+        scope: &Scope<'_>,
+        message: &Message,
+        manner: &Manner,
+    ) -> usize {
         let wanted = Wanted::of(scope);
         let members = self.registry.read().select(&wanted);
         if members.is_empty() {
@@ -25,7 +31,7 @@ impl Local {
         }
         let frame = Frame::message(message);
         let limits = &self.settings.outbox;
-        let take = |outbox: &Sender| self.note(outbox, outbox.send(&frame, limits));
+        let take = |socket: &Sender| self.record(socket, socket.send(&frame, manner, limits));
         let taken = in_chunks(&members, take).await;
         self.home
             .counters
@@ -36,7 +42,12 @@ impl Local {
 
     /// The same for what the bus brought: collected, so that all of one wake leaves each socket in one
     /// write.
-    pub(crate) fn collect(&self, scope: &Scope<'_>, frame: impl FnOnce() -> Frame) {
+    pub(crate) fn collect(
+        &self,
+        scope: &Scope<'_>,
+        manner: &Manner,
+        frame: impl FnOnce() -> Frame,
+    ) {
         let wanted = Wanted::of(scope);
         let members = self.registry.read().select(&wanted);
         if members.is_empty() {
@@ -44,17 +55,17 @@ impl Local {
         }
         let frame = frame();
         let mut taken = 0;
-        for outbox in members {
-            let collected = outbox.collect(&frame, &self.settings.outbox);
-            taken += u64::from(self.note(&outbox, collected.pushed));
+        for socket in members {
+            let collected = socket.collect(&frame, manner, &self.settings.outbox);
+            taken += u64::from(self.record(&socket, collected.pushed));
             if collected.wants_flush {
-                self.collected.lock().push(outbox);
+                self.collected.lock().push(socket);
             }
         }
         self.home.counters.delivered.fetch_add(taken, Relaxed);
     }
 
-    /// A Close, which leaves with the next [`settle`](Self::settle).
+    /// A Close, which leaves with the next [`flush`](Self::flush).
     pub(crate) fn collect_close(&self, members: &[Sender], close: &Close) {
         let first = members.iter().filter(|socket| socket.collect_close(close));
         let first: Vec<Sender> = first.cloned().collect();
@@ -62,7 +73,7 @@ impl Local {
     }
 
     /// Writes what was collected, for a part of the sockets; whether there is more to do, or other tasks are to run.
-    pub(crate) fn settle(&self) -> bool {
+    pub(crate) fn flush(&self) -> bool {
         let mut collected = self.collected.lock();
         let rest = collected.len().saturating_sub(CHUNK);
         let chunk: SmallVec<[Sender; CHUNK]> = collected.drain(rest..).collect();
@@ -100,10 +111,16 @@ impl Local {
     }
 
     /// Counts what became of a frame; whether it was taken.
-    fn note(&self, outbox: &Sender, pushed: Pushed) -> bool {
+    fn record(&self, socket: &Sender, pushed: Pushed) -> bool {
         match pushed {
             Pushed::Taken | Pushed::Closed => {}
-            Pushed::Replaced(lost) => {
+            Pushed::Superseded => {
+                self.home.counters.superseded.fetch_add(1, Relaxed);
+            }
+            Pushed::LeftOut => {
+                self.home.counters.left_out.fetch_add(1, Relaxed);
+            }
+            Pushed::Dropped(lost) => {
                 self.home
                     .counters
                     .dropped_oldest
@@ -114,15 +131,15 @@ impl Local {
                     .counters
                     .dropped_full
                     .fetch_add(lost as u64, Relaxed);
-                self.note_slow(outbox, lost);
+                self.record_slow(socket, lost);
             }
         }
         pushed.is_taken()
     }
 
-    pub(super) fn note_slow(&self, outbox: &Sender, lost: usize) {
+    pub(super) fn record_slow(&self, socket: &Sender, lost: usize) {
         self.home.counters.slow_closed.fetch_add(1, Relaxed);
-        let (socket, user) = (outbox.id(), outbox.user());
+        let (socket, user) = (socket.id(), socket.user());
         tracing::warn!(%socket, user = user.as_str(), dropped = lost, "slow consumer closed with 1013: if many are, send less or \
             raise `outbox_messages` or `outbox_bytes`");
     }
@@ -134,7 +151,7 @@ async fn in_chunks(members: &[Sender], serve: impl Fn(&Sender) -> bool) -> usize
         if n > 0 {
             yield_now().await;
         }
-        served += chunk.iter().filter(|outbox| serve(outbox)).count();
+        served += chunk.iter().filter(|socket| serve(socket)).count();
     }
     served
 }

@@ -1,4 +1,14 @@
 //! When to ping a client, and when to give it up.
+//!
+//! ```text
+//!         silent for a ping_interval: Ping              silent for a pong_timeout: Dead
+//!  heard ----------------------------------> pinged --------------------------------------> (cut)
+//!    ^                                         |
+//!    |  a sign of life                         |
+//!    +-----------------------------------------+  the pong_timeout is over, and nobody reads what it sends: Unheard
+//! ```
+//! Whoever is not read is not judged by silence: its pong may lie in the kernel's buffer. Then only the kernel knows
+//! whether the client is there, by its acknowledgements.
 
 use std::time::Duration;
 

@@ -4,11 +4,13 @@ pub(crate) mod admission;
 mod delivery;
 pub(crate) mod expiry;
 pub(crate) mod heartbeat;
+pub(crate) mod moves;
 pub(crate) mod origin;
 pub(crate) mod registry;
 pub(crate) mod socket;
 mod sweeper;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
@@ -19,22 +21,22 @@ use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use tokio::time::{Instant, sleep_until};
 
 use self::heartbeat::HeartbeatTimes;
+use self::moves::{Move, Moves};
 use self::registry::{Limits, Registry};
 use self::socket::{Sender, SweepEnd};
 use self::sweeper::sweep;
 use crate::home::Home;
 use crate::model::close::reason;
+use crate::model::id::SocketId;
 use crate::model::limits::OutboxLimits;
 use crate::model::topic::Topic;
 use crate::presence::Mailbox;
+use crate::readers::Readers;
 
 /// How long the closing handshake may take, a stalled upgrade too.
 pub(crate) const CLOSING: Duration = Duration::from_secs(5);
 /// How many sockets are served before other tasks may run: about 0.4 ms of writing.
 pub(crate) const CHUNK: usize = 128;
-/// Kept for every socket, and sent with every roster.
-pub(crate) const MAX_DESCRIPTION: usize = 1024;
-
 /// What concerns the sockets of a node alone.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct LocalSettings {
@@ -55,6 +57,8 @@ pub(crate) struct Local {
     next_socket: AtomicU64,
     /// Every socket whose stream is not gone, for the sweeper.
     live: Mutex<IndexMap<u64, SweepEnd>>,
+    /// Whose handlers want to know what others do to their rooms.
+    moves: Mutex<HashMap<u64, Arc<Readers<Move>>>>,
     /// Sockets with frames of the present wake of the bus.
     collected: Mutex<Vec<Sender>>,
     draining: AtomicBool,
@@ -71,6 +75,7 @@ impl Local {
             registry: RwLock::new(Registry::new()),
             next_socket: AtomicU64::new(1),
             live: Mutex::default(),
+            moves: Mutex::default(),
             collected: Mutex::default(),
             draining: AtomicBool::new(false),
             presence: presence.clone(),
@@ -118,6 +123,26 @@ impl Local {
     pub(crate) fn cut_the_rest(&self) {
         let rest: Vec<SweepEnd> = self.live.lock().values().cloned().collect();
         rest.iter().for_each(SweepEnd::cut);
+    }
+
+    /// What others do to the rooms of a socket of this node, from now until it is gone.
+    pub(crate) fn moves(&self, socket: SocketId) -> Moves {
+        // Whoever is gone is taken out of both, in this order.
+        let live = self.live.lock();
+        let readers = match live.contains_key(&socket.number) {
+            true => self.moves.lock().entry(socket.number).or_default().clone(),
+            false => Arc::default(),
+        };
+        drop(live);
+        Moves(readers.read())
+    }
+
+    /// Somebody else did this to a socket of this node.
+    pub(crate) fn moved(&self, socket: SocketId, what: &Move) {
+        let readers = self.moves.lock().get(&socket.number).cloned();
+        if let Some(readers) = readers {
+            readers.tell(what);
+        }
     }
 
     /// The socket of this number has lost its seat to a newer one.

@@ -4,6 +4,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use indexmap::{IndexMap, IndexSet};
@@ -38,7 +39,7 @@ pub(crate) struct Registry<M> {
     sockets: IndexMap<SocketId, Entry<M>>,
     groups: HashMap<Topic, Group<M>>,
     /// Sockets and reservations.
-    claims: usize,
+    places: usize,
     users: usize,
     rooms: usize,
 }
@@ -64,15 +65,15 @@ struct Entry<M> {
 #[derive(Debug)]
 #[must_use = "drop it without the lock"]
 pub(crate) struct Removed<M> {
-    pub(crate) rooms: Rooms,
-    _member: M,
+    pub(crate) rooms: Arc<Rooms>,
+    pub(crate) member: M,
 }
 
 /// The sockets on one topic.
 #[derive(Debug)]
 struct Group<M> {
     /// For a user: its sockets and reservations. Unused for a room.
-    claims: usize,
+    places: usize,
     members: Members<M>,
 }
 
@@ -90,7 +91,7 @@ impl<M: Member> Registry<M> {
         Self {
             sockets: IndexMap::new(),
             groups: HashMap::new(),
-            claims: 0,
+            places: 0,
             users: 0,
             rooms: 0,
         }
@@ -108,32 +109,32 @@ impl<M: Member> Registry<M> {
         self.rooms
     }
 
-    /// Takes a place for a socket of this user, until [`unclaim`](Self::unclaim) gives it back.
-    pub(crate) fn claim(&mut self, user: &Topic, limits: Limits) -> Result<(), Full> {
-        if limits.sockets.is_some_and(|limit| self.claims >= limit) {
+    /// Takes a place for a socket of this user, until [`give_place_back`](Self::give_place_back) gives it back.
+    pub(crate) fn take_place(&mut self, user: &Topic, limits: Limits) -> Result<(), Full> {
+        if limits.sockets.is_some_and(|limit| self.places >= limit) {
             return Err(Full::Node);
         }
-        let taken = self.groups.get(user).map_or(0, |group| group.claims);
+        let taken = self.groups.get(user).map_or(0, |group| group.places);
         if limits.sockets_per_user.is_some_and(|limit| taken >= limit) {
             return Err(Full::User);
         }
-        self.group(user).claims += 1;
-        self.claims += 1;
+        self.group(user).places += 1;
+        self.places += 1;
         Ok(())
     }
 
-    pub(crate) fn unclaim(&mut self, user: &Topic) {
+    pub(crate) fn give_place_back(&mut self, user: &Topic) {
         let Some(group) = self.groups.get_mut(user) else {
             return;
         };
-        group.claims -= 1;
-        self.claims -= 1;
+        group.places -= 1;
+        self.places -= 1;
         if group.is_unused() {
             self.groups.remove(user);
         }
     }
 
-    /// Puts a socket that has a claim onto its user's topic.
+    /// Puts a socket that has a place onto its user's topic.
     pub(crate) fn insert(&mut self, user: Topic, member: M, about: About) {
         self.add_to(&user, member.clone());
         self.sockets.insert(
@@ -147,15 +148,15 @@ impl<M: Member> Registry<M> {
         );
     }
 
-    /// Takes a socket off every topic; its claim stays.
+    /// Takes a socket off every topic; its place stays.
     pub(crate) fn remove(&mut self, id: SocketId) -> Option<Removed<M>> {
         let entry = self.sockets.swap_remove(&id)?;
         for topic in entry.rooms.iter().chain([&entry.user]) {
             self.remove_from(topic, id);
         }
         Some(Removed {
-            rooms: entry.rooms,
-            _member: entry.member,
+            rooms: Arc::new(entry.rooms),
+            member: entry.member,
         })
     }
 
@@ -215,6 +216,16 @@ impl<M: Member> Registry<M> {
         })
     }
 
+    pub(crate) fn rooms_of(&self, id: SocketId) -> Option<&Rooms> {
+        self.sockets.get(&id).map(|entry| &entry.rooms)
+    }
+
+    /// Describes a socket anew; what was said before is to be dropped without the lock.
+    pub(crate) fn redescribe(&mut self, id: SocketId, json: Box<str>) -> Option<Option<Box<str>>> {
+        let entry = self.sockets.get_mut(&id)?;
+        Some(entry.about.description.replace(json))
+    }
+
     /// Every user with a socket on a topic.
     pub(crate) fn users_on(&self, topic: &Topic) -> HashSet<UserId> {
         let mut users = HashSet::new();
@@ -267,7 +278,7 @@ impl<M: Member> Registry<M> {
 
     fn group(&mut self, topic: &Topic) -> &mut Group<M> {
         let empty = || Group {
-            claims: 0,
+            places: 0,
             members: Members::None,
         };
         self.groups.entry(topic.clone()).or_insert_with(empty)
@@ -321,7 +332,7 @@ impl<M: Member> Entry<M> {
 }
 
 impl<M: Member> Group<M> {
-    /// Whether this is the first member.
+    /// Adds a member. Whether it is the first.
     fn add(&mut self, member: M) -> bool {
         match std::mem::replace(&mut self.members, Members::None) {
             Members::None => {
@@ -341,7 +352,7 @@ impl<M: Member> Group<M> {
         }
     }
 
-    /// Whether this was the last member.
+    /// Takes a member out. Whether it was the last.
     fn remove(&mut self, id: SocketId) -> bool {
         match &mut self.members {
             Members::One(member) if member.id() == id => self.members = Members::None,
@@ -359,7 +370,7 @@ impl<M: Member> Group<M> {
     }
 
     fn is_unused(&self) -> bool {
-        self.claims == 0 && matches!(self.members, Members::None)
+        self.places == 0 && matches!(self.members, Members::None)
     }
 }
 
@@ -387,7 +398,7 @@ impl Rooms {
         }
     }
 
-    /// Whether it is new.
+    /// Adds a room. Whether it is new.
     fn insert(&mut self, room: &Topic) -> bool {
         match self {
             Self::Few(rooms) if rooms.contains(room) => return false,
@@ -404,7 +415,7 @@ impl Rooms {
         true
     }
 
-    /// Whether it was there.
+    /// Takes a room out. Whether it was there.
     fn remove(&mut self, room: &Topic) -> bool {
         match self {
             Self::Few(rooms) => {
@@ -515,7 +526,7 @@ mod tests {
     }
 
     fn connect(registry: &mut Registry<Fake>, number: u64, name: &str) {
-        registry.claim(&user(name), Limits::default()).unwrap();
+        registry.take_place(&user(name), Limits::default()).unwrap();
         registry.insert(user(name), Fake(id(number), name.into()), about());
     }
 
@@ -573,15 +584,15 @@ mod tests {
             sockets: Some(3),
             sockets_per_user: Some(2),
         };
-        registry.claim(&user("a"), limits).unwrap();
-        registry.claim(&user("a"), limits).unwrap();
-        assert_eq!(registry.claim(&user("a"), limits), Err(Full::User));
-        registry.claim(&user("b"), limits).unwrap();
-        assert_eq!(registry.claim(&user("c"), limits), Err(Full::Node));
-        registry.unclaim(&user("a"));
+        registry.take_place(&user("a"), limits).unwrap();
+        registry.take_place(&user("a"), limits).unwrap();
+        assert_eq!(registry.take_place(&user("a"), limits), Err(Full::User));
+        registry.take_place(&user("b"), limits).unwrap();
+        assert_eq!(registry.take_place(&user("c"), limits), Err(Full::Node));
+        registry.give_place_back(&user("a"));
         registry.insert(user("a"), Fake(id(1), "a".into()), about());
-        registry.claim(&user("a"), limits).unwrap();
-        assert_eq!(registry.claim(&user("a"), limits), Err(Full::Node));
+        registry.take_place(&user("a"), limits).unwrap();
+        assert_eq!(registry.take_place(&user("a"), limits), Err(Full::Node));
     }
 
     #[test]
@@ -808,7 +819,7 @@ mod tests {
                         let (number, user_number, rooms) = model.remove(at);
                         prop_assert_eq!(registry.remove(id(number)).map(|left| left.rooms.iter().count()), Some(rooms.len()));
                         prop_assert!(registry.remove(id(number)).is_none());
-                        registry.unclaim(&user(&user_number.to_string()));
+                        registry.give_place_back(&user(&user_number.to_string()));
                     },
                     Op::Join(s, r) => if let Some(at) = pick(s, &model) {
                         let new = model[at].2.insert(r);
@@ -838,10 +849,10 @@ mod tests {
             prop_assert_eq!((registry.sockets(), registry.users(), registry.rooms()), (model.len(), users.len(), rooms.len()));
             for (number, user_number, _) in model {
                 drop(registry.remove(id(number)));
-                registry.unclaim(&user(&user_number.to_string()));
+                registry.give_place_back(&user(&user_number.to_string()));
             }
             prop_assert!(registry.groups.is_empty() && registry.sockets.is_empty());
-            prop_assert_eq!((registry.claims, registry.users, registry.rooms), (0, 0, 0));
+            prop_assert_eq!((registry.places, registry.users, registry.rooms), (0, 0, 0));
         }
     }
 }

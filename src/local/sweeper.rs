@@ -44,7 +44,7 @@ impl Local {
                     .counters
                     .dropped_stalled
                     .fetch_add(lost as u64, Relaxed);
-                self.note_slow(&socket.sender(), lost);
+                self.record_slow(&socket.sender(), lost);
             }
         });
     }
@@ -53,7 +53,7 @@ impl Local {
 /// Visits all that is there, without holding the lock.
 fn walk<T: Clone>(live: &Mutex<IndexMap<u64, T>>, slept: Duration, mut visit: impl FnMut(&T)) {
     // Who leaves moves another to its place, unseen. For that one the next tick is early enough, but its
-    // excuse is said only now.
+    // sleep is discounted only now.
     let most = if slept.is_zero() { CHUNK } else { usize::MAX };
     let mut from = 0;
     loop {

@@ -16,6 +16,7 @@ use crate::model::message::Utf8Bytes;
 /// | 1000 | the handler returned, or dropped its [`Socket`](crate::Socket) |
 /// | 1002, 1007 | the client broke the protocol, or sent text that is not UTF-8 |
 /// | 1006 | the client vanished or stayed silent (never sent, only reported) |
+/// | 1008 | the client sent more than [`inbound_limit`](crate::ClusterBuilder::inbound_limit) allows |
 /// | 1009 | the client sent more than `max_message_size` |
 /// | 1011 | the handler panicked |
 /// | 1012 | the node is shutting down: reconnect |
@@ -56,6 +57,8 @@ impl Close {
     pub const ABNORMAL: CloseCode = CloseCode::ABNORMAL;
     /// [`CloseCode::INVALID_DATA`].
     pub const INVALID_DATA: CloseCode = CloseCode::INVALID_DATA;
+    /// [`CloseCode::POLICY_VIOLATION`].
+    pub const POLICY_VIOLATION: CloseCode = CloseCode::POLICY_VIOLATION;
     /// [`CloseCode::TOO_BIG`].
     pub const TOO_BIG: CloseCode = CloseCode::TOO_BIG;
     /// [`CloseCode::INTERNAL_ERROR`].
@@ -157,6 +160,14 @@ pub(crate) mod reason {
         Close::from_static(Close::REPLACED, "replaced by a newer socket");
     pub(crate) const PROTOCOL: Close = Close::from_static(Close::PROTOCOL_ERROR, "protocol error");
     pub(crate) const NOT_UTF8: Close = Close::from_static(Close::INVALID_DATA, "text is not UTF-8");
+    /// Said by the handler, where it says so: [`BadMessage::close`](crate::BadMessage::close).
+    pub(crate) const NOT_UNDERSTOOD: Close =
+        Close::from_static(Close::POLICY_VIOLATION, "the message was not understood");
+    /// It is over the inbound limit.
+    pub(crate) const TOO_MUCH: Close = Close::from_static(
+        Close::POLICY_VIOLATION,
+        "too many messages or bytes, send more slowly",
+    );
     pub(crate) const TOO_BIG: Close = Close::from_static(Close::TOO_BIG, "message too big");
     /// What a client is taken to have said whose Close frame is empty.
     pub(crate) const NO_STATUS: Close = Close::from_static(Close::NO_STATUS, "");
@@ -180,6 +191,8 @@ mod tests {
             REPLACED,
             PROTOCOL,
             NOT_UTF8,
+            NOT_UNDERSTOOD,
+            TOO_MUCH,
             TOO_BIG,
         ] {
             assert_eq!(close.clone().into_written(), close);

@@ -40,7 +40,7 @@ impl CloseCode {
     pub const ABNORMAL: Self = Self(1006);
     /// 1007: text that is not UTF-8.
     pub const INVALID_DATA: Self = Self(1007);
-    /// 1008: a message that a rule of the app forbids.
+    /// 1008: a message that a rule of the app forbids, or more of them than it allows.
     pub const POLICY_VIOLATION: Self = Self(1008);
     /// 1009: a message over the limit.
     pub const TOO_BIG: Self = Self(1009);

@@ -1,12 +1,14 @@
 //! What a socket carries: text or binary.
 
-use std::borrow::Borrow;
+use std::borrow::{Borrow, Cow};
 use std::fmt;
 use std::ops::Deref;
 
 use bytes::Bytes;
 use bytestring::ByteString;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::model::error::BadMessage;
 
 /// Text that is cheap to clone: UTF-8 over reference-counted bytes.
 ///
@@ -146,6 +148,16 @@ pub enum Message {
 }
 
 impl Message {
+    /// A text message.
+    pub fn text(text: impl Into<Utf8Bytes>) -> Self {
+        Self::Text(text.into())
+    }
+
+    /// A binary message.
+    pub fn binary(bytes: impl Into<Bytes>) -> Self {
+        Self::Binary(bytes.into())
+    }
+
     /// The text, if this is a text message.
     pub fn as_text(&self) -> Option<&str> {
         match self {
@@ -168,6 +180,39 @@ impl Message {
             Self::Text(text) => text.into_bytes(),
             Self::Binary(bytes) => bytes,
         }
+    }
+
+    /// The text of either kind, without copying: a binary message counts where its payload is UTF-8.
+    /// [`as_text`](Self::as_text) tells the kinds apart.
+    ///
+    /// # Errors
+    /// A [`BadMessage`] of kind `NotUtf8`.
+    pub fn into_text(self) -> Result<Utf8Bytes, BadMessage> {
+        match self {
+            Self::Text(text) => Ok(text),
+            Self::Binary(bytes) => Utf8Bytes::try_from(bytes).map_err(BadMessage::not_utf8),
+        }
+    }
+
+    /// The payload of either kind, read as JSON. What it is read into may borrow from the message.
+    ///
+    /// ```
+    /// use axum_cluster::Message;
+    ///
+    /// #[derive(serde::Deserialize)]
+    /// struct Say<'a> { room: &'a str }
+    ///
+    /// let message = Message::from(r#"{"room": "lobby"}"#);
+    /// let say: Say = message.json()?;
+    /// assert_eq!(say.room, "lobby");
+    /// # Ok::<(), axum_cluster::BadMessage>(())
+    /// ```
+    ///
+    /// # Errors
+    /// A [`BadMessage`] of kind `Syntax` for what is no JSON, and of kind `Data` for another shape than that of `T`.
+    pub fn json<'a, T: Deserialize<'a>>(&'a self) -> Result<T, BadMessage> {
+        let payload = self.as_bytes();
+        serde_json::from_slice(payload).map_err(|error| BadMessage::json(error, payload))
     }
 
     /// Length of the payload in bytes.
@@ -211,6 +256,50 @@ impl From<Bytes> for Message {
     }
 }
 
+impl From<Cow<'_, str>> for Message {
+    fn from(text: Cow<'_, str>) -> Self {
+        text.into_owned().into()
+    }
+}
+
+impl From<&[u8]> for Message {
+    fn from(bytes: &[u8]) -> Self {
+        Self::Binary(Bytes::copy_from_slice(bytes))
+    }
+}
+
+/// The payload of either kind, without copying.
+impl From<Message> for Bytes {
+    fn from(message: Message) -> Self {
+        message.into_bytes()
+    }
+}
+
+/// The payload of either kind.
+impl From<Message> for Vec<u8> {
+    fn from(message: Message) -> Self {
+        message.into_bytes().into()
+    }
+}
+
+/// [`Message::into_text`].
+impl TryFrom<Message> for Utf8Bytes {
+    type Error = BadMessage;
+
+    fn try_from(message: Message) -> Result<Self, BadMessage> {
+        message.into_text()
+    }
+}
+
+/// [`Message::into_text`].
+impl TryFrom<Message> for String {
+    type Error = BadMessage;
+
+    fn try_from(message: Message) -> Result<Self, BadMessage> {
+        message.into_text().map(Into::into)
+    }
+}
+
 /// Shows the kind and the length, never the payload: messages end up in logs.
 impl fmt::Debug for Message {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -228,6 +317,22 @@ mod tests {
     use std::collections::{BTreeSet, HashSet};
 
     use super::*;
+
+    #[test]
+    fn a_message_is_whatever_its_reader_wants_it_to_be() {
+        let all = [Message::text("[7]"), Message::binary(b"[7]".as_slice())];
+        assert_ne!(all[0], all[1], "they are told apart");
+        for message in all {
+            assert_eq!(message.json::<[u8; 1]>().unwrap(), [7]);
+            assert_eq!(message.clone().into_text().unwrap(), "[7]");
+            assert_eq!(String::try_from(message.clone()).unwrap(), "[7]");
+            assert_eq!(Bytes::from(message.clone()), "[7]");
+            assert_eq!(Vec::from(message), b"[7]");
+        }
+        assert_eq!(Message::from(&[0xff][..]), Message::from(vec![0xff]));
+        assert_eq!(Message::from(Cow::from("x")), Message::from("x"));
+        assert!(Message::binary(vec![0xff]).into_text().is_err());
+    }
 
     #[test]
     fn text_is_found_and_written_as_text() {

@@ -3,11 +3,13 @@
 pub(crate) mod close;
 pub(crate) mod code;
 pub(crate) mod delivery;
+pub(crate) mod description;
 pub(crate) mod error;
 pub(crate) mod gap;
 pub(crate) mod health;
 pub(crate) mod id;
 pub(crate) mod limits;
+pub(crate) mod manner;
 pub(crate) mod message;
 mod millis;
 pub(crate) mod roster;

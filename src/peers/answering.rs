@@ -13,12 +13,15 @@ use super::gather::Gathering;
 use crate::bus::control::{Answer, Ask, Control};
 use crate::bus::scope::Scope;
 use crate::bus::seen::Seen;
-use crate::bus::uplink::{Part, Word};
+use crate::bus::uplink::{Part, PeerWord};
 use crate::bus::wire::Action;
 use crate::bus::{Confirmation, Published};
+use crate::local::CHUNK;
+use crate::local::moves::Move;
+use crate::local::registry::Member;
 use crate::local::socket::Sender;
-use crate::local::{CHUNK, MAX_DESCRIPTION};
 use crate::model::close::Close;
+use crate::model::description::MAX_DESCRIPTION;
 use crate::model::error::PublishError;
 use crate::model::id::NodeId;
 use crate::model::roster::SocketInfo;
@@ -32,9 +35,9 @@ const PART: usize = 256 * 1024;
 /// The questions of others.
 #[derive(Debug, Default)]
 pub(super) struct Answering {
-    /// Those that are being answered now.
+    /// Questions that are being answered now.
     open: Mutex<HashSet<(NodeId, u64)>>,
-    /// Those that came, whatever became of them.
+    /// Questions that came, whatever became of them.
     heard: Mutex<Seen>,
 }
 
@@ -45,23 +48,23 @@ impl Answering {
     }
 }
 
-/// One that is being answered.
-struct Open {
-    node: Arc<Peers>,
+/// A question of another node that is being answered, and counts as such until this is dropped.
+struct OpenAnswer {
+    peers: Arc<Peers>,
     asker: NodeId,
     id: u64,
 }
 
-impl Drop for Open {
+impl Drop for OpenAnswer {
     fn drop(&mut self) {
-        let mut open = self.node.answering.open.lock();
+        let mut open = self.peers.answering.open.lock();
         open.remove(&(self.asker, self.id));
     }
 }
 
 impl Peers {
-    pub(crate) fn heard_word(&self, word: Word<'_>) {
-        let Word {
+    pub(crate) fn heard_word(&self, word: PeerWord<'_>) {
+        let PeerWord {
             from: origin,
             word,
             scope,
@@ -153,7 +156,7 @@ impl Peers {
             }
             Ask::Count | Ask::Close { .. } | Ask::Join { .. } | Ask::Leave { .. } => {
                 self.home.spawn(async move {
-                    open.node.local.settled(confirmation).await;
+                    open.peers.local.wait_confirmed(confirmation).await;
                     open.answer(Answer {
                         count,
                         ..Answer::default()
@@ -164,19 +167,19 @@ impl Peers {
         }
     }
 
-    fn open(&self, asker: NodeId, id: u64) -> Option<Open> {
-        let node = self.me.upgrade()?;
+    fn open(&self, asker: NodeId, id: u64) -> Option<OpenAnswer> {
+        let peers = self.me.upgrade()?;
         let mut open = self.answering.open.lock();
         if open.len() >= MAX_QUESTIONS {
             return None;
         }
         open.insert((asker, id));
         drop(open);
-        Some(Open { node, asker, id })
+        Some(OpenAnswer { peers, asker, id })
     }
 
     /// What is asked of the sockets of this node; how many it concerned, and what it takes until it is
-    /// done. A Close leaves with the next `settle`.
+    /// done. A Close leaves with the next `flush`.
     pub(super) fn carry_out(&self, scope: &Scope<'_>, what: &Ask) -> (usize, Confirmation) {
         let mut confirmation = Confirmation::NotAwaited;
         let members = match what {
@@ -189,23 +192,31 @@ impl Peers {
                     .collect_close(&members, &Close::new(*code, reason.as_str()));
                 members.len()
             }
-            Ask::Join { room } => {
-                let Ok(room) = Topic::room(room) else {
+            Ask::Join { room: name } => {
+                let Ok(room) = Topic::room(name.as_str()) else {
                     return (0, confirmation);
                 };
-                let joined = members.iter().filter_map(|outbox| {
-                    confirmation = self.local.begin_join(outbox, &room)?;
+                let moved = Move::Joined(name.as_str().into());
+                let joined = members.iter().filter_map(|socket| {
+                    let joined = self.local.begin_join(socket, &room)?;
+                    if joined.is_new {
+                        self.local.moved(socket.id(), &moved);
+                    }
+                    confirmation = joined.confirmation;
                     Some(())
                 });
                 joined.count()
             }
-            Ask::Leave { room } => {
-                let Ok(room) = Topic::room(room) else {
+            Ask::Leave { room: name } => {
+                let Ok(room) = Topic::room(name.as_str()) else {
                     return (0, confirmation);
                 };
-                members
-                    .iter()
-                    .for_each(|outbox| self.local.leave(outbox, &room));
+                let moved = Move::Left(name.as_str().into());
+                for socket in &members {
+                    if self.local.leave(socket, &room) {
+                        self.local.moved(socket.id(), &moved);
+                    }
+                }
                 members.len()
             }
             _ => members.len(),
@@ -215,13 +226,13 @@ impl Peers {
 }
 
 /// About how long a socket is in an answer, in bytes.
-fn size_of(socket: &SocketInfo) -> usize {
+fn estimated_size(socket: &SocketInfo) -> usize {
     let rooms: usize = socket.rooms.iter().map(|room| room.len() + 3).sum();
     let description = socket.description.as_ref().map_or(0, |_| MAX_DESCRIPTION);
     200 + rooms + description
 }
 
-impl Open {
+impl OpenAnswer {
     async fn answer(self, answer: Answer) {
         // Unsaid, the asker names us as missing.
         let _ = self.say(&answer, false).await;
@@ -230,8 +241,8 @@ impl Open {
     async fn answer_with_sockets(self, members: Vec<Sender>) {
         let (mut part, mut size) = (Answer::default(), 0);
         for chunk in members.chunks(CHUNK) {
-            for socket in self.node.local.describe(chunk).await {
-                size += size_of(&socket);
+            for socket in self.peers.local.describe(chunk).await {
+                size += estimated_size(&socket);
                 part.sockets.push(socket);
                 part.count += 1;
                 if size >= PART {
@@ -252,7 +263,7 @@ impl Open {
             more,
             part: &part,
         };
-        let uplink = &self.node.uplink;
+        let uplink = &self.peers.uplink;
         let part = uplink.write(None, &Scope::default(), &action);
         uplink.say(Topic::node(self.asker), part).await
     }

@@ -13,6 +13,7 @@ use super::question::Asked;
 use super::share::{Flight, Share};
 use crate::bus::control::{Answer, Ask};
 use crate::bus::scope::{Reach, Selection};
+use crate::local::Local;
 use crate::model::close::reason;
 use crate::model::delivery::Outcome;
 use crate::model::error::{PublishError, QueryError, SendError};
@@ -38,20 +39,17 @@ impl Peers {
             Reach::Here => Ok(None),
             Reach::Everywhere => self.begin(selection, what),
         };
-        if self.local.settle() {
-            let node = self.clone();
-            // In a task, since a caller that gives up leaves nobody unclosed.
-            let settling = self.home.spawn(async move {
-                while node.local.settle() {
-                    yield_now().await;
-                }
-            });
-            let _ = settling.await;
+        if self.local.flush() {
+            // In a task too, since a caller that gives up leaves nobody unclosed; and here, since nobody may drive that.
+            self.home.spawn(flush_all(self.local.clone()));
+            flush_all(self.local.clone()).await;
         }
-        let node = self.clone();
+        let peers = self.clone();
         let asking = self.home.run(async move {
             let answers = async { Asked::answers(asked?).await };
-            join(answers, node.local.settled(confirmation)).await.0
+            join(answers, peers.local.wait_confirmed(confirmation))
+                .await
+                .0
         });
         let answers = match asking.await {
             None if reach == Reach::Here => Ok(Answers::of_nobody()),
@@ -59,7 +57,7 @@ impl Peers {
             Some(answers) => answers,
         };
         let answers = answers.map_err(|error| {
-            self.home.counters.note_failed_publish(error.maybe_sent);
+            self.home.counters.record_failed_publish(error.maybe_sent);
             SendError::bus(local, error)
         })?;
         let nodes = {
@@ -95,8 +93,8 @@ impl Peers {
     ) -> Result<Roster, QueryError> {
         self.check_alive()?;
         if reach == Reach::Everywhere {
-            let gather = |node: Arc<Self>, selection| async move {
-                Arc::new(node.gather_roster(&selection, Reach::Everywhere).await)
+            let gather = |peers: Arc<Self>, selection| async move {
+                Arc::new(peers.gather_roster(&selection, Reach::Everywhere).await)
             };
             let shared = self.shared(&self.rosters, &selection, gather).await;
             if let Some(roster) = shared {
@@ -138,8 +136,8 @@ impl Peers {
     ) -> Result<Count, QueryError> {
         self.check_alive()?;
         if reach == Reach::Everywhere {
-            let gather = |node: Arc<Self>, selection| async move {
-                node.gather_count(&selection, Reach::Everywhere).await
+            let gather = |peers: Arc<Self>, selection| async move {
+                peers.gather_count(&selection, Reach::Everywhere).await
             };
             let shared = self.shared(&self.counts, &selection, gather).await;
             if let Some(count) = shared {
@@ -187,8 +185,8 @@ impl Peers {
             runtime: self.home.runtime(),
             longest: self.home.longest(),
         };
-        let (node, key) = (self.clone(), selection.clone());
-        let ask = move || gather(node.clone(), key.clone());
+        let (peers, key) = (self.clone(), selection.clone());
+        let ask = move || gather(peers.clone(), key.clone());
         self.home
             .in_time(share.answer(flight, selection.clone(), ask))
             .await
@@ -197,10 +195,10 @@ impl Peers {
     /// Every node of the cluster, this one first.
     pub(crate) async fn nodes(self: &Arc<Self>) -> Result<Vec<NodeInfo>, QueryError> {
         self.check_alive()?;
-        let node = self.clone();
+        let peers = self.clone();
         let asking = self.home.run(async move {
             let everybody = Selection::of(Topic::nodes());
-            node.ask(&everybody, Ask::Node).await
+            peers.ask(&everybody, Ask::Node).await
         });
         let answers = asking.await;
         let answers =
@@ -237,11 +235,11 @@ impl Peers {
             .filter(|(at, _)| !online[*at])
             .unzip();
         if !elsewhere.is_empty() {
-            let node = self.clone();
+            let peers = self.clone();
             // The connections are pooled, and would die with the caller's runtime.
             let asking = self
                 .home
-                .run(async move { node.home.bus.listening(&elsewhere).await });
+                .run(async move { peers.home.bus.listening(&elsewhere).await });
             let nodes = asking.await;
             let nodes = nodes.unwrap_or_else(|| Err(self.home.unfinished().into()));
             let nodes = nodes.map_err(QueryError::bus)?;
@@ -278,6 +276,13 @@ impl Peers {
         let mut nodes: Vec<NodeId> = self.nodes.lock().ids().collect();
         nodes.sort_unstable();
         nodes
+    }
+}
+
+/// Writes all that was collected, letting other tasks run in between.
+async fn flush_all(local: Arc<Local>) {
+    while local.flush() {
+        yield_now().await;
     }
 }
 

@@ -7,6 +7,23 @@
 //! That a question never came is proof of nothing where it may have been missed: a node that is told of it says
 //! for how long it has heard everything, which must be longer than the question is old when that arrives. So the
 //! way there and back counts against it, and no two clocks are compared.
+//!
+//! ```text
+//!  of a node:
+//!             its last part came
+//!  silent ------------------------> finished
+//!     |
+//!     |  what it says, or that it is asked by name, may show that nothing will come
+//!     +--> unasked       the question never came, though everything was heard: not waited for
+//!     +--> deaf          nothing came: missing
+//!     +--> refused       it came and is not answered: missing
+//!     +--> unreachable   not on the bus: missing, if counting does not end it
+//!     +--> still silent  at the end of time: missing, if counting does not end it
+//!
+//!  of the question: complete when as many have finished or refused as the bus says have taken it, and it is certain
+//!  who those are; or when nobody of those asked by name is silent. In either case we must have heard our own copy, if
+//!  there was one: else the answers may have been lost.
+//! ```
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -105,7 +122,7 @@ impl Gathering {
     }
 
     /// Redis refuses somebody channels such as that of the question.
-    pub(crate) fn doubt(&mut self) {
+    pub(crate) fn not_all_hear(&mut self) {
         self.uncertain = true;
     }
 
@@ -169,8 +186,8 @@ impl Gathering {
     fn owed(&self) -> usize {
         let promised = self.promised.unwrap_or_default();
         let ourselves = usize::from(self.came_back && !promised.comes_back);
-        let settled = self.finished.len() + self.refused.len() + ourselves;
-        promised.nodes.saturating_sub(settled)
+        let accounted = self.finished.len() + self.refused.len() + ourselves;
+        promised.nodes.saturating_sub(accounted)
     }
 
     /// Whether we hear what is answered, as far as can be told.
@@ -185,8 +202,8 @@ impl Gathering {
 
     fn is_counted(&self) -> bool {
         let promised = self.promised.filter(|_| !self.uncertain);
-        let settled = self.finished.len() + self.refused.len();
-        promised.is_some_and(|promised| settled >= promised.nodes) && self.is_heard()
+        let accounted = self.finished.len() + self.refused.len();
+        promised.is_some_and(|promised| accounted >= promised.nodes) && self.is_heard()
     }
 
     fn no_longer_awaited(&mut self, node: NodeId) {

@@ -52,7 +52,7 @@ impl Host for Peers {
 
     async fn hear(&self, topic: &Topic) {
         let confirmation = self.home.bus.want(&topic.presence());
-        self.local.settled(confirmation).await;
+        self.local.wait_confirmed(confirmation).await;
     }
 
     fn release(&self, topic: &Topic) {

@@ -1,4 +1,14 @@
 //! This node among the others: it says hello again and again, and notices who no longer does.
+//!
+//! ```text
+//!                         the nodes hear each other                   said
+//!  bus down, or new ------------------------------> hello, reply! ------------> hello, a third of a lease later, ...
+//!         ^                                               ^  |                              |
+//!         |                                               +--+ not said                     |
+//!         +---------------------------------------------------------------------------------+  they do not
+//! ```
+//! Whoever returns asks all others for a reply, and tells presence, since both sides may have missed something. A node
+//! is new to us as well when only it has missed us: so who says hello without being known is asked for its own.
 
 use std::sync::Weak;
 use std::time::Duration;
@@ -100,19 +110,19 @@ impl Peers {
 
     /// Tells one node of this one.
     fn greet(&self, other: NodeId, reply: bool) {
-        let Some(node) = self.me.upgrade() else {
+        let Some(peers) = self.me.upgrade() else {
             return;
         };
         self.home.spawn(async move {
-            let said = node.say_hello(Topic::node(other), reply).await;
+            let said = peers.say_hello(Topic::node(other), reply).await;
             if reply && !said {
                 // Its next hello finds it new again.
-                node.nodes.lock().left(other);
+                peers.nodes.lock().left(other);
             }
         });
     }
 
-    /// Whether it was said.
+    /// Says hello on a channel. Whether it was said.
     async fn say_hello(&self, to: Topic, reply: bool) -> bool {
         // After the goodbye it would be believed for a lease.
         if self.home.is_stopped() {
@@ -168,15 +178,15 @@ impl Peers {
 
 /// The task that says hello.
 pub(super) struct Membership {
-    node: Weak<Peers>,
+    peers: Weak<Peers>,
     /// The others know of us since the bus was up then.
     known_since: Option<Instant>,
 }
 
 impl Membership {
-    pub(super) fn new(node: Weak<Peers>) -> Self {
+    pub(super) fn new(peers: Weak<Peers>) -> Self {
         Self {
-            node,
+            peers,
             known_since: None,
         }
     }
@@ -185,9 +195,9 @@ impl Membership {
     /// out, since nobody can be heard.
     pub(super) async fn run(&mut self) {
         let Some((lease, mut changes)) = self
-            .node
+            .peers
             .upgrade()
-            .map(|node| (node.settings.lease, node.home.reception.health_changes()))
+            .map(|peers| (peers.settings.lease, peers.home.reception.health_changes()))
         else {
             return;
         };
@@ -199,11 +209,11 @@ impl Membership {
                 health = changes.next() => if health.is_none() { return },
                 _ = hello.tick() => {}
             };
-            let node = self.node.upgrade();
-            let Some(node) = node.filter(|node| !node.home.is_stopped()) else {
+            let peers = self.peers.upgrade();
+            let Some(peers) = peers.filter(|peers| !peers.home.is_stopped()) else {
                 return;
             };
-            self.known_since = node.attend(self.known_since).await;
+            self.known_since = peers.attend(self.known_since).await;
         }
     }
 }

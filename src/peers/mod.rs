@@ -5,6 +5,7 @@ mod asking;
 mod gather;
 mod host;
 mod membership;
+pub(crate) mod messages;
 mod nodes;
 mod question;
 mod share;
@@ -18,6 +19,7 @@ use parking_lot::Mutex;
 
 use self::answering::Answering;
 use self::membership::Membership;
+use self::messages::NodeMessage;
 use self::nodes::Nodes;
 use self::question::Question;
 use self::share::Share;
@@ -29,12 +31,13 @@ use crate::model::id::NodeId;
 use crate::model::roster::{Count, Roster};
 use crate::model::topic::Topic;
 use crate::presence::{Mailbox, Task};
+use crate::readers::Readers;
 
 /// What this node is to the others.
 #[derive(Debug, Clone)]
 pub(crate) struct PeerSettings {
     pub(crate) name: String,
-    /// It sends and asks, and never holds a socket.
+    /// The node sends and asks, and never holds a socket.
     pub(crate) worker: bool,
     pub(crate) lease: Duration,
     pub(crate) publish_timeout: Duration,
@@ -60,6 +63,8 @@ pub(crate) struct Peers {
     answering: Answering,
     rosters: Arc<Share<Selection, Arc<Roster>>>,
     counts: Arc<Share<Selection, Count>>,
+    /// Who reads what is sent to the nodes.
+    messages: Readers<NodeMessage>,
 }
 
 impl Peers {
@@ -85,6 +90,7 @@ impl Peers {
             answering: Answering::default(),
             rosters: Arc::new(Share::new()),
             counts: Arc::new(Share::new()),
+            messages: Readers::default(),
         })
     }
 

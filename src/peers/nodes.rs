@@ -1,5 +1,15 @@
 //! Which nodes are in the cluster: each says so again and again, and is gone when it has not for a
 //! lease.
+//!
+//! A lease runs only while everything is heard: a silence that is ours is nobody's end. It is the node's own, so that
+//! settings may differ while a deploy rolls.
+//!
+//! ```text
+//!               hello                  a goodbye, or a lease without a hello
+//!  unknown ----------------> there ------------------------------------------> unknown
+//!                            |   ^
+//!                            +---+ hello
+//! ```
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -15,14 +25,14 @@ use crate::model::topic::TopicKind;
 pub(crate) const MARGIN: u32 = 3;
 
 #[derive(Debug, Default)]
-pub(crate) struct Nodes(HashMap<NodeId, Member>);
+pub(crate) struct Nodes(HashMap<NodeId, Peer>);
 
 #[derive(Debug)]
-struct Member {
+struct Peer {
     info: NodeInfo,
-    /// Its own, so that settings may differ while a deploy rolls.
+    /// The node's own, so that settings may differ while a deploy rolls.
     lease: Duration,
-    /// It holds no sockets: nobody lists it or waits for it, but it may ask and watch.
+    /// A worker holds no sockets: nobody lists it or waits for it, but it may ask and watch.
     worker: bool,
     /// Not every question on channels of these kinds comes to it.
     refused: Vec<String>,
@@ -38,26 +48,26 @@ impl Nodes {
         worker: bool,
         now: Instant,
     ) -> bool {
-        let member = Member {
+        let peer = Peer {
             info,
             lease: lease.min(LONGEST),
             worker,
             refused: Vec::new(),
             heard_at: now,
         };
-        self.0.insert(member.info.id, member).is_none()
+        self.0.insert(peer.info.id, peer).is_none()
     }
 
     /// What Redis refuses a node, as its last hello said.
     pub(crate) fn set_refused(&mut self, node: NodeId, kinds: Vec<String>) {
-        if let Some(member) = self.0.get_mut(&node) {
-            member.refused = kinds;
+        if let Some(peer) = self.0.get_mut(&node) {
+            peer.refused = kinds;
         }
     }
 
     /// Whether a question on a channel of this kind comes to all who have to hear it.
     pub(crate) fn hear(&self, kind: TopicKind) -> bool {
-        let mut nodes = self.0.values().filter(|member| !member.worker);
+        let mut nodes = self.0.values().filter(|peer| !peer.worker);
         !nodes.any(|node| node.refused.iter().any(|one| one == kind.prefix()))
     }
 
@@ -70,7 +80,7 @@ impl Nodes {
     pub(crate) fn expire(&mut self, (since, until): (Instant, Instant)) -> Vec<NodeId> {
         let expired = self
             .0
-            .extract_if(|_, member| member.heard_at.max(since) + member.lease <= until);
+            .extract_if(|_, peer| peer.heard_at.max(since) + peer.lease <= until);
         expired.map(|(id, _)| id).collect()
     }
 
@@ -80,7 +90,7 @@ impl Nodes {
     }
 
     pub(crate) fn is_worker(&self, id: NodeId) -> bool {
-        self.0.get(&id).is_some_and(|member| member.worker)
+        self.0.get(&id).is_some_and(|peer| peer.worker)
     }
 
     /// How many there are, workers among them.
@@ -94,8 +104,8 @@ impl Nodes {
     }
 
     pub(crate) fn infos(&self) -> impl Iterator<Item = &NodeInfo> {
-        let nodes = self.0.values().filter(|member| !member.worker);
-        nodes.map(|member| &member.info)
+        let nodes = self.0.values().filter(|peer| !peer.worker);
+        nodes.map(|peer| &peer.info)
     }
 }
 

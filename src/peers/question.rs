@@ -1,4 +1,13 @@
 //! One question to all other nodes: it is published, who is silent is asked by name, and what came is gathered.
+//!
+//! ```text
+//!  begin: queued --> published --> wait --> complete ------------------> answers
+//!                       |          ^  |                                    ^
+//!                       | fails    |  |  100 ms, or counting is no use:    |
+//!                       v          +--+  who is silent is asked by name    |
+//!                     error           |                                    |
+//!                                     +--> the deadline: what is there ----+
+//! ```
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -47,8 +56,8 @@ impl Question {
 }
 
 /// A question that is published, or about to be. Forgotten however the asker ends.
-struct Open {
-    node: Arc<Peers>,
+struct OpenQuestion {
+    peers: Arc<Peers>,
     id: u64,
     question: Arc<Question>,
     deadline: Instant,
@@ -56,7 +65,7 @@ struct Open {
 
 /// A question whose publication is queued already.
 pub(super) struct Asked {
-    open: Open,
+    open: OpenQuestion,
     publishing: BoxFuture<'static, Result<Published, PublishError>>,
     /// Tells how many nodes are on the bus at all, where the question itself does not.
     census: OptionFuture<BoxFuture<'static, Result<Published, PublishError>>>,
@@ -64,9 +73,9 @@ pub(super) struct Asked {
     kind: TopicKind,
 }
 
-impl Drop for Open {
+impl Drop for OpenQuestion {
     fn drop(&mut self) {
-        let forgotten = self.node.questions.lock().remove(&self.id);
+        let forgotten = self.peers.questions.lock().remove(&self.id);
         drop(forgotten);
     }
 }
@@ -101,8 +110,8 @@ impl Peers {
         }
         let question = Arc::new(Question::new(Instant::now()));
         self.questions.lock().insert(id, question.clone());
-        let open = Open {
-            node: self.clone(),
+        let open = OpenQuestion {
+            peers: self.clone(),
             id,
             deadline: question.asked_at + self.settings.publish_timeout,
             question,
@@ -138,7 +147,7 @@ impl Asked {
         let (published, census) = join(publishing, census).await;
         let published = published?;
         let (known, all_hear) = {
-            let nodes = open.node.nodes.lock();
+            let nodes = open.peers.nodes.lock();
             (nodes.len(), nodes.hear(kind))
         };
         let present = match census.unwrap_or(Ok(published)) {
@@ -149,21 +158,21 @@ impl Asked {
         open.question.update(|gathering| {
             gathering.present(present, known);
             if !all_hear {
-                gathering.doubt();
+                gathering.not_all_hear();
             }
             gathering.promise(published);
         });
         let _ = timeout_at(open.deadline, open.wait()).await;
         let mut gathering = std::mem::take(&mut *open.question.gathering.lock());
-        gathering.end(open.node.nodes.lock().ids());
+        gathering.end(open.peers.nodes.lock().ids());
         Ok(gathering.into_answers())
     }
 }
 
-impl Open {
+impl OpenQuestion {
     /// Whether this node has heard everything since before it asked.
     fn hears(&self) -> bool {
-        let hearing = self.node.home.reception.hearing();
+        let hearing = self.peers.home.reception.hearing();
         hearing.is_some_and(|(since, _)| since <= self.question.asked_at)
     }
 
@@ -191,9 +200,9 @@ impl Open {
 
     /// Asks everybody who has not answered whether there is something to wait for.
     async fn follow_up(&self) {
-        let known: Vec<NodeId> = self.node.nodes.lock().ids().collect();
+        let known: Vec<NodeId> = self.peers.nodes.lock().ids().collect();
         let silent = self.question.gathering.lock().follow_up(known);
-        let (uplink, id) = (&self.node.uplink, self.id);
+        let (uplink, id) = (&self.peers.uplink, self.id);
         let ping = uplink.write_word(&Scope::default(), id, &Control::Ping { id });
         let pings = silent.into_iter().map(|node| {
             let pinging = uplink.say(Topic::node(node), ping.clone());

@@ -1,4 +1,15 @@
 //! Identical questions asked at the same time share the work.
+//!
+//! A thousand handlers that ask for the same roster when a page opens would otherwise cost a thousand rounds through
+//! the cluster. One question runs; all that come meanwhile share the next one. Not the running one: its answers may be
+//! older than what the asker has just done.
+//!
+//! ```text
+//!           somebody asks              others ask
+//!  nothing ---------------> one runs -------------> one runs, one is next
+//!     ^                      |     ^                         |
+//!     +-- it is over --------+     +-- it is over: the next -+
+//! ```
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -12,10 +23,9 @@ use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-/// One question runs; all that come meanwhile share the next one. Not the running one: its answers may
-/// be older than what the asker has just done.
+/// What runs, by what is asked, and the next one, if somebody waits for that.
 #[derive(Debug)]
-pub(crate) struct Share<K, V: Clone>(Mutex<HashMap<K, Option<Next<V>>>>);
+pub(crate) struct Share<K, V: Clone>(Mutex<HashMap<K, Option<Round<V>>>>);
 
 /// Where a question runs, and for how long at most.
 #[derive(Debug, Clone, Copy)]
@@ -25,12 +35,12 @@ pub(crate) struct Flight<'a> {
 }
 
 #[derive(Debug)]
-struct Next<V: Clone> {
+struct Round<V: Clone> {
     tell: oneshot::Sender<V>,
     told: Shared<oneshot::Receiver<V>>,
 }
 
-impl<V: Clone> Next<V> {
+impl<V: Clone> Round<V> {
     fn new() -> Self {
         let (tell, told) = oneshot::channel();
         let told = told.shared();
@@ -73,13 +83,13 @@ where
     }
 
     /// Where the answer will be told, and what to ask first if nobody does.
-    fn join(&self, key: &K) -> (Shared<oneshot::Receiver<V>>, Option<Next<V>>) {
+    fn join(&self, key: &K) -> (Shared<oneshot::Receiver<V>>, Option<Round<V>>) {
         let mut questions = self.0.lock();
         if let Some(next) = questions.get_mut(key) {
-            return (next.get_or_insert_with(Next::new).told.clone(), None);
+            return (next.get_or_insert_with(Round::new).told.clone(), None);
         }
         questions.insert(key.clone(), None);
-        let first = Next::new();
+        let first = Round::new();
         (first.told.clone(), Some(first))
     }
 }
@@ -94,7 +104,7 @@ struct Asking<K: Hash + Eq, V: Clone> {
 impl<K: Hash + Eq, V: Clone> Asking<K, V> {
     async fn run<F: Future<Output = V>>(
         mut self,
-        first: Next<V>,
+        first: Round<V>,
         ask: impl Fn() -> F,
         longest: Duration,
     ) {
@@ -113,7 +123,7 @@ impl<K: Hash + Eq, V: Clone> Asking<K, V> {
     }
 
     /// The question that others wait for. With none it is all over, and nobody can join any more.
-    fn next(&mut self) -> Option<Next<V>> {
+    fn next(&mut self) -> Option<Round<V>> {
         let mut questions = self.share.0.lock();
         let next = questions.get_mut(&self.key).and_then(Option::take);
         if next.is_none() {

@@ -32,7 +32,7 @@ pub(super) enum Input {
 pub(super) enum Act {
     /// From now on the topic's presence is to be heard. What follows waits until it is.
     Hear(Topic),
-    /// It need not be heard any more.
+    /// The topic's presence need not be heard any more.
     Release(Topic),
     Say(Say),
 }

@@ -3,7 +3,6 @@
 //! A user comes with the first node that names him and goes with the last, a grace period later; that is why nodes are
 //! counted, and why each one's whole list is kept. A list comes in parts and counts once its last is there: until then
 //! the old one holds, so that nobody flaps.
-
 //!
 //! ```text
 //!            a node names the user              the last that did names them no longer
@@ -27,7 +26,7 @@ pub(super) struct Directory {
     grace: Duration,
     nodes: HashMap<NodeId, HashSet<UserId>>,
     /// Everybody who counts as online: with a node, or within the grace period.
-    online: HashMap<UserId, Standing>,
+    online: HashMap<UserId, OnlineUser>,
     /// Ends of grace periods, in order. One that is no longer true is skipped.
     leaving: VecDeque<(Instant, UserId)>,
     /// Parts of a node's whole list that is not complete yet.
@@ -38,7 +37,7 @@ pub(super) struct Directory {
 
 /// Of a user who counts as online.
 #[derive(Debug, PartialEq, Eq)]
-enum Standing {
+enum OnlineUser {
     /// So many nodes name the user, at least one.
     Named(usize),
     /// None does, and that is when the grace period ends.
@@ -62,10 +61,10 @@ impl Directory {
             return;
         }
         match self.online.get_mut(&user) {
-            Some(Standing::Named(nodes)) => *nodes += 1,
-            Some(leaving) => *leaving = Standing::Named(1),
+            Some(OnlineUser::Named(nodes)) => *nodes += 1,
+            Some(leaving) => *leaving = OnlineUser::Named(1),
             None => {
-                self.online.insert(user.clone(), Standing::Named(1));
+                self.online.insert(user.clone(), OnlineUser::Named(1));
                 self.changes.push(PresenceChange::Online(user));
             }
         }
@@ -141,7 +140,7 @@ impl Directory {
             let Some((end, user)) = self.leaving.pop_front() else {
                 return;
             };
-            if self.online.get(&user) == Some(&Standing::Leaving(end)) {
+            if self.online.get(&user) == Some(&OnlineUser::Leaving(end)) {
                 self.online.remove(&user);
                 self.changes.push(PresenceChange::Offline(user));
             }
@@ -163,10 +162,10 @@ impl Directory {
 
     fn lost_one(&mut self, user: &UserId, now: Instant) {
         match self.online.get_mut(user) {
-            Some(Standing::Named(nodes)) if *nodes > 1 => *nodes -= 1,
+            Some(OnlineUser::Named(nodes)) if *nodes > 1 => *nodes -= 1,
             Some(last) => {
                 let end = now + self.grace;
-                *last = Standing::Leaving(end);
+                *last = OnlineUser::Leaving(end);
                 self.leaving.push_back((end, user.clone()));
             }
             None => {}

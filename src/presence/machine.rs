@@ -266,7 +266,7 @@ impl Machine {
         let Some(watched) = topic.and_then(|topic| self.topics.get_mut(&topic)) else {
             return;
         };
-        // Of a node that is no member, nobody would ever notice the end: it says hello first.
+        // Of a node that is not known, nobody would ever notice the end: it says hello first.
         if let Some(feed) = &mut watched.feed
             && here.knows(from)
         {

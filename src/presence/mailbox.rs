@@ -6,7 +6,7 @@
 //! ```text
 //!  touched    each user once for each topic that is watched, and nothing for others
 //!  requests   the last word of each node on each topic: never dropped, since nobody repeats it
-//!  events     reports up to a limit of bytes: with more, all are dropped, and one `Missed` stands for them
+//!  letters     reports up to a limit of bytes: with more, all are dropped, and one `Missed` stands for them
 //!  readers    those that live
 //! ```
 
@@ -51,15 +51,15 @@ struct State {
 #[derive(Debug, Default)]
 pub(super) struct Mail {
     readers: Vec<(Topic, Weak<Reader>)>,
-    events: VecDeque<Event>,
-    /// Bytes of the reports among the events.
+    letters: VecDeque<Letter>,
+    /// Bytes of the reports among the letters.
     reports: usize,
     requests: HashMap<(NodeId, Topic), bool>,
     touched: HashMap<Topic, HashSet<UserId>>,
 }
 
 #[derive(Debug)]
-enum Event {
+enum Letter {
     Joined(NodeId),
     Left(NodeId),
     Returned,
@@ -109,19 +109,19 @@ impl Mailbox {
 
     /// A node is new, or may have missed what we want to be told.
     pub(crate) fn joined(&self, node: NodeId) {
-        self.tell(|mail| mail.add(Event::Joined(node)));
+        self.tell(|mail| mail.add(Letter::Joined(node)));
     }
 
     pub(crate) fn left(&self, node: NodeId) {
         self.tell(|mail| {
             mail.requests.retain(|(from, _), _| *from != node);
-            mail.add(Event::Left(node));
+            mail.add(Letter::Left(node));
         });
     }
 
     /// The bus is back: we may have missed something, and the others what we told.
     pub(crate) fn returned(&self) {
-        self.tell(|mail| mail.add(Event::Returned));
+        self.tell(|mail| mail.add(Letter::Returned));
     }
 
     /// Another node told of its users. It may be 16 MB, and the bus's own task is no place to parse them.
@@ -201,8 +201,8 @@ impl Drop for Mailbox {
 }
 
 impl Mail {
-    fn add(&mut self, event: Event) {
-        self.events.push_back(event);
+    fn add(&mut self, letter: Letter) {
+        self.letters.push_back(letter);
     }
 
     fn add_report(&mut self, from: NodeId, json: Bytes) {
@@ -211,13 +211,13 @@ impl Mail {
             self.drop_reports();
             self.reports = json.len();
         }
-        self.add(Event::Report(from, json));
+        self.add(Letter::Report(from, json));
     }
 
     fn drop_reports(&mut self) {
-        self.events
-            .retain(|event| !matches!(event, Event::Report(..) | Event::Missed));
-        self.add(Event::Missed);
+        self.letters
+            .retain(|letter| !matches!(letter, Letter::Report(..) | Letter::Missed));
+        self.add(Letter::Missed);
         self.reports = 0;
     }
 
@@ -229,12 +229,12 @@ impl Mail {
         let requests = requests.map(|((from, topic), on)| Input::Request(from, topic, on));
         let touched = self.touched.into_iter();
         let touched = touched.map(|(topic, users)| Input::Touched(topic, users));
-        let events = self.events.into_iter().filter_map(Event::read);
-        readers.chain(events).chain(requests).chain(touched)
+        let letters = self.letters.into_iter().filter_map(Letter::read);
+        readers.chain(letters).chain(requests).chain(touched)
     }
 }
 
-impl Event {
+impl Letter {
     fn read(self) -> Option<Input> {
         Some(match self {
             Self::Joined(node) => Input::Joined(node),
@@ -412,6 +412,6 @@ mod tests {
         mailbox.joined(OTHER);
         mailbox.heard_report(OTHER, b"{}");
         assert!(mailbox.take().is_none());
-        assert!(mailbox.state.lock().mail.events.is_empty());
+        assert!(mailbox.state.lock().mail.letters.is_empty());
     }
 }

@@ -17,20 +17,20 @@ const GATHER: Duration = Duration::from_millis(10);
 
 #[derive(Debug)]
 pub(crate) struct Task<N> {
-    node: Weak<N>,
+    host: Weak<N>,
     machine: Machine,
 }
 
 impl<N: Host> Task<N> {
-    pub(crate) fn new(node: Weak<N>, me: NodeId, grace: Duration) -> Self {
+    pub(crate) fn new(host: Weak<N>, me: NodeId, grace: Duration) -> Self {
         let machine = Machine::new(me, grace);
-        Self { node, machine }
+        Self { host, machine }
     }
 
     /// Runs as long as the node lives and is not shut down. After a panic it may run again, and goes on with what was
     /// left to do.
     pub(crate) async fn run(&mut self) {
-        let Some(arrived) = self.node.upgrade().map(|node| node.mailbox().arrived()) else {
+        let Some(arrived) = self.host.upgrade().map(|host| host.mailbox().arrived()) else {
             return;
         };
         while self.look().await.is_continue() {
@@ -44,7 +44,7 @@ impl<N: Host> Task<N> {
         let next = self.machine.poll_timeout();
         tokio::select! {
             () = arrived.notified() => {
-                if self.node.upgrade().is_some_and(|node| node.mailbox().is_touched()) {
+                if self.host.upgrade().is_some_and(|host| host.mailbox().is_touched()) {
                     sleep(GATHER).await;
                 }
             }
@@ -54,22 +54,22 @@ impl<N: Host> Task<N> {
 
     /// Until there is nothing to do for now, or the node is gone or shut down.
     async fn look(&mut self) -> ControlFlow<()> {
-        let node = self.node.upgrade();
-        let mail = node.as_ref().and_then(|node| node.mailbox().take());
-        let (Some(node), Some(mail)) = (node, mail) else {
+        let host = self.host.upgrade();
+        let mail = host.as_ref().and_then(|host| host.mailbox().take());
+        let (Some(host), Some(mail)) = (host, mail) else {
             return ControlFlow::Break(());
         };
-        let node = &*node;
+        let host = &*host;
         for input in mail.inputs() {
-            self.machine.handle(input, node, Instant::now());
+            self.machine.handle(input, host, Instant::now());
         }
-        self.machine.advance(node, Instant::now());
+        self.machine.advance(host, Instant::now());
         while let Some(act) = self.machine.poll_act(Instant::now()) {
             match act {
-                Act::Hear(topic) => node.hear(&topic).await,
-                Act::Release(topic) => node.release(&topic),
+                Act::Hear(topic) => host.hear(&topic).await,
+                Act::Release(topic) => host.release(&topic),
                 Act::Say(say) => {
-                    let took = node.say(&say.to, &say.word).await;
+                    let took = host.say(&say.to, &say.word).await;
                     self.machine.said(say.ticket, took, Instant::now());
                 }
             }

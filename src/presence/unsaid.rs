@@ -139,7 +139,7 @@ impl Unsaid {
         None
     }
 
-    /// These were asked.
+    /// The nodes on this channel were asked.
     pub(super) fn asked(&mut self, asked: &Topic) {
         let others_turn = self.unasked.last().is_some_and(|(to, _)| to != asked);
         if self.one_by_one
@@ -150,7 +150,7 @@ impl Unsaid {
         }
     }
 
-    /// It could not be said.
+    /// This could not be said.
     pub(super) fn failed(&mut self, unsaid: Next, now: Instant) {
         // The next is taken from the end.
         match unsaid {

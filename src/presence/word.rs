@@ -28,9 +28,9 @@ impl Word {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum WatchRequest {
-    /// It does: first of everybody, then of every change.
+    /// The node wants to be told: first of everybody, then of every change.
     Watch { topic: String },
-    /// It does no longer.
+    /// The node wants to be told no longer.
     Unwatch { topic: String },
 }
 

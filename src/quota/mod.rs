@@ -1,8 +1,10 @@
-//! How many sockets a user may have in the whole cluster.
+//! How many sockets a user may have in the whole cluster, and how much a client may send.
 
+mod inbound;
 mod limit;
 mod seats;
 
+pub(crate) use self::inbound::{Inbound, InboundLimit};
 pub use self::limit::OverLimit;
 pub(crate) use self::limit::SeatLimit;
 pub(crate) use self::seats::{Decision, Seats};

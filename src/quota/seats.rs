@@ -20,7 +20,7 @@ pub(crate) trait Seats: Send + Sync {
     /// whatever came of it. Sockets of this node that lose theirs are told to the listener.
     fn claim(&self, user: &Topic, number: u64) -> BoxFuture<'_, Decision>;
 
-    /// Gives it back.
+    /// Gives the seat back, or the claim up.
     fn release(&self, user: &Topic, number: u64);
 
     /// Whether the socket's seat was not lost to a newer one.

@@ -1,4 +1,14 @@
 //! Frames as rules: RFC 6455, section 5, from the server's side. No I/O, no clock.
+//!
+//! ```text
+//!             2 to 14 bytes, as its rules allow
+//!  header --------------------------------------> payload
+//!     ^                                              |  its last byte: a control frame is said, or a message if this
+//!     +----------------------------------------------+  was the last of its frames; else it is kept until then
+//!  anything else is a violation, after which nothing can be read
+//! ```
+//! Between the frames of a message there may be control frames, so each of the two has a place of its own. A message
+//! that comes in one piece is made of the bytes where they are.
 
 use bytes::Bytes;
 
@@ -62,6 +72,11 @@ impl Frame {
 
     pub(crate) fn is_pong(&self) -> bool {
         self.0.first() == Some(&(FIN | PONG))
+    }
+
+    #[cfg(feature = "testing")]
+    pub(crate) fn is_close(&self) -> bool {
+        self.0.first() == Some(&(FIN | CLOSE))
     }
 
     pub(crate) fn as_bytes(&self) -> &[u8] {

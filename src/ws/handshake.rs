@@ -128,7 +128,7 @@ pub(crate) fn is_token(name: &str) -> bool {
 }
 
 /// Answers the key, which must be 16 bytes in base64.
-fn accept(headers: &HeaderMap) -> Option<HeaderValue> {
+pub(crate) fn accept(headers: &HeaderMap) -> Option<HeaderValue> {
     let key = headers.get(SEC_WEBSOCKET_KEY)?.as_bytes();
     if BASE64_STANDARD.decode(key).ok()?.len() != 16 {
         return None;

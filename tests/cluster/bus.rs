@@ -7,6 +7,7 @@ use axum_cluster::{Cluster, ConnectErrorKind, Health};
 use futures::{Stream, StreamExt};
 use redis::AsyncCommands;
 
+use crate::faults::patient_nodes;
 use crate::support::client::{Event, text};
 use crate::support::figures::Figures;
 use crate::support::proxy::Proxy;
@@ -345,7 +346,7 @@ async fn killed_subscribers_heal_without_duplicates() {
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_publishers_heal_without_duplicates() {
     let mut lab = Lab::redis();
-    let [a, b] = lab.nodes().await;
+    let [a, b] = patient_nodes(&lab).await;
     let mut client = a.client("alice").await;
     let (mut sent, mut unsent, mut killed) = (Vec::new(), Vec::new(), 0);
     for n in 0..200 {

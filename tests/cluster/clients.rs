@@ -382,6 +382,35 @@ async fn a_handler_that_does_not_read_neither_deafens_nor_kills_its_client() {
     );
 }
 
+/// What completes no message counts as well: pings one by one, and pieces without a payload by their bytes.
+#[tokio::test]
+async fn a_flood_of_pings_closes_with_1008_where_messages_are_limited() {
+    let pings = b"\x89\x80\0\0\0\0".repeat(100);
+    let mut pieces = b"\x01\x80\0\0\0\0".to_vec();
+    pieces.extend(b"\0\x80\0\0\0\0".repeat(400));
+    pieces.extend(b"\x80\x80\0\0\0\0");
+    let builder = || {
+        let builder = Lab::memory().builder();
+        builder.max_message_size(1000)
+    };
+    for flood in [&pings, &pieces] {
+        let free = TestNode::start(builder().start()).await;
+        let mut client = free.client("alice").await;
+        client.raw().write_all(flood).await.unwrap();
+        client.send("control").await;
+        let before = client.before("control").await;
+        assert!(before.len() <= 1, "the pieces are one message: {before:?}");
+
+        let limited = builder().inbound_limit(50, 1000).start();
+        let limited = TestNode::start(limited).await;
+        let mut client = limited.client("alice").await;
+        client.raw().write_all(flood).await.unwrap();
+        let end = client.event().await;
+        assert!(matches!(end, Event::Closed(1008, _)), "{end:?}");
+        assert_eq!(limited.cluster.stats().inbound_closed, 1);
+    }
+}
+
 /// RFC 8441: a WebSocket is one stream of an HTTP/2 connection, beside others.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_websocket_over_http2_works_the_same() {

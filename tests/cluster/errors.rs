@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use axum::body::to_bytes;
 use axum::response::{IntoResponse, Response};
-use axum::{Extension, Router, routing::any};
+use axum::{Router, routing::any};
+use axum_cluster::testing::App;
 use axum_cluster::{
     Close, CloseCode, ClosedKind, Cluster, ClusterRejection, ClusterSocket, ConnectErrorKind,
-    InvalidId, QueryErrorKind, RoomErrorKind, SendErrorKind, UserId,
+    InvalidId, QueryErrorKind, RoomErrorKind, SendErrorKind,
 };
 
 use crate::face::serve_handler;
-use crate::support::node::serve;
 use crate::support::{Client, RedisServer, soon};
 
 /// Every error but those of the bus, which say the class alone, says the same to whoever called the handler.
@@ -144,6 +144,7 @@ async fn a_socket_that_has_ended_says_how() {
     .await;
     for (code, kind) in [
         (CloseCode::RESTART, ClosedKind::Restart),
+        (CloseCode::POLICY_VIOLATION, ClosedKind::Policy),
         (CloseCode(4001), ClosedKind::Other),
     ] {
         let mut client = Client::connect(addr, "alice").await;
@@ -179,8 +180,7 @@ async fn a_rejection_of_an_unusable_user_has_it_as_its_source() {
     }
     let cluster = Cluster::builder().start();
     let app = Router::new().route("/ws", any(ws)).layer(cluster.layer());
-    let nobody = Extension(UserId::from(""));
-    let (addr, _server) = serve(app.layer(nobody)).await;
-    let refusal = Client::try_connect(addr, "/ws", &[]).await.unwrap_err();
-    assert_eq!(refusal, (400, InvalidId::Empty.to_string()));
+    let refused = App::new(app).socket("/ws").user("").await.unwrap_err();
+    assert_eq!(refused.status(), 400);
+    assert_eq!(refused.body(), InvalidId::Empty.to_string());
 }

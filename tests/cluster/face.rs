@@ -6,10 +6,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
-use axum::extract::{Extension, State};
+use axum::extract::State;
 use axum::http::Request;
 use axum::response::{IntoResponse, Response};
 use axum::{Router, middleware, routing::any};
+use axum_cluster::testing::App;
 use axum_cluster::{
     Broadcaster, Close, Cluster, ClusterLayer, ClusterSocket, ConnectErrorKind, Health, SendError,
     Socket, Unauthenticated, UserId,
@@ -138,24 +139,20 @@ async fn an_ending_is_reported_as_the_client_was_told() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_expired_identity_closes_with_4401() {
     async fn ws(socket: ClusterSocket) -> Response {
-        let soon = SystemTime::now() + Duration::from_millis(100);
+        let soon = SystemTime::now() + Duration::from_secs(3600);
         socket
             .expires_at(soon)
             .on_upgrade(|mut socket| async move { while socket.recv().await.is_some() {} })
     }
     let cluster = Cluster::builder().start();
-    let app = Router::new().route("/ws", any(ws));
-    let (addr, _server) = serve(
-        app.layer(cluster.layer())
-            .layer(middleware::from_fn(authenticate)),
-    )
-    .await;
-    let mut client = Client::connect(addr, "alice").await;
-    assert!(matches!(client.event().await, Event::Closed(4401, _)));
-    until("unregistered", async || cluster.stats().sockets == 0).await;
+    let app = App::new(Router::new().route("/ws", any(ws)).layer(cluster.layer()));
+    let mut alice = app.socket("/ws").user("alice").await.unwrap();
+    alice.expect_silence(Duration::from_secs(3595)).await;
+    alice.closed_with(4401).await;
+    assert_eq!(cluster.stats().sockets, 0);
 }
 
 /// One route for a page and its socket, and a user type of the app's own.
@@ -177,32 +174,15 @@ async fn an_optional_socket_and_an_own_user_type() {
     let cluster = Cluster::builder()
         .identify(|user: &CurrentUser| (user.id != 0).then(|| UserId::from(user.id)))
         .start();
-    for (id, expected) in [
-        (42, text("42")),
-        (0, Event::Closed(4403, "authentication required".into())),
-    ] {
-        let app = Router::new()
-            .route("/ws", any(page_or_socket))
-            .layer(cluster.layer());
-        let (addr, _server) = serve(app.layer(Extension(CurrentUser { id }))).await;
-        let mut client = Client::try_connect(addr, "/ws", &[]).await.unwrap();
-        assert_eq!(client.event().await, expected);
-        let page = http_get(addr, "/ws").await;
-        assert!(
-            page.contains("200 OK") && page.ends_with("a page"),
-            "{page}"
-        );
-    }
-}
-
-async fn http_get(addr: std::net::SocketAddr, path: &str) -> String {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let mut stream = tokio::net::TcpStream::connect(addr).await.unwrap();
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {addr}\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut response = String::new();
-    stream.read_to_string(&mut response).await.unwrap();
-    response
+    let app = Router::new()
+        .route("/ws", any(page_or_socket))
+        .layer(cluster.layer());
+    let app = App::new(app);
+    let socket = |id| app.socket("/ws").extension(CurrentUser { id });
+    assert_eq!(socket(42).await.unwrap().recv_text().await, "42");
+    let nobody = socket(0).await.unwrap().closed_with(4403).await;
+    assert_eq!(nobody.reason, "authentication required");
+    assert_eq!(app.get("/ws").await.text(), "a page");
 }
 
 #[tokio::test]
@@ -228,9 +208,9 @@ async fn a_broadcaster_works_as_extractor_as_state_and_in_tasks() {
         .route("/state", any(from_state))
         .with_state(node.broadcaster.clone())
         .layer(node.cluster.layer());
-    let (addr, _server) = serve(app).await;
-    assert!(http_get(addr, "/extracted").await.ends_with('1'));
-    assert!(http_get(addr, "/state").await.ends_with('1'));
+    let app = App::new(app);
+    assert_eq!(app.get("/extracted").await.text(), "1");
+    assert_eq!(app.get("/state").await.text(), "1");
     let broadcaster = node.broadcaster.clone();
     let task = tokio::spawn(async move { broadcaster.to_user("alice").send(vec![7]).await });
     assert_eq!(task.await.unwrap().unwrap().local(), 1);
@@ -288,16 +268,13 @@ async fn a_failed_send_is_a_503_that_names_the_problem() {
     let app = Router::new()
         .route("/notify", any(notify))
         .layer(cluster.layer());
-    let (addr, _server) = serve(app).await;
-    let response = http_get(addr, "/notify").await;
+    let response = App::new(app).get("/notify").await;
+    assert_eq!(response.status(), 503);
+    let served = "sockets of this node were served; other nodes were not reached";
+    assert!(response.text().contains(served), "{response:?}");
     assert!(
-        response.contains("503")
-            && response.contains("sockets of this node were served; other nodes were not reached"),
-        "{response}"
-    );
-    assert!(
-        !response.contains("refused"),
-        "Redis' words are for the log: {response}"
+        !response.text().contains("refused"),
+        "Redis' words are for the log: {response:?}"
     );
 }
 

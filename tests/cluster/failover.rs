@@ -171,6 +171,32 @@ async fn a_send_is_lost_on_the_old_primary(then: impl Fn(&RedisServer)) {
     assert_eq!(moved.cluster.stats().bus_gaps, counted + 1);
 }
 
+/// The name leads to another primary and the old one lives on, so that nothing ends what stands there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_publisher_left_behind_on_another_primary_follows_the_subscriber() {
+    let (old, new) = (RedisServer::start(), RedisServer::start());
+    let name = Proxy::to(old.port()).await;
+    let builder = Lab::memory().builder().redis(name.url());
+    let [a, b] = [(); 2].map(|()| builder.clone().start());
+    let nodes = [TestNode::start(a).await, TestNode::start(b).await];
+    let [a, b] = &nodes;
+    for node in &nodes {
+        node.cluster.ready().await.unwrap();
+    }
+    let mut alice = b.client("alice").await;
+
+    name.lead_to(new.port());
+    assert_eq!(old.connections(), 4, "control: with the publishers");
+    let killed = old.cli(&["CLIENT", "KILL", "TYPE", "pubsub"]);
+    assert_eq!(killed, "2", "control: those that listen, and nobody else");
+    until_moved(&new, &nodes, &["alice"], "1").await;
+    assert!(old.cli(&["ROLE"]).starts_with("master"), "control");
+    let sent = a.broadcaster.to_user("alice").send("found").await;
+    assert_eq!(sent.unwrap().nodes(), Some(1));
+    assert_eq!(alice.event().await, text("found"));
+    until("nobody is left there", async || old.connections() == 0).await;
+}
+
 /// A3: the seats are written where nothing can be written any longer.
 #[tokio::test(flavor = "multi_thread")]
 async fn limits_are_checked_by_the_new_primary() {

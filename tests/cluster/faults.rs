@@ -135,7 +135,7 @@ async fn killed_subscribers_lose_nothing_outside_the_gap() {
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_publishers_lose_nothing_that_was_said_to_be_sent() {
     let mut lab = Lab::redis();
-    let [a, b] = lab.nodes().await;
+    let [a, b] = patient_nodes(&lab).await;
     let mut client = a.client("alice").await;
     let connections = lab.server().connections();
     assert_eq!(connections, 4, "control: two of each node");
@@ -162,6 +162,18 @@ async fn killed_publishers_lose_nothing_that_was_said_to_be_sent() {
         lab.server().connections() == connections
     })
     .await;
+}
+
+/// With the default interval: a probe waits while its publisher pauses, which kills in a row prolong, and a link that
+/// listens is given up when one waits for longer than the interval of the other tests.
+pub(crate) async fn patient_nodes(lab: &Lab) -> [TestNode; 2] {
+    let builder = lab.builder().probe_interval(Duration::from_secs(5));
+    let [a, b] = [(); 2].map(|()| builder.clone().start());
+    let nodes = [TestNode::start(a).await, TestNode::start(b).await];
+    for node in &nodes {
+        node.cluster.ready().await.unwrap();
+    }
+    nodes
 }
 
 /// B4: the publish arrives and its answer does not. The sender is told so, and nobody repeats it.

@@ -8,7 +8,10 @@ use axum::extract::ws::WebSocketUpgrade;
 use axum::http::StatusCode;
 use axum::middleware::Next;
 use axum::{Router, middleware, routing::any};
-use axum_cluster::{Broadcaster, Close, ClusterSocket, SendError, Unauthenticated};
+use axum_cluster::testing::App;
+use axum_cluster::{Broadcaster, Close, ClusterSocket, Health, SendError, Unauthenticated};
+use futures::StreamExt;
+use futures::future::join3;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
@@ -16,7 +19,7 @@ use tokio::time::Instant;
 
 use crate::support::client::{Event, text};
 use crate::support::node::{authenticate, serve};
-use crate::support::{Client, Lab, TestNode, until};
+use crate::support::{Client, Lab, TestNode, soon, until};
 
 on_every_bus! {
     one_of_two_tabs_closes
@@ -25,6 +28,7 @@ on_every_bus! {
     every_kind_of_end_unregisters_and_the_node_lives
     a_client_lost_during_the_handshake_is_unregistered
     a_hanging_handler_does_not_keep_its_socket_registered
+    what_is_read_of_a_node_ends_with_its_shutdown
 }
 
 /// L1.
@@ -201,12 +205,11 @@ async fn a_socket_dropped_in_the_middle_of_an_await_is_closed() {
     }
     let cluster = Lab::memory().builder().start();
     let app = Router::new().route("/ws", any(ws)).layer(cluster.layer());
-    let (addr, _server) = serve(app.layer(middleware::from_fn(authenticate))).await;
-    let mut client = Client::connect(addr, "alice").await;
+    let mut alice = App::new(app).socket("/ws").user("alice").await.unwrap();
     assert_eq!(cluster.stats().sockets, 1, "control");
-    client.send("drop it").await;
-    assert_eq!(client.event().await, Event::Closed(1000, String::new()));
-    until("it is unregistered", async || cluster.stats().sockets == 0).await;
+    alice.send_text("drop it").await;
+    alice.closed_with(1000).await;
+    assert_eq!(cluster.stats().sockets, 0, "it is unregistered");
 }
 
 /// L6: the client is gone before the answer is written, so that there never is a stream.
@@ -271,6 +274,25 @@ async fn a_hanging_handler_does_not_keep_its_socket_registered(lab: Lab) {
     client.send("sleep").await;
     client.close(1000).await;
     a.until_empty().await;
+}
+
+/// Whoever reads may hold a handle himself.
+async fn what_is_read_of_a_node_ends_with_its_shutdown(lab: Lab) {
+    let node = lab.node().await;
+    let (cluster, broadcaster) = (&node.cluster, &node.broadcaster);
+    let read = || {
+        let presence = broadcaster.presence().collect::<Vec<_>>();
+        let gaps = cluster.gaps().collect::<Vec<_>>();
+        join3(cluster.health_changes().collect(), gaps, presence)
+    };
+    let early = read();
+    cluster.shutdown(Duration::ZERO).await;
+    let (health, gaps, presence): (Vec<Health>, _, _) = soon("the end", early).await;
+    assert_eq!(health.last(), Some(&Health::Down));
+    assert!(gaps.is_empty() && presence.is_empty());
+    let (health, gaps, presence) = soon("the end at once", read()).await;
+    assert_eq!(health, [Health::Down]);
+    assert!(gaps.is_empty() && presence.is_empty());
 }
 
 /// L7: what is missing is named.
@@ -356,22 +378,15 @@ async fn two_extractors_of_one_upgrade_are_refused_with_the_fix() {
     let app = Router::new()
         .route("/second", any(ours_second))
         .route("/first", any(ours_first));
-    let app = app
-        .layer(cluster.layer())
-        .layer(middleware::from_fn(authenticate));
-    let (addr, _server) = serve(app).await;
-    let (status, body) = Client::try_connect(addr, "/second", &[("x-user", "a")])
-        .await
-        .unwrap_err();
-    assert_eq!(status, 500);
+    let app = App::new(app.layer(cluster.layer()));
+    let second = app.socket("/second").user("a").await.unwrap_err();
+    assert_eq!(second.status(), 500);
     assert!(
-        body.contains("WebSocketUpgrade") && body.contains("alone"),
-        "{body}"
+        second.body().contains("WebSocketUpgrade") && second.body().contains("alone"),
+        "{second}"
     );
-    let (status, _) = Client::try_connect(addr, "/first", &[("x-user", "a")])
-        .await
-        .unwrap_err();
-    assert!(status >= 400);
+    let first = app.socket("/first").user("a").await.unwrap_err();
+    assert!(first.status().as_u16() >= 400);
     assert_eq!(cluster.stats().sockets, 0, "the place was given back");
 }
 
@@ -393,10 +408,7 @@ async fn the_order_of_layers_does_not_matter() {
         .layer(middleware::from_fn(authenticate))
         .layer(cluster.layer());
     for app in [auth_outside, auth_inside] {
-        let (addr, _server) = serve(app).await;
-        assert_eq!(
-            Client::connect(addr, "alice").await.event().await,
-            text("alice")
-        );
+        let alice = App::new(app).socket("/ws").header("x-user", "alice");
+        assert_eq!(alice.await.unwrap().recv_text().await, "alice");
     }
 }

@@ -37,6 +37,7 @@ mod gaps;
 mod interop;
 mod lifecycle;
 mod links;
+mod living;
 mod operators;
 mod options;
 mod order;

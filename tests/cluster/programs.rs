@@ -65,6 +65,7 @@ fn links_lead_to_files_of_the_package() {
         "docs/faults.md",
         "docs/operating.md",
         "docs/soak.md",
+        "docs/testing.md",
         "tests/autobahn/README.md",
     ] {
         let path = root.join(document);

@@ -273,9 +273,9 @@ async fn identical_questions_share_the_work() {
         assert_eq!(ids(&roster.unwrap()), expected);
     }
     let publishes = lab.server().calls("publish") - before;
-    // Two or three rounds of a question and two answers; probes and hellos beside them.
+    // A few rounds of a question, its census and two answers, instead of 200; probes and hellos beside them.
     assert!(
-        (6..40).contains(&publishes),
+        (6..100).contains(&publishes),
         "{publishes} commands for 200 rosters"
     );
 }

@@ -1,10 +1,13 @@
 //! A node whose runtime ends.
 
-use axum_cluster::{Cluster, Health};
+use std::time::Duration;
+
+use axum_cluster::{Close, Cluster, Health};
+use futures::future::join_all;
 use tokio::runtime::{Builder, Runtime};
 
-use crate::support::client::text;
-use crate::support::{Client, Lab, RedisServer, TestNode};
+use crate::support::client::{Event, text};
+use crate::support::{Client, Lab, RedisServer, TestNode, soon};
 
 fn runtime() -> Runtime {
     Builder::new_multi_thread()
@@ -76,6 +79,31 @@ fn a_node_on_redis_that_lost_its_runtime_says_so() {
     assert!(!error.maybe_sent());
 }
 
+/// It lives, and runs nothing: what is of this node is done all the same.
+#[test]
+fn sockets_are_closed_while_nobody_drives_the_runtime_of_their_node() {
+    /// More than are closed in one turn.
+    const SOCKETS: usize = 300;
+    let home = Builder::new_current_thread().enable_all().build().unwrap();
+    let builder = Lab::memory()
+        .builder()
+        .publish_timeout(Duration::from_millis(200));
+    let cluster = home.block_on(async { builder.start() });
+    runtime().block_on(async {
+        let node = TestNode::start(cluster).await;
+        let clients = join_all((0..SOCKETS).map(|_| node.client("alice"))).await;
+        let alice = || node.broadcaster.to_user("alice");
+        let counted = soon("a count", alice().count()).await.unwrap();
+        assert!(!counted.is_complete(), "control: nobody drives it");
+        let close = alice().local().close(Close::new(4000, "bye"));
+        let closed = soon("an outcome", close).await.unwrap();
+        assert_eq!(closed.local(), SOCKETS);
+        for mut client in clients {
+            assert_eq!(client.event().await, Event::Closed(4000, "bye".into()));
+        }
+    });
+}
+
 /// The end of a node is no such thing, and neither is a shutdown.
 #[test]
 fn a_node_that_was_shut_down_stays_down() {
@@ -83,7 +111,7 @@ fn a_node_that_was_shut_down_stays_down() {
     let first = runtime();
     let cluster = first.block_on(async {
         let cluster = Cluster::connect(server.url()).await.unwrap();
-        cluster.shutdown(std::time::Duration::ZERO).await;
+        cluster.shutdown(Duration::ZERO).await;
         cluster
     });
     drop(first);

@@ -1,6 +1,6 @@
 //! What the types of the API are, whatever else they are. It compiles, or it does not.
 
-use std::borrow::Borrow;
+use std::borrow::{Borrow, Cow};
 use std::error::Error;
 use std::fmt::{Debug, Display};
 use std::hash::Hash;
@@ -9,13 +9,15 @@ use std::time::Duration;
 
 use axum::response::IntoResponse;
 use axum_cluster::{
-    Audience, Backend, Broadcaster, BroadcasterBuilder, Close, CloseCode, Closed, ClosedKind,
-    Cluster, ClusterBuilder, ClusterLayer, ClusterRejection, ClusterService, ClusterSocket,
-    ConnectError, ConnectErrorKind, Count, Delivery, Gap, Gaps, Health, HealthChanges, InvalidId,
-    InvalidNodeId, InvalidSocketId, Message, NodeId, NodeInfo, Outcome, OverLimit, Presence,
-    PresenceChange, QueryError, QueryErrorKind, Redis, RoomError, RoomErrorKind, RoomId, Roster,
-    SendError, SendErrorKind, SlowConsumer, Socket, SocketId, SocketInfo, Stats, Unauthenticated,
-    UserId, Utf8Bytes,
+    Audience, Backend, BadMessage, BadMessageKind, Broadcaster, BroadcasterBuilder, Close,
+    CloseCode, Closed, ClosedKind, Cluster, ClusterBuilder, ClusterLayer, ClusterRejection,
+    ClusterService, ClusterSocket, ConnectError, ConnectErrorKind, Count, Delivery,
+    DescriptionError, DescriptionErrorKind, Gap, Gaps, Health, HealthChanges, InvalidId,
+    InvalidNodeId, InvalidSocketId, Message, Move, Moves, NodeId, NodeInfo, NodeMessage,
+    NodeMessages, Outcome, OverLimit, Presence, PresenceChange, QueryError, QueryErrorKind, Redis,
+    RoomError, RoomErrorKind, RoomId, Roster, SendError, SendErrorKind, SendJsonError,
+    SendJsonErrorKind, SlowConsumer, Socket, SocketId, SocketInfo, StatKind, Stats, ToNodes,
+    Unauthenticated, UserId, Utf8Bytes,
 };
 use futures::{Sink, Stream};
 use serde::Serialize;
@@ -31,11 +33,65 @@ macro_rules! assert_impl {
 }
 
 assert_impl! {
-    Audience, Backend, Broadcaster, BroadcasterBuilder, Close, CloseCode, Closed, ClosedKind, Cluster, ClusterBuilder,
-    ClusterLayer, ClusterService<()>, ConnectError, ConnectErrorKind, Count, Delivery, Gap, Gaps, Health,
-    HealthChanges, InvalidId, InvalidNodeId, InvalidSocketId, Message, NodeId, NodeInfo, Outcome, OverLimit,
-    Presence, PresenceChange, QueryError, QueryErrorKind, Redis, RoomError, RoomErrorKind, RoomId, Roster, SendError,
-    SendErrorKind, SlowConsumer, Socket, SocketId, SocketInfo, Stats, Unauthenticated, UserId, Utf8Bytes:
+    Audience,
+    Backend,
+    BadMessage,
+    BadMessageKind,
+    Broadcaster,
+    BroadcasterBuilder,
+    Close,
+    CloseCode,
+    Closed,
+    ClosedKind,
+    Cluster,
+    ClusterBuilder,
+    ClusterLayer,
+    ClusterService<()>,
+    ConnectError,
+    ConnectErrorKind,
+    Count,
+    Delivery,
+    DescriptionError,
+    DescriptionErrorKind,
+    Gap,
+    Gaps,
+    Health,
+    HealthChanges,
+    InvalidId,
+    InvalidNodeId,
+    InvalidSocketId,
+    Message,
+    Move,
+    Moves,
+    NodeId,
+    NodeInfo,
+    NodeMessage,
+    NodeMessages,
+    Outcome,
+    OverLimit,
+    Presence,
+    PresenceChange,
+    QueryError,
+    QueryErrorKind,
+    Redis,
+    RoomError,
+    RoomErrorKind,
+    RoomId,
+    Roster,
+    SendError,
+    SendErrorKind,
+    SendJsonError,
+    SendJsonErrorKind,
+    SlowConsumer,
+    Socket,
+    SocketId,
+    SocketInfo,
+    StatKind,
+    Stats,
+    ToNodes,
+    Unauthenticated,
+    UserId,
+    Utf8Bytes:
     Send + Sync + Unpin + Debug + 'static
 }
 assert_impl! { ClusterRejection, ClusterSocket: Send + Sync + Unpin + Debug + 'static }
@@ -45,7 +101,7 @@ assert_impl! {
     Clone
 }
 assert_impl! {
-    Close, Count, Delivery, Gap, Health, Message, NodeInfo, Outcome, PresenceChange, Roster, SocketInfo, Stats:
+    Close, Count, Delivery, Gap, Health, Message, Move, NodeInfo, Outcome, PresenceChange, Roster, SocketInfo, Stats:
     Clone + PartialEq
 }
 assert_impl! {
@@ -56,17 +112,28 @@ assert_impl! { CloseCode, NodeId, RoomId, SocketId, UserId: DeserializeOwned + O
 assert_impl! {
     RoomId, UserId: AsRef<str> + Borrow<str> + PartialEq<str> + PartialEq<&'static str> + FromStr<Err = InvalidId>
 }
+assert_impl! {
+    Message: From<&'static str> + From<String> + From<Utf8Bytes> + From<Cow<'static, str>> + From<&'static [u8]> +
+    From<Vec<u8>> + From<axum::body::Bytes> + Into<axum::body::Bytes> + Into<Vec<u8>>
+}
+assert_impl! { Utf8Bytes: TryFrom<Message, Error = BadMessage> }
+assert_impl! { String: TryFrom<Message, Error = BadMessage> }
 assert_impl! { Utf8Bytes: Borrow<str> + Ord + Hash + Into<String> + Into<axum::body::Bytes> }
+assert_impl! { StatKind: Copy + Eq + Hash }
 assert_impl! { CloseCode: From<u16> + Into<u16> + PartialEq<u16> + Copy }
 assert_impl! {
-    ClosedKind, ConnectErrorKind, QueryErrorKind, RoomErrorKind, SendErrorKind: Copy + Eq + Hash
+    BadMessageKind, ClosedKind, ConnectErrorKind, DescriptionErrorKind, QueryErrorKind, RoomErrorKind, SendErrorKind,
+    SendJsonErrorKind: Copy + Eq + Hash
 }
 assert_impl! {
-    Closed, ClusterRejection, ConnectError, InvalidId, QueryError, RoomError, SendError: Error + IntoResponse
+    BadMessage, Closed, ClusterRejection, ConnectError, DescriptionError, InvalidId, QueryError, RoomError, SendError,
+    SendJsonError: Error + IntoResponse
 }
 assert_impl! { InvalidNodeId, InvalidSocketId: Error }
 assert_impl! { Gaps: Stream<Item = Gap> }
 assert_impl! { HealthChanges: Stream<Item = Health> }
+assert_impl! { Moves: Stream<Item = Move> }
+assert_impl! { NodeMessages: Stream<Item = NodeMessage> }
 assert_impl! { Presence: Stream<Item = PresenceChange> }
 assert_impl! { Socket: Stream<Item = Message> + Sink<Message, Error = Closed> }
 
@@ -95,7 +162,9 @@ fn every_future_is_send() {
     };
     let _never = |mut socket: Socket| {
         send(socket.recv());
+        send(socket.recv_json::<String>());
         send(socket.send("text"));
+        send(socket.send_json(&[1]));
         send(socket.join("lobby"));
         send(socket.close(Close::new(4001, "out")));
     };

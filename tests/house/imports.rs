@@ -96,6 +96,19 @@ fn code(text: &str) -> Vec<(usize, String)> {
 }
 
 impl Module {
+    /// What it defines, but for what belongs to a trait.
+    pub fn types(&self) -> impl Iterator<Item = &str> {
+        self.code.iter().filter_map(|(_, line)| {
+            let line = match line.strip_prefix("pub(") {
+                Some(line) => line.split_once(") ")?.1,
+                None => line.strip_prefix("pub ").unwrap_or(line),
+            };
+            let kinds = ["struct ", "enum ", "trait ", "type "];
+            let name = kinds.iter().find_map(|kind| line.strip_prefix(kind))?;
+            name.split(|c: char| !c.is_alphanumeric()).next()
+        })
+    }
+
     fn find_imports(&mut self, names: &[String]) {
         for (line, path) in self.paths() {
             let Some(to) = self.resolve(&path, names) else {

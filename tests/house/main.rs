@@ -134,3 +134,56 @@ fn rules_act_on_nothing() {
     }
     tell(&offences);
 }
+
+/// The words in bold under this heading.
+fn words(heading: &str) -> BTreeSet<String> {
+    let text = fs::read_to_string(root().join("CONTRIBUTING.md")).unwrap();
+    let section = text.split(heading).nth(1).unwrap();
+    let bold = section.split("**").skip(1).step_by(2);
+    bold.flat_map(str::split_whitespace)
+        .map(str::to_lowercase)
+        .collect()
+}
+
+/// Whether a word of the list is this one, or this one is a form of it.
+fn is_listed(words: &BTreeSet<String>, part: &str) -> bool {
+    let forms = ["", "s", "d", "r", "ed", "er", "ers", "ing"];
+    let stems = forms.iter().filter_map(|form| part.strip_suffix(form));
+    stems.into_iter().any(|stem| words.contains(stem))
+}
+
+#[test]
+fn every_type_is_called_by_listed_words() {
+    let (house, words) = (house(), words("## Words"));
+    let is_test = |part: &str| ["conformance", "tests", "world"].contains(&part);
+    let ours = house
+        .iter()
+        .filter(|module| !module.name.split("::").any(is_test));
+    let types: Vec<(&Module, &str)> = ours
+        .flat_map(|module| module.types().map(move |name| (module, name)))
+        .collect();
+    assert!(
+        types.len() > 200 && words.len() > 150,
+        "control: both are found"
+    );
+    let mut offences = Vec::new();
+    for (module, name) in types {
+        let unlisted = parts(name)
+            .into_iter()
+            .filter(|part| !is_listed(&words, part));
+        offences.extend(unlisted.map(|part| format!("{}: `{part}` of `{name}`", module.name)));
+    }
+    tell(&offences);
+}
+
+/// What a name is made of.
+fn parts(name: &str) -> Vec<String> {
+    let mut parts: Vec<String> = Vec::new();
+    for c in name.chars() {
+        match parts.last_mut() {
+            Some(part) if !c.is_uppercase() => part.push(c),
+            _ => parts.push(c.to_lowercase().collect()),
+        }
+    }
+    parts
+}

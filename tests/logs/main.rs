@@ -10,11 +10,11 @@ mod support;
 
 use std::time::{Duration, SystemTime};
 
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use axum::routing::any;
 use axum::{Router, middleware};
 use axum_cluster::{
-    Backend, Close, Cluster, ClusterLayer, ClusterRejection, ClusterSocket, Health, Redis,
+    Backend, Close, Cluster, ClusterLayer, ClusterRejection, ClusterSocket, Health, Message, Redis,
 };
 
 use capture::{Log, leaks, show};
@@ -100,6 +100,12 @@ async fn a_busy_day() -> Vec<&'static str> {
     cli(&["PUBLISH", channel, r#"{"text": "s3cret-foreign"}"#]);
     assert_eq!(alice.event().await, text("s3cret-foreign"));
     assert_eq!(a.stats().bus_garbage, 2);
+
+    let bad = Message::from("[\"s3cret-typo\"]").json::<[u8; 1]>();
+    let bad = bad.unwrap_err();
+    assert!(bad.to_string().contains("s3cret-typo"), "control: {bad}");
+    show("bad message", &bad);
+    assert_eq!(bad.into_response().status(), 400);
 
     alice.send("panic").await;
     assert!(matches!(alice.event().await, Event::Closed(1011, _)));

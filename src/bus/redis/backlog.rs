@@ -1,8 +1,18 @@
-//! What waits to be published, and who waits for it: which publications come next, without any I/O.
+//! What waits to be published, and who waits for it: which publications come next, and who has waited long enough.
 //!
 //! A union of very many users is cut: one part goes with every pipeline, behind all that is small. What is
 //! promised is the order of one sender to one audience, and whatever goes to that, messages and commands, is of
 //! one size, so that it never passes one another. A union of 100,000 users and one of these users are two audiences.
+//!
+//! ```text
+//!  probes -- all of them ----------+           every part is answered
+//!  small --- as many as fit -------+--> turn ---------------------------> whoever waits is told
+//!  large --- a part of the first --+     |
+//!    ^                                   |  parts are left, and somebody still waits
+//!    +-----------------------------------+
+//! ```
+//! Each waits only until its own deadline, here and in the turn. In a turn that is over for the one who asked and not
+//! for Redis, the answer finds nobody.
 
 use std::collections::VecDeque;
 use std::pin::pin;
@@ -10,9 +20,9 @@ use std::pin::pin;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
-use super::pipeline::{Counted, Unusable};
-use super::publication::{Publication, Published};
-use super::queue::Room;
+use super::pipeline::{PublishReply, Unusable};
+use super::publication::{Publication, Receivers};
+use super::queue::Permit;
 use crate::model::error::PublishError;
 
 /// Most publications in one pipeline.
@@ -24,27 +34,31 @@ pub(super) const KEPT: usize = 16 * BATCH;
 pub(super) struct Waiter {
     deadline: Instant,
     /// Taken by the first answer.
-    reply: Option<oneshot::Sender<Published>>,
+    reply: Option<oneshot::Sender<Receivers>>,
     /// What Redis said so far.
-    sum: Published,
+    sum: Receivers,
     /// A part may have been sent.
     begun: bool,
     /// Given back when Redis has answered or the connection is given up.
-    room: Room,
+    permit: Permit,
 }
 
 impl Waiter {
-    pub(super) fn new(deadline: Instant, reply: oneshot::Sender<Published>, room: Room) -> Self {
+    pub(super) fn new(
+        deadline: Instant,
+        reply: oneshot::Sender<Receivers>,
+        permit: Permit,
+    ) -> Self {
         Self {
             deadline,
             reply: Some(reply),
             sum: Ok(0),
             begun: false,
-            room,
+            permit,
         }
     }
 
-    fn answer(&mut self, published: Published) {
+    fn answer(&mut self, published: Receivers) {
         if let Some(reply) = self.reply.take() {
             // Fails only when the sender gave up.
             let _ = reply.send(published);
@@ -141,13 +155,14 @@ pub(super) struct Turn {
 }
 
 impl Turn {
-    /// Gives each the replies to its own commands; what is not finished waits for its next turn.
+    /// Gives each the replies to its own commands; what is not finished waits for its next turn. Whether a probe
+    /// reached nobody.
     pub(super) fn answer(
         &mut self,
-        mut replies: impl Iterator<Item = Counted>,
+        mut replies: impl Iterator<Item = PublishReply>,
         backlog: &mut Backlog,
-    ) {
-        let mut rooms: Option<Room> = None;
+    ) -> bool {
+        let (mut permits, mut is_astray): (Option<Permit>, bool) = (None, false);
         let waiters = self.waiters.0.drain(..);
         for (publication, mut waiter) in self.publications.drain(..).zip(waiters) {
             let mut sum = std::mem::replace(&mut waiter.sum, Ok(0));
@@ -159,13 +174,15 @@ impl Turn {
                 backlog.large.push_front((publication, waiter));
                 continue;
             }
+            is_astray |= publication.is_probe && matches!(sum, Ok(0));
             waiter.answer(sum);
             // Given back all at once: each time takes a lock.
-            match &mut rooms {
-                Some(rooms) => rooms.merge(waiter.room),
-                None => rooms = Some(waiter.room),
+            match &mut permits {
+                Some(permits) => permits.merge(waiter.permit),
+                None => permits = Some(waiter.permit),
             }
         }
+        is_astray
     }
 
     pub(super) fn fail(&mut self, error: &PublishError) {
@@ -219,7 +236,7 @@ impl Waiters {
 }
 
 /// Redis refuses a command whole, but another one of a union may have gone out.
-fn and(sum: Published, reply: Counted) -> Published {
+fn and(sum: Receivers, reply: PublishReply) -> Receivers {
     match (sum, reply) {
         (Ok(nodes), Ok(count)) => Ok(nodes + count),
         (Ok(nodes), Err(reason)) => Err(PublishError {
@@ -266,7 +283,7 @@ mod tests {
     fn queued(
         channels: std::ops::Range<usize>,
         is_probe: bool,
-    ) -> ((Publication, Waiter), oneshot::Receiver<Published>) {
+    ) -> ((Publication, Waiter), oneshot::Receiver<Receivers>) {
         let (reply, answer) = oneshot::channel();
         let channels: SmallVec<_> = channels.map(|channel| channel.to_string()).collect();
         let deadline = Instant::now() + Duration::from_secs(60);

@@ -1,4 +1,5 @@
-//! What is said to Redis. No other place composes commands.
+//! What is said to Redis. No other place composes commands, but for the login of a connection for questions, which is
+//! redis-rs' own.
 //!
 //! What the bus itself says is written as bytes, straight into the buffer that leaves; what goes through the pool
 //! is a [`Cmd`], since redis-rs serves that.
@@ -8,6 +9,11 @@ use redis::{Cmd, RedisConnectionInfo};
 
 /// Asks Redis who it is, its role among others: a question that needs no permission.
 pub(super) const HELLO: &[u8] = b"*1\r\n$5\r\nHELLO\r\n";
+
+/// The same, for what goes through redis-rs.
+pub(super) fn hello() -> Cmd {
+    redis::cmd("HELLO")
+}
 
 /// Logs in.
 pub(super) fn auth(out: &mut BytesMut, user: Option<&str>, password: &str) {
@@ -164,6 +170,6 @@ mod tests {
         let channels = ["x:all", "x:u:a"].map(str::to_owned).into_iter();
         let said = written(|out| subscribe(out, channels));
         assert_eq!(said.as_bytes(), packed.get_packed_command());
-        assert_eq!(HELLO, redis::cmd("HELLO").get_packed_command());
+        assert_eq!(HELLO, hello().get_packed_command());
     }
 }

@@ -1,5 +1,14 @@
 //! Connections for questions, pooled by bb8, and for seats. Every exchange asks for the role first, and all of
 //! them follow the bus: none outlives a change of the primary.
+//!
+//! ```text
+//!          a question                 answered
+//!  idle ----------------> owing ------------------> idle
+//!    |                      |
+//!    |                      |  an error, an answer that comes too late, a replica, or what shows a wrong server
+//!    +----------------------+--> dead
+//!     its end; another connection of its generation met the wrong server, or the bus listens on a new one
+//! ```
 
 use std::io;
 use std::sync::Arc;
@@ -53,7 +62,7 @@ pub(crate) struct Commands(Pipeline);
 impl Commands {
     pub(crate) fn new() -> Self {
         let mut pipeline = redis::pipe();
-        pipeline.ignore_errors().cmd("HELLO");
+        pipeline.ignore_errors().add_command(command::hello());
         Self(pipeline)
     }
 

@@ -32,7 +32,7 @@ use super::outstanding::{Request, Verb};
 use super::proof::Proof;
 use super::resp::Reply;
 use super::shared::SharedSubscriptions;
-use super::subscriptions::{Answer, Refusal, Subscriptions};
+use super::subscriptions::{Answered, Refusal, Subscriptions};
 use crate::model::error::PublishError;
 use crate::model::id::NodeId;
 use crate::model::topic::{Namespace, Topic};
@@ -222,12 +222,12 @@ impl Link {
         let topic = self.context.namespace.topic(channel)?;
         let subscriptions = &self.context.subscriptions;
         match subscriptions.with(|table| table.answered(verb, topic, now)) {
-            Answer::InTurn => self.answered_at = now,
-            Answer::Ended => {
+            Answered::InTurn => self.answered_at = now,
+            Answered::Ended => {
                 self.because = Some(ENDED);
                 return Some(Event::Moved { topic });
             }
-            Answer::OutOfTurn | Answer::Stray => {}
+            Answered::OutOfTurn | Answered::Stray => {}
         }
         None
     }

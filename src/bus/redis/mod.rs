@@ -53,9 +53,9 @@ use self::link::LinkContext;
 pub use self::options::Redis;
 pub(crate) use self::options::Target;
 use self::publisher::{PublishQueue, Publisher};
-use self::quota::{SharedLedger, Writer};
+use self::quota::{SeatWriter, SharedLedger};
 #[cfg(any(fuzzing, axum_cluster_internals))]
-pub(crate) use self::resp::Reader;
+pub(crate) use self::resp::RespReader;
 use self::sentinel::{Seeker, Sentinels, Watcher};
 use self::shared::SharedSubscriptions;
 use self::subscriber::Subscriber;
@@ -201,7 +201,7 @@ impl Bus for RedisBus {
             let writer = || {
                 let connector =
                     Connector::new(self.topology.clone(), self.settings.publish_timeout);
-                Writer::new(
+                SeatWriter::new(
                     seats.clone(),
                     connector,
                     self.advice.clone(),

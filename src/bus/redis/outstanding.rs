@@ -40,9 +40,9 @@ struct Owed {
     verb: Verb,
     /// How many topics were sent before it.
     place: u64,
-    /// Those without an answer, the next first.
+    /// Topics without an answer, the next first.
     topics: VecDeque<Topic>,
-    /// This one is answered, or a later one, in part: so Redis did not refuse it.
+    /// This command is answered in part, or a later one is: so Redis did not refuse it.
     begun: bool,
 }
 

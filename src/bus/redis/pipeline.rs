@@ -11,11 +11,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::advice::{Advice, REPLICA, is_unfit, tells_no_role};
 use super::command::{self, HELLO};
 use super::endpoint::Stream;
-use super::resp::{Reader, Reply};
+use super::resp::{Reply, RespReader};
 use super::topology::{Opened, Topology};
 
 /// What Redis says to one PUBLISH: how many received it, or why it was refused.
-pub(crate) type Counted = Result<usize, Arc<str>>;
+pub(crate) type PublishReply = Result<usize, Arc<str>>;
 
 /// Why a connection is of no use, or no longer.
 #[derive(Debug)]
@@ -40,7 +40,7 @@ pub(crate) struct Pipeline {
     stream: Pin<Box<dyn Stream>>,
     /// The topology's when it was opened.
     pub(super) route: u64,
-    reader: Reader,
+    reader: RespReader,
     output: BytesMut,
     advice: Arc<Advice>,
     /// Replies that are still to come.
@@ -52,7 +52,7 @@ pub(crate) struct Pipeline {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum First {
     Login,
-    /// Whether this is a replica.
+    /// Whether the server is a replica.
     Role,
 }
 
@@ -65,7 +65,7 @@ impl Pipeline {
         let mut pipeline = Self {
             stream: dialed.stream,
             route,
-            reader: Reader::new(KEPT),
+            reader: RespReader::new(KEPT),
             output: BytesMut::new(),
             advice: advice.clone(),
             owed: 0,
@@ -124,7 +124,10 @@ impl Pipeline {
 
     /// Writes what was added and reads the replies in its order, into what is empty. A reply of another kind than was
     /// asked for belongs to another command. After an error, or cancelled, the connection is useless.
-    pub(crate) async fn exchange(&mut self, replies: &mut Vec<Counted>) -> Result<(), Unusable> {
+    pub(crate) async fn exchange(
+        &mut self,
+        replies: &mut Vec<PublishReply>,
+    ) -> Result<(), Unusable> {
         self.write().await?;
         self.stream
             .flush()
@@ -187,7 +190,7 @@ mod tests {
         Pipeline {
             stream: Box::pin(stream),
             route: 0,
-            reader: Reader::new(KEPT),
+            reader: RespReader::new(KEPT),
             output: BytesMut::new(),
             advice: Arc::new(Advice::new(None, &Namespace::new("x").unwrap())),
             owed: 0,
@@ -196,7 +199,7 @@ mod tests {
     }
 
     /// A PUBLISH, with the question for the role before it or not, and what Redis says.
-    async fn publish(asks: bool, answers: &[u8]) -> Result<Vec<Counted>, Arc<str>> {
+    async fn publish(asks: bool, answers: &[u8]) -> Result<Vec<PublishReply>, Arc<str>> {
         let (stream, mut server) = tokio::io::duplex(1024);
         let mut pipeline = over(stream);
         if asks {

@@ -3,6 +3,18 @@
 //! A probe is published on the node's own channel and has to come back through its subscriber. It
 //! finds what no error tells: a black-holed link, a frozen Redis, two connections that ended up on
 //! different servers.
+//!
+//! A late one is asked after once more before the connection is given up, since one that was lost on its way to Redis
+//! says nothing of the way back. For the same reason one that could not be published counts for nothing.
+//!
+//! ```text
+//!            its time has come: Send
+//!   resting -------------------------> out ---> half an interval without it: once more, the second time Lost
+//!      ^                                |
+//!      |  for an interval               |  it came back
+//!      |  for a fifth of one            |  it could not be published
+//!      +--------------------------------+
+//! ```
 
 use std::time::Duration;
 
@@ -60,13 +72,13 @@ impl Probe {
         Next::Send
     }
 
-    /// It came back.
+    /// The probe came back.
     pub(crate) fn returned(&mut self, now: Instant) {
         (self.sent, self.misses) = (None, 0);
         self.next = now + self.interval;
     }
 
-    /// It could not be published, which says nothing about the subscriber's connection.
+    /// The probe could not be published, which says nothing about the subscriber's connection.
     pub(crate) fn unsent(&mut self, now: Instant) {
         self.sent = None;
         self.next = now + self.interval / RETRY;

@@ -22,6 +22,7 @@ use super::probe::{Next, Probe};
 use crate::bus::scope::Scope;
 use crate::bus::wire::{self, Action};
 use crate::model::id::NodeId;
+use crate::model::manner::Manner;
 
 pub(super) struct Proof {
     node: NodeId,
@@ -80,7 +81,13 @@ impl Proof {
     fn numbered(&mut self) -> Bytes {
         let number = Some(self.number);
         self.number = self.number.wrapping_add(1);
-        wire::encode(self.node, number, &Scope::default(), &Action::Probe)
+        wire::encode(
+            self.node,
+            number,
+            &Scope::default(),
+            &Manner::InTurn,
+            &Action::Probe,
+        )
     }
 
     /// A probe to be published now.
@@ -103,7 +110,7 @@ impl Proof {
         self.probe.unsent(now);
     }
 
-    /// Whether this is one of the probes, come back.
+    /// Whether this payload is one of the probes, come back.
     pub(super) fn returned(&mut self, payload: &[u8], now: Instant) -> bool {
         let Some(at) = self.out.iter().position(|(probe, _)| *probe == payload) else {
             return false;

@@ -16,7 +16,7 @@ const PART_BYTES: usize = 2 * 1024 * 1024;
 pub(super) struct Publication {
     pub(super) channels: SmallVec<[String; 1]>,
     pub(super) envelope: Bytes,
-    /// It wants to know whether it went to a replica.
+    /// Whoever publishes wants to know whether it went to a replica.
     pub(super) is_probe: bool,
     pub(super) size: Size,
     /// On how many channels it was published before this turn, …
@@ -69,4 +69,4 @@ impl Publication {
 }
 
 /// To how many it went.
-pub(super) type Published = Result<usize, PublishError>;
+pub(super) type Receivers = Result<usize, PublishError>;

@@ -3,6 +3,21 @@
 //! The next pipeline is written when the last is answered, so a busy node batches by itself, a quiet
 //! one waits for nothing, and the order of a sender holds even across a reconnect. (Measured: 836 k
 //! messages/s at 1.2 µs against 59 k at 16 µs with a pool checkout per message.)
+//!
+//! Whether publications wait for a connection depends on why there is none. One that was lost comes again within
+//! moments, as a rule, so they wait, each as long as it may. Where none can be opened nobody knows for how long, so
+//! they fail at once until the next attempt.
+//!
+//! ```text
+//!          something is queued              logged in, to no replica
+//!  closed --------------------> opening ------------------------------> open --> one turn after the other
+//!    ^  ^                          |                                      |
+//!    |  |   all that is queued     |                                      |  it ended, broke the protocol, or answered
+//!    |  |   fails, and what comes  |                                      |  too late: what is in the turn fails, and
+//!    |  +-- until a pause is over -+                                      |  may have been sent
+//!    |                                                                    |
+//!    +---- after a pause, in which what comes is queued ------------------+
+//! ```
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -23,7 +38,7 @@ use super::backlog::{BATCH, Backlog, KEPT, Turn, Waiter};
 use super::backoff::Backoff;
 use super::endpoint::OPENING;
 use super::pipeline::{Pipeline, Unusable};
-use super::publication::{Publication, Published};
+use super::publication::{Publication, Receivers};
 use super::queue::{Place, Queue, Queued};
 use super::topology::{LEFT, Topology};
 use crate::bus::scope::Size;
@@ -95,7 +110,7 @@ impl Publisher {
         channels: SmallVec<[String; 1]>,
         envelope: Bytes,
         size: Size,
-    ) -> impl Future<Output = Published> + Send + use<> {
+    ) -> impl Future<Output = Receivers> + Send + use<> {
         self.enqueue(Publication::new(channels, envelope, size))
     }
 
@@ -104,7 +119,7 @@ impl Publisher {
         &self,
         channel: String,
         envelope: Bytes,
-    ) -> impl Future<Output = Published> + Send + use<> {
+    ) -> impl Future<Output = Receivers> + Send + use<> {
         self.enqueue(Publication::probe(smallvec![channel], envelope))
     }
 
@@ -113,7 +128,7 @@ impl Publisher {
         self.queue.taken()
     }
 
-    fn enqueue(&self, publication: Publication) -> impl Future<Output = Published> + Send + use<> {
+    fn enqueue(&self, publication: Publication) -> impl Future<Output = Receivers> + Send + use<> {
         let deadline = Instant::now() + self.deadline;
         let (reply, answer) = oneshot::channel();
         let queued = Queued::new(publication, deadline, reply);
@@ -136,10 +151,10 @@ impl Publisher {
 /// Waits for room, and then for the answer.
 async fn in_line(
     place: Place,
-    mut answer: oneshot::Receiver<Published>,
+    mut answer: oneshot::Receiver<Receivers>,
     deadline: Instant,
     runtime: Handle,
-) -> Published {
+) -> Receivers {
     // By our own timer: who waits may have none.
     let waiting = {
         let _home = runtime.enter();
@@ -152,7 +167,7 @@ async fn in_line(
     }
 }
 
-fn answered(answer: Result<Published, RecvError>) -> Published {
+fn answered(answer: Result<Receivers, RecvError>) -> Receivers {
     answer.unwrap_or_else(|_| Err(PublishError::maybe_sent("the cluster was shut down")))
 }
 
@@ -228,7 +243,11 @@ impl PublishQueue {
             };
             let until = Instant::now() + self.deadline;
             match turn.waiters.wait(publishing, until, &mut backlog).await {
-                Ok(()) => turn.answer(replies.drain(..), &mut backlog),
+                Ok(()) => {
+                    let is_astray = turn.answer(replies.drain(..), &mut backlog);
+                    // It leads elsewhere than the subscriptions, and nothing else may ever end it.
+                    pipeline.take_if(|_| is_astray);
+                }
                 Err(unusable) => {
                     turn.fail(&unusable.into_error(true));
                     replies.clear();

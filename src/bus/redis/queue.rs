@@ -4,6 +4,18 @@
 //! Whoever waits for room leaves here what it publishes, and takes it away when it gives up. So what waits is as much
 //! as callers hold, and yet the order is that of the calls: with a semaphore it would be that of the polls in which
 //! each finds that it has room.
+//!
+//! ```text
+//!             room, and nobody before it                      the publisher looks
+//!  enqueue ------------------------------------> arrived ------------------------> its own, until Redis has answered:
+//!     |                                             ^                              then the room is given back
+//!     |  none: a ticket         it is next, and     |
+//!     +------------------> waiting -----------------+
+//!                             |     there is room
+//!                             +--> taken away, by whoever gives up
+//! ```
+//! Next is whoever came first; but a large union that waits for others of its kind lets small ones pass. A closed queue
+//! fails what is there, and what comes.
 
 use std::collections::BTreeMap;
 use std::mem::{swap, take};
@@ -13,7 +25,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
-use super::publication::{Publication, Published};
+use super::publication::{Publication, Receivers};
 use crate::model::error::PublishError;
 
 /// What may be queued, in units of [`UNIT`] bytes of payload; every publication takes at least one.
@@ -48,19 +60,19 @@ pub(super) struct Queued {
     publication: Publication,
     units: Units,
     deadline: Instant,
-    reply: oneshot::Sender<Published>,
+    reply: oneshot::Sender<Receivers>,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
 struct Units {
     all: usize,
-    /// Those of large unions.
+    /// The units of large unions among them.
     large: usize,
 }
 
 /// What a publication takes of the queue. Given back when dropped.
 #[derive(Debug)]
-pub(super) struct Room {
+pub(super) struct Permit {
     units: Units,
     queue: Arc<Queue>,
 }
@@ -213,7 +225,7 @@ impl Queued {
     pub(super) fn new(
         publication: Publication,
         deadline: Instant,
-        reply: oneshot::Sender<Published>,
+        reply: oneshot::Sender<Receivers>,
     ) -> Self {
         Self {
             units: Units::of(&publication),
@@ -223,17 +235,17 @@ impl Queued {
         }
     }
 
-    /// With whoever `waits` for it, and the room that it has taken.
+    /// With whoever `waits` for it, and the permit for the room that it has taken.
     pub(super) fn admitted<W>(
         self,
         queue: &Arc<Queue>,
-        waits: impl FnOnce(Instant, oneshot::Sender<Published>, Room) -> W,
+        waits: impl FnOnce(Instant, oneshot::Sender<Receivers>, Permit) -> W,
     ) -> (Publication, W) {
-        let room = Room {
+        let permit = Permit {
             units: self.units,
             queue: queue.clone(),
         };
-        let waiter = waits(self.deadline, self.reply, room);
+        let waiter = waits(self.deadline, self.reply, permit);
         (self.publication, waiter)
     }
 }
@@ -256,8 +268,8 @@ impl Units {
     }
 }
 
-impl Room {
-    /// Both are given back at once: each time takes a lock.
+impl Permit {
+    /// Makes one permit of two, which are given back at once: each time takes a lock.
     pub(super) fn merge(&mut self, mut other: Self) {
         let more = take(&mut other.units);
         self.units.all += more.all;
@@ -265,7 +277,7 @@ impl Room {
     }
 }
 
-impl Drop for Room {
+impl Drop for Permit {
     fn drop(&mut self) {
         if self.units.all > 0 {
             self.queue.change(|state| state.release(self.units));
@@ -274,7 +286,7 @@ impl Drop for Room {
 }
 
 impl Place {
-    /// Gives it up; whether there was no room until now.
+    /// Gives the place up; whether there was no room until now.
     pub(super) fn leave(&self) -> bool {
         let leave = |state: &mut State| state.leave(self.ticket, self.is_large);
         self.queue.change(leave).is_some()
@@ -307,7 +319,7 @@ mod tests {
     struct Call {
         /// If there is no room.
         place: Option<Place>,
-        answer: oneshot::Receiver<Published>,
+        answer: oneshot::Receiver<Receivers>,
         envelope: Bytes,
     }
 
@@ -335,13 +347,13 @@ mod tests {
         enqueue(queue, publication(name, units, Size::Large))
     }
 
-    /// What the publisher takes over, by its channel, and its room.
-    fn taken(queue: &Arc<Queue>) -> (Vec<String>, Vec<Room>) {
+    /// What the publisher takes over, by its channel, and the permits.
+    fn taken(queue: &Arc<Queue>) -> (Vec<String>, Vec<Permit>) {
         let mut arrived = Vec::new();
         queue.take(&mut arrived);
         let admitted = arrived
             .into_iter()
-            .map(|queued| queued.admitted(queue, |_, _, room| room));
+            .map(|queued| queued.admitted(queue, |_, _, permit| permit));
         let named = admitted.map(|(publication, waiter)| (publication.channels.concat(), waiter));
         named.unzip()
     }
@@ -354,7 +366,7 @@ mod tests {
     fn room_is_given_in_the_order_of_the_calls() {
         let queue = Arc::new(Queue::default());
         small(&queue, "most", QUEUE - 1);
-        let (came, room) = taken(&queue);
+        let (came, permit) = taken(&queue);
         assert_eq!(came, ["most"]);
         let calls = [("a", 2), ("b", 1), ("c", 1)].map(|(name, units)| small(&queue, name, units));
         assert!(calls.iter().all(|call| call.place.is_some()));
@@ -363,8 +375,8 @@ mod tests {
             "b and c would fit, but a is first"
         );
         assert_eq!(queue.taken(), QUEUE - 1);
-        drop(room);
-        let (came, room) = taken(&queue);
+        drop(permit);
+        let (came, permit) = taken(&queue);
         assert_eq!(came, ["a", "b", "c"]);
         assert_eq!(queue.taken(), 4);
         assert!(
@@ -372,7 +384,7 @@ mod tests {
                 .iter()
                 .all(|call| !call.place.as_ref().unwrap().leave())
         );
-        drop(room);
+        drop(permit);
         assert_eq!(queue.taken(), 0);
     }
 
@@ -381,7 +393,7 @@ mod tests {
     fn who_gives_up_leaves_nothing() {
         let queue = Arc::new(Queue::default());
         small(&queue, "most", QUEUE - 1);
-        let (_, room) = taken(&queue);
+        let (_, permit) = taken(&queue);
         let [first, second, third] =
             [("a", 2), ("b", 1), ("c", 2)].map(|(name, units)| small(&queue, name, units));
         assert!(!first.envelope.is_unique(), "control: it is queued");
@@ -390,7 +402,7 @@ mod tests {
         assert_eq!(names(&queue), ["b"], "there was room for it");
         assert!(third.place.as_ref().unwrap().leave());
         assert!(third.answer.now_or_never().unwrap().is_err());
-        drop((room, second));
+        drop((permit, second));
         assert_eq!((names(&queue).len(), queue.taken()), (0, 0));
     }
 

@@ -51,7 +51,7 @@ pub(super) struct Refusals {
 }
 
 impl Refusals {
-    /// These share the next command.
+    /// These topics share the next command.
     pub(super) fn group(&mut self, topics: Vec<Topic>) {
         if !topics.is_empty() {
             self.groups.push_back(topics);

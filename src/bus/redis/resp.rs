@@ -4,6 +4,15 @@
 //! A message larger than the limit is skipped as it arrives, so that no publisher can make a node
 //! allocate. What is not complete is not parsed again until it is: however it is cut, every byte is looked
 //! at a few times only.
+//!
+//! ```text
+//!               complete: handed on
+//!  at a reply ----------------------> at the next
+//!    |     ^
+//!    |     +--- too long, known from its beginning: Oversized, and skipped as it arrives
+//!    |
+//!    +--> incomplete: an outline says how much of it is there, until it is complete; or broken, for good
+//! ```
 
 use bytes::{Buf, BytesMut};
 
@@ -41,7 +50,7 @@ pub(crate) struct Broken;
 
 /// Bytes as they arrive, and what of them is to be skipped.
 #[derive(Debug)]
-pub(crate) struct Reader {
+pub(crate) struct RespReader {
     buffer: BytesMut,
     skip: usize,
     limit: usize,
@@ -62,7 +71,7 @@ const MAX_FIELDS: usize = 1024;
 /// The list of modules, a module, its arguments.
 const MAX_DEPTH: usize = 3;
 
-impl Reader {
+impl RespReader {
     /// `limit` is the size of the largest message that is wanted, in bytes.
     pub(crate) fn new(limit: usize) -> Self {
         Self {
@@ -402,7 +411,7 @@ mod tests {
         limit: usize,
         pieces: impl IntoIterator<Item = impl AsRef<[u8]>>,
     ) -> (Vec<String>, Result<(), Broken>) {
-        let mut reader = Reader::new(limit);
+        let mut reader = RespReader::new(limit);
         let mut said = Vec::new();
         for piece in pieces {
             reader.space().extend_from_slice(piece.as_ref());
@@ -494,7 +503,7 @@ mod tests {
 
     #[test]
     fn a_message_over_the_limit_is_skipped_without_being_kept() {
-        let mut reader = Reader::new(1024);
+        let mut reader = RespReader::new(1024);
         let mut input = message("n:u", &vec![b'x'; 40_000_000]);
         input.extend(message("n:u", b"after"));
         let mut said = Vec::new();
@@ -514,7 +523,7 @@ mod tests {
     /// 1,000 modules with 1,000 words each are within every other bound.
     #[test]
     fn a_hello_without_end_is_given_up() {
-        let mut reader = Reader::new(10_000_000);
+        let mut reader = RespReader::new(10_000_000);
         let head = "*4\r\n$6\r\nserver\r\n$5\r\nredis\r\n$7\r\nmodules\r\n*1000\r\n";
         let module = format!("*1000\r\n{}", "$4\r\nword\r\n".repeat(1000));
         let input = [head.to_owned(), module.repeat(1000)].concat();
@@ -589,7 +598,7 @@ mod tests {
 
     #[test]
     fn memory_of_a_large_message_is_given_back() {
-        let mut reader = Reader::new(10_000_000);
+        let mut reader = RespReader::new(10_000_000);
         for piece in message("n:u", &vec![b'x'; 5_000_000]).chunks(60_000) {
             reader.space().extend_from_slice(piece);
             reader.read(usize::MAX, |_| ()).unwrap();

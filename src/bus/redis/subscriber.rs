@@ -18,7 +18,7 @@ use super::endpoint::OPENING;
 use super::link::{Event, Link, LinkContext, Lost};
 use super::publisher::Publisher;
 use super::quota::SharedLedger;
-use super::resp::{Broken, Reader};
+use super::resp::{Broken, RespReader};
 use super::subscriptions::Subscriptions;
 use super::topology::{LEFT, Opened, Topology};
 use crate::bus::Listener;
@@ -40,7 +40,7 @@ pub(super) struct Subscriber {
     pub(super) listener: Weak<dyn Listener>,
     /// Said once that Redis does not tell its role.
     pub(super) told_no_role: Once,
-    /// Whether it has run before.
+    /// Whether the task has run before.
     pub(super) began: bool,
 }
 
@@ -58,7 +58,7 @@ impl Subscriber {
             let route = self.topology.route();
             let Err(Lost { reason, strayed }) = self.listen(&mut backoff).await;
             // What was read when another server became the primary was heard.
-            self.settle().await;
+            self.flush().await;
             // Nobody waits for a connection that could not be made either.
             self.context.subscriptions.with(Subscriptions::disconnected);
             self.tell(|listener| {
@@ -115,7 +115,7 @@ impl Subscriber {
         backoff: &mut Backoff,
     ) -> Result<Infallible, Lost> {
         let (mut read, mut write) = tokio::io::split(stream);
-        let (mut reader, mut output) = (Reader::new(MAX_ENVELOPE), BytesMut::new());
+        let (mut reader, mut output) = (RespReader::new(MAX_ENVELOPE), BytesMut::new());
         // TLS keeps what the kernel did not take.
         let mut unflushed = false;
         let mut publishing = pin!(Fuse::terminated());
@@ -165,7 +165,7 @@ impl Subscriber {
     /// Hands on what was read, letting other tasks run in between.
     async fn hear(
         &self,
-        reader: &mut Reader,
+        reader: &mut RespReader,
         link: &mut Link,
         backoff: &mut Backoff,
     ) -> Result<(), Lost> {
@@ -183,7 +183,7 @@ impl Subscriber {
                 }
             });
             drop(listener);
-            self.settle().await;
+            self.flush().await;
             match (lost, read) {
                 (Some(lost), _) => return Err(lost),
                 (None, Ok(true)) => {}
@@ -194,11 +194,11 @@ impl Subscriber {
     }
 
     /// Delivers what was heard, letting other tasks run in between.
-    async fn settle(&self) {
+    async fn flush(&self) {
         while self
             .listener
             .upgrade()
-            .is_some_and(|listener| listener.settle())
+            .is_some_and(|listener| listener.flush())
         {
             yield_now().await;
         }
@@ -310,7 +310,7 @@ mod tests {
             assert!(topic.starts_with("n:"), "{topic} was heard");
         }
 
-        fn settle(&self) -> bool {
+        fn flush(&self) -> bool {
             false
         }
 

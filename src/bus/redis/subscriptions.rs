@@ -17,6 +17,19 @@
 //!    +-- a pause - refused                     |
 //!    +-----------------------------------------+  ended by Redis, or not wanted for a linger
 //! ```
+//!
+//! Beside that there is the phase of all, which says whether it is worth waiting: while the first connection is made,
+//! and while one works. In an outage it is not: whoever wants a topic goes on unheard, and must be confirmed before the
+//! bus is up again. That somebody goes on for want of patience is such an outage too.
+//!
+//! ```text
+//!            connected                              all that nobody waited for is confirmed
+//!  Starting -----------> Up <------------------------------------------ Restoring
+//!     |                  |  |   somebody lost patience, or was ended        ^  ^
+//!     |                  |  +-----------------------------------------------+  |
+//!     |   disconnected   v                                 connected           |
+//!     +---------------> Down --------------------------------------------------+
+//! ```
 
 use std::collections::{HashMap, VecDeque};
 use std::mem::{replace, take};
@@ -35,7 +48,7 @@ pub(super) struct Subscriptions {
     linger: Duration,
     /// Without it the connection is of no use: wanted always, and asked for first and alone.
     own: Topic,
-    entries: HashMap<Topic, Entry>,
+    interests: HashMap<Topic, Interest>,
     /// Topics to look at: what was sent may differ from what is wanted. Empty while there is no
     /// connection.
     changed: VecDeque<Topic>,
@@ -86,22 +99,22 @@ enum Phase {
 }
 
 #[derive(Debug, Default)]
-struct Entry {
+struct Interest {
     reasons: usize,
     /// Until when it stays subscribed although nobody wants it.
     linger_until: Option<Instant>,
-    /// Whether it is in `changed`, in `restoring` or in a group.
+    /// Whether the topic is in `changed`, in `restoring` or in a group.
     queued: bool,
     /// Whether the last command sent was a SUBSCRIBE that is not refused.
     subscribed: bool,
     /// How many commands are unanswered.
     unanswered: usize,
-    /// Its place among the refused: somebody goes on unheard.
+    /// The place of the topic among the refused: somebody goes on unheard.
     refused: Option<u64>,
     waiting: Vec<oneshot::Sender<()>>,
 }
 
-impl Entry {
+impl Interest {
     fn is_wanted(&self, now: Instant) -> bool {
         self.reasons > 0 || self.subscribed && self.linger_until.is_some_and(|end| now < end)
     }
@@ -117,12 +130,12 @@ impl Entry {
 
 /// What Redis said of one topic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Answer {
+pub(super) enum Answered {
     /// What was to be answered next.
     InTurn,
     /// An answer before it was lost.
     OutOfTurn,
-    /// It ended, unasked, a subscription that is wanted. It is asked for anew.
+    /// Redis ended, unasked, a subscription that is wanted. It is asked for anew.
     Ended,
     /// Nothing that concerns us.
     Stray,
@@ -141,13 +154,13 @@ pub(super) enum Refusal {
 
 impl Subscriptions {
     pub(super) fn new(linger: Duration, own: Topic) -> Self {
-        let wanted = Entry {
+        let wanted = Interest {
             reasons: 1,
-            ..Entry::default()
+            ..Interest::default()
         };
         Self {
             linger,
-            entries: HashMap::from([(own.clone(), wanted)]),
+            interests: HashMap::from([(own.clone(), wanted)]),
             own,
             changed: VecDeque::new(),
             restoring: VecDeque::new(),
@@ -168,39 +181,39 @@ impl Subscriptions {
     /// One more reason to hear a topic.
     pub(super) fn want(&mut self, topic: &Topic) -> Confirmation {
         let connected = self.is_connected();
-        let entry = self.entries.entry(topic.clone()).or_default();
-        entry.reasons += 1;
-        if entry.is_confirmed() || entry.refused.is_some() {
+        let interest = self.interests.entry(topic.clone()).or_default();
+        interest.reasons += 1;
+        if interest.is_confirmed() || interest.refused.is_some() {
             return Confirmation::NotAwaited;
         }
-        if connected && !entry.subscribed && !replace(&mut entry.queued, true) {
+        if connected && !interest.subscribed && !replace(&mut interest.queued, true) {
             self.changed.push_back(topic.clone());
         }
         if matches!(self.phase, Phase::Down | Phase::Restoring) {
             return Confirmation::NotAwaited;
         }
         let (confirm, confirmed) = oneshot::channel();
-        entry.waiting.push(confirm);
+        interest.waiting.push(confirm);
         Confirmation::Pending(confirmed)
     }
 
-    /// One reason less.
+    /// One reason less to hear a topic.
     pub(super) fn release(&mut self, topic: &Topic, now: Instant) {
-        let Some(entry) = self.entries.get_mut(topic) else {
+        let Some(interest) = self.interests.get_mut(topic) else {
             return;
         };
-        entry.reasons -= 1;
-        if entry.reasons > 0 {
+        interest.reasons -= 1;
+        if interest.reasons > 0 {
             return;
         }
-        let waiting = take(&mut entry.waiting);
+        let waiting = take(&mut interest.waiting);
         self.news.given_up.extend(waiting);
-        if let Some(place) = entry.refused.take() {
+        if let Some(place) = interest.refused.take() {
             self.refusals.forget(place, now);
         }
-        if entry.subscribed {
+        if interest.subscribed {
             let end = now + self.linger;
-            entry.linger_until = Some(end);
+            interest.linger_until = Some(end);
             self.lingering.push_back((end, topic.clone()));
         }
         self.forget_if_unused(topic.as_str());
@@ -243,19 +256,19 @@ impl Subscriptions {
             let Some((_, topic)) = self.lingering.pop_front() else {
                 break;
             };
-            let Some(entry) = self.entries.get_mut(&topic) else {
+            let Some(interest) = self.interests.get_mut(&topic) else {
                 continue;
             };
-            if !entry.is_wanted(now) && !replace(&mut entry.queued, true) {
+            if !interest.is_wanted(now) && !replace(&mut interest.queued, true) {
                 self.changed.push_back(topic);
             }
         }
         for (place, topic) in self.refusals.again(now) {
-            let Some(entry) = self.entries.get_mut(&topic) else {
+            let Some(interest) = self.interests.get_mut(&topic) else {
                 continue;
             };
-            entry.refused = Some(place);
-            if !entry.subscribed && !replace(&mut entry.queued, true) {
+            interest.refused = Some(place);
+            if !interest.subscribed && !replace(&mut interest.queued, true) {
                 self.refusals.group(vec![topic]);
             }
         }
@@ -263,15 +276,15 @@ impl Subscriptions {
 
     /// What to send for a topic now, if anything.
     fn turn(&mut self, topic: &Topic, now: Instant) -> Option<Verb> {
-        let entry = self.entries.get_mut(topic)?;
-        entry.queued = false;
-        let wanted = entry.is_wanted(now);
-        if wanted == entry.subscribed {
+        let interest = self.interests.get_mut(topic)?;
+        interest.queued = false;
+        let wanted = interest.is_wanted(now);
+        if wanted == interest.subscribed {
             self.forget_if_unused(topic.as_str());
             return None;
         }
-        entry.subscribed = wanted;
-        entry.unanswered += 1;
+        interest.subscribed = wanted;
+        interest.unanswered += 1;
         Some(match wanted {
             true => Verb::Subscribe,
             false => Verb::Unsubscribe,
@@ -308,49 +321,52 @@ impl Subscriptions {
     }
 
     /// Redis said that a topic is subscribed, or is not any longer.
-    pub(super) fn answered(&mut self, verb: Verb, topic: &str, now: Instant) -> Answer {
-        let unanswered = self.entries.get(topic).map_or(0, |entry| entry.unanswered);
+    pub(super) fn answered(&mut self, verb: Verb, topic: &str, now: Instant) -> Answered {
+        let unanswered = self
+            .interests
+            .get(topic)
+            .map_or(0, |interest| interest.unanswered);
         let Some((in_turn, struck)) = self.outstanding.strike(verb, topic, unanswered) else {
             return self.unasked(verb, topic);
         };
-        if let Some(entry) = self.entries.get_mut(topic) {
-            entry.unanswered -= struck;
-            if entry.is_confirmed() {
-                let waiting = take(&mut entry.waiting);
+        if let Some(interest) = self.interests.get_mut(topic) {
+            interest.unanswered -= struck;
+            if interest.is_confirmed() {
+                let waiting = take(&mut interest.waiting);
                 self.news.confirmed.extend(waiting);
-                if let Some(place) = entry.refused.take() {
+                if let Some(place) = interest.refused.take() {
                     self.refusals.grant(place, now);
                 }
             }
         }
         self.forget_if_unused(topic);
         match in_turn {
-            true => Answer::InTurn,
-            false => Answer::OutOfTurn,
+            true => Answered::InTurn,
+            false => Answered::OutOfTurn,
         }
     }
 
     /// Redis said what answers nothing. While something is unanswered for the topic, that answer will tell.
-    fn unasked(&mut self, verb: Verb, topic: &str) -> Answer {
-        let Some((key, entry)) = self.entries.get_key_value(topic) else {
-            return Answer::Stray;
+    fn unasked(&mut self, verb: Verb, topic: &str) -> Answered {
+        let Some((key, interest)) = self.interests.get_key_value(topic) else {
+            return Answered::Stray;
         };
-        if verb == Verb::Subscribe || !entry.is_confirmed() {
-            return Answer::Stray;
+        if verb == Verb::Subscribe || !interest.is_confirmed() {
+            return Answered::Stray;
         }
-        let (key, is_wanted) = (key.clone(), entry.reasons > 0);
-        if let Some(entry) = self.entries.get_mut(topic) {
-            entry.subscribed = false;
-            if is_wanted && !replace(&mut entry.queued, true) {
+        let (key, is_wanted) = (key.clone(), interest.reasons > 0);
+        if let Some(interest) = self.interests.get_mut(topic) {
+            interest.subscribed = false;
+            if is_wanted && !replace(&mut interest.queued, true) {
                 self.changed.push_back(key);
             }
         }
         if !is_wanted {
             self.forget_if_unused(topic);
-            return Answer::Stray;
+            return Answered::Stray;
         }
         self.confirm_anew();
-        Answer::Ended
+        Answered::Ended
     }
 
     /// Redis refused a command: the first of which it has answered nothing.
@@ -365,11 +381,11 @@ impl Subscriptions {
         }
         let mut unheard = Vec::new();
         for topic in topics {
-            if let Some(entry) = self.entries.get_mut(&topic) {
-                entry.unanswered -= 1;
+            if let Some(interest) = self.interests.get_mut(&topic) {
+                interest.unanswered -= 1;
                 // Else what was sent later decides.
-                if entry.unanswered == 0 {
-                    entry.subscribed = false;
+                if interest.unanswered == 0 {
+                    interest.subscribed = false;
                     unheard.push(topic);
                 }
             }
@@ -384,25 +400,25 @@ impl Subscriptions {
             self.confirm_anew();
         }
         unheard.retain(|topic| {
-            let entry = self.entries.get_mut(topic);
-            entry.is_some_and(|entry| !replace(&mut entry.queued, true))
+            let interest = self.interests.get_mut(topic);
+            interest.is_some_and(|interest| !replace(&mut interest.queued, true))
         });
         self.refusals.halve(unheard);
         Refusal::Undecided
     }
 
     fn refuse(&mut self, topic: Topic, now: Instant) -> Refusal {
-        let Some(entry) = self.entries.get_mut(&topic) else {
+        let Some(interest) = self.interests.get_mut(&topic) else {
             return Refusal::Undecided;
         };
-        if entry.reasons == 0 {
+        if interest.reasons == 0 {
             self.forget_if_unused(topic.as_str());
             return Refusal::Undecided;
         }
-        let waiting = take(&mut entry.waiting);
+        let waiting = take(&mut interest.waiting);
         self.news.given_up.extend(waiting);
-        if entry.refused.is_none() {
-            entry.refused = Some(self.refusals.refuse(topic.clone(), now));
+        if interest.refused.is_none() {
+            interest.refused = Some(self.refusals.refuse(topic.clone(), now));
         }
         Refusal::Topic(topic)
     }
@@ -415,8 +431,8 @@ impl Subscriptions {
             _ => Phase::Restoring,
         };
         self.refusals.group(vec![self.own.clone()]);
-        for (topic, entry) in &mut self.entries {
-            entry.queued = true;
+        for (topic, interest) in &mut self.interests {
+            interest.queued = true;
             if *topic != self.own {
                 self.restoring.push_back(topic.clone());
             }
@@ -442,13 +458,13 @@ impl Subscriptions {
         self.restoring = VecDeque::new();
         self.lingering = VecDeque::new();
         self.refusals = Refusals::default();
-        self.entries.retain(|_, entry| {
-            self.news.given_up.append(&mut entry.waiting);
-            *entry = Entry {
-                reasons: entry.reasons,
-                ..Entry::default()
+        self.interests.retain(|_, interest| {
+            self.news.given_up.append(&mut interest.waiting);
+            *interest = Interest {
+                reasons: interest.reasons,
+                ..Interest::default()
             };
-            entry.reasons > 0
+            interest.reasons > 0
         });
     }
 
@@ -466,14 +482,16 @@ impl Subscriptions {
         self.refusals.stand(now)
     }
 
-    /// Whether this is one of those.
+    /// Whether Redis refuses this topic, and somebody wants it.
     pub(super) fn is_refused(&self, topic: &Topic) -> bool {
-        let entry = self.entries.get(topic);
-        entry.is_some_and(|entry| entry.refused.is_some())
+        let interest = self.interests.get(topic);
+        interest.is_some_and(|interest| interest.refused.is_some())
     }
 
     pub(super) fn is_confirmed(&self, topic: &Topic) -> bool {
-        self.entries.get(topic).is_some_and(Entry::is_confirmed)
+        self.interests
+            .get(topic)
+            .is_some_and(Interest::is_confirmed)
     }
 
     fn is_connected(&self) -> bool {
@@ -481,8 +499,8 @@ impl Subscriptions {
     }
 
     fn forget_if_unused(&mut self, topic: &str) {
-        if self.entries.get(topic).is_some_and(Entry::is_unused) {
-            self.entries.remove(topic);
+        if self.interests.get(topic).is_some_and(Interest::is_unused) {
+            self.interests.remove(topic);
         }
     }
 }
@@ -524,7 +542,7 @@ mod tests {
     }
 
     fn answer(table: &mut Subscriptions, topic: &Topic, now: Instant) -> bool {
-        table.answered(Verb::Subscribe, topic.as_str(), now) == Answer::InTurn
+        table.answered(Verb::Subscribe, topic.as_str(), now) == Answered::InTurn
     }
 
     /// One event of a history; numbers choose topics.
@@ -625,7 +643,7 @@ mod tests {
                 Event::Answer => {
                     if let Some((verb, topic)) = self.answers.pop_front() {
                         let answer = self.table.answered(verb, topic.as_str(), self.now);
-                        assert_eq!(answer, Answer::InTurn);
+                        assert_eq!(answer, Answered::InTurn);
                     }
                 }
                 Event::Disconnect => {
@@ -723,7 +741,7 @@ mod tests {
             let wanted = world.wanted.iter().copied().map(topic);
             let wanted: HashSet<Topic> = wanted.chain([own()]).collect();
             prop_assert_eq!(&world.subscribed, &wanted);
-            prop_assert_eq!(world.table.entries.len(), wanted.len());
+            prop_assert_eq!(world.table.interests.len(), wanted.len());
 
             for n in world.wanted.clone() {
                 world.apply(Event::Release(n));
@@ -731,7 +749,7 @@ mod tests {
             world.now += LINGER;
             world.settle();
             prop_assert_eq!(&world.subscribed, &HashSet::from([own()]));
-            prop_assert_eq!(world.table.entries.len(), 1, "a leak");
+            prop_assert_eq!(world.table.interests.len(), 1, "a leak");
             prop_assert!(world.table.changed.is_empty() && world.table.restoring.is_empty());
             prop_assert!(world.table.lingering.is_empty());
         }
@@ -884,7 +902,7 @@ mod tests {
             let _ = table.want(&topic(n));
             table.release(&topic(n), Instant::now());
         }
-        assert_eq!(table.entries.len(), 1);
+        assert_eq!(table.interests.len(), 1);
         assert!(table.changed.is_empty() && table.lingering.is_empty());
     }
 
@@ -986,7 +1004,7 @@ mod tests {
         table.release(&topic(0), now);
         assert_eq!(table.refused(now), Refusal::Undecided, "nobody is there");
         table.step(now + LINGER, 100);
-        assert_eq!(table.entries.len(), 1, "a leak");
+        assert_eq!(table.interests.len(), 1, "a leak");
     }
 
     #[test]
@@ -1056,26 +1074,30 @@ mod tests {
         let ended = |table: &mut Subscriptions, n| {
             table.answered(Verb::Unsubscribe, topic(n).as_str(), now)
         };
-        assert_eq!(ended(&mut table, 0), Answer::Stray, "its answer will tell");
+        assert_eq!(
+            ended(&mut table, 0),
+            Answered::Stray,
+            "its answer will tell"
+        );
         answer(&mut table, &topic(0), now);
         answer(&mut table, &topic(1), now);
         assert!(table.is_restored(), "control");
 
-        assert_eq!(ended(&mut table, 0), Answer::Ended);
+        assert_eq!(ended(&mut table, 0), Answered::Ended);
         assert!(!table.is_confirmed(&topic(0)) && table.is_confirmed(&topic(1)));
         assert!(!table.is_restored(), "somebody goes on unheard");
-        assert_eq!(ended(&mut table, 0), Answer::Stray, "once");
+        assert_eq!(ended(&mut table, 0), Answered::Stray, "once");
         assert_eq!(subscribed(&table.step(now, 100)), [topic(0)]);
         answer(&mut table, &topic(0), now);
         table.step(now, 100);
         assert!(table.is_restored() && table.is_confirmed(&topic(0)));
 
         table.release(&topic(1), now);
-        assert_eq!(ended(&mut table, 1), Answer::Stray, "nobody wants it");
+        assert_eq!(ended(&mut table, 1), Answered::Stray, "nobody wants it");
         assert!(table.is_restored());
         assert_eq!(
             table.answered(Verb::Unsubscribe, "r:foreign", now),
-            Answer::Stray
+            Answered::Stray
         );
     }
 
@@ -1096,7 +1118,7 @@ mod tests {
         );
         assert_eq!(table.unanswered(), 0);
         let ended = table.answered(Verb::Unsubscribe, topic(0).as_str(), now);
-        assert_eq!(ended, Answer::Ended);
+        assert_eq!(ended, Answered::Ended);
         assert!(!table.is_confirmed(&topic(0)));
     }
 }

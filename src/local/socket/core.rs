@@ -34,6 +34,7 @@ use crate::local::expiry::Expiry;
 use crate::local::heartbeat::Heartbeat;
 use crate::model::close::{Close, reason};
 use crate::model::limits::{OutboxLimits, SlowConsumer};
+use crate::model::manner::Manner;
 use crate::ws::SharedWriter;
 use crate::ws::frame::Frame;
 
@@ -91,7 +92,13 @@ impl<W: SharedWriter> Core<W> {
     // Senders --------------------------------------------------------------------------------------
 
     /// Writes a frame, or queues it when others are before it.
-    pub(super) fn send(&mut self, frame: &Frame, limits: &OutboxLimits, now: impl Now) -> Pushed {
+    pub(super) fn send(
+        &mut self,
+        frame: &Frame,
+        manner: &Manner,
+        limits: &OutboxLimits,
+        now: impl Now,
+    ) -> Pushed {
         if !self.life.is_open() {
             return Pushed::Closed;
         }
@@ -107,7 +114,7 @@ impl<W: SharedWriter> Core<W> {
             return Pushed::Taken;
         }
         let stalled = self.stalled.is_some();
-        let pushed = self.enqueue(frame, limits, now);
+        let pushed = self.enqueue(frame, manner, limits, now);
         // While the kernel takes nothing, only its own wake-up helps.
         if pushed.is_taken() && !stalled {
             self.leave_to_task();
@@ -119,11 +126,12 @@ impl<W: SharedWriter> Core<W> {
     pub(super) fn collect(
         &mut self,
         frame: &Frame,
+        manner: &Manner,
         limits: &OutboxLimits,
         now: impl Now,
     ) -> Collected {
         let pushed = match self.life.is_open() {
-            true => self.enqueue(frame, limits, now),
+            true => self.enqueue(frame, manner, limits, now),
             false => Pushed::Closed,
         };
         Collected {
@@ -168,7 +176,24 @@ impl<W: SharedWriter> Core<W> {
     }
 
     /// Queues a frame, if there is a way to make room for it.
-    fn enqueue(&mut self, frame: &Frame, limits: &OutboxLimits, now: impl Now) -> Pushed {
+    fn enqueue(
+        &mut self,
+        frame: &Frame,
+        manner: &Manner,
+        limits: &OutboxLimits,
+        now: impl Now,
+    ) -> Pushed {
+        let key = match manner {
+            Manner::InTurn => None,
+            Manner::Volatile if self.is_behind() || !self.has_room_for(frame, limits, now) => {
+                return Pushed::LeftOut;
+            }
+            Manner::Volatile => None,
+            Manner::Latest(key) if self.queue.replace(frame, key, limits) => {
+                return Pushed::Superseded;
+            }
+            Manner::Latest(key) => Some(key.clone()),
+        };
         let mut dropped = 0;
         while !self.has_room_for(frame, limits, now) {
             if limits.policy == SlowConsumer::Close || !self.queue.drop_oldest() {
@@ -178,8 +203,13 @@ impl<W: SharedWriter> Core<W> {
             }
             dropped += 1;
         }
-        self.queue.push(frame.clone());
+        self.queue.push_keyed(frame.clone(), key);
         Pushed::instead_of(dropped)
+    }
+
+    /// Whether something waits that was offered to the client already.
+    fn is_behind(&self) -> bool {
+        !self.queue.is_empty() && !self.due.flush && !self.due.task
     }
 
     /// Whether a frame may be queued. Where it may not, whoever asks has written first in place of those whose

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use super::inbox::Inbox;
 use super::{Sender, Shared};
+use crate::local::expiry::Expiry;
 use crate::model::close::Close;
 use crate::model::id::{SocketId, UserId};
 use crate::model::limits::OutboxLimits;
@@ -71,6 +72,11 @@ impl HandlerEnd {
             |core| &mut core.wakers.handler,
             |core| core.finished(),
         )
+    }
+
+    /// Its identity ends then, and not when it was said before.
+    pub(crate) fn expire_at(&self, expiry: Expiry) {
+        self.0.change(|core| core.expiry = Some(expiry));
     }
 
     /// Ends the socket after what is queued, if nothing has.

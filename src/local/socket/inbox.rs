@@ -1,8 +1,10 @@
 //! What a client sent and the handler has not read yet.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::task::{Poll, Waker};
 
+use crate::local::registry::Rooms;
 use crate::model::message::Message;
 
 /// How many messages wait for the handler before reading stops: the client then feels it through
@@ -14,8 +16,8 @@ const MAX_MESSAGES: usize = 16;
 #[derive(Default)]
 pub(super) struct Inbox {
     messages: VecDeque<Message>,
-    /// Nothing more will come.
-    ended: bool,
+    /// The rooms in which the socket was when it ended: nothing more will come.
+    pub(super) left: Option<Arc<Rooms>>,
     /// The handler, waiting for a message.
     pub(super) handler: Option<Waker>,
     /// The socket's task, waiting for room.
@@ -34,7 +36,7 @@ impl Inbox {
     /// Takes a message; returns who waits for it.
     #[must_use = "somebody waits for it"]
     pub(super) fn push(&mut self, message: Message) -> Option<Waker> {
-        if self.ended {
+        if self.left.is_some() {
             return None;
         }
         self.messages.push_back(message);
@@ -44,7 +46,7 @@ impl Inbox {
     /// Nothing more will come; what is there can still be read. Returns who waits for it.
     #[must_use = "somebody waits for it"]
     pub(super) fn end(&mut self) -> Option<Waker> {
-        self.ended = true;
+        self.left.get_or_insert_default();
         self.handler.take()
     }
 
@@ -56,7 +58,7 @@ impl Inbox {
             self.messages = VecDeque::new();
         }
         match message {
-            None if !self.ended => Poll::Pending,
+            None if self.left.is_none() => Poll::Pending,
             None => Poll::Ready((None, None)),
             message => Poll::Ready((message, self.driver.take())),
         }

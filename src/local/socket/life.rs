@@ -73,7 +73,7 @@ impl Life {
         };
     }
 
-    /// Gives it up: for the reason why it was ending already, or for this one. Whether it had not been before.
+    /// Gives the socket up: for the reason why it was ending already, or for this one. Whether it had not been before.
     pub(super) fn cut(&mut self, close: Close) -> bool {
         if self.is_cut() {
             return false;

@@ -5,7 +5,11 @@
 pub(crate) enum Pushed {
     Taken,
     /// Taken, at the price of this many older ones.
-    Replaced(usize),
+    Dropped(usize),
+    /// Taken in the place of an older one of its key.
+    Superseded,
+    /// Not taken, since it would have had to wait.
+    LeftOut,
     /// The client is too slow: its socket ends, with this many messages discarded.
     Overflowed(usize),
     /// The socket has ended.
@@ -17,13 +21,13 @@ impl Pushed {
     pub(super) fn instead_of(dropped: usize) -> Self {
         match dropped {
             0 => Self::Taken,
-            _ => Self::Replaced(dropped),
+            _ => Self::Dropped(dropped),
         }
     }
 
     /// Whether the client will get it.
     pub(crate) fn is_taken(self) -> bool {
-        matches!(self, Self::Taken | Self::Replaced(_))
+        matches!(self, Self::Taken | Self::Dropped(_) | Self::Superseded)
     }
 }
 
@@ -32,14 +36,14 @@ impl Pushed {
 #[must_use = "the first of a wake has to be flushed"]
 pub(crate) struct Collected {
     pub(crate) pushed: Pushed,
-    /// It is the first since the last flush, and so the one that asks for the next.
+    /// The frame is the first since the last flush, and so the one that asks for the next.
     pub(crate) wants_flush: bool,
 }
 
 /// Who writes what was collected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Flushed {
-    /// It is written, as far as the kernel took it.
+    /// All that was collected is written, as far as the kernel took it.
     Here,
     /// The socket's task has to, in its next turn.
     ByTask,

@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, IoSlice};
+use std::ops::Deref;
+use std::sync::Arc;
 
 use crate::model::limits::OutboxLimits;
 use crate::ws::frame::Frame;
@@ -9,16 +11,52 @@ use crate::ws::frame::Frame;
 /// The frames of one socket, of which the first may be partly written.
 #[derive(Default)]
 pub(crate) struct Queue {
-    frames: VecDeque<Frame>,
+    frames: VecDeque<Queued>,
     bytes: usize,
     /// How much of the first frame is written: it can no longer be dropped.
     written: usize,
 }
 
+struct Queued {
+    frame: Frame,
+    /// Of which only the newest counts.
+    key: Option<Arc<str>>,
+}
+
+impl Deref for Queued {
+    type Target = Frame;
+
+    fn deref(&self) -> &Frame {
+        &self.frame
+    }
+}
+
 impl Queue {
     pub(crate) fn push(&mut self, frame: Frame) {
+        self.push_keyed(frame, None);
+    }
+
+    /// Of frames with the same key only the newest counts.
+    pub(crate) fn push_keyed(&mut self, frame: Frame, key: Option<Arc<str>>) {
         self.bytes += frame.len();
-        self.frames.push_back(frame);
+        self.frames.push_back(Queued { frame, key });
+    }
+
+    /// Puts a frame into the place of the one with its key, if one waits that is not begun, and the bytes still fit.
+    pub(crate) fn replace(&mut self, frame: &Frame, key: &str, limits: &OutboxLimits) -> bool {
+        let begun = usize::from(self.written > 0);
+        let mut waiting = self.frames.iter_mut().skip(begun).rev();
+        // The newest: one before it may have been put back by the task.
+        let Some(old) = waiting.find(|queued| queued.key.as_deref() == Some(key)) else {
+            return false;
+        };
+        let bytes = self.bytes - old.len() + frame.len();
+        let fits = bytes <= limits.bytes.max(self.bytes);
+        if fits {
+            old.frame = frame.clone();
+            self.bytes = bytes;
+        }
+        fits
     }
 
     /// Takes a pong. When some wait already it replaces the newest, since only the last ping needs an answer
@@ -29,7 +67,7 @@ impl Queue {
             && last.is_pong()
         {
             self.bytes = self.bytes - last.len() + frame.len();
-            *last = frame;
+            last.frame = frame;
         } else {
             self.push(frame);
         }
@@ -168,7 +206,7 @@ impl Queue {
     pub(crate) fn drop_oldest(&mut self) -> bool {
         let oldest = usize::from(self.written > 0);
         let dropped = self.frames.remove(oldest);
-        self.bytes -= dropped.as_ref().map_or(0, Frame::len);
+        self.bytes -= dropped.as_ref().map_or(0, |dropped| dropped.len());
         dropped.is_some()
     }
 
@@ -178,7 +216,7 @@ impl Queue {
         let lost = self.frames.len() - begun.min(self.frames.len());
         self.frames.truncate(begun);
         self.frames.shrink_to_fit();
-        self.bytes = self.frames.iter().map(Frame::len).sum();
+        self.bytes = self.frames.iter().map(|queued| queued.len()).sum();
         lost
     }
 }

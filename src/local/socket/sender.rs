@@ -6,10 +6,11 @@ use tokio::time::Instant;
 
 use super::Shared;
 use super::outcome::{Collected, Flushed, Pushed};
-use crate::local::registry::Member;
+use crate::local::registry::{Member, Rooms};
 use crate::model::close::Close;
 use crate::model::id::{SocketId, UserId};
 use crate::model::limits::OutboxLimits;
+use crate::model::manner::Manner;
 use crate::ws::frame::Frame;
 
 /// Sends, and ends the socket with a word; it never waits.
@@ -17,15 +18,31 @@ use crate::ws::frame::Frame;
 pub(crate) struct Sender(pub(super) Arc<Shared>);
 
 impl Sender {
+    /// It is off every topic, and was in these rooms.
+    pub(crate) fn leaves(&self, rooms: Arc<Rooms>) {
+        self.0.inbox.lock().left = Some(rooms);
+    }
+
+    /// The rooms in which it was when it ended.
+    pub(crate) fn left(&self) -> Option<Arc<Rooms>> {
+        self.0.inbox.lock().left.clone()
+    }
+
     /// Writes a frame, or queues it when others are before it.
-    pub(crate) fn send(&self, frame: &Frame, limits: &OutboxLimits) -> Pushed {
-        self.0.change(|core| core.send(frame, limits, Instant::now))
+    pub(crate) fn send(&self, frame: &Frame, manner: &Manner, limits: &OutboxLimits) -> Pushed {
+        self.0
+            .change(|core| core.send(frame, manner, limits, Instant::now))
     }
 
     /// Queues a frame that will leave with others by [`flush`](Self::flush).
-    pub(crate) fn collect(&self, frame: &Frame, limits: &OutboxLimits) -> Collected {
+    pub(crate) fn collect(
+        &self,
+        frame: &Frame,
+        manner: &Manner,
+        limits: &OutboxLimits,
+    ) -> Collected {
         self.0
-            .change(|core| core.collect(frame, limits, Instant::now))
+            .change(|core| core.collect(frame, manner, limits, Instant::now))
     }
 
     /// Ends the socket like [`close`](Self::close), but says so with what else is collected. Whether it asks

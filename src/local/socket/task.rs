@@ -25,10 +25,12 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::BytesMut;
+use tokio::time::Instant;
 
 use super::DriverEnd;
 use super::outcome::Stage;
 use crate::model::close::{Close, reason};
+use crate::quota::{Inbound, InboundLimit};
 use crate::ws::frame::{Decoder, Frame, Heard, Violation};
 use crate::ws::{Io, Opened};
 
@@ -53,15 +55,17 @@ struct Driven<R: Registered> {
     end: DriverEnd,
     registration: R,
     decoder: Decoder,
-    state: State,
+    phase: Phase,
     /// The handler does not read.
     paused: bool,
     /// Bytes since the client's last sign of life.
     trickled: usize,
+    /// What the client has sent, where that is limited.
+    inbound: Option<Box<Inbound>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+enum Phase {
     Open,
     /// We have said our Close; the client's is awaited.
     Closing,
@@ -72,7 +76,7 @@ enum State {
     Done,
 }
 
-impl State {
+impl Phase {
     /// Whether what the client says still matters.
     fn listens(self) -> bool {
         matches!(self, Self::Open | Self::Closing)
@@ -85,16 +89,20 @@ impl<R: Registered> Driver<R> {
         end: DriverEnd,
         registration: R,
         max_message_size: usize,
+        inbound: Option<InboundLimit>,
     ) -> Self {
         let Opened { io, writer, early } = opened;
+        let inbound =
+            inbound.map(|limit| Box::new(Inbound::new(limit, max_message_size, Instant::now())));
         end.opened(writer);
         let mut socket = Driven {
             end,
             registration,
             decoder: Decoder::new(max_message_size),
-            state: State::Open,
+            phase: Phase::Open,
             paused: false,
             trickled: 0,
+            inbound,
         };
         if !early.is_empty() {
             socket.hear(&mut BytesMut::from(early));
@@ -104,24 +112,24 @@ impl<R: Registered> Driver<R> {
 
     fn advance(&mut self, cx: &mut Context<'_>) {
         self.socket.notice_the_end();
-        let was_open = self.socket.state == State::Open;
+        let was_open = self.socket.phase == Phase::Open;
         self.read(cx);
         let written = self.write(cx);
         // Last, since from now on whoever ends it finds a waker.
         self.socket.notice_the_end();
-        if was_open && self.socket.state == State::Closing {
+        if was_open && self.socket.phase == Phase::Closing {
             // A full inbox keeps it from reading no longer.
             cx.waker().wake_by_ref();
         }
-        if self.socket.state == State::Shutting && written {
+        if self.socket.phase == Phase::Shutting && written {
             self.socket.end.shut();
             match self.io.poll_shutdown(cx) {
-                Poll::Ready(Ok(())) => self.socket.state = State::Draining,
-                Poll::Ready(Err(_)) => self.socket.state = State::Done,
+                Poll::Ready(Ok(())) => self.socket.phase = Phase::Draining,
+                Poll::Ready(Err(_)) => self.socket.phase = Phase::Done,
                 Poll::Pending => {}
             }
         }
-        if self.socket.state == State::Draining {
+        if self.socket.phase == Phase::Draining {
             self.drain(cx);
         }
     }
@@ -129,12 +137,12 @@ impl<R: Registered> Driver<R> {
     fn read(&mut self, cx: &mut Context<'_>) {
         let Self { io, socket } = self;
         for _ in 0..READS {
-            if !socket.state.listens() || socket.is_paused(cx) {
+            if !socket.phase.listens() || socket.is_paused(cx) {
                 return;
             }
             // The buffer is the thread's: it is lent for as long as the bytes are looked at.
             match io.poll_read(cx, |bytes| socket.hear(bytes)) {
-                Poll::Pending => return,
+                Poll::Pending => return socket.caught_up(),
                 Poll::Ready(Ok(true)) => {}
                 Poll::Ready(Ok(false) | Err(_)) => socket.vanish(),
             }
@@ -145,7 +153,7 @@ impl<R: Registered> Driver<R> {
     /// Whether everything is written.
     fn write(&mut self, cx: &mut Context<'_>) -> bool {
         let Self { io, socket } = self;
-        if socket.state == State::Done {
+        if socket.phase == Phase::Done {
             return false;
         }
         let written = match socket.end.poll_write(cx, io) {
@@ -165,7 +173,7 @@ impl<R: Registered> Driver<R> {
                 Poll::Pending => return,
                 Poll::Ready(Ok(false)) => {}
                 Poll::Ready(Ok(true) | Err(_)) => {
-                    self.socket.state = State::Done;
+                    self.socket.phase = Phase::Done;
                     return;
                 }
             }
@@ -180,8 +188,8 @@ impl<R: Registered + Unpin> Future for Driver<R> {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let driver = self.get_mut();
         driver.advance(cx);
-        match driver.socket.state {
-            State::Done => Poll::Ready(()),
+        match driver.socket.phase {
+            Phase::Done => Poll::Ready(()),
             _ => Poll::Pending,
         }
     }
@@ -192,25 +200,35 @@ impl<R: Registered> Driven<R> {
     fn notice_the_end(&mut self) {
         match self.end.stage() {
             Stage::Open => {}
-            Stage::Ending if self.state == State::Open => {
+            Stage::Ending if self.phase == Phase::Open => {
                 self.unregister();
-                self.state = State::Closing;
+                self.phase = Phase::Closing;
             }
             Stage::Ending => {}
             Stage::Cut => {
                 self.unregister();
-                self.state = State::Done;
+                self.phase = Phase::Done;
             }
         }
     }
 
     /// Whether nothing is to be read, since the handler does not read either. Once it has ended nobody waits for it.
     fn is_paused(&mut self, cx: &mut Context<'_>) -> bool {
-        let full = self.state == State::Open && self.end.poll_inbox(cx).is_pending();
+        let full = self.phase == Phase::Open && self.end.poll_inbox(cx).is_pending();
         if full != replace(&mut self.paused, full) {
             self.end.pause(full);
+            if let Some(inbound) = self.inbound.as_mut().filter(|_| full) {
+                inbound.stopped(Instant::now());
+            }
         }
         full
+    }
+
+    /// Nothing more has come for now.
+    fn caught_up(&mut self) {
+        if let Some(inbound) = &mut self.inbound {
+            inbound.caught_up();
+        }
     }
 
     /// Takes what a client sent; whether the stream goes on.
@@ -219,17 +237,21 @@ impl<R: Registered> Driven<R> {
             return false;
         }
         self.trickled += bytes.len();
+        // Not read where nothing is limited.
+        let now = self.inbound.as_ref().map(|_| Instant::now());
+        self.admit(now, |inbound, now| inbound.take_bytes(bytes.len(), now));
         let mut said_something = false;
         let mut rest = bytes;
-        while !rest.is_empty() && self.state.listens() {
+        while !rest.is_empty() && self.phase.listens() {
             match self.decoder.decode(rest) {
                 Ok((used, heard)) => {
                     rest = &mut rest[used..];
                     said_something |= heard.is_some();
                     match heard {
+                        Some(Heard::Close(close)) => self.answer(close),
+                        Some(_) if !self.admit(now, Inbound::take_message) => {}
                         Some(Heard::Message(message)) => self.end.heard(message),
                         Some(Heard::Ping(payload)) => self.end.pong(Frame::pong(&payload)),
-                        Some(Heard::Close(close)) => self.answer(close),
                         Some(Heard::Pong) | None => {}
                     }
                 }
@@ -243,18 +265,37 @@ impl<R: Registered> Driven<R> {
         true
     }
 
+    /// Whether the client may have sent it; one that may not is closed.
+    fn admit(
+        &mut self,
+        now: Option<Instant>,
+        take: impl FnOnce(&mut Inbound, Instant) -> bool,
+    ) -> bool {
+        let taken = match (&mut self.inbound, now) {
+            (Some(inbound), Some(now)) if self.phase == Phase::Open => take(inbound, now),
+            _ => true,
+        };
+        if !taken {
+            let (socket, user) = (self.end.id(), self.end.user().as_str());
+            tracing::debug!(%socket, user, "closed with 1008: the client sent more than `inbound_limit` allows; raise it if \
+                an honest one does so too");
+            self.answer(reason::TOO_MUCH);
+        }
+        taken
+    }
+
     /// The client has ended it, or broken the rules.
     fn answer(&mut self, close: Close) {
         self.end.answer(close);
         self.unregister();
-        self.state = State::Shutting;
+        self.phase = Phase::Shutting;
     }
 
     /// The stream failed, or ended without a Close frame.
     fn vanish(&mut self) {
         self.end.abandon(reason::VANISHED);
         self.unregister();
-        self.state = State::Done;
+        self.phase = Phase::Done;
     }
 
     /// Unreachable from now on, and the handler hears nothing more.

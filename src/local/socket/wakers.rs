@@ -38,7 +38,7 @@ impl Wakers {
     }
 }
 
-/// Those whom a change concerns.
+/// The wakers of those whom a change concerns.
 #[must_use = "somebody waits for it"]
 pub(super) struct Wakes(Option<Waker>, Option<Waker>);
 

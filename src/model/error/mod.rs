@@ -4,6 +4,8 @@
 //! of a log suffices. A response names the class of the failure only; who reads it is not who runs the server.
 
 mod connect;
+mod description;
+mod message;
 mod query;
 mod send;
 mod socket;
@@ -17,10 +19,14 @@ use axum_core::response::{IntoResponse, Response};
 use http::StatusCode;
 
 pub use self::connect::{ConnectError, ConnectErrorKind};
+pub use self::description::{DescriptionError, DescriptionErrorKind};
+pub use self::message::{BadMessage, BadMessageKind};
 pub use self::query::{QueryError, QueryErrorKind};
 pub(crate) use self::send::PublishError;
 pub use self::send::{SendError, SendErrorKind};
-pub use self::socket::{Closed, ClosedKind, RoomError, RoomErrorKind};
+pub use self::socket::{
+    Closed, ClosedKind, RoomError, RoomErrorKind, SendJsonError, SendJsonErrorKind,
+};
 
 /// What the other side said, such as Redis.
 #[derive(Debug, Clone)]

@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::fmt;
+use std::sync::Arc;
 
 use axum_core::response::{IntoResponse, Response};
 use http::StatusCode;
@@ -33,6 +34,8 @@ pub enum ClosedKind {
     Abnormal,
     /// 1002 or 1007: the client broke the protocol.
     Protocol,
+    /// 1008: the client sent more than `inbound_limit` allows, or what the handler does not understand.
+    Policy,
     /// 1009: the client sent more than `max_message_size`.
     TooBig,
     /// 1011: the handler panicked.
@@ -63,6 +66,7 @@ impl Closed {
             CloseCode::NO_STATUS => ClosedKind::NoStatus,
             CloseCode::ABNORMAL => ClosedKind::Abnormal,
             CloseCode::PROTOCOL_ERROR | CloseCode::INVALID_DATA => ClosedKind::Protocol,
+            CloseCode::POLICY_VIOLATION => ClosedKind::Policy,
             CloseCode::TOO_BIG => ClosedKind::TooBig,
             CloseCode::INTERNAL_ERROR => ClosedKind::Panicked,
             CloseCode::RESTART => ClosedKind::Restart,
@@ -175,5 +179,85 @@ impl IntoResponse for RoomError {
     }
 }
 
+/// Why a socket did not send a value as JSON. Nothing was sent.
+///
+/// As a response it is a 500 for a value that cannot be written, and a 410 for a socket that has ended.
+#[derive(Debug, Clone)]
+pub struct SendJsonError(SendJsonFailure);
+
+/// What kind of failure a [`SendJsonError`] is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum SendJsonErrorKind {
+    /// The value cannot be written as JSON; the source is a [`serde_json::Error`].
+    Json,
+    /// The socket has ended; the source is a [`Closed`].
+    Closed,
+}
+
+#[derive(Debug, Clone)]
+enum SendJsonFailure {
+    Json(Arc<serde_json::Error>),
+    Closed(Closed),
+}
+
+impl SendJsonError {
+    pub(crate) fn json(error: serde_json::Error) -> Self {
+        Self(SendJsonFailure::Json(Arc::new(error)))
+    }
+
+    /// What kind of failure it is.
+    pub fn kind(&self) -> SendJsonErrorKind {
+        match self.0 {
+            SendJsonFailure::Json(_) => SendJsonErrorKind::Json,
+            SendJsonFailure::Closed(_) => SendJsonErrorKind::Closed,
+        }
+    }
+
+    /// What ended the socket, if it has ended.
+    pub fn close(&self) -> Option<&Close> {
+        match &self.0 {
+            SendJsonFailure::Closed(closed) => Some(closed.close()),
+            SendJsonFailure::Json(_) => None,
+        }
+    }
+}
+
+impl From<Closed> for SendJsonError {
+    fn from(closed: Closed) -> Self {
+        Self(SendJsonFailure::Closed(closed))
+    }
+}
+
+impl fmt::Display for SendJsonError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            SendJsonFailure::Json(error) => write!(f, "{NOT_WRITTEN}: {error}"),
+            SendJsonFailure::Closed(error) => error.fmt(f),
+        }
+    }
+}
+
+impl Error for SendJsonError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        Some(match &self.0 {
+            SendJsonFailure::Json(error) => &**error,
+            SendJsonFailure::Closed(error) => error,
+        })
+    }
+}
+
+impl IntoResponse for SendJsonError {
+    fn into_response(self) -> Response {
+        match &self.0 {
+            SendJsonFailure::Json(_) => {
+                answer(StatusCode::INTERNAL_SERVER_ERROR, NOT_WRITTEN, &self)
+            }
+            SendJsonFailure::Closed(_) => answer(StatusCode::GONE, ENDED, &self),
+        }
+    }
+}
+
+const NOT_WRITTEN: &str = "the value cannot be written as JSON";
 /// All that a response says of a socket's end.
 const ENDED: &str = "the socket has ended";

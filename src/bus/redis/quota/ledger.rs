@@ -1,4 +1,32 @@
 //! What a node knows of its seats, and what it has to tell Redis: rules without I/O.
+//!
+//! Redis decides, since of two nodes that decided by themselves each would give away the last seat. It counts what
+//! nodes have written: so whatever of this node's seats may differ from that is written before anything is claimed, and
+//! whatever nobody knows the outcome of is written again. Of a seat:
+//!
+//! ```text
+//!             claim                 granted                       a newer socket took it
+//!  nothing ----------> Waiting -----------------> Held (since) --------------------------> Lost
+//!     ^                   |                         |                                       |
+//!     |                   | refused, or released    | released                              | released
+//!     +-------------------+-------------------------+---------------------------------------+
+//! ```
+//!
+//! A Redis that does not answer keeps nobody out: then this node's own sockets are counted, and it is said that the
+//! others were not. One that answers and has lost what was written is another thing: if it counted as silence, a lost
+//! key would let in as many as there are nodes. So a claim waits until the loss is mended, and is refused if that takes
+//! too long. Of Redis:
+//!
+//! ```text
+//!             joined            this node's seats, or others', are lost
+//!  Starting --------> Joined ------------------------------------------> Patchy
+//!                      ^  ^                                                |
+//!            joined    |  |   a claim is decided by the seats of all       |
+//!  Outage -------------+  +------------------------------------------------+
+//!
+//!  any of them --> Outage, while Redis does not answer: every claim is decided here, at once
+//!  any of them --> Patchy, where it has lost what this node wrote
+//! ```
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt::Write;
@@ -110,11 +138,11 @@ enum Stage {
 #[derive(Debug)]
 struct Seat {
     number: u64,
-    state: SeatState,
+    stage: SeatStage,
 }
 
 #[derive(Debug)]
-enum SeatState {
+enum SeatStage {
     Waiting(oneshot::Sender<Decision>),
     /// Since when, in microseconds: by Redis' clock, or in an outage by this machine's.
     Held(u64),
@@ -123,9 +151,9 @@ enum SeatState {
 
 impl Seat {
     fn held_since(&self) -> Option<u64> {
-        match self.state {
-            SeatState::Held(since) => Some(since),
-            SeatState::Waiting(_) | SeatState::Lost => None,
+        match self.stage {
+            SeatStage::Held(since) => Some(since),
+            SeatStage::Waiting(_) | SeatStage::Lost => None,
         }
     }
 }
@@ -156,9 +184,9 @@ impl Ledger {
         now: u64,
     ) -> oneshot::Receiver<Decision> {
         let (reply, answer) = oneshot::channel();
-        let state = SeatState::Waiting(reply);
+        let stage = SeatStage::Waiting(reply);
         let seats = self.users.entry(user.clone()).or_default();
-        seats.push(Seat { number, state });
+        seats.push(Seat { number, stage });
         if self.stage == Stage::Outage || self.queue.len() >= QUEUE {
             self.decide_here(user, number, now);
         } else {
@@ -199,8 +227,8 @@ impl Ledger {
 
     pub(super) fn release(&mut self, user: &Topic, number: u64) {
         match self.remove(user, number) {
-            Some(SeatState::Waiting(reply)) => self.news.dropped.push(reply),
-            Some(SeatState::Held(_) | SeatState::Lost) => self.mark(user),
+            Some(SeatStage::Waiting(reply)) => self.news.dropped.push(reply),
+            Some(SeatStage::Held(_) | SeatStage::Lost) => self.mark(user),
             None => {}
         }
     }
@@ -214,8 +242,8 @@ impl Ledger {
     pub(super) fn lose(&mut self, user: &str, number: u64) {
         let seats = self.users.get_mut(user).into_iter().flatten();
         for seat in seats.filter(|seat| seat.number == number) {
-            if let SeatState::Held(_) = seat.state {
-                seat.state = SeatState::Lost;
+            if let SeatStage::Held(_) = seat.stage {
+                seat.stage = SeatStage::Lost;
                 self.news.lost.push(number);
             }
         }
@@ -364,7 +392,7 @@ impl Ledger {
 
     fn is_waiting(&self, user: &Topic, number: u64) -> bool {
         let waiting =
-            |seat: &Seat| seat.number == number && matches!(seat.state, SeatState::Waiting(_));
+            |seat: &Seat| seat.number == number && matches!(seat.stage, SeatStage::Waiting(_));
         self.seats(user).iter().any(waiting)
     }
 
@@ -373,25 +401,25 @@ impl Ledger {
             return None;
         }
         match self.remove(user, number)? {
-            SeatState::Waiting(reply) => Some(reply),
-            SeatState::Held(_) | SeatState::Lost => None,
+            SeatStage::Waiting(reply) => Some(reply),
+            SeatStage::Held(_) | SeatStage::Lost => None,
         }
     }
 
     fn hold(&mut self, user: &Topic, number: u64, since: u64) {
-        let state = SeatState::Held(since);
+        let stage = SeatStage::Held(since);
         let seats = self.users.entry(user.clone()).or_default();
-        seats.push(Seat { number, state });
+        seats.push(Seat { number, stage });
     }
 
-    fn remove(&mut self, user: &Topic, number: u64) -> Option<SeatState> {
+    fn remove(&mut self, user: &Topic, number: u64) -> Option<SeatStage> {
         let seats = self.users.get_mut(user)?;
         let at = seats.iter().position(|seat| seat.number == number)?;
         let seat = seats.swap_remove(at);
         if seats.is_empty() {
             self.users.remove(user);
         }
-        Some(seat.state)
+        Some(seat.stage)
     }
 
     fn mark(&mut self, user: &Topic) {

@@ -1,4 +1,14 @@
 //! Nodes whose seats Redis has lost, and how long they are waited for.
+//!
+//! A claim cannot be decided without them, and a node that lives writes its seats anew as soon as it notices. One that
+//! has not in its time is dead, or sees another Redis: then claims are decided without it, and that is said.
+//!
+//! ```text
+//!             Redis names it            not again in its time
+//!  nobody's --------------> waited for ----------------------> given up
+//!      ^                        |                                  |
+//!      +------------------------+----------------------------------+  Redis names it no more
+//! ```
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -28,7 +38,7 @@ impl Missing {
         self.since = nodes.into_iter().map(since).collect();
     }
 
-    /// Those that had their time: dead, or cut off from Redis.
+    /// The nodes that had their time: dead, or cut off from Redis.
     pub(super) fn given_up(&self, now: Instant) -> String {
         let waited = |since: Instant| now.saturating_duration_since(since);
         let given_up = self

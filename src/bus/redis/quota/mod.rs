@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use self::ledger::Ledger;
-pub(super) use self::writer::Writer;
+pub(super) use self::writer::SeatWriter;
 use crate::bus::Listener;
 use crate::model::id::NodeId;
 use crate::model::topic::Topic;

@@ -153,7 +153,7 @@ pub(super) struct Joined {
     pub(super) created: bool,
     /// Until then there may be others whom Redis has forgotten.
     pub(super) others: Duration,
-    /// Those that hold a lease, as [`Script::join`] takes them.
+    /// The nodes that hold a lease, as [`Script::join`] takes them.
     pub(super) nodes: String,
     pub(super) millis: u64,
 }

@@ -1,4 +1,24 @@
 //! The task that tells Redis about this node's seats and asks for new ones, in one pipeline at a time.
+//!
+//! Every join raises the epoch, so that whatever an earlier connection still has on its way is stale when it arrives.
+//! After a join all is said in one order: what may differ, then claims; and nothing that failed in between is taken for
+//! said.
+//!
+//! ```text
+//!           answered
+//!  join ------------------> serve <--+
+//!   ^ ^                      | | |   |  a batch, a renewal, a look; or nothing is due: rest
+//!   | |                      | | +---+
+//!   | |                      | |
+//!   | |  in 10 ms, doubled   | |  Redis answers, and has lost this node's keys or the script
+//!   | +----- forgotten <-----+ |
+//!   |                          |
+//!   |  at once; from the       |  it does not answer, or what makes no sense
+//!   |  second time on an       |
+//!   +- outage, and a pause <---+
+//! ```
+//! A join may fail in the same two ways. When the bus ends, whatever it is at is given up, and `leave` deletes the
+//! keys.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -34,11 +54,11 @@ const RETRY: Duration = Duration::from_millis(10);
 const MOST_RETRIES: u32 = 8;
 
 #[derive(Debug)]
-pub(in crate::bus::redis) struct Writer {
+pub(in crate::bus::redis) struct SeatWriter {
     seats: Arc<SharedLedger>,
     connector: Connector,
     advice: Arc<Advice>,
-    /// Its own: it waits for nobody's question, and an answer is owed to it alone.
+    /// The task's own: it waits for nobody's question, and an answer is owed to it alone.
     connection: Option<Connection>,
     script: Script,
     renewal: Duration,
@@ -70,12 +90,12 @@ struct Due {
 /// Why Redis has to be told anew who speaks.
 #[derive(Debug)]
 enum Lapse {
-    /// It answers, and has lost this node's keys, or the script.
+    /// Redis answers, and has lost this node's keys, or the script.
     Forgotten,
     Failed(Arc<str>),
 }
 
-impl Writer {
+impl SeatWriter {
     pub(in crate::bus::redis) fn new(
         seats: Arc<SharedLedger>,
         connector: Connector,

@@ -15,7 +15,7 @@ use super::answer::advise;
 use crate::bus::redis::address::Host;
 use crate::bus::redis::backoff::{Backoff, LONGEST_PAUSE};
 use crate::bus::redis::command;
-use crate::bus::redis::resp::{Reader, Reply};
+use crate::bus::redis::resp::{Reply, RespReader};
 use crate::bus::redis::topology::Topology;
 
 /// Said by a sentinel when it takes another server for the primary: `<name> <old ip> <port> <new ip> <port>`.
@@ -66,7 +66,7 @@ impl Watcher {
         let mut connection = opened.map_err(|error| error.to_string())?;
         let mut output = connection.auth().unwrap_or_default();
         command::subscribe(&mut output, [SWITCHED.to_owned()].into_iter());
-        let (mut reader, mut asked) = (Reader::new(LIMIT), true);
+        let (mut reader, mut asked) = (RespReader::new(LIMIT), true);
         loop {
             let writing = async {
                 connection.stream.write_all_buf(&mut output).await?;
@@ -92,7 +92,7 @@ impl Watcher {
         }
     }
 
-    fn hear(&self, reader: &mut Reader, backoff: &mut Backoff) -> Result<(), Arc<str>> {
+    fn hear(&self, reader: &mut RespReader, backoff: &mut Backoff) -> Result<(), Arc<str>> {
         let service = &self.sentinels.target.service;
         let user = self.sentinels.target.sentinels.login.user.as_deref();
         let (mut refused, mut hints) = (None, false);

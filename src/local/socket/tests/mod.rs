@@ -21,6 +21,7 @@ use crate::local::heartbeat::HeartbeatTimes;
 use crate::model::close::reason;
 use crate::model::id::NodeId;
 use crate::model::limits::{OutboxLimits, SlowConsumer};
+use crate::model::manner::Manner;
 use crate::ws::frame::Frame;
 use crate::ws::{Io, TaskWriter};
 
@@ -117,14 +118,20 @@ fn nobody_is_slow_before_the_turn_of_the_task_that_alone_can_write() {
     let outbox = outbox();
     for wake in 0..3 {
         for n in 0..2 {
-            let collected = outbox.sender.collect(&message, &limits);
+            let collected = outbox.sender.collect(&message, &Manner::InTurn, &limits);
             assert_eq!(collected, taken(n == 0), "wake {wake}");
         }
         assert_eq!(outbox.sender.flush(), Flushed::ByTask);
     }
-    assert_eq!(outbox.sender.send(&message, &limits), Pushed::Taken);
+    assert_eq!(
+        outbox.sender.send(&message, &Manner::InTurn, &limits),
+        Pushed::Taken
+    );
     write_in_vain(&outbox);
-    assert_eq!(outbox.sender.send(&message, &limits), Pushed::Overflowed(8));
+    assert_eq!(
+        outbox.sender.send(&message, &Manner::InTurn, &limits),
+        Pushed::Overflowed(8)
+    );
 }
 
 #[test]
@@ -132,12 +139,58 @@ fn a_burst_has_its_limit_too() {
     let limits = limits(2, 1000, SlowConsumer::Close);
     let outbox = outbox();
     for n in 0..9 {
-        let collected = outbox.sender.collect(&Frame::text("x"), &limits);
+        let collected = outbox
+            .sender
+            .collect(&Frame::text("x"), &Manner::InTurn, &limits);
         assert_eq!(collected, taken(n == 0));
     }
     outbox.sender.flush();
-    let collected = outbox.sender.collect(&Frame::text("x"), &limits);
+    let collected = outbox
+        .sender
+        .collect(&Frame::text("x"), &Manner::InTurn, &limits);
     assert_eq!(collected.pushed, Pushed::Overflowed(10));
+}
+
+#[test]
+fn a_volatile_message_is_left_out_behind_others_and_closes_nobody() {
+    let limits = limits(2, 1000, SlowConsumer::Close);
+    let outbox = outbox();
+    let volatile = |text| {
+        let frame = Frame::text(text);
+        outbox.sender.send(&frame, &Manner::Volatile, &limits)
+    };
+    // Nobody is behind before the turn of the task that alone can write.
+    assert_eq!([volatile("1"), volatile("2")], [Pushed::Taken; 2]);
+    write_in_vain(&outbox);
+    assert_eq!([volatile("3"), volatile("4")], [Pushed::LeftOut; 2]);
+    assert_eq!(outbox.sender.close_reason(), None);
+    assert_eq!(written(&outbox), frames(["1", "2"]));
+    assert_eq!(volatile("5"), Pushed::Taken);
+    assert_eq!(written(&outbox), frames(["5"]));
+}
+
+#[test]
+fn the_latest_of_a_key_takes_the_place_of_the_one_that_waits() {
+    let limits = limits(3, 1000, SlowConsumer::Close);
+    let outbox = outbox();
+    let say = |text: &str, key: &str| {
+        let manner = match key {
+            "" => Manner::InTurn,
+            key => Manner::Latest(key.into()),
+        };
+        outbox.sender.send(&Frame::text(text), &manner, &limits)
+    };
+    assert_eq!(say("a1", "a"), Pushed::Taken);
+    write_in_vain(&outbox);
+    assert_eq!(say("x", ""), Pushed::Taken);
+    assert_eq!(say("b1", "b"), Pushed::Taken);
+    for n in 2..9 {
+        assert_eq!(say(&format!("a{n}"), "a"), Pushed::Superseded);
+        assert_eq!(say(&format!("b{n}"), "b"), Pushed::Superseded);
+    }
+    assert_eq!(written(&outbox), frames(["a8", "x", "b8"]));
+    assert_eq!(say("a9", "a"), Pushed::Taken);
+    assert_eq!(written(&outbox), frames(["a9"]));
 }
 
 /// Its own message filled the outbox, and nothing was offered to the kernel yet.
@@ -147,7 +200,10 @@ async fn a_handler_that_speaks_to_its_own_room_is_not_slow() {
     let (outbox, mut client, _reader) = connected().await;
     outbox.handler.push(Frame::text("own")).unwrap();
     let message = Frame::text("room");
-    assert_eq!(outbox.sender.send(&message, &limits), Pushed::Taken);
+    assert_eq!(
+        outbox.sender.send(&message, &Manner::InTurn, &limits),
+        Pushed::Taken
+    );
     assert_eq!(written(&outbox), b"");
     outbox.driver.shut();
     let mut read = Vec::new();
@@ -161,20 +217,28 @@ fn a_slow_consumer_is_closed_at_either_limit() {
         let limits = limits(messages, bytes, SlowConsumer::Close);
         let outbox = outbox();
         assert_eq!(
-            outbox.sender.send(&Frame::text("0123456789"), &limits),
+            outbox
+                .sender
+                .send(&Frame::text("0123456789"), &Manner::InTurn, &limits),
             Pushed::Taken
         );
         assert_eq!(
-            outbox.sender.send(&Frame::text("0123456789"), &limits),
+            outbox
+                .sender
+                .send(&Frame::text("0123456789"), &Manner::InTurn, &limits),
             Pushed::Taken
         );
         write_in_vain(&outbox);
         assert_eq!(
-            outbox.sender.send(&Frame::text("x"), &limits),
+            outbox
+                .sender
+                .send(&Frame::text("x"), &Manner::InTurn, &limits),
             Pushed::Overflowed(3)
         );
         assert_eq!(
-            outbox.sender.send(&Frame::text("x"), &limits),
+            outbox
+                .sender
+                .send(&Frame::text("x"), &Manner::InTurn, &limits),
             Pushed::Closed
         );
         let close = Close::new(1013, "slow consumer");
@@ -189,14 +253,18 @@ fn the_oldest_make_room_when_configured() {
     let outbox = outbox();
     for text in ["1", "2"] {
         assert_eq!(
-            outbox.sender.send(&Frame::text(text), &limits),
+            outbox
+                .sender
+                .send(&Frame::text(text), &Manner::InTurn, &limits),
             Pushed::Taken
         );
     }
     write_in_vain(&outbox);
     assert_eq!(
-        outbox.sender.send(&Frame::text("3"), &limits),
-        Pushed::Replaced(1)
+        outbox
+            .sender
+            .send(&Frame::text("3"), &Manner::InTurn, &limits),
+        Pushed::Dropped(1)
     );
     assert_eq!(written(&outbox), frames(["2", "3"]));
 }
@@ -208,7 +276,10 @@ fn what_was_dropped_before_an_overflow_is_counted() {
     let outbox = outbox();
     for size in [30, 10, 10] {
         let message = Frame::text(&"x".repeat(size));
-        assert_eq!(outbox.sender.send(&message, &limits), Pushed::Taken);
+        assert_eq!(
+            outbox.sender.send(&message, &Manner::InTurn, &limits),
+            Pushed::Taken
+        );
     }
     let mut room = 1;
     let mut one_byte = by_task(|_, _| match std::mem::take(&mut room) {
@@ -221,7 +292,10 @@ fn what_was_dropped_before_an_overflow_is_counted() {
     // Its next turn brings nothing, so that the client is slow.
     write_in_vain(&outbox);
     let big = Frame::text(&"x".repeat(70));
-    assert_eq!(outbox.sender.send(&big, &limits), Pushed::Overflowed(3));
+    assert_eq!(
+        outbox.sender.send(&big, &Manner::InTurn, &limits),
+        Pushed::Overflowed(3)
+    );
 }
 
 /// An idle socket is to cost 2 KiB with all that hyper, tokio and the registry have for it (`benches/README.md`, under
@@ -239,11 +313,15 @@ fn one_message_of_any_size_fits_into_an_empty_outbox() {
     let limits = limits(2, 10, SlowConsumer::Close);
     let outbox = outbox();
     assert_eq!(
-        outbox.sender.send(&Frame::binary(&[0; 1000]), &limits),
+        outbox
+            .sender
+            .send(&Frame::binary(&[0; 1000]), &Manner::InTurn, &limits),
         Pushed::Taken
     );
     assert_eq!(
-        outbox.sender.send(&Frame::text("x"), &limits),
+        outbox
+            .sender
+            .send(&Frame::text("x"), &Manner::InTurn, &limits),
         Pushed::Overflowed(2)
     );
 }
@@ -252,7 +330,9 @@ fn one_message_of_any_size_fits_into_an_empty_outbox() {
 fn a_close_comes_after_what_was_queued_and_the_first_wins() {
     let limits = limits(8, 1000, SlowConsumer::Close);
     let outbox = outbox();
-    outbox.sender.send(&Frame::text("last words"), &limits);
+    outbox
+        .sender
+        .send(&Frame::text("last words"), &Manner::InTurn, &limits);
     assert!(outbox.sender.close(Close::new(4000, "first")));
     assert!(!outbox.sender.close(Close::new(4001, "second")));
     let mut expected = frames(["last words"]);
@@ -275,7 +355,9 @@ async fn a_collected_close_leaves_after_the_messages_in_the_same_write() {
         .poll_finished(&mut Context::from_waker(&waker));
     assert!(finished.is_pending());
     let close = Close::new(4000, "kicked");
-    let collected = outbox.sender.collect(&Frame::text("last words"), &limits);
+    let collected = outbox
+        .sender
+        .collect(&Frame::text("last words"), &Manner::InTurn, &limits);
     assert_eq!(collected, taken(true));
     assert!(
         !outbox.sender.collect_close(&close),
@@ -283,7 +365,10 @@ async fn a_collected_close_leaves_after_the_messages_in_the_same_write() {
     );
     assert!(!outbox.sender.collect_close(&Close::new(4001, "second")));
     assert_eq!(
-        outbox.sender.collect(&Frame::text("late"), &limits).pushed,
+        outbox
+            .sender
+            .collect(&Frame::text("late"), &Manner::InTurn, &limits)
+            .pushed,
         Pushed::Closed
     );
     let nothing = client.try_read(&mut [0; 1]).map_err(|error| error.kind());
@@ -327,7 +412,9 @@ impl ComesBack {
     fn back(&self) {
         let limits = limits(99, 9999, SlowConsumer::Close);
         self.sender.close_reason();
-        let _ = self.sender.collect(&Frame::text("again"), &limits);
+        let _ = self
+            .sender
+            .collect(&Frame::text("again"), &Manner::InTurn, &limits);
         let _ = self.sender.0.inbox.lock().room();
     }
 }
@@ -362,10 +449,12 @@ fn wakers_may_come_back() {
     type Act = fn(&mut Ends, &OutboxLimits);
     let acts: [(&str, Act); 10] = [
         ("send", |ends, limits| {
-            ends.sender.send(&Frame::text("x"), limits);
+            ends.sender.send(&Frame::text("x"), &Manner::InTurn, limits);
         }),
         ("flush", |ends, limits| {
-            let _ = ends.sender.collect(&Frame::text("x"), limits);
+            let _ = ends
+                .sender
+                .collect(&Frame::text("x"), &Manner::InTurn, limits);
             ends.sender.flush();
         }),
         ("close", |ends, _| {
@@ -439,14 +528,18 @@ fn a_stream_may_come_back() {
         let (outbox, limits) = (outbox(), limits(99, 9999, SlowConsumer::Close));
         let mut cx = Context::from_waker(Waker::noop());
         for text in ["1", "2"] {
-            outbox.sender.send(&Frame::text(text), &limits);
+            outbox
+                .sender
+                .send(&Frame::text(text), &Manner::InTurn, &limits);
         }
         let (mut out, mut turn) = (Vec::new(), 0);
         let mut taking = by_task(|_, bytes| {
             turn += 1;
             if turn == 1 {
                 // Queued behind what is being written, however much of that is taken.
-                outbox.sender.send(&Frame::text("3"), &limits);
+                outbox
+                    .sender
+                    .send(&Frame::text("3"), &Manner::InTurn, &limits);
                 out.extend_from_slice(&bytes[..1]);
                 return Poll::Ready(Ok(1));
             }
@@ -510,7 +603,7 @@ async fn whoever_makes_room_wakes_the_handler() {
         assert!(
             outbox
                 .sender
-                .collect(&Frame::text("x"), &limits)
+                .collect(&Frame::text("x"), &Manner::InTurn, &limits)
                 .pushed
                 .is_taken()
         );
@@ -551,7 +644,9 @@ fn an_empty_outbox_owns_no_memory() {
     let limits = limits(1000, 1 << 20, SlowConsumer::Close);
     let outbox = outbox();
     for _ in 0..100 {
-        outbox.sender.send(&Frame::binary(&[0; 1000]), &limits);
+        outbox
+            .sender
+            .send(&Frame::binary(&[0; 1000]), &Manner::InTurn, &limits);
     }
     written(&outbox);
     assert_eq!(outbox.sender.0.core.lock().queue.capacity(), 0);
@@ -604,9 +699,11 @@ fn time_ends_the_silent_the_stalled_the_expired_and_the_endless() {
     }
 
     let stalled = outbox();
-    stalled
-        .sender
-        .send(&Frame::text("x"), &limits(9, 99, SlowConsumer::DropOldest));
+    stalled.sender.send(
+        &Frame::text("x"),
+        &Manner::InTurn,
+        &limits(9, 99, SlowConsumer::DropOldest),
+    );
     let mut cx = Context::from_waker(Waker::noop());
     assert!(
         stalled
@@ -706,9 +803,11 @@ fn a_process_that_slept_gives_nobody_up_for_it() {
         .sweep
         .sweep(at(start + seconds(30)), Duration::ZERO, &times);
     let stalled = outbox();
-    stalled
-        .sender
-        .send(&Frame::text("x"), &limits(9, 99, SlowConsumer::Close));
+    stalled.sender.send(
+        &Frame::text("x"),
+        &Manner::InTurn,
+        &limits(9, 99, SlowConsumer::Close),
+    );
     assert!(blocked(&stalled));
     let closing = outbox();
     closing.sender.close(Close::new(4000, ""));
@@ -780,12 +879,15 @@ fn play(
         let (frame, pushed) = match step {
             Step::Send(size) => {
                 let frame = frame(size);
-                let pushed = outbox.sender.send(&frame, limits);
+                let pushed = outbox.sender.send(&frame, &Manner::InTurn, limits);
                 (frame, pushed)
             }
             Step::Collect(size) => {
                 let frame = frame(size);
-                let pushed = outbox.sender.collect(&frame, limits).pushed;
+                let pushed = outbox
+                    .sender
+                    .collect(&frame, &Manner::InTurn, limits)
+                    .pushed;
                 (frame, pushed)
             }
             Step::WriteCollected => {
@@ -806,10 +908,11 @@ fn play(
             }
         };
         match pushed {
-            Pushed::Replaced(count) => lost += count,
+            Pushed::Dropped(count) => lost += count,
             // The one that overflowed was never taken.
             Pushed::Overflowed(count) => lost += count - 1,
             Pushed::Taken | Pushed::Closed => {}
+            Pushed::Superseded | Pushed::LeftOut => panic!("every one is in its turn"),
         }
         if pushed.is_taken() {
             sent.push(frame);
@@ -916,10 +1019,21 @@ async fn senders_and_task_share_one_stream_without_tearing_a_frame() {
                 for n in 0..EACH {
                     let frame = Frame::text(&format!("{sender}:{n}:{}", "x".repeat(n % 700)));
                     if n % 3 == 0 {
-                        assert!(outbox.sender.collect(&frame, &limits).pushed.is_taken());
+                        assert!(
+                            outbox
+                                .sender
+                                .collect(&frame, &Manner::InTurn, &limits)
+                                .pushed
+                                .is_taken()
+                        );
                         outbox.sender.flush();
                     } else {
-                        assert!(outbox.sender.send(&frame, &limits).is_taken());
+                        assert!(
+                            outbox
+                                .sender
+                                .send(&frame, &Manner::InTurn, &limits)
+                                .is_taken()
+                        );
                     }
                     tokio::task::yield_now().await;
                 }

@@ -83,18 +83,27 @@ enum Act {
 /// What a sender does.
 #[derive(Clone, Debug)]
 enum Say {
-    Send(usize),
-    Collect(usize),
+    Send(usize, Manner),
+    Collect(usize, Manner),
     Flush,
     Close,
     CollectClose,
 }
 
+fn manner() -> impl Strategy<Value = Manner> {
+    prop_oneof![
+        4 => Just(Manner::InTurn),
+        1 => Just(Manner::Volatile),
+        1 => Just(Manner::Latest("a".into())),
+        1 => Just(Manner::Latest("b".into())),
+    ]
+}
+
 fn say() -> impl Strategy<Value = Say> {
     prop_oneof![
-        9 => (0usize..60).prop_map(Say::Send),
-        9 => (0usize..60).prop_map(Say::Collect),
-        1 => (200usize..300).prop_map(Say::Send),
+        9 => (0usize..60, manner()).prop_map(|(size, manner)| Say::Send(size, manner)),
+        9 => (0usize..60, manner()).prop_map(|(size, manner)| Say::Collect(size, manner)),
+        1 => (200usize..300, manner()).prop_map(|(size, manner)| Say::Send(size, manner)),
         9 => Just(Say::Flush),
         1 => Just(Say::Close),
         1 => Just(Say::CollectClose),
@@ -134,7 +143,9 @@ struct World {
     expires: Instant,
     heartbeat: Heartbeat,
     /// Messages that were taken, whole.
-    said: Vec<Frame>,
+    said: Vec<(Frame, Manner)>,
+    /// How often one of those was said anew.
+    renewed: usize,
     /// Pings and pongs beside them.
     controls: usize,
     lost: usize,
@@ -176,6 +187,7 @@ impl World {
             expires: now + seconds,
             heartbeat: Heartbeat::new(now),
             said: Vec::new(),
+            renewed: 0,
             controls: 0,
             lost: 0,
             ended: None,
@@ -239,18 +251,20 @@ impl World {
     fn say(&mut self, say: Say) {
         let now = || self.now;
         let (is_open, flush_was_due) = (self.ended.is_none(), self.core.due.flush);
-        let frame = |size| Frame::text(&format!("{}:{}", self.said.len(), "x".repeat(size)));
-        let (frame, pushed) = match say {
-            Say::Send(size) => {
+        let number = self.said.len() + self.renewed;
+        let frame = |size| Frame::text(&format!("{number}:{}", "x".repeat(size)));
+        let (waits, waited) = (!self.core.queue.is_empty(), self.core.queue.left());
+        let (frame, manner, pushed) = match say {
+            Say::Send(size, manner) => {
                 let frame = frame(size);
-                let pushed = self.core.send(&frame, &self.limits, now);
-                (frame, pushed)
+                let pushed = self.core.send(&frame, &manner, &self.limits, now);
+                (frame, manner, pushed)
             }
-            Say::Collect(size) => {
+            Say::Collect(size, manner) => {
                 let frame = frame(size);
-                let collected = self.core.collect(&frame, &self.limits, now);
+                let collected = self.core.collect(&frame, &manner, &self.limits, now);
                 self.flush_due |= collected.wants_flush;
-                (frame, collected.pushed)
+                (frame, manner, collected.pushed)
             }
             Say::Flush => {
                 self.core.flush(now);
@@ -272,16 +286,32 @@ impl World {
         };
         assert_eq!(pushed == Pushed::Closed, !is_open);
         match pushed {
-            Pushed::Replaced(count) => self.lost += count,
+            Pushed::Dropped(count) => {
+                assert_ne!(manner, Manner::Volatile, "it costs nobody");
+                self.lost += count;
+            }
+            Pushed::Superseded => {
+                let mut said = self.said.iter_mut().rev();
+                let old = said.find(|(_, before)| *before == manner);
+                old.expect("one of its key").0 = frame.clone();
+                self.renewed += 1;
+            }
+            Pushed::LeftOut => assert!(waits && manner == Manner::Volatile),
             // The one that overflowed was never taken.
             Pushed::Overflowed(count) => {
+                assert_ne!(manner, Manner::Volatile, "it closes nobody");
                 self.lost += count - 1;
                 self.ends(reason::SLOW);
             }
             Pushed::Taken | Pushed::Closed => {}
         }
         if pushed.is_taken() {
-            self.said.push(frame);
+            if pushed == Pushed::Superseded {
+                let most = self.limits.bytes.max(waited);
+                assert!(self.core.queue.left() <= most, "it makes room for itself");
+                return;
+            }
+            self.said.push((frame, manner));
             self.check_bounds(flush_was_due);
         }
     }
@@ -301,9 +331,10 @@ impl World {
                 );
             }
             Poll::Ready(Ok(())) => {
-                let frame = Frame::text(&format!("{}:{}", self.said.len(), "x".repeat(size)));
+                let number = self.said.len() + self.renewed;
+                let frame = Frame::text(&format!("{number}:{}", "x".repeat(size)));
                 assert_eq!(self.core.push(frame.clone()), Ok(()));
-                self.said.push(frame);
+                self.said.push((frame, Manner::InTurn));
             }
         }
     }
@@ -473,7 +504,10 @@ impl World {
                 }
                 9 | 10 => arrived += 1,
                 _ => {
-                    assert!(said.any(|said| said.as_bytes() == *frame), "out of order");
+                    assert!(
+                        said.any(|(said, _)| said.as_bytes() == *frame),
+                        "out of order"
+                    );
                     arrived += 1;
                 }
             }

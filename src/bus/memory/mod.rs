@@ -1,16 +1,26 @@
 //! The bus within one process: a publish is a plain call into the other nodes.
 
+#[cfg(not(feature = "testing"))]
+#[path = "no_faults.rs"]
+mod faults;
+#[cfg(feature = "testing")]
+mod faults;
+
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::{self, BoxFuture};
 use parking_lot::{Mutex, RwLock};
 use smallvec::SmallVec;
-use tokio::time::Instant;
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout};
 
+use self::faults::{CUT, Faults};
 use super::{Bus, BusSettings, Confirmation, Listener, Published};
 use crate::bus::outage::LinkId;
 use crate::bus::scope::Size;
@@ -25,6 +35,51 @@ use crate::quota::{Decision, SeatLimit, Seats};
 pub(crate) struct Hub {
     channels: RwLock<HashMap<String, SmallVec<[Interest; 1]>>>,
     seats: Mutex<HashMap<String, Vec<SocketId>>>,
+    faults: RwLock<Faults>,
+}
+
+/// One publication.
+#[derive(Debug)]
+struct Parcel {
+    from: NodeId,
+    topics: SmallVec<[(Topic, String); 1]>,
+    envelope: Bytes,
+}
+
+impl Hub {
+    /// Tells all who want it, but for who published it and who is cut off.
+    fn deliver(&self, parcel: &Parcel) -> Result<Published, PublishError> {
+        if self.faults.read().is_cut(parcel.from) {
+            return Err(PublishError::not_sent(CUT));
+        }
+        let mut nodes = 0;
+        for (topic, channel) in &parcel.topics {
+            let listeners = self.others(channel, parcel.from);
+            for listener in listeners.iter().filter_map(Weak::upgrade) {
+                listener.heard(topic.as_str(), &parcel.envelope);
+                while listener.flush() {}
+                nodes += 1;
+            }
+        }
+        let comes_back = false;
+        Ok(Published { nodes, comes_back })
+    }
+
+    fn others(&self, channel: &str, from: NodeId) -> SmallVec<[Weak<dyn Listener>; 4]> {
+        let (channels, faults) = (self.channels.read(), self.faults.read());
+        let interests = channels.get(channel).into_iter().flatten();
+        let others = interests.filter(|it| it.node != from && !faults.is_cut(it.node));
+        others.map(|interest| interest.listener.clone()).collect()
+    }
+
+    /// A node wants its own topic at least.
+    #[cfg(feature = "testing")]
+    fn listener(&self, node: NodeId) -> Option<Arc<dyn Listener>> {
+        let channels = self.channels.read();
+        let mut interests = channels.values().flatten();
+        let interest = interests.find(|interest| interest.node == node);
+        interest.and_then(|interest| interest.listener.upgrade())
+    }
 }
 
 struct Interest {
@@ -47,6 +102,7 @@ pub(crate) struct MemoryBus {
     hub: Arc<Hub>,
     node: NodeId,
     namespace: Namespace,
+    publish_timeout: Duration,
     limit: Option<SeatLimit>,
     listener: RwLock<Option<Weak<dyn Listener>>>,
 }
@@ -57,12 +113,14 @@ impl MemoryBus {
             hub,
             node,
             namespace: settings.namespace,
+            publish_timeout: settings.publish_timeout,
             limit: settings.seats,
             listener: RwLock::default(),
         }
     }
 
     fn leave(&self) {
+        self.hub.faults.write().forget(self.node);
         self.hub.channels.write().retain(|_, interests| {
             interests.retain(|interest| interest.node != self.node);
             !interests.is_empty()
@@ -80,6 +138,26 @@ impl MemoryBus {
         }
     }
 }
+
+/// Waits for what is on its way as long as a publication may take.
+async fn in_time(
+    deadline: Duration,
+    arrival: oneshot::Receiver<Result<Published, PublishError>>,
+) -> Result<Published, PublishError> {
+    let arrived = match Handle::try_current() {
+        Ok(_) => timeout(deadline, arrival).await.ok(),
+        // The caller has no timer.
+        Err(_) => Some(arrival.await),
+    };
+    arrived.and_then(Result::ok).unwrap_or_else(|| {
+        Err(PublishError {
+            maybe_sent: true,
+            ..PublishError::not_sent(LATE)
+        })
+    })
+}
+
+const LATE: &str = "it did not arrive in time: `MemoryHub::delay` is longer than `publish_timeout`, or too much is on its way";
 
 impl Bus for MemoryBus {
     fn start(&self, listener: Weak<dyn Listener>) {
@@ -135,38 +213,38 @@ impl Bus for MemoryBus {
         envelope: Bytes,
         _: Size,
     ) -> BoxFuture<'static, Result<Published, PublishError>> {
-        let mut nodes = 0;
-        for topic in &topics {
-            let listeners: SmallVec<[Weak<dyn Listener>; 4]> = {
-                let channels = self.hub.channels.read();
-                let interests = channels.get(&self.namespace.channel(topic));
-                let others = interests
-                    .into_iter()
-                    .flatten()
-                    .filter(|i| i.node != self.node);
-                others.map(|interest| interest.listener.clone()).collect()
-            };
-            for listener in listeners.iter().filter_map(Weak::upgrade) {
-                listener.heard(topic.as_str(), &envelope);
-                while listener.settle() {}
-                nodes += 1;
-            }
+        let named = topics.into_iter().map(|topic| {
+            let channel = self.namespace.channel(&topic);
+            (topic, channel)
+        });
+        let parcel = Parcel {
+            from: self.node,
+            topics: named.collect(),
+            envelope,
+        };
+        let posted = self.hub.faults.read().post(parcel);
+        match posted {
+            Err(parcel) => future::ready(self.hub.deliver(&parcel)).boxed(),
+            Ok(arrival) => in_time(self.publish_timeout, arrival).boxed(),
         }
-        let comes_back = false;
-        future::ready(Ok(Published { nodes, comes_back })).boxed()
     }
 
     fn listening<'a>(&'a self, topics: &'a [Topic]) -> BoxFuture<'a, Result<Vec<usize>, Arc<str>>> {
-        let channels = self.hub.channels.read();
+        let (channels, faults) = (self.hub.channels.read(), self.hub.faults.read());
         let nodes = topics.iter().map(|topic| {
             let interests = channels.get(&self.namespace.channel(topic));
-            interests.map_or(0, SmallVec::len)
+            let there = interests.into_iter().flatten();
+            there.filter(|it| !faults.is_cut(it.node)).count()
         });
-        future::ready(Ok(nodes.collect())).boxed()
+        let answer = match faults.is_cut(self.node) {
+            false => Ok(nodes.collect()),
+            true => Err(CUT.into()),
+        };
+        future::ready(answer).boxed()
     }
 
     fn heard_until(&self, _proven: Instant) -> Instant {
-        Instant::now()
+        self.hub.faults.read().heard_until(Instant::now())
     }
 
     fn queued(&self) -> usize {
@@ -186,13 +264,17 @@ impl Bus for MemoryBus {
 
 impl Seats for MemoryBus {
     fn claim(&self, user: &Topic, number: u64) -> BoxFuture<'_, Decision> {
+        // Cut off, a node counts its own, as without Redis.
+        let checked = !self.hub.faults.read().is_cut(self.node);
+        let counts = |socket: &SocketId| checked || socket.node == self.node;
         let mut seats = self.hub.seats.lock();
         let held = seats.entry(self.namespace.channel(user)).or_default();
-        let room = self
-            .limit
-            .map_or(Some(0), |limit| limit.make_room(held.len()));
+        let count = held.iter().filter(|socket| counts(socket)).count();
+        let room = self.limit.map_or(Some(0), |limit| limit.make_room(count));
         let replaced = room.map(|over| {
-            let replaced: Vec<SocketId> = held.drain(..over).collect();
+            let oldest = held.iter().copied().filter(counts).take(over);
+            let replaced: Vec<SocketId> = oldest.collect();
+            held.retain(|socket| !replaced.contains(socket));
             held.push(self.socket(number));
             replaced
         });
@@ -208,7 +290,6 @@ impl Seats for MemoryBus {
             }
             others
         });
-        let checked = true;
         future::ready(Decision { granted, checked }).boxed()
     }
 

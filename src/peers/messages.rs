@@ -1,0 +1,74 @@
+//! What the app tells its own processes.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::pin::Pin;
+use std::sync::atomic::Ordering::Relaxed;
+use std::task::{Context, Poll};
+
+use futures::{Stream, StreamExt};
+
+use super::Peers;
+use crate::model::id::NodeId;
+use crate::model::message::Message;
+use crate::readers::{News, Reading};
+
+/// A message to the nodes, of [`Cluster::to_nodes`](crate::Cluster::to_nodes).
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct NodeMessage {
+    /// The node that sent it, this one perhaps; none for another program's.
+    pub from: Option<NodeId>,
+    /// What it said.
+    pub message: Message,
+}
+
+/// The messages to the nodes that come from now on. A stream, made by
+/// [`Cluster::node_messages`](crate::Cluster::node_messages).
+#[must_use = "streams do nothing unless polled"]
+pub struct NodeMessages(Reading<NodeMessage>);
+
+/// Who lags loses the oldest, which is counted.
+impl News for NodeMessage {
+    const MOST: usize = 256;
+
+    fn make_room(unread: &mut VecDeque<Self>) -> bool {
+        unread.pop_front().is_some()
+    }
+}
+
+impl Stream for NodeMessages {
+    type Item = NodeMessage;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<NodeMessage>> {
+        self.0.poll_next_unpin(cx)
+    }
+}
+
+impl fmt::Debug for NodeMessages {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NodeMessages").finish_non_exhaustive()
+    }
+}
+
+impl Peers {
+    pub(crate) fn messages(&self) -> NodeMessages {
+        NodeMessages(self.messages.read())
+    }
+
+    /// Nothing more will come.
+    pub(crate) fn end_messages(&self) {
+        self.messages.end();
+    }
+
+    /// Tells who reads here; how many.
+    pub(crate) fn heard_message(&self, from: Option<NodeId>, message: Message) -> usize {
+        let (told, lost) = self.messages.tell(&NodeMessage { from, message });
+        if lost > 0 {
+            let counters = &self.home.counters;
+            counters.node_messages_lost.fetch_add(lost as u64, Relaxed);
+            tracing::debug!(node = %self.id, lost, "who reads the messages to the nodes lags more than 256 behind, and lost the oldest");
+        }
+        told
+    }
+}

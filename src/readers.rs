@@ -1,0 +1,125 @@
+//! Everyone who wants to be told of something, and what each has not read yet.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::{Arc, Weak};
+use std::task::{Context, Poll, Waker};
+
+use futures::Stream;
+use parking_lot::Mutex;
+
+use crate::waker::{poll_locked, wake};
+
+/// What is told.
+pub(crate) trait News: Clone {
+    /// How many wait for a reader.
+    const MOST: usize;
+
+    /// Makes room for one more where so many wait; whether one is lost by that.
+    fn make_room(unread: &mut VecDeque<Self>) -> bool;
+}
+
+/// Dropping it ends what they read; none any more once they were ended.
+#[derive(Debug)]
+pub(crate) struct Readers<T: News>(Mutex<Option<Vec<Weak<Reader<T>>>>>);
+
+/// What is told from its beginning on. A stream.
+#[derive(Debug)]
+pub(crate) struct Reading<T>(Arc<Reader<T>>);
+
+#[derive(Debug)]
+struct Reader<T>(Mutex<Unread<T>>);
+
+#[derive(Debug)]
+struct Unread<T> {
+    news: VecDeque<T>,
+    ended: bool,
+    waker: Option<Waker>,
+}
+
+impl<T: News> Default for Readers<T> {
+    fn default() -> Self {
+        Self(Mutex::new(Some(Vec::new())))
+    }
+}
+
+impl<T: News> Readers<T> {
+    /// How many were told, and how many of them lag so much that they lost an older one.
+    pub(crate) fn tell(&self, news: &T) -> (usize, usize) {
+        let (readers, mut lost) = (self.readers(), 0);
+        for reader in &readers {
+            reader.change(|unread| {
+                if unread.news.len() == T::MOST {
+                    lost += usize::from(T::make_room(&mut unread.news));
+                }
+                unread.news.push_back(news.clone());
+            });
+        }
+        (readers.len(), lost)
+    }
+
+    /// What is told from now on.
+    pub(crate) fn read(&self) -> Reading<T> {
+        let mut readers = self.0.lock();
+        let reader = Arc::new(Reader(Mutex::new(Unread {
+            news: VecDeque::new(),
+            ended: readers.is_none(),
+            waker: None,
+        })));
+        let Some(readers) = &mut *readers else {
+            return Reading(reader);
+        };
+        // Only before it would grow, so that many readers cost no square.
+        if readers.len() == readers.capacity() {
+            readers.retain(|reader| reader.strong_count() > 0);
+        }
+        readers.push(Arc::downgrade(&reader));
+        Reading(reader)
+    }
+
+    /// Nothing more will come.
+    pub(crate) fn end(&self) {
+        let readers = self.0.lock().take().unwrap_or_default();
+        for reader in readers.iter().filter_map(Weak::upgrade) {
+            reader.change(|unread| unread.ended = true);
+        }
+    }
+
+    fn readers(&self) -> Vec<Arc<Reader<T>>> {
+        let readers = self.0.lock();
+        let readers = readers.iter().flatten();
+        readers.filter_map(Weak::upgrade).collect()
+    }
+}
+
+impl<T: News> Drop for Readers<T> {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+impl<T> Reader<T> {
+    fn change(&self, change: impl FnOnce(&mut Unread<T>)) {
+        let mut unread = self.0.lock();
+        change(&mut unread);
+        let waker = unread.waker.take();
+        drop(unread);
+        wake(waker);
+    }
+}
+
+impl<T> Stream for Reading<T> {
+    type Item = T;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<T>> {
+        poll_locked(
+            &self.0.0,
+            cx,
+            |unread| &mut unread.waker,
+            |unread| match (unread.news.pop_front(), unread.ended) {
+                (None, false) => Poll::Pending,
+                (news, _) => Poll::Ready(news),
+            },
+        )
+    }
+}

@@ -1,0 +1,334 @@
+//! The other end of a socket.
+
+use std::fmt;
+use std::io::{self, ErrorKind};
+use std::panic::Location;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::HeaderMap;
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf, split};
+use tokio::sync::{Mutex, mpsc};
+use tokio::time::timeout;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::codec::{Reader, masked};
+use super::expect::{Event, in_time, unexpected};
+use crate::model::close::{Close, reason};
+use crate::model::code::CloseCode;
+use crate::model::message::{Message, Utf8Bytes};
+use crate::ws::frame::{Frame, Heard};
+
+/// The client of one socket. It answers pings and a Close by itself, as a browser does, and keeps up to 1,024 messages
+/// that the test has not read; then it reads no more, and is a slow consumer.
+///
+/// Every method that waits panics past the deadline ([`App::deadline`](super::App::deadline)).
+///
+/// Dropping it is a client that vanishes (1006); [`close`](Self::close) says goodbye.
+pub struct Client {
+    /// Shared with what answers pings.
+    writer: Arc<Mutex<Writer>>,
+    events: mpsc::Receiver<Event>,
+    ended: Option<Close>,
+    headers: HeaderMap,
+    deadline: Duration,
+    _reading: AbortOnDropHandle<()>,
+}
+
+impl Client {
+    pub(super) fn new(upgraded: Upgraded, headers: HeaderMap, deadline: Duration) -> Self {
+        let (reading, stream) = split(TokioIo::new(upgraded));
+        let is_over = false;
+        let writer = Arc::new(Mutex::new(Writer { stream, is_over }));
+        let (sender, events) = mpsc::channel(UNREAD);
+        let reading = tokio::spawn(read(reading, writer.clone(), sender));
+        Self {
+            writer,
+            events,
+            ended: None,
+            headers,
+            deadline,
+            _reading: AbortOnDropHandle::new(reading),
+        }
+    }
+
+    /// The headers of the answer to its handshake, such as `sec-websocket-protocol`.
+    pub fn headers(&self) -> &HeaderMap {
+        &self.headers
+    }
+
+    /// Sends a message of either kind.
+    ///
+    /// # Panics
+    /// When the socket has ended, or nobody reads the message.
+    #[track_caller]
+    pub fn send(&mut self, message: impl Into<Message>) -> impl Future<Output = ()> + Send {
+        let message = message.into();
+        self.write(Frame::message(&message), Location::caller())
+    }
+
+    /// Sends a text.
+    ///
+    /// # Panics
+    /// Those of [`send`](Self::send).
+    #[track_caller]
+    pub fn send_text(&mut self, text: impl Into<Utf8Bytes>) -> impl Future<Output = ()> + Send {
+        self.send(Message::text(text))
+    }
+
+    /// Sends a value, as JSON in a text message.
+    ///
+    /// # Panics
+    /// Those of [`send`](Self::send), and when the value cannot be written as JSON.
+    #[track_caller]
+    pub fn send_json<T: Serialize + ?Sized>(
+        &mut self,
+        value: &T,
+    ) -> impl Future<Output = ()> + Send + use<'_, T> {
+        let json = serde_json::to_string(value).expect("the value can be written as JSON");
+        self.send(json)
+    }
+
+    /// Sends bytes in a binary message.
+    ///
+    /// # Panics
+    /// Those of [`send`](Self::send).
+    #[track_caller]
+    pub fn send_binary(&mut self, bytes: impl Into<Bytes>) -> impl Future<Output = ()> + Send {
+        self.send(Message::binary(bytes))
+    }
+
+    /// The next message.
+    ///
+    /// # Panics
+    /// When none comes, or the end.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: a message is either returned or still there.
+    #[track_caller]
+    pub fn recv(&mut self) -> impl Future<Output = Message> + Send {
+        self.expect_message(Location::caller(), "a message")
+    }
+
+    /// The next message, which is a text.
+    ///
+    /// # Panics
+    /// When none comes, or something else.
+    #[track_caller]
+    pub fn recv_text(&mut self) -> impl Future<Output = String> + Send {
+        let (at, what) = (Location::caller(), "a text");
+        async move {
+            match self.expect_message(at, what).await {
+                Message::Text(text) => text.into(),
+                other => unexpected(at, what, &Event::Message(other)),
+            }
+        }
+    }
+
+    /// The next message, read as JSON.
+    ///
+    /// # Panics
+    /// When none comes, or something else.
+    #[track_caller]
+    pub fn recv_json<T: DeserializeOwned>(&mut self) -> impl Future<Output = T> + Send {
+        let (at, what) = (Location::caller(), std::any::type_name::<T>());
+        async move {
+            let message = self.expect_message(at, what).await;
+            match message.json() {
+                Ok(value) => value,
+                Err(error) => panic!(
+                    "{at}: waited for {what}, and got {} ({error})",
+                    Event::Message(message)
+                ),
+            }
+        }
+    }
+
+    /// Waits so long, and nothing comes: neither a message nor the end. It takes all of that time; under paused time it
+    /// costs nothing.
+    ///
+    /// # Panics
+    /// With what came.
+    #[track_caller]
+    pub fn expect_silence(&mut self, span: Duration) -> impl Future<Output = ()> + Send {
+        let at = Location::caller();
+        async move {
+            if let Ok(came) = timeout(span, self.next()).await {
+                unexpected(at, &format!("{span:?} of silence"), &came);
+            }
+        }
+    }
+
+    /// Waits for the end, as the client sees it: a Close frame without a code is 1005, a stream that ends without a
+    /// frame 1006.
+    ///
+    /// # Panics
+    /// When it does not come, or a message.
+    #[track_caller]
+    pub fn closed(&mut self) -> impl Future<Output = Close> + Send {
+        self.expect_end(Location::caller(), "the end")
+    }
+
+    /// Waits for the end, which has this code.
+    ///
+    /// # Panics
+    /// When it does not come, has another code, or a message comes.
+    #[track_caller]
+    pub fn closed_with(
+        &mut self,
+        code: impl Into<CloseCode>,
+    ) -> impl Future<Output = Close> + Send {
+        let (at, code) = (Location::caller(), code.into());
+        async move {
+            let what = format!("the end with {code}");
+            let close = self.expect_end(at, &what).await;
+            if close.code != code {
+                unexpected(at, &what, &Event::Closed(close));
+            }
+            close
+        }
+    }
+
+    /// Says goodbye with 1000, and waits for the app's answer; messages that come meanwhile are dropped.
+    ///
+    /// # Panics
+    /// When the socket has ended already, or the answer does not come.
+    #[track_caller]
+    pub fn close(&mut self) -> impl Future<Output = Close> + Send {
+        self.say_goodbye(reason::DONE, Location::caller())
+    }
+
+    /// The same with a code of the test's own.
+    ///
+    /// # Panics
+    /// Those of [`close`](Self::close).
+    #[track_caller]
+    pub fn close_with(&mut self, close: Close) -> impl Future<Output = Close> + Send {
+        self.say_goodbye(close, Location::caller())
+    }
+
+    async fn say_goodbye(&mut self, close: Close, at: &'static Location<'static>) -> Close {
+        self.write(Frame::close(&close), at).await;
+        self.end(at, "the answer to the goodbye").await
+    }
+
+    async fn write(&mut self, frame: Frame, at: &'static Location<'static>) {
+        let what = "the app to read what was sent";
+        let writing = async { self.writer.lock().await.write(&frame).await };
+        if in_time(at, self.deadline, what, writing).await.is_err() {
+            let end = self.end(at, what).await;
+            unexpected(at, what, &Event::Closed(end));
+        }
+    }
+
+    /// The end, whatever comes before it.
+    async fn end(&mut self, at: &'static Location<'static>, what: &str) -> Close {
+        let deadline = self.deadline;
+        let end = async {
+            loop {
+                match self.next().await {
+                    Event::Message(_) => {}
+                    Event::Closed(close) => return close,
+                    broken @ Event::Broken(_) => unexpected(at, what, &broken),
+                }
+            }
+        };
+        in_time(at, deadline, what, end).await
+    }
+
+    async fn expect_message(&mut self, at: &'static Location<'static>, what: &str) -> Message {
+        match in_time(at, self.deadline, what, self.next()).await {
+            Event::Message(message) => message,
+            end => unexpected(at, what, &end),
+        }
+    }
+
+    async fn expect_end(&mut self, at: &'static Location<'static>, what: &str) -> Close {
+        match in_time(at, self.deadline, what, self.next()).await {
+            Event::Closed(close) => close,
+            message => unexpected(at, what, &message),
+        }
+    }
+
+    /// The end comes again and again.
+    async fn next(&mut self) -> Event {
+        if let Some(close) = &self.ended {
+            return Event::Closed(close.clone());
+        }
+        let event = self.events.recv().await;
+        let event = event.unwrap_or(Event::Closed(reason::VANISHED));
+        if let Event::Closed(close) = &event {
+            self.ended = Some(close.clone());
+        }
+        event
+    }
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client")
+            .field("unread", &self.events.len())
+            .field("ended", &self.ended)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The writing side, until a Close was said.
+struct Writer {
+    stream: WriteHalf<TokioIo<Upgraded>>,
+    is_over: bool,
+}
+
+impl Writer {
+    async fn write(&mut self, frame: &Frame) -> io::Result<()> {
+        if self.is_over {
+            return Err(ErrorKind::BrokenPipe.into());
+        }
+        self.is_over = frame.is_close();
+        self.stream.write_all(&masked(frame)).await?;
+        self.stream.flush().await
+    }
+}
+
+/// Reads until the end, and answers what is to be answered.
+async fn read(
+    mut stream: ReadHalf<TokioIo<Upgraded>>,
+    writer: Arc<Mutex<Writer>>,
+    events: mpsc::Sender<Event>,
+) {
+    let mut reader = Reader::new();
+    loop {
+        let event = match reader.next() {
+            Err(mistake) => Event::Broken(mistake),
+            Ok(Some(Heard::Message(message))) => Event::Message(message),
+            Ok(Some(Heard::Ping(payload))) => {
+                // A server that is gone needs no answer.
+                let _ = writer.lock().await.write(&Frame::pong(&payload)).await;
+                continue;
+            }
+            Ok(Some(Heard::Pong)) => continue,
+            Ok(Some(Heard::Close(close))) => {
+                let mut writer = writer.lock().await;
+                let _ = writer.write(&Frame::close(&close)).await;
+                let _ = writer.stream.shutdown().await;
+                Event::Closed(close)
+            }
+            Ok(None) => match stream.read_buf(&mut reader.buffer).await {
+                Ok(1..) => continue,
+                Ok(0) | Err(_) => Event::Closed(reason::VANISHED),
+            },
+        };
+        let goes_on = matches!(event, Event::Message(_));
+        if events.send(event).await.is_err() || !goes_on {
+            return;
+        }
+    }
+}
+
+/// So many messages wait for the test.
+const UNREAD: usize = 1024;
