@@ -124,12 +124,15 @@ impl Cluster {
         let (home, peers) = (&self.node.home, &self.node.peers);
         let nodes = 1 + peers.count_nodes() as u64;
         let registry = self.node.local.registry();
+        let (shards, up) = home.reception.links();
         home.counters.stats(Gauges {
             sockets: registry.sockets() as u64,
             users: registry.users() as u64,
             rooms: registry.rooms() as u64,
             nodes,
             bus_probe_age_millis: home.reception.proven_at().elapsed().as_millis() as u64,
+            bus_shards: shards as u64,
+            bus_shards_up: up as u64,
             bus_publish_queue: home.bus.queued() as u64,
         })
     }

@@ -12,7 +12,7 @@ use crate::model::close::{Close, reason};
 macro_rules! counts {
     ($($(#[$doc:meta])+ $name:ident: $kind:ident $(($($part:ident)+))?,)+) => {
         /// Plain numbers of one node. Counters grow from its start; `sockets`, `users`, `rooms`, `nodes`,
-        /// `bus_probe_age_millis` and `bus_publish_queue` are now. As JSON each is a field of this name.
+        /// `bus_probe_age_millis`, `bus_shards`, `bus_shards_up` and `bus_publish_queue` are now. As JSON each is a field of this name.
         #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Serialize)]
         #[non_exhaustive]
         pub struct Stats {
@@ -164,6 +164,13 @@ counts! {
     /// two probe intervals is an outage. Grows for ever on [`Backend::memory`](crate::Backend::memory), which
     /// is proved once.
     bus_probe_age_millis: gauge,
+    /// Redis primaries that this node uses now, each with its own part of the topics; 1 on
+    /// [`Backend::memory`](crate::Backend::memory).
+    bus_shards: gauge,
+    /// Those of them that work. Fewer than `bus_shards` is an outage for their users and rooms.
+    bus_shards_up: gauge,
+    /// Times that topics moved from one primary of a Redis Cluster to another.
+    bus_moves: counter,
     /// Publishes that failed, certainly or possibly: the sum of the next two.
     bus_publish_failures: sum(bus_publish_unsent bus_publish_uncertain),
     /// Of those, the ones that certainly were not sent.
@@ -285,6 +292,8 @@ mod tests {
             rooms: 0,
             nodes: 1,
             bus_probe_age_millis: 7,
+            bus_shards: 1,
+            bus_shards_up: 1,
             bus_publish_queue: 0,
         })
     }

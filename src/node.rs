@@ -22,6 +22,7 @@ use crate::model::id::{NodeId, UserId};
 use crate::model::limits::LONGEST;
 use crate::model::manner::Manner;
 use crate::model::message::Message;
+use crate::model::partition::PartitionSet;
 use crate::model::topic::{Topic, TopicKind};
 use crate::peers::Peers;
 use crate::presence::Mailbox;
@@ -185,6 +186,10 @@ impl Listener for Node {
 
     fn refused(&self, link: LinkId, kind: TopicKind, reason: Arc<str>) {
         self.home.reception.refused(link, kind, &reason);
+    }
+
+    fn moved(&self, partitions: PartitionSet, from: LinkId, to: LinkId) {
+        self.home.reception.moved(partitions, from, to);
     }
 
     fn works(&self, link: LinkId, proven: Instant) {

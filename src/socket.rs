@@ -261,7 +261,7 @@ impl Socket {
     }
 
     /// When messages for this socket may have been missed: each outage of the bus that is over, as a
-    /// [`Gap`](crate::Gap). Tell the client, or send again what it may lack. The stream borrows nothing, so that it can
+    /// [`Gap`](crate::Gap), but for those that concern neither its user nor a room that it is in. Tell the client, or send again what it may lack. The stream borrows nothing, so that it can
     /// stand beside [`recv`](Self::recv); a socket that does not ask pays nothing. More at
     /// [`Cluster::gaps`](crate::Cluster::gaps).
     ///
@@ -297,7 +297,12 @@ impl Socket {
     /// # }
     /// ```
     pub fn gaps(&self) -> Gaps {
-        self.node.home.reception.gaps()
+        let (local, socket) = (Arc::downgrade(&self.node.local), self.end.sender());
+        let gaps = self.node.home.reception.gaps();
+        gaps.that_concern(move |gap| {
+            let local = local.upgrade();
+            local.is_none_or(|local| local.is_concerned(&socket, gap))
+        })
     }
 
     /// Closes after what was sent, and waits until the client has answered, at most 5 s.

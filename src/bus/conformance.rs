@@ -1,11 +1,12 @@
 //! What every bus must do, run against each of them.
 
+use std::collections::HashSet;
 use std::slice;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use smallvec::smallvec;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
@@ -14,6 +15,7 @@ use super::{Backend, Bus, BusSettings, Confirmation, Listener};
 use crate::bus::outage::LinkId;
 use crate::bus::scope::Size;
 use crate::model::id::{NodeId, SocketId};
+use crate::model::partition::PartitionSet;
 use crate::model::topic::{Namespace, Topic, TopicKind};
 use crate::quota::{OverLimit, SeatLimit, Seats};
 
@@ -36,7 +38,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// A node that only writes down what it is told.
 struct Recorder {
     told: mpsc::UnboundedSender<Told>,
-    is_up: AtomicBool,
+    /// The links that are not up.
+    missing: Mutex<HashSet<LinkId>>,
 }
 
 #[derive(Debug, PartialEq)]
@@ -72,22 +75,25 @@ impl Listener for Recorder {
     }
 
     /// Once, however often it is proven.
-    fn up(&self, _: LinkId, _: Instant) {
-        if !self.is_up.swap(true, SeqCst) {
+    fn up(&self, link: LinkId, _: Instant) {
+        let mut missing = self.missing.lock();
+        if missing.remove(&link) && missing.is_empty() {
             self.tell(Told::Up);
         }
     }
 
     fn strayed(&self, _: LinkId, _: Option<Instant>) {}
 
-    fn down(&self, _: LinkId, _: Arc<str>, _: bool) {
-        self.is_up.store(false, SeqCst);
+    fn down(&self, link: LinkId, _: Arc<str>, _: bool) {
+        self.missing.lock().insert(link);
         self.tell(Told::Down);
     }
 
     fn refused(&self, _: LinkId, _: TopicKind, _: Arc<str>) {
         self.tell(Told::Down);
     }
+
+    fn moved(&self, _: PartitionSet, _: LinkId, _: LinkId) {}
 
     fn works(&self, _: LinkId, _: Instant) {}
 
@@ -123,7 +129,7 @@ impl End {
         let (sender, told) = mpsc::unbounded_channel();
         let listener = Arc::new(Recorder {
             told: sender,
-            is_up: AtomicBool::new(false),
+            missing: Mutex::new(bus.links().into_iter().map(|(link, _)| link).collect()),
         });
         let weak: Weak<Recorder> = Arc::downgrade(&listener);
         bus.start(weak);
@@ -443,6 +449,17 @@ macro_rules! on_every_bus {
             async fn $name() {
                 let sentinels = Sentinels::start(0, 1);
                 super::$name(Backend::redis(sentinels.url()).unwrap()).await;
+            })*
+        }
+
+        #[cfg(feature = "redis")]
+        mod shards {
+            use super::*;
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $name() {
+                let servers = [(); 3].map(|()| RedisServer::start());
+                let urls = servers.each_ref().map(RedisServer::url);
+                super::$name(Backend::shards(urls).unwrap()).await;
             })*
         }
     };

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use futures::{Stream, StreamExt};
 
@@ -12,7 +12,31 @@ use crate::readers::{News, Reading};
 
 /// The gaps that end from now on. A stream, made by [`Cluster::gaps`](crate::Cluster::gaps) and its siblings.
 #[must_use = "streams do nothing unless polled"]
-pub struct Gaps(pub(super) Reading<Gap>);
+pub struct Gaps {
+    gaps: Reading<Gap>,
+    /// Whom others do not concern.
+    concerns: Option<Box<dyn Fn(&Gap) -> bool + Send + Sync>>,
+}
+
+impl Gaps {
+    pub(super) fn new(gaps: Reading<Gap>) -> Self {
+        Self {
+            gaps,
+            concerns: None,
+        }
+    }
+
+    /// Those alone that are of concern.
+    pub(crate) fn that_concern(
+        self,
+        concerns: impl Fn(&Gap) -> bool + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            concerns: Some(Box::new(concerns)),
+            ..self
+        }
+    }
+}
 
 /// Who lags is told of several as one that spans them.
 impl News for Gap {
@@ -24,6 +48,7 @@ impl News for Gap {
         {
             next.from = next.from.min(oldest.from);
             next.until = next.until.max(oldest.until);
+            next.partitions = next.partitions | oldest.partitions;
         }
         false
     }
@@ -33,7 +58,13 @@ impl Stream for Gaps {
     type Item = Gap;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Gap>> {
-        self.0.poll_next_unpin(cx)
+        loop {
+            let gap = ready!(self.gaps.poll_next_unpin(cx));
+            match (&gap, &self.concerns) {
+                (Some(gap), Some(concerns)) if !concerns(gap) => {}
+                _ => return Poll::Ready(gap),
+            }
+        }
     }
 }
 
@@ -50,6 +81,7 @@ mod tests {
     use futures::{FutureExt, StreamExt};
 
     use super::*;
+    use crate::model::partition::PartitionSet;
     use crate::readers::Readers;
 
     const S: Duration = Duration::from_secs(1);
@@ -61,6 +93,7 @@ mod tests {
         let gap = |n: u32| Gap {
             from: until - n * S,
             until,
+            partitions: PartitionSet::all(),
         };
         gaps.tell(&gap(1));
         let mut asked = gaps.read();
@@ -83,6 +116,7 @@ mod tests {
             .map(|n| Gap {
                 from: start + 2 * n * S,
                 until: start + (2 * n + 1) * S,
+                partitions: PartitionSet::all(),
             })
             .collect();
         for gap in &told {

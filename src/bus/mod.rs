@@ -33,6 +33,7 @@ use crate::bus::outage::LinkId;
 use crate::bus::scope::Size;
 use crate::model::error::{ConnectError, PublishError};
 use crate::model::id::NodeId;
+use crate::model::partition::PartitionSet;
 use crate::model::topic::{Namespace, Topic, TopicKind};
 use crate::quota::{SeatLimit, Seats};
 
@@ -55,7 +56,8 @@ pub struct Backend(BackendKind);
 enum BackendKind {
     Memory(Arc<Hub>),
     #[cfg(feature = "redis")]
-    Redis(Target),
+    /// One, or several that share the topics.
+    Redis(Vec<Target>),
     /// What it was made of makes no sense.
     #[cfg(feature = "redis")]
     Wrong(ConnectError),
@@ -94,6 +96,43 @@ impl Backend {
         Ok(Redis::at(url)?.into())
     }
 
+    /// Several Redises that know nothing of each other and share the topics: each user, room and node is at one of them, which
+    /// their names decide, and a union goes to each that is concerned. Each is a URL in any of the forms that
+    /// [`redis`](Self::redis) knows, or a [`Redis`] with options. One that is away takes its own topics with it and no
+    /// others: [`health`](crate::Cluster::health) names it, and [`Gap::concerns_user`](crate::Gap::concerns_user) tells whom
+    /// it concerns.
+    ///
+    /// The same list everywhere, with the same hosts and ports, in any order: nodes with another one would look for users
+    /// elsewhere. So it changes only while no node runs.
+    ///
+    /// ```no_run
+    /// use axum_cluster::{Backend, Cluster};
+    ///
+    /// # fn main() -> Result<(), axum_cluster::ConnectError> {
+    /// let backend = Backend::shards(["redis://one.internal", "redis://two.internal"])?;
+    /// let cluster = Cluster::builder().backend(backend).try_start()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// A [`ConnectError`] as those of [`redis`](Self::redis) and of the options of [`Redis`]; or of kind `Setting` where the
+    /// list is empty or names one twice.
+    #[cfg(feature = "redis")]
+    pub fn shards<R>(redises: impl IntoIterator<Item = R>) -> Result<Self, ConnectError>
+    where
+        R: TryInto<Redis>,
+        ConnectError: From<R::Error>,
+    {
+        let mut targets = Vec::new();
+        for redis in redises {
+            let redis: Redis = redis.try_into()?;
+            targets.push(redis.target()?);
+        }
+        redis::check_several(&targets).map_err(ConnectError::setting)?;
+        Ok(Self(BackendKind::Redis(targets)))
+    }
+
     /// What it was made of, if that makes no sense.
     pub(crate) fn problem(&self) -> Option<&ConnectError> {
         match &self.0 {
@@ -112,7 +151,7 @@ impl Backend {
         match &self.0 {
             BackendKind::Memory(hub) => Box::new(MemoryBus::new(hub.clone(), node, settings)),
             #[cfg(feature = "redis")]
-            BackendKind::Redis(target) => Box::new(RedisBus::new(target, node, settings)),
+            BackendKind::Redis(targets) => Box::new(RedisBus::new(targets, node, settings)),
             #[cfg(feature = "redis")]
             BackendKind::Wrong(problem) => {
                 unreachable!("refused when the node was built: {problem}")
@@ -128,7 +167,7 @@ impl From<Redis> for Backend {
         Self(
             redis
                 .target()
-                .map_or_else(BackendKind::Wrong, BackendKind::Redis),
+                .map_or_else(BackendKind::Wrong, |target| BackendKind::Redis(vec![target])),
         )
     }
 }
@@ -149,9 +188,9 @@ pub(crate) trait Bus: fmt::Debug + Send + Sync {
     /// The bus begins; from now on the listener is called. Called once.
     fn start(&self, listener: Weak<dyn Listener>);
 
-    /// The links of which the listener is told.
-    fn links(&self) -> &[LinkId] {
-        &[LinkId::ONLY]
+    /// The links of which the listener is told, and what each carries.
+    fn links(&self) -> Vec<(LinkId, PartitionSet)> {
+        vec![(LinkId::ONLY, PartitionSet::all())]
     }
 
     /// One more reason to hear a topic. Every call is paired with a [`release`](Self::release).
@@ -233,6 +272,9 @@ pub(crate) trait Listener: Send + Sync {
     /// A topic of this kind is refused on a link: messages to it may be missed from now on, all others go on. Said
     /// each time it is asked for.
     fn refused(&self, link: LinkId, kind: TopicKind, reason: Arc<str>);
+
+    /// These partitions are on another link now, on which they are heard when it is [`up`](Self::up) the next time.
+    fn moved(&self, partitions: PartitionSet, from: LinkId, to: LinkId);
 
     /// As [`up`](Self::up), but for what is refused, which is not what nodes say to all nodes. Said for every probe.
     fn works(&self, link: LinkId, proven: Instant);

@@ -26,11 +26,14 @@ use std::time::SystemTime;
 use tokio::time::Instant;
 
 use crate::model::health::Health;
+use crate::model::partition::PartitionSet;
 use crate::model::topic::TopicKind;
+
+const MOVING: &str = "channels move to another redis";
 
 /// One of the links to the bus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) struct LinkId(pub(crate) u16);
+pub(crate) struct LinkId(pub(crate) u32);
 
 impl LinkId {
     /// Where one link carries every topic.
@@ -43,6 +46,7 @@ pub(crate) struct Outage {
     started: Instant,
     /// Never empty.
     links: BTreeMap<LinkId, LinkHealth>,
+    on_their_way: Vec<Move>,
     /// What this node published since then may not have arrived everywhere, and the others are to be told.
     strayed: Option<Instant>,
     /// From when until when others said so of what they published.
@@ -52,8 +56,28 @@ pub(crate) struct Outage {
 /// From when until when.
 pub(crate) type Span = (Instant, Instant);
 
+/// Messages may have been missed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Missed {
+    pub(crate) span: Span,
+    /// On these.
+    pub(crate) partitions: PartitionSet,
+}
+
+/// Partitions that were on another link.
+#[derive(Debug)]
+struct Move {
+    partitions: PartitionSet,
+    to: LinkId,
+    since: SystemTime,
+    /// When they were heard last, if ever.
+    heard: Option<Instant>,
+}
+
 #[derive(Debug)]
 struct LinkHealth {
+    /// What it carries.
+    partitions: PartitionSet,
     /// When it was last known to work.
     proven: Option<Instant>,
     standing: Standing,
@@ -87,33 +111,93 @@ pub(crate) enum Deaf {
 impl Outage {
     /// Nothing is known of these links yet.
     pub(crate) fn new(
-        links: impl IntoIterator<Item = LinkId>,
+        links: impl IntoIterator<Item = (LinkId, PartitionSet)>,
         started: Instant,
         now: SystemTime,
     ) -> Self {
-        let link = |id| (id, LinkHealth::new(now));
+        let link = |(id, partitions)| (id, LinkHealth::new(partitions, now));
         Self {
             started,
             links: links.into_iter().map(link).collect(),
+            on_their_way: Vec::new(),
             strayed: None,
             strays: None,
         }
     }
 
-    /// A link works, proven by what was published then. The span in which messages may have been missed, if they
-    /// may.
-    pub(crate) fn up(&mut self, link: LinkId, proven: Instant) -> Option<Span> {
-        let link = self.links.get_mut(&link)?;
+    /// A link works, proven by what was published then. What may have been missed, if anything was.
+    pub(crate) fn up(&mut self, link: LinkId, proven: Instant) -> Option<Missed> {
+        let id = link;
+        let link = self.links.get_mut(&id)?;
         link.proven = Some(proven);
         link.works = None;
         link.refused.clear();
         if let Standing::Down { .. } = link.standing {
             link.standing = Standing::Up(proven);
         }
-        let gap = link.gap.take()?;
+        let gap = link.gap.take().map(|from| (from, link.partitions));
+        let arrived = self.on_their_way.extract_if(.., |one| one.to == id);
+        let arrived: Vec<Move> = arrived.collect();
+        if !arrived.is_empty() {
+            link.standing = Standing::Up(proven);
+        }
+        let heard = |one: Move| Some((one.heard?, one.partitions));
+        let missed = gap.into_iter().chain(arrived.into_iter().filter_map(heard));
+        let all = |(from, all): (Instant, _), (other, more)| (from.min(other), all | more);
+        let (from, partitions) = missed.reduce(all)?;
         // One gap tells of both.
-        let strays = self.strays.take().map_or(gap, |(from, _)| from);
-        Some((gap.min(strays), proven))
+        let strays = self.strays.take();
+        let from = strays.map_or(from, |(strays, _)| from.min(strays));
+        Some(Missed {
+            span: (from, proven),
+            partitions: match strays {
+                Some(_) => PartitionSet::all(),
+                None => partitions,
+            },
+        })
+    }
+
+    /// Partitions are on another link now. One that has none left is no link any more.
+    pub(crate) fn moved(
+        &mut self,
+        partitions: PartitionSet,
+        from: LinkId,
+        to: LinkId,
+        now: SystemTime,
+    ) {
+        let mut heard = None;
+        if let Some(link) = self.links.get_mut(&from) {
+            heard = link.gap.or(link.proven);
+            link.partitions = link.partitions - partitions;
+            if link.partitions.is_empty() {
+                self.links.remove(&from);
+            }
+        }
+        let mut since = now;
+        // They may not have arrived there either.
+        for one in &mut self.on_their_way {
+            if one.to == from && !(one.partitions & partitions).is_empty() {
+                one.partitions = one.partitions - partitions;
+                heard = [heard, one.heard].into_iter().flatten().min();
+                since = since.min(one.since);
+            }
+        }
+        self.on_their_way.retain(|one| !one.partitions.is_empty());
+        let link = self.links.entry(to);
+        let link = link.or_insert_with(|| LinkHealth::new(PartitionSet::default(), now));
+        link.partitions = link.partitions | partitions;
+        self.on_their_way.push(Move {
+            partitions,
+            to,
+            since,
+            heard,
+        });
+    }
+
+    /// The links, and those of them that are up.
+    pub(crate) fn count(&self) -> (usize, usize) {
+        let is_up = |link: &&LinkHealth| matches!(link.standing, Standing::Up(_));
+        (self.links.len(), self.links.values().filter(is_up).count())
     }
 
     /// A link does not work. `deaf`: what comes on it may be missed.
@@ -188,33 +272,41 @@ impl Outage {
             Standing::Up(_) => None,
             Standing::Down { since, reason } => Some((link.gap.is_none(), *since, reason)),
         });
-        match down.min_by_key(|(hears, since, _)| (*hears, *since)) {
-            None => Health::Up,
-            Some((_, since, reason)) => Health::Degraded {
+        let worst = down.min_by_key(|(hears, since, _)| (*hears, *since));
+        let moves = self.on_their_way.iter().map(|one| one.since).min();
+        match (worst, moves) {
+            (Some((_, since, reason)), _) => Health::Degraded {
                 since,
                 reason: reason.clone(),
             },
+            (None, Some(since)) => Health::Degraded {
+                since,
+                reason: MOVING.into(),
+            },
+            (None, None) => Health::Up,
         }
     }
 
     /// Since when all links have worked, and until when they are known to; none while one does not.
     pub(crate) fn hearing(&self) -> Option<Span> {
-        Self::all(self.links.values().map(|link| match link.standing {
+        self.all(|link| match link.standing {
             Standing::Up(since) => Some((since, link.proven?)),
             Standing::Down { .. } => None,
-        }))
+        })
     }
 
     /// The same of what nodes say to each other, which goes on while the channels of others are refused.
     pub(crate) fn hearing_nodes(&self) -> Option<Span> {
-        Self::all(self.links.values().map(|link| match link.standing {
+        self.all(|link| match link.standing {
             Standing::Up(since) => Some((since, link.proven?)),
             Standing::Down { .. } => link.works,
-        }))
+        })
     }
 
-    fn all(links: impl Iterator<Item = Option<Span>>) -> Option<Span> {
+    fn all(&self, span: impl Fn(&LinkHealth) -> Option<Span>) -> Option<Span> {
+        let links = self.links.values().map(span);
         links
+            .filter(|_| self.on_their_way.is_empty())
             .reduce(|all, link| {
                 let ((since, until), (from, proven)) = (all?, link?);
                 Some((since.max(from), until.min(proven)))
@@ -266,8 +358,9 @@ impl Outage {
 }
 
 impl LinkHealth {
-    fn new(now: SystemTime) -> Self {
+    fn new(partitions: PartitionSet, now: SystemTime) -> Self {
         Self {
+            partitions,
             proven: None,
             standing: Standing::Down {
                 since: now,
@@ -322,10 +415,22 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::model::partition::Partition;
 
     const A: LinkId = LinkId(0);
     const B: LinkId = LinkId(1);
     const S: Duration = Duration::from_secs(1);
+
+    /// Each carries a part.
+    fn carrying(links: impl IntoIterator<Item = LinkId>) -> Vec<(LinkId, PartitionSet)> {
+        let part = |id: LinkId| Partition::all().filter(move |one| one.index() % 3 == id.0 as usize);
+        let links = links.into_iter();
+        links.map(|id| (id, part(id).collect())).collect()
+    }
+
+    fn span(missed: Option<Missed>) -> Option<Span> {
+        missed.map(|missed| missed.span)
+    }
 
     /// So many seconds of either clock.
     struct Clock(Instant);
@@ -342,7 +447,7 @@ mod tests {
 
     fn two() -> (Outage, Clock) {
         let clock = Clock(Instant::now());
-        (Outage::new([A, B], clock.at(0), wall(0)), clock)
+        (Outage::new(carrying([A, B]), clock.at(0), wall(0)), clock)
     }
 
     fn degraded(since: u32, reason: &str) -> Health {
@@ -355,7 +460,7 @@ mod tests {
     #[test]
     fn who_is_refused_something_hears_the_other_nodes() {
         let clock = Clock(Instant::now());
-        let mut outage = Outage::new([A], clock.at(0), wall(0));
+        let mut outage = Outage::new(carrying([A]), clock.at(0), wall(0));
         outage.up(A, clock.at(1));
         outage.up(A, clock.at(2));
         let deaf = outage.refused(A, TopicKind::Room, "no".into(), wall(3));
@@ -371,7 +476,7 @@ mod tests {
         assert_eq!(outage.hearing_nodes(), None, "nothing is proven yet");
         outage.works(A, clock.at(7));
         assert_eq!(outage.hearing_nodes(), heard(7, 7));
-        assert_eq!(outage.up(A, clock.at(8)), heard(2, 8), "one gap");
+        assert_eq!(span(outage.up(A, clock.at(8))), heard(2, 8), "one gap");
         assert_eq!(outage.hearing_nodes(), outage.hearing());
         assert_eq!(outage.refused_kinds(), []);
     }
@@ -379,7 +484,7 @@ mod tests {
     #[test]
     fn a_refusal_is_told_once_with_what_is_refused_and_why() {
         let clock = Clock(Instant::now());
-        let mut outage = Outage::new([A], clock.at(0), wall(0));
+        let mut outage = Outage::new(carrying([A]), clock.at(0), wall(0));
         outage.up(A, clock.at(1));
         for (kind, reason, deaf, told) in [
             (
@@ -415,7 +520,7 @@ mod tests {
         assert_eq!(outage.hearing_nodes(), None, "it is not there for them");
         let kinds = [TopicKind::User, TopicKind::Room];
         assert_eq!(outage.refused_kinds(), kinds);
-        assert_eq!(outage.up(A, clock.at(4)), Some((clock.at(1), clock.at(4))));
+        assert_eq!(span(outage.up(A, clock.at(4))), Some((clock.at(1), clock.at(4))));
         outage.refused(A, TopicKind::Room, "no".into(), wall(5));
         assert_eq!(
             outage.health(),
@@ -427,10 +532,10 @@ mod tests {
     fn a_node_is_up_when_all_its_links_are() {
         let (mut outage, clock) = two();
         assert_eq!(outage.health(), degraded(0, "connecting to the bus"));
-        assert_eq!(outage.up(A, clock.at(1)), None);
+        assert_eq!(span(outage.up(A, clock.at(1))), None);
         assert_eq!(outage.health(), degraded(0, "connecting to the bus"));
         assert_eq!(outage.hearing(), None);
-        assert_eq!(outage.up(B, clock.at(2)), None);
+        assert_eq!(span(outage.up(B, clock.at(2))), None);
         assert_eq!(outage.health(), Health::Up);
         assert_eq!(outage.hearing(), Some((clock.at(2), clock.at(1))));
         outage.up(A, clock.at(3));
@@ -472,9 +577,9 @@ mod tests {
             let deaf = outage.down(link, "down".into(), deaf, wall(3));
             assert_eq!(deaf, expected);
         }
-        assert_eq!(outage.up(B, clock.at(5)), None);
-        assert_eq!(outage.up(A, clock.at(6)), Some((clock.at(1), clock.at(6))));
-        assert_eq!(outage.up(A, clock.at(7)), None);
+        assert_eq!(span(outage.up(B, clock.at(5))), None);
+        assert_eq!(span(outage.up(A, clock.at(6))), Some((clock.at(1), clock.at(6))));
+        assert_eq!(span(outage.up(A, clock.at(7))), None);
     }
 
     #[test]
@@ -484,10 +589,10 @@ mod tests {
         outage.down(A, "gone".into(), true, wall(3));
         outage.others_strayed((clock.at(1), clock.at(3)));
         outage.others_strayed((clock.at(2), clock.at(4)));
-        assert_eq!(outage.up(A, clock.at(5)), Some((clock.at(1), clock.at(5))));
+        assert_eq!(span(outage.up(A, clock.at(5))), Some((clock.at(1), clock.at(5))));
         assert_eq!(outage.take_strays(), None);
         outage.others_strayed((clock.at(6), clock.at(7)));
-        assert_eq!(outage.up(A, clock.at(8)), None);
+        assert_eq!(span(outage.up(A, clock.at(8))), None);
         assert_eq!(outage.take_strays(), Some((clock.at(6), clock.at(7))));
     }
 
@@ -511,7 +616,7 @@ mod tests {
         outage.down(A, "gone".into(), true, wall(5));
         outage.strayed(A, Some(clock.at(2)));
         assert_eq!(outage.take_strayed(), Some(clock.at(2)));
-        assert_eq!(outage.up(A, clock.at(6)), Some((clock.at(2), clock.at(6))));
+        assert_eq!(span(outage.up(A, clock.at(6))), Some((clock.at(2), clock.at(6))));
         // Longer ago than it was proven.
         outage.strayed(A, Some(clock.at(7)));
         assert_eq!(outage.take_strayed(), Some(clock.at(6)));
@@ -520,9 +625,9 @@ mod tests {
     proptest! {
         /// Each step is a link's word: up, down, or deaf.
         #[test]
-        fn all_is_heard_exactly_while_every_link_works(steps in prop::collection::vec((0u16..3, 0u8..3), 0..40)) {
+        fn all_is_heard_exactly_while_every_link_works(steps in prop::collection::vec((0u32..3, 0u8..3), 0..40)) {
             let clock = Clock(Instant::now());
-            let mut outage = Outage::new((0..3).map(LinkId), clock.at(0), wall(0));
+            let mut outage = Outage::new(carrying((0..3).map(LinkId)), clock.at(0), wall(0));
             let (mut since, mut proven) = ([None; 3], [None; 3]);
             for (now, (link, word)) in (1..).zip(steps) {
                 let (at, id) = (link as usize, LinkId(link));

@@ -21,11 +21,12 @@ use tokio::time::Instant;
 use super::Bus;
 use super::gaps::Gaps;
 use super::health::{HealthCell, HealthChanges};
-use super::outage::{Deaf, LinkId, Outage, Span};
+use super::outage::{Deaf, LinkId, Missed, Outage, Span};
 use crate::counts::Counters;
 use crate::model::gap::Gap;
 use crate::model::health::Health;
 use crate::model::id::NodeId;
+use crate::model::partition::PartitionSet;
 use crate::model::topic::TopicKind;
 use crate::readers::Readers;
 
@@ -44,8 +45,7 @@ pub(crate) struct Reception {
 impl Reception {
     /// Nothing is known of the links yet.
     pub(crate) fn new(node: NodeId, bus: Arc<dyn Bus>, counters: Arc<Counters>) -> Self {
-        let links = bus.links().iter().copied();
-        let outage = Outage::new(links, Instant::now(), SystemTime::now());
+        let outage = Outage::new(bus.links(), Instant::now(), SystemTime::now());
         Self {
             node,
             bus,
@@ -66,7 +66,7 @@ impl Reception {
     }
 
     pub(crate) fn gaps(&self) -> Gaps {
-        Gaps(self.gaps.read())
+        Gaps::new(self.gaps.read())
     }
 
     /// Since when, and until when, this node has heard whatever the others said; none while the bus is down.
@@ -100,7 +100,7 @@ impl Reception {
         let reconnects = u64::from(missed.is_some());
         self.counters.bus_reconnects.fetch_add(reconnects, Relaxed);
         let is_up = self.follow_links() && self.health() == Health::Up;
-        let gap = missed.map(|span| self.tell_gap(span).span());
+        let gap = missed.map(|missed| self.tell_gap(missed).span());
         if is_up {
             tracing::info!(node = %self.node, ?gap, "the bus is up: messages travel between the nodes");
         }
@@ -131,6 +131,22 @@ impl Reception {
         }
     }
 
+    /// Partitions are on another link now.
+    pub(crate) fn moved(&self, partitions: PartitionSet, from: LinkId, to: LinkId) {
+        if self.is_lost() {
+            return;
+        }
+        self.counters.bus_moves.fetch_add(1, Relaxed);
+        let now = SystemTime::now();
+        self.outage.lock().moved(partitions, from, to, now);
+        self.follow_links();
+    }
+
+    /// The links, and those of them that work.
+    pub(crate) fn links(&self) -> (usize, usize) {
+        self.outage.lock().count()
+    }
+
     pub(crate) fn works(&self, link: LinkId, proven: Instant) {
         self.outage.lock().works(link, proven);
     }
@@ -159,7 +175,10 @@ impl Reception {
         let strays = self.outage.lock().take_strays();
         if let Some(strays) = strays {
             self.counters.bus_gaps.fetch_add(1, Relaxed);
-            self.tell_gap(strays);
+            self.tell_gap(Missed {
+                span: strays,
+                partitions: PartitionSet::all(),
+            });
         }
     }
 
@@ -194,8 +213,9 @@ impl Reception {
         is_news
     }
 
-    fn tell_gap(&self, (from, until): Span) -> Gap {
-        let gap = Gap::between(from, until, Instant::now(), SystemTime::now());
+    fn tell_gap(&self, missed: Missed) -> Gap {
+        let (span, partitions) = (missed.span, missed.partitions);
+        let gap = Gap::between(span, partitions, Instant::now(), SystemTime::now());
         let millis = gap.span().as_millis() as u64;
         self.counters.bus_gap_millis.fetch_add(millis, Relaxed);
         self.gaps.tell(&gap);

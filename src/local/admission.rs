@@ -22,6 +22,7 @@ use super::socket::{DriverEnd, Ends, HandlerEnd, Registered, Sender};
 use crate::bus::Confirmation;
 use crate::model::close::{Close, reason};
 use crate::model::description::Description;
+use crate::model::gap::Gap;
 use crate::model::id::{InvalidId, RoomId, SocketId, UserId};
 use crate::model::topic::Topic;
 
@@ -126,6 +127,17 @@ impl Local {
             self.presence.touch(socket.user(), [room]);
         }
         left
+    }
+
+    /// Whether messages for this socket may have been missed.
+    pub(crate) fn is_concerned(&self, socket: &Sender, gap: &Gap) -> bool {
+        if gap.is_of_everything() {
+            return true;
+        }
+        let carriers = [&self.all, &Topic::node(self.home.node)];
+        carriers.into_iter().any(|topic| gap.concerns_topic(topic))
+            || gap.concerns_user(socket.user())
+            || self.rooms(socket).iter().any(|room| gap.concerns_room(room))
     }
 
     /// The rooms of a socket; those in which it was at its end, once it has ended.

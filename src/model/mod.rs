@@ -12,5 +12,6 @@ pub(crate) mod limits;
 pub(crate) mod manner;
 pub(crate) mod message;
 mod millis;
+pub(crate) mod partition;
 pub(crate) mod roster;
 pub(crate) mod topic;

@@ -67,6 +67,30 @@ pub(crate) struct SentinelTarget {
     pub(super) primary: Arc<Access>,
 }
 
+impl TryFrom<&str> for Redis {
+    type Error = ConnectError;
+
+    fn try_from(url: &str) -> Result<Self, ConnectError> {
+        Self::at(url)
+    }
+}
+
+impl TryFrom<String> for Redis {
+    type Error = ConnectError;
+
+    fn try_from(url: String) -> Result<Self, ConnectError> {
+        Self::at(url)
+    }
+}
+
+impl TryFrom<&String> for Redis {
+    type Error = ConnectError;
+
+    fn try_from(url: &String) -> Result<Self, ConnectError> {
+        Self::at(url)
+    }
+}
+
 impl Redis {
     /// At a URL in any of the forms that [`Backend::redis`](crate::Backend::redis) knows.
     ///
@@ -224,6 +248,20 @@ impl Redis {
 impl fmt::Debug for Redis {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Redis").field(&self.shown).finish()
+    }
+}
+
+/// By what all nodes know it, the secrets apart.
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Single(endpoint) => endpoint.fmt(f),
+            Self::Sentinel(target) => {
+                let mut seeds: Vec<String> = target.seeds.iter().map(Host::to_string).collect();
+                seeds.sort();
+                write!(f, "{}/{}", seeds.join(","), target.service)
+            }
+        }
     }
 }
 

@@ -33,6 +33,9 @@ const TURN: usize = 128;
 /// The task that listens.
 #[derive(Debug)]
 pub(super) struct Subscriber {
+    pub(super) link: LinkId,
+    /// What the primary is called where there are several.
+    pub(super) name: Option<Arc<str>>,
     pub(super) topology: Arc<Topology>,
     pub(super) context: Arc<LinkContext>,
     pub(super) publisher: Arc<Publisher>,
@@ -50,7 +53,7 @@ impl Subscriber {
         if self.began {
             // It panicked, and what it had read by then is lost.
             let reason = "the task that listens to redis panicked: please report it";
-            self.tell(|listener| listener.down(LinkId::ONLY, reason.into(), true));
+            self.tell(|listener| listener.down(self.link, self.told(reason.into()), true));
         }
         self.began = true;
         let mut backoff = Backoff::new(LONGEST_PAUSE);
@@ -63,9 +66,9 @@ impl Subscriber {
             self.context.subscriptions.with(Subscriptions::disconnected);
             self.tell(|listener| {
                 if strayed {
-                    listener.strayed(LinkId::ONLY, None);
+                    listener.strayed(self.link, None);
                 }
-                listener.down(LinkId::ONLY, reason, true);
+                listener.down(self.link, self.told(reason), true);
             });
             self.topology.missed();
             let pause = backoff.ended(Instant::now(), fastrand::f64());
@@ -74,7 +77,7 @@ impl Subscriber {
                 () = self.topology.left(route) => {}
             }
             if let Some(since) = self.topology.take_astray() {
-                self.tell(|listener| listener.strayed(LinkId::ONLY, Some(since)));
+                self.tell(|listener| listener.strayed(self.link, Some(since)));
             }
         }
     }
@@ -204,6 +207,14 @@ impl Subscriber {
         }
     }
 
+    /// A reason, and where there are several primaries, whose.
+    fn told(&self, reason: Arc<str>) -> Arc<str> {
+        match &self.name {
+            Some(name) if !reason.contains(&**name) => format!("{name}: {reason}").into(),
+            _ => reason,
+        }
+    }
+
     fn tell(&self, what: impl FnOnce(&dyn Listener)) {
         if let Some(listener) = self.listener.upgrade() {
             what(&*listener);
@@ -223,18 +234,18 @@ impl Subscriber {
             Event::Garbage => listener.garbage(),
             Event::Up { proven } => {
                 backoff.works(Instant::now());
-                listener.up(LinkId::ONLY, proven);
+                listener.up(self.link, proven);
             }
             Event::Works { proven } => {
                 backoff.works(Instant::now());
                 if let Some(proven) = proven {
-                    listener.works(LinkId::ONLY, proven);
+                    listener.works(self.link, proven);
                 }
             }
-            Event::Down { reason, deaf } => listener.down(LinkId::ONLY, reason, deaf),
+            Event::Down { reason, deaf } => listener.down(self.link, self.told(reason), deaf),
             Event::Refused { topic, reason } => {
                 tracing::debug!(topic = topic.as_str(), %reason, "redis refuses a subscription: it is asked for again");
-                listener.refused(LinkId::ONLY, topic.kind(), reason);
+                listener.refused(self.link, topic.kind(), self.told(reason));
             }
             Event::Moved { topic } => {
                 tracing::debug!(topic, "redis ended a subscription unasked");
@@ -292,6 +303,7 @@ mod tests {
     use crate::bus::redis::shared::SharedSubscriptions;
     use crate::bus::redis::supervise;
     use crate::model::id::NodeId;
+    use crate::model::partition::PartitionSet;
     use crate::model::topic::{Namespace, TopicKind};
 
     #[derive(Debug, PartialEq)]
@@ -328,6 +340,8 @@ mod tests {
             let _ = self.0.send(Told::Down { deaf });
         }
 
+        fn moved(&self, _: PartitionSet, _: LinkId, _: LinkId) {}
+
         fn works(&self, _: LinkId, _: Instant) {}
 
         fn refused(&self, _: LinkId, _: TopicKind, _: Arc<str>) {
@@ -352,6 +366,8 @@ mod tests {
         subscriptions.change(|table| table.want(&topic));
         let listener: Weak<Fragile> = Arc::downgrade(listener);
         Subscriber {
+            link: LinkId::ONLY,
+            name: None,
             topology,
             context: Arc::new(LinkContext {
                 node,

@@ -314,6 +314,11 @@ impl Subscriptions {
         self.outstanding.unanswered()
     }
 
+    /// Whether something wanted is not confirmed.
+    pub(super) fn is_behind(&self) -> bool {
+        self.unanswered() > 0 || !self.changed.is_empty() || self.refusals.has_groups()
+    }
+
     /// When [`step`](Self::step) has something to do without any other event.
     pub(super) fn next_expiry(&self) -> Option<Instant> {
         let linger = self.lingering.front().map(|(end, _)| *end);

@@ -1,5 +1,6 @@
 //! Why a cluster could not be started.
 
+use std::convert::Infallible;
 use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
@@ -75,6 +76,13 @@ impl ConnectError {
             ConnectErrorKind::Setting => "cluster setting",
             ConnectErrorKind::Unreachable => "the bus is not up",
         }
+    }
+}
+
+/// Of what cannot fail.
+impl From<Infallible> for ConnectError {
+    fn from(never: Infallible) -> Self {
+        match never {}
     }
 }
 

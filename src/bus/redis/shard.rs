@@ -1,0 +1,382 @@
+//! One primary, as this node uses it: one connection that listens, one that publishes, and a small pool for questions.
+
+use std::sync::{Arc, Once, Weak};
+
+use bb8_redis::bb8::{Pool, RunError};
+use bytes::Bytes;
+use futures::FutureExt;
+use parking_lot::Mutex;
+use smallvec::SmallVec;
+use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::advice::Advice;
+use super::connection::Connector;
+use super::endpoint::OPENING;
+use super::link::LinkContext;
+use super::options::Target;
+use super::publisher::{PublishQueue, Publisher};
+use super::quota::SharedLedger;
+use super::sentinel::{Seeker, Sentinels, Watcher};
+use super::shared::SharedSubscriptions;
+use super::subscriber::Subscriber;
+use super::topology::Topology;
+use super::{explain, supervise, words};
+use crate::bus::outage::LinkId;
+use crate::bus::scope::Size;
+use crate::bus::{BusSettings, Confirmation, Listener, Published};
+use crate::model::error::PublishError;
+use crate::model::id::NodeId;
+use crate::model::topic::Topic;
+
+/// Connections for questions, beside the two of the bus itself.
+const POOL: u32 = 2;
+
+/// What all shards of one node have in common.
+#[derive(Debug)]
+pub(super) struct Common {
+    pub(super) node: NodeId,
+    pub(super) settings: BusSettings,
+    /// Where sockets per user are limited.
+    pub(super) seats: Option<Arc<SharedLedger>>,
+    pub(super) tasks: TaskTracker,
+    pub(super) ended: CancellationToken,
+}
+
+impl Common {
+    pub(super) fn new(node: NodeId, settings: BusSettings) -> Self {
+        let seats = settings
+            .seats
+            .map(|limit| Arc::new(SharedLedger::new(node, limit, settings.publish_timeout)));
+        Self {
+            node,
+            settings,
+            seats,
+            tasks: TaskTracker::new(),
+            ended: CancellationToken::new(),
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Shard {
+    pub(super) link: LinkId,
+    /// What it is called where there are several.
+    name: Option<Arc<str>>,
+    common: Arc<Common>,
+    topology: Arc<Topology>,
+    /// Who tells where the primary is, if somebody has to.
+    sentinels: Option<Arc<Sentinels>>,
+    advice: Arc<Advice>,
+    subscriptions: Arc<SharedSubscriptions>,
+    publisher: Arc<Publisher>,
+    /// Taken by [`start`](Self::start).
+    queue: Mutex<Option<PublishQueue>>,
+    connector: Connector,
+    questions: Pool<Connector>,
+}
+
+impl Shard {
+    pub(super) fn new(
+        link: LinkId,
+        name: Option<Arc<str>>,
+        target: &Target,
+        common: Arc<Common>,
+    ) -> Self {
+        let settings = &common.settings;
+        let (topology, sentinels) = match target {
+            Target::Single(endpoint) => (Topology::single(endpoint.clone()), None),
+            Target::Sentinel(target) => {
+                let sentinels = Sentinels::new(target.clone(), settings.probe_interval);
+                (Topology::sought(), Some(Arc::new(sentinels)))
+            }
+        };
+        let topology = Arc::new(topology);
+        let connector = Connector::new(topology.clone(), settings.publish_timeout);
+        let questions = Pool::builder()
+            .max_size(POOL)
+            .connection_timeout(settings.publish_timeout.min(OPENING))
+            .build_unchecked(connector.clone());
+        let advice = Arc::new(Advice::new(target.user(), &settings.namespace));
+        let (publisher, queue) =
+            Publisher::new(topology.clone(), advice.clone(), settings.publish_timeout);
+        let own = Topic::node(common.node);
+        let subscriptions = SharedSubscriptions::new(settings.linger, own);
+        Self {
+            link,
+            name,
+            common,
+            topology,
+            sentinels,
+            advice,
+            subscriptions: Arc::new(subscriptions),
+            publisher: Arc::new(publisher),
+            queue: Mutex::new(Some(queue)),
+            connector,
+            questions,
+        }
+    }
+
+    /// Another connection to it.
+    pub(super) fn connector(&self) -> Connector {
+        Connector::new(
+            self.topology.clone(),
+            self.common.settings.publish_timeout,
+        )
+    }
+
+    pub(super) fn advice(&self) -> &Arc<Advice> {
+        &self.advice
+    }
+
+    /// Called once.
+    pub(super) fn start(&self, listener: &Weak<dyn Listener>) {
+        let Some(queue) = self.queue.lock().take() else {
+            return;
+        };
+        let (ended, told) = (self.common.ended.clone(), listener.clone());
+        self.common
+            .tasks
+            .spawn(supervise("publisher", ended, told, queue, |queue| {
+                queue.run().boxed()
+            }));
+        if let Some(sentinels) = &self.sentinels {
+            self.follow(sentinels, listener);
+        }
+        let (ended, told) = (self.common.ended.clone(), listener.clone());
+        let subscriber = Subscriber {
+            link: self.link,
+            name: self.name.clone(),
+            topology: self.topology.clone(),
+            context: Arc::new(LinkContext {
+                node: self.common.node,
+                namespace: self.common.settings.namespace.clone(),
+                advice: self.advice.clone(),
+                probe_interval: self.common.settings.probe_interval,
+                subscriptions: self.subscriptions.clone(),
+            }),
+            publisher: self.publisher.clone(),
+            seats: self.common.seats.clone(),
+            listener: listener.clone(),
+            told_no_role: Once::new(),
+            began: false,
+        };
+        self.common
+            .tasks
+            .spawn(supervise("subscriber", ended, told, subscriber, |task| {
+                task.run().boxed()
+            }));
+    }
+
+    /// Keeps to the primary that the sentinels name.
+    fn follow(&self, sentinels: &Arc<Sentinels>, listener: &Weak<dyn Listener>) {
+        let (ended, told) = (self.common.ended.clone(), listener.clone());
+        let seeker = Seeker::new(sentinels.clone(), self.topology.clone());
+        self.common
+            .tasks
+            .spawn(supervise("sentinels", ended, told, seeker, |seeker| {
+                seeker.run().boxed()
+            }));
+        let (ended, told) = (self.common.ended.clone(), listener.clone());
+        let watcher = Watcher::new(sentinels.clone(), self.topology.clone());
+        self.common.tasks.spawn(supervise(
+            "sentinel watch",
+            ended,
+            told,
+            watcher,
+            |watcher| watcher.run().boxed(),
+        ));
+    }
+
+    pub(super) fn want(&self, topic: &Topic) -> Confirmation {
+        self.subscriptions.change(|table| table.want(topic))
+    }
+
+    pub(super) fn release(&self, topic: &Topic) {
+        self.subscriptions
+            .change(|table| table.release(topic, Instant::now()));
+    }
+
+    /// Somebody goes on unheard, here or on another shard.
+    pub(super) fn prove_anew(&self) {
+        self.subscriptions.change(|table| {
+            if table.is_behind() {
+                table.confirm_anew();
+            }
+        });
+    }
+
+    /// Queued by the call.
+    pub(super) fn publish(
+        &self,
+        mut topics: SmallVec<[Topic; 1]>,
+        envelope: Bytes,
+        size: Size,
+    ) -> impl Future<Output = Result<Published, PublishError>> + Send + use<> {
+        let namespace = &self.common.settings.namespace;
+        let channels = topics.iter().map(|topic| namespace.channel(topic));
+        let channels = channels.collect();
+        let (subscriptions, topology) = (self.subscriptions.clone(), self.topology.clone());
+        topics.retain(|topic| subscriptions.is_confirmed(topic));
+        let publishing = self.publisher.publish(channels, envelope, size);
+        async move {
+            let published = publishing.await;
+            if published.is_err() {
+                topology.probe_now();
+            }
+            let receivers = published?;
+            // Those that heard it surely: who subscribed meanwhile perhaps did not.
+            topics.retain(|topic| subscriptions.is_confirmed(topic));
+            Ok(Published {
+                nodes: receivers.saturating_sub(topics.len()),
+                comes_back: !topics.is_empty(),
+            })
+        }
+    }
+
+    pub(super) fn queued(&self) -> usize {
+        self.publisher.queued()
+    }
+
+    /// Asks how many hear each topic.
+    pub(super) async fn listening<'a>(
+        &self,
+        topics: impl IntoIterator<Item = &'a Topic>,
+    ) -> Result<Vec<usize>, Arc<str>> {
+        let namespace = &self.common.settings.namespace;
+        let channels = topics.into_iter().map(|topic| namespace.channel(topic));
+        self.ask(&channels.collect::<Vec<_>>()).await
+    }
+
+    /// Once more on a new connection, if that which there was is of no use.
+    async fn ask(&self, channels: &[String]) -> Result<Vec<usize>, Arc<str>> {
+        let deadline = Instant::now() + self.common.settings.publish_timeout;
+        let mut may_repeat = true;
+        loop {
+            let mut connection = match timeout_at(deadline, self.questions.get()).await {
+                Ok(Ok(connection)) => connection,
+                Ok(Err(RunError::User(error))) => return Err(explain(&self.advice, &error)),
+                Ok(Err(RunError::TimedOut)) | Err(_) => return Err(self.unopened()),
+            };
+            match timeout_at(deadline, connection.subscribers(channels)).await {
+                Ok(Ok(counts)) => return Ok(counts),
+                Ok(Err(error)) if may_repeat && connection.is_dead() => {
+                    tracing::debug!(reason = %words(&error), "a question is asked again on a new connection");
+                    self.topology.probe_now();
+                    may_repeat = false;
+                }
+                Ok(Err(error)) => return Err(explain(&self.advice, &error)),
+                // The connection may have had too little time: it knows itself for how long it owes an answer.
+                Err(_) => return Err("redis did not answer in time".into()),
+            }
+        }
+    }
+
+    fn unopened(&self) -> Arc<str> {
+        match self.connector.failure() {
+            Some(words) => self.advice.on(&words),
+            None => "redis accepted no connection in time".into(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::bus::redis::options::Redis;
+    use crate::bus::redis::{advice, command};
+    use crate::model::topic::Namespace;
+
+    const PRIMARY: &str = "*2\r\n$4\r\nrole\r\n$6\r\nmaster\r\n";
+    const REPLICA: &str = "*2\r\n$4\r\nrole\r\n$5\r\nslave\r\n";
+    const NOBODY: &str = "*2\r\n$1\r\nx\r\n:0\r\n";
+    const SOMEBODY: &str = "*2\r\n$1\r\nx\r\n:1\r\n";
+
+    /// Asks a server that answers the first question on its nth connection by the nth of these.
+    async fn ask(answers: Vec<String>) -> Result<Vec<usize>, Arc<str>> {
+        let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("redis://{}", server.local_addr().unwrap());
+        let serving = async move {
+            let mut connections = Vec::new();
+            for answer in answers {
+                let (mut connection, _) = server.accept().await.unwrap();
+                let mut question = [0; 1024];
+                let read = connection.read(&mut question).await.unwrap();
+                assert!(
+                    question[..read].starts_with(command::HELLO),
+                    "the role is asked first"
+                );
+                connection.write_all(answer.as_bytes()).await.unwrap();
+                if !answer.is_empty() {
+                    connections.push(connection);
+                }
+            }
+            std::future::pending::<()>().await;
+        };
+        let settings = BusSettings {
+            namespace: Namespace::new("x").unwrap(),
+            publish_timeout: Duration::from_secs(20),
+            probe_interval: Duration::from_secs(5),
+            lease: Duration::from_secs(15),
+            linger: Duration::ZERO,
+            seats: None,
+        };
+        let common = Common::new(NodeId::random(), settings);
+        let target = Redis::at(url).unwrap().target().unwrap();
+        let shard = Shard::new(LinkId::ONLY, None, &target, Arc::new(common));
+        let channels = ["x".to_owned()];
+        tokio::select! {
+            counts = shard.ask(&channels) => counts,
+            () = serving => unreachable!("it serves for ever"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_question_to_the_wrong_server_is_asked_once_more() {
+        let good = || format!("{PRIMARY}{SOMEBODY}");
+        for wrong in [
+            format!("{REPLICA}{NOBODY}"),
+            format!("-LOADING Redis is loading\r\n{NOBODY}"),
+            format!("{PRIMARY}-MASTERDOWN Link with MASTER is down\r\n"),
+            format!("{PRIMARY}-NOAUTH Authentication required.\r\n"),
+            "nonsense\r\n".to_owned(),
+            String::new(),
+        ] {
+            assert_eq!(
+                ask(vec![wrong.clone(), good()]).await,
+                Ok(vec![1]),
+                "{wrong}"
+            );
+            let refused = ask(vec![wrong.clone(), format!("{REPLICA}{NOBODY}")]).await;
+            assert_eq!(refused, Err(advice::REPLICA.into()), "{wrong}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_any_server_would_say_is_asked_once() {
+        for (answer, expected) in [
+            (format!("{PRIMARY}{NOBODY}"), Ok(vec![0])),
+            (format!("-NOPERM no hello\r\n{NOBODY}"), Ok(vec![0])),
+            (
+                format!("-ERR unknown command 'HELLO'\r\n{NOBODY}"),
+                Ok(vec![0]),
+            ),
+            (
+                format!("{PRIMARY}-NOPERM no pubsub\r\n"),
+                Err("NOPERM no pubsub"),
+            ),
+        ] {
+            let counts = ask(vec![answer]).await;
+            match expected {
+                Ok(expected) => assert_eq!(counts, Ok(expected)),
+                Err(words) => assert!(counts.unwrap_err().starts_with(words)),
+            }
+        }
+    }
+}
