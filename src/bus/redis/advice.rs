@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::command::Dialect;
 use crate::model::topic::Namespace;
 
 /// Speaks to the operator of one node: knows its user and its namespace.
@@ -12,12 +13,16 @@ pub(crate) struct Advice {
 }
 
 impl Advice {
-    pub(crate) fn new(user: Option<&str>, namespace: &Namespace) -> Self {
+    pub(super) fn new(user: Option<&str>, namespace: &Namespace, dialect: Dialect) -> Self {
         let (user, namespace) = (user.unwrap_or("default"), namespace.as_str());
+        let commands = match dialect {
+            Dialect::Plain => "+subscribe +unsubscribe +publish +pubsub",
+            Dialect::Sharded => {
+                "+ssubscribe +sunsubscribe +spublish +pubsub +cluster|slots +cluster|info"
+            }
+        };
         Self {
-            acl: format!(
-                "ACL SETUSER {user} resetchannels &{namespace}:* +subscribe +unsubscribe +publish +pubsub"
-            ),
+            acl: format!("ACL SETUSER {user} resetchannels &{namespace}:* {commands}"),
         }
     }
 
@@ -81,11 +86,11 @@ const FIXES: [(&str, &str); 14] = [
     ),
     (
         "CLUSTERDOWN",
-        "Redis Cluster is not supported yet: use a single Redis or its primary",
+        "this Redis Cluster has lost the primary of some slots, or the majority; the node tries again",
     ),
     (
         "MOVED",
-        "Redis Cluster is not supported yet: use a single Redis or its primary",
+        "this is a node of a Redis Cluster: name it as redis-cluster://host:6379",
     ),
 ];
 
@@ -96,13 +101,19 @@ pub(crate) const REPLICA: &str = "this Redis is a replica, where messages reach 
 const SENTINEL: &str = "this is a sentinel, which passes no messages on: \
      name it as redis-sentinel://host:26379/mymaster, with the name under which it knows the primary";
 const CLUSTER: &str = "this is a node of a Redis Cluster, where messages of redis:// reach only a part of the nodes: \
-     Redis Cluster is not supported yet, use a single Redis or one with sentinels";
+     name it as redis-cluster://host:6379";
+const STANDALONE: &str = "this is a single Redis and no node of a Redis Cluster: name it as redis://host:6379";
 
 /// Why a server that greets so is of no use.
-pub(crate) fn is_unfit(role: Option<&[u8]>, mode: Option<&[u8]>) -> Option<&'static str> {
-    match mode {
-        Some(b"sentinel") => Some(SENTINEL),
-        Some(b"cluster") => Some(CLUSTER),
+pub(super) fn is_unfit(
+    dialect: Dialect,
+    role: Option<&[u8]>,
+    mode: Option<&[u8]>,
+) -> Option<&'static str> {
+    match (mode, dialect) {
+        (Some(b"sentinel"), _) => Some(SENTINEL),
+        (Some(b"cluster"), Dialect::Plain) => Some(CLUSTER),
+        (Some(b"standalone"), Dialect::Sharded) => Some(STANDALONE),
         _ => role.is_some_and(is_replica).then_some(REPLICA),
     }
 }
@@ -146,7 +157,11 @@ mod tests {
     use super::*;
 
     fn advice(user: Option<&str>) -> Advice {
-        Advice::new(user, &Namespace::new("shop").expect("a good name"))
+        Advice::new(
+            user,
+            &Namespace::new("shop").expect("a good name"),
+            Dialect::Plain,
+        )
     }
 
     #[test]

@@ -11,68 +11,32 @@
 //!    ^                                   |  parts are left, and somebody still waits
 //!    +-----------------------------------+
 //! ```
+//! In a Redis Cluster a primary may say that a partition is elsewhere, before anybody knows where. What it refused so is
+//! stalled, with all that follows of its partition, until the partition departs for another publisher, or a pause is over.
+//!
 //! Each waits only until its own deadline, here and in the turn. In a turn that is over for the one who asked and not
 //! for Redis, the answer finds nobody.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
+use std::mem::{replace, take};
 use std::pin::pin;
+use std::time::Duration;
 
-use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
-use super::pipeline::{PublishReply, Unusable};
+use super::backoff::LONGEST_PAUSE;
+use super::pipeline::{PublishReply, Refused, Unusable};
 use super::publication::{Publication, Receivers};
-use super::queue::Permit;
+use super::queue::{Permit, Waiter};
 use crate::model::error::PublishError;
+use crate::model::partition::Partition;
 
 /// Most publications in one pipeline.
 pub(super) const BATCH: usize = 256;
 /// Queues that have grown beyond so many publications do not keep their memory.
 pub(super) const KEPT: usize = 16 * BATCH;
-/// Who waits for a publication.
-#[derive(Debug)]
-pub(super) struct Waiter {
-    deadline: Instant,
-    /// Taken by the first answer.
-    reply: Option<oneshot::Sender<Receivers>>,
-    /// What Redis said so far.
-    sum: Receivers,
-    /// A part may have been sent.
-    begun: bool,
-    /// Given back when Redis has answered or the connection is given up.
-    permit: Permit,
-}
-
-impl Waiter {
-    pub(super) fn new(
-        deadline: Instant,
-        reply: oneshot::Sender<Receivers>,
-        permit: Permit,
-    ) -> Self {
-        Self {
-            deadline,
-            reply: Some(reply),
-            sum: Ok(0),
-            begun: false,
-            permit,
-        }
-    }
-
-    fn answer(&mut self, published: Receivers) {
-        if let Some(reply) = self.reply.take() {
-            // Fails only when the sender gave up.
-            let _ = reply.send(published);
-        }
-    }
-
-    fn fail(&mut self, error: &PublishError) {
-        let maybe_sent = error.maybe_sent || self.begun;
-        self.answer(Err(PublishError {
-            maybe_sent,
-            ..error.clone()
-        }));
-    }
-}
+/// How soon what is stalled is tried again, the first time.
+const AGAIN: Duration = Duration::from_millis(10);
 
 /// What has not had its turn, or not the last one.
 #[derive(Debug, Default)]
@@ -81,10 +45,30 @@ pub(super) struct Backlog {
     probes: VecDeque<(Publication, Waiter)>,
     small: VecDeque<(Publication, Waiter)>,
     large: VecDeque<(Publication, Waiter)>,
+    stalled: BTreeMap<Partition, VecDeque<(Publication, Waiter)>>,
+    /// When they are tried again.
+    again_at: Option<Instant>,
+    /// How often nothing came of it.
+    failures: u32,
+}
+
+/// What came of a turn.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Answered {
+    /// A probe reached nobody.
+    pub(super) is_astray: bool,
+    /// Something is at another primary.
+    pub(super) is_elsewhere: bool,
 }
 
 impl Backlog {
     pub(super) fn admit(&mut self, (publication, waiter): (Publication, Waiter)) {
+        if let Some(partition) = publication.partition
+            && let Some(stalled) = self.stalled.get_mut(&partition)
+        {
+            stalled.push_back((publication, waiter));
+            return;
+        }
         let queue = match (publication.is_probe, publication.is_large()) {
             (true, _) => &mut self.probes,
             (_, true) => &mut self.large,
@@ -93,6 +77,64 @@ impl Backlog {
         queue.push_back((publication, waiter));
     }
 
+    /// What Redis refused, with what follows of its partition, is to wait.
+    fn stall(&mut self, refused: Vec<(Partition, Publication, Waiter)>, now: Instant) {
+        for (partition, publication, waiter) in refused {
+            let stalled = self.stalled.entry(partition).or_default();
+            stalled.push_back((publication, waiter));
+        }
+        for queue in [&mut self.small, &mut self.large] {
+            for (publication, waiter) in take(queue) {
+                let stalled = publication.partition;
+                match stalled.and_then(|partition| self.stalled.get_mut(&partition)) {
+                    Some(stalled) => stalled.push_back((publication, waiter)),
+                    None => queue.push_back((publication, waiter)),
+                }
+            }
+        }
+        let pause = (AGAIN * 2_u32.pow(self.failures.min(5))).min(LONGEST_PAUSE);
+        self.failures += 1;
+        self.again_at = Some(now + pause);
+    }
+
+    /// What is stalled has its turn again, if that time has come.
+    pub(super) fn retry(&mut self, now: Instant) {
+        if self.again_at.is_none_or(|at| now < at) {
+            return;
+        }
+        self.again_at = None;
+        for (publication, waiter) in take(&mut self.stalled).into_values().flatten().rev() {
+            let queue = match publication.is_large() {
+                true => &mut self.large,
+                false => &mut self.small,
+            };
+            queue.push_front((publication, waiter));
+        }
+    }
+
+    /// Until when there is nothing to do, though something waits.
+    pub(super) fn rests_until(&self) -> Option<Instant> {
+        self.again_at.filter(|_| self.is_empty())
+    }
+
+    /// Takes out what is of a partition that departs.
+    pub(super) fn take_out(&mut self, partition: Partition) -> Vec<(Publication, Waiter)> {
+        let mut taken: Vec<_> = self.stalled.remove(&partition).into_iter().flatten().collect();
+        if self.stalled.is_empty() {
+            self.again_at = None;
+        }
+        for queue in [&mut self.small, &mut self.large] {
+            let concerned = |(publication, _): &(Publication, _)| publication.partition == Some(partition);
+            if queue.iter().any(concerned) {
+                let (departing, staying) = take(queue).into_iter().partition(concerned);
+                *queue = staying;
+                taken.extend::<VecDeque<_>>(departing);
+            }
+        }
+        taken
+    }
+
+    /// Whether nothing can have its turn.
     pub(super) fn is_empty(&self) -> bool {
         self.probes.is_empty() && self.small.is_empty() && self.large.is_empty()
     }
@@ -116,7 +158,8 @@ impl Backlog {
     /// they came (what is put back is the oldest), so that the first is the next.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
         let queues = [&self.probes, &self.small, &self.large];
-        let first = queues.into_iter().filter_map(VecDeque::front);
+        let queues = queues.into_iter().chain(self.stalled.values());
+        let first = queues.filter_map(VecDeque::front);
         first.map(|(_, waiter)| waiter.deadline).min()
     }
 
@@ -127,7 +170,7 @@ impl Backlog {
             return;
         }
         let error = PublishError::not_sent(late);
-        for queue in [&mut self.probes, &mut self.small, &mut self.large] {
+        for queue in self.queues() {
             queue.retain_mut(|(_, waiter)| {
                 let patient = now < waiter.deadline;
                 if !patient {
@@ -139,11 +182,17 @@ impl Backlog {
     }
 
     pub(super) fn fail(&mut self, error: &PublishError) {
-        for queue in [&mut self.probes, &mut self.small, &mut self.large] {
+        for queue in self.queues() {
             for (_, mut waiter) in queue.drain(..) {
                 waiter.fail(error);
             }
         }
+        (self.again_at, self.stalled) = (None, BTreeMap::new());
+    }
+
+    fn queues(&mut self) -> impl Iterator<Item = &mut VecDeque<(Publication, Waiter)>> {
+        let queues = [&mut self.probes, &mut self.small, &mut self.large];
+        queues.into_iter().chain(self.stalled.values_mut())
     }
 }
 
@@ -155,19 +204,35 @@ pub(super) struct Turn {
 }
 
 impl Turn {
-    /// Gives each the replies to its own commands; what is not finished waits for its next turn. Whether a probe
-    /// reached nobody.
+    /// Gives each the replies to its own commands; what is not finished waits for its next turn.
     pub(super) fn answer(
         &mut self,
         mut replies: impl Iterator<Item = PublishReply>,
         backlog: &mut Backlog,
-    ) -> bool {
-        let (mut permits, mut is_astray): (Option<Permit>, bool) = (None, false);
+    ) -> Answered {
+        let mut permits: Option<Permit> = None;
+        let (mut is_astray, mut elsewhere) = (false, Vec::new());
         let waiters = self.waiters.0.drain(..);
-        for (publication, mut waiter) in self.publications.drain(..).zip(waiters) {
-            let mut sum = std::mem::replace(&mut waiter.sum, Ok(0));
+        for (mut publication, mut waiter) in self.publications.drain(..).zip(waiters) {
+            let mut sum = replace(&mut waiter.sum, Ok(0));
+            let (mut taken, mut refused) = (0, None);
             for reply in replies.by_ref().take(publication.part().len()) {
-                sum = and(sum, reply);
+                match (reply, publication.partition) {
+                    // All that follows is refused alike.
+                    (Err(Refused::Elsewhere(_)), Some(partition)) => refused = Some(partition),
+                    (reply, _) => {
+                        sum = and(sum, reply);
+                        taken += 1;
+                    }
+                }
+            }
+            if let Some(partition) = refused
+                && waiter.reply.is_some()
+            {
+                publication.keep(taken);
+                (waiter.sum, waiter.begun) = (sum, waiter.begun || taken > 0);
+                elsewhere.push((partition, publication, waiter));
+                continue;
             }
             if !publication.is_finished() && waiter.reply.is_some() {
                 (waiter.sum, waiter.begun) = (sum, true);
@@ -182,7 +247,15 @@ impl Turn {
                 None => permits = Some(waiter.permit),
             }
         }
-        is_astray
+        let is_elsewhere = !elsewhere.is_empty();
+        match is_elsewhere {
+            true => backlog.stall(elsewhere, Instant::now()),
+            false => backlog.failures = 0,
+        }
+        Answered {
+            is_astray,
+            is_elsewhere,
+        }
     }
 
     pub(super) fn fail(&mut self, error: &PublishError) {
@@ -239,10 +312,10 @@ impl Waiters {
 fn and(sum: Receivers, reply: PublishReply) -> Receivers {
     match (sum, reply) {
         (Ok(nodes), Ok(count)) => Ok(nodes + count),
-        (Ok(nodes), Err(reason)) => Err(PublishError {
+        (Ok(nodes), Err(refused)) => Err(PublishError {
             maybe_sent: nodes > 0,
             on_replica: false,
-            reason,
+            reason: refused.reason(),
         }),
         (Err(error), Ok(count)) => Err(PublishError {
             maybe_sent: error.maybe_sent || count > 0,
@@ -260,6 +333,8 @@ mod tests {
     use super::super::queue::{Queue, Queued};
     use bytes::Bytes;
     use smallvec::SmallVec;
+
+    use tokio::sync::oneshot;
 
     use super::*;
     use crate::bus::redis::publication::PART;

@@ -7,6 +7,22 @@
 use bytes::{BufMut, BytesMut};
 use redis::{Cmd, RedisConnectionInfo};
 
+/// How a server takes messages: to all of it, or in a Redis Cluster to the primary of a channel's slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Dialect {
+    Plain,
+    /// Sharded pub/sub, of Redis 7.
+    Sharded,
+}
+
+impl Dialect {
+    /// Whether a refusal means that another primary takes it, or this one later.
+    pub(super) fn is_elsewhere(self, words: &str) -> bool {
+        let said = |refusal| words.starts_with(refusal);
+        self == Self::Sharded && ["MOVED ", "ASK ", "TRYAGAIN"].into_iter().any(said)
+    }
+}
+
 /// Asks Redis who it is, its role among others: a question that needs no permission.
 pub(super) const HELLO: &[u8] = b"*1\r\n$5\r\nHELLO\r\n";
 
@@ -25,16 +41,35 @@ pub(super) fn auth(out: &mut BytesMut, user: Option<&str>, password: &str) {
     put_bulk(out, password.as_bytes());
 }
 
-pub(super) fn subscribe(out: &mut BytesMut, channels: impl ExactSizeIterator<Item = String>) {
-    put_channels(out, b"SUBSCRIBE", channels);
+pub(super) fn subscribe(
+    out: &mut BytesMut,
+    dialect: Dialect,
+    channels: impl ExactSizeIterator<Item = String>,
+) {
+    let name: &[u8] = match dialect {
+        Dialect::Plain => b"SUBSCRIBE",
+        Dialect::Sharded => b"SSUBSCRIBE",
+    };
+    put_channels(out, name, channels);
 }
 
-pub(super) fn unsubscribe(out: &mut BytesMut, channels: impl ExactSizeIterator<Item = String>) {
-    put_channels(out, b"UNSUBSCRIBE", channels);
+pub(super) fn unsubscribe(
+    out: &mut BytesMut,
+    dialect: Dialect,
+    channels: impl ExactSizeIterator<Item = String>,
+) {
+    let name: &[u8] = match dialect {
+        Dialect::Plain => b"UNSUBSCRIBE",
+        Dialect::Sharded => b"SUNSUBSCRIBE",
+    };
+    put_channels(out, name, channels);
 }
 
-pub(super) fn publish(out: &mut BytesMut, channel: &str, envelope: &[u8]) {
-    out.put_slice(b"*3\r\n$7\r\nPUBLISH\r\n");
+pub(super) fn publish(out: &mut BytesMut, dialect: Dialect, channel: &str, envelope: &[u8]) {
+    out.put_slice(match dialect {
+        Dialect::Plain => b"*3\r\n$7\r\nPUBLISH\r\n",
+        Dialect::Sharded => b"*3\r\n$8\r\nSPUBLISH\r\n",
+    });
     put_bulk(out, channel.as_bytes());
     put_bulk(out, envelope);
 }
@@ -65,9 +100,13 @@ pub(super) fn sentinel(service: &str) -> [Cmd; 4] {
 }
 
 /// Asks how many subscribers each channel has.
-pub(super) fn numsub(channels: &[String]) -> Cmd {
+pub(super) fn numsub(dialect: Dialect, channels: &[String]) -> Cmd {
     let mut command = redis::cmd("PUBSUB");
-    command.arg("NUMSUB").arg(channels);
+    let count = match dialect {
+        Dialect::Plain => "NUMSUB",
+        Dialect::Sharded => "SHARDNUMSUB",
+    };
+    command.arg(count).arg(channels);
     command
 }
 

@@ -23,7 +23,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout};
 
 use super::advice::{is_unfit, is_wrong_server, tells_no_role};
-use super::command;
+use super::command::{self, Dialect};
 use super::endpoint::OPENING;
 use super::topology::Topology;
 use super::words;
@@ -164,7 +164,7 @@ impl Connection {
     ) -> Result<Vec<usize>, RedisError> {
         let mut commands = Commands::new();
         for chunk in channels.chunks(BATCH) {
-            commands.add_command(command::numsub(chunk));
+            commands.add_command(command::numsub(self.topology.dialect(), chunk));
         }
         let mut counts = Vec::with_capacity(channels.len());
         for answer in self.run(&commands).await? {
@@ -183,7 +183,8 @@ impl Connection {
         self.owes_since.get_or_insert_with(Instant::now);
         let answers = commands.0.query_async(&mut self.multiplexed).await;
         self.owes_since = None;
-        let answers = answers.and_then(of_primary);
+        let dialect = self.topology.dialect();
+        let answers = answers.and_then(|answers| of_primary(dialect, answers));
         match &answers {
             Ok(answers)
                 if answers
@@ -213,11 +214,14 @@ impl Drop for Connection {
 }
 
 /// The answers behind the one to HELLO, if that is not a replica's.
-fn of_primary(answers: Vec<RedisResult<Value>>) -> RedisResult<Vec<RedisResult<Value>>> {
+fn of_primary(
+    dialect: Dialect,
+    answers: Vec<RedisResult<Value>>,
+) -> RedisResult<Vec<RedisResult<Value>>> {
     let mut answers = answers.into_iter();
     match answers.next() {
         Some(Ok(hello)) => {
-            if let Some(unfit) = is_unfit(field(&hello, b"role"), field(&hello, b"mode")) {
+            if let Some(unfit) = is_unfit(dialect, field(&hello, b"role"), field(&hello, b"mode")) {
                 return Err(io::Error::other(unfit).into());
             }
         }

@@ -27,6 +27,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
 
 use super::advice::{Advice, is_unfit, is_wrong_server, tells_no_role, without_arguments};
+use super::channels::Channels;
 use super::command::{self, HELLO};
 use super::outstanding::{Request, Verb};
 use super::proof::Proof;
@@ -35,7 +36,7 @@ use super::shared::SharedSubscriptions;
 use super::subscriptions::{Answered, Refusal, Subscriptions};
 use crate::model::error::PublishError;
 use crate::model::id::NodeId;
-use crate::model::topic::{Namespace, Topic};
+use crate::model::topic::Topic;
 
 /// Topics in one SUBSCRIBE: 100,000 take 0.18 s in batches of 1,000 and 8 s one by one; all in one
 /// command would get the connection killed.
@@ -53,7 +54,7 @@ const ENDED: &str = "redis ended a subscription unasked: it is asked for anew";
 #[derive(Debug)]
 pub(super) struct LinkContext {
     pub(super) node: NodeId,
-    pub(super) namespace: Namespace,
+    pub(super) channels: Channels,
     pub(super) advice: Arc<Advice>,
     pub(super) probe_interval: Duration,
     pub(super) subscriptions: Arc<SharedSubscriptions>,
@@ -66,6 +67,8 @@ pub(super) struct Link {
     stage: Stage,
     /// Redis refuses a topic that somebody wants, or did until a moment ago: that is told, and nothing is proven.
     refused: bool,
+    /// Topics of another primary are not confirmed here: what comes back proves nothing for them.
+    expects: bool,
     /// What is said first.
     greeting: BytesMut,
     /// Until when Redis must have said who it is.
@@ -77,6 +80,14 @@ pub(super) struct Link {
     /// Why everything is proven anew, if not for want of patience.
     because: Option<&'static str>,
     wake: Instant,
+}
+
+/// How the subscriptions stand.
+#[derive(Debug, Clone, Copy)]
+struct Stand {
+    restored: bool,
+    arrived: bool,
+    refused: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -122,6 +133,8 @@ pub(super) enum Event<'a> {
         topic: Topic,
         reason: Arc<str>,
     },
+    /// A partition is at another primary of the cluster: its place is to be found out.
+    Stranded,
     /// Redis ended this subscription by itself. That the bus is down is told next.
     Moved {
         topic: &'a str,
@@ -166,6 +179,7 @@ impl Link {
             own: Topic::node(context.node),
             stage,
             refused: false,
+            expects: false,
             greeting,
             opened_until,
             answered_at: now,
@@ -187,7 +201,7 @@ impl Link {
             Reply::Oversized => Ok(Some(Event::Garbage)),
             Reply::Subscribed { channel } => Ok(self.answered(Verb::Subscribe, channel, now)),
             Reply::Unsubscribed { channel } => Ok(self.answered(Verb::Unsubscribe, channel, now)),
-            Reply::Hello { role, mode } => match is_unfit(role, mode) {
+            Reply::Hello { role, mode } => match is_unfit(self.context.channels.dialect(), role, mode) {
                 Some(unfit) => Err(unfit.into()),
                 None => Ok(self.greeted(None)),
             },
@@ -209,7 +223,7 @@ impl Link {
         payload: &'r [u8],
         now: Instant,
     ) -> Option<Event<'r>> {
-        let Some(topic) = self.context.namespace.topic(channel) else {
+        let Some((topic, _)) = self.context.channels.topic(channel) else {
             return Some(Event::Garbage);
         };
         if topic != self.own.as_str() || !self.proof.returned(payload, now) {
@@ -219,14 +233,19 @@ impl Link {
     }
 
     fn answered<'r>(&mut self, verb: Verb, channel: &'r [u8], now: Instant) -> Option<Event<'r>> {
-        let topic = self.context.namespace.topic(channel)?;
+        let (topic, tag) = self.context.channels.topic(channel)?;
         let subscriptions = &self.context.subscriptions;
+        if verb == Verb::Unsubscribe && topic == self.own.as_str() && !self.is_probed(tag) {
+            // It is probed elsewhere by now.
+            return None;
+        }
         match subscriptions.with(|table| table.answered(verb, topic, now)) {
             Answered::InTurn => self.answered_at = now,
             Answered::Ended => {
                 self.because = Some(ENDED);
                 return Some(Event::Moved { topic });
             }
+            Answered::Stranded => return Some(Event::Stranded),
             Answered::OutOfTurn | Answered::Stray => {}
         }
         None
@@ -244,6 +263,9 @@ impl Link {
         match self.stage {
             Stage::Greeting if tells_no_role(words) => {
                 return Ok(self.greeted(Some(without_arguments(words).into())));
+            }
+            Stage::Restoring | Stage::Proving if self.is_elsewhere(words) => {
+                return Ok(self.misplaced(words, now));
             }
             Stage::Restoring | Stage::Proving if !is_wrong_server(words) => {}
             _ => return Err(self.context.advice.on(words).into()),
@@ -263,6 +285,25 @@ impl Link {
         }
     }
 
+    fn is_elsewhere(&self, words: &str) -> bool {
+        self.context.channels.dialect().is_elsewhere(words)
+    }
+
+    /// `MOVED <slot> <host:port>`.
+    fn misplaced(&mut self, words: &str, now: Instant) -> Option<Event<'static>> {
+        let slot = words.split(' ').nth(1)?.parse().ok()?;
+        let subscriptions = &self.context.subscriptions;
+        subscriptions.with(|table| table.misplaced(slot))?;
+        self.answered_at = now;
+        Some(Event::Stranded)
+    }
+
+    /// Whether this is the tag of the channel on which the link is probed.
+    fn is_probed(&self, tag: &str) -> bool {
+        let probed = self.context.subscriptions.with(|table| table.probed());
+        probed.is_none_or(|partition| partition.tag() == tag)
+    }
+
     /// What is to be written now, behind what is there already. While something is, nothing is added.
     pub(super) fn poll_transmit(&mut self, out: &mut BytesMut, now: Instant) {
         out.unsplit(std::mem::take(&mut self.greeting));
@@ -278,29 +319,38 @@ impl Link {
             };
             table.step(now, limit)
         });
-        let channel = |topic: &Topic| self.context.namespace.channel(topic);
+        let (dialect, probed) = (self.context.channels.dialect(), self.probed());
+        let channel = |topic: &Topic| match *topic == self.own {
+            true => probed.clone(),
+            false => self.context.channels.of(topic),
+        };
         for Request { verb, topics } in requests {
             let channels = topics.iter().map(channel);
             match verb {
-                Verb::Subscribe => command::subscribe(out, channels),
-                Verb::Unsubscribe => command::unsubscribe(out, channels),
+                Verb::Subscribe => command::subscribe(out, dialect, channels),
+                Verb::Unsubscribe => command::unsubscribe(out, dialect, channels),
             }
         }
+    }
+
+    /// The channel on which the link is probed.
+    pub(super) fn probed(&self) -> String {
+        let partition = self.context.subscriptions.with(|table| table.probed());
+        self.context.channels.at(partition, &self.own)
     }
 
     /// Does what is due by now, or because something else is wanted. To be called after
     /// [`poll_transmit`](Self::poll_transmit).
     pub(super) fn handle_timeout(&mut self, now: Instant) -> Result<Option<Event<'static>>, Lost> {
-        let (restored, refused, owed, expiry) = self.context.subscriptions.with(|table| {
-            let owed = table.unanswered() > 0;
-            (
-                table.is_restored(),
-                table.has_refused(now),
-                owed,
-                table.next_expiry(),
-            )
+        let (stand, owed, expiry) = self.context.subscriptions.with(|table| {
+            let stand = Stand {
+                restored: table.is_restored(),
+                arrived: table.has_arrived(),
+                refused: table.has_refused(now),
+            };
+            (stand, table.unanswered() > 0, table.next_expiry())
         });
-        let event = self.observe(restored, refused, now);
+        let event = self.observe(stand, now);
         let answered_until = match self.stage {
             Stage::Login | Stage::Greeting => Some(self.opened_until),
             Stage::Restoring | Stage::Proving => owed.then_some(self.answered_at + SILENCE),
@@ -322,13 +372,15 @@ impl Link {
     }
 
     /// How the subscriptions stand.
-    fn observe(&mut self, restored: bool, refused: bool, now: Instant) -> Option<Event<'static>> {
-        if self.refused && !refused {
+    fn observe(&mut self, stand: Stand, now: Instant) -> Option<Event<'static>> {
+        let over = self.refused && !stand.refused || self.expects && stand.arrived;
+        self.refused &= stand.refused;
+        self.expects = !stand.arrived;
+        if over {
             // What was published before proves nothing for those who were not heard.
-            self.refused = false;
             self.proof.begin_anew(now);
         }
-        match (self.stage, restored) {
+        match (self.stage, stand.restored) {
             (Stage::Restoring, true) => self.stage = Stage::Proving,
             (Stage::Proving, false) => {
                 self.stage = Stage::Restoring;
@@ -373,6 +425,10 @@ impl Link {
                 reason: error.reason,
                 strayed: true,
             }),
+            Err(error) if self.is_elsewhere(&error.reason) => {
+                self.proof.failed(now);
+                Ok(Some(Event::Stranded))
+            }
             Err(error) => {
                 self.proof.failed(now);
                 let (reason, deaf) = (error.reason, false);
@@ -389,8 +445,8 @@ impl Link {
     /// The bus works, if a probe has come back and nobody goes on unheard; if somebody is refused, only the link.
     fn prove(&mut self) -> Option<Event<'static>> {
         let proven = self.proof.proven()?;
-        let restored = Subscriptions::is_restored;
-        let works = self.context.subscriptions.with(|table| restored(table));
+        let works = |table: &mut Subscriptions| table.is_restored() && table.has_arrived();
+        let works = !self.expects && self.context.subscriptions.with(works);
         works.then_some(match self.refused {
             true => Event::Works {
                 proven: self.hears_nodes().then_some(proven),
@@ -421,6 +477,8 @@ mod tests {
 
     use super::*;
     use crate::bus::Confirmation;
+    use crate::bus::redis::command::Dialect;
+    use crate::model::topic::Namespace;
 
     const MS: Duration = Duration::from_millis(1);
     const S: Duration = Duration::from_secs(1);
@@ -457,6 +515,7 @@ mod tests {
         Down(String, bool),
         Refused(Topic),
         Moved(String),
+        Stranded,
     }
 
     impl From<Event<'_>> for Told {
@@ -470,6 +529,7 @@ mod tests {
                 Event::Down { reason, deaf } => Self::Down(reason.as_ref().into(), deaf),
                 Event::Refused { topic, .. } => Self::Refused(topic),
                 Event::Moved { topic } => Self::Moved(topic.into()),
+                Event::Stranded => Self::Stranded,
             }
         }
     }
@@ -492,12 +552,12 @@ mod tests {
         fn new() -> Self {
             let (node, namespace) = (NodeId(7), Namespace::new("x").unwrap());
             let own = Topic::node(node);
-            let subscriptions = SharedSubscriptions::new(LINGER, own.clone());
+            let subscriptions = SharedSubscriptions::new(Subscriptions::new(LINGER, own.clone()));
             Self {
                 context: Arc::new(LinkContext {
                     node,
-                    advice: Arc::new(Advice::new(None, &namespace)),
-                    namespace,
+                    advice: Arc::new(Advice::new(None, &namespace, Dialect::Plain)),
+                    channels: Channels::new(namespace, Dialect::Plain),
                     probe_interval: INTERVAL,
                     subscriptions: Arc::new(subscriptions),
                 }),

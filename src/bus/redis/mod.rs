@@ -4,6 +4,7 @@ mod address;
 mod advice;
 mod backlog;
 mod backoff;
+mod channels;
 mod command;
 mod connection;
 mod dial;
@@ -86,7 +87,7 @@ impl RedisBus {
     }
 
     fn start_seats(&self, seats: &Arc<SharedLedger>, listener: &Weak<dyn Listener>) {
-        let Some(shard) = self.placement.shards().first() else {
+        let Some(shard) = self.placement.shards().into_iter().next() else {
             return;
         };
         seats.start(listener.clone());
@@ -124,11 +125,11 @@ impl Bus for RedisBus {
     }
 
     fn want(&self, topic: &Topic) -> Confirmation {
-        self.placement.shard(topic).want(topic)
+        self.placement.want(topic)
     }
 
     fn release(&self, topic: &Topic) {
-        self.placement.shard(topic).release(topic);
+        self.placement.release(topic);
     }
 
     fn prove_anew(&self) {
@@ -143,23 +144,11 @@ impl Bus for RedisBus {
         envelope: Bytes,
         size: Size,
     ) -> BoxFuture<'static, Result<Published, PublishError>> {
-        match &self.placement {
-            Placement::One(shard) => shard.publish(topics, envelope, size).boxed(),
-            Placement::Spread(spread) => {
-                let parts = spread.split(topics).into_iter();
-                let publish = |(shard, topics): (&Arc<Shard>, _)| {
-                    shard.publish(topics, envelope.clone(), size)
-                };
-                placement::all_published(parts.map(publish).collect()).boxed()
-            }
-        }
+        self.placement.publish(topics, &envelope, size)
     }
 
     fn listening<'a>(&'a self, topics: &'a [Topic]) -> BoxFuture<'a, Result<Vec<usize>, Arc<str>>> {
-        match &self.placement {
-            Placement::One(shard) => shard.listening(topics).boxed(),
-            Placement::Spread(spread) => spread.listening(topics).boxed(),
-        }
+        self.placement.listening(topics).boxed()
     }
 
     fn queued(&self) -> usize {

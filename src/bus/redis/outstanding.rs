@@ -106,6 +106,12 @@ impl Outstanding {
         Some((in_turn, struck))
     }
 
+    /// A topic of the first command of which Redis has answered nothing.
+    pub(super) fn refusable(&self) -> Option<&Topic> {
+        let owed = self.commands.iter().find(|owed| !owed.begun)?;
+        owed.topics.front()
+    }
+
     /// Takes out what Redis refused: the first command of which it has answered nothing.
     pub(super) fn refuse(&mut self) -> Option<Request> {
         let turn = self.commands.iter().position(|owed| !owed.begun)?;

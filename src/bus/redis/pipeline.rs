@@ -9,13 +9,28 @@ use futures::FutureExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::advice::{Advice, REPLICA, is_unfit, tells_no_role};
-use super::command::{self, HELLO};
+use super::command::{self, Dialect, HELLO};
 use super::endpoint::Stream;
 use super::resp::{Reply, RespReader};
 use super::topology::{Opened, Topology};
 
 /// What Redis says to one PUBLISH: how many received it, or why it was refused.
-pub(crate) type PublishReply = Result<usize, Arc<str>>;
+pub(crate) type PublishReply = Result<usize, Refused>;
+
+/// Why one PUBLISH was refused.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Refused {
+    /// Another primary of the cluster takes it, or this one later.
+    Elsewhere(Arc<str>),
+    For(Arc<str>),
+}
+
+impl Refused {
+    pub(super) fn reason(self) -> Arc<str> {
+        let (Self::Elsewhere(reason) | Self::For(reason)) = self;
+        reason
+    }
+}
 
 /// Why a connection is of no use, or no longer.
 #[derive(Debug)]
@@ -43,6 +58,7 @@ pub(crate) struct Pipeline {
     reader: RespReader,
     output: BytesMut,
     advice: Arc<Advice>,
+    dialect: Dialect,
     /// Replies that are still to come.
     owed: usize,
     /// What the first of them answers, where that is no PUBLISH.
@@ -68,6 +84,7 @@ impl Pipeline {
             reader: RespReader::new(KEPT),
             output: BytesMut::new(),
             advice: advice.clone(),
+            dialect: topology.dialect(),
             owed: 0,
             first: None,
         };
@@ -77,20 +94,21 @@ impl Pipeline {
             pipeline.first = Some(First::Login);
             let mut replies = Vec::new();
             pipeline.exchange(&mut replies).await?;
-            replies.into_iter().collect::<Result<Vec<_>, _>>()?;
+            let refused = replies.into_iter().find_map(Result::err);
+            if let Some(refused) = refused {
+                return Err(refused.reason().into());
+            }
         }
         pipeline.ask_role();
         pipeline.exchange(&mut Vec::new()).await?;
         Ok(pipeline)
     }
 
-    /// Whether the connection still stands, as far as the kernel knows.
-    pub(crate) fn is_alive(&mut self) -> bool {
+    /// The connection, if it still stands, as far as the kernel knows.
+    pub(crate) fn alive(&mut self) -> Option<&mut Self> {
         // Redis says nothing unasked but its farewell.
-        self.stream
-            .read_buf(self.reader.space())
-            .now_or_never()
-            .is_none()
+        let said = self.stream.read_buf(self.reader.space()).now_or_never();
+        said.is_none().then_some(self)
     }
 
     /// Makes the next [`exchange`](Self::exchange) fail if this is a replica by now. To be called before
@@ -105,7 +123,7 @@ impl Pipeline {
     /// that a message to thousands of users is not there thousands of times. After an error, or cancelled,
     /// the connection is useless.
     pub(crate) async fn add(&mut self, channel: &str, envelope: &[u8]) -> Result<(), Unusable> {
-        command::publish(&mut self.output, channel, envelope);
+        command::publish(&mut self.output, self.dialect, channel, envelope);
         self.owed += 1;
         if self.output.len() >= KEPT {
             self.write().await?;
@@ -145,12 +163,17 @@ impl Pipeline {
                 let asked = first.filter(|_| replies.is_empty());
                 replies.push(match (asked, reply) {
                     (_, Reply::Error(words)) => {
-                        Err(self.advice.on(&String::from_utf8_lossy(words)))
+                        let words = String::from_utf8_lossy(words);
+                        let reason = self.advice.on(&words);
+                        Err(match self.dialect.is_elsewhere(&words) {
+                            true => Refused::Elsewhere(reason),
+                            false => Refused::For(reason),
+                        })
                     }
                     (None, Reply::Integer(received)) => Ok(received),
                     (Some(First::Login), Reply::Other) => Ok(0),
                     (Some(First::Role), Reply::Hello { role, mode }) => {
-                        unfit = is_unfit(role, mode);
+                        unfit = is_unfit(self.dialect, role, mode);
                         Ok(0)
                     }
                     _ => {
@@ -164,10 +187,12 @@ impl Pipeline {
             }
         }
         if first == Some(First::Role)
-            && let Err(words) = replies.remove(0)
-            && !tells_no_role(&words)
+            && let Err(refused) = replies.remove(0)
         {
-            return Err(words.into());
+            let words = refused.reason();
+            if !tells_no_role(&words) {
+                return Err(words.into());
+            }
         }
         match unfit {
             Some(reason) => Err(Unusable {
@@ -192,7 +217,11 @@ mod tests {
             route: 0,
             reader: RespReader::new(KEPT),
             output: BytesMut::new(),
-            advice: Arc::new(Advice::new(None, &Namespace::new("x").unwrap())),
+            advice: Arc::new(Advice::new(
+                None,
+                &Namespace::new("x").unwrap(),
+                Dialect::Plain,
+            )),
             owed: 0,
             first: None,
         }

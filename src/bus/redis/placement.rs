@@ -5,15 +5,20 @@
 //! it depends on their names only, not on the order in which they are listed, and with one more of them only what moves
 //! there moves.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use futures::future::join_all;
+use bytes::Bytes;
+use futures::FutureExt;
+use futures::future::{BoxFuture, join_all};
+use parking_lot::RwLock;
 use sha1::{Digest, Sha1};
 use smallvec::SmallVec;
 
 use super::shard::Shard;
-use crate::bus::Published;
 use crate::bus::outage::LinkId;
+use crate::bus::scope::Size;
+use crate::bus::{Confirmation, Published};
 use crate::model::error::PublishError;
 use crate::model::partition::{Partition, PartitionSet};
 use crate::model::topic::Topic;
@@ -21,14 +26,15 @@ use crate::model::topic::Topic;
 #[derive(Debug)]
 pub(super) enum Placement {
     One(Arc<Shard>),
-    Spread(Spread),
+    /// Looked at by every call, and replaced when partitions move.
+    Spread(RwLock<Arc<Spread>>),
 }
 
 /// Several shards, and to which of them each partition belongs.
 #[derive(Debug)]
 pub(super) struct Spread {
-    shards: Vec<Arc<Shard>>,
-    owners: [usize; Partition::COUNT],
+    pub(super) shards: Vec<Arc<Shard>>,
+    pub(super) owners: [usize; Partition::COUNT],
 }
 
 impl Placement {
@@ -42,20 +48,26 @@ impl Placement {
         let names: Vec<&str> = shards.iter().map(|(name, _)| &**name).collect();
         let owners = owners(&names);
         let shards = shards.into_iter().map(|(_, shard)| shard).collect();
-        Self::Spread(Spread { shards, owners })
+        Self::spread(Spread { shards, owners })
     }
 
-    pub(super) fn shards(&self) -> &[Arc<Shard>] {
-        match self {
-            Self::One(shard) => std::slice::from_ref(shard),
-            Self::Spread(spread) => &spread.shards,
-        }
+    /// Where nobody knows yet who carries what: all is with this one for now.
+    pub(super) fn unknown(nowhere: Arc<Shard>) -> Self {
+        Self::spread(Spread {
+            shards: vec![nowhere],
+            owners: [0; Partition::COUNT],
+        })
     }
 
-    pub(super) fn shard(&self, topic: &Topic) -> &Arc<Shard> {
+    fn spread(spread: Spread) -> Self {
+        Self::Spread(RwLock::new(Arc::new(spread)))
+    }
+
+    /// Those of now.
+    pub(super) fn shards(&self) -> Vec<Arc<Shard>> {
         match self {
-            Self::One(shard) => shard,
-            Self::Spread(spread) => spread.shard(topic),
+            Self::One(shard) => vec![shard.clone()],
+            Self::Spread(spread) => spread.read().shards.clone(),
         }
     }
 
@@ -63,44 +75,105 @@ impl Placement {
     pub(super) fn links(&self) -> Vec<(LinkId, PartitionSet)> {
         match self {
             Self::One(shard) => vec![(shard.link, PartitionSet::all())],
-            Self::Spread(Spread { shards, owners }) => {
-                let carried = |at| Partition::all().filter(move |one| owners[one.index()] == at);
-                let links = shards.iter().enumerate();
+            Self::Spread(spread) => {
+                let spread = spread.read();
+                let links = spread.shards.iter().enumerate();
                 links
-                    .map(|(at, shard)| (shard.link, carried(at).collect()))
+                    .map(|(at, shard)| (shard.link, spread.carried(at)))
                     .collect()
+            }
+        }
+    }
+
+    pub(super) fn want(&self, topic: &Topic) -> Confirmation {
+        loop {
+            // Where it has moved just now, the next look finds the new place.
+            if let Some(confirmation) = self.on(topic, |shard| shard.want(topic)) {
+                return confirmation;
+            }
+        }
+    }
+
+    pub(super) fn release(&self, topic: &Topic) {
+        while !self.on(topic, |shard| shard.release(topic)) {}
+    }
+
+    fn on<T>(&self, topic: &Topic, act: impl FnOnce(&Shard) -> T) -> T {
+        match self {
+            Self::One(shard) => act(shard),
+            Self::Spread(spread) => {
+                let spread = spread.read().clone();
+                act(&spread.shards[spread.place(topic)])
+            }
+        }
+    }
+
+    /// Queued by the call.
+    pub(super) fn publish(
+        &self,
+        topics: SmallVec<[Topic; 1]>,
+        envelope: &Bytes,
+        size: Size,
+    ) -> BoxFuture<'static, Result<Published, PublishError>> {
+        let spread = match self {
+            Self::One(shard) => return shard.publish(topics, envelope.clone(), size).boxed(),
+            Self::Spread(spread) => spread.read().clone(),
+        };
+        if let [topic] = topics.as_slice() {
+            let shard = &spread.shards[spread.place(topic)];
+            return shard.publish(topics, envelope.clone(), size).boxed();
+        }
+        let parts = spread.split(topics).into_iter();
+        let publish = |((at, _), topics): ((usize, _), _)| {
+            spread.shards[at].publish(topics, envelope.clone(), size)
+        };
+        all_published(parts.map(publish).collect()).boxed()
+    }
+
+    /// How many hear each topic.
+    pub(super) async fn listening(&self, topics: &[Topic]) -> Result<Vec<usize>, Arc<str>> {
+        match self {
+            Self::One(shard) => shard.listening(topics).await,
+            Self::Spread(spread) => {
+                let spread = spread.read().clone();
+                spread.listening(topics).await
             }
         }
     }
 }
 
 impl Spread {
-    fn shard(&self, topic: &Topic) -> &Arc<Shard> {
-        &self.shards[self.place(topic)]
-    }
-
     fn place(&self, topic: &Topic) -> usize {
         self.owners[Partition::of(topic.as_str()).index()]
     }
 
-    /// The topics of each shard.
-    pub(super) fn split(&self, topics: SmallVec<[Topic; 1]>) -> Vec<(&Arc<Shard>, SmallVec<[Topic; 1]>)> {
-        let mut parts: Vec<_> = self.shards.iter().map(|shard| (shard, SmallVec::new())).collect();
+    pub(super) fn carried(&self, at: usize) -> PartitionSet {
+        let carried = |one: &Partition| self.owners[one.index()] == at;
+        Partition::all().filter(carried).collect()
+    }
+
+    /// What may be published together.
+    fn split(
+        &self,
+        topics: SmallVec<[Topic; 1]>,
+    ) -> BTreeMap<(usize, Option<Partition>), SmallVec<[Topic; 1]>> {
+        let mut parts = BTreeMap::<_, SmallVec<_>>::new();
         for topic in topics {
-            parts[self.place(&topic)].1.push(topic);
+            let at = self.place(&topic);
+            let partition = self.shards[at].partition(&topic);
+            parts.entry((at, partition)).or_default().push(topic);
         }
-        parts.retain(|(_, topics)| !topics.is_empty());
         parts
     }
 
-    /// How many hear each topic.
-    pub(super) async fn listening(&self, topics: &[Topic]) -> Result<Vec<usize>, Arc<str>> {
+    async fn listening(&self, topics: &[Topic]) -> Result<Vec<usize>, Arc<str>> {
         let mut places: Vec<Vec<usize>> = vec![Vec::new(); self.shards.len()];
         for (n, topic) in topics.iter().enumerate() {
             places[self.place(topic)].push(n);
         }
-        let asked = self.shards.iter().zip(&places).filter(|(_, places)| !places.is_empty());
-        let asking = asked.map(async |(shard, places)| {
+        let concerned = self.shards.iter().zip(&places);
+        let concerned = concerned.filter(|(_, places)| !places.is_empty());
+        let asking = concerned.map(async |(shard, places)| {
             let topics = places.iter().map(|n| &topics[*n]);
             let counts = shard.listening(topics).await?;
             Ok::<_, Arc<str>>(places.iter().copied().zip(counts))
@@ -114,7 +187,7 @@ impl Spread {
 }
 
 /// Waits for all parts of what was published. One that failed fails all, and what the others did is not lost with it.
-pub(super) async fn all_published(
+async fn all_published(
     parts: Vec<impl Future<Output = Result<Published, PublishError>>>,
 ) -> Result<Published, PublishError> {
     let mut parts = join_all(parts).await.into_iter();
@@ -145,11 +218,7 @@ fn and(
 /// To which of these names each partition belongs.
 fn owners(names: &[&str]) -> [usize; Partition::COUNT] {
     let weight = |partition: Partition, name: &str| {
-        let mut digest = Sha1::new();
-        digest.update(partition.index().to_string());
-        digest.update(" ");
-        digest.update(name);
-        digest.finalize()
+        Sha1::digest(format!("{} {name}", partition.index()))
     };
     let owner = |partition| {
         let named = names.iter().enumerate();

@@ -5,6 +5,7 @@ use smallvec::SmallVec;
 
 use crate::bus::scope::Size;
 use crate::model::error::PublishError;
+use crate::model::partition::Partition;
 
 /// Most channels of a large union in one pipeline: few enough that Redis serves the others within milliseconds, and
 /// so many that a union of 100,000 takes 50 round trips, half a second on a link of 10 ms; …
@@ -19,6 +20,8 @@ pub(super) struct Publication {
     /// Whoever publishes wants to know whether it went to a replica.
     pub(super) is_probe: bool,
     pub(super) size: Size,
+    /// In a Redis Cluster: where all its channels are.
+    pub(super) partition: Option<Partition>,
     /// On how many channels it was published before this turn, …
     begin: usize,
     /// … and on how many with it.
@@ -26,12 +29,18 @@ pub(super) struct Publication {
 }
 
 impl Publication {
-    pub(super) fn new(channels: SmallVec<[String; 1]>, envelope: Bytes, size: Size) -> Self {
+    pub(super) fn new(
+        channels: SmallVec<[String; 1]>,
+        envelope: Bytes,
+        size: Size,
+        partition: Option<Partition>,
+    ) -> Self {
         Self {
             channels,
             envelope,
             is_probe: false,
             size,
+            partition,
             begin: 0,
             end: 0,
         }
@@ -40,7 +49,7 @@ impl Publication {
     pub(super) fn probe(channels: SmallVec<[String; 1]>, envelope: Bytes) -> Self {
         Self {
             is_probe: true,
-            ..Self::new(channels, envelope, Size::Small)
+            ..Self::new(channels, envelope, Size::Small, None)
         }
     }
 
@@ -61,6 +70,11 @@ impl Publication {
             false => self.channels.len(),
         };
         self.end = self.channels.len().min(self.begin + most);
+    }
+
+    /// So many of the part were taken; what follows is to be published again, elsewhere or later.
+    pub(super) fn keep(&mut self, taken: usize) {
+        self.end = self.begin + taken;
     }
 
     pub(super) fn is_finished(&self) -> bool {

@@ -19,6 +19,7 @@
 //!    +---- after a pause, in which what comes is queued ------------------+
 //! ```
 
+use std::ops::ControlFlow;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,19 +35,22 @@ use tokio::task::coop::consume_budget;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use super::advice::Advice;
-use super::backlog::{BATCH, Backlog, KEPT, Turn, Waiter};
+use super::backlog::{BATCH, Backlog, KEPT, Turn};
 use super::backoff::Backoff;
 use super::endpoint::OPENING;
-use super::pipeline::{Pipeline, Unusable};
+use super::pipeline::{Pipeline, PublishReply, Unusable};
 use super::publication::{Publication, Receivers};
-use super::queue::{Place, Queue, Queued};
+use super::queue::{Place, Queue, Queued, Waiter};
 use super::topology::{LEFT, Topology};
 use crate::bus::scope::Size;
 use crate::model::error::PublishError;
+use crate::model::partition::Partition;
 
 /// The longest pause before a reconnect. After a failed connect, publications fail at once meanwhile; after a
 /// lost link they wait, so it is well below the default `publish_timeout`.
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+
+const LATE: &str = "redis did not take it in time";
 
 /// Where publications go.
 #[derive(Debug)]
@@ -101,7 +105,7 @@ impl Publisher {
         )
     }
 
-    /// Publishes on every channel; resolves to the receivers Redis counted, in sum. Queued by the call
+    /// Publishes on every channel, which in a Redis Cluster are all of one partition; resolves to the receivers Redis counted, in sum. Queued by the call
     /// itself, not by the first poll, so that the order of calls is the order on the wire, but that a large
     /// union may come later. Once the queue is full it waits for room in that place; dropped meanwhile, it is
     /// not published.
@@ -110,8 +114,9 @@ impl Publisher {
         channels: SmallVec<[String; 1]>,
         envelope: Bytes,
         size: Size,
+        partition: Option<Partition>,
     ) -> impl Future<Output = Receivers> + Send + use<> {
-        self.enqueue(Publication::new(channels, envelope, size))
+        self.enqueue(Publication::new(channels, envelope, size, partition))
     }
 
     /// Publishes on one channel before whatever waits, and fails if that was on a replica.
@@ -121,6 +126,11 @@ impl Publisher {
         envelope: Bytes,
     ) -> impl Future<Output = Receivers> + Send + use<> {
         self.enqueue(Publication::probe(smallvec![channel], envelope))
+    }
+
+    /// What waits here: partitions may depart from it, and come to it.
+    pub(super) fn queue(&self) -> &Arc<Queue> {
+        &self.queue
     }
 
     /// Publications that wait for Redis, in units of 1 KiB.
@@ -176,7 +186,7 @@ fn crowded() -> PublishError {
 }
 
 impl PublishQueue {
-    /// Publishes until it is dropped. Nothing waits longer than its own deadline.
+    /// Publishes until it is dropped, or all that it had is handed over to others. Nothing waits longer than its own deadline.
     pub(crate) async fn run(&mut self) {
         let mut pipeline: Option<Pipeline> = None;
         let mut backoff = Backoff::new(LONGEST_PAUSE);
@@ -185,68 +195,34 @@ impl PublishQueue {
         let mut turn = Turn::default();
         let mut replies = Vec::with_capacity(BATCH);
         loop {
-            self.receive(&mut backlog).await;
-            backlog.expire("redis did not take it in time");
+            if self.receive(&mut backlog).await.is_break() {
+                return;
+            }
+            backlog.expire(LATE);
             if backlog.is_empty() {
                 continue;
             }
             let route = self.topology.route();
             // What is left is no failure.
             pipeline = pipeline.filter(|pipeline| pipeline.route == route);
-            if !pipeline.as_mut().is_some_and(Pipeline::is_alive) {
+            let Some(open) = pipeline.as_mut().and_then(Pipeline::alive) else {
                 if pipeline.take().is_some() {
                     self.pause(&mut backlog, &mut backoff).await;
                 }
-                let now = Instant::now();
-                let holds = |failed: &&Failed| now < failed.until && failed.route == route;
-                if let Some(failed) = failed.as_ref().filter(holds) {
-                    backlog.fail(&failed.error);
-                    continue;
-                }
-                match self.open(&mut backlog).await {
-                    Ok(opened) => {
-                        pipeline = Some(opened);
-                        backoff.works(Instant::now());
-                    }
-                    Err(unusable) => {
-                        let (now, error) = (Instant::now(), unusable.into_error(false));
-                        backlog.fail(&error);
-                        failed = Some(Failed {
-                            route,
-                            until: now + backoff.ended(now, fastrand::f64()),
-                            error,
-                        });
-                    }
-                }
+                pipeline = self.reopen(&mut backlog, &mut backoff, &mut failed).await;
                 // Whoever was late was told that it is not sent.
                 continue;
-            }
-            let Some(open) = &mut pipeline else { continue };
+            };
             backlog.take_turn(&mut turn);
-            let publishing = async {
-                if turn.publications.iter().any(|one| one.is_probe) {
-                    open.ask_role();
-                }
-                for publication in &turn.publications {
-                    for channel in publication.part() {
-                        open.add(channel, &publication.envelope).await?;
-                    }
-                }
-                open.exchange(&mut replies).await
-            };
-            let publishing = async {
-                tokio::select! {
-                    biased;
-                    published = publishing => published,
-                    () = self.topology.left(route), if route > 0 => Err(LEFT.into()),
-                }
-            };
-            let until = Instant::now() + self.deadline;
-            match turn.waiters.wait(publishing, until, &mut backlog).await {
+            let published = self.publish(open, &mut turn, &mut backlog, &mut replies);
+            match published.await {
                 Ok(()) => {
-                    let is_astray = turn.answer(replies.drain(..), &mut backlog);
+                    let answered = turn.answer(replies.drain(..), &mut backlog);
+                    if answered.is_elsewhere {
+                        self.topology.missed();
+                    }
                     // It leads elsewhere than the subscriptions, and nothing else may ever end it.
-                    pipeline.take_if(|_| is_astray);
+                    pipeline.take_if(|_| answered.is_astray);
                 }
                 Err(unusable) => {
                     turn.fail(&unusable.into_error(true));
@@ -258,21 +234,101 @@ impl PublishQueue {
         }
     }
 
-    /// Takes over what was queued, waiting for it if there is nothing to do.
-    async fn receive(&mut self, backlog: &mut Backlog) {
+    /// Opens a connection; where none could be opened a moment ago, and now, whatever waits fails.
+    async fn reopen(
+        &mut self,
+        backlog: &mut Backlog,
+        backoff: &mut Backoff,
+        failed: &mut Option<Failed>,
+    ) -> Option<Pipeline> {
+        let (now, route) = (Instant::now(), self.topology.route());
+        let holds = |failed: &&Failed| now < failed.until && failed.route == route;
+        if let Some(failed) = failed.as_ref().filter(holds) {
+            backlog.fail(&failed.error);
+            return None;
+        }
+        match self.open(backlog).await {
+            Ok(opened) => {
+                backoff.works(Instant::now());
+                Some(opened)
+            }
+            Err(unusable) => {
+                let (now, error) = (Instant::now(), unusable.into_error(false));
+                backlog.fail(&error);
+                *failed = Some(Failed {
+                    route,
+                    until: now + backoff.ended(now, fastrand::f64()),
+                    error,
+                });
+                None
+            }
+        }
+    }
+
+    /// One pipeline, and its replies.
+    async fn publish(
+        &self,
+        open: &mut Pipeline,
+        turn: &mut Turn,
+        backlog: &mut Backlog,
+        replies: &mut Vec<PublishReply>,
+    ) -> Result<(), Unusable> {
+        let (route, publications) = (open.route, &turn.publications);
+        let publishing = async {
+            if publications.iter().any(|one| one.is_probe) {
+                open.ask_role();
+            }
+            for publication in publications {
+                for channel in publication.part() {
+                    open.add(channel, &publication.envelope).await?;
+                }
+            }
+            open.exchange(replies).await
+        };
+        let publishing = async {
+            tokio::select! {
+                biased;
+                published = publishing => published,
+                () = self.topology.left(route), if route > 0 => Err(LEFT.into()),
+            }
+        };
+        let until = Instant::now() + self.deadline;
+        turn.waiters.wait(publishing, until, backlog).await
+    }
+
+    /// Takes over what was queued, waiting for it if there is nothing to do. Whether nothing will come any more.
+    async fn receive(&mut self, backlog: &mut Backlog) -> ControlFlow<()> {
         // While no connection can be made, nothing else would let other tasks run.
         consume_budget().await;
         self.take_over(backlog);
         while backlog.is_empty() {
-            self.queue.filled.notified().await;
+            if self.queue.is_over() {
+                return ControlFlow::Break(());
+            }
+            match backlog.rests_until() {
+                None => self.queue.filled.notified().await,
+                Some(again) => {
+                    self.meanwhile(sleep_until(again), backlog, LATE).await;
+                    backlog.retry(Instant::now());
+                }
+            }
             self.take_over(backlog);
         }
+        backlog.retry(Instant::now());
+        ControlFlow::Continue(())
     }
 
     fn take_over(&mut self, backlog: &mut Backlog) {
-        self.queue.take(&mut self.arrived);
+        let (handed, departures) = self.queue.take(&mut self.arrived);
+        for handed in handed {
+            backlog.admit(handed);
+        }
         for queued in self.arrived.drain(..) {
             backlog.admit(queued.admitted(&self.queue, Waiter::new));
+        }
+        for departure in departures {
+            let what = backlog.take_out(departure.partition);
+            self.queue.hand_over(&departure, what);
         }
         if self.arrived.capacity() > KEPT {
             self.arrived = Vec::new();
@@ -358,7 +414,11 @@ mod tests {
         let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("redis://{}", server.local_addr().unwrap());
         let topology = Arc::new(Topology::at(&url));
-        let advice = Arc::new(Advice::new(None, &Namespace::new("x").unwrap()));
+        let advice = Arc::new(Advice::new(
+                None,
+                &Namespace::new("x").unwrap(),
+                Dialect::Plain,
+            ));
         let long = Duration::from_secs(20);
         let (publisher, mut queue) = Publisher::new(topology, advice, long);
         let short = Publisher {

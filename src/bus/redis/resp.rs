@@ -267,10 +267,10 @@ impl<'a> Cursor<'a> {
             return Ok(None);
         };
         match (kind, elements) {
-            (b"message", 3) => self.message(second, limit),
-            (b"subscribe" | b"unsubscribe", 3) => match self.line()? {
+            (b"message" | b"smessage", 3) => self.message(second, limit),
+            (b"subscribe" | b"ssubscribe" | b"unsubscribe" | b"sunsubscribe", 3) => match self.line()? {
                 Some((b':', _)) => Ok(Some(match kind {
-                    b"subscribe" => Reply::Subscribed { channel: second },
+                    b"subscribe" | b"ssubscribe" => Reply::Subscribed { channel: second },
                     _ => Reply::Unsubscribed { channel: second },
                 })),
                 Some(_) => Err(Broken),

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::advice::Advice;
+use super::channels::Channels;
 use super::connection::Connector;
 use super::endpoint::OPENING;
 use super::link::LinkContext;
@@ -21,6 +22,7 @@ use super::quota::SharedLedger;
 use super::sentinel::{Seeker, Sentinels, Watcher};
 use super::shared::SharedSubscriptions;
 use super::subscriber::Subscriber;
+use super::subscriptions::Subscriptions;
 use super::topology::Topology;
 use super::{explain, supervise, words};
 use crate::bus::outage::LinkId;
@@ -28,6 +30,7 @@ use crate::bus::scope::Size;
 use crate::bus::{BusSettings, Confirmation, Listener, Published};
 use crate::model::error::PublishError;
 use crate::model::id::NodeId;
+use crate::model::partition::{Partition, PartitionSet};
 use crate::model::topic::Topic;
 
 /// Connections for questions, beside the two of the bus itself.
@@ -69,52 +72,92 @@ pub(super) struct Shard {
     /// Who tells where the primary is, if somebody has to.
     sentinels: Option<Arc<Sentinels>>,
     advice: Arc<Advice>,
+    channels: Channels,
     subscriptions: Arc<SharedSubscriptions>,
     publisher: Arc<Publisher>,
     /// Taken by [`start`](Self::start).
     queue: Mutex<Option<PublishQueue>>,
     connector: Connector,
     questions: Pool<Connector>,
+    /// Of its own tasks, when it carries nothing any more.
+    ended: CancellationToken,
 }
 
 impl Shard {
+    /// Of a Redis alone, or with sentinels.
     pub(super) fn new(
         link: LinkId,
         name: Option<Arc<str>>,
         target: &Target,
         common: Arc<Common>,
     ) -> Self {
-        let settings = &common.settings;
         let (topology, sentinels) = match target {
             Target::Single(endpoint) => (Topology::single(endpoint.clone()), None),
             Target::Sentinel(target) => {
-                let sentinels = Sentinels::new(target.clone(), settings.probe_interval);
+                let interval = common.settings.probe_interval;
+                let sentinels = Sentinels::new(target.clone(), interval);
                 (Topology::sought(), Some(Arc::new(sentinels)))
             }
         };
+        let own = Topic::node(common.node);
+        let subscriptions = Subscriptions::new(common.settings.linger, own);
+        let shard = Self::at(link, topology, target.user(), subscriptions, common);
+        Self {
+            name,
+            sentinels,
+            ..shard
+        }
+    }
+
+    /// Of a primary of a Redis Cluster, or of what no primary is known to carry.
+    pub(super) fn of_cluster(
+        link: LinkId,
+        name: Arc<str>,
+        topology: Topology,
+        user: Option<&str>,
+        common: Arc<Common>,
+    ) -> Self {
+        let own = Topic::node(common.node);
+        let subscriptions = Subscriptions::sharded(common.settings.linger, own);
+        let shard = Self::at(link, topology, user, subscriptions, common);
+        Self {
+            name: Some(name),
+            ..shard
+        }
+    }
+
+    fn at(
+        link: LinkId,
+        topology: Topology,
+        user: Option<&str>,
+        subscriptions: Subscriptions,
+        common: Arc<Common>,
+    ) -> Self {
+        let settings = &common.settings;
         let topology = Arc::new(topology);
         let connector = Connector::new(topology.clone(), settings.publish_timeout);
         let questions = Pool::builder()
             .max_size(POOL)
             .connection_timeout(settings.publish_timeout.min(OPENING))
             .build_unchecked(connector.clone());
-        let advice = Arc::new(Advice::new(target.user(), &settings.namespace));
+        let dialect = topology.dialect();
+        let advice = Arc::new(Advice::new(user, &settings.namespace, dialect));
         let (publisher, queue) =
             Publisher::new(topology.clone(), advice.clone(), settings.publish_timeout);
-        let own = Topic::node(common.node);
-        let subscriptions = SharedSubscriptions::new(settings.linger, own);
         Self {
             link,
-            name,
-            common,
+            name: None,
             topology,
-            sentinels,
+            sentinels: None,
             advice,
-            subscriptions: Arc::new(subscriptions),
+            channels: Channels::new(settings.namespace.clone(), dialect),
+            subscriptions: Arc::new(SharedSubscriptions::new(subscriptions)),
             publisher: Arc::new(publisher),
             queue: Mutex::new(Some(queue)),
             connector,
             questions,
+            ended: common.ended.child_token(),
+            common,
         }
     }
 
@@ -135,6 +178,7 @@ impl Shard {
         let Some(queue) = self.queue.lock().take() else {
             return;
         };
+        // It ends by itself, when it has handed over what it had.
         let (ended, told) = (self.common.ended.clone(), listener.clone());
         self.common
             .tasks
@@ -144,14 +188,14 @@ impl Shard {
         if let Some(sentinels) = &self.sentinels {
             self.follow(sentinels, listener);
         }
-        let (ended, told) = (self.common.ended.clone(), listener.clone());
+        let (ended, told) = (self.ended.clone(), listener.clone());
         let subscriber = Subscriber {
             link: self.link,
             name: self.name.clone(),
             topology: self.topology.clone(),
             context: Arc::new(LinkContext {
                 node: self.common.node,
-                namespace: self.common.settings.namespace.clone(),
+                channels: self.channels.clone(),
                 advice: self.advice.clone(),
                 probe_interval: self.common.settings.probe_interval,
                 subscriptions: self.subscriptions.clone(),
@@ -171,14 +215,14 @@ impl Shard {
 
     /// Keeps to the primary that the sentinels name.
     fn follow(&self, sentinels: &Arc<Sentinels>, listener: &Weak<dyn Listener>) {
-        let (ended, told) = (self.common.ended.clone(), listener.clone());
+        let (ended, told) = (self.ended.clone(), listener.clone());
         let seeker = Seeker::new(sentinels.clone(), self.topology.clone());
         self.common
             .tasks
             .spawn(supervise("sentinels", ended, told, seeker, |seeker| {
                 seeker.run().boxed()
             }));
-        let (ended, told) = (self.common.ended.clone(), listener.clone());
+        let (ended, told) = (self.ended.clone(), listener.clone());
         let watcher = Watcher::new(sentinels.clone(), self.topology.clone());
         self.common.tasks.spawn(supervise(
             "sentinel watch",
@@ -189,13 +233,57 @@ impl Shard {
         ));
     }
 
-    pub(super) fn want(&self, topic: &Topic) -> Confirmation {
-        self.subscriptions.change(|table| table.want(topic))
+    pub(super) fn topology(&self) -> &Topology {
+        &self.topology
     }
 
-    pub(super) fn release(&self, topic: &Topic) {
+    /// None where the topic has moved to another shard.
+    pub(super) fn want(&self, topic: &Topic) -> Option<Confirmation> {
         self.subscriptions
-            .change(|table| table.release(topic, Instant::now()));
+            .change(|table| table.carries(topic).then(|| table.want(topic)))
+    }
+
+    /// Whether it was here, and not on another shard.
+    pub(super) fn release(&self, topic: &Topic) -> bool {
+        self.subscriptions.change(|table| {
+            let is_here = table.carries(topic);
+            if is_here {
+                table.release(topic, Instant::now());
+            }
+            is_here
+        })
+    }
+
+    /// Partitions are about to move here from another shard.
+    pub(super) fn expect(&self, partitions: PartitionSet) {
+        self.subscriptions.with(|table| table.expect(partitions));
+        let queue = self.publisher.queue();
+        partitions.iter().for_each(|partition| queue.hold(partition));
+    }
+
+    /// Partitions move to another shard, which expects them, and where everybody goes already.
+    pub(super) fn hand_over(&self, partitions: PartitionSet, to: &Self) {
+        let (ours, theirs) = (self.publisher.queue(), to.publisher.queue());
+        partitions.iter().for_each(|partition| ours.depart(partition, theirs));
+        let take_out = |table: &mut Subscriptions| table.take_out(partitions, Instant::now());
+        let moving = self.subscriptions.change(take_out);
+        to.subscriptions.change(|table| table.take_in(moving));
+        to.topology.probe_now();
+    }
+
+    /// What was stranded of these partitions is here after all.
+    pub(super) fn keep(&self, partitions: PartitionSet) {
+        self.subscriptions
+            .change(|table| table.unstrand(partitions, Instant::now()));
+    }
+
+    /// It carries nothing any more, and ends when it has handed over what was to be published. Since when that may have gone
+    /// astray.
+    pub(super) fn retire(&self) -> Option<Instant> {
+        let astray = self.topology.retire();
+        self.publisher.queue().retire();
+        self.ended.cancel();
+        astray
     }
 
     /// Somebody goes on unheard, here or on another shard.
@@ -207,19 +295,18 @@ impl Shard {
         });
     }
 
-    /// Queued by the call.
+    /// Queued by the call. In a Redis Cluster they are of one partition.
     pub(super) fn publish(
         &self,
         mut topics: SmallVec<[Topic; 1]>,
         envelope: Bytes,
         size: Size,
     ) -> impl Future<Output = Result<Published, PublishError>> + Send + use<> {
-        let namespace = &self.common.settings.namespace;
-        let channels = topics.iter().map(|topic| namespace.channel(topic));
-        let channels = channels.collect();
+        let channels = topics.iter().map(|topic| self.channels.of(topic)).collect();
+        let partition = topics.first().and_then(|topic| self.channels.partition(topic));
         let (subscriptions, topology) = (self.subscriptions.clone(), self.topology.clone());
         topics.retain(|topic| subscriptions.is_confirmed(topic));
-        let publishing = self.publisher.publish(channels, envelope, size);
+        let publishing = self.publisher.publish(channels, envelope, size, partition);
         async move {
             let published = publishing.await;
             if published.is_err() {
@@ -235,6 +322,11 @@ impl Shard {
         }
     }
 
+    /// Where it is kept, if that decides what may be published together.
+    pub(super) fn partition(&self, topic: &Topic) -> Option<Partition> {
+        self.channels.partition(topic)
+    }
+
     pub(super) fn queued(&self) -> usize {
         self.publisher.queued()
     }
@@ -244,8 +336,7 @@ impl Shard {
         &self,
         topics: impl IntoIterator<Item = &'a Topic>,
     ) -> Result<Vec<usize>, Arc<str>> {
-        let namespace = &self.common.settings.namespace;
-        let channels = topics.into_iter().map(|topic| namespace.channel(topic));
+        let channels = topics.into_iter().map(|topic| self.channels.of(topic));
         self.ask(&channels.collect::<Vec<_>>()).await
     }
 

@@ -1,7 +1,5 @@
 //! The subscriptions, shared by those who want and the task that subscribes.
 
-use std::time::Duration;
-
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
@@ -16,10 +14,9 @@ pub(super) struct SharedSubscriptions {
 }
 
 impl SharedSubscriptions {
-    /// `own` is the topic on which the probe comes back.
-    pub(super) fn new(linger: Duration, own: Topic) -> Self {
+    pub(super) fn new(subscriptions: Subscriptions) -> Self {
         Self {
-            subscriptions: Mutex::new(Subscriptions::new(linger, own)),
+            subscriptions: Mutex::new(subscriptions),
             changed: Notify::new(),
         }
     }
@@ -54,6 +51,7 @@ impl SharedSubscriptions {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
+    use std::time::Duration;
     use std::task::{Context, Wake, Waker};
 
     use futures::FutureExt;
@@ -67,7 +65,7 @@ mod tests {
 
     fn shared() -> Arc<SharedSubscriptions> {
         let own = Topic::room("own").unwrap();
-        Arc::new(SharedSubscriptions::new(LINGER, own))
+        Arc::new(SharedSubscriptions::new(Subscriptions::new(LINGER, own)))
     }
 
     /// Comes back to the table when it is woken.

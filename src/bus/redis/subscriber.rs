@@ -24,7 +24,6 @@ use super::topology::{LEFT, Opened, Topology};
 use crate::bus::Listener;
 use crate::bus::outage::LinkId;
 use crate::bus::wire::MAX_ENVELOPE;
-use crate::model::topic::Topic;
 
 /// Replies that are handed on before those whom they concern get their turn: half of what an outbox holds by
 /// default.
@@ -135,7 +134,7 @@ impl Subscriber {
             let event = link.handle_timeout(now)?;
             self.tell_of(event, backoff);
             if let Some(probe) = link.poll_probe() {
-                publishing.set(self.publisher.probe(self.own_channel(), probe).fuse());
+                publishing.set(self.publisher.probe(link.probed(), probe).fuse());
             }
             tokio::select! {
                 count = read.read_buf(reader.space()) => {
@@ -158,11 +157,6 @@ impl Subscriber {
                 () = sleep_until(link.poll_timeout()) => {}
             }
         }
-    }
-
-    fn own_channel(&self) -> String {
-        let own = Topic::node(self.context.node);
-        self.context.namespace.channel(&own)
     }
 
     /// Hands on what was read, letting other tasks run in between.
@@ -247,6 +241,7 @@ impl Subscriber {
                 tracing::debug!(topic = topic.as_str(), %reason, "redis refuses a subscription: it is asked for again");
                 listener.refused(self.link, topic.kind(), self.told(reason));
             }
+            Event::Stranded => self.topology.missed(),
             Event::Moved { topic } => {
                 tracing::debug!(topic, "redis ended a subscription unasked");
             }
@@ -299,12 +294,14 @@ mod tests {
     use super::*;
     use crate::bus::conformance::redis_server::{self, RedisServer};
     use crate::bus::redis::advice::Advice;
+    use crate::bus::redis::channels::Channels;
+    use crate::bus::redis::command::Dialect;
     use crate::bus::redis::link::{SILENCE, UNANSWERED};
     use crate::bus::redis::shared::SharedSubscriptions;
     use crate::bus::redis::supervise;
     use crate::model::id::NodeId;
     use crate::model::partition::PartitionSet;
-    use crate::model::topic::{Namespace, TopicKind};
+    use crate::model::topic::{Namespace, Topic, TopicKind};
 
     #[derive(Debug, PartialEq)]
     enum Told {
@@ -357,11 +354,11 @@ mod tests {
     fn subscriber(server: &RedisServer, listener: &Arc<Fragile>) -> Subscriber {
         let topology = Arc::new(Topology::at(&server.url()));
         let namespace = Namespace::new("x").unwrap();
-        let advice = Arc::new(Advice::new(None, &namespace));
+        let advice = Arc::new(Advice::new(None, &namespace, Dialect::Plain));
         let (publisher, mut queue) = Publisher::new(topology.clone(), advice.clone(), SILENCE);
         tokio::spawn(async move { queue.run().await });
         let node = NodeId::random();
-        let subscriptions = SharedSubscriptions::new(SILENCE, Topic::node(node));
+        let subscriptions = SharedSubscriptions::new(Subscriptions::new(SILENCE, Topic::node(node)));
         let topic = Topic::room("x").unwrap();
         subscriptions.change(|table| table.want(&topic));
         let listener: Weak<Fragile> = Arc::downgrade(listener);
@@ -371,7 +368,7 @@ mod tests {
             topology,
             context: Arc::new(LinkContext {
                 node,
-                namespace,
+                channels: Channels::new(namespace, Dialect::Plain),
                 advice,
                 probe_interval: SILENCE,
                 subscriptions: Arc::new(subscriptions),

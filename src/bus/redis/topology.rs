@@ -19,6 +19,7 @@ use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
+use super::command::Dialect;
 use super::endpoint::{Dialed, Endpoint};
 
 /// What one sentinel has decided the others hear within this time (`SENTINEL_PUBLISH_PERIOD` of Redis): so much longer ago
@@ -31,12 +32,13 @@ pub(super) const LEFT: &str = "another server is the primary now";
 /// One primary of one node. No connection outlives its change, whichever learns of it first.
 #[derive(Debug)]
 pub(super) struct Topology {
+    dialect: Dialect,
     route: watch::Sender<Route>,
     trust: Mutex<Trust>,
     /// Raised whenever everything that is open may be on another server than what is opened next.
     generation: AtomicU64,
     probe_asked: Notify,
-    missed: Notify,
+    missed: Arc<Notify>,
 }
 
 #[derive(Clone, Debug)]
@@ -75,7 +77,16 @@ pub(super) struct Opened {
 impl Topology {
     /// A single server.
     pub(super) fn single(primary: Arc<Endpoint>) -> Self {
-        Self::new(To::Primary(primary))
+        Self::new(Dialect::Plain, To::Primary(primary), Arc::default())
+    }
+
+    /// One primary of a Redis Cluster, and whom to tell when it is missed; none, for what nobody carries yet.
+    pub(super) fn of_cluster(primary: Option<Endpoint>, missed: Arc<Notify>) -> Self {
+        let topology = Self::new(Dialect::Sharded, To::Sought, missed);
+        if let Some(primary) = primary {
+            topology.lead_to(primary, Instant::now());
+        }
+        topology
     }
 
     #[cfg(test)]
@@ -89,11 +100,12 @@ impl Topology {
 
     /// A primary that somebody is asked for, who [leads](Self::lead_to) there.
     pub(super) fn sought() -> Self {
-        Self::new(To::Sought)
+        Self::new(Dialect::Plain, To::Sought, Arc::default())
     }
 
-    fn new(to: To) -> Self {
+    fn new(dialect: Dialect, to: To, missed: Arc<Notify>) -> Self {
         Self {
+            dialect,
             route: watch::Sender::new(Route {
                 number: 0,
                 to,
@@ -102,8 +114,12 @@ impl Topology {
             trust: Mutex::default(),
             generation: AtomicU64::new(0),
             probe_asked: Notify::new(),
-            missed: Notify::new(),
+            missed,
         }
+    }
+
+    pub(super) fn dialect(&self) -> Dialect {
+        self.dialect
     }
 
     /// Opens a connection to the primary, waiting until its place is known: the caller has the deadline.
@@ -187,6 +203,19 @@ impl Topology {
         });
         self.moved();
         self.probe_now();
+    }
+
+    /// It is no primary any more: everything that is open leaves, and nothing is opened. Since when what was said to it may
+    /// have been said to no primary.
+    pub(super) fn retire(&self) -> Option<Instant> {
+        self.route.send_modify(|route| {
+            route.number += 1;
+            route.to = To::Nowhere;
+            route.silence = Some(LEFT.into());
+        });
+        self.moved();
+        let confirmed = self.trust.lock().confirmed?;
+        Some(confirmed.checked_sub(HEARSAY).unwrap_or(confirmed))
     }
 
     /// Nobody tells where the primary is, for this reason. What is known goes on to hold.

@@ -14,7 +14,7 @@ use super::Sentinels;
 use super::answer::advise;
 use crate::bus::redis::address::Host;
 use crate::bus::redis::backoff::{Backoff, LONGEST_PAUSE};
-use crate::bus::redis::command;
+use crate::bus::redis::command::{self, Dialect};
 use crate::bus::redis::resp::{Reply, RespReader};
 use crate::bus::redis::topology::Topology;
 
@@ -65,7 +65,7 @@ impl Watcher {
         let opened = opened.map_err(|_| "it accepts no connection in time")?;
         let mut connection = opened.map_err(|error| error.to_string())?;
         let mut output = connection.auth().unwrap_or_default();
-        command::subscribe(&mut output, [SWITCHED.to_owned()].into_iter());
+        command::subscribe(&mut output, Dialect::Plain, [SWITCHED.to_owned()].into_iter());
         let (mut reader, mut asked) = (RespReader::new(LIMIT), true);
         loop {
             let writing = async {

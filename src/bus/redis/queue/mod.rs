@@ -17,6 +17,9 @@
 //! Next is whoever came first; but a large union that waits for others of its kind lets small ones pass. A closed queue
 //! fails what is there, and what comes.
 
+mod moves;
+mod waiter;
+
 use std::collections::BTreeMap;
 use std::mem::{swap, take};
 use std::sync::Arc;
@@ -25,8 +28,11 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
+use self::moves::{Departure, Held};
+pub(super) use self::waiter::Waiter;
 use super::publication::{Publication, Receivers};
 use crate::model::error::PublishError;
+use crate::model::partition::Partition;
 
 /// What may be queued, in units of [`UNIT`] bytes of payload; every publication takes at least one.
 const QUEUE: usize = 64 * 1024;
@@ -47,10 +53,20 @@ struct State {
     free: Units,
     /// What has room, until the publisher takes it.
     arrived: Vec<Queued>,
+    /// What another publisher had, and has handed over: before what arrived.
+    handed: Vec<(Publication, Waiter)>,
+    /// What has room, and must not pass what another publisher still has of its partition.
+    held: BTreeMap<Partition, Held>,
+    next_hold: u64,
+    /// Where the partitions are that were here.
+    left: BTreeMap<Partition, Arc<Queue>>,
+    departures: Vec<Departure>,
     /// What waits for room, by its ticket.
     small: BTreeMap<u64, Queued>,
     large: BTreeMap<u64, Queued>,
     next_ticket: u64,
+    /// Nothing comes any more that is not sent on.
+    is_retired: bool,
     is_closed: bool,
 }
 
@@ -87,19 +103,40 @@ pub(super) struct Place {
 
 impl Queue {
     /// Queues it, or gives it a place behind whoever waits for room already.
-    pub(super) fn enqueue(self: &Arc<Self>, queued: Queued) -> Result<Option<Place>, PublishError> {
+    pub(super) fn enqueue(
+        self: &Arc<Self>,
+        mut queued: Queued,
+    ) -> Result<Option<Place>, PublishError> {
         let is_large = queued.publication.is_large();
-        let ticket = self.change(|state| state.enqueue(queued))?;
-        Ok(ticket.map(|ticket| Place {
-            ticket,
-            is_large,
-            queue: self.clone(),
-        }))
+        let mut queue = self.clone();
+        loop {
+            let enqueued = queue.change(|state| match state.elsewhere(&queued.publication) {
+                Some(next) => Ok(Err((queued, next))),
+                None => state.enqueue(queued).map(Ok),
+            });
+            match enqueued? {
+                Ok(None) => return Ok(None),
+                Ok(Some(ticket)) => {
+                    return Ok(Some(Place {
+                        ticket,
+                        is_large,
+                        queue,
+                    }));
+                }
+                Err((sent_on, next)) => (queued, queue) = (sent_on, next),
+            }
+        }
     }
 
-    /// Takes what has room. Into an empty one, whose memory is used again.
-    pub(super) fn take(&self, arrived: &mut Vec<Queued>) {
-        swap(arrived, &mut self.state.lock().arrived);
+    /// Takes what has room. Into an empty one, whose memory is used again. Returns what others handed over, which comes
+    /// before it, and what is to be handed over when that is taken.
+    pub(super) fn take(
+        &self,
+        arrived: &mut Vec<Queued>,
+    ) -> (Vec<(Publication, Waiter)>, Vec<Departure>) {
+        let mut state = self.state.lock();
+        swap(arrived, &mut state.arrived);
+        (take(&mut state.handed), state.departures.clone())
     }
 
     /// What has room and is not published, in units of 1 KiB.
@@ -109,12 +146,18 @@ impl Queue {
 
     /// Nothing is published any more.
     pub(super) fn close(&self) {
-        let (arrived, waiting) = self.change(|state| {
+        let (arrived, waiting, handed) = self.change(|state| {
             state.is_closed = true;
             let (small, large) = (take(&mut state.small), take(&mut state.large));
             let waiting = small.into_values().chain(large.into_values());
-            (take(&mut state.arrived), waiting)
+            let held = take(&mut state.held).into_values();
+            let mut arrived = take(&mut state.arrived);
+            arrived.extend(held.flat_map(|held| held.queued));
+            (arrived, waiting, take(&mut state.handed))
         });
+        for (_, mut waiter) in handed {
+            waiter.fail(&stopped());
+        }
         for queued in arrived.into_iter().chain(waiting) {
             // Fails only when the sender gave up.
             let _ = queued.reply.send(Err(stopped()));
@@ -143,9 +186,15 @@ impl Default for State {
                 large: LARGE,
             },
             arrived: Vec::new(),
+            handed: Vec::new(),
+            held: BTreeMap::new(),
+            next_hold: 0,
+            left: BTreeMap::new(),
+            departures: Vec::new(),
             small: BTreeMap::new(),
             large: BTreeMap::new(),
             next_ticket: 0,
+            is_retired: false,
             is_closed: false,
         }
     }
@@ -210,7 +259,11 @@ impl State {
     fn admit(&mut self, queued: Queued) {
         self.free.all -= queued.units.all;
         self.free.large -= queued.units.large;
-        self.arrived.push(queued);
+        let partition = queued.publication.partition.filter(|_| !self.held.is_empty());
+        match partition.and_then(|partition| self.held.get_mut(&partition)) {
+            Some(held) => held.queued.push(queued),
+            None => self.arrived.push(queued),
+        }
     }
 
     fn waiting(&mut self, is_large: bool) -> &mut BTreeMap<u64, Queued> {

@@ -31,6 +31,8 @@
 //!     +---------------> Down --------------------------------------------------+
 //! ```
 
+mod moves;
+
 use std::collections::{HashMap, VecDeque};
 use std::mem::{replace, take};
 use std::time::Duration;
@@ -38,6 +40,8 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use self::moves::Moves;
+pub(super) use self::moves::Moving;
 use super::outstanding::{Outstanding, Request, Verb};
 use super::refusals::Refusals;
 use crate::bus::Confirmation;
@@ -64,6 +68,8 @@ pub(super) struct Subscriptions {
     /// the last.
     restored_at: Option<u64>,
     phase: Phase,
+    /// In a Redis Cluster.
+    moves: Option<Moves>,
     /// Since it was taken last.
     news: News,
 }
@@ -100,7 +106,8 @@ enum Phase {
 
 #[derive(Debug, Default)]
 struct Interest {
-    reasons: usize,
+    /// Below zero for a moment, where one ends before it has come from another primary.
+    reasons: isize,
     /// Until when it stays subscribed although nobody wants it.
     linger_until: Option<Instant>,
     /// Whether the topic is in `changed`, in `restoring` or in a group.
@@ -137,6 +144,8 @@ pub(super) enum Answered {
     OutOfTurn,
     /// Redis ended, unasked, a subscription that is wanted. It is asked for anew.
     Ended,
+    /// The same in a Redis Cluster: its partition is at another primary.
+    Stranded,
     /// Nothing that concerns us.
     Stray,
 }
@@ -153,6 +162,7 @@ pub(super) enum Refusal {
 }
 
 impl Subscriptions {
+    /// `own` is the topic on which the probe comes back.
     pub(super) fn new(linger: Duration, own: Topic) -> Self {
         let wanted = Interest {
             reasons: 1,
@@ -169,7 +179,16 @@ impl Subscriptions {
             outstanding: Outstanding::default(),
             restored_at: None,
             phase: Phase::Starting,
+            moves: None,
             news: News::default(),
+        }
+    }
+
+    /// Of one primary of a Redis Cluster, which carries nothing yet.
+    pub(super) fn sharded(linger: Duration, own: Topic) -> Self {
+        Self {
+            moves: Some(Moves::new()),
+            ..Self::new(linger, own)
         }
     }
 
@@ -199,11 +218,14 @@ impl Subscriptions {
 
     /// One reason less to hear a topic.
     pub(super) fn release(&mut self, topic: &Topic, now: Instant) {
+        if self.moves.is_some() && !self.interests.contains_key(topic) {
+            self.interests.insert(topic.clone(), Interest::default());
+        }
         let Some(interest) = self.interests.get_mut(topic) else {
             return;
         };
         interest.reasons -= 1;
-        if interest.reasons > 0 {
+        if interest.reasons != 0 {
             return;
         }
         let waiting = take(&mut interest.waiting);
@@ -276,8 +298,15 @@ impl Subscriptions {
 
     /// What to send for a topic now, if anything.
     fn turn(&mut self, topic: &Topic, now: Instant) -> Option<Verb> {
+        let partition = self.partition(topic);
         let interest = self.interests.get_mut(topic)?;
         interest.queued = false;
+        if let (Some(partition), Some(moves)) = (partition, &self.moves)
+            && moves.is_stranded(partition)
+        {
+            self.forget_if_unused(topic.as_str());
+            return None;
+        }
         let wanted = interest.is_wanted(now);
         if wanted == interest.subscribed {
             self.forget_if_unused(topic.as_str());
@@ -292,7 +321,10 @@ impl Subscriptions {
     }
 
     fn send(&mut self, verb: Verb, topics: Vec<Topic>, requests: &mut Vec<Request>) {
-        if !topics.is_empty() {
+        if topics.is_empty() {
+            return;
+        }
+        for topics in self.by_partition(topics) {
             let request = Request { verb, topics };
             self.outstanding.push(&request);
             requests.push(request);
@@ -303,6 +335,9 @@ impl Subscriptions {
     /// no longer than it takes to confirm those who came meanwhile.
     fn mark_restored(&mut self) {
         let sent = self.outstanding.sent();
+        if let Some(moves) = &mut self.moves {
+            moves.sent(sent);
+        }
         let restored_at = *self.restored_at.get_or_insert(sent);
         if self.phase == Phase::Restoring && self.outstanding.answered_through() >= restored_at {
             (self.phase, self.restored_at) = (Phase::Up, Some(sent));
@@ -336,6 +371,8 @@ impl Subscriptions {
         };
         if let Some(interest) = self.interests.get_mut(topic) {
             interest.unanswered -= struck;
+            // It was taken out meanwhile, and its end is not told any more.
+            interest.subscribed &= interest.reasons > 0 || interest.linger_until.is_some();
             if interest.is_confirmed() {
                 let waiting = take(&mut interest.waiting);
                 self.news.confirmed.extend(waiting);
@@ -360,18 +397,27 @@ impl Subscriptions {
             return Answered::Stray;
         }
         let (key, is_wanted) = (key.clone(), interest.reasons > 0);
+        let asks_here = is_wanted && self.moves.is_none();
         if let Some(interest) = self.interests.get_mut(topic) {
             interest.subscribed = false;
-            if is_wanted && !replace(&mut interest.queued, true) {
-                self.changed.push_back(key);
+            if asks_here && !replace(&mut interest.queued, true) {
+                self.changed.push_back(key.clone());
             }
         }
         if !is_wanted {
             self.forget_if_unused(topic);
             return Answered::Stray;
         }
-        self.confirm_anew();
-        Answered::Ended
+        match self.partition(&key) {
+            Some(partition) => {
+                self.strand(partition);
+                Answered::Stranded
+            }
+            None => {
+                self.confirm_anew();
+                Answered::Ended
+            }
+        }
     }
 
     /// Redis refused a command: the first of which it has answered nothing.
@@ -435,6 +481,9 @@ impl Subscriptions {
             Phase::Starting => Phase::Up,
             _ => Phase::Restoring,
         };
+        if let Some(moves) = &mut self.moves {
+            moves.begin();
+        }
         self.refusals.group(vec![self.own.clone()]);
         for (topic, interest) in &mut self.interests {
             interest.queued = true;
