@@ -622,6 +622,62 @@ mod tests {
         assert_eq!(outage.take_strayed(), Some(clock.at(6)));
     }
 
+    fn parts(of: &[usize]) -> PartitionSet {
+        let all: Vec<Partition> = Partition::all().collect();
+        of.iter().map(|n| all[*n]).collect()
+    }
+
+    #[test]
+    fn what_moves_is_heard_when_its_new_link_is_proven_and_the_gap_is_its_own() {
+        let (mut outage, clock) = two();
+        outage.up(A, clock.at(1));
+        outage.up(B, clock.at(2));
+        outage.moved(parts(&[0, 3]), A, B, wall(3));
+        assert_eq!(outage.hearing(), None);
+        assert_eq!(outage.health(), degraded(3, MOVING));
+        outage.up(A, clock.at(4));
+        assert_eq!(outage.hearing(), None, "proven where they were");
+        let missed = outage.up(B, clock.at(5)).unwrap();
+        assert_eq!(missed.span, (clock.at(1), clock.at(5)));
+        assert_eq!(missed.partitions, parts(&[0, 3]), "of nobody else");
+        assert_eq!((outage.health(), outage.count()), (Health::Up, (2, 2)));
+        let (since, _) = outage.hearing().unwrap();
+        assert_eq!(since, clock.at(5));
+        assert_eq!(outage.up(B, clock.at(6)), None);
+    }
+
+    #[test]
+    fn what_moves_on_was_heard_last_where_it_came_from() {
+        let (mut outage, clock) = two();
+        outage.up(A, clock.at(1));
+        outage.up(B, clock.at(2));
+        outage.moved(parts(&[0]), A, B, wall(3));
+        outage.moved(parts(&[0]), B, A, wall(4));
+        assert_eq!(outage.up(B, clock.at(5)), None, "it is not there");
+        let missed = outage.up(A, clock.at(6)).unwrap();
+        assert_eq!(missed.span.0, clock.at(1));
+        assert_eq!(missed.partitions, parts(&[0]));
+    }
+
+    #[test]
+    fn a_link_without_partitions_is_no_link() {
+        let clock = Clock(Instant::now());
+        let (nowhere, new) = (LinkId(7), LinkId(8));
+        let all = PartitionSet::all();
+        let mut outage = Outage::new([(nowhere, all)], clock.at(0), wall(0));
+        outage.moved(all, nowhere, new, wall(1));
+        assert_eq!(outage.count(), (1, 0));
+        outage.down(nowhere, "nowhere".into(), true, wall(2));
+        assert_eq!(outage.up(new, clock.at(3)), None, "who never heard misses nothing");
+        assert_eq!(outage.health(), Health::Up);
+        // The whole of a primary, by a failover.
+        outage.down(new, "cut".into(), true, wall(4));
+        outage.moved(all, new, nowhere, wall(5));
+        let missed = outage.up(nowhere, clock.at(6)).unwrap();
+        assert_eq!((missed.span, missed.partitions), ((clock.at(3), clock.at(6)), all));
+        assert_eq!(outage.count(), (1, 1));
+    }
+
     proptest! {
         /// Each step is a link's word: up, down, or deaf.
         #[test]

@@ -201,8 +201,8 @@ mod tests {
             ),
             ("MISCONF Redis is configured to save RDB snapshots", "log"),
             ("ERR max number of clients reached", "maxclients"),
-            ("CLUSTERDOWN The cluster is down", "not supported"),
-            ("MOVED 3999 127.0.0.1:6381", "not supported"),
+            ("CLUSTERDOWN The cluster is down", "majority"),
+            ("MOVED 3999 127.0.0.1:6381", "redis-cluster://"),
         ] {
             let said = advice(None).on(words);
             let added = said.strip_prefix(words).expect("Redis' own words");
@@ -242,17 +242,27 @@ mod tests {
     #[test]
     fn a_greeting_of_another_kind_of_server_is_answered_with_the_right_url() {
         let master = Some(b"master".as_slice());
-        for (role, mode, fix) in [
-            (None, Some("sentinel"), "redis-sentinel://"),
-            (master, Some("cluster"), "Redis Cluster"),
-            (Some(b"slave".as_slice()), Some("standalone"), "the primary"),
+        let replica = Some(b"slave".as_slice());
+        for (dialect, role, mode, fix) in [
+            (Dialect::Plain, None, Some("sentinel"), "redis-sentinel://"),
+            (Dialect::Sharded, None, Some("sentinel"), "redis-sentinel://"),
+            (Dialect::Plain, master, Some("cluster"), "redis-cluster://"),
+            (Dialect::Sharded, master, Some("standalone"), "redis://"),
+            (Dialect::Plain, replica, Some("standalone"), "the primary"),
+            (Dialect::Sharded, replica, Some("cluster"), "the primary"),
         ] {
-            let unfit = is_unfit(role, mode.map(str::as_bytes)).unwrap();
+            let unfit = is_unfit(dialect, role, mode.map(str::as_bytes)).unwrap();
             assert!(unfit.contains(fix), "{unfit}");
         }
         for (role, mode) in [(master, Some("standalone")), (master, None), (None, None)] {
-            assert_eq!(is_unfit(role, mode.map(str::as_bytes)), None);
+            assert_eq!(is_unfit(Dialect::Plain, role, mode.map(str::as_bytes)), None);
         }
+    }
+
+    #[test]
+    fn a_node_of_a_cluster_is_what_a_cluster_is_made_of() {
+        let (master, cluster) = (Some(b"master".as_slice()), Some(b"cluster".as_slice()));
+        assert_eq!(is_unfit(Dialect::Sharded, master, cluster), None);
     }
 
     #[test]

@@ -342,7 +342,8 @@ mod tests {
 
     #[test]
     fn a_union_that_is_refused_in_part_may_have_been_sent() {
-        let (taken, ignored, refused) = (Ok(1), Ok(0), Err(Arc::from("NOPERM")));
+        let refused = Err(Refused::For("NOPERM".into()));
+        let (taken, ignored) = (Ok(1), Ok(0));
         for (replies, maybe_sent) in [
             ([&refused, &refused], false),
             ([&refused, &ignored], false),
@@ -366,7 +367,7 @@ mod tests {
             0..=64 => Size::Small,
             _ => Size::Large,
         };
-        let mut publication = Publication::new(channels, Bytes::from_static(b"x"), size);
+        let mut publication = Publication::new(channels, Bytes::from_static(b"x"), size, None);
         publication.is_probe = is_probe;
         let queued = Queued::new(publication, deadline, reply);
         let queue = Arc::new(Queue::default());

@@ -186,15 +186,27 @@ mod tests {
                 "*3\r\n$4\r\nAUTH\r\n$3\r\napp\r\n$0\r\n\r\n",
             ),
             (
-                written(|out| subscribe(out, channels())),
+                written(|out| subscribe(out, Dialect::Plain, channels())),
                 "*3\r\n$9\r\nSUBSCRIBE\r\n$5\r\nx:all\r\n$5\r\nx:u:a\r\n",
             ),
             (
-                written(|out| unsubscribe(out, channels())),
+                written(|out| subscribe(out, Dialect::Sharded, channels())),
+                "*3\r\n$10\r\nSSUBSCRIBE\r\n$5\r\nx:all\r\n$5\r\nx:u:a\r\n",
+            ),
+            (
+                written(|out| unsubscribe(out, Dialect::Sharded, channels())),
+                "*3\r\n$12\r\nSUNSUBSCRIBE\r\n$5\r\nx:all\r\n$5\r\nx:u:a\r\n",
+            ),
+            (
+                written(|out| publish(out, Dialect::Sharded, "x:all", b"y")),
+                "*3\r\n$8\r\nSPUBLISH\r\n$5\r\nx:all\r\n$1\r\ny\r\n",
+            ),
+            (
+                written(|out| unsubscribe(out, Dialect::Plain, channels())),
                 "*3\r\n$11\r\nUNSUBSCRIBE\r\n$5\r\nx:all\r\n$5\r\nx:u:a\r\n",
             ),
             (
-                written(|out| publish(out, "x:all", &[b'y'; 10])),
+                written(|out| publish(out, Dialect::Plain, "x:all", &[b'y'; 10])),
                 "*3\r\n$7\r\nPUBLISH\r\n$5\r\nx:all\r\n$10\r\nyyyyyyyyyy\r\n",
             ),
         ] {
@@ -207,7 +219,7 @@ mod tests {
         let mut packed = redis::cmd("SUBSCRIBE");
         packed.arg("x:all").arg("x:u:a");
         let channels = ["x:all", "x:u:a"].map(str::to_owned).into_iter();
-        let said = written(|out| subscribe(out, channels));
+        let said = written(|out| subscribe(out, Dialect::Plain, channels));
         assert_eq!(said.as_bytes(), packed.get_packed_command());
         assert_eq!(HELLO, hello().get_packed_command());
     }

@@ -648,7 +648,7 @@ mod tests {
         }
 
         fn say(&mut self, said: Said) {
-            let channel = |topic: &Topic| self.context.namespace.channel(topic);
+            let channel = |topic: &Topic| self.context.channels.of(topic);
             let (name, mut payload) = match &said {
                 Said::Subscribed(topic) | Said::Unsubscribed(topic) | Said::Ended(topic) => {
                     (channel(topic), Bytes::new())
@@ -994,7 +994,7 @@ mod tests {
         pump.took(Ok(1));
         pump.table(Subscriptions::confirm_anew);
         let link = pump.link.as_mut().unwrap();
-        let channel = pump.context.namespace.channel(&pump.own);
+        let channel = pump.context.channels.of(&pump.own);
         let reply = Reply::Message {
             channel: channel.as_bytes(),
             payload: &probe,
@@ -1408,7 +1408,11 @@ mod tests {
                         self.unheard
                             .extend((0..4).filter(|n| topic(*n).as_str() == name));
                     }
-                    Told::Greeted(_) | Told::Heard(..) | Told::Garbage | Told::Works => {}
+                    Told::Greeted(_)
+                    | Told::Heard(..)
+                    | Told::Garbage
+                    | Told::Works
+                    | Told::Stranded => {}
                 }
             }
         }

@@ -18,7 +18,7 @@ use super::topology::{Opened, Topology};
 pub(crate) type PublishReply = Result<usize, Refused>;
 
 /// Why one PUBLISH was refused.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Refused {
     /// Another primary of the cluster takes it, or this one later.
     Elsewhere(Arc<str>),
@@ -222,6 +222,7 @@ mod tests {
                 &Namespace::new("x").unwrap(),
                 Dialect::Plain,
             )),
+            dialect: Dialect::Plain,
             owed: 0,
             first: None,
         }
@@ -271,7 +272,7 @@ mod tests {
         let envelope = vec![b'x'; 64 * 1024];
         let mut expected = BytesMut::new();
         for user in 0..USERS {
-            command::publish(&mut expected, &user.to_string(), &envelope);
+            command::publish(&mut expected, Dialect::Plain, &user.to_string(), &envelope);
         }
         let mut most = 0;
         let publishing = async {

@@ -18,7 +18,7 @@ use smallvec::SmallVec;
 use super::shard::Shard;
 use crate::bus::outage::LinkId;
 use crate::bus::scope::Size;
-use crate::bus::{Confirmation, Published};
+use crate::bus::{Confirmation, Listener, Published};
 use crate::model::error::PublishError;
 use crate::model::partition::{Partition, PartitionSet};
 use crate::model::topic::Topic;
@@ -83,6 +83,48 @@ impl Placement {
                     .collect()
             }
         }
+    }
+
+    /// These shards carry these partitions from now on; what none of them carries stays where it is, and what comes back
+    /// before it was handed over. Whether all is where it should be. Called by one task.
+    pub(super) fn follow(
+        &self,
+        primaries: &[(Arc<Shard>, PartitionSet)],
+        listener: &dyn Listener,
+    ) -> bool {
+        let Self::Spread(spread) = self else {
+            return true;
+        };
+        let before = spread.read().clone();
+        let next = Arc::new(before.followed_by(primaries));
+        let moves = before.moves_to(&next);
+        for (from, to, partitions) in &moves {
+            tracing::debug!(partitions = partitions.len(), ?from, ?to, "channels move to another primary");
+            to.expect(*partitions);
+        }
+        // Whoever comes from now on goes to the new place; and what was at the old one follows.
+        let old = std::mem::replace(&mut *spread.write(), next.clone());
+        drop(old);
+        let is_left = |shard: &&Arc<Shard>| !next.shards.iter().any(|next| next.link == shard.link);
+        let left: Vec<_> = before.shards.iter().filter(is_left).collect();
+        for shard in &left {
+            if let Some(since) = shard.astray_since() {
+                listener.strayed(shard.link, Some(since));
+            }
+        }
+        for (from, to, partitions) in moves {
+            from.hand_over(partitions, &to);
+            listener.moved(partitions, from.link, to.link);
+            to.probe_now();
+        }
+        left.iter().for_each(|shard| shard.retire());
+        for (at, shard) in next.shards.iter().enumerate() {
+            shard.keep(next.carried(at));
+        }
+        let place = |partition: Partition| next.shards[next.owners[partition.index()]].link;
+        primaries.iter().all(|(shard, partitions)| {
+            partitions.iter().all(|partition| place(partition) == shard.link)
+        })
     }
 
     pub(super) fn want(&self, topic: &Topic) -> Confirmation {
@@ -150,6 +192,44 @@ impl Spread {
     pub(super) fn carried(&self, at: usize) -> PartitionSet {
         let carried = |one: &Partition| self.owners[one.index()] == at;
         Partition::all().filter(carried).collect()
+    }
+
+    fn followed_by(&self, primaries: &[(Arc<Shard>, PartitionSet)]) -> Self {
+        let mut next = Self {
+            shards: primaries.iter().map(|(shard, _)| shard.clone()).collect(),
+            owners: [0; Partition::COUNT],
+        };
+        for partition in Partition::all() {
+            let carries = |(_, partitions): &(_, PartitionSet)| partitions.contains(partition);
+            let owner = primaries.iter().position(carries);
+            let ready = owner.filter(|at| !primaries[*at].0.is_departing(partition));
+            let before = &self.shards[self.owners[partition.index()]];
+            next.owners[partition.index()] = ready.unwrap_or_else(|| next.place_of(before));
+        }
+        next
+    }
+
+    fn place_of(&mut self, shard: &Arc<Shard>) -> usize {
+        let known = self.shards.iter().position(|one| one.link == shard.link);
+        known.unwrap_or_else(|| {
+            self.shards.push(shard.clone());
+            self.shards.len() - 1
+        })
+    }
+
+    /// From where to where.
+    fn moves_to(&self, next: &Self) -> Vec<(Arc<Shard>, Arc<Shard>, PartitionSet)> {
+        let mut moves = BTreeMap::<_, PartitionSet>::new();
+        for partition in Partition::all() {
+            let places = (self.owners[partition.index()], next.owners[partition.index()]);
+            if self.shards[places.0].link != next.shards[places.1].link {
+                moves.entry(places).or_default().insert(partition);
+            }
+        }
+        let shards = |((from, to), partitions): ((usize, usize), _)| {
+            (self.shards[from].clone(), next.shards[to].clone(), partitions)
+        };
+        moves.into_iter().map(shards).collect()
     }
 
     /// What may be published together.

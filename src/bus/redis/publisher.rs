@@ -406,6 +406,7 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
+    use crate::bus::redis::command::Dialect;
     use crate::model::topic::Namespace;
 
     /// An answer that is late for one is not for the other.
@@ -427,7 +428,7 @@ mod tests {
             runtime: publisher.runtime.clone(),
         };
         let [impatient, patient] = [&short, &publisher].map(|publisher| {
-            publisher.publish(smallvec!["x".to_owned()], Bytes::new(), Size::Small)
+            publisher.publish(smallvec!["x".to_owned()], Bytes::new(), Size::Small, None)
         });
         tokio::spawn(async move { queue.run().await });
         let (mut redis, _) = server.accept().await.unwrap();

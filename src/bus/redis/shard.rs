@@ -254,6 +254,11 @@ impl Shard {
         })
     }
 
+    /// Whether a partition that was here is not handed over in full.
+    pub(super) fn is_departing(&self, partition: Partition) -> bool {
+        self.publisher.queue().is_departing(partition)
+    }
+
     /// Partitions are about to move here from another shard.
     pub(super) fn expect(&self, partitions: PartitionSet) {
         self.subscriptions.with(|table| table.expect(partitions));
@@ -268,7 +273,10 @@ impl Shard {
         let take_out = |table: &mut Subscriptions| table.take_out(partitions, Instant::now());
         let moving = self.subscriptions.change(take_out);
         to.subscriptions.change(|table| table.take_in(moving));
-        to.topology.probe_now();
+    }
+
+    pub(super) fn probe_now(&self) {
+        self.topology.probe_now();
     }
 
     /// What was stranded of these partitions is here after all.
@@ -277,13 +285,16 @@ impl Shard {
             .change(|table| table.unstrand(partitions, Instant::now()));
     }
 
-    /// It carries nothing any more, and ends when it has handed over what was to be published. Since when that may have gone
-    /// astray.
-    pub(super) fn retire(&self) -> Option<Instant> {
-        let astray = self.topology.retire();
-        self.publisher.queue().retire();
+    /// Since when what was published here may have gone astray, if it is no primary any more.
+    pub(super) fn astray_since(&self) -> Option<Instant> {
+        self.topology.astray_since()
+    }
+
+    /// Everything was [handed over](Self::hand_over), or will be when it is in no pipeline any more: what is open leaves.
+    pub(super) fn retire(&self) {
         self.ended.cancel();
-        astray
+        self.topology.retire();
+        self.publisher.queue().retire();
     }
 
     /// Somebody goes on unheard, here or on another shard.

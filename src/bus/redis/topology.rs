@@ -205,15 +205,18 @@ impl Topology {
         self.probe_now();
     }
 
-    /// It is no primary any more: everything that is open leaves, and nothing is opened. Since when what was said to it may
-    /// have been said to no primary.
-    pub(super) fn retire(&self) -> Option<Instant> {
+    /// It is no primary any more: everything that is open leaves, and nothing is opened.
+    pub(super) fn retire(&self) {
         self.route.send_modify(|route| {
             route.number += 1;
             route.to = To::Nowhere;
             route.silence = Some(LEFT.into());
         });
         self.moved();
+    }
+
+    /// Since when this may not have been the primary, if it is not.
+    pub(super) fn astray_since(&self) -> Option<Instant> {
         let confirmed = self.trust.lock().confirmed?;
         Some(confirmed.checked_sub(HEARSAY).unwrap_or(confirmed))
     }

@@ -378,7 +378,7 @@ mod tests {
 
     fn publication(name: &str, units: usize, size: Size) -> Publication {
         let envelope = Bytes::from(vec![b'x'; (units - 1) * UNIT]);
-        Publication::new(smallvec![name.to_owned()], envelope, size)
+        Publication::new(smallvec![name.to_owned()], envelope, size, None)
     }
 
     fn enqueue(queue: &Arc<Queue>, publication: Publication) -> Call {

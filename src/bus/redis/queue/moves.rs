@@ -7,6 +7,7 @@
 //!          |  left: who comes now is sent on                                  v
 //!   new:   +------------------> held -----------------------------------> arrived, behind what was handed over
 //! ```
+//! So a partition moves on while it is held, and comes back only where the last hand-over is done.
 
 use std::sync::Arc;
 
@@ -33,19 +34,20 @@ pub(in crate::bus::redis) struct Departure {
 }
 
 impl Queue {
-    /// Holds a partition back until [`hand`](Self::hand) says that its old publisher is through with it.
+    /// Holds a partition back until its old publisher is through with it. Not while it [departs](Self::is_departing).
     pub(in crate::bus::redis) fn hold(&self, partition: Partition) {
         let mut state = self.state.lock();
         state.left.remove(&partition);
         let number = state.next_hold;
         state.next_hold += 1;
         let queued = Vec::new();
-        let before = state.held.insert(partition, Held { number, queued });
-        // It went away and came back before anything was handed over.
-        let queued = before.map_or_else(Vec::new, |held| held.queued);
-        if let Some(held) = state.held.get_mut(&partition) {
-            held.queued = queued;
-        }
+        state.held.insert(partition, Held { number, queued });
+    }
+
+    /// Whether a partition that departed is not handed over in full: it must not come back before.
+    pub(in crate::bus::redis) fn is_departing(&self, partition: Partition) -> bool {
+        let departures = &self.state.lock().departures;
+        departures.iter().any(|one| one.partition == partition)
     }
 
     /// A partition is at another queue now, which holds it. Its publisher hands over what it has.
@@ -125,8 +127,134 @@ impl State {
         let is_behind = held.is_some_and(|held| Some(held.number) == *behind);
         let mut waiting = self.small.range(..ticket).chain(self.large.range(..ticket));
         let concerns = |queued: &Queued| queued.publication.partition == Some(*partition);
-        // Once it is back, they are admitted here, in their order.
-        let waits = self.left.contains_key(partition) && waiting.any(|(_, it)| concerns(it));
-        !is_behind && !waits
+        !is_behind && !waiting.any(|(_, it)| concerns(it))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use proptest::prelude::*;
+    use smallvec::smallvec;
+    use tokio::sync::oneshot;
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::bus::redis::publication::Receivers;
+    use crate::bus::redis::queue::UNIT;
+    use crate::bus::scope::Size;
+
+    fn partition() -> Partition {
+        Partition::of("r:1")
+    }
+
+    /// Publishers that take over and hand over as the task does.
+    struct World {
+        queues: Vec<Arc<Queue>>,
+        /// What each has taken over.
+        backlogs: Vec<Vec<(Publication, Waiter)>>,
+        /// Where the partition is.
+        place: usize,
+        answers: Vec<oneshot::Receiver<Receivers>>,
+        published: Vec<String>,
+    }
+
+    #[derive(Debug, Clone, Copy)]
+    enum Step {
+        /// A call, so large, that looked for the place so many moves ago.
+        Call { units: usize, late: bool },
+        Move { to: usize },
+        /// The publisher takes over and hands over, …
+        Look(usize),
+        /// … or publishes what it has.
+        Publish(usize),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            4 => (prop_oneof![Just(1), Just(30_000)], any::<bool>())
+                .prop_map(|(units, late)| Step::Call { units, late }),
+            1 => (0usize..3).prop_map(|to| Step::Move { to }),
+            3 => (0usize..3).prop_map(Step::Look),
+            2 => (0usize..3).prop_map(Step::Publish),
+        ]
+    }
+
+    impl World {
+        fn new() -> Self {
+            Self {
+                queues: (0..3).map(|_| Arc::default()).collect(),
+                backlogs: (0..3).map(|_| Vec::new()).collect(),
+                place: 0,
+                answers: Vec::new(),
+                published: Vec::new(),
+            }
+        }
+
+        fn call(&mut self, at: usize, units: usize) {
+            let name = self.answers.len().to_string();
+            let envelope = Bytes::from(vec![b'x'; (units - 1) * UNIT]);
+            let channels = smallvec![name];
+            let publication = Publication::new(channels, envelope, Size::Small, Some(partition()));
+            let (reply, answer) = oneshot::channel();
+            let queued = Queued::new(publication, Instant::now(), reply);
+            let place = self.queues[at].enqueue(queued).unwrap();
+            // Nobody gives up.
+            std::mem::forget(place);
+            self.answers.push(answer);
+        }
+
+        fn step(&mut self, step: Step, before: &mut usize) {
+            match step {
+                Step::Call { units, late } => {
+                    self.call(if late { *before } else { self.place }, units);
+                }
+                Step::Move { to } if to != self.place && !self.queues[to].is_departing(partition()) => {
+                    self.queues[to].hold(partition());
+                    self.queues[self.place].depart(partition(), &self.queues[to]);
+                    *before = std::mem::replace(&mut self.place, to);
+                }
+                Step::Move { .. } => {}
+                Step::Look(at) => self.look(at),
+                Step::Publish(at) => {
+                    let published = self.backlogs[at].drain(..);
+                    self.published.extend(published.map(|(one, _)| one.channels.concat()));
+                }
+            }
+        }
+
+        fn look(&mut self, at: usize) {
+            let (queue, backlog) = (&self.queues[at], &mut self.backlogs[at]);
+            let mut arrived = Vec::new();
+            let (handed, departures) = queue.take(&mut arrived);
+            backlog.extend(handed);
+            backlog.extend(arrived.into_iter().map(|one| one.admitted(queue, Waiter::new)));
+            for departure in departures {
+                let what = std::mem::take(backlog);
+                queue.hand_over(&departure, what);
+            }
+        }
+    }
+
+    proptest! {
+        /// Whatever moves when, and however late a caller learns of it.
+        #[test]
+        fn order_holds_and_nothing_is_stuck(steps in prop::collection::vec(step(), 1..60)) {
+            let (mut world, mut before) = (World::new(), 0);
+            for step in steps {
+                world.step(step, &mut before);
+            }
+            for _ in 0..200 {
+                for at in 0..3 {
+                    world.step(Step::Look(at), &mut before);
+                    world.step(Step::Publish(at), &mut before);
+                }
+            }
+            let all: Vec<String> = (0..world.answers.len()).map(|n| n.to_string()).collect();
+            let mut published = world.published.clone();
+            published.sort_by_key(|name| name.parse::<usize>().unwrap());
+            prop_assert_eq!(&published, &all, "each once");
+            prop_assert_eq!(&world.published, &all, "in the order of the calls");
+        }
     }
 }

@@ -283,3 +283,353 @@ impl Subscriptions {
         parts.into_values().collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeSet, VecDeque};
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::bus::Confirmation;
+    use crate::bus::redis::subscriptions::Answered;
+
+    const LINGER: Duration = Duration::from_secs(2);
+    const TOPICS: u8 = 6;
+
+    fn own() -> Topic {
+        Topic::room("own").unwrap()
+    }
+
+    /// Of three partitions at most; the last is the own one.
+    fn topic(n: u8) -> Topic {
+        let mut names = (0_u32..).map(|n| Topic::room(&n.to_string()).unwrap());
+        let home = [Topic::room("a").unwrap(), Topic::room("b").unwrap(), own()];
+        let home = of(&home[usize::from(n % 3)]);
+        let mut found = names.by_ref().filter(|topic| of(topic) == home);
+        found.nth(usize::from(n / 3)).unwrap()
+    }
+
+    fn of(topic: &Topic) -> Partition {
+        Partition::of(topic.as_str())
+    }
+
+    fn partitions() -> [Partition; 3] {
+        [0, 1, 2].map(|n| of(&topic(n)))
+    }
+
+    /// What a primary is to say.
+    #[derive(Debug)]
+    enum Said {
+        Subscribed(Partition, Topic),
+        Unsubscribed(Partition, Topic),
+        Moved(u16),
+    }
+
+    /// One primary and the table for it.
+    struct Primary {
+        table: Subscriptions,
+        asked: VecDeque<(Option<Partition>, Request)>,
+        subscribed: BTreeSet<(Partition, String)>,
+        said: VecDeque<Said>,
+    }
+
+    /// Two primaries, where each partition really is, and where it is thought to be.
+    struct World {
+        primaries: [Primary; 2],
+        really: [usize; 3],
+        thought: [usize; 3],
+        wanted: Vec<u8>,
+        waiting: Vec<oneshot::Receiver<()>>,
+        now: Instant,
+    }
+
+    #[derive(Debug, Clone, Copy)]
+    enum Step {
+        Want(u8),
+        Release(usize),
+        Flip(usize),
+        /// The partitions are where they are thought to be.
+        View,
+        Write(usize),
+        Serve(usize),
+        Hear(usize),
+        Wait,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            3 => (0..TOPICS).prop_map(Step::Want),
+            2 => (0usize..8).prop_map(Step::Release),
+            1 => (0usize..3).prop_map(Step::Flip),
+            1 => Just(Step::View),
+            4 => (0usize..2).prop_map(Step::Write),
+            4 => (0usize..2).prop_map(Step::Serve),
+            4 => (0usize..2).prop_map(Step::Hear),
+            1 => Just(Step::Wait),
+        ]
+    }
+
+    impl Primary {
+        fn new(carried: impl IntoIterator<Item = Partition>) -> Self {
+            let mut table = Subscriptions::sharded(LINGER, own());
+            table.expect(carried.into_iter().collect());
+            table.connected();
+            Self {
+                table,
+                asked: VecDeque::new(),
+                subscribed: BTreeSet::new(),
+                said: VecDeque::new(),
+            }
+        }
+
+        fn write(&mut self, now: Instant) {
+            for request in self.table.step(now, 100) {
+                let partition = self.table.partition(&request.topics[0]);
+                let alike = |topic: &Topic| self.table.partition(topic) == partition;
+                assert!(request.topics.iter().all(alike), "one partition a command");
+                self.asked.push_back((partition, request));
+            }
+        }
+
+        fn serve(&mut self, is_owner: impl Fn(Partition) -> bool) {
+            let Some((Some(partition), Request { verb, topics })) = self.asked.pop_front() else {
+                return;
+            };
+            match (verb, is_owner(partition)) {
+                (Verb::Subscribe, true) => {
+                    for topic in topics {
+                        self.subscribed.insert((partition, topic.as_str().into()));
+                        self.said.push_back(Said::Subscribed(partition, topic));
+                    }
+                }
+                (Verb::Subscribe, false) => self.said.push_back(Said::Moved(partition.slot())),
+                (Verb::Unsubscribe, true) => {
+                    for topic in topics {
+                        self.subscribed.remove(&(partition, topic.as_str().into()));
+                        self.said.push_back(Said::Unsubscribed(partition, topic));
+                    }
+                }
+                // The pushes were the answers, and here is one more.
+                (Verb::Unsubscribe, false) => self.said.push_back(Said::Moved(partition.slot())),
+            }
+        }
+
+        fn ends(&mut self, partition: Partition) {
+            let ended: Vec<_> = self.subscribed.iter().filter(|(at, _)| *at == partition).cloned().collect();
+            for (at, name) in ended {
+                let all = (0..TOPICS).map(topic).chain([own()]);
+                let topic = all.into_iter().find(|topic| topic.as_str() == name).unwrap();
+                self.subscribed.remove(&(at, name));
+                self.said.push_back(Said::Unsubscribed(at, topic));
+            }
+        }
+
+        /// As the link does.
+        fn hear(&mut self, now: Instant) {
+            match self.said.pop_front() {
+                Some(Said::Subscribed(_, topic)) => {
+                    self.table.answered(Verb::Subscribe, topic.as_str(), now);
+                }
+                Some(Said::Unsubscribed(at, topic)) => {
+                    if topic != own() || self.table.probed() == Some(at) {
+                        self.table.answered(Verb::Unsubscribe, topic.as_str(), now);
+                    }
+                }
+                Some(Said::Moved(slot)) => _ = self.table.misplaced(slot),
+                None => {}
+            }
+            self.table.take_news().tell();
+        }
+    }
+
+    impl World {
+        fn new() -> Self {
+            let [a, b, home] = partitions();
+            let rest = |n: usize| Partition::all().filter(move |one| ![a, b, home].contains(one)).filter(move |one| one.index() % 2 == n);
+            Self {
+                primaries: [
+                    Primary::new(rest(0).chain([a, home])),
+                    Primary::new(rest(1).chain([b])),
+                ],
+                really: [0, 1, 0],
+                thought: [0, 1, 0],
+                wanted: Vec::new(),
+                waiting: Vec::new(),
+                now: Instant::now(),
+            }
+        }
+
+        fn owner(&self, partition: Partition) -> usize {
+            match partitions().iter().position(|one| *one == partition) {
+                Some(n) => self.really[n],
+                None => partition.index() % 2,
+            }
+        }
+
+        fn table(&mut self, n: u8) -> &mut Subscriptions {
+            &mut self.primaries[self.thought[usize::from(n % 3)]].table
+        }
+
+        fn step(&mut self, step: Step) {
+            let now = self.now;
+            match step {
+                Step::Want(n) => {
+                    let table = self.table(n);
+                    assert!(table.carries(&topic(n)));
+                    if let Confirmation::Pending(waiting) = table.want(&topic(n)) {
+                        self.waiting.push(waiting);
+                    }
+                    self.wanted.push(n);
+                }
+                Step::Release(at) if !self.wanted.is_empty() => {
+                    let n = self.wanted.swap_remove(at % self.wanted.len());
+                    self.table(n).release(&topic(n), now);
+                }
+                Step::Release(_) => {}
+                Step::Flip(n) => {
+                    self.primaries[self.really[n]].ends(partitions()[n]);
+                    self.really[n] = 1 - self.really[n];
+                }
+                Step::View => self.view(),
+                Step::Write(at) => self.primaries[at].write(now),
+                Step::Serve(at) => {
+                    let really = self.really;
+                    let owner = |partition: Partition| {
+                        let ours = partitions().iter().position(|one| *one == partition);
+                        ours.map_or(partition.index() % 2, |n| really[n])
+                    };
+                    self.primaries[at].serve(|partition| owner(partition) == at);
+                }
+                Step::Hear(at) => self.primaries[at].hear(now),
+                Step::Wait => self.now += LINGER / 2,
+            }
+        }
+
+        fn view(&mut self) {
+            for (n, partition) in partitions().into_iter().enumerate() {
+                let set: PartitionSet = [partition].into_iter().collect();
+                let (from, to) = (self.thought[n], self.really[n]);
+                if from != to {
+                    self.primaries[to].table.expect(set);
+                    let moving = self.primaries[from].table.take_out(set, self.now);
+                    self.primaries[to].table.take_in(moving);
+                    self.thought[n] = to;
+                }
+            }
+            for n in 0..2 {
+                let carried = Partition::all().filter(|one| self.owner(*one) == n).collect();
+                self.primaries[n].table.unstrand(carried, self.now);
+            }
+        }
+
+        /// What is heard where it is proven.
+        fn check(&self) {
+            for primary in &self.primaries {
+                let table = &primary.table;
+                if !table.is_restored() || !table.has_arrived() || !primary.said.is_empty() {
+                    continue;
+                }
+                for n in &self.wanted {
+                    let (topic, home) = (topic(*n), of(&topic(*n)));
+                    if table.carries(&topic) && table.is_confirmed(&topic) {
+                        let heard = primary.subscribed.contains(&(home, topic.as_str().into()));
+                        assert!(heard, "{topic:?} is deaf and confirmed");
+                    }
+                }
+            }
+        }
+
+        fn settle(&mut self) {
+            for _ in 0..60 {
+                self.step(Step::View);
+                for at in [0, 1] {
+                    self.step(Step::Write(at));
+                    for _ in 0..20 {
+                        self.step(Step::Serve(at));
+                        self.step(Step::Hear(at));
+                    }
+                }
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_moves_is_heard_where_it_is(steps in prop::collection::vec(step(), 0..80)) {
+            let mut world = World::new();
+            for step in steps {
+                world.step(step);
+                world.check();
+            }
+            world.settle();
+            for (at, primary) in world.primaries.iter().enumerate() {
+                let wanted = world.wanted.iter().map(|n| topic(*n));
+                let mut expected: BTreeSet<_> = wanted
+                    .filter(|topic| world.owner(of(topic)) == at)
+                    .map(|topic| (of(&topic), topic.as_str().to_owned()))
+                    .collect();
+                let probed = primary.table.probed().expect("each carries something");
+                expected.insert((probed, own().as_str().to_owned()));
+                let lingers = |one: &&(Partition, String)| !expected.contains(one);
+                let more = primary.subscribed.iter().filter(lingers).count();
+                prop_assert!(expected.is_subset(&primary.subscribed), "{:?} of {:?}", primary.subscribed, expected);
+                prop_assert!(primary.table.is_restored() && primary.table.has_arrived());
+                prop_assert!(more <= usize::from(TOPICS) + 1);
+            }
+            for waiting in &mut world.waiting {
+                let told = waiting.try_recv();
+                prop_assert!(told != Err(oneshot::error::TryRecvError::Empty), "who waits is told");
+            }
+            for n in std::mem::take(&mut world.wanted) {
+                let now = world.now;
+                world.table(n).release(&topic(n), now);
+            }
+            for _ in 0..4 {
+                world.step(Step::Wait);
+                world.settle();
+            }
+            for primary in &world.primaries {
+                prop_assert_eq!(primary.table.interests.len(), 1, "{:?}", &primary.table.interests);
+            }
+        }
+    }
+
+    /// (valkey#1066) An UNSUBSCRIBE that comes too late is answered twice.
+    #[test]
+    fn the_answer_too_many_is_nobodys() {
+        let mut primary = Primary::new(Partition::all());
+        let now = Instant::now();
+        let mut settle = |primary: &mut Primary| {
+            primary.write(now);
+            for _ in 0..20 {
+                primary.serve(|_| true);
+                primary.hear(now);
+            }
+        };
+        let topic = topic(0);
+        _ = primary.table.want(&topic);
+        settle(&mut primary);
+        assert!(primary.table.is_confirmed(&topic), "control");
+        primary.table.release(&topic, now);
+        let after = now + LINGER;
+        let asked = primary.table.step(after, 100);
+        assert_eq!(asked[0].verb, Verb::Unsubscribe);
+        // Another partition's command is behind it.
+        let other = super::tests::topic(1);
+        _ = primary.table.want(&other);
+        assert_eq!(primary.table.step(after, 100)[0].verb, Verb::Subscribe);
+        assert_eq!(
+            primary.table.answered(Verb::Unsubscribe, topic.as_str(), after),
+            Answered::InTurn,
+            "the push"
+        );
+        assert_eq!(primary.table.misplaced(of(&topic).slot()), None);
+        assert_eq!(
+            primary.table.answered(Verb::Subscribe, other.as_str(), after),
+            Answered::InTurn
+        );
+        assert!(primary.table.is_confirmed(&other));
+    }
+}
