@@ -12,5 +12,11 @@ pub(crate) mod limits;
 pub(crate) mod manner;
 pub(crate) mod message;
 mod millis;
+#[cfg(feature = "redis")]
+#[cfg_attr(
+    not(test),
+    expect(dead_code, reason = "a Redis Cluster is refused as yet")
+)]
+pub(crate) mod partition;
 pub(crate) mod roster;
 pub(crate) mod topic;

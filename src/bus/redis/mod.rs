@@ -5,10 +5,16 @@ mod address;
 mod advice;
 mod backlog;
 mod backoff;
+#[cfg_attr(
+    not(test),
+    expect(dead_code, reason = "a Redis Cluster is refused as yet")
+)]
+mod cluster;
 mod command;
 mod connection;
 mod dial;
 mod endpoint;
+mod fields;
 mod link;
 mod options;
 mod outstanding;
