@@ -107,6 +107,7 @@ impl RedisBus {
                 let sentinels = Sentinels::new(target.clone(), settings.probe_interval);
                 (Topology::sought(), Some(Arc::new(sentinels)))
             }
+            Target::Cluster(_) => unreachable!("refused where the URL is read"),
         };
         let topology = Arc::new(topology);
         let connector = Connector::new(topology.clone(), settings.publish_timeout);

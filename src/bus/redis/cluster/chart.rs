@@ -47,7 +47,7 @@ pub(super) enum Finding {
     /// No answer counts; this holds none the less, if nothing else is known.
     Doubted {
         view: Option<Arc<View>>,
-        reason: &'static str,
+        reason: Arc<str>,
     },
 }
 
@@ -67,8 +67,8 @@ impl Chart {
         (is_older && unconfirmed < FORGOTTEN).then_some(CUT_OFF)
     }
 
-    /// Takes the best of the answers to a question that began at that time, as far as they came. Not none.
-    pub(super) fn hear(&mut self, answers: Vec<Answer>, asked: Instant) -> Finding {
+    /// Takes the best of the answers to a question that began at that time, if there is one.
+    pub(super) fn hear(&mut self, answers: Vec<Answer>, asked: Instant) -> Option<Finding> {
         let judged = answers.into_iter().map(|answer| {
             let doubt = self.doubt(&answer, asked);
             (doubt, answer)
@@ -77,10 +77,8 @@ impl Chart {
             let is_sound = doubt.is_none();
             (is_sound, answer.is_well, answer.epoch)
         });
-        let Some((doubt, answer)) = best else {
-            return Finding::Confirmed;
-        };
-        match doubt {
+        let (doubt, answer) = best?;
+        Some(match doubt {
             None => {
                 let changed = self.hold(answer.view, answer.epoch, asked);
                 changed.map_or(Finding::Confirmed, Finding::Changed)
@@ -88,10 +86,12 @@ impl Chart {
             Some(reason) => {
                 let is_first = !answer.is_well && self.epoch().is_none();
                 let view = is_first.then(|| self.hold(answer.view, None, asked));
-                let view = view.flatten();
-                Finding::Doubted { view, reason }
+                Finding::Doubted {
+                    view: view.flatten(),
+                    reason: reason.into(),
+                }
             }
-        }
+        })
     }
 
     fn epoch(&self) -> Option<u64> {
@@ -147,13 +147,16 @@ mod tests {
         answer(epoch, port, false)
     }
 
-    fn changed(port: u16) -> Finding {
-        Finding::Changed(Arc::new(owned_by(port)))
+    const CONFIRMED: Option<Finding> = Some(Finding::Confirmed);
+
+    fn changed(port: u16) -> Option<Finding> {
+        Some(Finding::Changed(Arc::new(owned_by(port))))
     }
 
-    fn doubted(port: Option<u16>, reason: &'static str) -> Finding {
+    fn doubted(port: Option<u16>, reason: &str) -> Option<Finding> {
         let view = port.map(|port| Arc::new(owned_by(port)));
-        Finding::Doubted { view, reason }
+        let reason = reason.into();
+        Some(Finding::Doubted { view, reason })
     }
 
     #[test]
@@ -165,7 +168,7 @@ mod tests {
         assert_eq!(chart.doubt(&well(7, 70), now), Some(CUT_OFF));
         assert_eq!(chart.hear(old(), now + S), doubted(None, CUT_OFF));
         let both = vec![well(7, 70), well(8, 71), down(9, 70)];
-        assert_eq!(chart.hear(both, now + S), Finding::Confirmed);
+        assert_eq!(chart.hear(both, now + S), CONFIRMED);
         let unconfirmed = now + S + FORGOTTEN;
         assert_eq!(chart.hear(old(), unconfirmed - S), doubted(None, CUT_OFF));
         assert_eq!(chart.hear(old(), unconfirmed), changed(70), "set up anew");
@@ -177,7 +180,7 @@ mod tests {
         let (mut chart, now) = (Chart::default(), Instant::now());
         chart.hear(vec![well(7, 70)], now);
         assert_eq!(chart.hear(vec![well(7, 71)], now), changed(71));
-        assert_eq!(chart.hear(vec![well(7, 71)], now), Finding::Confirmed);
+        assert_eq!(chart.hear(vec![well(7, 71)], now), CONFIRMED);
         let silent = Answer {
             epoch: None,
             ..well(0, 72)
@@ -213,7 +216,7 @@ mod tests {
                 let is_sound = newest.is_some_and(|newest| before.is_none_or(|before| newest >= before));
                 let is_anew = newest.is_some() && now - confirmed >= FORGOTTEN;
                 let finding = chart.hear(answers.clone(), now);
-                let is_doubted = matches!(finding, Finding::Doubted { .. });
+                let is_doubted = matches!(finding, Some(Finding::Doubted { .. }));
                 prop_assert_eq!(is_doubted, !(is_sound || is_anew));
                 if is_sound || is_anew {
                     prop_assert_eq!(chart.epoch(), newest);
