@@ -99,6 +99,16 @@ pub(super) fn sentinel(service: &str) -> [Cmd; 4] {
     })
 }
 
+/// Asks a server who it is, how its cluster is divided, and how that fares.
+pub(super) fn cluster() -> [Cmd; 3] {
+    let about = |what| {
+        let mut command = redis::cmd("CLUSTER");
+        command.arg(what);
+        command
+    };
+    [hello(), about("SLOTS"), about("INFO")]
+}
+
 /// Asks how many subscribers each channel has.
 pub(super) fn numsub(dialect: Dialect, channels: &[String]) -> Cmd {
     let mut command = redis::cmd("PUBSUB");

@@ -319,13 +319,14 @@ impl Link {
             };
             table.step(now, limit)
         });
-        let (dialect, probed) = (self.context.channels.dialect(), self.probed());
-        let channel = |topic: &Topic| match *topic == self.own {
-            true => probed.clone(),
-            false => self.context.channels.of(topic),
-        };
-        for Request { verb, topics } in requests {
-            let channels = topics.iter().map(channel);
+        let (channels, dialect) = (&self.context.channels, self.context.channels.dialect());
+        for Request {
+            verb,
+            topics,
+            partition,
+        } in requests
+        {
+            let channels = topics.iter().map(|topic| channels.at(partition, topic));
             match verb {
                 Verb::Subscribe => command::subscribe(out, dialect, channels),
                 Verb::Unsubscribe => command::unsubscribe(out, dialect, channels),

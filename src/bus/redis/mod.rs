@@ -5,10 +5,12 @@ mod advice;
 mod backlog;
 mod backoff;
 mod channels;
+mod cluster;
 mod command;
 mod connection;
 mod dial;
 mod endpoint;
+mod fields;
 mod link;
 mod options;
 mod outstanding;
@@ -42,9 +44,12 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use redis::{ErrorKind, RedisError};
 use smallvec::SmallVec;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use self::advice::Advice;
+use self::cluster::{Cartographer, Follower};
+use self::options::ClusterTarget;
 pub use self::options::Redis;
 pub(crate) use self::options::Target;
 use self::placement::Placement;
@@ -66,13 +71,33 @@ use crate::tasks;
 #[derive(Debug)]
 pub(crate) struct RedisBus {
     common: Arc<Common>,
-    placement: Placement,
+    placement: Arc<Placement>,
+    cluster: Option<Cluster>,
+}
+
+/// Who tells where partitions are, if somebody has to.
+#[derive(Debug)]
+struct Cluster {
+    target: Arc<ClusterTarget>,
+    hints: Arc<Notify>,
 }
 
 impl RedisBus {
     /// On each of these, which are no two the same.
     pub(crate) fn new(targets: &[Target], node: NodeId, settings: BusSettings) -> Self {
         let common = Arc::new(Common::new(node, settings));
+        if let [Target::Cluster(target)] = targets {
+            let hints = Arc::new(Notify::new());
+            let nowhere = cluster::nowhere(target, &common, &hints);
+            return Self {
+                placement: Arc::new(Placement::unknown(nowhere)),
+                cluster: Some(Cluster {
+                    target: target.clone(),
+                    hints,
+                }),
+                common,
+            };
+        }
         let several = targets.len() > 1;
         let shard = |(n, target): (usize, &Target)| {
             let (link, name) = (LinkId(n as u32), target.to_string());
@@ -81,9 +106,37 @@ impl RedisBus {
         };
         let shards = targets.iter().enumerate().map(shard).collect();
         Self {
-            placement: Placement::of(shards),
+            placement: Arc::new(Placement::of(shards)),
+            cluster: None,
             common,
         }
+    }
+
+    /// Keeps to how the cluster is divided.
+    fn follow(&self, Cluster { target, hints }: &Cluster, listener: &Weak<dyn Listener>) {
+        let cartographer = Cartographer::new(target.clone(), hints.clone());
+        let follower = Follower::new(
+            target.clone(),
+            self.common.clone(),
+            self.placement.clone(),
+            cartographer.sight(),
+            hints.clone(),
+            listener.clone(),
+        );
+        let (ended, told) = (self.common.ended.clone(), listener.clone());
+        self.common.tasks.spawn(supervise(
+            "cartographer",
+            ended,
+            told,
+            cartographer,
+            |cartographer| cartographer.run().boxed(),
+        ));
+        let (ended, told) = (self.common.ended.clone(), listener.clone());
+        self.common
+            .tasks
+            .spawn(supervise("follower", ended, told, follower, |follower| {
+                follower.run().boxed()
+            }));
     }
 
     fn start_seats(&self, seats: &Arc<SharedLedger>, listener: &Weak<dyn Listener>) {
@@ -113,6 +166,9 @@ impl Bus for RedisBus {
     fn start(&self, listener: Weak<dyn Listener>) {
         for shard in self.placement.shards() {
             shard.start(&listener);
+        }
+        if let Some(cluster) = &self.cluster {
+            self.follow(cluster, &listener);
         }
         if let Some(seats) = &self.common.seats {
             self.start_seats(seats, &listener);
@@ -173,10 +229,14 @@ impl Drop for RedisBus {
 
 /// What is wrong with a list of Redises that share the topics.
 pub(crate) fn check_several(targets: &[Target]) -> Result<(), String> {
+    let several = targets.len() > 1;
     let mut names: Vec<String> = targets.iter().map(Target::to_string).collect();
     names.sort();
     match names.windows(2).find(|pair| pair[0] == pair[1]) {
         Some(pair) => Err(format!("shards: {} stands twice in the list", pair[0])),
+        None if several && targets.iter().any(Target::is_cluster) => {
+            Err("shards: a Redis Cluster spreads topics by itself: use it alone".into())
+        }
         None if names.is_empty() => Err("shards: the list is empty".into()),
         None => Ok(()),
     }

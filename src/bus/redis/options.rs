@@ -7,7 +7,7 @@ use futures::FutureExt;
 use redis::{ConnectionAddr, IntoConnectionInfo};
 use url::Url;
 
-use super::address::{self, Address, Host, Login, SentinelUrl};
+use super::address::{self, Address, Host, Login, Seeds, SentinelUrl};
 use super::endpoint::{Access, Addr, Endpoint};
 use super::tls::Tls;
 use crate::model::error::ConnectError;
@@ -48,6 +48,7 @@ pub struct Redis {
 enum To {
     Server { addr: Addr, tls: bool },
     Sentinel(SentinelUrl),
+    Cluster(Seeds),
 }
 
 /// What a node connects to.
@@ -55,6 +56,7 @@ enum To {
 pub(crate) enum Target {
     Single(Arc<Endpoint>),
     Sentinel(Arc<SentinelTarget>),
+    Cluster(Arc<ClusterTarget>),
 }
 
 /// Sentinels, and how they and the primary that they name are reached.
@@ -88,6 +90,30 @@ impl TryFrom<&String> for Redis {
 
     fn try_from(url: &String) -> Result<Self, ConnectError> {
         Self::at(url)
+    }
+}
+
+/// A Redis Cluster, and how its servers are reached.
+#[derive(Debug)]
+pub(crate) struct ClusterTarget {
+    /// As the URL names them. Never none.
+    pub(super) seeds: Vec<Host>,
+    access: Arc<Access>,
+}
+
+impl ClusterTarget {
+    pub(super) fn endpoint(&self, host: &Host) -> Endpoint {
+        Endpoint::new(Addr::Tcp(host.clone()), self.access.clone())
+    }
+
+    /// The user that logs in, if not the default one.
+    pub(super) fn user(&self) -> Option<&str> {
+        self.access.login.user.as_deref()
+    }
+
+    /// Whether servers have to show certificates for their names.
+    pub(super) fn is_secured(&self) -> bool {
+        self.access.tls.is_some()
     }
 }
 
@@ -172,16 +198,15 @@ impl Redis {
                 let (login, shown) = (url.login.clone(), url.to_string());
                 (To::Sentinel(url), login, shown)
             }
-            Address::Cluster(_) => {
-                return Err(
-                    "Redis Cluster is not supported yet: use a single Redis, redis://host:port, or one with sentinels"
-                        .into(),
-                );
+            Address::Cluster(seeds) => {
+                let (login, shown) = (seeds.login.clone(), seeds.to_string());
+                (To::Cluster(seeds), login, shown)
             }
         };
         let secured = match &to {
             To::Server { tls, .. } => *tls,
             To::Sentinel(url) => url.tls || url.sentinels.tls,
+            To::Cluster(seeds) => seeds.tls,
         };
         Ok(Self {
             to,
@@ -200,7 +225,9 @@ impl Redis {
     ) -> Self {
         let changed = match &mut self.tls {
             Some(tls) => change(tls),
-            None => Err("it needs TLS: use rediss:// or rediss-sentinel://".into()),
+            None => {
+                Err("it needs TLS: use rediss://, rediss-sentinel:// or rediss-cluster://".into())
+            }
         };
         match changed {
             Ok(()) => self,
@@ -240,6 +267,10 @@ impl Redis {
                 seeds: url.sentinels.hosts,
                 service: url.service,
             })),
+            To::Cluster(seeds) => Target::Cluster(Arc::new(ClusterTarget {
+                access: primary(seeds.tls),
+                seeds: seeds.hosts,
+            })),
         })
     }
 }
@@ -261,16 +292,25 @@ impl fmt::Display for Target {
                 seeds.sort();
                 write!(f, "{}/{}", seeds.join(","), target.service)
             }
+            Self::Cluster(target) => {
+                let seeds: Vec<String> = target.seeds.iter().map(Host::to_string).collect();
+                f.write_str(&seeds.join(","))
+            }
         }
     }
 }
 
 impl Target {
+    pub(super) fn is_cluster(&self) -> bool {
+        matches!(self, Self::Cluster(_))
+    }
+
     /// The user that logs in, if not the default one.
     pub(super) fn user(&self) -> Option<&str> {
         match self {
             Self::Single(endpoint) => endpoint.user(),
             Self::Sentinel(target) => target.primary.login.user.as_deref(),
+            Self::Cluster(target) => target.user(),
         }
     }
 }
@@ -340,6 +380,40 @@ mod tests {
             let shown = format!("{redis:?} {:?}", redis.clone().target().unwrap());
             assert!(!shown.contains("s3cret"), "{shown}");
         }
+    }
+
+    #[test]
+    fn a_cluster_is_named_by_its_seeds_without_its_secrets() {
+        let redis = Redis::at("redis-cluster://app:s3cret@a:7000,[::1]?node=b").unwrap();
+        let shown = format!("{redis:?}");
+        assert!(
+            shown.contains("redis-cluster://app@a:7000,[::1]:6379,b:6379"),
+            "{shown}"
+        );
+        let target = redis.clone().target().unwrap();
+        assert!(!format!("{shown} {target:?}").contains("s3cret"));
+        assert_eq!(target.user(), Some("app"));
+        let Target::Cluster(target) = target else {
+            panic!("{target:?}")
+        };
+        assert_eq!(target.seeds.len(), 3);
+        assert!(!target.is_secured());
+        assert_eq!(redis.login.password.as_deref(), Some("s3cret"));
+        let unsafe_option = problem(redis.root_certificates("x"));
+        assert!(
+            unsafe_option.contains("rediss-cluster://"),
+            "{unsafe_option}"
+        );
+    }
+
+    #[cfg(any(feature = "tls-ring", feature = "tls-aws-lc"))]
+    #[test]
+    fn every_server_of_a_secured_cluster_is_verified() {
+        let redis = Redis::at("rediss-cluster://a,b").unwrap().server_name("c.example");
+        let Ok(Target::Cluster(target)) = redis.target() else {
+            panic!("it is a cluster")
+        };
+        assert!(target.is_secured());
     }
 
     #[test]

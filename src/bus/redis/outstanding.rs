@@ -12,6 +12,7 @@
 
 use std::collections::VecDeque;
 
+use crate::model::partition::Partition;
 use crate::model::topic::Topic;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +26,8 @@ pub(super) enum Verb {
 pub(super) struct Request {
     pub(super) verb: Verb,
     pub(super) topics: Vec<Topic>,
+    /// In a Redis Cluster: where they all are.
+    pub(super) partition: Option<Partition>,
 }
 
 #[derive(Debug, Default)]
@@ -38,6 +41,7 @@ pub(super) struct Outstanding {
 #[derive(Debug)]
 struct Owed {
     verb: Verb,
+    partition: Option<Partition>,
     /// How many topics were sent before it.
     place: u64,
     /// Topics without an answer, the next first.
@@ -56,6 +60,7 @@ impl Outstanding {
     pub(super) fn push(&mut self, request: &Request) {
         self.commands.push_back(Owed {
             verb: request.verb,
+            partition: request.partition,
             place: self.sent,
             topics: request.topics.iter().cloned().collect(),
             begun: false,
@@ -106,10 +111,9 @@ impl Outstanding {
         Some((in_turn, struck))
     }
 
-    /// A topic of the first command of which Redis has answered nothing.
-    pub(super) fn refusable(&self) -> Option<&Topic> {
-        let owed = self.commands.iter().find(|owed| !owed.begun)?;
-        owed.topics.front()
+    /// The partition of the first command of which Redis has answered nothing.
+    pub(super) fn refusable(&self) -> Option<Partition> {
+        self.commands.iter().find(|owed| !owed.begun)?.partition
     }
 
     /// Takes out what Redis refused: the first command of which it has answered nothing.
@@ -119,6 +123,7 @@ impl Outstanding {
         self.answered += owed.topics.len() as u64;
         Some(Request {
             verb: owed.verb,
+            partition: owed.partition,
             topics: owed.topics.into(),
         })
     }
@@ -139,6 +144,7 @@ mod tests {
             let (verb, names) = command.split_at(1);
             let topics = names.chars().map(|name| topic(&name.to_string()));
             outstanding.push(&Request {
+                partition: None,
                 verb: match verb {
                     "+" => Verb::Subscribe,
                     _ => Verb::Unsubscribe,

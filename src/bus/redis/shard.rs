@@ -98,6 +98,7 @@ impl Shard {
                 let sentinels = Sentinels::new(target.clone(), interval);
                 (Topology::sought(), Some(Arc::new(sentinels)))
             }
+            Target::Cluster(_) => unreachable!("a cluster has shards of its own"),
         };
         let own = Topic::node(common.node);
         let subscriptions = Subscriptions::new(common.settings.linger, own);
@@ -173,7 +174,7 @@ impl Shard {
         &self.advice
     }
 
-    /// Called once.
+    /// Once, however often it is called.
     pub(super) fn start(&self, listener: &Weak<dyn Listener>) {
         let Some(queue) = self.queue.lock().take() else {
             return;

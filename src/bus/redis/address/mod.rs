@@ -18,10 +18,6 @@ pub(super) enum Address {
     /// One server, with Valkey's schemes as those of Redis.
     Single(Url),
     Sentinel(SentinelUrl),
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "its parts are checked, and it is refused as yet")
-    )]
     Cluster(Seeds),
 }
 

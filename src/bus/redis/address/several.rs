@@ -60,6 +60,13 @@ pub(in crate::bus::redis) struct Seeds {
     pub(in crate::bus::redis) tls: bool,
 }
 
+/// Without its secrets.
+impl fmt::Display for Seeds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        show(f, "cluster", self.tls, &self.login, &self.hosts)
+    }
+}
+
 /// Sentinels, and which primary they are asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::bus::redis) struct SentinelUrl {
@@ -73,17 +80,29 @@ pub(in crate::bus::redis) struct SentinelUrl {
 /// Without its secrets.
 impl fmt::Display for SentinelUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let tls = if self.tls { "s" } else { "" };
-        write!(f, "redis{tls}-sentinel://")?;
-        if let Some(user) = &self.login.user {
-            write!(f, "{user}@")?;
-        }
-        for (n, host) in self.sentinels.hosts.iter().enumerate() {
-            let comma = if n > 0 { "," } else { "" };
-            write!(f, "{comma}{host}")?;
-        }
+        let hosts = &self.sentinels.hosts;
+        show(f, "sentinel", self.tls, &self.login, hosts)?;
         write!(f, "/{}", self.service)
     }
+}
+
+fn show(
+    f: &mut fmt::Formatter<'_>,
+    kind: &str,
+    tls: bool,
+    login: &Login,
+    hosts: &[Host],
+) -> fmt::Result {
+    let tls = if tls { "s" } else { "" };
+    write!(f, "redis{tls}-{kind}://")?;
+    if let Some(user) = &login.user {
+        write!(f, "{user}@")?;
+    }
+    for (n, host) in hosts.iter().enumerate() {
+        let comma = if n > 0 { "," } else { "" };
+        write!(f, "{comma}{host}")?;
+    }
+    Ok(())
 }
 
 /// What follows `redis-sentinel://`.

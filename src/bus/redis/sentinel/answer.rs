@@ -6,6 +6,7 @@ use redis::Value;
 
 use crate::bus::redis::address::Host;
 use crate::bus::redis::advice::without_arguments;
+use crate::bus::redis::fields::{Fields, text};
 
 /// One sentinel's word on one primary.
 #[derive(Clone, Debug, PartialEq)]
@@ -51,7 +52,7 @@ pub(super) fn read(answers: Vec<Result<Value, String>>) -> Result<Answer, String
     let has = |names: &[&str]| flags.split(',').any(|flag| names.contains(&flag));
     let standing = match () {
         // While it leads a failover it tells the promoted one's address, and the flags are still the old one's.
-        () if master.host().as_ref() != Some(&primary) => Standing::Well,
+        () if host_of(&master).as_ref() != Some(&primary) => Standing::Well,
         () if has(&["s_down", "o_down"]) => Standing::Down,
         () if has(&["disconnected"]) => Standing::Unreached,
         () => Standing::Well,
@@ -72,31 +73,13 @@ fn sentinels(value: &Value) -> Vec<(String, Host)> {
     let known = sentinels.iter().filter_map(|sentinel| {
         let fields = Fields::of(sentinel)?;
         let id = fields.get("runid").filter(|id| !id.is_empty())?;
-        Some((id.to_owned(), fields.host()?))
+        Some((id.to_owned(), host_of(&fields)?))
     });
     known.collect()
 }
 
-/// Names and values in turn.
-struct Fields<'a>(&'a [Value]);
-
-impl<'a> Fields<'a> {
-    fn of(value: &'a Value) -> Option<Self> {
-        match value {
-            Value::Array(fields) => Some(Self(fields)),
-            _ => None,
-        }
-    }
-
-    fn get(&self, name: &str) -> Option<&'a str> {
-        let mut fields = self.0.chunks_exact(2);
-        let found = fields.find(|field| text(&field[0]) == Some(name))?;
-        text(&found[1])
-    }
-
-    fn host(&self) -> Option<Host> {
-        host(self.get("ip")?, self.get("port")?)
-    }
+fn host_of(fields: &Fields<'_>) -> Option<Host> {
+    host(fields.get("ip")?, fields.get("port")?)
 }
 
 fn pair(value: &Value) -> Option<(&str, &str)> {
@@ -112,14 +95,6 @@ fn pair(value: &Value) -> Option<(&str, &str)> {
 fn host(name: &str, port: &str) -> Option<Host> {
     let port = port.parse().ok().filter(|port| *port > 0)?;
     (!name.is_empty()).then(|| Host::new(name, port))
-}
-
-fn text(value: &Value) -> Option<&str> {
-    match value {
-        Value::BulkString(text) => std::str::from_utf8(text).ok(),
-        Value::SimpleString(text) => Some(text),
-        _ => None,
-    }
 }
 
 /// A sentinel's own words, and the fix where one is known.
@@ -156,10 +131,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-
-    fn bulk(text: &str) -> Value {
-        Value::BulkString(text.as_bytes().to_vec())
-    }
+    use crate::bus::redis::fields::tests::{any_value, bulk};
 
     fn list(texts: &[&str]) -> Value {
         Value::Array(texts.iter().map(|text| bulk(text)).collect())
@@ -254,20 +226,11 @@ mod tests {
         );
     }
 
-    fn any_value() -> impl Strategy<Value = Value> {
-        let leaf = prop_oneof![
-            Just(Value::Nil),
-            any::<i64>().prop_map(Value::Int),
-            "(ip|port|flags|runid|config-epoch|[0-9]{0,6}|\\PC{0,4})".prop_map(|text| bulk(&text)),
-        ];
-        leaf.prop_recursive(3, 64, 12, |inner| {
-            proptest::collection::vec(inner, 0..12).prop_map(Value::Array)
-        })
-    }
+    const TEXTS: &str = "(ip|port|flags|runid|config-epoch|[0-9]{0,6}|\\PC{0,4})";
 
     proptest! {
         #[test]
-        fn no_answer_breaks_anything(answers: Vec<bool>, values in proptest::collection::vec(any_value(), 0..6)) {
+        fn no_answer_breaks_anything(answers: Vec<bool>, values in proptest::collection::vec(any_value(TEXTS), 0..6)) {
             let told = values.into_iter().zip(answers.into_iter().chain(std::iter::repeat(true)));
             let told = told.map(|(value, ok)| if ok { Ok(value) } else { Err("ERR".to_owned()) });
             let _ = read(told.collect());

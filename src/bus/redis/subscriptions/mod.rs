@@ -41,7 +41,6 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use self::moves::Moves;
-pub(super) use self::moves::Moving;
 use super::outstanding::{Outstanding, Request, Verb};
 use super::refusals::Refusals;
 use crate::bus::Confirmation;
@@ -324,8 +323,12 @@ impl Subscriptions {
         if topics.is_empty() {
             return;
         }
-        for topics in self.by_partition(topics) {
-            let request = Request { verb, topics };
+        for (partition, topics) in self.by_partition(topics) {
+            let request = Request {
+                verb,
+                topics,
+                partition,
+            };
             self.outstanding.push(&request);
             requests.push(request);
         }
@@ -423,7 +426,7 @@ impl Subscriptions {
     /// Redis refused a command: the first of which it has answered nothing.
     pub(super) fn refused(&mut self, now: Instant) -> Refusal {
         let was_restored = self.is_restored();
-        let Some(Request { verb, topics }) = self.outstanding.refuse() else {
+        let Some(Request { verb, topics, .. }) = self.outstanding.refuse() else {
             return Refusal::Vital;
         };
         let alone = topics.len() == 1;
@@ -841,7 +844,12 @@ mod tests {
         assert_eq!(table.step(end, 0), []);
         assert_eq!(table.next_expiry(), None);
         let (verb, topics) = (Verb::Unsubscribe, vec![topic(1)]);
-        assert_eq!(table.step(end, 10), [Request { verb, topics }]);
+        let expected = Request {
+            verb,
+            topics,
+            partition: None,
+        };
+        assert_eq!(table.step(end, 10), [expected]);
     }
 
     #[test]

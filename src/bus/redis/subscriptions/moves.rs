@@ -119,7 +119,9 @@ impl Subscriptions {
 
     /// A partition is not here, and nobody knows where.
     pub(super) fn strand(&mut self, partition: Partition) {
-        if let Some(moves) = &mut self.moves {
+        if let Some(moves) = &mut self.moves
+            && moves.carried.contains(partition)
+        {
             moves.stranded.insert(partition);
         }
     }
@@ -153,9 +155,9 @@ impl Subscriptions {
     /// Redis says that the first command of which nothing is answered belongs elsewhere, if it is of this slot. Another may
     /// be meant, which was answered twice: an UNSUBSCRIBE of what had moved. The partition that is stranded.
     pub(in crate::bus::redis) fn misplaced(&mut self, slot: u16) -> Option<Partition> {
-        let topic = self.outstanding.refusable()?;
-        let partition = self.partition(topic).filter(|partition| partition.slot() == slot)?;
-        let Request { verb, topics } = self.outstanding.refuse()?;
+        let partition = self.outstanding.refusable();
+        let partition = partition.filter(|partition| partition.slot() == slot)?;
+        let Request { verb, topics, .. } = self.outstanding.refuse()?;
         for topic in topics {
             if let Some(interest) = self.interests.get_mut(&topic) {
                 interest.unanswered -= 1;
@@ -272,21 +274,25 @@ impl Subscriptions {
     }
 
     /// A command of one partition at a time, as a cluster demands.
-    pub(super) fn by_partition(&self, topics: Vec<Topic>) -> Vec<Vec<Topic>> {
+    pub(super) fn by_partition(
+        &self,
+        topics: Vec<Topic>,
+    ) -> Vec<(Option<Partition>, Vec<Topic>)> {
         if self.moves.is_none() {
-            return vec![topics];
+            return vec![(None, topics)];
         }
         let mut parts = BTreeMap::<_, Vec<Topic>>::new();
         for topic in topics {
             parts.entry(self.partition(&topic)).or_default().push(topic);
         }
-        parts.into_values().collect()
+        parts.into_iter().collect()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::{BTreeSet, VecDeque};
+    use std::sync::LazyLock;
     use std::time::Duration;
 
     use proptest::prelude::*;
@@ -302,13 +308,15 @@ mod tests {
         Topic::room("own").unwrap()
     }
 
-    /// Of three partitions at most; the last is the own one.
+    /// Of three partitions; the last is the own one.
     fn topic(n: u8) -> Topic {
-        let mut names = (0_u32..).map(|n| Topic::room(&n.to_string()).unwrap());
-        let home = [Topic::room("a").unwrap(), Topic::room("b").unwrap(), own()];
-        let home = of(&home[usize::from(n % 3)]);
-        let mut found = names.by_ref().filter(|topic| of(topic) == home);
-        found.nth(usize::from(n / 3)).unwrap()
+        static TOPICS: LazyLock<Vec<Topic>> = LazyLock::new(|| {
+            let home = [Topic::room("a").unwrap(), Topic::room("b").unwrap(), own()];
+            let names = || (0_u32..).map(|n| Topic::room(&n.to_string()).unwrap());
+            let beside = |n: usize| names().filter(|topic| of(topic) == of(&home[n % 3])).nth(n / 3);
+            (0..usize::from(self::TOPICS)).filter_map(beside).collect()
+        });
+        TOPICS[usize::from(n)].clone()
     }
 
     fn of(topic: &Topic) -> Partition {
@@ -330,7 +338,7 @@ mod tests {
     /// One primary and the table for it.
     struct Primary {
         table: Subscriptions,
-        asked: VecDeque<(Option<Partition>, Request)>,
+        asked: VecDeque<Request>,
         subscribed: BTreeSet<(Partition, String)>,
         said: VecDeque<Said>,
     }
@@ -386,15 +394,19 @@ mod tests {
 
         fn write(&mut self, now: Instant) {
             for request in self.table.step(now, 100) {
-                let partition = self.table.partition(&request.topics[0]);
-                let alike = |topic: &Topic| self.table.partition(topic) == partition;
+                let alike = |topic: &Topic| self.table.partition(topic) == request.partition;
                 assert!(request.topics.iter().all(alike), "one partition a command");
-                self.asked.push_back((partition, request));
+                self.asked.push_back(request);
             }
         }
 
         fn serve(&mut self, is_owner: impl Fn(Partition) -> bool) {
-            let Some((Some(partition), Request { verb, topics })) = self.asked.pop_front() else {
+            let Some(Request {
+                verb,
+                topics,
+                partition: Some(partition),
+            }) = self.asked.pop_front()
+            else {
                 return;
             };
             match (verb, is_owner(partition)) {
@@ -601,7 +613,7 @@ mod tests {
     fn the_answer_too_many_is_nobodys() {
         let mut primary = Primary::new(Partition::all());
         let now = Instant::now();
-        let mut settle = |primary: &mut Primary| {
+        let settle = |primary: &mut Primary| {
             primary.write(now);
             for _ in 0..20 {
                 primary.serve(|_| true);

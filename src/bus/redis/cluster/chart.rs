@@ -1,0 +1,234 @@
+//! Which node's view of the cluster holds: rules without I/O.
+//!
+//! Views have no number, but their nodes have: each failover, and most moves of slots, raise an epoch that the nodes tell
+//! one another. So whoever knows of a lower epoch than that of what is held has missed something, as one that was cut off
+//! together with an old primary. At the same epoch the later answer holds: a node that is a moment behind is put right by the next
+//! question, which follows every hint. A node that takes the cluster for down cannot see most of the others, and perhaps most of
+//! them have gone on without it; besides, its epoch proves nothing, since its replicas raise it by each vote that they lose. What it
+//! says holds only as long as none that is well has ever answered: better than nothing, where a cluster starts.
+//!
+//! An older epoch is believed again when nobody has confirmed the newer one for a while: then the cluster was set up
+//! anew. (Sentinels are asked all at once and outvoted by a majority; of a cluster a single node is asked, since most of them
+//! have agreed already when one calls itself well.)
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::answer::Answer;
+use super::view::View;
+
+/// An epoch that nobody confirms for so long has been forgotten: longer than any question takes, shorter than anybody
+/// notices who sets a cluster up anew.
+const FORGOTTEN: Duration = Duration::from_secs(10);
+
+#[derive(Debug, Default)]
+pub(super) struct Chart {
+    held: Option<Held>,
+}
+
+#[derive(Debug)]
+struct Held {
+    view: Arc<View>,
+    /// That of a node that was well; none as long as there was none.
+    epoch: Option<u64>,
+    /// When it was last given.
+    confirmed: Instant,
+}
+
+/// What the answers come to.
+#[derive(Debug, PartialEq)]
+pub(super) enum Finding {
+    /// It is divided as it was.
+    Confirmed,
+    /// It is divided like this.
+    Changed(Arc<View>),
+    /// No answer counts; this holds none the less, if nothing else is known.
+    Doubted {
+        view: Option<Arc<View>>,
+        reason: Arc<str>,
+    },
+}
+
+impl Chart {
+    pub(super) fn view(&self) -> Option<&Arc<View>> {
+        self.held.as_ref().map(|held| &held.view)
+    }
+
+    /// Why an answer does not suffice, so that another node is to be asked as well.
+    pub(super) fn doubt(&self, answer: &Answer, now: Instant) -> Option<&'static str> {
+        if !answer.is_well {
+            return Some(DOWN);
+        }
+        let held = self.held.as_ref()?;
+        let is_older = answer.epoch.is_some_and(|epoch| Some(epoch) < held.epoch);
+        let unconfirmed = now.saturating_duration_since(held.confirmed);
+        (is_older && unconfirmed < FORGOTTEN).then_some(CUT_OFF)
+    }
+
+    /// Takes the best of the answers to a question that began at that time, if there is one.
+    pub(super) fn hear(&mut self, answers: Vec<Answer>, asked: Instant) -> Option<Finding> {
+        let judged = answers.into_iter().map(|answer| {
+            let doubt = self.doubt(&answer, asked);
+            (doubt, answer)
+        });
+        let best = judged.max_by_key(|(doubt, answer)| {
+            let is_sound = doubt.is_none();
+            (is_sound, answer.is_well, answer.epoch)
+        });
+        let (doubt, answer) = best?;
+        Some(match doubt {
+            None => {
+                let changed = self.hold(answer.view, answer.epoch, asked);
+                changed.map_or(Finding::Confirmed, Finding::Changed)
+            }
+            Some(reason) => {
+                let is_first = !answer.is_well && self.epoch().is_none();
+                let view = is_first.then(|| self.hold(answer.view, None, asked));
+                Finding::Doubted {
+                    view: view.flatten(),
+                    reason: reason.into(),
+                }
+            }
+        })
+    }
+
+    fn epoch(&self) -> Option<u64> {
+        self.held.as_ref()?.epoch
+    }
+
+    /// The view, if it differs from what was held.
+    fn hold(&mut self, view: View, epoch: Option<u64>, confirmed: Instant) -> Option<Arc<View>> {
+        let Some(held) = &mut self.held else {
+            let view = Arc::new(view);
+            self.held = Some(Held {
+                view: view.clone(),
+                epoch,
+                confirmed,
+            });
+            return Some(view);
+        };
+        (held.epoch, held.confirmed) = (epoch.or(held.epoch), confirmed);
+        let view = view.after(&held.view);
+        if view == *held.view {
+            return None;
+        }
+        held.view = Arc::new(view);
+        Some(held.view.clone())
+    }
+}
+
+const DOWN: &str = "the cluster is down, as its nodes see it: redis-cli --cluster check says why";
+const CUT_OFF: &str = "only nodes that were cut off answer: they know less than others did before";
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::bus::redis::cluster::view::tests::owned_by;
+
+    const S: Duration = Duration::from_secs(1);
+
+    fn answer(epoch: u64, port: u16, is_well: bool) -> Answer {
+        Answer {
+            view: owned_by(port),
+            epoch: Some(epoch),
+            is_well,
+        }
+    }
+
+    fn well(epoch: u64, port: u16) -> Answer {
+        answer(epoch, port, true)
+    }
+
+    fn down(epoch: u64, port: u16) -> Answer {
+        answer(epoch, port, false)
+    }
+
+    const CONFIRMED: Option<Finding> = Some(Finding::Confirmed);
+
+    fn changed(port: u16) -> Option<Finding> {
+        Some(Finding::Changed(Arc::new(owned_by(port))))
+    }
+
+    fn doubted(port: Option<u16>, reason: &str) -> Option<Finding> {
+        let view = port.map(|port| Arc::new(owned_by(port)));
+        let reason = reason.into();
+        Some(Finding::Doubted { view, reason })
+    }
+
+    #[test]
+    fn a_node_that_was_cut_off_leads_nobody_back() {
+        let (mut chart, now) = (Chart::default(), Instant::now());
+        assert_eq!(chart.hear(vec![well(7, 70)], now), changed(70));
+        assert_eq!(chart.hear(vec![well(8, 71)], now), changed(71));
+        let old = || vec![well(7, 70)];
+        assert_eq!(chart.doubt(&well(7, 70), now), Some(CUT_OFF));
+        assert_eq!(chart.hear(old(), now + S), doubted(None, CUT_OFF));
+        let both = vec![well(7, 70), well(8, 71), down(9, 70)];
+        assert_eq!(chart.hear(both, now + S), CONFIRMED);
+        let unconfirmed = now + S + FORGOTTEN;
+        assert_eq!(chart.hear(old(), unconfirmed - S), doubted(None, CUT_OFF));
+        assert_eq!(chart.hear(old(), unconfirmed), changed(70), "set up anew");
+        assert_eq!(chart.epoch(), Some(7));
+    }
+
+    #[test]
+    fn at_the_same_epoch_the_later_answer_holds() {
+        let (mut chart, now) = (Chart::default(), Instant::now());
+        chart.hear(vec![well(7, 70)], now);
+        assert_eq!(chart.hear(vec![well(7, 71)], now), changed(71));
+        assert_eq!(chart.hear(vec![well(7, 71)], now), CONFIRMED);
+        let silent = Answer {
+            epoch: None,
+            ..well(0, 72)
+        };
+        assert_eq!(chart.hear(vec![silent], now), changed(72), "it tells none");
+        assert_eq!(chart.epoch(), Some(7), "what is known stays known");
+    }
+
+    #[test]
+    fn who_takes_the_cluster_for_down_is_heard_only_where_nobody_else_ever_was() {
+        let (mut chart, now) = (Chart::default(), Instant::now());
+        assert_eq!(chart.hear(vec![down(90, 70)], now), doubted(Some(70), DOWN));
+        assert_eq!(chart.hear(vec![down(91, 71)], now), doubted(Some(71), DOWN));
+        assert_eq!(chart.hear(vec![down(91, 71)], now), doubted(None, DOWN));
+        assert_eq!(chart.hear(vec![well(7, 72)], now), changed(72), "any epoch");
+        let later = now + 2 * FORGOTTEN;
+        assert_eq!(chart.hear(vec![down(91, 71)], later), doubted(None, DOWN));
+        assert_eq!(chart.view(), Some(&Arc::new(owned_by(72))));
+    }
+
+    proptest! {
+        #[test]
+        fn nobody_is_led_back(rounds in proptest::collection::vec(
+            (proptest::collection::vec((0u64..5, 70u16..73, any::<bool>()), 1..4), 0u32..6), 1..60,
+        )) {
+            let (mut chart, mut now) = (Chart::default(), Instant::now());
+            let mut confirmed = now;
+            for (answers, seconds) in rounds {
+                now += S * seconds;
+                let (before, held) = (chart.epoch(), chart.view().cloned());
+                let answers: Vec<_> = answers.iter().map(|(epoch, port, is_well)| answer(*epoch, *port, *is_well)).collect();
+                let newest = answers.iter().filter(|answer| answer.is_well).filter_map(|answer| answer.epoch).max();
+                let is_sound = newest.is_some_and(|newest| before.is_none_or(|before| newest >= before));
+                let is_anew = newest.is_some() && now - confirmed >= FORGOTTEN;
+                let finding = chart.hear(answers.clone(), now);
+                let is_doubted = matches!(finding, Some(Finding::Doubted { .. }));
+                prop_assert_eq!(is_doubted, !(is_sound || is_anew));
+                if is_sound || is_anew {
+                    prop_assert_eq!(chart.epoch(), newest);
+                    confirmed = now;
+                } else {
+                    prop_assert_eq!(chart.epoch(), before);
+                    if before.is_some() {
+                        prop_assert_eq!(chart.view().cloned(), held);
+                    }
+                }
+                prop_assert!(chart.view().is_some() || newest.is_some());
+            }
+        }
+    }
+}
