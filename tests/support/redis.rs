@@ -1,8 +1,11 @@
 //! A redis-server process of one test: killed, frozen and restarted at will, ended with its value.
 
+#[path = "redis_cluster.rs"]
+pub mod redis_cluster;
 #[path = "sentinels.rs"]
 pub mod sentinels;
 
+use std::ffi::OsString;
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -73,9 +76,14 @@ impl RedisServer {
         self.dir.join("redis.sock")
     }
 
+    /// As far as it was not killed.
+    pub fn is_running(&self) -> bool {
+        self.process.is_some()
+    }
+
     pub fn restart(&mut self) {
         self.kill();
-        let mut command = Command::new("redis-server");
+        let mut command = Command::new(program());
         match &self.config {
             Some(config) => command.arg(config).arg("--sentinel"),
             None => command
@@ -88,7 +96,7 @@ impl RedisServer {
         };
         command.stdout(Stdio::null()).stderr(Stdio::null());
         let process = command.spawn();
-        self.process = Some(process.expect("redis-server is installed: `tests/run` does it"));
+        self.process = Some(process.expect("it is installed: `tests/run` does it"));
         let deadline = Instant::now() + START;
         while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
             assert!(Instant::now() < deadline, "redis-server does not answer");
@@ -152,6 +160,11 @@ impl Drop for RedisServer {
         // Left-over files are no reason to fail a test.
         let _ = std::fs::remove_dir_all(&self.dir);
     }
+}
+
+/// The server that is tested: any that speaks Redis.
+fn program() -> OsString {
+    std::env::var_os("REDIS_SERVER").unwrap_or_else(|| "redis-server".into())
 }
 
 /// A port that nobody listens on, below those that the system lends to connections: one of these could keep a
