@@ -37,6 +37,8 @@ pub(crate) struct Connector {
     topology: Arc<Topology>,
     /// The longest wait for an answer; a connection that is opened has longer.
     deadline: Duration,
+    /// It leads to a primary of a Redis Cluster, and has to.
+    in_cluster: bool,
     /// Why the last attempt to open one failed.
     failure: Arc<Mutex<Option<Arc<str>>>>,
 }
@@ -52,6 +54,7 @@ pub(crate) struct Connection {
     /// Since when it owes an answer, though perhaps nobody waits for it any longer, and how long it may.
     owes_since: Option<Instant>,
     deadline: Duration,
+    in_cluster: bool,
     driver: AbortHandle,
 }
 
@@ -76,8 +79,25 @@ impl Connector {
         Self {
             topology,
             deadline,
+            in_cluster: false,
             failure: Arc::default(),
         }
+    }
+
+    /// Leads to a primary of a Redis Cluster, which is refused otherwise.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for several primaries"))]
+    pub(super) fn in_cluster(mut self) -> Self {
+        self.in_cluster = true;
+        self
+    }
+
+    /// Whether both lead to the same primary, wherever that is.
+    pub(super) fn leads_as(&self, other: &Self) -> bool {
+        self.leads_by(&other.topology)
+    }
+
+    pub(super) fn leads_by(&self, topology: &Arc<Topology>) -> bool {
+        Arc::ptr_eq(&self.topology, topology)
     }
 
     /// Why there is no connection, in the words of whoever refused it.
@@ -104,6 +124,7 @@ impl Connector {
             dead,
             owes_since: None,
             deadline: self.deadline,
+            in_cluster: self.in_cluster,
             driver: driver.abort_handle(),
         })
     }
@@ -183,7 +204,7 @@ impl Connection {
         self.owes_since.get_or_insert_with(Instant::now);
         let answers = commands.0.query_async(&mut self.multiplexed).await;
         self.owes_since = None;
-        let answers = answers.and_then(of_primary);
+        let answers = answers.and_then(|answers| of_primary(answers, self.in_cluster));
         match &answers {
             Ok(answers)
                 if answers
@@ -213,11 +234,15 @@ impl Drop for Connection {
 }
 
 /// The answers behind the one to HELLO, if that is not a replica's.
-fn of_primary(answers: Vec<RedisResult<Value>>) -> RedisResult<Vec<RedisResult<Value>>> {
+fn of_primary(
+    answers: Vec<RedisResult<Value>>,
+    in_cluster: bool,
+) -> RedisResult<Vec<RedisResult<Value>>> {
     let mut answers = answers.into_iter();
     match answers.next() {
         Some(Ok(hello)) => {
-            if let Some(unfit) = is_unfit(field(&hello, b"role"), field(&hello, b"mode")) {
+            let mode = field(&hello, b"mode").filter(|mode| !in_cluster || *mode != b"cluster");
+            if let Some(unfit) = is_unfit(field(&hello, b"role"), mode) {
                 return Err(io::Error::other(unfit).into());
             }
         }

@@ -53,7 +53,7 @@ use self::link::LinkContext;
 pub use self::options::Redis;
 pub(crate) use self::options::Target;
 use self::publisher::{PublishQueue, Publisher};
-use self::quota::{SeatWriter, SharedLedger};
+use self::quota::{SeatWriter, SharedLedgers};
 #[cfg(any(fuzzing, axum_cluster_internals))]
 pub(crate) use self::resp::RespReader;
 use self::sentinel::{Seeker, Sentinels, Watcher};
@@ -88,7 +88,7 @@ pub(crate) struct RedisBus {
     connector: Connector,
     questions: Pool<Connector>,
     /// Where sockets per user are limited.
-    seats: Option<Arc<SharedLedger>>,
+    seats: Option<Arc<SharedLedgers>>,
     tasks: TaskTracker,
     ended: CancellationToken,
 }
@@ -111,9 +111,10 @@ impl RedisBus {
         let advice = Arc::new(Advice::new(target.user(), &settings.namespace));
         let (publisher, queue) =
             Publisher::new(topology.clone(), advice.clone(), settings.publish_timeout);
-        let seats = settings
-            .seats
-            .map(|limit| Arc::new(SharedLedger::new(node, limit, settings.publish_timeout)));
+        let seats = settings.seats.map(|limit| {
+            let connector = Connector::new(topology.clone(), settings.publish_timeout);
+            Arc::new(SharedLedgers::single(node, limit, &settings, connector))
+        });
         let subscriptions = SharedSubscriptions::new(settings.linger, Topic::node(node));
         Self {
             node,
@@ -198,17 +199,7 @@ impl Bus for RedisBus {
         }
         if let Some(seats) = &self.seats {
             seats.start(listener.clone());
-            let writer = || {
-                let connector =
-                    Connector::new(self.topology.clone(), self.settings.publish_timeout);
-                SeatWriter::new(
-                    seats.clone(),
-                    connector,
-                    self.advice.clone(),
-                    self.node,
-                    &self.settings,
-                )
-            };
+            let writer = || SeatWriter::new(seats.clone(), &self.advice, self.node, &self.settings);
             let (writer, mut leaving) = (writer(), writer());
             let (ended, told) = (self.ended.clone(), listener.clone());
             self.tasks.spawn(async move {

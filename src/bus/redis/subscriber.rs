@@ -17,7 +17,7 @@ use super::backoff::{Backoff, LONGEST_PAUSE};
 use super::endpoint::OPENING;
 use super::link::{Event, Link, LinkContext, Lost};
 use super::publisher::Publisher;
-use super::quota::SharedLedger;
+use super::quota::SharedLedgers;
 use super::resp::{Broken, RespReader};
 use super::subscriptions::Subscriptions;
 use super::topology::{LEFT, Opened, Topology};
@@ -36,7 +36,7 @@ pub(super) struct Subscriber {
     pub(super) topology: Arc<Topology>,
     pub(super) context: Arc<LinkContext>,
     pub(super) publisher: Arc<Publisher>,
-    pub(super) seats: Option<Arc<SharedLedger>>,
+    pub(super) seats: Option<Arc<SharedLedgers>>,
     pub(super) listener: Weak<dyn Listener>,
     /// Said once that Redis does not tell its role.
     pub(super) told_no_role: Once,
@@ -84,7 +84,7 @@ impl Subscriber {
         let opened_until = Instant::now() + OPENING;
         let Opened { dialed, route } = self.open(opened_until).await?;
         if let Some(seats) = &self.seats {
-            seats.verify();
+            seats.verify(&self.topology);
         }
         let auth = dialed.auth();
         let listening = self.pump(dialed.stream, auth, opened_until, backoff);
