@@ -254,7 +254,7 @@ impl ClusterBuilder {
     ///
     /// With an ACL, the node's user needs more than for the rest:
     /// `~<namespace>:seats* +eval +evalsha +time +hget +hmget +hset +hdel +hexists +unlink +pexpire +zadd
-    /// +zrem +zscore +zrangebyscore +zremrangebyscore`. Without it the limit is each node's own, and the log says so.
+    /// +zrem +zscore +zrangebyscore +zremrangebyscore`, with several primaries `~<namespace>:{*}:seats*`. Without it the limit is each node's own, and the log says so.
     pub fn max_sockets_per_user_in_cluster(mut self, sockets: usize, over: OverLimit) -> Self {
         self.config.seats = Some(SeatLimit { sockets, over });
         self

@@ -31,6 +31,8 @@ pub(super) mod redis_server;
 #[cfg(feature = "redis")]
 use redis_server::RedisServer;
 #[cfg(feature = "redis")]
+use redis_server::redis_cluster::RedisCluster;
+#[cfg(feature = "redis")]
 use redis_server::sentinels::Sentinels;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -165,7 +167,8 @@ impl End {
 
     /// These and nothing else: where topics are not at one server, in any order.
     async fn hears_all<const N: usize>(&mut self, expected: [(&Topic, &str); N]) {
-        let told = |(topic, bytes): (&Topic, &str)| Told::Heard(topic.as_str().into(), bytes.into());
+        let told =
+            |(topic, bytes): (&Topic, &str)| Told::Heard(topic.as_str().into(), bytes.into());
         let mut expected = Vec::from(expected.map(told));
         while !expected.is_empty() {
             let heard = self.next().await;
@@ -469,12 +472,13 @@ macro_rules! on_every_bus {
             })*
         }
 
-        mod scratch {
+        #[cfg(feature = "redis")]
+        mod cluster {
             use super::*;
             $(#[tokio::test(flavor = "multi_thread")]
             async fn $name() {
-                let Ok(url) = std::env::var("SCRATCH_CLUSTER") else { return };
-                super::$name(Backend::redis(url).unwrap()).await;
+                let cluster = RedisCluster::start(3, 0);
+                super::$name(Backend::redis(cluster.url()).unwrap()).await;
             })*
         }
 

@@ -164,11 +164,9 @@ impl Backend {
 #[cfg(feature = "redis")]
 impl From<Redis> for Backend {
     fn from(redis: Redis) -> Self {
-        Self(
-            redis
-                .target()
-                .map_or_else(BackendKind::Wrong, |target| BackendKind::Redis(vec![target])),
-        )
+        Self(redis.target().map_or_else(BackendKind::Wrong, |target| {
+            BackendKind::Redis(vec![target])
+        }))
     }
 }
 

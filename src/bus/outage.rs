@@ -423,7 +423,8 @@ mod tests {
 
     /// Each carries a part.
     fn carrying(links: impl IntoIterator<Item = LinkId>) -> Vec<(LinkId, PartitionSet)> {
-        let part = |id: LinkId| Partition::all().filter(move |one| one.index() % 3 == id.0 as usize);
+        let part =
+            |id: LinkId| Partition::all().filter(move |one| one.index() % 3 == id.0 as usize);
         let links = links.into_iter();
         links.map(|id| (id, part(id).collect())).collect()
     }
@@ -520,7 +521,10 @@ mod tests {
         assert_eq!(outage.hearing_nodes(), None, "it is not there for them");
         let kinds = [TopicKind::User, TopicKind::Room];
         assert_eq!(outage.refused_kinds(), kinds);
-        assert_eq!(span(outage.up(A, clock.at(4))), Some((clock.at(1), clock.at(4))));
+        assert_eq!(
+            span(outage.up(A, clock.at(4))),
+            Some((clock.at(1), clock.at(4)))
+        );
         outage.refused(A, TopicKind::Room, "no".into(), wall(5));
         assert_eq!(
             outage.health(),
@@ -578,7 +582,10 @@ mod tests {
             assert_eq!(deaf, expected);
         }
         assert_eq!(span(outage.up(B, clock.at(5))), None);
-        assert_eq!(span(outage.up(A, clock.at(6))), Some((clock.at(1), clock.at(6))));
+        assert_eq!(
+            span(outage.up(A, clock.at(6))),
+            Some((clock.at(1), clock.at(6)))
+        );
         assert_eq!(span(outage.up(A, clock.at(7))), None);
     }
 
@@ -589,7 +596,10 @@ mod tests {
         outage.down(A, "gone".into(), true, wall(3));
         outage.others_strayed((clock.at(1), clock.at(3)));
         outage.others_strayed((clock.at(2), clock.at(4)));
-        assert_eq!(span(outage.up(A, clock.at(5))), Some((clock.at(1), clock.at(5))));
+        assert_eq!(
+            span(outage.up(A, clock.at(5))),
+            Some((clock.at(1), clock.at(5)))
+        );
         assert_eq!(outage.take_strays(), None);
         outage.others_strayed((clock.at(6), clock.at(7)));
         assert_eq!(span(outage.up(A, clock.at(8))), None);
@@ -616,7 +626,10 @@ mod tests {
         outage.down(A, "gone".into(), true, wall(5));
         outage.strayed(A, Some(clock.at(2)));
         assert_eq!(outage.take_strayed(), Some(clock.at(2)));
-        assert_eq!(span(outage.up(A, clock.at(6))), Some((clock.at(2), clock.at(6))));
+        assert_eq!(
+            span(outage.up(A, clock.at(6))),
+            Some((clock.at(2), clock.at(6)))
+        );
         // Longer ago than it was proven.
         outage.strayed(A, Some(clock.at(7)));
         assert_eq!(outage.take_strayed(), Some(clock.at(6)));
@@ -668,13 +681,20 @@ mod tests {
         outage.moved(all, nowhere, new, wall(1));
         assert_eq!(outage.count(), (1, 0));
         outage.down(nowhere, "nowhere".into(), true, wall(2));
-        assert_eq!(outage.up(new, clock.at(3)), None, "who never heard misses nothing");
+        assert_eq!(
+            outage.up(new, clock.at(3)),
+            None,
+            "who never heard misses nothing"
+        );
         assert_eq!(outage.health(), Health::Up);
         // The whole of a primary, by a failover.
         outage.down(new, "cut".into(), true, wall(4));
         outage.moved(all, new, nowhere, wall(5));
         let missed = outage.up(nowhere, clock.at(6)).unwrap();
-        assert_eq!((missed.span, missed.partitions), ((clock.at(3), clock.at(6)), all));
+        assert_eq!(
+            (missed.span, missed.partitions),
+            ((clock.at(3), clock.at(6)), all)
+        );
         assert_eq!(outage.count(), (1, 1));
     }
 

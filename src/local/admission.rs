@@ -137,7 +137,10 @@ impl Local {
         let carriers = [&self.all, &Topic::node(self.home.node)];
         carriers.into_iter().any(|topic| gap.concerns_topic(topic))
             || gap.concerns_user(socket.user())
-            || self.rooms(socket).iter().any(|room| gap.concerns_room(room))
+            || self
+                .rooms(socket)
+                .iter()
+                .any(|room| gap.concerns_room(room))
     }
 
     /// The rooms of a socket; those in which it was at its end, once it has ended.

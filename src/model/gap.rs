@@ -83,12 +83,7 @@ mod tests {
     #[test]
     fn a_gap_is_as_long_as_it_was_whatever_the_wall_clock_says() {
         let (until, wall) = (Instant::now(), SystemTime::UNIX_EPOCH + 100 * S);
-        let gap = Gap::between(
-            (until - 7 * S, until),
-            PartitionSet::all(),
-            until + S,
-            wall,
-        );
+        let gap = Gap::between((until - 7 * S, until), PartitionSet::all(), until + S, wall);
         assert_eq!((gap.span(), gap.until), (7 * S, wall - S));
         let jumped = Gap {
             from: gap.until,

@@ -102,7 +102,8 @@ const SENTINEL: &str = "this is a sentinel, which passes no messages on: \
      name it as redis-sentinel://host:26379/mymaster, with the name under which it knows the primary";
 const CLUSTER: &str = "this is a node of a Redis Cluster, where messages of redis:// reach only a part of the nodes: \
      name it as redis-cluster://host:6379";
-const STANDALONE: &str = "this is a single Redis and no node of a Redis Cluster: name it as redis://host:6379";
+const STANDALONE: &str =
+    "this is a single Redis and no node of a Redis Cluster: name it as redis://host:6379";
 
 /// Why a server that greets so is of no use.
 pub(super) fn is_unfit(
@@ -245,7 +246,12 @@ mod tests {
         let replica = Some(b"slave".as_slice());
         for (dialect, role, mode, fix) in [
             (Dialect::Plain, None, Some("sentinel"), "redis-sentinel://"),
-            (Dialect::Sharded, None, Some("sentinel"), "redis-sentinel://"),
+            (
+                Dialect::Sharded,
+                None,
+                Some("sentinel"),
+                "redis-sentinel://",
+            ),
             (Dialect::Plain, master, Some("cluster"), "redis-cluster://"),
             (Dialect::Sharded, master, Some("standalone"), "redis://"),
             (Dialect::Plain, replica, Some("standalone"), "the primary"),
@@ -255,7 +261,10 @@ mod tests {
             assert!(unfit.contains(fix), "{unfit}");
         }
         for (role, mode) in [(master, Some("standalone")), (master, None), (None, None)] {
-            assert_eq!(is_unfit(Dialect::Plain, role, mode.map(str::as_bytes)), None);
+            assert_eq!(
+                is_unfit(Dialect::Plain, role, mode.map(str::as_bytes)),
+                None
+            );
         }
     }
 

@@ -119,12 +119,18 @@ impl Backlog {
 
     /// Takes out what is of a partition that departs.
     pub(super) fn take_out(&mut self, partition: Partition) -> Vec<(Publication, Waiter)> {
-        let mut taken: Vec<_> = self.stalled.remove(&partition).into_iter().flatten().collect();
+        let mut taken: Vec<_> = self
+            .stalled
+            .remove(&partition)
+            .into_iter()
+            .flatten()
+            .collect();
         if self.stalled.is_empty() {
             self.again_at = None;
         }
         for queue in [&mut self.small, &mut self.large] {
-            let concerned = |(publication, _): &(Publication, _)| publication.partition == Some(partition);
+            let concerned =
+                |(publication, _): &(Publication, _)| publication.partition == Some(partition);
             if queue.iter().any(concerned) {
                 let (departing, staying) = take(queue).into_iter().partition(concerned);
                 *queue = staying;

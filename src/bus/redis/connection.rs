@@ -80,6 +80,15 @@ impl Connector {
         }
     }
 
+    /// Whether both lead to the same primary, wherever that is.
+    pub(super) fn leads_as(&self, other: &Self) -> bool {
+        self.leads_by(&other.topology)
+    }
+
+    pub(super) fn leads_by(&self, topology: &Arc<Topology>) -> bool {
+        Arc::ptr_eq(&self.topology, topology)
+    }
+
     /// Why there is no connection, in the words of whoever refused it.
     pub(super) fn failure(&self) -> Option<Arc<str>> {
         self.failure.lock().clone()

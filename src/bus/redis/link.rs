@@ -201,10 +201,12 @@ impl Link {
             Reply::Oversized => Ok(Some(Event::Garbage)),
             Reply::Subscribed { channel } => Ok(self.answered(Verb::Subscribe, channel, now)),
             Reply::Unsubscribed { channel } => Ok(self.answered(Verb::Unsubscribe, channel, now)),
-            Reply::Hello { role, mode } => match is_unfit(self.context.channels.dialect(), role, mode) {
-                Some(unfit) => Err(unfit.into()),
-                None => Ok(self.greeted(None)),
-            },
+            Reply::Hello { role, mode } => {
+                match is_unfit(self.context.channels.dialect(), role, mode) {
+                    Some(unfit) => Err(unfit.into()),
+                    None => Ok(self.greeted(None)),
+                }
+            }
             Reply::Error(words) => self.refuse(&String::from_utf8_lossy(words), now),
             // What publishes is answered so; the two are out of step.
             Reply::Integer(_) => Err("redis answered what nobody asked".into()),

@@ -15,6 +15,7 @@ mod link;
 mod options;
 mod outstanding;
 mod pipeline;
+mod placement;
 mod probe;
 mod proof;
 mod publication;
@@ -23,7 +24,6 @@ mod queue;
 mod quota;
 mod refusals;
 mod resp;
-mod placement;
 mod sentinel;
 mod shard;
 mod shared;
@@ -53,7 +53,7 @@ use self::options::ClusterTarget;
 pub use self::options::Redis;
 pub(crate) use self::options::Target;
 use self::placement::Placement;
-use self::quota::{SeatWriter, SharedLedger};
+use self::quota::{SeatWriter, SharedLedgers};
 #[cfg(any(fuzzing, axum_cluster_internals))]
 pub(crate) use self::resp::RespReader;
 use self::shard::{Common, Shard};
@@ -72,6 +72,8 @@ use crate::tasks;
 pub(crate) struct RedisBus {
     common: Arc<Common>,
     placement: Arc<Placement>,
+    /// Where sockets per user are limited.
+    seats: Option<Arc<SharedLedgers>>,
     cluster: Option<Cluster>,
 }
 
@@ -86,30 +88,34 @@ impl RedisBus {
     /// On each of these, which are no two the same.
     pub(crate) fn new(targets: &[Target], node: NodeId, settings: BusSettings) -> Self {
         let common = Arc::new(Common::new(node, settings));
-        if let [Target::Cluster(target)] = targets {
-            let hints = Arc::new(Notify::new());
-            let nowhere = cluster::nowhere(target, &common, &hints);
-            return Self {
-                placement: Arc::new(Placement::unknown(nowhere)),
-                cluster: Some(Cluster {
-                    target: target.clone(),
-                    hints,
-                }),
-                common,
-            };
+        let (placement, cluster) = match targets {
+            [Target::Cluster(target)] => {
+                let (target, hints) = (target.clone(), Arc::new(Notify::new()));
+                let nowhere = cluster::nowhere(&target, &common, &hints);
+                (Placement::unknown(nowhere), Some(Cluster { target, hints }))
+            }
+            targets => (Self::place(targets, &common), None),
+        };
+        let seats = |limit| Arc::new(placement.seats(limit, &common));
+        Self {
+            seats: common.settings.seats.map(seats),
+            placement: Arc::new(placement),
+            cluster,
+            common,
         }
+    }
+
+    fn place(targets: &[Target], common: &Arc<Common>) -> Placement {
         let several = targets.len() > 1;
         let shard = |(n, target): (usize, &Target)| {
             let (link, name) = (LinkId(n as u32), target.to_string());
             let shown = several.then(|| name.as_str().into());
-            (name, Arc::new(Shard::new(link, shown, target, common.clone())))
+            (
+                name,
+                Arc::new(Shard::new(link, shown, target, common.clone())),
+            )
         };
-        let shards = targets.iter().enumerate().map(shard).collect();
-        Self {
-            placement: Arc::new(Placement::of(shards)),
-            cluster: None,
-            common,
-        }
+        Placement::of(targets.iter().enumerate().map(shard).collect())
     }
 
     /// Keeps to how the cluster is divided.
@@ -119,6 +125,7 @@ impl RedisBus {
             target.clone(),
             self.common.clone(),
             self.placement.clone(),
+            self.seats.clone(),
             cartographer.sight(),
             hints.clone(),
             listener.clone(),
@@ -139,20 +146,11 @@ impl RedisBus {
             }));
     }
 
-    fn start_seats(&self, seats: &Arc<SharedLedger>, listener: &Weak<dyn Listener>) {
-        let Some(shard) = self.placement.shards().into_iter().next() else {
-            return;
-        };
+    fn start_seats(&self, seats: &Arc<SharedLedgers>, listener: &Weak<dyn Listener>) {
+        let Common { node, settings, .. } = &*self.common;
         seats.start(listener.clone());
-        let writer = || {
-            SeatWriter::new(
-                seats.clone(),
-                shard.connector(),
-                shard.advice().clone(),
-                self.common.node,
-                &self.common.settings,
-            )
-        };
+        let advice = self.placement.advice();
+        let writer = || SeatWriter::new(seats.clone(), &advice, *node, settings);
         let (writer, mut leaving) = (writer(), writer());
         let (ended, told) = (self.common.ended.clone(), listener.clone());
         self.common.tasks.spawn(async move {
@@ -165,12 +163,12 @@ impl RedisBus {
 impl Bus for RedisBus {
     fn start(&self, listener: Weak<dyn Listener>) {
         for shard in self.placement.shards() {
-            shard.start(&listener);
+            shard.start(&listener, self.seats.as_ref());
         }
         if let Some(cluster) = &self.cluster {
             self.follow(cluster, &listener);
         }
-        if let Some(seats) = &self.common.seats {
+        if let Some(seats) = &self.seats {
             self.start_seats(seats, &listener);
         }
         self.common.tasks.close();
@@ -208,11 +206,15 @@ impl Bus for RedisBus {
     }
 
     fn queued(&self) -> usize {
-        self.placement.shards().iter().map(|shard| shard.queued()).sum()
+        self.placement
+            .shards()
+            .iter()
+            .map(|shard| shard.queued())
+            .sum()
     }
 
     fn seats(&self) -> Option<&dyn Seats> {
-        self.common.seats.as_deref().map(|seats| seats as &dyn Seats)
+        self.seats.as_deref().map(|seats| seats as &dyn Seats)
     }
 
     fn stop(&self) -> BoxFuture<'_, ()> {
@@ -275,4 +277,3 @@ fn io_words(error: &RedisError) -> String {
     let source = error.source().map(ToString::to_string);
     source.unwrap_or_else(|| error.to_string())
 }
-

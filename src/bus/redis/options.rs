@@ -409,7 +409,9 @@ mod tests {
     #[cfg(any(feature = "tls-ring", feature = "tls-aws-lc"))]
     #[test]
     fn every_server_of_a_secured_cluster_is_verified() {
-        let redis = Redis::at("rediss-cluster://a,b").unwrap().server_name("c.example");
+        let redis = Redis::at("rediss-cluster://a,b")
+            .unwrap()
+            .server_name("c.example");
         let Ok(Target::Cluster(target)) = redis.target() else {
             panic!("it is a cluster")
         };

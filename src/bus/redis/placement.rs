@@ -15,13 +15,21 @@ use parking_lot::RwLock;
 use sha1::{Digest, Sha1};
 use smallvec::SmallVec;
 
-use super::shard::Shard;
+use super::advice::Advice;
+use super::connection::Connector;
+use super::quota::SharedLedgers;
+use super::shard::{Common, Shard};
 use crate::bus::outage::LinkId;
 use crate::bus::scope::Size;
 use crate::bus::{Confirmation, Listener, Published};
 use crate::model::error::PublishError;
 use crate::model::partition::{Partition, PartitionSet};
 use crate::model::topic::Topic;
+use crate::quota::SeatLimit;
+
+/// Partitions whose users are one group at the cluster-wide limit: enough groups that they are spread over the primaries, and
+/// few enough that looking after them costs little.
+const SEAT_GROUP: usize = Partition::COUNT / 16;
 
 #[derive(Debug)]
 pub(super) enum Placement {
@@ -99,7 +107,12 @@ impl Placement {
         let next = Arc::new(before.followed_by(primaries));
         let moves = before.moves_to(&next);
         for (from, to, partitions) in &moves {
-            tracing::debug!(partitions = partitions.len(), ?from, ?to, "channels move to another primary");
+            tracing::debug!(
+                partitions = partitions.len(),
+                ?from,
+                ?to,
+                "channels move to another primary"
+            );
             to.expect(*partitions);
         }
         // Whoever comes from now on goes to the new place; and what was at the old one follows.
@@ -123,8 +136,53 @@ impl Placement {
         }
         let place = |partition: Partition| next.shards[next.owners[partition.index()]].link;
         primaries.iter().all(|(shard, partitions)| {
-            partitions.iter().all(|partition| place(partition) == shard.link)
+            partitions
+                .iter()
+                .all(|partition| place(partition) == shard.link)
         })
+    }
+
+    /// Users in groups, each with the keys in a partition of its own; one, where all is at one Redis.
+    pub(super) fn seats(&self, limit: SeatLimit, common: &Common) -> SharedLedgers {
+        let Common { node, settings, .. } = common;
+        if let Self::One(shard) = self {
+            return SharedLedgers::single(*node, limit, settings, shard.connector());
+        }
+        let tagged = self
+            .seat_groups()
+            .map(|(partition, connector)| (partition.tag(), connector));
+        let group_of = |user: &Topic| Partition::of(user.as_str()).index() / SEAT_GROUP;
+        SharedLedgers::tagged(*node, limit, settings, tagged, group_of)
+    }
+
+    /// Leads the groups of seats to where their keys are now.
+    pub(super) fn lead(&self, seats: &SharedLedgers) {
+        for (group, (_, connector)) in self.seat_groups().enumerate() {
+            seats.follow(group, &connector);
+        }
+    }
+
+    /// Where the keys of each group are.
+    fn seat_groups(&self) -> impl Iterator<Item = (Partition, Connector)> {
+        let first = Partition::all().step_by(SEAT_GROUP);
+        first.map(|partition| {
+            let connector = match self {
+                Self::One(shard) => shard.connector(),
+                Self::Spread(spread) => {
+                    let spread = spread.read();
+                    spread.shards[spread.owners[partition.index()]].connector()
+                }
+            };
+            (partition, connector)
+        })
+    }
+
+    /// Of whichever shard: all have the same user.
+    pub(super) fn advice(&self) -> Arc<Advice> {
+        match self {
+            Self::One(shard) => shard.advice().clone(),
+            Self::Spread(spread) => spread.read().shards[0].advice().clone(),
+        }
     }
 
     pub(super) fn want(&self, topic: &Topic) -> Confirmation {
@@ -221,13 +279,20 @@ impl Spread {
     fn moves_to(&self, next: &Self) -> Vec<(Arc<Shard>, Arc<Shard>, PartitionSet)> {
         let mut moves = BTreeMap::<_, PartitionSet>::new();
         for partition in Partition::all() {
-            let places = (self.owners[partition.index()], next.owners[partition.index()]);
+            let places = (
+                self.owners[partition.index()],
+                next.owners[partition.index()],
+            );
             if self.shards[places.0].link != next.shards[places.1].link {
                 moves.entry(places).or_default().insert(partition);
             }
         }
         let shards = |((from, to), partitions): ((usize, usize), _)| {
-            (self.shards[from].clone(), next.shards[to].clone(), partitions)
+            (
+                self.shards[from].clone(),
+                next.shards[to].clone(),
+                partitions,
+            )
         };
         moves.into_iter().map(shards).collect()
     }
@@ -297,9 +362,8 @@ fn and(
 
 /// To which of these names each partition belongs.
 fn owners(names: &[&str]) -> [usize; Partition::COUNT] {
-    let weight = |partition: Partition, name: &str| {
-        Sha1::digest(format!("{} {name}", partition.index()))
-    };
+    let weight =
+        |partition: Partition, name: &str| Sha1::digest(format!("{} {name}", partition.index()));
     let owner = |partition| {
         let named = names.iter().enumerate();
         let highest = named.max_by_key(|(_, name)| weight(partition, name));
@@ -319,9 +383,7 @@ mod tests {
     const NAMES: [&str; 4] = ["a:6379", "b:6379", "c:6379", "d:6379"];
 
     fn named(names: &[&str]) -> Vec<String> {
-        owners(names)
-            .map(|owner| names[owner].to_owned())
-            .to_vec()
+        owners(names).map(|owner| names[owner].to_owned()).to_vec()
     }
 
     #[test]

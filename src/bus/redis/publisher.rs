@@ -416,10 +416,10 @@ mod tests {
         let url = format!("redis://{}", server.local_addr().unwrap());
         let topology = Arc::new(Topology::at(&url));
         let advice = Arc::new(Advice::new(
-                None,
-                &Namespace::new("x").unwrap(),
-                Dialect::Plain,
-            ));
+            None,
+            &Namespace::new("x").unwrap(),
+            Dialect::Plain,
+        ));
         let long = Duration::from_secs(20);
         let (publisher, mut queue) = Publisher::new(topology, advice, long);
         let short = Publisher {

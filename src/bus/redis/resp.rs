@@ -268,14 +268,16 @@ impl<'a> Cursor<'a> {
         };
         match (kind, elements) {
             (b"message" | b"smessage", 3) => self.message(second, limit),
-            (b"subscribe" | b"ssubscribe" | b"unsubscribe" | b"sunsubscribe", 3) => match self.line()? {
-                Some((b':', _)) => Ok(Some(match kind {
-                    b"subscribe" | b"ssubscribe" => Reply::Subscribed { channel: second },
-                    _ => Reply::Unsubscribed { channel: second },
-                })),
-                Some(_) => Err(Broken),
-                None => Ok(None),
-            },
+            (b"subscribe" | b"ssubscribe" | b"unsubscribe" | b"sunsubscribe", 3) => {
+                match self.line()? {
+                    Some((b':', _)) => Ok(Some(match kind {
+                        b"subscribe" | b"ssubscribe" => Reply::Subscribed { channel: second },
+                        _ => Reply::Unsubscribed { channel: second },
+                    })),
+                    Some(_) => Err(Broken),
+                    None => Ok(None),
+                }
+            }
             (b"pong", 2) => Ok(Some(Reply::Other)),
             (b"server", 4..=MAX_FIELDS) if elements.is_multiple_of(2) => {
                 self.hello(elements / 2 - 1)

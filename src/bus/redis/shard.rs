@@ -18,7 +18,7 @@ use super::endpoint::OPENING;
 use super::link::LinkContext;
 use super::options::Target;
 use super::publisher::{PublishQueue, Publisher};
-use super::quota::SharedLedger;
+use super::quota::SharedLedgers;
 use super::sentinel::{Seeker, Sentinels, Watcher};
 use super::shared::SharedSubscriptions;
 use super::subscriber::Subscriber;
@@ -41,21 +41,15 @@ const POOL: u32 = 2;
 pub(super) struct Common {
     pub(super) node: NodeId,
     pub(super) settings: BusSettings,
-    /// Where sockets per user are limited.
-    pub(super) seats: Option<Arc<SharedLedger>>,
     pub(super) tasks: TaskTracker,
     pub(super) ended: CancellationToken,
 }
 
 impl Common {
     pub(super) fn new(node: NodeId, settings: BusSettings) -> Self {
-        let seats = settings
-            .seats
-            .map(|limit| Arc::new(SharedLedger::new(node, limit, settings.publish_timeout)));
         Self {
             node,
             settings,
-            seats,
             tasks: TaskTracker::new(),
             ended: CancellationToken::new(),
         }
@@ -164,10 +158,7 @@ impl Shard {
 
     /// Another connection to it.
     pub(super) fn connector(&self) -> Connector {
-        Connector::new(
-            self.topology.clone(),
-            self.common.settings.publish_timeout,
-        )
+        Connector::new(self.topology.clone(), self.common.settings.publish_timeout)
     }
 
     pub(super) fn advice(&self) -> &Arc<Advice> {
@@ -175,7 +166,7 @@ impl Shard {
     }
 
     /// Once, however often it is called.
-    pub(super) fn start(&self, listener: &Weak<dyn Listener>) {
+    pub(super) fn start(&self, listener: &Weak<dyn Listener>, seats: Option<&Arc<SharedLedgers>>) {
         let Some(queue) = self.queue.lock().take() else {
             return;
         };
@@ -202,7 +193,7 @@ impl Shard {
                 subscriptions: self.subscriptions.clone(),
             }),
             publisher: self.publisher.clone(),
-            seats: self.common.seats.clone(),
+            seats: seats.cloned(),
             listener: listener.clone(),
             told_no_role: Once::new(),
             began: false,
@@ -264,13 +255,17 @@ impl Shard {
     pub(super) fn expect(&self, partitions: PartitionSet) {
         self.subscriptions.with(|table| table.expect(partitions));
         let queue = self.publisher.queue();
-        partitions.iter().for_each(|partition| queue.hold(partition));
+        partitions
+            .iter()
+            .for_each(|partition| queue.hold(partition));
     }
 
     /// Partitions move to another shard, which expects them, and where everybody goes already.
     pub(super) fn hand_over(&self, partitions: PartitionSet, to: &Self) {
         let (ours, theirs) = (self.publisher.queue(), to.publisher.queue());
-        partitions.iter().for_each(|partition| ours.depart(partition, theirs));
+        partitions
+            .iter()
+            .for_each(|partition| ours.depart(partition, theirs));
         let take_out = |table: &mut Subscriptions| table.take_out(partitions, Instant::now());
         let moving = self.subscriptions.change(take_out);
         to.subscriptions.change(|table| table.take_in(moving));
@@ -315,7 +310,9 @@ impl Shard {
         size: Size,
     ) -> impl Future<Output = Result<Published, PublishError>> + Send + use<> {
         let channels = topics.iter().map(|topic| self.channels.of(topic)).collect();
-        let partition = topics.first().and_then(|topic| self.channels.partition(topic));
+        let partition = topics
+            .first()
+            .and_then(|topic| self.channels.partition(topic));
         let (subscriptions, topology) = (self.subscriptions.clone(), self.topology.clone());
         topics.retain(|topic| subscriptions.is_confirmed(topic));
         let publishing = self.publisher.publish(channels, envelope, size, partition);

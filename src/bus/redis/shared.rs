@@ -51,8 +51,8 @@ impl SharedSubscriptions {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
-    use std::time::Duration;
     use std::task::{Context, Wake, Waker};
+    use std::time::Duration;
 
     use futures::FutureExt;
     use tokio::time::Instant;

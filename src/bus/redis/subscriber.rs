@@ -17,7 +17,7 @@ use super::backoff::{Backoff, LONGEST_PAUSE};
 use super::endpoint::OPENING;
 use super::link::{Event, Link, LinkContext, Lost};
 use super::publisher::Publisher;
-use super::quota::SharedLedger;
+use super::quota::SharedLedgers;
 use super::resp::{Broken, RespReader};
 use super::subscriptions::Subscriptions;
 use super::topology::{LEFT, Opened, Topology};
@@ -38,7 +38,7 @@ pub(super) struct Subscriber {
     pub(super) topology: Arc<Topology>,
     pub(super) context: Arc<LinkContext>,
     pub(super) publisher: Arc<Publisher>,
-    pub(super) seats: Option<Arc<SharedLedger>>,
+    pub(super) seats: Option<Arc<SharedLedgers>>,
     pub(super) listener: Weak<dyn Listener>,
     /// Said once that Redis does not tell its role.
     pub(super) told_no_role: Once,
@@ -86,7 +86,7 @@ impl Subscriber {
         let opened_until = Instant::now() + OPENING;
         let Opened { dialed, route } = self.open(opened_until).await?;
         if let Some(seats) = &self.seats {
-            seats.verify();
+            seats.verify(&self.topology);
         }
         let auth = dialed.auth();
         let listening = self.pump(dialed.stream, auth, opened_until, backoff);
@@ -358,7 +358,8 @@ mod tests {
         let (publisher, mut queue) = Publisher::new(topology.clone(), advice.clone(), SILENCE);
         tokio::spawn(async move { queue.run().await });
         let node = NodeId::random();
-        let subscriptions = SharedSubscriptions::new(Subscriptions::new(SILENCE, Topic::node(node)));
+        let subscriptions =
+            SharedSubscriptions::new(Subscriptions::new(SILENCE, Topic::node(node)));
         let topic = Topic::room("x").unwrap();
         subscriptions.change(|table| table.want(&topic));
         let listener: Weak<Fragile> = Arc::downgrade(listener);

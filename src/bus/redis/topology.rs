@@ -81,7 +81,7 @@ impl Topology {
     }
 
     /// One primary of a Redis Cluster, and whom to tell when it is missed; none, for what nobody carries yet.
-    pub(super) fn of_cluster(primary: Option<Endpoint>, missed: Arc<Notify>) -> Self {
+    pub(super) fn of_cluster(primary: Option<Arc<Endpoint>>, missed: Arc<Notify>) -> Self {
         let topology = Self::new(Dialect::Sharded, To::Sought, missed);
         if let Some(primary) = primary {
             topology.lead_to(primary, Instant::now());
@@ -190,7 +190,7 @@ impl Topology {
     }
 
     /// The primary is there, and was at that time: everything that is open by another route leaves.
-    pub(super) fn lead_to(&self, primary: Endpoint, at: Instant) {
+    pub(super) fn lead_to(&self, primary: impl Into<Arc<Endpoint>>, at: Instant) {
         let mut trust = self.trust.lock();
         let confirmed = trust.confirmed.replace(at);
         let astray = confirmed.map(|at| at.checked_sub(HEARSAY).unwrap_or(at));
@@ -198,7 +198,7 @@ impl Topology {
         drop(trust);
         self.route.send_modify(|route| {
             route.number += 1;
-            route.to = To::Primary(Arc::new(primary));
+            route.to = To::Primary(primary.into());
             route.silence = None;
         });
         self.moved();

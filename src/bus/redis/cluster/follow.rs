@@ -12,6 +12,7 @@ use crate::bus::outage::LinkId;
 use crate::bus::redis::address::Host;
 use crate::bus::redis::options::ClusterTarget;
 use crate::bus::redis::placement::Placement;
+use crate::bus::redis::quota::SharedLedgers;
 use crate::bus::redis::shard::{Common, Shard};
 use crate::bus::redis::topology::Topology;
 
@@ -24,6 +25,7 @@ pub(in crate::bus::redis) struct Follower {
     target: Arc<ClusterTarget>,
     common: Arc<Common>,
     placement: Arc<Placement>,
+    seats: Option<Arc<SharedLedgers>>,
     sight: watch::Receiver<Sight>,
     /// Notified where the cluster may be divided otherwise.
     hints: Arc<Notify>,
@@ -49,6 +51,7 @@ impl Follower {
         target: Arc<ClusterTarget>,
         common: Arc<Common>,
         placement: Arc<Placement>,
+        seats: Option<Arc<SharedLedgers>>,
         sight: watch::Receiver<Sight>,
         hints: Arc<Notify>,
         listener: Weak<dyn Listener>,
@@ -57,6 +60,7 @@ impl Follower {
             target,
             common,
             placement,
+            seats,
             sight,
             hints,
             listener,
@@ -95,7 +99,10 @@ impl Follower {
         for shard in &shards {
             shard.topology().confirm(asked);
             // Now that it knows what it carries.
-            shard.start(&self.listener);
+            shard.start(&self.listener, self.seats.as_ref());
+        }
+        if let Some(seats) = &self.seats {
+            self.placement.lead(seats);
         }
         self.shards
             .retain(|_, shard| shards.iter().any(|one| one.link == shard.link));
@@ -110,7 +117,7 @@ impl Follower {
         let shard = Shard::of_cluster(
             LinkId(self.next_link),
             host.to_string().into(),
-            Topology::of_cluster(Some(primary), self.hints.clone()),
+            Topology::of_cluster(Some(primary.into()), self.hints.clone()),
             self.target.user(),
             self.common.clone(),
         );

@@ -259,7 +259,10 @@ impl State {
     fn admit(&mut self, queued: Queued) {
         self.free.all -= queued.units.all;
         self.free.large -= queued.units.large;
-        let partition = queued.publication.partition.filter(|_| !self.held.is_empty());
+        let partition = queued
+            .publication
+            .partition
+            .filter(|_| !self.held.is_empty());
         match partition.and_then(|partition| self.held.get_mut(&partition)) {
             Some(held) => held.queued.push(queued),
             None => self.arrived.push(queued),

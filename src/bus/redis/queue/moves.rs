@@ -78,13 +78,19 @@ impl Queue {
     }
 
     /// Hands over what the publisher had of a partition that departs; the departure is over when nothing more can come.
-    pub(in crate::bus::redis) fn hand_over(&self, departure: &Departure, what: Vec<(Publication, Waiter)>) {
+    pub(in crate::bus::redis) fn hand_over(
+        &self,
+        departure: &Departure,
+        what: Vec<(Publication, Waiter)>,
+    ) {
         let is_through = {
             let mut state = self.state.lock();
             let is_through = state.is_through(departure);
             if is_through {
                 let number = |one: &Departure| (one.partition, one.ticket, one.behind);
-                state.departures.retain(|one| number(one) != number(departure));
+                state
+                    .departures
+                    .retain(|one| number(one) != number(departure));
             }
             is_through
         };
@@ -162,8 +168,13 @@ mod tests {
     #[derive(Debug, Clone, Copy)]
     enum Step {
         /// A call, so large, that looked for the place so many moves ago.
-        Call { units: usize, late: bool },
-        Move { to: usize },
+        Call {
+            units: usize,
+            late: bool,
+        },
+        Move {
+            to: usize,
+        },
         /// The publisher takes over and hands over, …
         Look(usize),
         /// … or publishes what it has.
@@ -209,7 +220,9 @@ mod tests {
                 Step::Call { units, late } => {
                     self.call(if late { *before } else { self.place }, units);
                 }
-                Step::Move { to } if to != self.place && !self.queues[to].is_departing(partition()) => {
+                Step::Move { to }
+                    if to != self.place && !self.queues[to].is_departing(partition()) =>
+                {
                     self.queues[to].hold(partition());
                     self.queues[self.place].depart(partition(), &self.queues[to]);
                     *before = std::mem::replace(&mut self.place, to);
@@ -218,7 +231,8 @@ mod tests {
                 Step::Look(at) => self.look(at),
                 Step::Publish(at) => {
                     let published = self.backlogs[at].drain(..);
-                    self.published.extend(published.map(|(one, _)| one.channels.concat()));
+                    self.published
+                        .extend(published.map(|(one, _)| one.channels.concat()));
                 }
             }
         }
@@ -228,7 +242,11 @@ mod tests {
             let mut arrived = Vec::new();
             let (handed, departures) = queue.take(&mut arrived);
             backlog.extend(handed);
-            backlog.extend(arrived.into_iter().map(|one| one.admitted(queue, Waiter::new)));
+            backlog.extend(
+                arrived
+                    .into_iter()
+                    .map(|one| one.admitted(queue, Waiter::new)),
+            );
             for departure in departures {
                 let what = std::mem::take(backlog);
                 queue.hand_over(&departure, what);

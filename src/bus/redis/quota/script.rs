@@ -17,7 +17,22 @@ const SCRIPT: &str = include_str!("seats.lua");
 
 /// What the script and the look need beside the permissions of the bus.
 const PERMISSIONS: &str = "~<namespace>:seats* +eval +evalsha +time +hget +hmget +hset +hdel +hexists +unlink \
-    +pexpire +zadd +zrem +zscore +zrangebyscore +zremrangebyscore";
+    +pexpire +zadd +zrem +zscore +zrangebyscore +zremrangebyscore; with several primaries ~<namespace>:{*}:seats*";
+
+/// How an answer begins while keys are on their way to another primary of a Redis Cluster.
+const MOVES: [&str; 4] = ["MOVED ", "ASK ", "TRYAGAIN", "CROSSSLOT"];
+/// The same, of a key that a script met.
+const MOVES_IN_SCRIPT: &str = "attempted to access a non local key";
+
+/// The name of a group's sorted set, with which those of its hashes begin: with a tag all of them are in one slot of a Redis
+/// Cluster, whichever nodes there are.
+pub(super) fn leases(namespace: &Namespace, tag: Option<&str>) -> String {
+    let namespace = namespace.as_str();
+    match tag {
+        None => format!("{namespace}:seats"),
+        Some(tag) => format!("{namespace}:{{{tag}}}:seats"),
+    }
+}
 
 /// What is agreed among the nodes.
 #[derive(Debug, Clone, Copy)]
@@ -51,9 +66,9 @@ pub(super) struct Script {
 }
 
 impl Script {
-    pub(super) fn new(namespace: &Namespace, node: NodeId, terms: Terms) -> Self {
+    /// `leases` is what [`leases`] makes.
+    pub(super) fn new(leases: String, node: NodeId, terms: Terms) -> Self {
         let digest = Sha1::digest(SCRIPT);
-        let leases = format!("{}:seats", namespace.as_str());
         Self {
             digest: digest.iter().map(|byte| format!("{byte:02x}")).collect(),
             own: format!("{leases}:{node}"),
@@ -245,13 +260,18 @@ pub(super) fn replaced(told: &str) -> Vec<(&str, u64)> {
         .collect()
 }
 
-/// A refusal of Redis, and what to grant where a permission is missing.
+/// A refusal of Redis, and what to grant where a permission is missing, or to wait for where keys are on their way.
 pub(super) fn advise(reason: Arc<str>) -> Arc<str> {
     let missing = ["NOPERM", "The user executing the script", "ACL failure"];
-    if !missing.iter().any(|words| reason.contains(words)) {
-        return reason;
+    if missing.iter().any(|words| reason.contains(words)) {
+        return format!("{reason} (seats need: {PERMISSIONS})").into();
     }
-    format!("{reason} (seats need: {PERMISSIONS})").into()
+    let moves = MOVES.iter().any(|words| reason.starts_with(words));
+    if moves || reason.contains(MOVES_IN_SCRIPT) {
+        return format!("{reason} (its slot moves to another primary: over when it is there)")
+            .into();
+    }
+    reason
 }
 
 pub(super) fn text(value: &Value) -> Option<&str> {
@@ -340,6 +360,33 @@ mod tests {
         );
     }
 
+    #[test]
+    fn keys_have_one_tag_or_the_names_that_they_always_had() {
+        let namespace = Namespace::new("x").unwrap();
+        let names = |tag| {
+            let (lease, grace) = (LEASE, Duration::ZERO);
+            let terms = Terms { lease, grace };
+            let script = Script::new(leases(&namespace, tag), NodeId(7), terms);
+            [script.leases, script.own]
+        };
+        let own = |leases: &str| format!("{leases}:{}", NodeId(7));
+        assert_eq!(names(None), ["x:seats".to_owned(), own("x:seats")]);
+        let tagged = "x:{460}:seats";
+        assert_eq!(names(Some("460")), [tagged.to_owned(), own(tagged)]);
+    }
+
+    #[test]
+    fn a_slot_that_moves_is_called_that() {
+        for words in [
+            "MOVED 5 127.0.0.1:1",
+            "ASK 5 127.0.0.1:1",
+            "TRYAGAIN Multiple keys request during rehashing of slot",
+            "ERR Script attempted to access a non local key in a cluster node script: 1",
+        ] {
+            assert!(advise(words.into()).contains("its slot moves"), "{words}");
+        }
+    }
+
     const LEASE: Duration = Duration::from_secs(60);
 
     /// Everyone notices at once.
@@ -348,8 +395,9 @@ mod tests {
     }
 
     fn leasing(node: u64, lease: Duration) -> Script {
-        let (namespace, grace) = (Namespace::new("x").unwrap(), Duration::ZERO);
-        Script::new(&namespace, NodeId(node), Terms { lease, grace })
+        let leases = leases(&Namespace::new("x").unwrap(), None);
+        let grace = Duration::ZERO;
+        Script::new(leases, NodeId(node), Terms { lease, grace })
     }
 
     fn epoch(epoch: u64) -> Stamp {

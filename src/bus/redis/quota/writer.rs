@@ -1,415 +1,301 @@
-//! The task that tells Redis about this node's seats and asks for new ones, in one pipeline at a time.
+//! The task that tells Redis about this node's seats and asks for new ones: it connects, sends and waits.
 //!
-//! Every join raises the epoch, so that whatever an earlier connection still has on its way is stale when it arrives.
-//! After a join all is said in one order: what may differ, then claims; and nothing that failed in between is taken for
-//! said.
-//!
-//! ```text
-//!           answered
-//!  join ------------------> serve <--+
-//!   ^ ^                      | | |   |  a batch, a renewal, a look; or nothing is due: rest
-//!   | |                      | | +---+
-//!   | |                      | |
-//!   | |  in 10 ms, doubled   | |  Redis answers, and has lost this node's keys or the script
-//!   | +----- forgotten <-----+ |
-//!   |                          |
-//!   |  at once; from the       |  it does not answer, or what makes no sense
-//!   |  second time on an       |
-//!   +- outage, and a pause <---+
-//! ```
-//! A join may fail in the same two ways. When the bus ends, whatever it is at is given up, and `leave` deletes the
-//! keys.
+//! What is said, and what an answer means, is up to the [`Dialog`] of each group. Groups on one primary share a
+//! [`SeatLink`], so that a node costs each primary one connection and four round trips a second however many they are;
+//! none waits for another primary.
 
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bb8_redis::bb8::ManageConnection;
-use redis::{RedisError, RedisResult, Value};
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use futures::FutureExt;
+use futures::future::{BoxFuture, join_all};
+use futures::stream::{FuturesUnordered, StreamExt};
+use redis::Cmd;
+use tokio::time::{Instant, sleep_until, timeout};
 
-use super::ledger::{Batch, Ledger, Verdict};
-use super::missing::Missing;
-use super::script::{
-    Renewed, Script, Stamp, Terms, advise, joined, renewed, replaced, seen, verdict,
-};
-use super::{SharedLedger, now};
+use super::dialog::{Dialog, Event, Next};
+use super::group::SeatGroup;
+use super::ledger::Ledger;
+use super::link::{Flight, FlightEnd, LinkStage, SeatLink, SeatLinks, shared_out};
+use super::pace::Pace;
+use super::script::{Script, Terms};
+use super::{SharedLedgers, now};
 use crate::bus::BusSettings;
 use crate::bus::redis::advice::Advice;
-use crate::bus::redis::backoff::pause;
-use crate::bus::redis::connection::{Commands, Connection, Connector};
-use crate::bus::redis::explain;
+use crate::bus::redis::connection::{Commands, Connector};
+use crate::bus::redis::words;
 use crate::model::id::NodeId;
-
-/// A lease is this many renewals long.
-const MARGIN: u32 = 3;
-/// A node that says nothing looks this often whether Redis still has its keys: two reads, so that a lost key is
-/// noticed long before the claims that wait for it are refused.
-const LOOK: Duration = Duration::from_millis(250);
-/// Looks until every node has noticed a loss, however busy it is.
-const GRACE: u32 = 3;
-/// Until what is missing is asked for again.
-const RETRY: Duration = Duration::from_millis(10);
-/// So often that is doubled while nothing came of it: 2.56 s.
-const MOST_RETRIES: u32 = 8;
 
 #[derive(Debug)]
 pub(in crate::bus::redis) struct SeatWriter {
-    seats: Arc<SharedLedger>,
-    connector: Connector,
-    advice: Arc<Advice>,
-    /// The task's own: it waits for nobody's question, and an answer is owed to it alone.
-    connection: Option<Connection>,
-    script: Script,
-    renewal: Duration,
-    look: Duration,
-    /// The longest wait when it leaves.
-    deadline: Duration,
-    /// Raised whenever something that was said may still be on its way: Redis then ignores it.
-    epoch: u64,
-    /// How many things were said, and the last of them that Redis confirmed.
-    said: u64,
-    confirmed: u64,
-    /// What the last renewal told, to be acknowledged with the next.
-    known: Renewed,
-    /// Redis' clock, in milliseconds, and when it was so late.
-    clock: Option<(u64, Instant)>,
-    missing: Missing,
-    due: Due,
-}
-
-/// When something is to be said whether or not there is news.
-#[derive(Debug)]
-struct Due {
-    renewal: Instant,
-    look: Instant,
-    /// Not before.
-    claims: Instant,
-}
-
-/// Why Redis has to be told anew who speaks.
-#[derive(Debug)]
-enum Lapse {
-    /// Redis answers, and has lost this node's keys, or the script.
-    Forgotten,
-    Failed(Arc<str>),
+    seats: Arc<SharedLedgers>,
+    /// One per group.
+    dialogs: Vec<Dialog>,
+    links: SeatLinks,
+    /// How many groups are limited by this node's own count.
+    outages: usize,
 }
 
 impl SeatWriter {
     pub(in crate::bus::redis) fn new(
-        seats: Arc<SharedLedger>,
-        connector: Connector,
-        advice: Arc<Advice>,
+        seats: Arc<SharedLedgers>,
+        advice: &Arc<Advice>,
         node: NodeId,
         settings: &BusSettings,
     ) -> Self {
         let (lease, patience) = (settings.lease, settings.publish_timeout / 2);
-        let renewal = lease / MARGIN;
-        // What is lost is found, and written, before whoever waits for it gives up.
-        let look = LOOK.min(renewal).min(patience / (GRACE + 1));
-        let grace = look * GRACE;
         let now = Instant::now();
+        let pace = Pace::new(lease, patience, now);
+        let grace = pace.grace();
+        let dialog = |group: &SeatGroup| {
+            let script = Script::new(group.leases.clone(), node, Terms { lease, grace });
+            let (advice, pace) = (advice.clone(), pace.clone());
+            Dialog::new(script, seats.limit, advice, pace, patience, now)
+        };
         Self {
+            dialogs: seats.groups.iter().map(dialog).collect(),
             seats,
-            connector,
-            advice,
-            connection: None,
-            script: Script::new(&settings.namespace, node, Terms { lease, grace }),
-            renewal,
-            look,
-            deadline: settings.publish_timeout,
-            epoch: 0,
-            said: 0,
-            confirmed: 0,
-            known: Renewed::default(),
-            clock: None,
-            missing: Missing::new(patience),
-            due: Due {
-                renewal: now,
-                look: now,
-                claims: now,
-            },
+            links: SeatLinks::default(),
+            outages: 0,
         }
     }
 
     /// Keeps Redis informed, for ever.
     pub(in crate::bus::redis) async fn run(&mut self) {
-        self.seats.ledger.lock().begin();
-        let (mut failures, mut forgotten) = (0, 0);
-        loop {
-            let lapse = match self.join().await {
-                Ok(()) => self.serve(&mut failures, &mut forgotten).await,
-                Err(lapse) => lapse,
-            };
-            let reason = match lapse {
-                Lapse::Failed(reason) => reason,
-                Lapse::Forgotten => {
-                    self.forgotten(&mut forgotten).await;
-                    continue;
-                }
-            };
-            failures += 1;
-            // A single failure tells of a lost connection, not of a lost Redis.
-            if failures > 1 {
-                self.outage(&reason);
-                tokio::select! {
-                    () = sleep(pause(failures, fastrand::f64())) => {}
-                    () = self.seats.unverified.notified() => {}
-                }
-            }
-        }
-    }
-
-    fn outage(&self, reason: &str) {
-        if self.seats.change(|ledger| ledger.outage(now())) {
-            tracing::warn!(
-                reason,
-                "sockets per user are limited by this node's own count for now"
-            );
-        }
-    }
-
-    /// Redis answers, and does not know this node: at once the first time, then less and less often.
-    async fn forgotten(&mut self, times: &mut u32) {
-        self.seats.change(Ledger::forgotten);
-        let wait = RETRY * 2_u32.pow((*times).min(MOST_RETRIES));
-        if *times == MOST_RETRIES {
-            tracing::warn!(
-                "redis loses the seats of this node again and again, and nobody is let in meanwhile: it must not evict \
-                them (maxmemory-policy volatile-* or allkeys-*), nor must anybody delete them"
-            );
-        } else {
-            tracing::debug!("redis has lost this node's seats, or the script: once more");
-        }
-        *times = times.saturating_add(1);
-        sleep(wait).await;
-    }
-
-    /// Deletes what this node has in Redis, if Redis answers.
-    pub(in crate::bus::redis) async fn leave(&mut self) {
-        let mut pipeline = Commands::new();
-        pipeline.add_command(self.script.leave());
-        let deadline = self.deadline;
-        let left = timeout(deadline, self.ask(&pipeline)).await;
-        let left =
-            left.unwrap_or_else(|_| Err(Lapse::Failed("redis did not answer in time".into())));
-        if let Err(Lapse::Failed(reason)) = left {
-            tracing::debug!(%reason, "the seats stay in redis until their lease ends");
-        }
-    }
-
-    /// From here on Redis listens to this epoch alone.
-    async fn join(&mut self) -> Result<(), Lapse> {
-        self.epoch += 1;
-        let anew = self.seats.ledger.lock().is_anew();
-        let mut pipeline = Commands::new();
-        pipeline.add_command(self.script.join(self.stamp(), anew, &self.known.nodes));
-        let answer = self.ask(&pipeline).await?.into_iter().next();
-        let answer = answer.ok_or_else(nonsense)?;
-        let answer = answer.map_err(|error| self.lapse(&error))?;
-        let joined = joined(&answer).ok_or_else(nonsense)?;
-        if joined.created {
-            self.known.replaced.clear();
-        }
-        let remembered = std::mem::replace(&mut self.known.nodes, joined.nodes);
-        let now = Instant::now();
-        if remembered.is_empty() {
-            // Nobody would decide a newcomer's claims any sooner.
-            self.due.claims = now + joined.others;
-        }
-        self.clock = Some((joined.millis, now));
-        self.due.renewal = now + self.renewal;
-        if self.seats.change(|ledger| ledger.joined(joined.created)) {
-            tracing::info!("sockets per user are limited in the whole cluster again");
-        }
-        Ok(())
-    }
-
-    /// Speaks until something fails; returns what.
-    async fn serve(&mut self, failures: &mut u32, forgotten: &mut u32) -> Lapse {
+        self.begin();
+        let mut flights = FuturesUnordered::new();
         loop {
             let now = Instant::now();
-            let batch = self.seats.ledger.lock().next_batch(self.due.claims <= now);
-            let renews = self.due.renewal <= now;
-            let said = if renews || !batch.is_empty() {
-                self.exchange(renews, batch).await
-            } else if self.due.look <= now {
-                self.look().await
-            } else {
-                self.rest(now).await;
-                continue;
-            };
-            if let Err(lapse) = said {
-                return lapse;
+            self.follow(now);
+            self.tell_late(now);
+            // Or what leaves would not know of it.
+            self.tell();
+            flights.extend(self.take_off(now));
+            tokio::select! {
+                Some((link, end)) = flights.next(), if !flights.is_empty() => self.land(link, end),
+                () = self.seats.changed.notified() => {}
+                () = sleep_or_wait(self.poll_timeout(now)) => {}
             }
-            (*failures, *forgotten) = (0, 0);
-            self.due.look = Instant::now() + self.look;
         }
     }
 
-    /// Waits until there is something to say.
-    async fn rest(&mut self, now: Instant) {
-        let mut wake = self.due.renewal.min(self.due.look);
-        if self.due.claims > now {
-            wake = wake.min(self.due.claims);
-        }
-        tokio::select! {
-            () = self.seats.changed.notified() => {}
-            () = self.seats.unverified.notified() => self.due.renewal = Instant::now(),
-            () = sleep_until(wake) => {}
+    /// Nothing is certain of what Redis knows.
+    fn begin(&mut self) {
+        let now = Instant::now();
+        self.links = SeatLinks::of(&self.seats.groups);
+        for (group, dialog) in self.seats.groups.iter().zip(&mut self.dialogs) {
+            group.ledger.lock().begin();
+            dialog.begin_anew(now);
         }
     }
 
-    /// Finds out whether Redis still has this node's keys; the renewal restores what can be restored.
-    async fn look(&mut self) -> Result<(), Lapse> {
-        let mut commands = Commands::new();
-        for command in self.script.look() {
-            commands.add_command(command);
+    /// Goes where the keys are.
+    fn follow(&mut self, now: Instant) {
+        let groups = self.seats.groups.iter().zip(&mut self.dialogs).enumerate();
+        for (number, (group, dialog)) in groups {
+            let news = group.take_news();
+            if let Some(connector) = news.moved {
+                self.links.lead(number, connector);
+                dialog.begin_anew(now);
+            }
+            if news.unverified {
+                dialog.verify(now);
+            }
         }
-        let answers = self.ask(&commands).await?;
-        let answers: RedisResult<Vec<Value>> = answers.into_iter().collect();
-        let answers = answers.map_err(|error| self.lapse(&error))?;
-        if !seen(&answers, self.stamp()) {
-            self.due.renewal = Instant::now();
-        }
-        Ok(())
-    }
-
-    /// Says one batch and takes the answers.
-    async fn exchange(&mut self, renews: bool, mut batch: Batch) -> Result<(), Lapse> {
-        self.said += 1;
-        let (mut pipeline, stamp) = (Commands::new(), self.stamp());
-        if renews {
-            self.due.renewal = Instant::now() + self.renewal;
-            pipeline.add_command(self.script.renew(stamp, &self.known.replaced));
-        }
-        if batch.has_writes() {
-            pipeline.add_command(self.script.write(stamp, &batch.writes, batch.whole));
-        }
-        let (limit, given_up) = (self.seats.limit, self.missing.given_up(Instant::now()));
-        for (user, number) in &batch.claims {
-            let claim = self.script.claim(stamp, user, *number, limit, &given_up);
-            pipeline.add_command(claim);
-        }
-        let answered = match self.ask(&pipeline).await {
-            Ok(answers) => self.take(renews, &mut batch, answers),
-            Err(lapse) => Err(lapse),
-        };
-        if answered.is_err() {
-            self.seats.change(|ledger| ledger.failed(batch));
-        }
-        answered
-    }
-
-    fn stamp(&self) -> Stamp {
-        let millis = self
-            .clock
-            .map_or(0, |(millis, at)| millis + at.elapsed().as_millis() as u64);
-        Stamp {
-            epoch: self.epoch,
-            millis,
-            says: self.said,
-            confirmed: self.confirmed,
-        }
-    }
-
-    /// Runs commands, on a new connection when there is none that works.
-    async fn ask(&mut self, commands: &Commands) -> Result<Vec<RedisResult<Value>>, Lapse> {
-        let mut connection = match self
-            .connection
-            .take()
-            .filter(|connection| !connection.is_dead())
-        {
-            Some(connection) => connection,
-            None => self.connect().await?,
-        };
-        let answers = connection.run(commands).await;
-        // After an error, or cancelled, it is of no further use.
-        let answers = answers.map_err(|error| self.lapse(&error))?;
-        self.connection = Some(connection);
-        Ok(answers)
+        self.links.close_unused();
     }
 
     /// Whoever waits for Redis meanwhile is told what this node knows: opening a connection may take longer.
-    async fn connect(&self) -> Result<Connection, Lapse> {
-        let mut connecting = pin!(self.connector.connect());
-        let opened = match timeout(self.deadline, connecting.as_mut()).await {
-            Ok(opened) => opened,
-            Err(_) => {
-                self.outage("redis accepted no connection in time");
-                connecting.await
+    fn tell_late(&mut self, now: Instant) {
+        for (number, link) in &mut self.links.links {
+            if link.take_late(now) {
+                on(&self.links.of_groups, &mut self.dialogs, *number)
+                    .for_each(|(_, dialog)| dialog.late());
             }
+        }
+    }
+
+    /// What can leave now.
+    fn take_off(&mut self, now: Instant) -> Vec<BoxFuture<'static, (u64, FlightEnd)>> {
+        let Self {
+            seats,
+            dialogs,
+            links,
+            ..
+        } = self;
+        let leaves = |(number, link): (&u64, &mut SeatLink)| {
+            let here = on(&links.of_groups, dialogs, *number);
+            let (flight, number) = (fly(seats, link, here, now)?, *number);
+            Some(async move { (number, flight.await) }.boxed())
         };
-        opened.map_err(|error| self.lapse(&error))
+        links.links.iter_mut().filter_map(leaves).collect()
     }
 
-    fn lapse(&self, error: &RedisError) -> Lapse {
-        match error.code() {
-            Some("STALE" | "NOSCRIPT") => Lapse::Forgotten,
-            _ => Lapse::Failed(advise(explain(&self.advice, error))),
-        }
-    }
-
-    /// Takes the answers to a batch, in its order, and out of it what is answered.
-    fn take(
-        &mut self,
-        renews: bool,
-        batch: &mut Batch,
-        answers: Vec<RedisResult<Value>>,
-    ) -> Result<(), Lapse> {
-        let mut answers = answers.into_iter();
-        if renews {
-            let answer = self.next(&mut answers)?;
-            self.known = renewed(&answer).ok_or_else(nonsense)?;
-            self.clock = Some((self.known.millis, Instant::now()));
-            self.seats.change(|ledger| {
-                for (user, number) in replaced(&self.known.replaced) {
-                    ledger.lose(user, number);
+    /// Takes what came of it.
+    fn land(&mut self, number: u64, end: FlightEnd) {
+        let (now, random) = (Instant::now(), fastrand::f64());
+        let Some(link) = self.links.links.get_mut(&number) else {
+            // All have left it.
+            return;
+        };
+        let stage = std::mem::replace(&mut link.stage, LinkStage::Closed);
+        match (stage, end) {
+            (LinkStage::Asking(asked), FlightEnd::Answered(connection, answers)) => {
+                link.stage = LinkStage::Open(connection);
+                for (group, answers) in shared_out(asked, answers) {
+                    self.dialogs[group].answered(answers, now, random);
                 }
-            });
+            }
+            (LinkStage::Asking(asked), FlightEnd::Broke(error)) => {
+                let asked = asked.iter().filter_map(|asked| asked.group);
+                asked.for_each(|group| self.dialogs[group].failed(&error, now, random));
+            }
+            (_, FlightEnd::Opened(Ok(connection))) => link.stage = LinkStage::Open(connection),
+            (_, FlightEnd::Opened(Err(error)) | FlightEnd::Broke(error)) => {
+                on(&self.links.of_groups, &mut self.dialogs, number)
+                    .for_each(|(_, dialog)| dialog.failed(&error, now, random));
+            }
+            (stage, FlightEnd::Answered(..)) => link.stage = stage,
         }
-        if batch.has_writes() {
-            self.next(&mut answers)?;
-            self.confirmed = self.said;
-            batch.writes.clear();
-            batch.whole = false;
-        }
-        while let Some((user, number)) = batch.claims.front() {
-            let answer = self.next(&mut answers)?;
-            let verdict = verdict(&answer).ok_or_else(nonsense)?;
-            self.heed(&verdict);
-            self.seats
-                .change(|ledger| ledger.answered(user, *number, verdict));
-            batch.claims.pop_front();
-        }
-        Ok(())
     }
 
-    fn next(&self, answers: &mut impl Iterator<Item = RedisResult<Value>>) -> Result<Value, Lapse> {
-        let answer = answers.next().ok_or_else(nonsense)?;
-        answer.map_err(|error| self.lapse(&error))
+    /// When something is to be said, or told, without news.
+    fn poll_timeout(&self, now: Instant) -> Option<Instant> {
+        let late = self.links.links.values().filter_map(SeatLink::late);
+        let dialogs = self.dialogs.iter().zip(&self.links.of_groups);
+        let idle = dialogs.filter(|(_, number)| !self.links.is_busy(**number));
+        let due = idle.filter_map(|(dialog, _)| dialog.poll_timeout(now));
+        due.chain(late).min()
     }
 
-    /// Learns from a verdict who is missing, and what time it is.
-    fn heed(&mut self, verdict: &Verdict) {
-        let now = Instant::now();
-        match verdict {
-            Verdict::Missing { nodes, millis } => {
-                self.missing.told(nodes.clone(), now);
-                self.clock = Some((*millis, now));
-                self.due.claims = now + RETRY;
+    /// Tells the ledgers what came of it.
+    fn tell(&mut self) {
+        for (number, dialog) in self.dialogs.iter_mut().enumerate() {
+            let group = &self.seats.groups[number];
+            while let Some(event) = dialog.poll_event() {
+                heed(&self.seats, group, event, &mut self.outages);
             }
-            Verdict::Granted { whole: true, .. } | Verdict::Refused { whole: true } => {
-                self.missing.told(Vec::new(), now);
-            }
-            Verdict::Granted { .. } | Verdict::Refused { .. } => {}
         }
-        if let Verdict::Granted { .. } = verdict {
-            self.confirmed = self.said;
+    }
+
+    /// Deletes what this node has in Redis, where Redis answers.
+    pub(in crate::bus::redis) async fn leave(&mut self) {
+        self.links = SeatLinks::of(&self.seats.groups);
+        let leaving = self.links.links.iter().map(|(number, link)| {
+            let mut commands = Commands::new();
+            on(&self.links.of_groups, &mut self.dialogs, *number)
+                .for_each(|(_, dialog)| commands.add_command(dialog.leave()));
+            leave(link.connector.clone(), commands, self.seats.deadline)
+        });
+        join_all(leaving.collect::<Vec<_>>()).await;
+    }
+}
+
+/// The dialogs of the groups that are on this link.
+fn on<'a>(
+    of_groups: &'a [u64],
+    dialogs: &'a mut [Dialog],
+    link: u64,
+) -> impl Iterator<Item = (usize, &'a mut Dialog)> {
+    let dialogs = dialogs.iter_mut().enumerate();
+    dialogs.filter(move |(group, _)| of_groups[*group] == link)
+}
+
+/// The link at work, if somebody on it has something to say.
+fn fly<'a>(
+    seats: &SharedLedgers,
+    link: &mut SeatLink,
+    mut dialogs: impl Iterator<Item = (usize, &'a mut Dialog)>,
+    now: Instant,
+) -> Option<Flight> {
+    if link.is_busy() {
+        return None;
+    }
+    if !link.is_open() {
+        let is_due = dialogs.any(|(_, dialog)| dialog.next(now) != Next::Rest);
+        return is_due.then(|| link.open(seats.deadline, now));
+    }
+    let said = dialogs.map(|(group, dialog)| (group, say(&seats.groups[group], dialog, now)));
+    link.ask(said.collect())
+}
+
+fn say(group: &SeatGroup, dialog: &mut Dialog, now: Instant) -> Vec<Cmd> {
+    match dialog.next(now) {
+        Next::Join => {
+            let anew = group.ledger.lock().is_anew();
+            dialog.join(anew, now)
+        }
+        Next::Speak { claims } => {
+            let batch = group.ledger.lock().next_batch(claims);
+            dialog.speak(batch, now)
+        }
+        Next::Rest => Vec::new(),
+    }
+}
+
+fn heed(seats: &SharedLedgers, group: &SeatGroup, event: Event, outages: &mut usize) {
+    match event {
+        Event::Answered {
+            user,
+            number,
+            verdict,
+        } => seats.change(group, |ledger| ledger.answered(&user, number, verdict)),
+        Event::Lost { user, number } => seats.change(group, |ledger| ledger.lose(&user, number)),
+        Event::Failed(batch) => seats.change(group, |ledger| ledger.failed(batch)),
+        Event::Joined { created } => {
+            if seats.change(group, |ledger| ledger.joined(created)) {
+                *outages = outages.saturating_sub(1);
+                if *outages == 0 {
+                    tracing::info!("sockets per user are limited in the whole cluster again");
+                }
+            }
+        }
+        Event::Outage(reason) => {
+            if seats.change(group, |ledger| ledger.outage(now())) {
+                *outages += 1;
+                if *outages == 1 {
+                    tracing::warn!(
+                        %reason,
+                        "sockets per user are limited by this node's own count for now"
+                    );
+                }
+            }
+        }
+        Event::Forgotten { aloud } => {
+            seats.change(group, Ledger::forgotten);
+            tell_forgotten(aloud);
         }
     }
 }
 
-fn nonsense() -> Lapse {
-    Lapse::Failed("redis gave an answer that makes no sense".into())
+fn tell_forgotten(aloud: bool) {
+    if aloud {
+        tracing::warn!(
+            "redis loses the seats of this node again and again, and nobody is let in meanwhile: it must not evict \
+            them (maxmemory-policy volatile-* or allkeys-*), nor must anybody delete them"
+        );
+    } else {
+        tracing::debug!("redis has lost this node's seats, or the script: once more");
+    }
+}
+
+async fn leave(connector: Connector, commands: Commands, deadline: Duration) {
+    let leaving = async {
+        let mut connection = connector.connect().await?;
+        connection.run(&commands).await
+    };
+    let reason = match timeout(deadline, leaving).await {
+        Ok(Ok(_)) => return,
+        Ok(Err(error)) => words(&error),
+        Err(_) => "redis did not answer in time".to_owned(),
+    };
+    tracing::debug!(%reason, "the seats stay in redis until their lease ends");
+}
+
+async fn sleep_or_wait(until: Option<Instant>) {
+    match until {
+        Some(until) => sleep_until(until).await,
+        None => std::future::pending().await,
+    }
 }

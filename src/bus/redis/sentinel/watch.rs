@@ -65,7 +65,11 @@ impl Watcher {
         let opened = opened.map_err(|_| "it accepts no connection in time")?;
         let mut connection = opened.map_err(|error| error.to_string())?;
         let mut output = connection.auth().unwrap_or_default();
-        command::subscribe(&mut output, Dialect::Plain, [SWITCHED.to_owned()].into_iter());
+        command::subscribe(
+            &mut output,
+            Dialect::Plain,
+            [SWITCHED.to_owned()].into_iter(),
+        );
         let (mut reader, mut asked) = (RespReader::new(LIMIT), true);
         loop {
             let writing = async {

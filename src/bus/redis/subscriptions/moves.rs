@@ -144,7 +144,11 @@ impl Subscriptions {
                 false => Some(Partition::of(topic.as_str())),
             };
             let is_back = partition.is_some_and(|partition| back.contains(partition));
-            if is_back && is_connected && interest.is_wanted(now) != interest.subscribed && !interest.queued {
+            if is_back
+                && is_connected
+                && interest.is_wanted(now) != interest.subscribed
+                && !interest.queued
+            {
                 interest.queued = true;
                 self.restoring.push_back(topic.clone());
             }
@@ -274,10 +278,7 @@ impl Subscriptions {
     }
 
     /// A command of one partition at a time, as a cluster demands.
-    pub(super) fn by_partition(
-        &self,
-        topics: Vec<Topic>,
-    ) -> Vec<(Option<Partition>, Vec<Topic>)> {
+    pub(super) fn by_partition(&self, topics: Vec<Topic>) -> Vec<(Option<Partition>, Vec<Topic>)> {
         if self.moves.is_none() {
             return vec![(None, topics)];
         }
@@ -313,7 +314,11 @@ mod tests {
         static TOPICS: LazyLock<Vec<Topic>> = LazyLock::new(|| {
             let home = [Topic::room("a").unwrap(), Topic::room("b").unwrap(), own()];
             let names = || (0_u32..).map(|n| Topic::room(&n.to_string()).unwrap());
-            let beside = |n: usize| names().filter(|topic| of(topic) == of(&home[n % 3])).nth(n / 3);
+            let beside = |n: usize| {
+                names()
+                    .filter(|topic| of(topic) == of(&home[n % 3]))
+                    .nth(n / 3)
+            };
             (0..usize::from(self::TOPICS)).filter_map(beside).collect()
         });
         TOPICS[usize::from(n)].clone()
@@ -429,10 +434,18 @@ mod tests {
         }
 
         fn ends(&mut self, partition: Partition) {
-            let ended: Vec<_> = self.subscribed.iter().filter(|(at, _)| *at == partition).cloned().collect();
+            let ended: Vec<_> = self
+                .subscribed
+                .iter()
+                .filter(|(at, _)| *at == partition)
+                .cloned()
+                .collect();
             for (at, name) in ended {
                 let all = (0..TOPICS).map(topic).chain([own()]);
-                let topic = all.into_iter().find(|topic| topic.as_str() == name).unwrap();
+                let topic = all
+                    .into_iter()
+                    .find(|topic| topic.as_str() == name)
+                    .unwrap();
                 self.subscribed.remove(&(at, name));
                 self.said.push_back(Said::Unsubscribed(at, topic));
             }
@@ -459,7 +472,11 @@ mod tests {
     impl World {
         fn new() -> Self {
             let [a, b, home] = partitions();
-            let rest = |n: usize| Partition::all().filter(move |one| ![a, b, home].contains(one)).filter(move |one| one.index() % 2 == n);
+            let rest = |n: usize| {
+                Partition::all()
+                    .filter(move |one| ![a, b, home].contains(one))
+                    .filter(move |one| one.index() % 2 == n)
+            };
             Self {
                 primaries: [
                     Primary::new(rest(0).chain([a, home])),
@@ -531,7 +548,9 @@ mod tests {
                 }
             }
             for n in 0..2 {
-                let carried = Partition::all().filter(|one| self.owner(*one) == n).collect();
+                let carried = Partition::all()
+                    .filter(|one| self.owner(*one) == n)
+                    .collect();
                 self.primaries[n].table.unstrand(carried, self.now);
             }
         }
@@ -633,13 +652,17 @@ mod tests {
         _ = primary.table.want(&other);
         assert_eq!(primary.table.step(after, 100)[0].verb, Verb::Subscribe);
         assert_eq!(
-            primary.table.answered(Verb::Unsubscribe, topic.as_str(), after),
+            primary
+                .table
+                .answered(Verb::Unsubscribe, topic.as_str(), after),
             Answered::InTurn,
             "the push"
         );
         assert_eq!(primary.table.misplaced(of(&topic).slot()), None);
         assert_eq!(
-            primary.table.answered(Verb::Subscribe, other.as_str(), after),
+            primary
+                .table
+                .answered(Verb::Subscribe, other.as_str(), after),
             Answered::InTurn
         );
         assert!(primary.table.is_confirmed(&other));
