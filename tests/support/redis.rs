@@ -6,7 +6,7 @@ pub mod redis_cluster;
 pub mod sentinels;
 
 use std::ffi::OsString;
-use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::net::{TcpStream, UdpSocket};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
@@ -169,14 +169,15 @@ fn program() -> OsString {
 
 /// A port that nobody listens on, below those that the system lends to connections: one of these could keep a
 /// server from starting there, or from coming back. As long as this process lives no other test draws it, since
-/// the UDP port of the same number is taken.
+/// the UDP port of the same number is taken. Whether somebody listens is not found out by listening: a program that
+/// another test starts in that moment has the listener for a while.
 pub fn free_port() -> u16 {
     static DRAWN: Mutex<Vec<UdpSocket>> = Mutex::new(Vec::new());
     loop {
         let port = fastrand::u16(10_000..30_000);
         let drawn = UdpSocket::bind(("127.0.0.1", port));
         if let Ok(drawn) = drawn
-            && TcpListener::bind(("127.0.0.1", port)).is_ok()
+            && TcpStream::connect(("127.0.0.1", port)).is_err()
         {
             DRAWN.lock().expect("nothing panics here").push(drawn);
             return port;
