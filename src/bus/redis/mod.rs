@@ -53,6 +53,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::advice::Advice;
+#[cfg(any(fuzzing, axum_cluster_internals))]
+pub(crate) use self::cluster::read_view;
 use self::connection::Connector;
 use self::endpoint::OPENING;
 use self::link::LinkContext;

@@ -212,6 +212,20 @@ fn unanswered(failures: &[Failure]) -> Arc<str> {
     format!("no server tells how the cluster is divided ({quoted}{more})").into()
 }
 
+/// How many partitions have a primary by this answer, and how many have none.
+#[cfg(any(fuzzing, axum_cluster_internals))]
+pub(crate) fn read_view(bytes: &[u8]) -> Option<(usize, usize)> {
+    let slots = redis::parse_redis_value(bytes).ok()?;
+    let host = &Host::new("seed", 1);
+    let asked = view::Asked {
+        host,
+        by_name: true,
+    };
+    let view = View::read(&slots, asked)?;
+    let served = view.primaries().map(|(_, partitions)| partitions.len());
+    Some((served.sum(), view.unserved().len()))
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
