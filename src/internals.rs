@@ -8,7 +8,7 @@ use parking_lot::RwLock;
 use smallvec::smallvec;
 
 #[cfg(feature = "redis")]
-use crate::bus::redis::RespReader;
+use crate::bus::redis::{RespReader, read_view};
 use crate::bus::scope::Scope;
 use crate::bus::wire::{self, Action};
 use crate::config::Config;
@@ -72,6 +72,12 @@ pub fn resp(bytes: &[u8], limit: usize, piece: usize) -> (Vec<String>, bool) {
         }
     }
     (said, false)
+}
+
+/// Reads how a cluster is divided, as Redis says it; how many partitions have a primary, and how many have none.
+#[cfg(feature = "redis")]
+pub fn view(bytes: &[u8]) -> Option<(usize, usize)> {
+    read_view(bytes)
 }
 
 /// Checks a handshake; whether it may be answered.

@@ -85,8 +85,15 @@ impl RedisCluster {
         ask(&self.nodes[node], command).expect("it answers")
     }
 
+    /// Valkey takes some commands only while its replicas follow.
     fn ok(&self, node: usize, command: &str) {
-        assert_eq!(self.ask(node, command), "OK", "{command}");
+        let mut answer = self.ask(node, command);
+        let deadline = Instant::now() + START;
+        while answer.starts_with("NOREPLICAS") && Instant::now() < deadline {
+            sleep(Duration::from_millis(10));
+            answer = self.ask(node, command);
+        }
+        assert_eq!(answer, "OK", "{command}");
     }
 
     /// Whose slot this is, as the node says.
@@ -152,6 +159,18 @@ impl RedisCluster {
         }
     }
 
+    /// Moves a slot as a whole, which Valkey 9 can, and waits until all know.
+    pub fn move_at_once(&self, slot: u16, to: usize) {
+        let from = self.owner(slot, to).expect("somebody owns it");
+        let target = &self.ids[to];
+        let command = format!("CLUSTER MIGRATESLOTS SLOTSRANGE {slot} {slot} NODE {target}");
+        self.ok(from, &command);
+        wait("the slot has moved", || {
+            let mut running = (0..self.nodes.len()).filter(|node| self.nodes[*node].is_running());
+            running.all(|node| self.owner(slot, node) == Some(to))
+        });
+    }
+
     /// One more primary, that owns nothing yet.
     pub fn add_primary(&mut self) -> usize {
         let new = self.bring();
@@ -197,6 +216,8 @@ impl RedisCluster {
         let mut options = vec!["--cluster-enabled", "yes", "--cluster-port", &bus_port];
         options.extend(["--cluster-node-timeout", NODE_TIMEOUT]);
         options.extend(["--repl-diskless-sync-delay", "0"]);
+        // However long a replica has missed its primary: the machine may be slow.
+        options.extend(["--cluster-replica-validity-factor", "0"]);
         options.extend(self.options.iter().map(String::as_str));
         let way = self.cut.as_ref().map(|cut| Way::to(bus, cut.clone()));
         let announced = way.as_ref().map(|way| way.port().to_string());

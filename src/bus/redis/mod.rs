@@ -48,6 +48,8 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use self::advice::Advice;
+#[cfg(any(fuzzing, axum_cluster_internals))]
+pub(crate) use self::cluster::read_view;
 use self::cluster::{Cartographer, Follower};
 use self::options::ClusterTarget;
 pub use self::options::Redis;
@@ -120,7 +122,11 @@ impl RedisBus {
 
     /// Keeps to how the cluster is divided.
     fn follow(&self, Cluster { target, hints }: &Cluster, listener: &Weak<dyn Listener>) {
-        let cartographer = Cartographer::new(target.clone(), hints.clone());
+        let cartographer = Cartographer::new(
+            target.clone(),
+            hints.clone(),
+            self.common.settings.probe_interval,
+        );
         let follower = Follower::new(
             target.clone(),
             self.common.clone(),

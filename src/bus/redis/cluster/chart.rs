@@ -7,8 +7,8 @@
 //! them have gone on without it; besides, its epoch proves nothing, since its replicas raise it by each vote that they lose. What it
 //! says holds only as long as none that is well has ever answered: better than nothing, where a cluster starts.
 //!
-//! An older epoch is believed again when nobody has confirmed the newer one for a while: then the cluster was set up
-//! anew. (Sentinels are asked all at once and outvoted by a majority; of a cluster a single node is asked, since most of them
+//! An older epoch is believed again when it was told for a while and nobody confirmed the newer one meanwhile: then the
+//! cluster was set up anew. (Sentinels are asked all at once and outvoted by a majority; of a cluster a single node is asked, since most of them
 //! have agreed already when one calls itself well.)
 
 use std::sync::Arc;
@@ -19,8 +19,8 @@ use tokio::time::Instant;
 use super::answer::Answer;
 use super::view::View;
 
-/// An epoch that nobody confirms for so long has been forgotten: longer than any question takes, shorter than anybody
-/// notices who sets a cluster up anew.
+/// An epoch that nobody confirms for so long while others tell an older one has been forgotten: longer than any question
+/// takes, shorter than anybody notices who sets a cluster up anew.
 const FORGOTTEN: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Default)]
@@ -33,8 +33,8 @@ struct Held {
     view: Arc<View>,
     /// That of a node that was well; none as long as there was none.
     epoch: Option<u64>,
-    /// When it was last given.
-    confirmed: Instant,
+    /// Since when only older ones are told.
+    outdated: Option<Instant>,
 }
 
 /// What the answers come to.
@@ -63,8 +63,9 @@ impl Chart {
         }
         let held = self.held.as_ref()?;
         let is_older = answer.epoch.is_some_and(|epoch| Some(epoch) < held.epoch);
-        let unconfirmed = now.saturating_duration_since(held.confirmed);
-        (is_older && unconfirmed < FORGOTTEN).then_some(CUT_OFF)
+        let since = held.outdated.unwrap_or(now);
+        let is_forgotten = now.saturating_duration_since(since) >= FORGOTTEN;
+        (is_older && !is_forgotten).then_some(CUT_OFF)
     }
 
     /// Takes the best of the answers to a question that began at that time, if there is one.
@@ -80,12 +81,17 @@ impl Chart {
         let (doubt, answer) = best?;
         Some(match doubt {
             None => {
-                let changed = self.hold(answer.view, answer.epoch, asked);
+                let changed = self.hold(answer.view, answer.epoch);
                 changed.map_or(Finding::Confirmed, Finding::Changed)
             }
             Some(reason) => {
                 let is_first = !answer.is_well && self.epoch().is_none();
-                let view = is_first.then(|| self.hold(answer.view, None, asked));
+                let view = is_first.then(|| self.hold(answer.view, None));
+                if answer.is_well
+                    && let Some(held) = &mut self.held
+                {
+                    held.outdated.get_or_insert(asked);
+                }
                 Finding::Doubted {
                     view: view.flatten(),
                     reason: reason.into(),
@@ -99,17 +105,17 @@ impl Chart {
     }
 
     /// The view, if it differs from what was held.
-    fn hold(&mut self, view: View, epoch: Option<u64>, confirmed: Instant) -> Option<Arc<View>> {
+    fn hold(&mut self, view: View, epoch: Option<u64>) -> Option<Arc<View>> {
         let Some(held) = &mut self.held else {
             let view = Arc::new(view);
             self.held = Some(Held {
                 view: view.clone(),
                 epoch,
-                confirmed,
+                outdated: None,
             });
             return Some(view);
         };
-        (held.epoch, held.confirmed) = (epoch.or(held.epoch), confirmed);
+        (held.epoch, held.outdated) = (epoch.or(held.epoch), None);
         let view = view.after(&held.view);
         if view == *held.view {
             return None;
@@ -169,7 +175,10 @@ mod tests {
         assert_eq!(chart.hear(old(), now + S), doubted(None, CUT_OFF));
         let both = vec![well(7, 70), well(8, 71), down(9, 70)];
         assert_eq!(chart.hear(both, now + S), CONFIRMED);
-        let unconfirmed = now + S + FORGOTTEN;
+        // However long nobody was asked.
+        let again = now + 3600 * S;
+        assert_eq!(chart.hear(old(), again), doubted(None, CUT_OFF));
+        let unconfirmed = again + FORGOTTEN;
         assert_eq!(chart.hear(old(), unconfirmed - S), doubted(None, CUT_OFF));
         assert_eq!(chart.hear(old(), unconfirmed), changed(70), "set up anew");
         assert_eq!(chart.epoch(), Some(7));
@@ -207,22 +216,25 @@ mod tests {
             (proptest::collection::vec((0u64..5, 70u16..73, any::<bool>()), 1..4), 0u32..6), 1..60,
         )) {
             let (mut chart, mut now) = (Chart::default(), Instant::now());
-            let mut confirmed = now;
+            let mut outdated: Option<Instant> = None;
             for (answers, seconds) in rounds {
                 now += S * seconds;
                 let (before, held) = (chart.epoch(), chart.view().cloned());
                 let answers: Vec<_> = answers.iter().map(|(epoch, port, is_well)| answer(*epoch, *port, *is_well)).collect();
                 let newest = answers.iter().filter(|answer| answer.is_well).filter_map(|answer| answer.epoch).max();
                 let is_sound = newest.is_some_and(|newest| before.is_none_or(|before| newest >= before));
-                let is_anew = newest.is_some() && now - confirmed >= FORGOTTEN;
+                let is_anew = newest.is_some() && outdated.is_some_and(|since| now - since >= FORGOTTEN);
                 let finding = chart.hear(answers.clone(), now);
                 let is_doubted = matches!(finding, Some(Finding::Doubted { .. }));
                 prop_assert_eq!(is_doubted, !(is_sound || is_anew));
                 if is_sound || is_anew {
                     prop_assert_eq!(chart.epoch(), newest);
-                    confirmed = now;
+                    outdated = None;
                 } else {
                     prop_assert_eq!(chart.epoch(), before);
+                    if newest.is_some() {
+                        outdated.get_or_insert(now);
+                    }
                     if before.is_some() {
                         prop_assert_eq!(chart.view().cloned(), held);
                     }

@@ -61,16 +61,20 @@ pub(in crate::bus::redis) struct Sight {
 }
 
 impl Cartographer {
-    /// Whoever finds that the cluster may be divided otherwise notifies `hints`: by MOVED, a subscription that ended by itself, a
-    /// connection that was lost, a primary that is none.
-    pub(in crate::bus::redis) fn new(target: Arc<ClusterTarget>, hints: Arc<Notify>) -> Self {
+    /// Asks this often while nothing happens. Whoever finds that the cluster may be divided otherwise notifies `hints`: by
+    /// MOVED, a subscription that ended by itself, a connection that was lost, a primary that is none.
+    pub(in crate::bus::redis) fn new(
+        target: Arc<ClusterTarget>,
+        hints: Arc<Notify>,
+        interval: Duration,
+    ) -> Self {
         Self {
             target,
             hints,
             sight: watch::Sender::default(),
             witness: None,
             chart: Chart::default(),
-            refresh: Refresh::new(Instant::now()),
+            refresh: Refresh::new(interval, Instant::now()),
         }
     }
 
@@ -214,6 +218,20 @@ fn unanswered(failures: &[Failure]) -> Arc<str> {
     format!("no server tells how the cluster is divided ({quoted}{more})").into()
 }
 
+/// How many partitions have a primary by this answer, and how many have none.
+#[cfg(any(fuzzing, axum_cluster_internals))]
+pub(crate) fn read_view(bytes: &[u8]) -> Option<(usize, usize)> {
+    let slots = redis::parse_redis_value(bytes).ok()?;
+    let host = &Host::new("seed", 1);
+    let asked = view::Asked {
+        host,
+        by_name: true,
+    };
+    let view = View::read(&slots, asked)?;
+    let served = view.primaries().map(|(_, partitions)| partitions.len());
+    Some((served.sum(), view.unserved().len()))
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -223,11 +241,13 @@ mod tests {
     use tokio::task::JoinSet;
 
     use super::*;
+    use crate::bus::conformance::redis_server::redis_cluster::RedisCluster;
     use crate::bus::conformance::redis_server::{RedisServer, free_port};
     use crate::bus::redis::options::{Redis, Target};
     use crate::model::partition::Partition;
 
     const LONG: Duration = Duration::from_secs(20);
+    const INTERVAL: Duration = Duration::from_secs(5);
 
     fn target(url: &str) -> Arc<ClusterTarget> {
         match Redis::at(url).unwrap().target() {
@@ -336,7 +356,7 @@ mod tests {
 
         fn at(url: &str) -> Self {
             let hints = Arc::new(Notify::new());
-            let mut cartographer = Cartographer::new(target(url), hints.clone());
+            let mut cartographer = Cartographer::new(target(url), hints.clone(), INTERVAL);
             let (sight, mut running) = (cartographer.sight(), JoinSet::new());
             running.spawn(async move { cartographer.run().await });
             Self {
@@ -466,6 +486,27 @@ mod tests {
             let near = Partition::between(slot / 64 * 64, slot / 64 * 64 + 63);
             assert!(near.eq([Partition::of(topic)]), "{topic}");
         }
+    }
+
+    /// T16: neither MOVED nor the end of a connection tells of it.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_primary_that_was_cut_off_is_left_though_it_takes_everything() {
+        let cluster = RedisCluster::severable(3, 1, &[]);
+        let [old, new] = [0, 3].map(|node| cluster.nodes[node].port());
+        let partition = Partition::of_slot(5).unwrap();
+        let is_at = |sight: &Sight, port| {
+            let view = sight.view.as_ref();
+            let owner = view.and_then(|view| view.owner(partition));
+            owner.is_some_and(|owner| owner.port == port)
+        };
+        // That which is cut off is the one that is asked.
+        let mut asking = Asking::at(&format!("redis-cluster://127.0.0.1:{old}"));
+        asking.until(|sight| is_at(sight, old)).await;
+        cluster.cut(&[0]);
+        asking.until(|sight| is_at(sight, new)).await;
+        let publish = format!("SPUBLISH {{{}}}:x y", partition.tag());
+        assert_eq!(cluster.ask(0, &publish), "0", "control: it is taken");
+        assert!(cluster.is_primary(0), "control: it knows nothing of it");
     }
 
     /// T23, and whoever may not ask.

@@ -1,8 +1,9 @@
 //! When to ask how the cluster is divided: rules without I/O.
 //!
-//! At the start; at every hint that the division has changed; and now and then without one. A hint comes before the change
-//! as often as after it (a primary that is killed is replaced seconds later), so for a while questions follow it,
-//! however soon the first is answered. While no answer counts, hints make nothing faster: whoever gives them fails as
+//! At the start; at every hint that the division has changed; and now and then without one, since a primary that was cut off
+//! with us takes every SSUBSCRIBE and SPUBLISH as before, though its cluster has gone on without it (seen:
+//! `cluster-allow-pubsubshard-when-down`). A hint comes before the change as often as after it (a primary that is killed is
+//! replaced seconds later), so for a while questions follow it, however soon the first is answered. While no answer counts, hints make nothing faster: whoever gives them fails as
 //! often as it likes.
 
 use std::time::Duration;
@@ -19,13 +20,13 @@ const BRISK: Duration = Duration::from_millis(800);
 /// … and for so long after the last hint: four times what nodes take by default to miss one of them
 /// (`cluster-node-timeout`).
 const RESTLESS: Duration = Duration::from_secs(60);
-/// While nothing happens.
-const INTERVAL: Duration = Duration::from_secs(30);
 /// How much the interval differs from node to node, so that a fleet does not ask in one moment.
 const SPREAD: f64 = 0.1;
 
 #[derive(Debug)]
 pub(super) struct Refresh {
+    /// Between two questions while nothing happens.
+    interval: Duration,
     /// When the last question began.
     asked: Option<Instant>,
     due: Instant,
@@ -36,8 +37,9 @@ pub(super) struct Refresh {
 
 impl Refresh {
     /// The first question is due at once.
-    pub(super) fn new(now: Instant) -> Self {
+    pub(super) fn new(interval: Duration, now: Instant) -> Self {
         Self {
+            interval,
             asked: None,
             due: now,
             hinted: now,
@@ -71,8 +73,8 @@ impl Refresh {
         }
         let is_restless = now.saturating_duration_since(self.hinted) < RESTLESS;
         let pause = match is_restless {
-            true => self.pause,
-            false => INTERVAL.mul_f64(1.0 + SPREAD * (2.0 * random - 1.0)),
+            true => self.pause.min(self.interval),
+            false => self.interval.mul_f64(1.0 + SPREAD * (2.0 * random - 1.0)),
         };
         self.pause = self.pause.saturating_mul(2).min(BRISK);
         self.due = self.earliest(now).max(self.asked.unwrap_or(now) + pause);
@@ -97,6 +99,7 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
     const S: Duration = Duration::from_secs(1);
+    const INTERVAL: Duration = Duration::from_secs(5);
 
     /// Asks when it is due, and is answered at once; how long after the question before.
     fn step(refresh: &mut Refresh, random: f64) -> Duration {
@@ -109,7 +112,7 @@ mod tests {
     #[test]
     fn questions_follow_a_hint_for_a_minute_and_then_become_rare() {
         let start = Instant::now();
-        let mut refresh = Refresh::new(start);
+        let mut refresh = Refresh::new(INTERVAL, start);
         let first: Vec<_> = (0..7)
             .map(|_| step(&mut refresh, 0.5).as_millis())
             .collect();
@@ -135,7 +138,7 @@ mod tests {
     #[test]
     fn a_hint_that_comes_too_soon_waits_and_one_that_came_while_it_asked_makes_one_more_question() {
         let start = Instant::now();
-        let mut refresh = Refresh::new(start);
+        let mut refresh = Refresh::new(INTERVAL, start);
         refresh.hinted = start - 2 * RESTLESS;
         refresh.asks(start);
         refresh.answered(start + 10 * MS, 0.5);
@@ -154,7 +157,7 @@ mod tests {
     #[test]
     fn while_nobody_answers_hints_make_nothing_faster() {
         let start = Instant::now();
-        let mut refresh = Refresh::new(start);
+        let mut refresh = Refresh::new(INTERVAL, start);
         let mut pauses = Vec::new();
         for _ in 0..9 {
             let now = refresh.due();
@@ -176,7 +179,7 @@ mod tests {
         #[test]
         fn it_is_never_asked_too_soon_nor_never(steps in proptest::collection::vec((0u8..4, 0u64..40_000, 0.0..1.0), 1..200)) {
             let mut now = Instant::now();
-            let mut refresh = Refresh::new(now);
+            let mut refresh = Refresh::new(INTERVAL, now);
             let mut last: Option<Instant> = None;
             for (kind, ms, random) in steps {
                 match kind {
