@@ -263,8 +263,18 @@ mod tests {
         links.lead(1, one);
         links.close_unused();
         assert_eq!((&*links.of_groups, links.links.len()), (&[0, 0, 0][..], 1));
+        let number = links.of_groups[2];
+        links.links.get_mut(&number).unwrap().stage = LinkStage::Asking(asking());
         links.lead(2, two);
         links.close_unused();
+        let asking = match &links.links[&number].stage {
+            LinkStage::Asking(asked) => asked.iter().map(|asked| asked.group),
+            other => panic!("{other:?}"),
+        };
+        assert!(
+            asking.eq([None, Some(0)]),
+            "who has left hears nothing of it"
+        );
         // What an earlier link still has on its way is not taken for this one's.
         assert_eq!((&*links.of_groups, links.links.len()), (&[0, 0, 2][..], 2));
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures::future::join_all;
 use parking_lot::Mutex;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::{SeatWriter, SharedLedgers};
 use crate::bus::BusSettings;
@@ -277,6 +277,28 @@ async fn a_frozen_primary_concerns_its_own_groups_alone() {
         b.claim(&there, 3).await == REFUSED
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_that_moves_away_from_a_frozen_primary_goes_on_at_once() {
+    let servers = [RedisServer::start(), RedisServer::start()];
+    let places = servers.each_ref().map(|server| connector(&server.url()));
+    let end = End::start(1, 1, &settings(PATIENCE), &places, |_| 0);
+    let (moving, staying) = (user(3), user(4));
+    end.until_checked(&moving).await;
+    servers[0].freeze();
+    let mut claims = [&moving, &staying].map(|user| end.seats.claim(user, 1));
+    for claim in &mut claims {
+        let asked = timeout(Duration::from_millis(100), claim).await;
+        assert!(asked.is_err(), "control: it is not answered");
+    }
+    let [moving, staying] = claims;
+    end.seats.follow(3, &places[1]);
+    let Decision { granted, checked } = moving.await;
+    assert!(granted.is_some() && checked);
+    servers[0].thaw();
+    let Decision { granted, checked } = staying.await;
+    assert!(granted.is_some() && checked);
 }
 
 /// Two primaries, each with half of the slots.
