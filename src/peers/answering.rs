@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use super::Peers;
-use super::gather::Gathering;
+use super::question::Question;
 use crate::bus::control::{Answer, Ask, Control};
 use crate::bus::scope::Scope;
 use crate::bus::seen::Seen;
@@ -74,11 +75,11 @@ impl Peers {
             Control::Ask { id, what } => self.heard_question(origin, id, &scope, what),
             Control::Ping { id } => self.heard_ping(origin, id),
             Control::Unasked { id, heard } => {
-                let heard = Duration::from_micros(heard);
-                self.question(id, |gathering, age| gathering.unasked(origin, heard, age));
+                let (heard, now) = (Duration::from_micros(heard), Instant::now());
+                self.question(id, |question| question.unasked(origin, heard, now));
             }
             Control::Refused { id } => {
-                self.question(id, |gathering, _| gathering.refused(origin));
+                self.question(id, |question| question.gathering().refused(origin));
             }
             Control::Hello(hello) => self.node_said_hello(hello, hearers),
             Control::Strayed { millis } => self.node_strayed(origin, millis),
@@ -88,7 +89,7 @@ impl Peers {
 
     /// What this node published as well: its own copy of a question proves that it hears the answers.
     pub(crate) fn heard_itself(&self, id: u64) {
-        self.question(id, |gathering, _| gathering.came_back());
+        self.question(id, |question| question.gathering().came_back());
     }
 
     pub(crate) fn heard_answer(&self, answer: &Part<'_>) {
@@ -99,7 +100,9 @@ impl Peers {
             part,
         } = *answer;
         let part = || Bytes::copy_from_slice(part);
-        self.question(id, |gathering, _| gathering.answered(from, part(), more));
+        self.question(id, |question| {
+            question.gathering().answered(from, part(), more);
+        });
     }
 
     /// Silence says that a question came: its answer is under way, or was lost and is missing.
@@ -125,12 +128,11 @@ impl Peers {
         drop(self.uplink.say(Topic::node(asker), word));
     }
 
-    /// Tells a question of this node, unless it is over; it was asked so long ago.
-    fn question(&self, id: u64, change: impl FnOnce(&mut Gathering, Duration)) {
+    /// Tells a question of this node, unless it is over.
+    fn question(&self, id: u64, change: impl FnOnce(&mut Question)) {
         let question = self.questions.lock().get(&id).cloned();
         if let Some(question) = question {
-            let age = question.asked_at.elapsed();
-            question.update(|gathering| change(gathering, age));
+            question.update(change);
         }
     }
 

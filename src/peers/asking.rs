@@ -9,7 +9,7 @@ use tokio::task::yield_now;
 
 use super::Peers;
 use super::gather::Answers;
-use super::question::Asked;
+use super::questions::Asked;
 use super::share::{Flight, Share};
 use crate::bus::control::{Answer, Ask};
 use crate::bus::scope::{Reach, Selection};

@@ -3,11 +3,13 @@
 mod answering;
 mod asking;
 mod gather;
+mod hellos;
 mod host;
 mod membership;
 pub(crate) mod messages;
 mod nodes;
 mod question;
+mod questions;
 mod share;
 
 use std::collections::HashMap;
@@ -18,10 +20,10 @@ use futures::FutureExt;
 use parking_lot::Mutex;
 
 use self::answering::Answering;
-use self::membership::Membership;
+use self::hellos::Hellos;
 use self::messages::NodeMessage;
 use self::nodes::Nodes;
-use self::question::Question;
+use self::questions::SharedQuestion;
 use self::share::Share;
 use crate::bus::scope::Selection;
 use crate::bus::uplink::Uplink;
@@ -58,7 +60,7 @@ pub(crate) struct Peers {
     presence: Arc<Mailbox>,
     nodes: Mutex<Nodes>,
     /// What this node asks, until it is answered.
-    questions: Mutex<HashMap<u64, Arc<Question>>>,
+    questions: Mutex<HashMap<u64, Arc<SharedQuestion>>>,
     /// What this node is asked.
     answering: Answering,
     rosters: Arc<Share<Selection, Arc<Roster>>>,
@@ -97,8 +99,8 @@ impl Peers {
     /// Begins to say hello, and to tell who comes and goes.
     pub(crate) fn start(self: &Arc<Self>) {
         let home = &self.home;
-        let membership = Membership::new(self.me.clone());
-        home.keep("membership", membership, |task| task.run().boxed());
+        let hellos = Hellos::new(self.me.clone());
+        home.keep("membership", hellos, |task| task.run().boxed());
         let presence = Task::new(self.me.clone(), self.id, self.settings.presence_grace);
         home.keep("presence", presence, |task| task.run().boxed());
     }
