@@ -170,7 +170,7 @@ impl ClusterSocket {
         let description = match self.description.transpose() {
             Ok(description) => description,
             Err(problem) => {
-                node.home.counters.record_refusal(Counted::Upgrade);
+                node.ground.counters.record_refusal(Counted::Upgrade);
                 tracing::error!(%problem, "upgrade refused with 500");
                 return problem.into_response();
             }
@@ -179,7 +179,7 @@ impl ClusterSocket {
         let rooms: Vec<Topic> = match rooms.collect() {
             Ok(rooms) => rooms,
             Err(problem) => {
-                node.home.counters.record_refusal(Counted::Id);
+                node.ground.counters.record_refusal(Counted::Id);
                 let problem = RoomError::invalid(problem);
                 tracing::debug!(%problem, "upgrade refused with 400");
                 return problem.into_response();
@@ -195,8 +195,8 @@ impl ClusterSocket {
         let socket = Socket::new(node.clone(), handler_end);
         let upgrade = self.upgrade;
         let (limit, inbound) = (node.config.max_message_size, node.config.inbound);
-        let tasks = node.home.tracker().clone();
-        node.home.tracker().clone().spawn(async move {
+        let tasks = node.ground.home.tracker().clone();
+        node.ground.home.tracker().clone().spawn(async move {
             let heard = joined.into_iter().map(|joined| node.local.wait_confirmed(joined.confirmation));
             let (opened, _) = join(opened(upgrade, &node), join_all(heard)).await;
             let Some(opened) = opened else {

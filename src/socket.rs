@@ -297,7 +297,7 @@ impl Socket {
     /// # }
     /// ```
     pub fn gaps(&self) -> Gaps {
-        self.node.home.reception.gaps()
+        self.node.ground.reception.gaps()
     }
 
     /// Closes after what was sent, and waits until the client has answered, at most 5 s.

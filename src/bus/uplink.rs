@@ -34,7 +34,6 @@ pub(crate) struct Uplink {
     /// Unions of which a copy came.
     unions: Mutex<Seen>,
     next_union: AtomicU64,
-    next_question: AtomicU64,
 }
 
 /// What came, and for whom. Whatever changes the order of what is delivered stands between this and the sockets.
@@ -115,7 +114,6 @@ impl Uplink {
             counters,
             unions: Mutex::default(),
             next_union: AtomicU64::new(ONE_COPY + 1),
-            next_question: AtomicU64::new(1),
         }
     }
 
@@ -221,9 +219,20 @@ impl Uplink {
         self.bus.publish(smallvec![to], envelope, Size::Small)
     }
 
-    /// What this node's next question is called.
-    pub(crate) fn next_question(&self) -> u64 {
-        self.next_question.fetch_add(1, Relaxed)
+    /// Asks whoever is on a topic; queued by the call, among what else is of its audience's size.
+    pub(crate) fn ask(
+        &self,
+        on: Topic,
+        question: Bytes,
+        size: Size,
+    ) -> BoxFuture<'static, Result<Published, PublishError>> {
+        self.bus.publish(smallvec![on], question, size)
+    }
+
+    /// Says nothing, to learn how many nodes hear it.
+    pub(crate) fn probe(&self) -> BoxFuture<'static, Result<Published, PublishError>> {
+        let probe = self.write(None, &Scope::default(), &Action::Probe);
+        self.say(Topic::nodes(), probe)
     }
 
     /// Reads what came on a topic's channel.

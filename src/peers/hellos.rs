@@ -1,38 +1,68 @@
-//! The hellos of this node and of others, and the task that says them. When, say the rules of
-//! [`membership`](super::membership).
+//! The hellos of this node and of others. When they are said, say the rules of [`membership`](super::membership).
 
-use std::sync::Weak;
+use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt;
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use parking_lot::Mutex;
+use tokio::time::Instant;
 
-use super::Peers;
+use super::introduction::Introduction;
 use super::membership::{Duty, Greeting, Membership, Welcome};
-use super::nodes::MARGIN;
+use super::nodes::Nodes;
 use crate::bus::control::{Control, Hello};
+use crate::bus::health::HealthChanges;
+use crate::bus::reception::Reception;
 use crate::bus::scope::Scope;
-use crate::bus::uplink::Hearers;
+use crate::bus::uplink::{Hearers, Uplink};
+use crate::home::{Ground, Home};
 use crate::model::id::NodeId;
 use crate::model::limits::LONGEST;
-use crate::model::roster::NodeInfo;
 use crate::model::topic::Topic;
+use crate::presence::Mailbox;
 
-impl Peers {
-    pub(super) fn introduce(&self) -> NodeInfo {
-        let registry = self.local.registry();
-        NodeInfo {
-            id: self.id,
-            name: self.settings.name.clone(),
-            started_at: self.started_at,
-            sockets: registry.sockets() as u64,
-            users: registry.users() as u64,
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+#[derive(Debug)]
+pub(super) struct Hellos {
+    node: NodeId,
+    home: Arc<Home>,
+    reception: Arc<Reception>,
+    uplink: Arc<Uplink>,
+    nodes: Arc<Mutex<Nodes>>,
+    introduction: Arc<Introduction>,
+    presence: Arc<Mailbox>,
+}
+
+impl Hellos {
+    pub(super) fn new(
+        ground: &Ground,
+        uplink: &Arc<Uplink>,
+        nodes: &Arc<Mutex<Nodes>>,
+        introduction: &Arc<Introduction>,
+        presence: &Arc<Mailbox>,
+    ) -> Self {
+        Self {
+            node: ground.node,
+            home: ground.home.clone(),
+            reception: ground.reception.clone(),
+            uplink: uplink.clone(),
+            nodes: nodes.clone(),
+            introduction: introduction.clone(),
+            presence: presence.clone(),
         }
     }
 
+    /// Says when to look.
+    pub(super) fn changes(&self) -> HealthChanges {
+        self.reception.health_changes()
+    }
+
+    /// What is to be done now.
+    pub(super) fn next(&self, membership: &Membership) -> Duty {
+        let is_refused = !self.reception.refused_kinds().is_empty();
+        membership.next(self.reception.hearing_nodes(), is_refused)
+    }
+
     /// A node said hello, and may want a reply; to this node alone, or to everybody.
-    pub(super) fn node_said_hello(&self, hello: Hello, hearers: Hearers) {
+    pub(super) fn heard(self: &Arc<Self>, hello: Hello, hearers: Hearers) {
         let Hello {
             node: info,
             lease,
@@ -51,7 +81,7 @@ impl Peers {
         if is_new {
             let name = (!name.is_empty()).then_some(name);
             let worker = worker.then_some(true);
-            tracing::info!(node = %self.id, other = %id, name, worker, "a node joined");
+            tracing::info!(node = %self.node, other = %id, name, worker, "a node joined");
         }
         let Welcome { joined, greeting } = Welcome::to(is_new, reply, hearers);
         if joined {
@@ -62,147 +92,61 @@ impl Peers {
         }
     }
 
-    /// What it published may have reached others only, while we heard all there was to hear.
-    pub(super) fn node_strayed(&self, id: NodeId, millis: u64) {
+    /// What a node published may have reached others only, while we heard all there was to hear.
+    pub(super) fn heard_of_strays(&self, id: NodeId, millis: u64) {
         let now = Instant::now();
         let span = Duration::from_millis(millis).min(LONGEST);
         let from = now.checked_sub(span).unwrap_or(now);
-        self.home.reception.others_strayed((from, now));
-        tracing::info!(node = %self.id, other = %id, ?span, "a node stood on a replica: what it sent meanwhile may not have arrived");
+        self.reception.others_strayed((from, now));
+        tracing::info!(node = %self.node, other = %id, ?span, "a node stood on a replica: what it sent meanwhile may not have arrived");
     }
 
     /// Tells the others that what we published may not have arrived, and our sockets what the others say so.
-    async fn tell_of_strays(&self) {
-        let reception = &self.home.reception;
+    pub(super) async fn tell_of_strays(&self) {
+        let reception = &self.reception;
         reception.tell_of_others();
         if let Some(since) = reception.take_strayed() {
             let millis = since.elapsed().as_millis() as u64;
             let strayed = Control::Strayed { millis };
-            if !self.say_to(Topic::nodes(), &strayed).await {
+            if !self.say(Topic::nodes(), &strayed).await {
                 reception.still_strayed(since);
             }
         }
     }
 
-    /// With a goodbye, or without: then it is only not heard any more.
-    pub(super) fn node_left(&self, id: NodeId, goodbye: bool) {
-        if self.nodes.lock().left(id) {
-            tracing::info!(node = %self.id, other = %id, "a node left");
-        }
-        self.uplink.forget(id);
-        self.answering.forget(id);
-        self.presence.left(id);
-        let questions: Vec<_> = self.questions.lock().values().cloned().collect();
-        for question in questions {
-            question.update(|question| question.gathering().left(id, goodbye));
-        }
+    /// Says hello to all nodes. Whether it was said.
+    pub(super) async fn say_to_all(&self, reply: bool) -> bool {
+        self.say_hello(Topic::nodes(), reply).await
+    }
+
+    pub(super) async fn say_goodbye(&self) {
+        // Without it our lease ends.
+        let _ = self.say(Topic::nodes(), &Control::Bye).await;
     }
 
     /// Tells one node of this one.
-    fn greet(&self, other: NodeId, greeting: Greeting) {
-        let Some(peers) = self.me.upgrade() else {
-            return;
-        };
+    fn greet(self: &Arc<Self>, other: NodeId, greeting: Greeting) {
+        let hellos = self.clone();
         self.home.spawn(async move {
-            let said = peers
-                .say_hello(Topic::node(other), greeting.wants_reply())
-                .await;
-            if greeting.must_be_said() && !said {
-                peers.nodes.lock().left(other);
+            let hello = hellos.say_hello(Topic::node(other), greeting.wants_reply());
+            if !hello.await && greeting.must_be_said() {
+                hellos.nodes.lock().left(other);
             }
         });
     }
 
-    /// Says hello on a channel. Whether it was said.
     async fn say_hello(&self, to: Topic, reply: bool) -> bool {
         // After the goodbye it would be believed for a lease.
         if self.home.is_stopped() {
             return false;
         }
-        let refused = self.home.reception.refused_kinds();
-        let hello = Control::Hello(Hello {
-            node: self.introduce(),
-            lease: self.settings.lease.as_millis() as u64,
-            reply,
-            worker: self.settings.worker,
-            refused: refused
-                .iter()
-                .map(|kind| kind.prefix().to_owned())
-                .collect(),
-        });
-        self.say_to(to, &hello).await
+        let refused = self.reception.refused_kinds();
+        let hello = self.introduction.hello(reply, &refused);
+        self.say(to, &hello).await
     }
 
-    pub(crate) async fn say_goodbye(&self) {
-        // Without it our lease ends.
-        let _ = self.say_to(Topic::nodes(), &Control::Bye).await;
-    }
-
-    /// Does what is to be done now; whether it was said.
-    async fn attend(&self, duty: Duty) -> bool {
-        match duty {
-            Duty::Nothing => false,
-            Duty::Hello => self.say_hello(Topic::nodes(), false).await,
-            Duty::Attend { hearing, returned } => {
-                self.tell_of_strays().await;
-                if returned {
-                    self.presence.returned();
-                }
-                let expired = self.nodes.lock().expire(hearing);
-                expired.into_iter().for_each(|id| self.node_left(id, false));
-                self.say_hello(Topic::nodes(), returned).await
-            }
-        }
-    }
-
-    async fn say_to(&self, to: Topic, control: &Control) -> bool {
+    async fn say(&self, to: Topic, control: &Control) -> bool {
         let word = self.uplink.write_word(&Scope::default(), 0, control);
         self.uplink.say(to, word).await.is_ok()
-    }
-}
-
-/// The task that says hello.
-pub(super) struct Hellos {
-    peers: Weak<Peers>,
-    membership: Membership,
-}
-
-impl Hellos {
-    pub(super) fn new(peers: Weak<Peers>) -> Self {
-        Self {
-            peers,
-            membership: Membership::default(),
-        }
-    }
-
-    /// Says hello until the node is shut down, while it drains too. While the bus is down nobody's lease runs
-    /// out, since nobody can be heard.
-    pub(super) async fn run(&mut self) {
-        let Some((lease, mut changes)) = self
-            .peers
-            .upgrade()
-            .map(|peers| (peers.settings.lease, peers.home.reception.health_changes()))
-        else {
-            return;
-        };
-        let mut hello = interval(lease / MARGIN);
-        hello.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            tokio::select! {
-                // It says when to look, and the rest is looked up.
-                health = changes.next() => if health.is_none() { return },
-                _ = hello.tick() => {}
-            };
-            let peers = self.peers.upgrade();
-            let Some(peers) = peers.filter(|peers| !peers.home.is_stopped()) else {
-                return;
-            };
-            let reception = &peers.home.reception;
-            let is_refused = !reception.refused_kinds().is_empty();
-            let duty = self.membership.next(reception.hearing_nodes(), is_refused);
-            if peers.attend(duty).await {
-                self.membership.said(duty);
-            }
-        }
     }
 }

@@ -1,44 +1,55 @@
 //! What this node asks all others: a question is published, who is silent is asked by name, and what came is gathered.
 //! When, say the rules of [`question`](super::question).
 
+use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
 use futures::future::{BoxFuture, OptionFuture, join, join_all};
 use parking_lot::Mutex;
-use smallvec::smallvec;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use super::Peers;
 use super::gather::Answers;
+use super::nodes::Nodes;
 use super::question::{Census, Next, Question};
 use crate::bus::Published;
 use crate::bus::control::{Ask, Control};
+use crate::bus::reception::Reception;
 use crate::bus::scope::{Scope, Selection};
-use crate::bus::wire::{Action, MAX_ENVELOPE};
+use crate::bus::uplink::Uplink;
+use crate::bus::wire::MAX_ENVELOPE;
+use crate::home::Ground;
 use crate::model::error::PublishError;
 use crate::model::id::NodeId;
 use crate::model::topic::{Topic, TopicKind};
 
+#[derive(Debug)]
+pub(super) struct Questions {
+    /// The topic of this node.
+    own: Topic,
+    publish_timeout: Duration,
+    uplink: Arc<Uplink>,
+    reception: Arc<Reception>,
+    nodes: Arc<Mutex<Nodes>>,
+    /// Until they are answered.
+    open: Mutex<HashMap<u64, Arc<SharedQuestion>>>,
+    next: AtomicU64,
+}
+
 /// A question that waits for its answers.
 #[derive(Debug)]
-pub(super) struct SharedQuestion {
+struct SharedQuestion {
     question: Mutex<Question>,
     changed: Notify,
 }
 
-impl SharedQuestion {
-    pub(super) fn update(&self, change: impl FnOnce(&mut Question)) {
-        change(&mut self.question.lock());
-        self.changed.notify_one();
-    }
-}
-
 /// A question that is published, or about to be. Forgotten however the asker ends.
 struct OpenQuestion {
-    peers: Arc<Peers>,
+    questions: Arc<Questions>,
     id: u64,
-    question: Arc<SharedQuestion>,
+    shared: Arc<SharedQuestion>,
 }
 
 /// A question whose publication is queued already.
@@ -51,14 +62,24 @@ pub(super) struct Asked {
     kind: TopicKind,
 }
 
-impl Drop for OpenQuestion {
-    fn drop(&mut self) {
-        let forgotten = self.peers.questions.lock().remove(&self.id);
-        drop(forgotten);
+impl Questions {
+    pub(super) fn new(
+        ground: &Ground,
+        uplink: &Arc<Uplink>,
+        nodes: &Arc<Mutex<Nodes>>,
+        publish_timeout: Duration,
+    ) -> Self {
+        Self {
+            own: Topic::node(ground.node),
+            publish_timeout,
+            uplink: uplink.clone(),
+            reception: ground.reception.clone(),
+            nodes: nodes.clone(),
+            open: Mutex::default(),
+            next: AtomicU64::new(1),
+        }
     }
-}
 
-impl Peers {
     pub(super) async fn ask(
         self: &Arc<Self>,
         selection: &Selection,
@@ -77,7 +98,7 @@ impl Peers {
         let Some(carrier) = carrier.filter(|topic| *topic != self.own) else {
             return Ok(None);
         };
-        let (id, scope) = (self.uplink.next_question(), selection.scope());
+        let (id, scope) = (self.next.fetch_add(1, Relaxed), selection.scope());
         let ask = Control::Ask { id, what };
         let envelope = self.uplink.write_word(&scope, id, &ask);
         if envelope.len() > MAX_ENVELOPE {
@@ -86,32 +107,82 @@ impl Peers {
                 envelope.len()
             )));
         }
-        let question = Arc::new(SharedQuestion {
-            question: Mutex::new(Question::asked(
-                Instant::now(),
-                self.settings.publish_timeout,
-            )),
-            changed: Notify::new(),
-        });
-        self.questions.lock().insert(id, question.clone());
-        let open = OpenQuestion {
-            peers: self.clone(),
-            id,
-            question,
-        };
-        let size = selection.size();
+        let open = self.open(id);
         let (kind, is_census) = (carrier.kind(), carrier == Topic::nodes());
-        let publishing = self.home.bus.publish(smallvec![carrier], envelope, size);
-        let census = (!is_census).then(|| {
-            let probe = self.uplink.write(None, &Scope::default(), &Action::Probe);
-            self.uplink.say(Topic::nodes(), probe)
-        });
+        let publishing = self.uplink.ask(carrier, envelope, selection.size());
+        let census = (!is_census).then(|| self.uplink.probe());
         Ok(Some(Asked {
             open,
             publishing,
             census: census.into(),
             kind,
         }))
+    }
+
+    /// Tells a question, unless it is over.
+    pub(super) fn tell(&self, id: u64, change: impl FnOnce(&mut Question)) {
+        let question = self.open.lock().get(&id).cloned();
+        if let Some(question) = question {
+            question.update(change);
+        }
+    }
+
+    /// A node will not answer any more.
+    pub(super) fn left(&self, node: NodeId, goodbye: bool) {
+        let open: Vec<_> = self.open.lock().values().cloned().collect();
+        for question in open {
+            question.update(|question| question.gathering().left(node, goodbye));
+        }
+    }
+
+    fn open(self: &Arc<Self>, id: u64) -> OpenQuestion {
+        let question = Question::asked(Instant::now(), self.publish_timeout);
+        let shared = Arc::new(SharedQuestion {
+            question: Mutex::new(question),
+            changed: Notify::new(),
+        });
+        self.open.lock().insert(id, shared.clone());
+        OpenQuestion {
+            questions: self.clone(),
+            id,
+            shared,
+        }
+    }
+
+    fn known(&self) -> Vec<NodeId> {
+        self.nodes.lock().ids().collect()
+    }
+
+    fn census(&self, counted: Option<Published>, kind: TopicKind) -> Census {
+        let hearing = self.reception.hearing();
+        let nodes = self.nodes.lock();
+        Census {
+            counted: counted.map(|counted| counted.nodes),
+            hearing,
+            known: nodes.len(),
+            all_hear: nodes.hear(kind),
+        }
+    }
+
+    /// Asks each of them whether there is something to wait for; those who are not on the bus.
+    async fn ping(&self, id: u64, silent: Vec<NodeId>) -> Vec<NodeId> {
+        let ping = Control::Ping { id };
+        let ping = self.uplink.write_word(&Scope::default(), id, &ping);
+        let pings = silent.into_iter().map(|node| {
+            let pinging = self.uplink.say(Topic::node(node), ping.clone());
+            async move { (node, pinging.await) }
+        });
+        let pinged = join_all(pings).await.into_iter();
+        let unreachable =
+            pinged.filter(|(_, pinged)| pinged.as_ref().is_ok_and(|pinged| pinged.nodes == 0));
+        unreachable.map(|(node, _)| node).collect()
+    }
+}
+
+impl SharedQuestion {
+    fn update(&self, change: impl FnOnce(&mut Question)) {
+        change(&mut self.question.lock());
+        self.changed.notify_one();
     }
 }
 
@@ -130,61 +201,44 @@ impl Asked {
         let (published, counted) = join(publishing, census).await;
         let published = published?;
         let counted = counted.unwrap_or(Ok(published));
-        let census = open.census(counted.ok(), kind);
+        let census = open.questions.census(counted.ok(), kind);
         let now = Instant::now();
-        open.question
+        open.shared
             .update(|question| question.published(published, census, now));
         open.wait().await;
-        let known = open.peers.nodes.lock().ids().collect::<Vec<_>>();
-        Ok(open.question.question.lock().end(known))
+        let known = open.questions.known();
+        Ok(open.shared.question.lock().end(known))
     }
 }
 
 impl OpenQuestion {
-    fn census(&self, counted: Option<Published>, kind: TopicKind) -> Census {
-        let hearing = self.peers.home.reception.hearing();
-        let nodes = self.peers.nodes.lock();
-        Census {
-            counted: counted.map(|counted| counted.nodes),
-            hearing,
-            known: nodes.len(),
-            all_hear: nodes.hear(kind),
-        }
-    }
-
     async fn wait(&self) {
-        let deadline = self.question.question.lock().deadline();
+        let SharedQuestion { question, changed } = &*self.shared;
+        let deadline = question.lock().deadline();
         loop {
-            let known = || self.peers.nodes.lock().ids().collect();
-            let next = self.question.question.lock().next(known, Instant::now());
+            let known = || self.questions.known();
+            let next = question.lock().next(known, Instant::now());
             match next {
                 Next::Over => return,
                 Next::Ask(silent) => {
-                    let Ok(unreachable) = timeout_at(deadline, self.ping(silent)).await else {
+                    let pinging = self.questions.ping(self.id, silent);
+                    let Ok(unreachable) = timeout_at(deadline, pinging).await else {
                         return;
                     };
-                    let mut question = self.question.question.lock();
-                    question.followed_up(&unreachable, Instant::now());
+                    question.lock().followed_up(&unreachable, Instant::now());
                 }
                 Next::Wait(until) => tokio::select! {
-                    () = self.question.changed.notified() => {}
+                    () = changed.notified() => {}
                     () = sleep_until(until) => {}
                 },
             }
         }
     }
+}
 
-    /// Asks each of them whether there is something to wait for; those who are not on the bus.
-    async fn ping(&self, silent: Vec<NodeId>) -> Vec<NodeId> {
-        let (uplink, id) = (&self.peers.uplink, self.id);
-        let ping = uplink.write_word(&Scope::default(), id, &Control::Ping { id });
-        let pings = silent.into_iter().map(|node| {
-            let pinging = uplink.say(Topic::node(node), ping.clone());
-            async move { (node, pinging.await) }
-        });
-        let pinged = join_all(pings).await.into_iter();
-        let unreachable =
-            pinged.filter(|(_, pinged)| pinged.as_ref().is_ok_and(|pinged| pinged.nodes == 0));
-        unreachable.map(|(node, _)| node).collect()
+impl Drop for OpenQuestion {
+    fn drop(&mut self) {
+        let forgotten = self.questions.open.lock().remove(&self.id);
+        drop(forgotten);
     }
 }
