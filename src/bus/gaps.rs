@@ -1,18 +1,14 @@
 //! The gaps that end, as a stream.
 
 use std::collections::VecDeque;
-use std::fmt;
-use std::pin::Pin;
-use std::task::{Context, Poll};
-
-use futures::{Stream, StreamExt};
 
 use crate::model::gap::Gap;
-use crate::readers::{News, Reading};
+use crate::readers::{News, named};
 
-/// The gaps that end from now on. A stream, made by [`Cluster::gaps`](crate::Cluster::gaps) and its siblings.
-#[must_use = "streams do nothing unless polled"]
-pub struct Gaps(pub(super) Reading<Gap>);
+named! {
+    /// The gaps that end from now on. A stream, made by [`Cluster::gaps`](crate::Cluster::gaps) and its siblings.
+    Gaps of Gap
+}
 
 /// Who lags is told of several as one that spans them.
 impl News for Gap {
@@ -26,20 +22,6 @@ impl News for Gap {
             next.until = next.until.max(oldest.until);
         }
         false
-    }
-}
-
-impl Stream for Gaps {
-    type Item = Gap;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Gap>> {
-        self.0.poll_next_unpin(cx)
-    }
-}
-
-impl fmt::Debug for Gaps {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Gaps").finish_non_exhaustive()
     }
 }
 

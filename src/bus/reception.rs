@@ -66,7 +66,7 @@ impl Reception {
     }
 
     pub(crate) fn gaps(&self) -> Gaps {
-        Gaps(self.gaps.read())
+        Gaps::of(self.gaps.read())
     }
 
     /// Since when, and until when, this node has heard whatever the others said; none while the bus is down.

@@ -56,7 +56,7 @@ impl Live {
             false => Arc::default(),
         };
         drop(sockets);
-        Moves(readers.read())
+        Moves::of(readers.read())
     }
 
     /// Somebody else did this to a socket of this node.

@@ -1,19 +1,14 @@
 //! What the app tells its own processes.
 
 use std::collections::VecDeque;
-use std::fmt;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::task::{Context, Poll};
-
-use futures::{Stream, StreamExt};
 
 use crate::counts::Counters;
 use crate::home::Ground;
 use crate::model::id::NodeId;
 use crate::model::message::Message;
-use crate::readers::{News, Readers, Reading};
+use crate::readers::{News, Readers, named};
 
 /// A message to the nodes, of [`Cluster::to_nodes`](crate::Cluster::to_nodes).
 #[derive(Clone, Debug, PartialEq)]
@@ -25,10 +20,11 @@ pub struct NodeMessage {
     pub message: Message,
 }
 
-/// The messages to the nodes that come from now on. A stream, made by
-/// [`Cluster::node_messages`](crate::Cluster::node_messages).
-#[must_use = "streams do nothing unless polled"]
-pub struct NodeMessages(Reading<NodeMessage>);
+named! {
+    /// The messages to the nodes that come from now on. A stream, made by
+    /// [`Cluster::node_messages`](crate::Cluster::node_messages).
+    NodeMessages of NodeMessage
+}
 
 /// Who lags loses the oldest, which is counted.
 impl News for NodeMessage {
@@ -36,20 +32,6 @@ impl News for NodeMessage {
 
     fn make_room(unread: &mut VecDeque<Self>) -> bool {
         unread.pop_front().is_some()
-    }
-}
-
-impl Stream for NodeMessages {
-    type Item = NodeMessage;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<NodeMessage>> {
-        self.0.poll_next_unpin(cx)
-    }
-}
-
-impl fmt::Debug for NodeMessages {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("NodeMessages").finish_non_exhaustive()
     }
 }
 
@@ -71,7 +53,7 @@ impl Messages {
     }
 
     pub(crate) fn read(&self) -> NodeMessages {
-        NodeMessages(self.readers.read())
+        NodeMessages::of(self.readers.read())
     }
 
     /// Nothing more will come.
