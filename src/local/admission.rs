@@ -130,13 +130,7 @@ impl Local {
 
     /// The rooms of a socket; those in which it was at its end, once it has ended.
     pub(crate) fn rooms(&self, socket: &Sender) -> Vec<RoomId> {
-        let names = |rooms: &Rooms| {
-            rooms
-                .iter()
-                .filter_map(Topic::as_room)
-                .map(RoomId::from)
-                .collect()
-        };
+        let names = |rooms: &Rooms| rooms.iter().filter_map(Topic::as_room).collect();
         let registry = self.registry.read();
         match registry.rooms_of(socket.id()) {
             Some(rooms) => names(rooms),

@@ -144,7 +144,11 @@ impl Answering {
 
 /// About how long a socket is in an answer, in bytes.
 fn estimated_size(socket: &SocketInfo) -> usize {
-    let rooms: usize = socket.rooms.iter().map(|room| room.len() + 3).sum();
+    let rooms: usize = socket
+        .rooms
+        .iter()
+        .map(|room| room.as_str().len() + 3)
+        .sum();
     let description = socket.description.as_ref().map_or(0, |_| MAX_DESCRIPTION);
     200 + rooms + description
 }
