@@ -14,18 +14,19 @@ use http::request::Parts;
 use hyper::upgrade::OnUpgrade;
 use serde::Serialize;
 use tokio::task::unconstrained;
+use tokio_util::task::TaskTracker;
 
 use crate::broadcast::Broadcaster;
 use crate::config::Unauthenticated;
 use crate::counts::Counted;
 use crate::layer::CameWithUpgrade;
-use crate::local::admission::{Joined, Refused, Reservation};
+use crate::local::admission::{Joined, Refused, Registration, Reservation};
 use crate::local::expiry::{Clock, Expiry};
 use crate::local::socket::Driver;
 use crate::model::close::reason;
 use crate::model::description::Description;
 use crate::model::error::{DescriptionError, RoomError};
-use crate::model::id::{RoomId, UserId};
+use crate::model::id::{RoomId, SocketId, UserId};
 use crate::model::topic::Topic;
 use crate::node::Node;
 use crate::rejection::{ClosingUpgrade, ClusterRejection, RejectionKind, opened};
@@ -197,30 +198,43 @@ impl ClusterSocket {
         let (limit, inbound) = (node.config.max_message_size, node.config.inbound);
         let tasks = node.ground.home.tracker().clone();
         node.ground.home.tracker().clone().spawn(async move {
-            let heard = joined.into_iter().map(|joined| node.local.wait_confirmed(joined.confirmation));
+            let heard = joined
+                .into_iter()
+                .map(|joined| node.local.wait_confirmed(joined.confirmation));
             let (opened, _) = join(opened(upgrade, &node), join_all(heard)).await;
             let Some(opened) = opened else {
                 driver_end.abandon(reason::NOT_OPENED);
                 return;
             };
-            let (id, user) = (driver_end.id(), driver_end.user().clone());
+            let who = (driver_end.id(), driver_end.user().clone());
             let driver = Driver::new(opened, driver_end, registration, limit, inbound);
-            let driver = unconstrained(driver);
-            let panicked = move |_| tracing::error!(socket = %id, user = user.as_str(), "the handler panicked: its socket is closed with 1011, the node goes on");
-            // A task of their own, which holds nothing of the handshake. The handler comes first: what
-            // it says leaves in the same turn.
-            match catch_unwind(AssertUnwindSafe(|| handler(socket))) {
-                Ok(handling) => {
-                    let handling = AssertUnwindSafe(handling).catch_unwind();
-                    tasks.spawn(join(handling.unwrap_or_else(panicked), driver));
-                }
-                Err(panic) => {
-                    panicked(panic);
-                    tasks.spawn(driver);
-                }
-            }
+            run(&tasks, who, || handler(socket), driver);
         });
         self.handshake.response()
+    }
+}
+
+/// Runs a handler and the driver of its socket in a task of their own, which holds nothing of the handshake. The
+/// handler comes first: what it says leaves in the same turn.
+fn run<Fut>(
+    tasks: &TaskTracker,
+    (id, user): (SocketId, UserId),
+    handler: impl FnOnce() -> Fut,
+    driver: Driver<Registration>,
+) where
+    Fut: Future<Output = ()> + Send + 'static,
+{
+    let panicked = move |_| tracing::error!(socket = %id, user = user.as_str(), "the handler panicked: its socket is closed with 1011, the node goes on");
+    let driver = unconstrained(driver);
+    match catch_unwind(AssertUnwindSafe(handler)) {
+        Ok(handling) => {
+            let handling = AssertUnwindSafe(handling).catch_unwind();
+            tasks.spawn(join(handling.unwrap_or_else(panicked), driver));
+        }
+        Err(panic) => {
+            panicked(panic);
+            tasks.spawn(driver);
+        }
     }
 }
 

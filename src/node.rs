@@ -8,9 +8,10 @@ use futures::future::join;
 use tokio::task::coop::consume_budget;
 use tokio::time::{Instant, timeout, timeout_at};
 
+use crate::bus::inbound::Inbound;
 use crate::bus::outage::LinkId;
 use crate::bus::scope::{Reach, Selection};
-use crate::bus::uplink::{Inbound, Uplink};
+use crate::bus::uplink::Uplink;
 use crate::bus::{Backend, Bus, Listener};
 use crate::config::Config;
 use crate::home::Ground;

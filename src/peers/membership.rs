@@ -16,8 +16,8 @@
 
 use tokio::time::Instant;
 
+use crate::bus::inbound::Hearers;
 use crate::bus::outage::Span;
-use crate::bus::uplink::Hearers;
 
 #[derive(Debug, Default)]
 pub(super) struct Membership {
