@@ -263,11 +263,7 @@ impl ClusterSocket {
         let mut handshake = Handshake::check(parts).map_err(RejectionKind::Handshake)?;
         let protocols = config.protocols.iter().map(String::as_str);
         handshake.choose_protocol(&parts.headers, protocols);
-        let upgrade = parts.extensions.remove::<OnUpgrade>();
-        let upgrade = upgrade.ok_or_else(|| match parts.extensions.get() {
-            Some(CameWithUpgrade) => RejectionKind::UpgradeTaken,
-            None => RejectionKind::NoUpgrade,
-        })?;
+        let upgrade = take_upgrade(parts)?;
         let user = match config.identify.user(&parts.extensions) {
             Ok(user) => user,
             Err(missing) => {
@@ -286,24 +282,37 @@ impl ClusterSocket {
             }
         };
         let reservation = node.reserve(user).await?;
-        let mut offered = HeaderMap::new();
-        for value in parts.headers.get_all(SEC_WEBSOCKET_PROTOCOL) {
-            let mut value = value.clone();
-            // It may hold a token, which `Debug` must not show.
-            value.set_sensitive(true);
-            offered.append(SEC_WEBSOCKET_PROTOCOL, value);
-        }
         Ok(Self {
             node: node.clone(),
             reservation,
             handshake,
             upgrade,
-            offered,
+            offered: offered(&parts.headers),
             expires_at: None,
             description: None,
             rooms: Vec::new(),
         })
     }
+}
+
+fn take_upgrade(parts: &mut Parts) -> Result<OnUpgrade, RejectionKind> {
+    let upgrade = parts.extensions.remove::<OnUpgrade>();
+    upgrade.ok_or_else(|| match parts.extensions.get() {
+        Some(CameWithUpgrade) => RejectionKind::UpgradeTaken,
+        None => RejectionKind::NoUpgrade,
+    })
+}
+
+/// The subprotocols that the client offers.
+fn offered(headers: &HeaderMap) -> HeaderMap {
+    let mut offered = HeaderMap::new();
+    for value in headers.get_all(SEC_WEBSOCKET_PROTOCOL) {
+        let mut value = value.clone();
+        // It may hold a token, which `Debug` must not show.
+        value.set_sensitive(true);
+        offered.append(SEC_WEBSOCKET_PROTOCOL, value);
+    }
+    offered
 }
 
 impl<S: Sync> OptionalFromRequestParts<S> for ClusterSocket {

@@ -33,37 +33,20 @@ struct ForeignClose<'a> {
 
 /// Reads what begins with `{`.
 pub(super) fn decode(bytes: &[u8]) -> Result<Envelope<'_>, Garbage> {
-    let foreign: Foreign<'_> = serde_json::from_slice(bytes).map_err(|_| Garbage)?;
-    let action = match foreign {
-        Foreign {
-            text: Some(text),
-            json: None,
-            base64: None,
-            close: None,
-        } => Action::Text(text),
-        Foreign {
-            text: None,
-            json: Some(json),
-            base64: None,
-            close: None,
-        } => Action::Text(Cow::Borrowed(json.get())),
-        Foreign {
-            text: None,
-            json: None,
-            base64: Some(base64),
-            close: None,
-        } => Action::Binary(
-            BASE64_STANDARD
-                .decode(&*base64)
-                .map_err(|_| Garbage)?
-                .into(),
-        ),
-        Foreign {
-            text: None,
-            json: None,
-            base64: None,
-            close: Some(close),
-        } => Action::Close {
+    let Foreign {
+        text,
+        json,
+        base64,
+        close,
+    } = serde_json::from_slice(bytes).map_err(|_| Garbage)?;
+    let action = match (text, json, base64, close) {
+        (Some(text), None, None, None) => Action::Text(text),
+        (None, Some(json), None, None) => Action::Text(Cow::Borrowed(json.get())),
+        (None, None, Some(base64), None) => {
+            let bytes = BASE64_STANDARD.decode(&*base64);
+            Action::Binary(bytes.map_err(|_| Garbage)?.into())
+        }
+        (None, None, None, Some(close)) => Action::Close {
             code: close.code,
             reason: close.reason,
         },

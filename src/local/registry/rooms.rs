@@ -74,7 +74,7 @@ mod tests {
     fn a_socket_in_many_rooms_leaves_and_comes_back() {
         let mut rooms = Rooms::default();
         let names: Vec<_> = (0..2 * FEW_ROOMS)
-            .map(|n| Topic::room(n.to_string()).unwrap())
+            .map(|n| Topic::room(&n.to_string()).unwrap())
             .collect();
         for name in &names {
             assert!(rooms.insert(name) && !rooms.insert(name));
