@@ -320,7 +320,11 @@ impl Audience {
     /// Cancel safe: others who ask the same get their answer.
     pub async fn sockets(mut self) -> Result<Roster, QueryError> {
         self.check().map_err(QueryError::invalid)?;
-        self.node.peers.roster(self.selection, self.reach).await
+        self.node
+            .peers
+            .queries()
+            .roster(self.selection, self.reach)
+            .await
     }
 
     /// How many sockets [`sockets`](Self::sockets) would list, without the lists.
@@ -343,7 +347,11 @@ impl Audience {
     /// Cancel safe: others who ask the same get their answer.
     pub async fn count(mut self) -> Result<Count, QueryError> {
         self.check().map_err(QueryError::invalid)?;
-        self.node.peers.count(self.selection, self.reach).await
+        self.node
+            .peers
+            .queries()
+            .count(self.selection, self.reach)
+            .await
     }
 
     fn and(mut self, topic: Result<Topic, InvalidId>) -> Self {
@@ -368,7 +376,8 @@ impl Audience {
         self.check().map_err(SendError::invalid)?;
         self.node
             .peers
-            .command(&self.selection, what, self.reach)
+            .commands()
+            .run(&self.selection, what, self.reach)
             .await
     }
 }

@@ -90,7 +90,7 @@ impl Broadcaster {
     /// # Cancel safety
     /// Cancel safe.
     pub async fn is_online(&self, user: impl Into<UserId>) -> Result<bool, QueryError> {
-        Ok(self.node.peers.online(&[user.into()]).await?[0])
+        Ok(self.node.peers.queries().online(&[user.into()]).await?[0])
     }
 
     /// The same for many users in one round trip: those of them who are online, in the order given.
@@ -115,7 +115,7 @@ impl Broadcaster {
         users: impl IntoIterator<Item = U>,
     ) -> Result<Vec<UserId>, QueryError> {
         let users: Vec<UserId> = users.into_iter().map(Into::into).collect();
-        let online = self.node.peers.online(&users).await?;
+        let online = self.node.peers.queries().online(&users).await?;
         let online = users.into_iter().zip(online).filter(|(_, online)| *online);
         Ok(online.map(|(user, _)| user).collect())
     }
@@ -200,7 +200,7 @@ impl Broadcaster {
 
     /// When messages may have been missed here: see [`Cluster::gaps`](crate::Cluster::gaps).
     pub fn gaps(&self) -> Gaps {
-        self.node.home.reception.gaps()
+        self.node.ground.reception.gaps()
     }
 
     pub(crate) fn of(node: Arc<Node>) -> Self {

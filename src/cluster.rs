@@ -43,7 +43,7 @@ pub struct Cluster {
 impl Cluster {
     /// The identity of this node, new at every start.
     pub fn id(&self) -> NodeId {
-        self.node.home.node
+        self.node.ground.node
     }
 
     /// Sends to users, rooms and sockets anywhere in the cluster.
@@ -62,12 +62,14 @@ impl Cluster {
     /// # Cancel safety
     /// Cancel safe.
     pub async fn ready(&self) -> Result<(), ConnectError> {
-        let mut changes = self.node.home.reception.health_changes();
+        let mut changes = self.node.ground.reception.health_changes();
         let up = async {
             while let Some(health) = changes.next().await {
                 match health {
                     Health::Up => return Ok(()),
-                    Health::Degraded { reason, .. } if self.node.home.has_lost_its_runtime() => {
+                    Health::Degraded { reason, .. }
+                        if self.node.ground.home.has_lost_its_runtime() =>
+                    {
                         return Err(ConnectError::unreachable(reason));
                     }
                     Health::Degraded { .. } => {}
@@ -86,7 +88,7 @@ impl Cluster {
 
     /// How the node stands towards the bus now.
     pub fn health(&self) -> Health {
-        self.node.home.reception.health()
+        self.node.ground.reception.health()
     }
 
     /// Every change of health, beginning with the present state. A reader that keeps up misses no
@@ -108,7 +110,7 @@ impl Cluster {
     /// # }
     /// ```
     pub fn health_changes(&self) -> HealthChanges {
-        self.node.home.reception.health_changes()
+        self.node.ground.reception.health_changes()
     }
 
     /// The gaps that end from now on, one for each outage of the bus in which messages of other nodes may
@@ -116,24 +118,22 @@ impl Cluster {
     /// outage tells of that outage. A reader misses none; one that lags more than 16 behind is told
     /// of the oldest as one gap that spans them. Ends with the node.
     pub fn gaps(&self) -> Gaps {
-        self.node.home.reception.gaps()
+        self.node.ground.reception.gaps()
     }
 
     /// Counts of this node.
     pub fn stats(&self) -> Stats {
-        let (home, peers) = (&self.node.home, &self.node.peers);
-        let nodes = 1 + peers.count_nodes() as u64;
-        let registry = self.node.local.registry();
-        let (shards, up) = home.reception.links();
-        home.counters.stats(Gauges {
-            sockets: registry.sockets() as u64,
-            users: registry.users() as u64,
-            rooms: registry.rooms() as u64,
-            nodes,
-            bus_probe_age_millis: home.reception.proven_at().elapsed().as_millis() as u64,
+        let (shards, up) = self.node.ground.reception.links();
+        let (ground, sizes) = (&self.node.ground, self.node.local.sizes());
+        ground.counters.stats(Gauges {
+            sockets: sizes.sockets as u64,
+            users: sizes.users as u64,
+            rooms: sizes.rooms as u64,
+            nodes: 1 + self.node.peers.count_nodes() as u64,
+            bus_probe_age_millis: ground.reception.proven_at().elapsed().as_millis() as u64,
             bus_shards: shards as u64,
             bus_shards_up: up as u64,
-            bus_publish_queue: home.bus.queued() as u64,
+            bus_publish_queue: ground.bus.queued() as u64,
         })
     }
 
@@ -159,7 +159,7 @@ impl Cluster {
     /// # Cancel safety
     /// Cancel safe.
     pub async fn nodes(&self) -> Result<Vec<NodeInfo>, QueryError> {
-        self.node.peers.nodes().await
+        self.node.peers.queries().nodes().await
     }
 
     /// Ends the node's part in the cluster: from now on upgrades get 503; every socket is closed with

@@ -195,6 +195,11 @@ impl Config {
 
     /// What makes no sense, if anything.
     pub(crate) fn problem(&self) -> Option<String> {
+        let problem = self.problem_of_times();
+        problem.or_else(|| self.problem_of_counts())
+    }
+
+    fn problem_of_times(&self) -> Option<String> {
         let durations = [
             ("ping_interval", self.ping_interval),
             ("pong_timeout", self.pong_timeout),
@@ -221,11 +226,10 @@ impl Config {
                 ("presence_grace", self.presence_grace),
             ])
             .find(|(_, d)| *d > LONGEST);
-        if let Some((name, _)) = long {
-            return Some(format!(
-                "{name} is longer than a day: it must be at most {LONGEST:?}"
-            ));
-        }
+        long.map(|(name, _)| format!("{name} is longer than a day: it must be at most {LONGEST:?}"))
+    }
+
+    fn problem_of_counts(&self) -> Option<String> {
         let counts = [
             ("max_message_size", Some(self.max_message_size)),
             (

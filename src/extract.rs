@@ -14,18 +14,19 @@ use http::request::Parts;
 use hyper::upgrade::OnUpgrade;
 use serde::Serialize;
 use tokio::task::unconstrained;
+use tokio_util::task::TaskTracker;
 
 use crate::broadcast::Broadcaster;
 use crate::config::Unauthenticated;
 use crate::counts::Counted;
 use crate::layer::CameWithUpgrade;
-use crate::local::admission::{Joined, Refused, Reservation};
+use crate::local::admission::{Joined, Refused, Registration, Reservation};
 use crate::local::expiry::{Clock, Expiry};
 use crate::local::socket::Driver;
 use crate::model::close::reason;
 use crate::model::description::Description;
 use crate::model::error::{DescriptionError, RoomError};
-use crate::model::id::{RoomId, UserId};
+use crate::model::id::{RoomId, SocketId, UserId};
 use crate::model::topic::Topic;
 use crate::node::Node;
 use crate::rejection::{ClosingUpgrade, ClusterRejection, RejectionKind, opened};
@@ -170,7 +171,7 @@ impl ClusterSocket {
         let description = match self.description.transpose() {
             Ok(description) => description,
             Err(problem) => {
-                node.home.counters.record_refusal(Counted::Upgrade);
+                node.ground.counters.record_refusal(Counted::Upgrade);
                 tracing::error!(%problem, "upgrade refused with 500");
                 return problem.into_response();
             }
@@ -179,7 +180,7 @@ impl ClusterSocket {
         let rooms: Vec<Topic> = match rooms.collect() {
             Ok(rooms) => rooms,
             Err(problem) => {
-                node.home.counters.record_refusal(Counted::Id);
+                node.ground.counters.record_refusal(Counted::Id);
                 let problem = RoomError::invalid(problem);
                 tracing::debug!(%problem, "upgrade refused with 400");
                 return problem.into_response();
@@ -195,32 +196,45 @@ impl ClusterSocket {
         let socket = Socket::new(node.clone(), handler_end);
         let upgrade = self.upgrade;
         let (limit, inbound) = (node.config.max_message_size, node.config.inbound);
-        let tasks = node.home.tracker().clone();
-        node.home.tracker().clone().spawn(async move {
-            let heard = joined.into_iter().map(|joined| node.local.wait_confirmed(joined.confirmation));
+        let tasks = node.ground.home.tracker().clone();
+        node.ground.home.tracker().clone().spawn(async move {
+            let heard = joined
+                .into_iter()
+                .map(|joined| node.local.wait_confirmed(joined.confirmation));
             let (opened, _) = join(opened(upgrade, &node), join_all(heard)).await;
             let Some(opened) = opened else {
                 driver_end.abandon(reason::NOT_OPENED);
                 return;
             };
-            let (id, user) = (driver_end.id(), driver_end.user().clone());
+            let who = (driver_end.id(), driver_end.user().clone());
             let driver = Driver::new(opened, driver_end, registration, limit, inbound);
-            let driver = unconstrained(driver);
-            let panicked = move |_| tracing::error!(socket = %id, user = user.as_str(), "the handler panicked: its socket is closed with 1011, the node goes on");
-            // A task of their own, which holds nothing of the handshake. The handler comes first: what
-            // it says leaves in the same turn.
-            match catch_unwind(AssertUnwindSafe(|| handler(socket))) {
-                Ok(handling) => {
-                    let handling = AssertUnwindSafe(handling).catch_unwind();
-                    tasks.spawn(join(handling.unwrap_or_else(panicked), driver));
-                }
-                Err(panic) => {
-                    panicked(panic);
-                    tasks.spawn(driver);
-                }
-            }
+            run(&tasks, who, || handler(socket), driver);
         });
         self.handshake.response()
+    }
+}
+
+/// Runs a handler and the driver of its socket in a task of their own, which holds nothing of the handshake. The
+/// handler comes first: what it says leaves in the same turn.
+fn run<Fut>(
+    tasks: &TaskTracker,
+    (id, user): (SocketId, UserId),
+    handler: impl FnOnce() -> Fut,
+    driver: Driver<Registration>,
+) where
+    Fut: Future<Output = ()> + Send + 'static,
+{
+    let panicked = move |_| tracing::error!(socket = %id, user = user.as_str(), "the handler panicked: its socket is closed with 1011, the node goes on");
+    let driver = unconstrained(driver);
+    match catch_unwind(AssertUnwindSafe(handler)) {
+        Ok(handling) => {
+            let handling = AssertUnwindSafe(handling).catch_unwind();
+            tasks.spawn(join(handling.unwrap_or_else(panicked), driver));
+        }
+        Err(panic) => {
+            panicked(panic);
+            tasks.spawn(driver);
+        }
     }
 }
 
@@ -249,11 +263,7 @@ impl ClusterSocket {
         let mut handshake = Handshake::check(parts).map_err(RejectionKind::Handshake)?;
         let protocols = config.protocols.iter().map(String::as_str);
         handshake.choose_protocol(&parts.headers, protocols);
-        let upgrade = parts.extensions.remove::<OnUpgrade>();
-        let upgrade = upgrade.ok_or_else(|| match parts.extensions.get() {
-            Some(CameWithUpgrade) => RejectionKind::UpgradeTaken,
-            None => RejectionKind::NoUpgrade,
-        })?;
+        let upgrade = take_upgrade(parts)?;
         let user = match config.identify.user(&parts.extensions) {
             Ok(user) => user,
             Err(missing) => {
@@ -272,24 +282,37 @@ impl ClusterSocket {
             }
         };
         let reservation = node.reserve(user).await?;
-        let mut offered = HeaderMap::new();
-        for value in parts.headers.get_all(SEC_WEBSOCKET_PROTOCOL) {
-            let mut value = value.clone();
-            // It may hold a token, which `Debug` must not show.
-            value.set_sensitive(true);
-            offered.append(SEC_WEBSOCKET_PROTOCOL, value);
-        }
         Ok(Self {
             node: node.clone(),
             reservation,
             handshake,
             upgrade,
-            offered,
+            offered: offered(&parts.headers),
             expires_at: None,
             description: None,
             rooms: Vec::new(),
         })
     }
+}
+
+fn take_upgrade(parts: &mut Parts) -> Result<OnUpgrade, RejectionKind> {
+    let upgrade = parts.extensions.remove::<OnUpgrade>();
+    upgrade.ok_or_else(|| match parts.extensions.get() {
+        Some(CameWithUpgrade) => RejectionKind::UpgradeTaken,
+        None => RejectionKind::NoUpgrade,
+    })
+}
+
+/// The subprotocols that the client offers.
+fn offered(headers: &HeaderMap) -> HeaderMap {
+    let mut offered = HeaderMap::new();
+    for value in headers.get_all(SEC_WEBSOCKET_PROTOCOL) {
+        let mut value = value.clone();
+        // It may hold a token, which `Debug` must not show.
+        value.set_sensitive(true);
+        offered.append(SEC_WEBSOCKET_PROTOCOL, value);
+    }
+    offered
 }
 
 impl<S: Sync> OptionalFromRequestParts<S> for ClusterSocket {

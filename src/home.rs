@@ -22,13 +22,37 @@ use crate::tasks::supervise;
 pub(crate) const ENDED: &str = "the tokio runtime on which this cluster was started has ended, so nothing of other nodes arrives \
      (start the cluster on the runtime that serves, and keep that one)";
 
-/// What every part of a node stands on.
+/// What the parts of a node are built upon. Each keeps what it uses.
+#[derive(Debug)]
+pub(crate) struct Ground {
+    pub(crate) node: NodeId,
+    pub(crate) home: Arc<Home>,
+    pub(crate) bus: Arc<dyn Bus>,
+    pub(crate) reception: Arc<Reception>,
+    pub(crate) counters: Arc<Counters>,
+}
+
+impl Ground {
+    /// Must be called within a tokio runtime.
+    pub(crate) fn here(node: NodeId, bus: Arc<dyn Bus>, publish_timeout: Duration) -> Self {
+        let counters = Arc::new(Counters::default());
+        let reception = Arc::new(Reception::new(node, bus.clone(), counters.clone()));
+        let home = Home::here(node, reception.clone(), counters.clone(), publish_timeout);
+        Self {
+            node,
+            home: Arc::new(home),
+            bus,
+            reception,
+            counters,
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Home {
-    pub(crate) node: NodeId,
-    pub(crate) bus: Arc<dyn Bus>,
-    pub(crate) reception: Reception,
-    pub(crate) counters: Arc<Counters>,
+    node: NodeId,
+    reception: Arc<Reception>,
+    counters: Arc<Counters>,
     runtime: Handle,
     tracker: TaskTracker,
     /// How long Redis may take for one answer.
@@ -38,17 +62,15 @@ pub(crate) struct Home {
 }
 
 impl Home {
-    /// Must be called within a tokio runtime.
-    pub(crate) fn here(
+    fn here(
         node: NodeId,
-        bus: Arc<dyn Bus>,
+        reception: Arc<Reception>,
         counters: Arc<Counters>,
         publish_timeout: Duration,
     ) -> Self {
         Self {
             node,
-            reception: Reception::new(node, bus.clone(), counters.clone()),
-            bus,
+            reception,
             counters,
             runtime: Handle::current(),
             tracker: TaskTracker::new(),
@@ -196,7 +218,7 @@ mod tests {
             seats: None,
         };
         let bus = Backend::memory().open(node, settings);
-        let home = Arc::new(Home::here(node, bus.into(), Arc::default(), timeout));
+        let home = Ground::here(node, bus.into(), timeout).home;
         let (runs, seen) = watch::channel(0);
         home.keep("test", runs, move |runs| async move { run(runs) }.boxed());
         (home, seen)

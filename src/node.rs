@@ -8,15 +8,15 @@ use futures::future::join;
 use tokio::task::coop::consume_budget;
 use tokio::time::{Instant, timeout, timeout_at};
 
+use crate::bus::inbound::Inbound;
 use crate::bus::outage::LinkId;
 use crate::bus::scope::{Reach, Selection};
-use crate::bus::uplink::{Inbound, Uplink};
+use crate::bus::uplink::Uplink;
 use crate::bus::{Backend, Bus, Listener};
 use crate::config::Config;
-use crate::counts::Counters;
-use crate::home::Home;
+use crate::home::Ground;
 use crate::local::admission::{Refused, Reservation};
-use crate::local::{CLOSING, Local};
+use crate::local::{CLOSING, Local, Sockets};
 use crate::model::error::SendError;
 use crate::model::id::{NodeId, UserId};
 use crate::model::limits::LONGEST;
@@ -34,7 +34,7 @@ const LEAVING: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub(crate) struct Node {
     pub(crate) config: Config,
-    pub(crate) home: Arc<Home>,
+    pub(crate) ground: Ground,
     pub(crate) local: Arc<Local>,
     pub(crate) peers: Arc<Peers>,
     pub(crate) presence: Arc<Mailbox>,
@@ -48,15 +48,15 @@ impl Node {
     pub(crate) fn start(config: Config, backend: &Backend) -> Arc<Self> {
         let id = NodeId::random();
         let bus: Arc<dyn Bus> = backend.open(id, config.bus()).into();
-        let counters = Arc::new(Counters::default());
+        let ground = Ground::here(id, bus, config.publish_timeout);
         let presence = Arc::new(Mailbox::default());
-        let uplink = Arc::new(Uplink::new(id, bus.clone(), counters.clone()));
-        let home = Arc::new(Home::here(id, bus, counters, config.publish_timeout));
-        let local = Arc::new(Local::new(config.local(), &home, &presence));
-        let peers = Peers::new(config.peers(), &home, &uplink, &local, &presence);
+        let uplink = Arc::new(Uplink::new(id, ground.bus.clone(), ground.counters.clone()));
+        let local = Arc::new(Local::new(config.local(), &ground, &presence));
+        let sockets = Sockets::of(&local);
+        let peers = Peers::new(config.peers(), &ground, &uplink, sockets, &presence);
         let node = Arc::new(Self {
             config,
-            home,
+            ground,
             local,
             peers,
             presence,
@@ -64,13 +64,13 @@ impl Node {
             said_no_user: AtomicBool::new(false),
         });
         tracing::info!(node = %id, namespace = node.config.namespace.as_str(), "node started");
-        let (bus, listener) = (&node.home.bus, Arc::downgrade(&node));
+        let (bus, listener) = (&node.ground.bus, Arc::downgrade(&node));
         bus.start(listener);
         // Single sockets are reached through it. Never released: it lives as long as the bus.
         bus.want(&Topic::node(id));
         bus.want(&Topic::nodes());
         node.local.start();
-        node.peers.start();
+        node.peers.start(&node.config.peers());
         node
     }
 
@@ -78,7 +78,7 @@ impl Node {
     pub(crate) async fn reserve(&self, user: UserId) -> Result<Reservation, Refused> {
         let (reservation, replaced) = self.local.reserve(user).await?;
         if !replaced.is_empty() {
-            self.peers.replace(replaced);
+            self.peers.commands().replace(replaced);
         }
         Ok(reservation)
     }
@@ -92,7 +92,8 @@ impl Node {
         manner: &Manner,
         reach: Reach,
     ) -> Result<(usize, Option<usize>), SendError> {
-        if self.home.is_stopped() {
+        let home = &self.ground.home;
+        if home.is_stopped() {
             return Err(SendError::down());
         }
         let scope = selection.scope();
@@ -104,7 +105,7 @@ impl Node {
         let published = publishing.await;
         // Who sends in a loop that never waits would keep the tasks that write from running.
         consume_budget().await;
-        let nodes = published.map_err(|error| SendError::bus(local, self.home.explain(error)))?;
+        let nodes = published.map_err(|error| SendError::bus(local, home.explain(error)))?;
         Ok((local, nodes))
     }
 
@@ -114,9 +115,10 @@ impl Node {
         let (start, window) = (Instant::now(), window.min(LONGEST));
         let deadline = start + window + CLOSING;
         self.local.begin_draining();
-        let (home, tasks) = (&self.home, self.home.tracker());
-        if home.reception.drains() {
-            tracing::info!(node = %home.node, sockets = self.local.registry().sockets(), "draining");
+        let (node, home) = (self.ground.node, &self.ground.home);
+        let (reception, tasks) = (&self.ground.reception, home.tracker());
+        if reception.drains() {
+            tracing::info!(%node, sockets = self.local.sizes().sockets, "draining");
         }
         self.local.drain(window).await;
         tasks.close();
@@ -126,14 +128,14 @@ impl Node {
         }
         home.stop();
         self.presence.stop();
-        self.peers.end_messages();
+        self.peers.messages().end();
         let leaving = async {
             let _ = timeout(LEAVING / 2, self.peers.say_goodbye()).await;
-            home.bus.stop().await;
+            self.ground.bus.stop().await;
         };
         let _ = timeout_at(deadline, join(tasks.wait(), leaving)).await;
-        if home.reception.ends() {
-            tracing::info!(node = %home.node, "node stopped");
+        if reception.ends() {
+            tracing::info!(%node, "node stopped");
         }
     }
 }
@@ -145,11 +147,10 @@ impl Listener for Node {
                 self.local.collect(&scope, &manner, || content.frame());
             }
             Inbound::Close(scope, close) => {
-                let members = self.local.members_of(&scope);
-                self.local.collect_close(&members, &close);
+                self.local.collect_close(&scope, &close);
             }
             Inbound::ToNodes(from, content) => {
-                self.peers.heard_message(from, content.message());
+                self.peers.messages().tell(from, content.message());
             }
             Inbound::Peer(word) => self.peers.heard_word(word),
             Inbound::Answer(part) => self.peers.heard_answer(&part),
@@ -173,30 +174,30 @@ impl Listener for Node {
     }
 
     fn up(&self, link: LinkId, proven: Instant) {
-        self.home.reception.up(link, proven);
+        self.ground.reception.up(link, proven);
     }
 
     fn strayed(&self, link: LinkId, since: Option<Instant>) {
-        self.home.reception.strayed(link, since);
+        self.ground.reception.strayed(link, since);
     }
 
     fn down(&self, link: LinkId, reason: Arc<str>, deaf: bool) {
-        self.home.reception.down(link, &reason, deaf);
+        self.ground.reception.down(link, &reason, deaf);
     }
 
     fn refused(&self, link: LinkId, kind: TopicKind, reason: Arc<str>) {
-        self.home.reception.refused(link, kind, &reason);
+        self.ground.reception.refused(link, kind, &reason);
     }
 
     fn moved(&self, partitions: PartitionSet, from: LinkId, to: LinkId) {
-        self.home.reception.moved(partitions, from, to);
+        self.ground.reception.moved(partitions, from, to);
     }
 
     fn works(&self, link: LinkId, proven: Instant) {
-        self.home.reception.works(link, proven);
+        self.ground.reception.works(link, proven);
     }
 
     fn panicked(&self) {
-        self.home.counters.task_panics.fetch_add(1, Relaxed);
+        self.ground.counters.task_panics.fetch_add(1, Relaxed);
     }
 }

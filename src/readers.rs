@@ -19,6 +19,41 @@ pub(crate) trait News: Clone {
     fn make_room(unread: &mut VecDeque<Self>) -> bool;
 }
 
+/// A stream by its own name over a [`Reading`], whose `Debug` shows nothing of what is unread.
+macro_rules! named {
+    ($(#[$about:meta])* $name:ident of $news:ty) => {
+        $(#[$about])*
+        #[must_use = "streams do nothing unless polled"]
+        #[pin_project::pin_project]
+        pub struct $name(#[pin] $crate::readers::Reading<$news>);
+
+        impl $name {
+            pub(crate) fn of(reading: $crate::readers::Reading<$news>) -> Self {
+                Self(reading)
+            }
+        }
+
+        impl futures::Stream for $name {
+            type Item = $news;
+
+            fn poll_next(
+                self: std::pin::Pin<&mut Self>,
+                cx: &mut std::task::Context<'_>,
+            ) -> std::task::Poll<Option<$news>> {
+                self.project().0.poll_next(cx)
+            }
+        }
+
+        impl std::fmt::Debug for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.debug_struct(stringify!($name)).finish_non_exhaustive()
+            }
+        }
+    };
+}
+
+pub(crate) use named;
+
 /// Dropping it ends what they read; none any more once they were ended.
 #[derive(Debug)]
 pub(crate) struct Readers<T: News>(Mutex<Option<Vec<Weak<Reader<T>>>>>);

@@ -71,10 +71,10 @@ impl ClusterRejection {
     /// Counts it and says it in the log, once.
     pub(crate) fn noted(kind: RejectionKind, node: &Node) -> Self {
         if let Some(counted) = kind.counted() {
-            node.home.counters.record_refusal(counted);
+            node.ground.counters.record_refusal(counted);
         }
         let rejection = Self(kind);
-        let (node_id, status) = (node.home.node, rejection.status().as_u16());
+        let (node_id, status) = (node.ground.node, rejection.status().as_u16());
         match &rejection.0 {
             RejectionKind::Origin(ForeignOrigin { origin, host }) => {
                 let host = host.as_deref().unwrap_or("none that is usable");
@@ -214,7 +214,7 @@ impl ClosingUpgrade {
             upgrade,
             close,
         } = self;
-        let tasks = node.home.tracker().clone();
+        let tasks = node.ground.home.tracker().clone();
         tasks.spawn(async move {
             let refusing = async {
                 if let Some(opened) = opened(upgrade, &node).await {
@@ -233,9 +233,9 @@ pub(crate) async fn opened(upgrade: OnUpgrade, node: &Node) -> Option<Opened> {
         Ok(Ok(upgraded)) => Some(Opened::new(upgraded)),
         // Whoever serves the connection keeps the stream to himself.
         Ok(Err(error)) if error.is_user() => {
-            let first = node.home.counters.record_refusal(Counted::Upgrade);
+            let first = node.ground.counters.record_refusal(Counted::Upgrade);
             let (node, fix) = (
-                node.home.node,
+                node.ground.node,
                 "serve with `axum::serve`, or with hyper's `with_upgrades` or \
                 `serve_connection_with_upgrades`",
             );
@@ -248,7 +248,7 @@ pub(crate) async fn opened(upgrade: OnUpgrade, node: &Node) -> Option<Opened> {
             None
         }
         Ok(Err(_)) | Err(_) => {
-            tracing::debug!(node = %node.home.node, "the client left during the handshake");
+            tracing::debug!(node = %node.ground.node, "the client left during the handshake");
             None
         }
     }

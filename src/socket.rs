@@ -298,7 +298,7 @@ impl Socket {
     /// ```
     pub fn gaps(&self) -> Gaps {
         let (local, socket) = (Arc::downgrade(&self.node.local), self.end.sender());
-        let gaps = self.node.home.reception.gaps();
+        let gaps = self.node.ground.reception.gaps();
         gaps.that_concern(move |gap| {
             let local = local.upgrade();
             local.is_none_or(|local| local.is_concerned(&socket, gap))

@@ -69,7 +69,7 @@ impl Broadcaster {
 
     /// What is sent to the processes of the cluster: see [`Cluster::node_messages`].
     pub fn node_messages(&self) -> NodeMessages {
-        self.node().peers.messages()
+        self.node().peers.messages().read()
     }
 }
 
@@ -84,15 +84,16 @@ impl ToNodes {
     /// Cancelled, any of the processes may have it.
     pub async fn send(self, message: impl Into<Message>) -> Result<Delivery, SendError> {
         let (node, message) = (self.node, message.into());
-        if node.home.is_stopped() {
+        if node.ground.home.is_stopped() {
             return Err(SendError::down());
         }
         // Queued by the call, as what is sent to sockets.
         let publishing = node.uplink.send_to_nodes(&message)?;
-        let local = node.peers.heard_message(Some(node.home.node), message);
+        let local = node.peers.messages().tell(Some(node.ground.node), message);
         let published = publishing.await;
         consume_budget().await;
-        let nodes = published.map_err(|error| SendError::bus(local, node.home.explain(error)))?;
+        let nodes =
+            published.map_err(|error| SendError::bus(local, node.ground.home.explain(error)))?;
         Ok(Delivery {
             local,
             nodes: Some(nodes),

@@ -5,6 +5,7 @@ mod conformance;
 pub(crate) mod control;
 pub(crate) mod gaps;
 pub(crate) mod health;
+pub(crate) mod inbound;
 mod memory;
 pub(crate) mod outage;
 pub(crate) mod reception;

@@ -1,7 +1,6 @@
 //! This node's end of the bus, as messages see it: what is sent is written and queued here, and what came is read
 //! here, once, into what the parts of a node act on.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -12,6 +11,7 @@ use serde::de::IgnoredAny;
 use smallvec::{SmallVec, smallvec};
 
 use crate::bus::control::Control;
+use crate::bus::inbound::{Content, Hearers, Inbound, Part, PeerWord};
 use crate::bus::scope::{Reach, Route, Scope, Selection, Size};
 use crate::bus::seen::Seen;
 use crate::bus::wire::{self, Action, Envelope, MAX_ENVELOPE, ONE_COPY};
@@ -23,7 +23,6 @@ use crate::model::id::NodeId;
 use crate::model::manner::Manner;
 use crate::model::message::Message;
 use crate::model::topic::{Topic, TopicKind, TopicRef};
-use crate::ws::frame::Frame;
 
 #[derive(Debug)]
 pub(crate) struct Uplink {
@@ -34,76 +33,6 @@ pub(crate) struct Uplink {
     /// Unions of which a copy came.
     unions: Mutex<Seen>,
     next_union: AtomicU64,
-    next_question: AtomicU64,
-}
-
-/// What came, and for whom. Whatever changes the order of what is delivered stands between this and the sockets.
-#[derive(Debug, PartialEq)]
-pub(crate) enum Inbound<'a> {
-    Message(Scope<'a>, Content<'a>, Manner),
-    Close(Scope<'a>, Close),
-    /// For the nodes themselves.
-    ToNodes(Option<NodeId>, Content<'a>),
-    Peer(PeerWord<'a>),
-    Answer(Part<'a>),
-    /// Another node's word on who comes and goes, unread: the presence task has the time for it.
-    Report(NodeId, &'a [u8]),
-    /// Whether another node wants to be told so.
-    Watch(NodeId, &'a [u8]),
-    /// This node's own question, come back.
-    Echo(u64),
-    /// Nothing to act on: another copy, an echo, a kind that a later version knows, or garbage, which is counted.
-    Nothing,
-}
-
-/// A word of another node, and the sockets that it is about.
-#[derive(Debug, PartialEq)]
-pub(crate) struct PeerWord<'a> {
-    pub(crate) from: NodeId,
-    pub(crate) word: Control,
-    pub(crate) scope: Scope<'a>,
-    pub(crate) hearers: Hearers,
-}
-
-/// A part of another node's answer to this question; with `more`, others follow.
-#[derive(Debug, PartialEq)]
-pub(crate) struct Part<'a> {
-    pub(crate) from: NodeId,
-    pub(crate) id: u64,
-    pub(crate) more: bool,
-    pub(crate) part: &'a [u8],
-}
-
-/// What sockets get.
-#[derive(Debug, PartialEq)]
-pub(crate) enum Content<'a> {
-    Text(Cow<'a, str>),
-    Binary(Cow<'a, [u8]>),
-}
-
-/// Who else hears a word.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Hearers {
-    /// It came on this node's own topic.
-    ThisNode,
-    /// Whoever is on the topic.
-    Others,
-}
-
-impl Content<'_> {
-    pub(crate) fn message(&self) -> Message {
-        match self {
-            Self::Text(text) => Message::from(&**text),
-            Self::Binary(bytes) => Message::Binary(Bytes::copy_from_slice(bytes)),
-        }
-    }
-
-    pub(crate) fn frame(&self) -> Frame {
-        match self {
-            Self::Text(text) => Frame::text(text),
-            Self::Binary(bytes) => Frame::binary(bytes),
-        }
-    }
 }
 
 impl Uplink {
@@ -115,7 +44,6 @@ impl Uplink {
             counters,
             unions: Mutex::default(),
             next_union: AtomicU64::new(ONE_COPY + 1),
-            next_question: AtomicU64::new(1),
         }
     }
 
@@ -221,9 +149,20 @@ impl Uplink {
         self.bus.publish(smallvec![to], envelope, Size::Small)
     }
 
-    /// What this node's next question is called.
-    pub(crate) fn next_question(&self) -> u64 {
-        self.next_question.fetch_add(1, Relaxed)
+    /// Asks whoever is on a topic; queued by the call, among what else is of its audience's size.
+    pub(crate) fn ask(
+        &self,
+        on: Topic,
+        question: Bytes,
+        size: Size,
+    ) -> BoxFuture<'static, Result<Published, PublishError>> {
+        self.bus.publish(smallvec![on], question, size)
+    }
+
+    /// Says nothing, to learn how many nodes hear it.
+    pub(crate) fn probe(&self) -> BoxFuture<'static, Result<Published, PublishError>> {
+        let probe = self.write(None, &Scope::default(), &Action::Probe);
+        self.say(Topic::nodes(), probe)
     }
 
     /// Reads what came on a topic's channel.

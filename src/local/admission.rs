@@ -56,7 +56,7 @@ impl Local {
             .write()
             .take_place(&topic, self.settings.limits);
         taken.map_err(|full| self.is_full(full))?;
-        let confirmations = (self.home.bus.want(&self.all), self.home.bus.want(&topic));
+        let confirmations = (self.bus.want(&self.all), self.bus.want(&topic));
         let number = self.next_socket.fetch_add(1, Relaxed);
         let reservation = Reservation {
             local: self.clone(),
@@ -72,18 +72,18 @@ impl Local {
     }
 
     fn is_full(&self, full: Full) -> Refused {
-        self.home.counters.limits_refused.fetch_add(1, Relaxed);
+        self.counters.limits_refused.fetch_add(1, Relaxed);
         Refused::Full(full)
     }
 
     /// Takes a seat of the user in the whole cluster, where those are limited; whose seats it took.
     async fn seat(&self, user: &Topic, number: u64) -> Result<Vec<SocketId>, Refused> {
-        let Some(seats) = self.home.bus.seats() else {
+        let Some(seats) = self.bus.seats() else {
             return Ok(Vec::new());
         };
         let decision = seats.claim(user, number).await;
         if !decision.checked {
-            self.home.counters.limits_unchecked.fetch_add(1, Relaxed);
+            self.counters.limits_unchecked.fetch_add(1, Relaxed);
         }
         decision.granted.ok_or_else(|| self.is_full(Full::User))
     }
@@ -97,11 +97,11 @@ impl Local {
 
     pub(crate) fn begin_join(&self, socket: &Sender, room: &Topic) -> Option<Joined> {
         // Wanted before it is joined: the end of the socket releases every room it has joined.
-        let confirmation = self.home.bus.want(room);
+        let confirmation = self.bus.want(room);
         let joined = self.registry.write().join(socket.id(), room);
         let is_new = joined == Some(true);
         if !is_new {
-            self.home.bus.release(room);
+            self.bus.release(room);
         }
         joined?;
         self.presence.touch(socket.user(), [room]);
@@ -115,7 +115,7 @@ impl Local {
     /// is one.
     pub(crate) async fn wait_confirmed(&self, confirmation: Confirmation) {
         if !confirmation.wait(self.settings.publish_timeout).await {
-            self.home.bus.prove_anew();
+            self.bus.prove_anew();
         }
     }
 
@@ -123,7 +123,7 @@ impl Local {
     pub(crate) fn leave(&self, socket: &Sender, room: &Topic) -> bool {
         let left = self.registry.write().leave(socket.id(), room);
         if left {
-            self.home.bus.release(room);
+            self.bus.release(room);
             self.presence.touch(socket.user(), [room]);
         }
         left
@@ -134,7 +134,7 @@ impl Local {
         if gap.is_of_everything() {
             return true;
         }
-        let carriers = [&self.all, &Topic::node(self.home.node)];
+        let carriers = [&self.all, &Topic::node(self.node)];
         carriers.into_iter().any(|topic| gap.concerns_topic(topic))
             || gap.concerns_user(socket.user())
             || self
@@ -145,13 +145,7 @@ impl Local {
 
     /// The rooms of a socket; those in which it was at its end, once it has ended.
     pub(crate) fn rooms(&self, socket: &Sender) -> Vec<RoomId> {
-        let names = |rooms: &Rooms| {
-            rooms
-                .iter()
-                .filter_map(Topic::as_room)
-                .map(RoomId::from)
-                .collect()
-        };
+        let names = |rooms: &Rooms| rooms.iter().filter_map(Topic::as_room).collect();
         let registry = self.registry.read();
         match registry.rooms_of(socket.id()) {
             Some(rooms) => names(rooms),
@@ -202,12 +196,12 @@ impl Reservation {
     ) -> (HandlerEnd, DriverEnd, Registration) {
         let (local, number) = (self.local.clone(), self.number);
         let id = SocketId {
-            node: local.home.node,
+            node: local.node,
             number,
         };
         let ends = Ends::new(id, self.user.clone(), expiry);
         let sender = ends.sender;
-        local.live.lock().insert(number, ends.sweep);
+        local.live.insert(number, ends.sweep);
         let about = About {
             connected_at: SystemTime::now(),
             description: description.map(|description| description.0),
@@ -222,7 +216,7 @@ impl Reservation {
             sender.close(reason::RESTART);
         }
         // So may who took its seat.
-        if let Some(seats) = local.home.bus.seats()
+        if let Some(seats) = local.bus.seats()
             && !seats.holds(&self.topic, number)
         {
             sender.close(reason::REPLACED);
@@ -240,11 +234,11 @@ impl Reservation {
 impl Drop for Reservation {
     fn drop(&mut self) {
         self.local.registry.write().give_place_back(&self.topic);
-        if let Some(seats) = self.local.home.bus.seats() {
+        if let Some(seats) = self.local.bus.seats() {
             seats.release(&self.topic, self.number);
         }
-        self.local.home.bus.release(&self.topic);
-        self.local.home.bus.release(&self.local.all);
+        self.local.bus.release(&self.topic);
+        self.local.bus.release(&self.local.all);
     }
 }
 
@@ -261,7 +255,7 @@ impl Registered for Registration {
     /// Makes it unreachable, gives its place back and counts how it ended.
     fn unregister(&mut self, close: &Close) {
         if self.reservation.is_some() {
-            self.local.home.counters.record_close(close);
+            self.local.counters.record_close(close);
             self.give_back();
         }
     }
@@ -284,7 +278,7 @@ impl Registration {
         };
         let rooms = || removed.iter().flat_map(|removed| removed.rooms.iter());
         for room in rooms() {
-            local.home.bus.release(room);
+            local.bus.release(room);
         }
         local
             .presence
@@ -295,10 +289,6 @@ impl Registration {
 impl Drop for Registration {
     fn drop(&mut self) {
         self.give_back();
-        // Dropped afterwards: with the last of it its stream is closed.
-        let gone = self.local.live.lock().swap_remove(&self.id.number);
-        drop(gone);
-        let readers = self.local.moves.lock().remove(&self.id.number);
-        drop(readers);
+        self.local.live.remove(self.id.number);
     }
 }

@@ -12,7 +12,6 @@ use crate::bus::scope::Scope;
 use crate::model::close::Close;
 use crate::model::manner::Manner;
 use crate::model::message::Message;
-use crate::model::roster::SocketInfo;
 use crate::ws::frame::Frame;
 
 impl Local {
@@ -33,10 +32,7 @@ impl Local {
         let limits = &self.settings.outbox;
         let take = |socket: &Sender| self.record(socket, socket.send(&frame, manner, limits));
         let taken = in_chunks(&members, take).await;
-        self.home
-            .counters
-            .delivered
-            .fetch_add(taken as u64, Relaxed);
+        self.counters.delivered.fetch_add(taken as u64, Relaxed);
         taken
     }
 
@@ -62,11 +58,15 @@ impl Local {
                 self.collected.lock().push(socket);
             }
         }
-        self.home.counters.delivered.fetch_add(taken, Relaxed);
+        self.counters.delivered.fetch_add(taken, Relaxed);
     }
 
     /// A Close, which leaves with the next [`flush`](Self::flush).
-    pub(crate) fn collect_close(&self, members: &[Sender], close: &Close) {
+    pub(crate) fn collect_close(&self, scope: &Scope<'_>, close: &Close) {
+        self.close_members(&self.members_of(scope), close);
+    }
+
+    pub(super) fn close_members(&self, members: &[Sender], close: &Close) {
         let first = members.iter().filter(|socket| socket.collect_close(close));
         let first: Vec<Sender> = first.cloned().collect();
         self.collected.lock().extend(first);
@@ -86,7 +86,7 @@ impl Local {
     }
 
     /// The sockets that are meant and have not ended.
-    pub(crate) fn members_of(&self, scope: &Scope<'_>) -> Vec<Sender> {
+    pub(super) fn members_of(&self, scope: &Scope<'_>) -> Vec<Sender> {
         let wanted = Wanted::of(scope);
         let members = self.registry.read().select(&wanted);
         let alive = members
@@ -95,42 +95,21 @@ impl Local {
         alive.collect()
     }
 
-    /// What rosters tell of these sockets; other tasks may run in between, and the registry is never
-    /// held for long.
-    pub(crate) async fn describe(&self, members: &[Sender]) -> Vec<SocketInfo> {
-        let mut infos = Vec::with_capacity(members.len());
-        for chunk in members.chunks(CHUNK) {
-            {
-                let registry = self.registry.read();
-                let described = chunk.iter().map(|socket| registry.describe(socket.id()));
-                infos.extend(described.flatten());
-            }
-            yield_now().await;
-        }
-        infos
-    }
-
     /// Counts what became of a frame; whether it was taken.
     fn record(&self, socket: &Sender, pushed: Pushed) -> bool {
         match pushed {
             Pushed::Taken | Pushed::Closed => {}
             Pushed::Superseded => {
-                self.home.counters.superseded.fetch_add(1, Relaxed);
+                self.counters.superseded.fetch_add(1, Relaxed);
             }
             Pushed::LeftOut => {
-                self.home.counters.left_out.fetch_add(1, Relaxed);
+                self.counters.left_out.fetch_add(1, Relaxed);
             }
             Pushed::Dropped(lost) => {
-                self.home
-                    .counters
-                    .dropped_oldest
-                    .fetch_add(lost as u64, Relaxed);
+                self.counters.dropped_oldest.fetch_add(lost as u64, Relaxed);
             }
             Pushed::Overflowed(lost) => {
-                self.home
-                    .counters
-                    .dropped_full
-                    .fetch_add(lost as u64, Relaxed);
+                self.counters.dropped_full.fetch_add(lost as u64, Relaxed);
                 self.record_slow(socket, lost);
             }
         }
@@ -138,7 +117,7 @@ impl Local {
     }
 
     pub(super) fn record_slow(&self, socket: &Sender, lost: usize) {
-        self.home.counters.slow_closed.fetch_add(1, Relaxed);
+        self.counters.slow_closed.fetch_add(1, Relaxed);
         let (socket, user) = (socket.id(), socket.user());
         tracing::warn!(%socket, user = user.as_str(), dropped = lost, "slow consumer closed with 1013: if many are, send less or \
             raise `outbox_messages` or `outbox_bytes`");

@@ -4,34 +4,37 @@ pub(crate) mod admission;
 mod delivery;
 pub(crate) mod expiry;
 pub(crate) mod heartbeat;
+mod live;
 pub(crate) mod moves;
 pub(crate) mod origin;
 pub(crate) mod registry;
 pub(crate) mod socket;
+mod sockets;
 mod sweeper;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 
 use futures::FutureExt;
-use indexmap::IndexMap;
-use parking_lot::{Mutex, RwLock, RwLockReadGuard};
+use parking_lot::{Mutex, RwLock};
 use tokio::time::{Instant, sleep_until};
 
 use self::heartbeat::HeartbeatTimes;
-use self::moves::{Move, Moves};
+use self::live::Live;
+use self::moves::Moves;
 use self::registry::{Limits, Registry};
 use self::socket::{Sender, SweepEnd};
+pub(crate) use self::sockets::Sockets;
 use self::sweeper::sweep;
-use crate::home::Home;
+use crate::bus::Bus;
+use crate::counts::Counters;
+use crate::home::{Ground, Home};
 use crate::model::close::reason;
-use crate::model::id::SocketId;
+use crate::model::id::{NodeId, SocketId};
 use crate::model::limits::OutboxLimits;
 use crate::model::topic::Topic;
 use crate::presence::Mailbox;
-use crate::readers::Readers;
 
 /// How long the closing handshake may take, a stalled upgrade too.
 pub(crate) const CLOSING: Duration = Duration::from_secs(5);
@@ -47,18 +50,26 @@ pub(crate) struct LocalSettings {
     pub(crate) publish_timeout: Duration,
 }
 
+/// How many are here.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sizes {
+    pub(crate) sockets: usize,
+    pub(crate) users: usize,
+    pub(crate) rooms: usize,
+}
+
 #[derive(Debug)]
 pub(crate) struct Local {
+    node: NodeId,
     /// The topic of every socket.
     all: Topic,
     settings: LocalSettings,
     home: Arc<Home>,
+    bus: Arc<dyn Bus>,
+    counters: Arc<Counters>,
     registry: RwLock<Registry<Sender>>,
     next_socket: AtomicU64,
-    /// Every socket whose stream is not gone, for the sweeper.
-    live: Mutex<IndexMap<u64, SweepEnd>>,
-    /// Whose handlers want to know what others do to their rooms.
-    moves: Mutex<HashMap<u64, Arc<Readers<Move>>>>,
+    live: Live,
     /// Sockets with frames of the present wake of the bus.
     collected: Mutex<Vec<Sender>>,
     draining: AtomicBool,
@@ -67,15 +78,17 @@ pub(crate) struct Local {
 }
 
 impl Local {
-    pub(crate) fn new(settings: LocalSettings, home: &Arc<Home>, presence: &Arc<Mailbox>) -> Self {
+    pub(crate) fn new(settings: LocalSettings, ground: &Ground, presence: &Arc<Mailbox>) -> Self {
         Self {
+            node: ground.node,
             all: Topic::all(),
             settings,
-            home: home.clone(),
+            home: ground.home.clone(),
+            bus: ground.bus.clone(),
+            counters: ground.counters.clone(),
             registry: RwLock::new(Registry::new()),
             next_socket: AtomicU64::new(1),
-            live: Mutex::default(),
-            moves: Mutex::default(),
+            live: Live::default(),
             collected: Mutex::default(),
             draining: AtomicBool::new(false),
             presence: presence.clone(),
@@ -89,9 +102,13 @@ impl Local {
             .keep("sweeper", weak, |local| sweep(local.clone()).boxed());
     }
 
-    /// Who is here.
-    pub(crate) fn registry(&self) -> RwLockReadGuard<'_, Registry<Sender>> {
-        self.registry.read()
+    pub(crate) fn sizes(&self) -> Sizes {
+        let registry = self.registry.read();
+        Sizes {
+            sockets: registry.sockets(),
+            users: registry.users(),
+            rooms: registry.rooms(),
+        }
     }
 
     pub(crate) fn outbox(&self) -> &OutboxLimits {
@@ -121,34 +138,17 @@ impl Local {
 
     /// Ends those that have not answered their Close. Without streams only handlers can still run.
     pub(crate) fn cut_the_rest(&self) {
-        let rest: Vec<SweepEnd> = self.live.lock().values().cloned().collect();
-        rest.iter().for_each(SweepEnd::cut);
+        self.live.all().iter().for_each(SweepEnd::cut);
     }
 
     /// What others do to the rooms of a socket of this node, from now until it is gone.
     pub(crate) fn moves(&self, socket: SocketId) -> Moves {
-        // Whoever is gone is taken out of both, in this order.
-        let live = self.live.lock();
-        let readers = match live.contains_key(&socket.number) {
-            true => self.moves.lock().entry(socket.number).or_default().clone(),
-            false => Arc::default(),
-        };
-        drop(live);
-        Moves(readers.read())
-    }
-
-    /// Somebody else did this to a socket of this node.
-    pub(crate) fn moved(&self, socket: SocketId, what: &Move) {
-        let readers = self.moves.lock().get(&socket.number).cloned();
-        if let Some(readers) = readers {
-            readers.tell(what);
-        }
+        self.live.moves(socket)
     }
 
     /// The socket of this number has lost its seat to a newer one.
     pub(crate) fn replaced(&self, number: u64) {
-        let socket = self.live.lock().get(&number).map(SweepEnd::sender);
-        if let Some(socket) = socket {
+        if let Some(socket) = self.live.sender(number) {
             socket.close(reason::REPLACED);
         }
     }

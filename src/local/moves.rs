@@ -1,14 +1,9 @@
 //! What others do to the rooms of a socket, told to its handler.
 
 use std::collections::VecDeque;
-use std::fmt;
-use std::pin::Pin;
-use std::task::{Context, Poll};
-
-use futures::{Stream, StreamExt};
 
 use crate::model::id::RoomId;
-use crate::readers::{News, Reading};
+use crate::readers::{News, named};
 
 /// What somebody else did with a socket: [`Audience::join`](crate::Audience::join) and
 /// [`leave`](crate::Audience::leave), on whichever node. That it was closed says
@@ -22,9 +17,10 @@ pub enum Move {
     Left(RoomId),
 }
 
-/// What others do to the rooms of a socket. A stream, made by [`Socket::moves`](crate::Socket::moves).
-#[must_use = "streams do nothing unless polled"]
-pub struct Moves(pub(crate) Reading<Move>);
+named! {
+    /// What others do to the rooms of a socket. A stream, made by [`Socket::moves`](crate::Socket::moves).
+    Moves of Move
+}
 
 /// Who lags misses the oldest.
 impl News for Move {
@@ -32,19 +28,5 @@ impl News for Move {
 
     fn make_room(unread: &mut VecDeque<Self>) -> bool {
         unread.pop_front().is_some()
-    }
-}
-
-impl Stream for Moves {
-    type Item = Move;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Move>> {
-        self.0.poll_next_unpin(cx)
-    }
-}
-
-impl fmt::Debug for Moves {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Moves").finish_non_exhaustive()
     }
 }

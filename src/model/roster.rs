@@ -7,7 +7,7 @@ use std::vec;
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::Value;
 
-use crate::model::id::{NodeId, SocketId, UserId};
+use crate::model::id::{NodeId, RoomId, SocketId, UserId};
 use crate::model::millis;
 
 /// The sockets of an audience, as the nodes told at the moment they were asked.
@@ -90,7 +90,7 @@ pub struct SocketInfo {
     pub connected_at: SystemTime,
     /// The rooms it is in.
     #[serde(default)]
-    pub rooms: Vec<String>,
+    pub rooms: Vec<RoomId>,
     /// What the app said of it by [`ClusterSocket::describe`](crate::ClusterSocket::describe).
     #[serde(default)]
     pub description: Option<Value>,

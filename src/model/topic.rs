@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
-use crate::model::id::{InvalidId, NodeId, SocketId, UserId, check_name};
+use crate::model::id::{InvalidId, NodeId, RoomId, SocketId, UserId, check_name};
 
 const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
@@ -167,10 +167,10 @@ impl Topic {
     }
 
     /// The room it names, if it names one.
-    pub(crate) fn as_room(&self) -> Option<String> {
+    pub(crate) fn as_room(&self) -> Option<RoomId> {
         let encoded = TopicRef::from(self).rest(TopicKind::Room)?;
         let name = percent_decode_str(encoded).decode_utf8().ok()?;
-        Some(name.into_owned())
+        Some(name.into())
     }
 
     /// The socket it names, if it names one.
@@ -326,7 +326,7 @@ mod tests {
             let user = Topic::user(&UserId::from(id.as_str())).unwrap();
             let room = Topic::room(&id).unwrap();
             prop_assert_ne!(&user, &room);
-            prop_assert_eq!(room.as_room(), Some(id.clone()));
+            prop_assert_eq!(room.as_room(), Some(RoomId::from(&id)));
             prop_assert_eq!(user.as_room(), None);
             let channel = ns.channel(&user);
             prop_assert_eq!(ns.topic(channel.as_bytes()), Some(user.as_str()));

@@ -1,27 +1,64 @@
 //! What presence is handed of the node: who is here, and a way to say words.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
-use super::Peers;
+use parking_lot::Mutex;
+
+use super::nodes::Nodes;
+use crate::bus::Bus;
+use crate::bus::reception::Reception;
 use crate::bus::scope::Scope;
+use crate::bus::uplink::Uplink;
 use crate::bus::wire::Action;
+use crate::home::Ground;
+use crate::local::Sockets;
 use crate::model::id::{NodeId, UserId};
 use crate::model::topic::Topic;
 use crate::presence::{Here, Host, Mailbox, Word};
 
-impl Here for Peers {
+#[derive(Debug)]
+pub(super) struct PresenceHost {
+    bus: Arc<dyn Bus>,
+    reception: Arc<Reception>,
+    uplink: Arc<Uplink>,
+    nodes: Arc<Mutex<Nodes>>,
+    sockets: Sockets,
+    mailbox: Arc<Mailbox>,
+}
+
+impl PresenceHost {
+    pub(super) fn new(
+        ground: &Ground,
+        uplink: &Arc<Uplink>,
+        nodes: &Arc<Mutex<Nodes>>,
+        sockets: Sockets,
+        mailbox: &Arc<Mailbox>,
+    ) -> Self {
+        Self {
+            bus: ground.bus.clone(),
+            reception: ground.reception.clone(),
+            uplink: uplink.clone(),
+            nodes: nodes.clone(),
+            sockets,
+            mailbox: mailbox.clone(),
+        }
+    }
+}
+
+impl Here for PresenceHost {
     fn watch(&self, topic: &Topic) -> HashSet<UserId> {
-        self.presence.watch(topic, true);
-        self.local.registry().users_on(topic)
+        self.mailbox.watch(topic, true);
+        self.sockets.users_on(topic)
     }
 
     fn unwatch(&self, topic: &Topic) {
-        self.presence.watch(topic, false);
+        self.mailbox.watch(topic, false);
     }
 
     fn is_on(&self, user: &UserId, topic: &Topic) -> bool {
         let user = Topic::user(user);
-        user.is_ok_and(|user| self.local.registry().has_user_on(&user, topic))
+        user.is_ok_and(|user| self.sockets.has_user_on(&user, topic))
     }
 
     fn knows(&self, node: NodeId) -> bool {
@@ -33,14 +70,14 @@ impl Here for Peers {
     }
 }
 
-impl Host for Peers {
+impl Host for PresenceHost {
     fn mailbox(&self) -> &Mailbox {
-        &self.presence
+        &self.mailbox
     }
 
     async fn say(&self, to: &Topic, word: &Word) -> Option<usize> {
         // Nothing is waited for that is known to fail.
-        self.home.reception.hearing_nodes()?;
+        self.reception.hearing_nodes()?;
         let json = word.to_json();
         let action = match word {
             Word::Request(_) => Action::Watch(&json),
@@ -51,11 +88,11 @@ impl Host for Peers {
     }
 
     async fn hear(&self, topic: &Topic) {
-        let confirmation = self.home.bus.want(&topic.presence());
-        self.local.wait_confirmed(confirmation).await;
+        let confirmation = self.bus.want(&topic.presence());
+        self.sockets.wait_confirmed(confirmation).await;
     }
 
     fn release(&self, topic: &Topic) {
-        self.home.bus.release(&topic.presence());
+        self.bus.release(&topic.presence());
     }
 }

@@ -1,4 +1,4 @@
-//! This node among the others: it says hello again and again, and notices who no longer does.
+//! This node among the others: when it says hello, and what another's hello asks of it. Rules without I/O.
 //!
 //! ```text
 //!                         the nodes hear each other                   said
@@ -9,211 +9,314 @@
 //! ```
 //! Whoever returns asks all others for a reply, and tells presence, since both sides may have missed something. A node
 //! is new to us as well when only it has missed us: so who says hello without being known is asked for its own.
+//!
+//! What tells an outage from a pause is since when all is heard, and not that somebody noticed it: a link may be down
+//! and up again between two looks. So the one thing that is kept is the time for which the others know of us, and a
+//! hello that could not be said changes nothing, so that the next look finds the same once more.
 
-use std::sync::Weak;
-use std::time::Duration;
+use tokio::time::Instant;
 
-use futures::StreamExt;
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use crate::bus::inbound::Hearers;
+use crate::bus::outage::Span;
 
-use super::Peers;
-use super::nodes::MARGIN;
-use crate::bus::control::{Control, Hello};
-use crate::bus::scope::Scope;
-use crate::bus::uplink::Hearers;
-use crate::model::id::NodeId;
-use crate::model::limits::LONGEST;
-use crate::model::roster::NodeInfo;
-use crate::model::topic::Topic;
-
-impl Peers {
-    pub(super) fn introduce(&self) -> NodeInfo {
-        let registry = self.local.registry();
-        NodeInfo {
-            id: self.id,
-            name: self.settings.name.clone(),
-            started_at: self.started_at,
-            sockets: registry.sockets() as u64,
-            users: registry.users() as u64,
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-        }
-    }
-
-    /// A node said hello, and may want a reply; to this node alone, or to everybody.
-    pub(super) fn node_said_hello(&self, hello: Hello, hearers: Hearers) {
-        let Hello {
-            node: info,
-            lease,
-            reply,
-            worker,
-            refused,
-        } = hello;
-        let (id, name) = (info.id, info.name.clone());
-        let (lease, now) = (Duration::from_millis(lease), Instant::now());
-        let is_new = {
-            let mut nodes = self.nodes.lock();
-            let is_new = nodes.heard(info, lease, worker, now);
-            nodes.set_refused(id, refused);
-            is_new
-        };
-        if is_new {
-            let name = (!name.is_empty()).then_some(name);
-            let worker = worker.then_some(true);
-            tracing::info!(node = %self.id, other = %id, name, worker, "a node joined");
-        }
-        if is_new || reply {
-            self.presence.joined(id);
-        }
-        if reply {
-            self.greet(id, false);
-        } else if is_new && hearers == Hearers::Others {
-            // It takes us for a node that knows it, and would not tell us again what it wants to be told.
-            self.greet(id, true);
-        }
-    }
-
-    /// What it published may have reached others only, while we heard all there was to hear.
-    pub(super) fn node_strayed(&self, id: NodeId, millis: u64) {
-        let now = Instant::now();
-        let span = Duration::from_millis(millis).min(LONGEST);
-        let from = now.checked_sub(span).unwrap_or(now);
-        self.home.reception.others_strayed((from, now));
-        tracing::info!(node = %self.id, other = %id, ?span, "a node stood on a replica: what it sent meanwhile may not have arrived");
-    }
-
-    /// Tells the others that what we published may not have arrived, and our sockets what the others say so.
-    async fn tell_of_strays(&self) {
-        let reception = &self.home.reception;
-        reception.tell_of_others();
-        if let Some(since) = reception.take_strayed() {
-            let millis = since.elapsed().as_millis() as u64;
-            let strayed = Control::Strayed { millis };
-            if !self.say_to(Topic::nodes(), &strayed).await {
-                reception.still_strayed(since);
-            }
-        }
-    }
-
-    /// With a goodbye, or without: then it is only not heard any more.
-    pub(super) fn node_left(&self, id: NodeId, goodbye: bool) {
-        if self.nodes.lock().left(id) {
-            tracing::info!(node = %self.id, other = %id, "a node left");
-        }
-        self.uplink.forget(id);
-        self.answering.forget(id);
-        self.presence.left(id);
-        let questions: Vec<_> = self.questions.lock().values().cloned().collect();
-        for question in questions {
-            question.update(|gathering| gathering.left(id, goodbye));
-        }
-    }
-
-    /// Tells one node of this one.
-    fn greet(&self, other: NodeId, reply: bool) {
-        let Some(peers) = self.me.upgrade() else {
-            return;
-        };
-        self.home.spawn(async move {
-            let said = peers.say_hello(Topic::node(other), reply).await;
-            if reply && !said {
-                // Its next hello finds it new again.
-                peers.nodes.lock().left(other);
-            }
-        });
-    }
-
-    /// Says hello on a channel. Whether it was said.
-    async fn say_hello(&self, to: Topic, reply: bool) -> bool {
-        // After the goodbye it would be believed for a lease.
-        if self.home.is_stopped() {
-            return false;
-        }
-        let refused = self.home.reception.refused_kinds();
-        let hello = Control::Hello(Hello {
-            node: self.introduce(),
-            lease: self.settings.lease.as_millis() as u64,
-            reply,
-            worker: self.settings.worker,
-            refused: refused
-                .iter()
-                .map(|kind| kind.prefix().to_owned())
-                .collect(),
-        });
-        self.say_to(to, &hello).await
-    }
-
-    pub(crate) async fn say_goodbye(&self) {
-        // Without it our lease ends.
-        let _ = self.say_to(Topic::nodes(), &Control::Bye).await;
-    }
-
-    /// Says hello and gives up who no longer does, while the nodes hear each other. The others know of us since the
-    /// bus was up at `known_since`; returns what holds afterwards.
-    async fn attend(&self, known_since: Option<Instant>) -> Option<Instant> {
-        let Some(hearing @ (since, _)) = self.home.reception.hearing_nodes() else {
-            if !self.home.reception.refused_kinds().is_empty() {
-                // Whoever asks must know, and does not wait until it is proven that we hear the others.
-                self.say_hello(Topic::nodes(), false).await;
-            }
-            return known_since;
-        };
-        self.tell_of_strays().await;
-        let returned = known_since != Some(since);
-        if returned {
-            self.presence.returned();
-        }
-        let expired = self.nodes.lock().expire(hearing);
-        expired.into_iter().for_each(|id| self.node_left(id, false));
-        match self.say_hello(Topic::nodes(), returned).await {
-            true => Some(since),
-            false => known_since,
-        }
-    }
-
-    async fn say_to(&self, to: Topic, control: &Control) -> bool {
-        let word = self.uplink.write_word(&Scope::default(), 0, control);
-        self.uplink.say(to, word).await.is_ok()
-    }
-}
-
-/// The task that says hello.
+#[derive(Debug, Default)]
 pub(super) struct Membership {
-    peers: Weak<Peers>,
-    /// The others know of us since the bus was up then.
+    /// The others know of us since all was heard from then on.
     known_since: Option<Instant>,
 }
 
+/// What is to be done at a look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Duty {
+    /// Nothing is heard, and so nothing is said.
+    Nothing,
+    /// Only says hello: whoever asks must know what is refused here, and does not wait until it is proven that we hear
+    /// the others.
+    Hello,
+    /// Gives up who was silent for a lease of what was heard, and says hello.
+    Attend {
+        hearing: Span,
+        /// We may have missed the others, and they us: presence is told, and the hello asks for replies.
+        returned: bool,
+    },
+}
+
+/// What another node's hello asks of this one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Welcome {
+    /// Presence tells it anew what it wants to be told.
+    pub(super) joined: bool,
+    pub(super) greeting: Option<Greeting>,
+}
+
+/// A hello for one node alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Greeting {
+    /// What it asked for.
+    Reply,
+    /// Asks for its own, since it takes us for a node that knows it, and would not tell us again what it wants to be
+    /// told.
+    Request,
+}
+
 impl Membership {
-    pub(super) fn new(peers: Weak<Peers>) -> Self {
-        Self {
-            peers,
-            known_since: None,
+    pub(super) fn next(&self, hearing: Option<Span>, is_refused: bool) -> Duty {
+        match hearing {
+            Some(hearing) => Duty::Attend {
+                hearing,
+                returned: self.known_since != Some(hearing.0),
+            },
+            None if is_refused => Duty::Hello,
+            None => Duty::Nothing,
         }
     }
 
-    /// Says hello until the node is shut down, while it drains too. While the bus is down nobody's lease runs
-    /// out, since nobody can be heard.
-    pub(super) async fn run(&mut self) {
-        let Some((lease, mut changes)) = self
-            .peers
-            .upgrade()
-            .map(|peers| (peers.settings.lease, peers.home.reception.health_changes()))
-        else {
-            return;
-        };
-        let mut hello = interval(lease / MARGIN);
-        hello.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            tokio::select! {
-                // It says when to look, and the rest is looked up.
-                health = changes.next() => if health.is_none() { return },
-                _ = hello.tick() => {}
-            };
-            let peers = self.peers.upgrade();
-            let Some(peers) = peers.filter(|peers| !peers.home.is_stopped()) else {
+    /// The hello of this duty was said.
+    pub(super) fn said(&mut self, duty: Duty) {
+        if let Duty::Attend { hearing, .. } = duty {
+            self.known_since = Some(hearing.0);
+        }
+    }
+}
+
+impl Welcome {
+    /// To a node that said hello, and may want a reply; to this node alone, or to everybody.
+    pub(super) fn to(is_new: bool, wants_reply: bool, hearers: Hearers) -> Self {
+        Self {
+            joined: is_new || wants_reply,
+            greeting: match (wants_reply, is_new, hearers) {
+                (true, ..) => Some(Greeting::Reply),
+                (false, true, Hearers::Others) => Some(Greeting::Request),
+                // What was said to us alone is a reply.
+                (false, true, Hearers::ThisNode) | (false, false, _) => None,
+            },
+        }
+    }
+}
+
+impl Greeting {
+    pub(super) fn wants_reply(self) -> bool {
+        self == Self::Request
+    }
+
+    /// Unsaid, whether the node is to be unknown again, so that its next hello finds it new.
+    pub(super) fn must_be_said(self) -> bool {
+        self == Self::Request
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, SystemTime};
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::model::id::NodeId;
+    use crate::model::roster::NodeInfo;
+    use crate::peers::nodes::Nodes;
+
+    const LEASE: Duration = Duration::from_secs(15);
+
+    fn attend(since: Instant, returned: bool) -> Duty {
+        Duty::Attend {
+            hearing: (since, since + LEASE),
+            returned,
+        }
+    }
+
+    #[test]
+    fn who_returns_asks_for_replies_until_it_was_said() {
+        let (mut membership, start) = (Membership::default(), Instant::now());
+        let look =
+            |membership: &Membership, since| membership.next(Some((since, since + LEASE)), false);
+        for _ in 0..2 {
+            assert_eq!(look(&membership, start), attend(start, true));
+        }
+        membership.said(attend(start, true));
+        assert_eq!(look(&membership, start), attend(start, false));
+        assert_eq!(membership.next(None, false), Duty::Nothing);
+        assert_eq!(
+            look(&membership, start),
+            attend(start, false),
+            "nothing was missed"
+        );
+        let back = start + LEASE;
+        assert_eq!(look(&membership, back), attend(back, true));
+        membership.said(attend(start, false));
+        assert_eq!(
+            look(&membership, back),
+            attend(back, true),
+            "of what was before"
+        );
+    }
+
+    #[test]
+    fn who_is_refused_says_so_before_it_hears() {
+        let mut membership = Membership::default();
+        assert_eq!(membership.next(None, true), Duty::Hello);
+        membership.said(Duty::Hello);
+        let now = Instant::now();
+        let duty = membership.next(Some((now, now + LEASE)), true);
+        assert_eq!(duty, attend(now, true), "nobody has told us of itself yet");
+    }
+
+    #[test]
+    fn a_stranger_is_greeted_and_a_reply_is_not_replied_to() {
+        use Hearers::{Others, ThisNode};
+        let cases = [
+            (true, true, Others, true, Some(Greeting::Reply)),
+            (false, true, Others, true, Some(Greeting::Reply)),
+            (true, true, ThisNode, true, Some(Greeting::Reply)),
+            (true, false, Others, true, Some(Greeting::Request)),
+            (true, false, ThisNode, true, None),
+            (false, false, Others, false, None),
+            (false, false, ThisNode, false, None),
+        ];
+        for (is_new, wants_reply, hearers, joined, greeting) in cases {
+            let welcome = Welcome::to(is_new, wants_reply, hearers);
+            assert_eq!(welcome, Welcome { joined, greeting });
+        }
+        assert!(Greeting::Request.must_be_said() && !Greeting::Reply.must_be_said());
+    }
+
+    /// One of two nodes, and what it last did about the other.
+    #[derive(Default)]
+    struct One {
+        membership: Membership,
+        nodes: Nodes,
+        /// Since when it has heard everything.
+        up: Option<Instant>,
+        /// What it publishes fails.
+        mute: bool,
+        /// When presence told the other last what it wants to be told, and when it forgot what the other wanted.
+        asked: u64,
+        forgot: u64,
+    }
+
+    /// Two nodes over a bus that is down for one of them, or does not take what it says.
+    struct World {
+        nodes: [One; 2],
+        now: Instant,
+        /// Of what happened.
+        number: u64,
+    }
+
+    #[derive(Debug, Clone)]
+    enum Event {
+        Up(usize),
+        Down(usize),
+        Mute(usize, bool),
+        Look(usize),
+        Pass(u64),
+    }
+
+    fn event() -> impl Strategy<Value = Event> {
+        let one = || 0..2usize;
+        prop_oneof![
+            one().prop_map(Event::Up),
+            one().prop_map(Event::Down),
+            (one(), any::<bool>()).prop_map(|(at, mute)| Event::Mute(at, mute)),
+            one().prop_map(Event::Look),
+            one().prop_map(Event::Look),
+            (1..20u64).prop_map(Event::Pass),
+        ]
+    }
+
+    impl World {
+        fn new() -> Self {
+            let nodes = [One::default(), One::default()];
+            let (now, number) = (Instant::now(), 0);
+            Self { nodes, now, number }
+        }
+
+        fn happens(&mut self, event: &Event) {
+            self.number += 1;
+            match *event {
+                Event::Up(at) => {
+                    self.nodes[at].up.get_or_insert(self.now);
+                }
+                Event::Down(at) => self.nodes[at].up = None,
+                Event::Mute(at, mute) => self.nodes[at].mute = mute,
+                Event::Look(at) => self.look(at),
+                Event::Pass(seconds) => self.now += Duration::from_secs(seconds),
+            }
+        }
+
+        fn look(&mut self, at: usize) {
+            let hearing = self.nodes[at].up.map(|since| (since, self.now));
+            let duty = self.nodes[at].membership.next(hearing, false);
+            let Duty::Attend { hearing, returned } = duty else {
                 return;
             };
-            self.known_since = peers.attend(self.known_since).await;
+            if returned {
+                self.nodes[at].asked = self.number;
+            }
+            if !self.nodes[at].nodes.expire(hearing).is_empty() {
+                self.nodes[at].forgot = self.number;
+            }
+            if self.say(at, returned, Hearers::Others) {
+                self.nodes[at].membership.said(duty);
+            }
+        }
+
+        /// Whether it was said; the other hears it if it hears anything.
+        fn say(&mut self, at: usize, reply: bool, hearers: Hearers) -> bool {
+            if self.nodes[at].mute || self.nodes[at].up.is_none() {
+                return false;
+            }
+            let other = 1 - at;
+            if self.nodes[other].up.is_some() {
+                self.heard(other, reply, hearers);
+            }
+            true
+        }
+
+        fn heard(&mut self, at: usize, reply: bool, hearers: Hearers) {
+            let other = NodeId(1 - at as u64);
+            let info = NodeInfo {
+                id: other,
+                name: String::new(),
+                started_at: SystemTime::UNIX_EPOCH,
+                sockets: 0,
+                users: 0,
+                version: String::new(),
+            };
+            let is_new = self.nodes[at].nodes.heard(info, LEASE, false, self.now);
+            let Welcome { joined, greeting } = Welcome::to(is_new, reply, hearers);
+            if joined {
+                self.nodes[at].asked = self.number;
+            }
+            let Some(greeting) = greeting else { return };
+            let said = self.say(at, greeting.wants_reply(), Hearers::ThisNode);
+            if greeting.must_be_said() && !said {
+                self.nodes[at].nodes.left(other);
+            }
+        }
+    }
+
+    proptest! {
+        /// Whatever was missed: in the end both know each other, and whoever forgot what the other wanted was told anew.
+        #[test]
+        fn in_the_end_both_know_each_other(events in proptest::collection::vec(event(), 0..60)) {
+            let mut world = World::new();
+            for event in &events {
+                world.happens(event);
+            }
+            for at in 0..2 {
+                world.happens(&Event::Mute(at, false));
+                world.happens(&Event::Up(at));
+            }
+            for _ in 0..2 {
+                for at in 0..2 {
+                    world.happens(&Event::Look(at));
+                }
+            }
+            for at in 0..2 {
+                let (one, other) = (&world.nodes[at], &world.nodes[1 - at]);
+                prop_assert!(one.nodes.contains(NodeId(1 - at as u64)));
+                prop_assert!(one.asked >= other.forgot, "{at} has not asked since it was forgotten");
+            }
         }
     }
 }

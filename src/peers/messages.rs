@@ -1,17 +1,14 @@
 //! What the app tells its own processes.
 
 use std::collections::VecDeque;
-use std::fmt;
-use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::task::{Context, Poll};
 
-use futures::{Stream, StreamExt};
-
-use super::Peers;
+use crate::counts::Counters;
+use crate::home::Ground;
 use crate::model::id::NodeId;
 use crate::model::message::Message;
-use crate::readers::{News, Reading};
+use crate::readers::{News, Readers, named};
 
 /// A message to the nodes, of [`Cluster::to_nodes`](crate::Cluster::to_nodes).
 #[derive(Clone, Debug, PartialEq)]
@@ -23,10 +20,11 @@ pub struct NodeMessage {
     pub message: Message,
 }
 
-/// The messages to the nodes that come from now on. A stream, made by
-/// [`Cluster::node_messages`](crate::Cluster::node_messages).
-#[must_use = "streams do nothing unless polled"]
-pub struct NodeMessages(Reading<NodeMessage>);
+named! {
+    /// The messages to the nodes that come from now on. A stream, made by
+    /// [`Cluster::node_messages`](crate::Cluster::node_messages).
+    NodeMessages of NodeMessage
+}
 
 /// Who lags loses the oldest, which is counted.
 impl News for NodeMessage {
@@ -37,37 +35,39 @@ impl News for NodeMessage {
     }
 }
 
-impl Stream for NodeMessages {
-    type Item = NodeMessage;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<NodeMessage>> {
-        self.0.poll_next_unpin(cx)
-    }
+/// Who reads what is sent to the nodes.
+#[derive(Debug)]
+pub(crate) struct Messages {
+    node: NodeId,
+    counters: Arc<Counters>,
+    readers: Readers<NodeMessage>,
 }
 
-impl fmt::Debug for NodeMessages {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("NodeMessages").finish_non_exhaustive()
+impl Messages {
+    pub(super) fn new(ground: &Ground) -> Self {
+        Self {
+            node: ground.node,
+            counters: ground.counters.clone(),
+            readers: Readers::default(),
+        }
     }
-}
 
-impl Peers {
-    pub(crate) fn messages(&self) -> NodeMessages {
-        NodeMessages(self.messages.read())
+    pub(crate) fn read(&self) -> NodeMessages {
+        NodeMessages::of(self.readers.read())
     }
 
     /// Nothing more will come.
-    pub(crate) fn end_messages(&self) {
-        self.messages.end();
+    pub(crate) fn end(&self) {
+        self.readers.end();
     }
 
     /// Tells who reads here; how many.
-    pub(crate) fn heard_message(&self, from: Option<NodeId>, message: Message) -> usize {
-        let (told, lost) = self.messages.tell(&NodeMessage { from, message });
+    pub(crate) fn tell(&self, from: Option<NodeId>, message: Message) -> usize {
+        let (told, lost) = self.readers.tell(&NodeMessage { from, message });
         if lost > 0 {
-            let counters = &self.home.counters;
-            counters.node_messages_lost.fetch_add(lost as u64, Relaxed);
-            tracing::debug!(node = %self.id, lost, "who reads the messages to the nodes lags more than 256 behind, and lost the oldest");
+            let counter = &self.counters.node_messages_lost;
+            counter.fetch_add(lost as u64, Relaxed);
+            tracing::debug!(node = %self.node, lost, "who reads the messages to the nodes lags more than 256 behind, and lost the oldest");
         }
         told
     }

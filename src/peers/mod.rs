@@ -1,37 +1,45 @@
 //! The other nodes of the cluster: who they are, what they are asked, and what they ask.
 
 mod answering;
-mod asking;
+mod commands;
 mod gather;
+mod hellos;
 mod host;
+mod introduction;
 mod membership;
 pub(crate) mod messages;
 mod nodes;
+mod queries;
 mod question;
+mod questions;
 mod share;
+mod task;
 
-use std::collections::HashMap;
-use std::sync::{Arc, Weak};
-use std::time::{Duration, SystemTime};
+use std::sync::Arc;
+use std::time::Duration;
 
+use bytes::Bytes;
 use futures::FutureExt;
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use self::answering::Answering;
-use self::membership::Membership;
-use self::messages::NodeMessage;
+use self::commands::Commands;
+use self::hellos::Hellos;
+use self::host::PresenceHost;
+use self::introduction::Introduction;
+use self::messages::Messages;
 use self::nodes::Nodes;
-use self::question::Question;
-use self::share::Share;
-use crate::bus::scope::Selection;
+use self::queries::Queries;
+use self::questions::Questions;
+use self::task::Task;
+use crate::bus::control::Control;
+use crate::bus::inbound::{Part, PeerWord};
 use crate::bus::uplink::Uplink;
-use crate::home::Home;
-use crate::local::Local;
+use crate::home::{Ground, Home};
+use crate::local::Sockets;
 use crate::model::id::NodeId;
-use crate::model::roster::{Count, Roster};
-use crate::model::topic::Topic;
-use crate::presence::{Mailbox, Task};
-use crate::readers::Readers;
+use crate::presence::{self, Mailbox};
 
 /// What this node is to the others.
 #[derive(Debug, Clone)]
@@ -44,67 +52,151 @@ pub(crate) struct PeerSettings {
     pub(crate) presence_grace: Duration,
 }
 
+/// Puts what concerns the others together, and hands each part what is heard for it.
 #[derive(Debug)]
 pub(crate) struct Peers {
-    me: Weak<Self>,
-    id: NodeId,
-    /// The topic of this node.
-    own: Topic,
-    started_at: SystemTime,
-    settings: PeerSettings,
+    node: NodeId,
     home: Arc<Home>,
     uplink: Arc<Uplink>,
-    local: Arc<Local>,
     presence: Arc<Mailbox>,
-    nodes: Mutex<Nodes>,
-    /// What this node asks, until it is answered.
-    questions: Mutex<HashMap<u64, Arc<Question>>>,
-    /// What this node is asked.
-    answering: Answering,
-    rosters: Arc<Share<Selection, Arc<Roster>>>,
-    counts: Arc<Share<Selection, Count>>,
-    /// Who reads what is sent to the nodes.
-    messages: Readers<NodeMessage>,
+    nodes: Arc<Mutex<Nodes>>,
+    hellos: Arc<Hellos>,
+    host: Arc<PresenceHost>,
+    questions: Arc<Questions>,
+    answering: Arc<Answering>,
+    queries: Arc<Queries>,
+    commands: Arc<Commands>,
+    messages: Messages,
 }
 
 impl Peers {
     pub(crate) fn new(
         settings: PeerSettings,
-        home: &Arc<Home>,
+        ground: &Ground,
         uplink: &Arc<Uplink>,
-        local: &Arc<Local>,
+        sockets: Sockets,
         presence: &Arc<Mailbox>,
     ) -> Arc<Self> {
-        Arc::new_cyclic(|me| Self {
-            me: me.clone(),
-            id: home.node,
-            own: Topic::node(home.node),
-            started_at: SystemTime::now(),
-            settings,
-            home: home.clone(),
+        let nodes: Arc<Mutex<Nodes>> = Arc::default();
+        let timeout = settings.publish_timeout;
+        let introduction = Arc::new(Introduction::new(ground.node, &settings, sockets.clone()));
+        let questions = Arc::new(Questions::new(ground, uplink, &nodes, timeout));
+        Arc::new(Self {
+            node: ground.node,
+            home: ground.home.clone(),
             uplink: uplink.clone(),
-            local: local.clone(),
             presence: presence.clone(),
-            nodes: Mutex::default(),
-            questions: Mutex::default(),
-            answering: Answering::default(),
-            rosters: Arc::new(Share::new()),
-            counts: Arc::new(Share::new()),
-            messages: Readers::default(),
+            hellos: Arc::new(Hellos::new(ground, uplink, &nodes, &introduction, presence)),
+            host: Arc::new(PresenceHost::new(
+                ground,
+                uplink,
+                &nodes,
+                sockets.clone(),
+                presence,
+            )),
+            answering: Arc::new(Answering::new(
+                ground,
+                uplink,
+                sockets.clone(),
+                &introduction,
+            )),
+            queries: Arc::new(Queries::new(
+                ground,
+                &questions,
+                &nodes,
+                introduction,
+                sockets.clone(),
+            )),
+            commands: Arc::new(Commands::new(ground, &questions, &nodes, sockets)),
+            messages: Messages::new(ground),
+            questions,
+            nodes,
         })
     }
 
     /// Begins to say hello, and to tell who comes and goes.
-    pub(crate) fn start(self: &Arc<Self>) {
+    pub(crate) fn start(self: &Arc<Self>, settings: &PeerSettings) {
         let home = &self.home;
-        let membership = Membership::new(self.me.clone());
+        let membership = Task::new(Arc::downgrade(self), settings.lease);
         home.keep("membership", membership, |task| task.run().boxed());
-        let presence = Task::new(self.me.clone(), self.id, self.settings.presence_grace);
+        let host = Arc::downgrade(&self.host);
+        let presence = presence::Task::new(host, self.node, settings.presence_grace);
         home.keep("presence", presence, |task| task.run().boxed());
+    }
+
+    pub(crate) fn queries(&self) -> &Arc<Queries> {
+        &self.queries
+    }
+
+    pub(crate) fn commands(&self) -> &Arc<Commands> {
+        &self.commands
+    }
+
+    pub(crate) fn messages(&self) -> &Messages {
+        &self.messages
     }
 
     /// How many other nodes say hello, workers apart.
     pub(crate) fn count_nodes(&self) -> usize {
         self.nodes.lock().ids().count()
+    }
+
+    pub(crate) fn heard_word(&self, word: PeerWord<'_>) {
+        let PeerWord {
+            from,
+            word,
+            scope,
+            hearers,
+        } = word;
+        match word {
+            Control::Ask { id, what } => self.answering.heard_question(from, id, &scope, what),
+            Control::Ping { id } => self.answering.heard_ping(from, id),
+            Control::Unasked { id, heard } => {
+                let (heard, now) = (Duration::from_micros(heard), Instant::now());
+                self.questions
+                    .tell(id, |question| question.unasked(from, heard, now));
+            }
+            Control::Refused { id } => {
+                self.questions
+                    .tell(id, |question| question.gathering().refused(from));
+            }
+            Control::Hello(hello) => self.hellos.heard(hello, hearers),
+            Control::Strayed { millis } => self.hellos.heard_of_strays(from, millis),
+            Control::Bye => self.left(from, true),
+        }
+    }
+
+    /// What this node published as well: its own copy of a question proves that it hears the answers.
+    pub(crate) fn heard_itself(&self, id: u64) {
+        self.questions
+            .tell(id, |question| question.gathering().came_back());
+    }
+
+    pub(crate) fn heard_answer(&self, answer: &Part<'_>) {
+        let Part {
+            from,
+            id,
+            more,
+            part,
+        } = *answer;
+        let part = || Bytes::copy_from_slice(part);
+        self.questions.tell(id, |question| {
+            question.gathering().answered(from, part(), more);
+        });
+    }
+
+    pub(crate) async fn say_goodbye(&self) {
+        self.hellos.say_goodbye().await;
+    }
+
+    /// With a goodbye, or without: then it is only not heard any more.
+    fn left(&self, id: NodeId, goodbye: bool) {
+        if self.nodes.lock().left(id) {
+            tracing::info!(node = %self.node, other = %id, "a node left");
+        }
+        self.uplink.forget(id);
+        self.answering.forget(id);
+        self.presence.left(id);
+        self.questions.left(id, goodbye);
     }
 }

@@ -1,217 +1,366 @@
-//! One question to all other nodes: it is published, who is silent is asked by name, and what came is gathered.
+//! One question to all other nodes: who is silent is asked by name, and when it is over. Rules without I/O, above those
+//! of what was answered ([`gather`](super::gather)).
 //!
 //! ```text
-//!  begin: queued --> published --> wait --> complete ------------------> answers
-//!                       |          ^  |                                    ^
-//!                       | fails    |  |  100 ms, or counting is no use:    |
-//!                       v          +--+  who is silent is asked by name    |
-//!                     error           |                                    |
-//!                                     +--> the deadline: what is there ----+
+//!  asked --> published --> wait --> complete ------------------> answers
+//!               |          ^  |                                    ^
+//!               | fails    |  |  100 ms, or counting is no use:    |
+//!               v          +--+  who is silent is asked by name    |
+//!             error           |                                    |
+//!                             +--> the deadline: what is there ----+
 //! ```
+//! Counting ends nearly every question, at the price of one number that the bus tells anyhow. It proves something only
+//! while those that took the question are those that are known: so it is looked at first whether somebody is cut off,
+//! refused channels, or unknown, and then nobody waits in vain until names are asked for. Asked by name, and again and
+//! again, a node shows by its silence that an answer is under way.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use futures::future::{BoxFuture, OptionFuture, join, join_all};
-use parking_lot::Mutex;
-use smallvec::smallvec;
-use tokio::sync::Notify;
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::Instant;
 
-use super::Peers;
 use super::gather::{Answers, Gathering};
 use crate::bus::Published;
-use crate::bus::control::{Ask, Control};
-use crate::bus::scope::{Scope, Selection};
-use crate::bus::wire::{Action, MAX_ENVELOPE};
-use crate::model::error::PublishError;
+use crate::bus::outage::Span;
 use crate::model::id::NodeId;
-use crate::model::topic::{Topic, TopicKind};
 
 /// A healthy cluster has answered long before: who has not is asked by name, again and again.
 const FOLLOW_UP: Duration = Duration::from_millis(100);
 
-/// A question that waits for its answers.
 #[derive(Debug)]
 pub(super) struct Question {
     /// Just before it was published.
-    pub(super) asked_at: Instant,
-    gathering: Mutex<Gathering>,
-    changed: Notify,
+    asked_at: Instant,
+    deadline: Instant,
+    /// When names are asked for, if counting has not ended it.
+    follow_up: Instant,
+    gathering: Gathering,
+}
+
+/// Who is there, as far as this node can tell once its question is published.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Census {
+    /// How many others took what all nodes hear; none if that could not be published.
+    pub(super) counted: Option<usize>,
+    /// Since when this node has heard everything itself.
+    pub(super) hearing: Option<Span>,
+    /// How many others are known.
+    pub(super) known: usize,
+    /// Whether a question on such a channel comes to all who have to hear it.
+    pub(super) all_hear: bool,
+}
+
+/// What is to be done now.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    /// These are asked by name whether there is something to wait for.
+    Ask(Vec<NodeId>),
+    /// Until something comes, or until then.
+    Wait(Instant),
+    Over,
 }
 
 impl Question {
-    fn new(asked_at: Instant) -> Self {
+    pub(super) fn asked(now: Instant, timeout: Duration) -> Self {
         Self {
-            asked_at,
-            gathering: Mutex::default(),
-            changed: Notify::new(),
+            asked_at: now,
+            deadline: now + timeout,
+            follow_up: now + FOLLOW_UP,
+            gathering: Gathering::default(),
         }
     }
 
-    pub(super) fn update(&self, change: impl FnOnce(&mut Gathering)) {
-        change(&mut self.gathering.lock());
-        self.changed.notify_one();
-    }
-}
-
-/// A question that is published, or about to be. Forgotten however the asker ends.
-struct OpenQuestion {
-    peers: Arc<Peers>,
-    id: u64,
-    question: Arc<Question>,
-    deadline: Instant,
-}
-
-/// A question whose publication is queued already.
-pub(super) struct Asked {
-    open: OpenQuestion,
-    publishing: BoxFuture<'static, Result<Published, PublishError>>,
-    /// Tells how many nodes are on the bus at all, where the question itself does not.
-    census: OptionFuture<BoxFuture<'static, Result<Published, PublishError>>>,
-    /// Of the channel on which it travels.
-    kind: TopicKind,
-}
-
-impl Drop for OpenQuestion {
-    fn drop(&mut self) {
-        let forgotten = self.peers.questions.lock().remove(&self.id);
-        drop(forgotten);
-    }
-}
-
-impl Peers {
-    pub(super) async fn ask(
-        self: &Arc<Self>,
-        selection: &Selection,
-        what: Ask,
-    ) -> Result<Answers, PublishError> {
-        Asked::answers(self.begin(selection, what)?).await
+    pub(super) fn deadline(&self) -> Instant {
+        self.deadline
     }
 
-    /// Queues a question, by the call itself; `None` where nobody else is asked.
-    pub(super) fn begin(
-        self: &Arc<Self>,
-        selection: &Selection,
-        what: Ask,
-    ) -> Result<Option<Asked>, PublishError> {
-        let carrier = selection.question_carrier();
-        let Some(carrier) = carrier.filter(|topic| *topic != self.own) else {
-            return Ok(None);
-        };
-        let (id, scope) = (self.uplink.next_question(), selection.scope());
-        let ask = Control::Ask { id, what };
-        let envelope = self.uplink.write_word(&scope, id, &ask);
-        if envelope.len() > MAX_ENVELOPE {
-            return Err(PublishError::not_sent(format!(
-                "naming the audience takes {} bytes, at most {MAX_ENVELOPE} travel: ask in parts",
-                envelope.len()
-            )));
+    /// What came of it.
+    pub(super) fn gathering(&mut self) -> &mut Gathering {
+        &mut self.gathering
+    }
+
+    /// It never came to a node that has heard everything for so long.
+    pub(super) fn unasked(&mut self, node: NodeId, heard: Duration, now: Instant) {
+        let age = now.saturating_duration_since(self.asked_at);
+        self.gathering.unasked(node, heard, age);
+    }
+
+    /// The bus took it. What is not answered within `FOLLOW_UP` is followed up.
+    pub(super) fn published(&mut self, published: Published, census: Census, now: Instant) {
+        // We are among those that are counted, or not: who has just come back does not know.
+        let hears = census
+            .hearing
+            .is_some_and(|(since, _)| since <= self.asked_at);
+        let present = census.counted.filter(|_| hears).unwrap_or(0);
+        self.gathering.present(present, census.known);
+        if !census.all_hear {
+            self.gathering.not_all_hear();
         }
-        let question = Arc::new(Question::new(Instant::now()));
-        self.questions.lock().insert(id, question.clone());
-        let open = OpenQuestion {
-            peers: self.clone(),
-            id,
-            deadline: question.asked_at + self.settings.publish_timeout,
-            question,
-        };
-        let size = selection.size();
-        let (kind, is_census) = (carrier.kind(), carrier == Topic::nodes());
-        let publishing = self.home.bus.publish(smallvec![carrier], envelope, size);
-        let census = (!is_census).then(|| {
-            let probe = self.uplink.write(None, &Scope::default(), &Action::Probe);
-            self.uplink.say(Topic::nodes(), probe)
-        });
-        Ok(Some(Asked {
-            open,
-            publishing,
-            census: census.into(),
-            kind,
-        }))
+        self.gathering.promise(published);
+        self.follow_up = now + FOLLOW_UP;
+    }
+
+    /// What is next, with the nodes that are known.
+    pub(super) fn next(&mut self, known: impl FnOnce() -> Vec<NodeId>, now: Instant) -> Next {
+        if self.gathering.is_complete() || self.deadline <= now {
+            return Next::Over;
+        }
+        if self.gathering.needs_names() || self.follow_up <= now {
+            self.follow_up = now + FOLLOW_UP;
+            return Next::Ask(self.gathering.follow_up(known()));
+        }
+        Next::Wait(self.follow_up.min(self.deadline))
+    }
+
+    /// Those who were silent have been asked by name, as far as they could be reached.
+    pub(super) fn followed_up(&mut self, unreachable: &[NodeId], now: Instant) {
+        for node in unreachable {
+            self.gathering.unreachable(*node);
+        }
+        self.follow_up = now + FOLLOW_UP;
+    }
+
+    /// There is nothing to wait for any more, or no time: what is there must do.
+    pub(super) fn end(&mut self, known: impl IntoIterator<Item = NodeId>) -> Answers {
+        let mut gathering = std::mem::take(&mut self.gathering);
+        gathering.end(known);
+        gathering.into_answers()
     }
 }
 
-impl Asked {
-    /// At the deadline what is there must do.
-    pub(super) async fn answers(asked: Option<Self>) -> Result<Answers, PublishError> {
-        let Some(Self {
-            open,
-            publishing,
-            census,
-            kind,
-        }) = asked
-        else {
-            return Ok(Answers::of_nobody());
-        };
-        let (published, census) = join(publishing, census).await;
-        let published = published?;
-        let (known, all_hear) = {
-            let nodes = open.peers.nodes.lock();
-            (nodes.len(), nodes.hear(kind))
-        };
-        let present = match census.unwrap_or(Ok(published)) {
-            // We are among those that are counted, or not: who has just come back does not know.
-            Ok(census) if open.hears() => census.nodes,
-            _ => 0,
-        };
-        open.question.update(|gathering| {
-            gathering.present(present, known);
-            if !all_hear {
-                gathering.not_all_hear();
-            }
-            gathering.promise(published);
-        });
-        let _ = timeout_at(open.deadline, open.wait()).await;
-        let mut gathering = std::mem::take(&mut *open.question.gathering.lock());
-        gathering.end(open.peers.nodes.lock().ids());
-        Ok(gathering.into_answers())
-    }
-}
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use proptest::prelude::*;
 
-impl OpenQuestion {
-    /// Whether this node has heard everything since before it asked.
-    fn hears(&self) -> bool {
-        let hearing = self.peers.home.reception.hearing();
-        hearing.is_some_and(|(since, _)| since <= self.question.asked_at)
-    }
+    use super::*;
 
-    async fn wait(&self) {
-        let mut follow_up = Instant::now() + FOLLOW_UP;
-        loop {
-            let (complete, needs_names) = {
-                let gathering = self.question.gathering.lock();
-                (gathering.is_complete(), gathering.needs_names())
-            };
-            if complete {
-                return;
-            }
-            if needs_names || follow_up <= Instant::now() {
-                self.follow_up().await;
-                follow_up = Instant::now() + FOLLOW_UP;
-                continue;
-            }
-            tokio::select! {
-                () = self.question.changed.notified() => {}
-                () = sleep_until(follow_up) => {}
-            }
+    const A: NodeId = NodeId(1);
+    const B: NodeId = NodeId(2);
+    const TIMEOUT: Duration = Duration::from_secs(2);
+    const MS: Duration = Duration::from_millis(1);
+
+    fn sound(nodes: usize, since: Instant) -> Census {
+        Census {
+            counted: Some(nodes),
+            hearing: Some((since, since)),
+            known: nodes,
+            all_hear: true,
         }
     }
 
-    /// Asks everybody who has not answered whether there is something to wait for.
-    async fn follow_up(&self) {
-        let known: Vec<NodeId> = self.peers.nodes.lock().ids().collect();
-        let silent = self.question.gathering.lock().follow_up(known);
-        let (uplink, id) = (&self.peers.uplink, self.id);
-        let ping = uplink.write_word(&Scope::default(), id, &Control::Ping { id });
-        let pings = silent.into_iter().map(|node| {
-            let pinging = uplink.say(Topic::node(node), ping.clone());
-            async move { (node, pinging.await) }
-        });
-        for (node, pinged) in join_all(pings).await {
-            if pinged.is_ok_and(|pinged| pinged.nodes == 0) {
-                self.question.gathering.lock().unreachable(node);
+    /// To two nodes, both of which are known and took it.
+    fn published(start: Instant, change: impl FnOnce(&mut Census)) -> Question {
+        let mut question = Question::asked(start, TIMEOUT);
+        let mut census = sound(2, start);
+        change(&mut census);
+        let (nodes, comes_back) = (2, false);
+        question.published(Published { nodes, comes_back }, census, start + 5 * MS);
+        question
+    }
+
+    fn answer(question: &mut Question, node: NodeId) {
+        let part = Bytes::from_static(b"{}");
+        question.gathering().answered(node, part, false);
+    }
+
+    fn next(question: &mut Question, now: Instant) -> Next {
+        question.next(|| vec![A, B], now)
+    }
+
+    fn names(question: &mut Question, now: Instant) -> Vec<NodeId> {
+        match next(question, now) {
+            Next::Ask(mut names) => {
+                names.sort_unstable();
+                names
             }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn counting_ends_it_and_nobody_is_asked_by_name() {
+        let start = Instant::now();
+        let mut question = published(start, |_| {});
+        let first = start + 5 * MS + FOLLOW_UP;
+        assert_eq!(next(&mut question, start + 5 * MS), Next::Wait(first));
+        answer(&mut question, A);
+        assert_eq!(next(&mut question, start + 6 * MS), Next::Wait(first));
+        answer(&mut question, B);
+        assert_eq!(next(&mut question, start + 7 * MS), Next::Over);
+        let answers = question.end([A, B]);
+        assert_eq!((answers.parts.len(), answers.partial), (2, false));
+    }
+
+    #[test]
+    fn who_is_silent_is_asked_by_name_again_and_again_until_the_deadline() {
+        let start = Instant::now();
+        let mut question = published(start, |_| {});
+        answer(&mut question, A);
+        let mut now = start + 5 * MS + FOLLOW_UP;
+        assert_eq!(next(&mut question, now - MS), Next::Wait(now));
+        for _ in 0..3 {
+            assert_eq!(names(&mut question, now), [B]);
+            // The pings took some time.
+            question.followed_up(&[], now + 30 * MS);
+            now += 30 * MS + FOLLOW_UP;
+            assert_eq!(next(&mut question, now - MS), Next::Wait(now));
+        }
+        let deadline = start + TIMEOUT;
+        question.followed_up(&[], deadline - MS);
+        assert_eq!(next(&mut question, deadline - MS), Next::Wait(deadline));
+        assert_eq!(next(&mut question, deadline), Next::Over);
+        let answers = question.end([A, B]);
+        assert_eq!((answers.missing, answers.partial), (vec![B], true));
+    }
+
+    #[test]
+    fn where_counting_proves_nothing_names_are_asked_for_at_once() {
+        let start = Instant::now();
+        let changes: [fn(&mut Census); 4] = [
+            |census| census.known = 3,
+            |census| census.counted = None,
+            |census| census.hearing = None,
+            |census| census.all_hear = false,
+        ];
+        for change in changes {
+            let mut question = published(start, change);
+            answer(&mut question, A);
+            assert_eq!(names(&mut question, start + 6 * MS), [B]);
+            let then = start + 6 * MS + FOLLOW_UP;
+            assert_eq!(
+                next(&mut question, start + 6 * MS),
+                Next::Wait(then),
+                "once"
+            );
+        }
+    }
+
+    #[test]
+    fn who_came_back_after_it_asked_cannot_count() {
+        let start = Instant::now();
+        let late = |since| move |census: &mut Census| census.hearing = Some((since, since));
+        let mut question = published(start, late(start));
+        assert!(matches!(next(&mut question, start + 5 * MS), Next::Wait(_)));
+        let mut question = published(start, late(start + MS));
+        assert_eq!(names(&mut question, start + 5 * MS), [A, B]);
+    }
+
+    #[test]
+    fn who_is_not_on_the_bus_is_waited_for_no_longer() {
+        let start = Instant::now();
+        let mut question = published(start, |census| census.known = 3);
+        answer(&mut question, A);
+        assert_eq!(names(&mut question, start + 6 * MS), [B]);
+        question.followed_up(&[B], start + 7 * MS);
+        assert_eq!(next(&mut question, start + 7 * MS), Next::Over);
+        assert_eq!(question.end([A, B]).missing, [B]);
+    }
+
+    #[test]
+    fn that_it_never_came_is_believed_of_who_heard_for_longer_than_it_is_old() {
+        let start = Instant::now();
+        let mut question = published(start, |census| census.known = 3);
+        answer(&mut question, A);
+        assert_eq!(names(&mut question, start + 6 * MS), [B]);
+        question.unasked(B, 9 * MS, start + 10 * MS);
+        assert!(
+            matches!(next(&mut question, start + 10 * MS), Next::Wait(_)),
+            "asked again"
+        );
+        question.unasked(B, 10 * MS, start + 10 * MS);
+        assert_eq!(next(&mut question, start + 10 * MS), Next::Over);
+    }
+
+    #[test]
+    fn what_could_not_be_published_in_time_is_over() {
+        let start = Instant::now();
+        let mut question = Question::asked(start, TIMEOUT);
+        assert_eq!(question.deadline(), start + TIMEOUT);
+        assert_eq!(next(&mut question, start + TIMEOUT), Next::Over);
+        assert_eq!(question.end([A, B]).missing, [A, B]);
+    }
+
+    #[derive(Debug, Clone)]
+    enum Event {
+        Answer(u64),
+        More(u64),
+        Refuse(u64),
+        Unasked(u64, u64),
+        Left(u64, bool),
+        CameBack,
+        Nothing,
+    }
+
+    fn event() -> impl Strategy<Value = Event> {
+        let node = || 1..5u64;
+        prop_oneof![
+            node().prop_map(Event::Answer),
+            node().prop_map(Event::More),
+            node().prop_map(Event::Refuse),
+            (node(), 0..3000u64).prop_map(|(node, heard)| Event::Unasked(node, heard)),
+            (node(), any::<bool>()).prop_map(|(node, goodbye)| Event::Left(node, goodbye)),
+            Just(Event::CameBack),
+            Just(Event::Nothing),
+        ]
+    }
+
+    proptest! {
+        /// Whatever comes: it is over by its deadline, it waits for a time that is to come, and it asks by name once in a
+        /// while. Who answered is not asked, and is not missing.
+        #[test]
+        fn it_ends_in_time_and_asks_by_name_now_and_then(
+            events in proptest::collection::vec((event(), 0..400u64), 0..40),
+            took in 0..5usize,
+            known in 0..5usize,
+            all_hear in any::<bool>(),
+            comes_back in any::<bool>(),
+        ) {
+            let ids = || (1..=known as u64).map(NodeId).collect::<Vec<_>>();
+            let (start, mut answered) = (Instant::now(), Vec::new());
+            let mut question = Question::asked(start, TIMEOUT);
+            let census = Census { known, all_hear, ..sound(took, start) };
+            question.published(Published { nodes: took, comes_back }, census, start);
+            let (mut now, mut asked) = (start, Vec::new());
+            let mut events = events.into_iter();
+            loop {
+                match question.next(ids, now) {
+                    Next::Over => break,
+                    Next::Ask(names) => {
+                        prop_assert!(names.iter().all(|node| !answered.contains(node)));
+                        question.followed_up(&[], now);
+                        asked.push(now);
+                    }
+                    Next::Wait(until) => {
+                        prop_assert!(now < until && until <= start + TIMEOUT);
+                        let Some((event, pause)) = events.next() else {
+                            now = until;
+                            continue;
+                        };
+                        now = until.min(now + Duration::from_millis(pause));
+                        match event {
+                            Event::Answer(node) => {
+                                answer(&mut question, NodeId(node));
+                                answered.push(NodeId(node));
+                            }
+                            Event::More(node) => {
+                                question.gathering().answered(NodeId(node), Bytes::new(), true);
+                            }
+                            Event::Refuse(node) => question.gathering().refused(NodeId(node)),
+                            Event::Unasked(node, heard) => {
+                                question.unasked(NodeId(node), Duration::from_millis(heard), now);
+                            }
+                            Event::Left(node, goodbye) => {
+                                question.gathering().left(NodeId(node), goodbye);
+                            }
+                            Event::CameBack => question.gathering().came_back(),
+                            Event::Nothing => {}
+                        }
+                    }
+                }
+            }
+            prop_assert!(now <= start + TIMEOUT);
+            let pauses = asked.windows(2).map(|pair| pair[1] - pair[0]);
+            prop_assert!(pauses.into_iter().all(|pause| pause >= FOLLOW_UP), "{asked:?}");
         }
     }
 }

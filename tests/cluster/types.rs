@@ -110,7 +110,7 @@ assert_impl! {
 }
 assert_impl! { CloseCode, NodeId, RoomId, SocketId, UserId: DeserializeOwned + Ord + Hash + Display }
 assert_impl! {
-    RoomId, UserId: AsRef<str> + Borrow<str> + PartialEq<str> + PartialEq<&'static str> + FromStr<Err = InvalidId>
+    RoomId, UserId: AsRef<str> + Borrow<str> + PartialEq<str> + PartialEq<&'static str> + PartialEq<String> + FromStr<Err = InvalidId>
 }
 assert_impl! {
     Message: From<&'static str> + From<String> + From<Utf8Bytes> + From<Cow<'static, str>> + From<&'static [u8]> +

@@ -135,6 +135,12 @@ macro_rules! name {
             }
         }
 
+        impl PartialEq<String> for $id {
+            fn eq(&self, other: &String) -> bool {
+                self.as_str() == other
+            }
+        }
+
         impl fmt::Display for $id {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.pad(&self.0)

@@ -2,15 +2,20 @@
 //!
 //! Generic over what a socket is reached by, so that the rules are tested without any I/O.
 
+mod group;
+mod rooms;
+mod wanted;
+
 use std::collections::{HashMap, HashSet};
-use std::hash::Hash;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use indexmap::{IndexMap, IndexSet};
+use indexmap::IndexMap;
 use smallvec::SmallVec;
 
-use crate::bus::scope::Scope;
+use self::group::Group;
+pub(crate) use self::rooms::Rooms;
+pub(crate) use self::wanted::Wanted;
 use crate::model::id::{SocketId, UserId};
 use crate::model::roster::SocketInfo;
 use crate::model::topic::{Topic, TopicKind, TopicRef};
@@ -67,23 +72,6 @@ struct Entry<M> {
 pub(crate) struct Removed<M> {
     pub(crate) rooms: Arc<Rooms>,
     pub(crate) member: M,
-}
-
-/// The sockets on one topic.
-#[derive(Debug)]
-struct Group<M> {
-    /// For a user: its sockets and reservations. Unused for a room.
-    places: usize,
-    members: Members<M>,
-}
-
-/// Nearly every user has one socket here, so one needs no map.
-#[derive(Debug)]
-enum Members<M> {
-    None,
-    One(M),
-    /// Boxed, so that the many groups of one stay small.
-    Many(Box<IndexMap<SocketId, M>>),
 }
 
 impl<M: Member> Registry<M> {
@@ -253,7 +241,7 @@ impl<M: Member> Registry<M> {
     /// Whether a user has a socket here.
     pub(crate) fn has_member(&self, topic: &Topic) -> bool {
         let group = self.groups.get(topic);
-        group.is_some_and(|group| !matches!(group.members, Members::None))
+        group.is_some_and(|group| !group.is_empty())
     }
 
     fn each_on<'a>(&'a self, topic: TopicRef<'_>, mut visit: impl FnMut(&'a M)) {
@@ -263,25 +251,18 @@ impl<M: Member> Registry<M> {
                 let entry = topic.as_socket().and_then(|id| self.sockets.get(&id));
                 entry.into_iter().for_each(|entry| visit(&entry.member));
             }
-            TopicKind::User | TopicKind::Room => match self.groups.get(topic.as_str()) {
-                None => {}
-                Some(group) => match &group.members {
-                    Members::None => {}
-                    Members::One(member) => visit(member),
-                    Members::Many(members) => members.values().for_each(visit),
-                },
-            },
+            TopicKind::User | TopicKind::Room => {
+                if let Some(group) = self.groups.get(topic.as_str()) {
+                    group.each(visit);
+                }
+            }
             // No socket is on those.
             TopicKind::Node | TopicKind::Nodes | TopicKind::Presence => {}
         }
     }
 
     fn group(&mut self, topic: &Topic) -> &mut Group<M> {
-        let empty = || Group {
-            places: 0,
-            members: Members::None,
-        };
-        self.groups.entry(topic.clone()).or_insert_with(empty)
+        self.groups.entry(topic.clone()).or_default()
     }
 
     fn add_to(&mut self, topic: &Topic, member: M) {
@@ -331,160 +312,6 @@ impl<M: Member> Entry<M> {
     }
 }
 
-impl<M: Member> Group<M> {
-    /// Adds a member. Whether it is the first.
-    fn add(&mut self, member: M) -> bool {
-        match std::mem::replace(&mut self.members, Members::None) {
-            Members::None => {
-                self.members = Members::One(member);
-                true
-            }
-            Members::One(first) => {
-                let members = IndexMap::from([first, member].map(|m| (m.id(), m)));
-                self.members = Members::Many(Box::new(members));
-                false
-            }
-            Members::Many(mut members) => {
-                members.insert(member.id(), member);
-                self.members = Members::Many(members);
-                false
-            }
-        }
-    }
-
-    /// Takes a member out. Whether it was the last.
-    fn remove(&mut self, id: SocketId) -> bool {
-        match &mut self.members {
-            Members::One(member) if member.id() == id => self.members = Members::None,
-            Members::Many(members) => {
-                members.swap_remove(&id);
-                if members.is_empty() {
-                    self.members = Members::None;
-                } else {
-                    return false;
-                }
-            }
-            Members::None | Members::One(_) => return false,
-        }
-        true
-    }
-
-    fn is_unused(&self) -> bool {
-        self.places == 0 && matches!(self.members, Members::None)
-    }
-}
-
-/// The rooms of one socket: nearly every socket is in a few, and those take little memory.
-#[derive(Debug)]
-pub(crate) enum Rooms {
-    Few(Vec<Topic>),
-    /// Boxed, so that a socket in none stays small.
-    Many(Box<IndexSet<Topic>>),
-}
-
-impl Rooms {
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Topic> {
-        let (few, many) = match self {
-            Self::Few(rooms) => (Some(rooms.iter()), None),
-            Self::Many(rooms) => (None, Some(rooms.iter())),
-        };
-        few.into_iter().flatten().chain(many.into_iter().flatten())
-    }
-
-    fn contains(&self, room: &Topic) -> bool {
-        match self {
-            Self::Few(rooms) => rooms.contains(room),
-            Self::Many(rooms) => rooms.contains(room),
-        }
-    }
-
-    /// Adds a room. Whether it is new.
-    fn insert(&mut self, room: &Topic) -> bool {
-        match self {
-            Self::Few(rooms) if rooms.contains(room) => return false,
-            Self::Few(rooms) if rooms.len() < FEW_ROOMS => {
-                rooms.reserve_exact(1);
-                rooms.push(room.clone());
-            }
-            Self::Few(rooms) => {
-                let rooms = std::mem::take(rooms).into_iter().chain([room.clone()]);
-                *self = Self::Many(Box::new(rooms.collect()));
-            }
-            Self::Many(rooms) => return rooms.insert(room.clone()),
-        }
-        true
-    }
-
-    /// Takes a room out. Whether it was there.
-    fn remove(&mut self, room: &Topic) -> bool {
-        match self {
-            Self::Few(rooms) => {
-                let at = rooms.iter().position(|joined| joined == room);
-                at.map(|at| rooms.swap_remove(at)).is_some()
-            }
-            Self::Many(rooms) => rooms.swap_remove(room),
-        }
-    }
-}
-
-impl Default for Rooms {
-    fn default() -> Self {
-        Self::Few(Vec::new())
-    }
-}
-
-/// A scope that is ready to be looked up: made before the registry is locked, so that nobody waits while
-/// thousands of exceptions are sorted in.
-pub(crate) struct Wanted<'a> {
-    /// Each once.
-    targets: SmallVec<[TopicRef<'a>; 1]>,
-    except: Lookup<'a, SocketId>,
-    except_users: Lookup<'a, &'a str>,
-}
-
-impl<'a> Wanted<'a> {
-    pub(crate) fn of(scope: &'a Scope<'_>) -> Self {
-        let mut targets: SmallVec<[TopicRef<'_>; 1]> = scope.targets.iter().copied().collect();
-        if targets.len() > 1 {
-            let mut seen = HashSet::with_capacity(targets.len());
-            targets.retain(|topic| seen.insert(*topic));
-        }
-        Self {
-            targets,
-            except: Lookup::of(&scope.except),
-            except_users: Lookup::of(&scope.except_users),
-        }
-    }
-}
-
-/// So few are found faster by looking at each than by a hash.
-const FEW: usize = 8;
-/// The same, where a hash costs every socket memory too.
-const FEW_ROOMS: usize = 32;
-
-/// What is asked for once per socket.
-enum Lookup<'a, T> {
-    Few(&'a [T]),
-    Many(HashSet<&'a T>),
-}
-
-impl<'a, T: Eq + Hash> Lookup<'a, T> {
-    fn of(values: &'a [T]) -> Self {
-        if values.len() <= FEW {
-            Self::Few(values)
-        } else {
-            Self::Many(values.iter().collect())
-        }
-    }
-
-    fn contains(&self, value: &T) -> bool {
-        match self {
-            Self::Few(values) => values.contains(value),
-            Self::Many(values) => values.contains(value),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -496,6 +323,7 @@ mod tests {
     use smallvec::smallvec;
 
     use super::*;
+    use crate::bus::scope::Scope;
     use crate::model::id::NodeId;
 
     #[derive(Clone, Debug, PartialEq)]
@@ -740,22 +568,6 @@ mod tests {
                 }
             })
         });
-    }
-
-    #[test]
-    fn a_socket_in_many_rooms_leaves_and_comes_back() {
-        let mut rooms = Rooms::default();
-        let names: Vec<_> = (0..2 * FEW_ROOMS).map(|n| room(&n.to_string())).collect();
-        for name in &names {
-            assert!(rooms.insert(name) && !rooms.insert(name));
-        }
-        assert!(names.iter().eq(rooms.iter()));
-        for name in &names {
-            assert!(rooms.contains(name) && rooms.remove(name));
-            assert!(!rooms.contains(name) && !rooms.remove(name));
-        }
-        assert!(rooms.iter().next().is_none() && rooms.insert(&names[0]));
-        assert_eq!(size_of::<Rooms>(), size_of::<Vec<Topic>>());
     }
 
     #[derive(Clone, Debug)]

@@ -1,88 +1,55 @@
-//! What is asked of all nodes: rosters, counts, nodes, and commands, which are carried out here too.
+//! What is asked of all nodes: rosters, counts, which nodes there are, and who is online.
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 
-use futures::future::join;
-use tokio::task::yield_now;
+use parking_lot::Mutex;
 
-use super::Peers;
 use super::gather::Answers;
-use super::question::Asked;
+use super::introduction::Introduction;
+use super::nodes::Nodes;
+use super::questions::Questions;
 use super::share::{Flight, Share};
+use crate::bus::Bus;
 use crate::bus::control::{Answer, Ask};
 use crate::bus::scope::{Reach, Selection};
-use crate::local::Local;
-use crate::model::close::reason;
-use crate::model::delivery::Outcome;
-use crate::model::error::{PublishError, QueryError, SendError};
-use crate::model::id::{NodeId, SocketId, UserId};
+use crate::home::{Ground, Home};
+use crate::local::Sockets;
+use crate::model::error::{PublishError, QueryError};
+use crate::model::id::{NodeId, UserId};
 use crate::model::roster::{Count, NodeInfo, Roster};
 use crate::model::topic::Topic;
 
-impl Peers {
-    /// Carries a command out here and on every other node.
-    pub(crate) async fn command(
-        self: &Arc<Self>,
-        selection: &Selection,
-        what: Ask,
-        reach: Reach,
-    ) -> Result<Outcome, SendError> {
-        if self.home.is_stopped() {
-            return Err(SendError::down());
-        }
-        self.home.counters.sent.fetch_add(1, Relaxed);
-        let (local, confirmation) = self.carry_out(&selection.scope(), &what);
-        // Queued by this call, so that it keeps its place among what else is sent.
-        let asked = match reach {
-            Reach::Here => Ok(None),
-            Reach::Everywhere => self.begin(selection, what),
-        };
-        if self.local.flush() {
-            // In a task too, since a caller that gives up leaves nobody unclosed; and here, since nobody may drive that.
-            self.home.spawn(flush_all(self.local.clone()));
-            flush_all(self.local.clone()).await;
-        }
-        let peers = self.clone();
-        let asking = self.home.run(async move {
-            let answers = async { Asked::answers(asked?).await };
-            join(answers, peers.local.wait_confirmed(confirmation))
-                .await
-                .0
-        });
-        let answers = match asking.await {
-            None if reach == Reach::Here => Ok(Answers::of_nobody()),
-            None => Err(PublishError::maybe_sent(self.home.unfinished())),
-            Some(answers) => answers,
-        };
-        let answers = answers.map_err(|error| {
-            self.home.counters.record_failed_publish(error.maybe_sent);
-            SendError::bus(local, error)
-        })?;
-        let nodes = {
-            let nodes = self.nodes.lock();
-            let parts = answers.parts.keys();
-            parts.filter(|id| !nodes.is_worker(**id)).count()
-        };
-        Ok(Outcome {
-            local,
-            nodes: (reach == Reach::Everywhere).then_some(nodes),
-            unanswered: answers.missing.len(),
-        })
-    }
+#[derive(Debug)]
+pub(crate) struct Queries {
+    home: Arc<Home>,
+    bus: Arc<dyn Bus>,
+    questions: Arc<Questions>,
+    nodes: Arc<Mutex<Nodes>>,
+    introduction: Arc<Introduction>,
+    sockets: Sockets,
+    rosters: Arc<Share<Selection, Arc<Roster>>>,
+    counts: Arc<Share<Selection, Count>>,
+}
 
-    /// Closes these sockets of other nodes, whose seats newer ones took. Should it not arrive, their nodes learn it
-    /// with the next renewal of their lease.
-    pub(crate) fn replace(self: &Arc<Self>, sockets: Vec<SocketId>) {
-        let mut selection = Selection::default();
-        sockets
-            .into_iter()
-            .for_each(|socket| selection.add(Topic::socket(socket)));
-        let (peers, close) = (self.clone(), Ask::from(&reason::REPLACED));
-        self.home.spawn(async move {
-            let _ = peers.command(&selection, close, Reach::Everywhere).await;
-        });
+impl Queries {
+    pub(super) fn new(
+        ground: &Ground,
+        questions: &Arc<Questions>,
+        nodes: &Arc<Mutex<Nodes>>,
+        introduction: Arc<Introduction>,
+        sockets: Sockets,
+    ) -> Self {
+        Self {
+            home: ground.home.clone(),
+            bus: ground.bus.clone(),
+            questions: questions.clone(),
+            nodes: nodes.clone(),
+            introduction,
+            sockets,
+            rosters: Arc::new(Share::new()),
+            counts: Arc::new(Share::new()),
+        }
     }
 
     /// Who is meant, everywhere. Identical questions at the same time share the work.
@@ -93,8 +60,8 @@ impl Peers {
     ) -> Result<Roster, QueryError> {
         self.check_alive()?;
         if reach == Reach::Everywhere {
-            let gather = |peers: Arc<Self>, selection| async move {
-                Arc::new(peers.gather_roster(&selection, Reach::Everywhere).await)
+            let gather = |queries: Arc<Self>, selection| async move {
+                Arc::new(queries.gather_roster(&selection, Reach::Everywhere).await)
             };
             let shared = self.shared(&self.rosters, &selection, gather).await;
             if let Some(roster) = shared {
@@ -113,9 +80,9 @@ impl Peers {
     }
 
     async fn gather_roster(self: &Arc<Self>, selection: &Selection, reach: Reach) -> Roster {
-        let here = self.local.members_of(&selection.scope());
+        let here = self.sockets.members_of(&selection.scope());
         let (mut sockets, others) = tokio::join!(
-            self.local.describe(&here),
+            self.sockets.describe(&here),
             self.ask_others(selection, Ask::Sockets, reach)
         );
         let (answers, missing, partial) = read(others);
@@ -136,8 +103,8 @@ impl Peers {
     ) -> Result<Count, QueryError> {
         self.check_alive()?;
         if reach == Reach::Everywhere {
-            let gather = |peers: Arc<Self>, selection| async move {
-                peers.gather_count(&selection, Reach::Everywhere).await
+            let gather = |queries: Arc<Self>, selection| async move {
+                queries.gather_count(&selection, Reach::Everywhere).await
             };
             let shared = self.shared(&self.counts, &selection, gather).await;
             if let Some(count) = shared {
@@ -156,7 +123,7 @@ impl Peers {
     }
 
     async fn gather_count(self: &Arc<Self>, selection: &Selection, reach: Reach) -> Count {
-        let here = self.local.members_of(&selection.scope()).len();
+        let here = self.sockets.members_of(&selection.scope()).len();
         let others = self.ask_others(selection, Ask::Count, reach).await;
         let (answers, missing, partial) = read(others);
         let sockets = answers
@@ -185,8 +152,8 @@ impl Peers {
             runtime: self.home.runtime(),
             longest: self.home.longest(),
         };
-        let (peers, key) = (self.clone(), selection.clone());
-        let ask = move || gather(peers.clone(), key.clone());
+        let (queries, key) = (self.clone(), selection.clone());
+        let ask = move || gather(queries.clone(), key.clone());
         self.home
             .in_time(share.answer(flight, selection.clone(), ask))
             .await
@@ -195,10 +162,10 @@ impl Peers {
     /// Every node of the cluster, this one first.
     pub(crate) async fn nodes(self: &Arc<Self>) -> Result<Vec<NodeInfo>, QueryError> {
         self.check_alive()?;
-        let peers = self.clone();
+        let questions = self.questions.clone();
         let asking = self.home.run(async move {
             let everybody = Selection::of(Topic::nodes());
-            peers.ask(&everybody, Ask::Node).await
+            questions.ask(&everybody, Ask::Node).await
         });
         let answers = asking.await;
         let answers =
@@ -213,7 +180,7 @@ impl Peers {
             .collect();
         let mut others: Vec<NodeInfo> = others.into_values().collect();
         others.sort_unstable_by_key(|info| (info.started_at, info.id));
-        others.insert(0, self.introduce());
+        others.insert(0, self.introduction.info());
         Ok(others)
     }
 
@@ -224,22 +191,18 @@ impl Peers {
     ) -> Result<Vec<bool>, QueryError> {
         let topics: Result<Vec<Topic>, _> = users.iter().map(Topic::user).collect();
         let topics = topics.map_err(QueryError::invalid)?;
-        let mut online: Vec<bool> = {
-            let registry = self.local.registry();
-            let here = topics.iter().map(|topic| registry.has_member(topic));
-            here.collect()
-        };
+        let mut online = self.sockets.are_here(&topics);
         let (unknown, elsewhere): (Vec<usize>, Vec<Topic>) = topics
             .into_iter()
             .enumerate()
             .filter(|(at, _)| !online[*at])
             .unzip();
         if !elsewhere.is_empty() {
-            let peers = self.clone();
+            let bus = self.bus.clone();
             // The connections are pooled, and would die with the caller's runtime.
             let asking = self
                 .home
-                .run(async move { peers.home.bus.listening(&elsewhere).await });
+                .run(async move { bus.listening(&elsewhere).await });
             let nodes = asking.await;
             let nodes = nodes.unwrap_or_else(|| Err(self.home.unfinished().into()));
             let nodes = nodes.map_err(QueryError::bus)?;
@@ -267,7 +230,7 @@ impl Peers {
         if reach == Reach::Here {
             return Answers::of_nobody();
         }
-        let answers = self.ask(selection, what).await;
+        let answers = self.questions.ask(selection, what).await;
         answers.unwrap_or_else(|_| Answers::without(self.everybody()))
     }
 
@@ -276,13 +239,6 @@ impl Peers {
         let mut nodes: Vec<NodeId> = self.nodes.lock().ids().collect();
         nodes.sort_unstable();
         nodes
-    }
-}
-
-/// Writes all that was collected, letting other tasks run in between.
-async fn flush_all(local: Arc<Local>) {
-    while local.flush() {
-        yield_now().await;
     }
 }
 

@@ -14,13 +14,11 @@
 //! ```
 //! Integers are big-endian. A message that starts with `{` is a foreign publisher's JSON instead.
 
+mod foreign;
+
 use std::borrow::Cow;
 
-use base64::Engine;
-use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
-use serde::Deserialize;
-use serde_json::value::RawValue;
 
 use crate::bus::scope::Scope;
 use crate::model::id::{NodeId, SocketId};
@@ -140,20 +138,7 @@ pub(crate) fn encode(
     let mut out = Vec::with_capacity(11 + answer + payload.len());
     out.extend([VERSION, kind, flags]);
     out.extend(origin.0.to_be_bytes());
-    if let Some(id) = union {
-        out.extend(id.to_be_bytes());
-        put_names(&mut out, scope.targets.iter().map(|topic| topic.as_str()));
-    }
-    if !scope.except.is_empty() {
-        out.extend((scope.except.len() as u32).to_be_bytes());
-        for socket in &scope.except {
-            out.extend(socket.node.0.to_be_bytes());
-            out.extend(socket.number.to_be_bytes());
-        }
-    }
-    if !scope.except_users.is_empty() {
-        put_names(&mut out, scope.except_users.iter().copied());
-    }
+    put_scope(&mut out, union, scope);
     match manner {
         Manner::InTurn => {}
         Manner::Volatile => put_extension(&mut out, VOLATILE, &[]),
@@ -165,6 +150,23 @@ pub(crate) fn encode(
     }
     out.extend(payload);
     out.into()
+}
+
+fn put_scope(out: &mut Vec<u8>, union: Option<u64>, scope: &Scope<'_>) {
+    if let Some(id) = union {
+        out.extend(id.to_be_bytes());
+        put_names(out, scope.targets.iter().map(|topic| topic.as_str()));
+    }
+    if !scope.except.is_empty() {
+        out.extend((scope.except.len() as u32).to_be_bytes());
+        for socket in &scope.except {
+            out.extend(socket.node.0.to_be_bytes());
+            out.extend(socket.number.to_be_bytes());
+        }
+    }
+    if !scope.except_users.is_empty() {
+        put_names(out, scope.except_users.iter().copied());
+    }
 }
 
 /// Names are checked to be at most 256 bytes (768 encoded) before they get here.
@@ -187,7 +189,7 @@ fn put_extension(out: &mut Vec<u8>, tag: u8, bytes: &[u8]) {
 /// Reads what came on a channel. Allocates no more than a small multiple of the input.
 pub(crate) fn decode(bytes: &[u8]) -> Result<Envelope<'_>, Garbage> {
     if bytes.first() == Some(&b'{') {
-        return foreign(bytes);
+        return foreign::decode(bytes);
     }
     let mut input = Input(bytes);
     if input.byte()? != VERSION {
@@ -198,28 +200,7 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Envelope<'_>, Garbage> {
         return Err(Garbage);
     }
     let origin = Some(NodeId(input.u64()?));
-    let mut scope = Scope::default();
-    let mut union = None;
-    if flags & UNION != 0 {
-        union = Some(input.u64()?);
-        for _ in 0..input.u32()? {
-            // On a topic of a kind that a later version knows, nobody is here.
-            scope.targets.extend(TopicRef::of(input.name()?));
-        }
-    }
-    if flags & EXCEPT != 0 {
-        for _ in 0..input.u32()? {
-            scope.except.push(SocketId {
-                node: NodeId(input.u64()?),
-                number: input.u64()?,
-            });
-        }
-    }
-    if flags & EXCEPT_USERS != 0 {
-        for _ in 0..input.u32()? {
-            scope.except_users.push(input.name()?);
-        }
-    }
+    let (union, scope) = scoped(&mut input, flags)?;
     let mut manner = Manner::InTurn;
     if flags & EXTENSION != 0 {
         let length = input.u16()?;
@@ -248,6 +229,32 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Envelope<'_>, Garbage> {
     })
 }
 
+/// The number of a union, if it is one, and whom it names.
+fn scoped<'a>(input: &mut Input<'a>, flags: u8) -> Result<(Option<u64>, Scope<'a>), Garbage> {
+    let (mut union, mut scope) = (None, Scope::default());
+    if flags & UNION != 0 {
+        union = Some(input.u64()?);
+        for _ in 0..input.u32()? {
+            // On a topic of a kind that a later version knows, nobody is here.
+            scope.targets.extend(TopicRef::of(input.name()?));
+        }
+    }
+    if flags & EXCEPT != 0 {
+        for _ in 0..input.u32()? {
+            scope.except.push(SocketId {
+                node: NodeId(input.u64()?),
+                number: input.u64()?,
+            });
+        }
+    }
+    if flags & EXCEPT_USERS != 0 {
+        for _ in 0..input.u32()? {
+            scope.except_users.push(input.name()?);
+        }
+    }
+    Ok((union, scope))
+}
+
 fn extension(mut fields: Input<'_>) -> Result<Manner, Garbage> {
     let mut manner = Manner::InTurn;
     while !fields.0.is_empty() {
@@ -264,72 +271,6 @@ fn extension(mut fields: Input<'_>) -> Result<Manner, Garbage> {
 
 fn text(bytes: &[u8]) -> Result<&str, Garbage> {
     std::str::from_utf8(bytes).map_err(|_| Garbage)
-}
-
-/// What another program published: exactly one of these keys; further keys are ignored.
-#[derive(Deserialize)]
-struct Foreign<'a> {
-    #[serde(borrow)]
-    text: Option<Cow<'a, str>>,
-    #[serde(borrow)]
-    json: Option<&'a RawValue>,
-    #[serde(borrow)]
-    base64: Option<Cow<'a, str>>,
-    #[serde(borrow)]
-    close: Option<ForeignClose<'a>>,
-}
-
-#[derive(Deserialize)]
-struct ForeignClose<'a> {
-    code: u16,
-    #[serde(borrow, default)]
-    reason: Cow<'a, str>,
-}
-
-fn foreign(bytes: &[u8]) -> Result<Envelope<'_>, Garbage> {
-    let foreign: Foreign<'_> = serde_json::from_slice(bytes).map_err(|_| Garbage)?;
-    let action = match foreign {
-        Foreign {
-            text: Some(text),
-            json: None,
-            base64: None,
-            close: None,
-        } => Action::Text(text),
-        Foreign {
-            text: None,
-            json: Some(json),
-            base64: None,
-            close: None,
-        } => Action::Text(Cow::Borrowed(json.get())),
-        Foreign {
-            text: None,
-            json: None,
-            base64: Some(base64),
-            close: None,
-        } => Action::Binary(
-            BASE64_STANDARD
-                .decode(&*base64)
-                .map_err(|_| Garbage)?
-                .into(),
-        ),
-        Foreign {
-            text: None,
-            json: None,
-            base64: None,
-            close: Some(close),
-        } => Action::Close {
-            code: close.code,
-            reason: close.reason,
-        },
-        _ => return Err(Garbage),
-    };
-    Ok(Envelope {
-        origin: None,
-        union: None,
-        scope: Scope::default(),
-        manner: Manner::InTurn,
-        action,
-    })
 }
 
 /// What is left to read.

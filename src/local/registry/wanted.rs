@@ -1,0 +1,60 @@
+//! Who is meant by a scope, ready to be looked up.
+
+use std::collections::HashSet;
+use std::hash::Hash;
+
+use smallvec::SmallVec;
+
+use crate::bus::scope::Scope;
+use crate::model::id::SocketId;
+use crate::model::topic::TopicRef;
+
+/// A scope that is ready to be looked up: made before the registry is locked, so that nobody waits while
+/// thousands of exceptions are sorted in.
+pub(crate) struct Wanted<'a> {
+    /// Each once.
+    pub(super) targets: SmallVec<[TopicRef<'a>; 1]>,
+    pub(super) except: Lookup<'a, SocketId>,
+    pub(super) except_users: Lookup<'a, &'a str>,
+}
+
+impl<'a> Wanted<'a> {
+    pub(crate) fn of(scope: &'a Scope<'_>) -> Self {
+        let mut targets: SmallVec<[TopicRef<'_>; 1]> = scope.targets.iter().copied().collect();
+        if targets.len() > 1 {
+            let mut seen = HashSet::with_capacity(targets.len());
+            targets.retain(|topic| seen.insert(*topic));
+        }
+        Self {
+            targets,
+            except: Lookup::of(&scope.except),
+            except_users: Lookup::of(&scope.except_users),
+        }
+    }
+}
+
+/// What is asked for once per socket.
+pub(super) enum Lookup<'a, T> {
+    Few(&'a [T]),
+    Many(HashSet<&'a T>),
+}
+
+impl<'a, T: Eq + Hash> Lookup<'a, T> {
+    fn of(values: &'a [T]) -> Self {
+        if values.len() <= FEW {
+            Self::Few(values)
+        } else {
+            Self::Many(values.iter().collect())
+        }
+    }
+
+    pub(super) fn contains(&self, value: &T) -> bool {
+        match self {
+            Self::Few(values) => values.contains(value),
+            Self::Many(values) => values.contains(value),
+        }
+    }
+}
+
+/// So few are found faster by looking at each than by a hash.
+const FEW: usize = 8;

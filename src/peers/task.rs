@@ -1,0 +1,72 @@
+//! The task that says hello again and again, and does what the rules of [`membership`](super::membership) say.
+
+use std::sync::Weak;
+use std::time::Duration;
+
+use futures::StreamExt;
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::Peers;
+use super::membership::{Duty, Membership};
+use super::nodes::MARGIN;
+
+pub(super) struct Task {
+    peers: Weak<Peers>,
+    lease: Duration,
+    membership: Membership,
+}
+
+impl Task {
+    pub(super) fn new(peers: Weak<Peers>, lease: Duration) -> Self {
+        Self {
+            peers,
+            lease,
+            membership: Membership::default(),
+        }
+    }
+
+    /// Says hello until the node is shut down, while it drains too. While the bus is down nobody's lease runs
+    /// out, since nobody can be heard.
+    pub(super) async fn run(&mut self) {
+        let peers = self.peers.upgrade();
+        let Some(mut changes) = peers.map(|peers| peers.hellos.changes()) else {
+            return;
+        };
+        let mut hello = interval(self.lease / MARGIN);
+        hello.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                // It says when to look, and the rest is looked up.
+                health = changes.next() => if health.is_none() { return },
+                _ = hello.tick() => {}
+            };
+            let peers = self.peers.upgrade();
+            let Some(peers) = peers.filter(|peers| !peers.home.is_stopped()) else {
+                return;
+            };
+            let duty = peers.hellos.next(&self.membership);
+            if peers.attend(duty).await {
+                self.membership.said(duty);
+            }
+        }
+    }
+}
+
+impl Peers {
+    /// Does what is to be done now; whether hello was said.
+    async fn attend(&self, duty: Duty) -> bool {
+        match duty {
+            Duty::Nothing => false,
+            Duty::Hello => self.hellos.say_to_all(false).await,
+            Duty::Attend { hearing, returned } => {
+                self.hellos.tell_of_strays().await;
+                if returned {
+                    self.presence.returned();
+                }
+                let expired = self.nodes.lock().expire(hearing);
+                expired.into_iter().for_each(|id| self.left(id, false));
+                self.hellos.say_to_all(returned).await
+            }
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! Frames as rules: RFC 6455, section 5, from the server's side. No I/O, no clock. How they are written; [`decoder`] reads
+//! them.
+
+mod decoder;
+
+use bytes::Bytes;
+
+pub(crate) use self::decoder::{Decoder, Heard, Violation};
+use crate::model::close::Close;
+use crate::model::message::Message;
+
+const CONTINUATION: u8 = 0x0;
+const TEXT: u8 = 0x1;
+const BINARY: u8 = 0x2;
+const CLOSE: u8 = 0x8;
+const PING: u8 = 0x9;
+const PONG: u8 = 0xa;
+
+const FIN: u8 = 0x80;
+const MASKED: u8 = 0x80;
+
+/// A frame as it goes onto the wire: encoded once, shared by all who get it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Frame(Bytes);
+
+impl Frame {
+    pub(crate) fn text(text: &str) -> Self {
+        Self::new(TEXT, &[text.as_bytes()])
+    }
+
+    pub(crate) fn binary(bytes: &[u8]) -> Self {
+        Self::new(BINARY, &[bytes])
+    }
+
+    pub(crate) fn message(message: &Message) -> Self {
+        match message {
+            Message::Text(text) => Self::text(text),
+            Message::Binary(bytes) => Self::binary(bytes),
+        }
+    }
+
+    /// A Close frame; without a body when the code may not be sent.
+    pub(crate) fn close(close: &Close) -> Self {
+        match close.is_sendable() {
+            true => Self::new(
+                CLOSE,
+                &[&close.code.0.to_be_bytes(), close.wire_reason().as_bytes()],
+            ),
+            false => Self::new(CLOSE, &[]),
+        }
+    }
+
+    pub(crate) fn ping() -> Self {
+        Self(Bytes::from_static(&[FIN | PING, 0]))
+    }
+
+    /// Answers a ping with its own payload, at most 125 bytes.
+    pub(crate) fn pong(payload: &[u8]) -> Self {
+        Self::new(PONG, &[payload])
+    }
+
+    pub(crate) fn is_pong(&self) -> bool {
+        self.0.first() == Some(&(FIN | PONG))
+    }
+
+    #[cfg(feature = "testing")]
+    pub(crate) fn is_close(&self) -> bool {
+        self.0.first() == Some(&(FIN | CLOSE))
+    }
+
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    fn new(opcode: u8, parts: &[&[u8]]) -> Self {
+        let length: usize = parts.iter().map(|part| part.len()).sum();
+        // Exact: with room to spare, turning it into `Bytes` would allocate once more.
+        let header = match length {
+            0..=125 => 2,
+            126..=0xffff => 4,
+            _ => 10,
+        };
+        let mut frame = Vec::with_capacity(header + length);
+        frame.push(FIN | opcode);
+        match length {
+            0..=125 => frame.push(length as u8),
+            126..=0xffff => {
+                frame.push(126);
+                frame.extend((length as u16).to_be_bytes());
+            }
+            _ => {
+                frame.push(127);
+                frame.extend((length as u64).to_be_bytes());
+            }
+        }
+        parts.iter().for_each(|part| frame.extend(*part));
+        Self(frame.into())
+    }
+}
