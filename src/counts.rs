@@ -88,7 +88,7 @@ macro_rules! by_kind {
 }
 
 counts! {
-    /// Sockets registered here now.
+    /// Sockets registered here now, subscriptions ([`Broadcaster::subscribe`](crate::Broadcaster::subscribe)) among them.
     sockets: gauge,
     /// Users with a socket here now.
     users: gauge,
@@ -123,7 +123,7 @@ counts! {
     /// [`inbound_limit`](crate::ClusterBuilder::inbound_limit) allows.
     inbound_closed: counter,
     /// Sockets that ended with 1000: the handler returned, or the client said goodbye. Every socket whose
-    /// handshake was completed is counted by exactly one of these fields.
+    /// handshake was completed, and every subscription, is counted by exactly one of these fields.
     closed_normal: counter,
     /// With 1001: the browser left the page.
     closed_going_away: counter,
@@ -180,20 +180,20 @@ counts! {
     /// Upgrades without a user: closed with 4403, or as
     /// [`ClusterBuilder::unauthenticated`](crate::ClusterBuilder::unauthenticated) says.
     unauthenticated: counter,
-    /// Upgrades refused because the user's id was unusable: 400.
+    /// Upgrades and subscriptions refused because the user's id was unusable: 400.
     ids_refused: counter,
-    /// Upgrades refused while the node was shutting down, or because its runtime had ended: 503.
+    /// Upgrades and subscriptions refused while the node was shutting down, or because its runtime had ended: 503.
     drain_refused: counter,
     /// Upgrades that failed because of the app or its server: 500 where another extractor had taken the
     /// upgrade, where the server does none or where the description was unusable; and those that the server
     /// answered and did not do.
     upgrades_failed: counter,
-    /// Upgrades refused because of a limit on sockets: 429 or 503.
+    /// Upgrades and subscriptions refused because of a limit on sockets: 429 or 503.
     limits_refused: counter,
     /// Questions of other nodes (rosters, commands) that were not answered because 1,024 were being
     /// answered.
     questions_refused: counter,
-    /// Upgrades for which the limit of a user's sockets in the cluster was not checked against all of them:
+    /// Upgrades and subscriptions for which the limit of a user's sockets in the cluster was not checked against all of them:
     /// against this node's alone, since Redis did not answer, or without those of a node that Redis has lost and
     /// that did not write them again. Refused where Redis answered and kept losing them.
     limits_unchecked: counter,

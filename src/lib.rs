@@ -58,6 +58,7 @@
 //!   [`to_socket`](Broadcaster::to_socket), [`to_all`](Broadcaster::to_all), in any union, with exceptions.
 //! - An [`Audience`] can also be listed ([`sockets`](Audience::sockets)), counted, closed, and moved into rooms
 //!   ([`join`](Audience::join)), on every node; [`Broadcaster::presence`] tells who comes and goes.
+//! - [`Broadcaster::subscribe`] is a socket without a WebSocket, for bots and bridges: a stream of messages.
 //! - [`Cluster`] is the node itself: [`health`](Cluster::health), [`stats`](Cluster::stats),
 //!   [`shutdown`](Cluster::shutdown); [`Cluster::builder`] has the settings.
 //!
@@ -230,6 +231,7 @@ mod quota;
 mod readers;
 mod rejection;
 mod socket;
+mod subscription;
 mod tasks;
 #[cfg(feature = "testing")]
 pub mod testing;
@@ -258,7 +260,7 @@ pub use model::delivery::{Delivery, Outcome};
 pub use model::error::{
     BadMessage, BadMessageKind, Closed, ClosedKind, ConnectError, ConnectErrorKind,
     DescriptionError, DescriptionErrorKind, QueryError, QueryErrorKind, RoomError, RoomErrorKind,
-    SendError, SendErrorKind, SendJsonError, SendJsonErrorKind,
+    SendError, SendErrorKind, SendJsonError, SendJsonErrorKind, SubscribeError, SubscribeErrorKind,
 };
 pub use model::gap::Gap;
 pub use model::health::Health;
@@ -271,6 +273,7 @@ pub use presence::{Presence, PresenceChange};
 pub use quota::OverLimit;
 pub use rejection::ClusterRejection;
 pub use socket::Socket;
+pub use subscription::Subscription;
 pub use to_nodes::ToNodes;
 pub use worker::BroadcasterBuilder;
 

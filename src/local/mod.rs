@@ -8,6 +8,7 @@ pub(crate) mod moves;
 pub(crate) mod origin;
 pub(crate) mod registry;
 pub(crate) mod socket;
+mod subscription;
 mod sweeper;
 
 use std::collections::HashMap;

@@ -79,6 +79,24 @@ impl Frame {
         self.0.first() == Some(&(FIN | CLOSE))
     }
 
+    /// What it carries, without copying; `None` for a control frame.
+    pub(crate) fn into_message(self) -> Option<Message> {
+        let header = match self.0.get(1)? {
+            126 => 4,
+            127 => 10,
+            _ => 2,
+        };
+        let payload = self.0.slice(header..);
+        match self.0.first()? & !FIN {
+            TEXT => {
+                let text = Utf8Bytes::try_from(payload).expect("it was made of text");
+                Some(Message::Text(text))
+            }
+            BINARY => Some(Message::Binary(payload)),
+            _ => None,
+        }
+    }
+
     pub(crate) fn as_bytes(&self) -> &[u8] {
         &self.0
     }

@@ -48,6 +48,7 @@ mod roster;
 mod runtimes;
 mod seats;
 mod sentinel;
+mod subscriptions;
 mod tls;
 mod types;
 mod workers;
