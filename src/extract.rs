@@ -14,14 +14,15 @@ use http::request::Parts;
 use hyper::upgrade::OnUpgrade;
 use serde::Serialize;
 use tokio::task::unconstrained;
+use tracing::{Instrument, Span};
 
 use crate::broadcast::Broadcaster;
 use crate::config::Unauthenticated;
 use crate::counts::Counted;
 use crate::layer::CameWithUpgrade;
-use crate::local::admission::{Joined, Refused, Reservation};
+use crate::local::admission::{Joined, Refused, Registration, Reservation};
 use crate::local::expiry::{Clock, Expiry};
-use crate::local::socket::Driver;
+use crate::local::socket::{Driver, DriverEnd, span};
 use crate::model::close::reason;
 use crate::model::description::Description;
 use crate::model::error::{DescriptionError, RoomError};
@@ -188,39 +189,70 @@ impl ClusterSocket {
         let (handler_end, driver_end, registration) =
             self.reservation.register(expiry, description);
         let sender = handler_end.sender();
+        let span = span::of_socket(driver_end.id(), driver_end.user());
         let joined = rooms
             .iter()
             .filter_map(|room| node.local.begin_join(&sender, room));
-        let joined: Vec<Joined> = joined.collect();
-        let socket = Socket::new(node.clone(), handler_end);
-        let upgrade = self.upgrade;
-        let (limit, inbound) = (node.config.max_message_size, node.config.inbound);
-        let tasks = node.home.tracker().clone();
-        node.home.tracker().clone().spawn(async move {
-            let heard = joined.into_iter().map(|joined| node.local.wait_confirmed(joined.confirmation));
-            let (opened, _) = join(opened(upgrade, &node), join_all(heard)).await;
-            let Some(opened) = opened else {
-                driver_end.abandon(reason::NOT_OPENED);
-                return;
-            };
-            let (id, user) = (driver_end.id(), driver_end.user().clone());
-            let driver = Driver::new(opened, driver_end, registration, limit, inbound);
-            let driver = unconstrained(driver);
-            let panicked = move |_| tracing::error!(socket = %id, user = user.as_str(), "the handler panicked: its socket is closed with 1011, the node goes on");
-            // A task of their own, which holds nothing of the handshake. The handler comes first: what
-            // it says leaves in the same turn.
-            match catch_unwind(AssertUnwindSafe(|| handler(socket))) {
-                Ok(handling) => {
-                    let handling = AssertUnwindSafe(handling).catch_unwind();
-                    tasks.spawn(join(handling.unwrap_or_else(panicked), driver));
-                }
-                Err(panic) => {
-                    panicked(panic);
-                    tasks.spawn(driver);
-                }
-            }
-        });
+        let opening = Opening {
+            joined: joined.collect(),
+            socket: Socket::new(node.clone(), handler_end),
+            upgrade: self.upgrade,
+            driver_end,
+            registration,
+            span,
+        };
+        node.home
+            .tracker()
+            .spawn(opening.run(node.clone(), handler));
         self.handshake.response()
+    }
+}
+
+/// A registered socket whose client has no answer yet.
+struct Opening {
+    joined: Vec<Joined>,
+    socket: Socket,
+    upgrade: OnUpgrade,
+    driver_end: DriverEnd,
+    registration: Registration,
+    span: Span,
+}
+
+impl Opening {
+    /// Runs the handler beside the socket's task, when the client has its answer and the rooms are heard.
+    async fn run<F, Fut>(self, node: Arc<Node>, handler: F)
+    where
+        F: FnOnce(Socket) -> Fut + Send + 'static,
+        Fut: Future<Output = ()> + Send + 'static,
+    {
+        let (driver_end, span, socket) = (self.driver_end, self.span, self.socket);
+        let heard = self.joined.into_iter();
+        let heard = heard.map(|joined| node.local.wait_confirmed(joined.confirmation));
+        let (opened, _) = join(opened(self.upgrade, &node), join_all(heard)).await;
+        let Some(opened) = opened else {
+            driver_end.abandon(reason::NOT_OPENED);
+            span.in_scope(|| span::record_end(&reason::NOT_OPENED));
+            return;
+        };
+        let (id, user) = (driver_end.id(), driver_end.user().clone());
+        let (limit, inbound) = (node.config.max_message_size, node.config.inbound);
+        let driver = Driver::new(opened, driver_end, self.registration, limit, inbound);
+        let driver = unconstrained(driver);
+        let panicked = move |_| tracing::error!(socket = %id, user = user.as_str(), "the handler panicked: its socket is closed with 1011, the node goes on");
+        // A task of their own, which holds nothing of the handshake. The handler comes first: what it
+        // says leaves in the same turn.
+        let tasks = node.home.tracker();
+        match span.in_scope(|| catch_unwind(AssertUnwindSafe(|| handler(socket)))) {
+            Ok(handling) => {
+                let handling = AssertUnwindSafe(handling).catch_unwind();
+                let handling = handling.unwrap_or_else(panicked);
+                tasks.spawn(join(handling, driver).instrument(span));
+            }
+            Err(panic) => {
+                panicked(panic);
+                tasks.spawn(driver.instrument(span));
+            }
+        }
     }
 }
 

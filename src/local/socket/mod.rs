@@ -37,6 +37,7 @@ mod outcome;
 mod queue;
 mod reader;
 mod sender;
+pub(crate) mod span;
 mod sweep;
 mod task;
 #[cfg(test)]
