@@ -6,17 +6,18 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use serde::Serialize;
 
+use crate::measures::Measures;
 use crate::model::close::{Close, reason};
 
 /// Makes [`Stats`] of the rows.
 macro_rules! counts {
-    ($($(#[$doc:meta])+ $name:ident: $kind:ident $(($($part:ident)+))?,)+) => {
+    ($($(#[doc = $doc:literal])+ $name:ident: $kind:ident $(($($part:ident)+))?,)+) => {
         /// Plain numbers of one node. Counters grow from its start; `sockets`, `users`, `rooms`, `nodes`,
         /// `bus_probe_age_millis` and `bus_publish_queue` are now. As JSON each is a field of this name.
         #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Serialize)]
         #[non_exhaustive]
         pub struct Stats {
-            $($(#[$doc])+ pub $name: u64,)+
+            $($(#[doc = $doc])+ pub $name: u64,)+
         }
 
         impl Stats {
@@ -35,6 +36,14 @@ macro_rules! counts {
             pub fn iter(&self) -> impl Iterator<Item = (&'static str, StatKind, u64)> + use<> {
                 [$((stringify!($name), kind!($kind), self.$name),)+].into_iter()
             }
+
+            /// What each is called where it is exported, and what it means, in the order of the fields.
+            #[cfg(feature = "metrics")]
+            pub(crate) const DESCRIBED: &[Described] = &[$(Described {
+                exported: concat!("axum_cluster_", stringify!($name)),
+                kind: kind!($kind),
+                doc: concat!($($doc),+),
+            },)+];
         }
 
         by_kind! { [] [] [] $($name: $kind $(($($part)+))?,)+ }
@@ -66,6 +75,7 @@ macro_rules! by_kind {
         #[derive(Debug, Default)]
         pub(crate) struct Counters {
             $(pub(crate) $counter: AtomicU64,)+
+            pub(crate) measures: Measures,
         }
 
         /// What others know.
@@ -210,6 +220,15 @@ pub enum StatKind {
     Counter,
     /// As it is now.
     Gauge,
+}
+
+/// A number of [`Stats`], for exporters.
+#[cfg(feature = "metrics")]
+#[derive(Debug)]
+pub(crate) struct Described {
+    pub(crate) exported: &'static str,
+    pub(crate) kind: StatKind,
+    pub(crate) doc: &'static str,
 }
 
 /// What a refusal counts as.

@@ -20,6 +20,7 @@ use super::expiry::Expiry;
 use super::registry::{About, Full, Member, Rooms};
 use super::socket::{DriverEnd, Ends, HandlerEnd, Registered, Sender, SweepEnd};
 use crate::bus::Confirmation;
+use crate::measures::Since;
 use crate::model::close::{Close, reason};
 use crate::model::description::Description;
 use crate::model::id::{InvalidId, RoomId, SocketId, UserId};
@@ -113,8 +114,13 @@ impl Local {
     /// Waits until a topic is heard. In an outage of the bus it does not; and if it takes too long, that
     /// is one.
     pub(crate) async fn wait_confirmed(&self, confirmation: Confirmation) {
+        let is_awaited = matches!(confirmation, Confirmation::Pending(_));
+        let since = Since::now();
         if !confirmation.wait(self.settings.publish_timeout).await {
             self.home.bus.prove_anew();
+        }
+        if is_awaited {
+            self.home.counters.measures.confirmed(since);
         }
     }
 

@@ -37,6 +37,7 @@ impl Local {
             .counters
             .delivered
             .fetch_add(taken as u64, Relaxed);
+        self.home.counters.measures.fanned_out(taken as u64);
         taken
     }
 
@@ -63,6 +64,7 @@ impl Local {
             }
         }
         self.home.counters.delivered.fetch_add(taken, Relaxed);
+        self.home.counters.measures.fanned_out(taken);
     }
 
     /// A Close, which leaves with the next [`flush`](Self::flush).

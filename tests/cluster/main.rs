@@ -38,6 +38,8 @@ mod interop;
 mod lifecycle;
 mod links;
 mod living;
+#[cfg(feature = "metrics")]
+mod metrics;
 mod operators;
 mod options;
 mod order;
