@@ -67,8 +67,8 @@ measures! {
     /// How long an upgrade, a subscription or a join waited until Redis had confirmed that this node hears the user or the room.
     /// Those that had not to wait are not among them; those that gave up are, with the time until they did.
     confirm: Time as "axum_cluster_confirm_seconds",
-    /// The way of a probe through the bus: from this node through its queue to Redis, and back through all that it is hearing.
-    /// About what a message takes to another node, by one clock.
+    /// The way of a probe through the bus: from this node through its queue to Redis, and back through all that it is hearing,
+    /// with Redis' answer to it. About what a message takes to another node, by one clock.
     probe: Time as "axum_cluster_probe_seconds",
     /// Sockets of this node that took a message, for each message that was for any of them.
     fan_out: Sockets as "axum_cluster_fan_out_sockets",

@@ -1,5 +1,6 @@
 //! Sockets without a WebSocket.
 
+use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::Arc;
@@ -135,9 +136,10 @@ async fn it_is_a_socket_to_everybody_else(lab: Lab) {
 async fn dropping_it_gives_everything_back(lab: Lab) {
     let node = lab.node().await;
     let to = &node.broadcaster;
-    let channels = || match &lab.redis {
-        Some(redis) => redis.cli(&["PUBSUB", "CHANNELS"]),
-        None => String::new(),
+    let channels = || {
+        let told = lab.redis.as_ref().map(|it| it.cli(&["PUBSUB", "CHANNELS"]));
+        let channels = told.iter().flat_map(|told| told.lines());
+        channels.map(str::to_owned).collect::<BTreeSet<_>>()
     };
     let before = channels();
     for n in 0..20 {
