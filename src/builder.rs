@@ -436,7 +436,10 @@ impl ClusterBuilder {
             Handle::try_current().is_ok(),
             "a cluster starts tasks: call this within a tokio runtime, such as `#[tokio::main]`"
         );
-        Ok(Cluster::of(Node::start(self.config, &self.backend)))
+        let node = Node::start(self.config, &self.backend);
+        #[cfg(feature = "metrics")]
+        crate::metrics::keep_recording(&node);
+        Ok(Cluster::of(node))
     }
 
     /// Of a process that never holds a socket.

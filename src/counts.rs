@@ -6,17 +6,18 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use serde::Serialize;
 
+use crate::measures::Measures;
 use crate::model::close::{Close, reason};
 
 /// Makes [`Stats`] of the rows.
 macro_rules! counts {
-    ($($(#[$doc:meta])+ $name:ident: $kind:ident $(($($part:ident)+))?,)+) => {
+    ($($(#[doc = $doc:literal])+ $name:ident: $kind:ident $(($($part:ident)+))?,)+) => {
         /// Plain numbers of one node. Counters grow from its start; `sockets`, `users`, `rooms`, `nodes`,
         /// `bus_probe_age_millis`, `bus_shards`, `bus_shards_up` and `bus_publish_queue` are now. As JSON each is a field of this name.
         #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Serialize)]
         #[non_exhaustive]
         pub struct Stats {
-            $($(#[$doc])+ pub $name: u64,)+
+            $($(#[doc = $doc])+ pub $name: u64,)+
         }
 
         impl Stats {
@@ -35,6 +36,14 @@ macro_rules! counts {
             pub fn iter(&self) -> impl Iterator<Item = (&'static str, StatKind, u64)> + use<> {
                 [$((stringify!($name), kind!($kind), self.$name),)+].into_iter()
             }
+
+            /// What each is called where it is exported, and what it means, in the order of the fields.
+            #[cfg(feature = "metrics")]
+            pub(crate) const DESCRIBED: &[Described] = &[$(Described {
+                exported: concat!("axum_cluster_", stringify!($name)),
+                kind: kind!($kind),
+                doc: concat!($($doc),+),
+            },)+];
         }
 
         by_kind! { [] [] [] $($name: $kind $(($($part)+))?,)+ }
@@ -66,6 +75,7 @@ macro_rules! by_kind {
         #[derive(Debug, Default)]
         pub(crate) struct Counters {
             $(pub(crate) $counter: AtomicU64,)+
+            pub(crate) measures: Measures,
         }
 
         /// What others know.
@@ -88,7 +98,7 @@ macro_rules! by_kind {
 }
 
 counts! {
-    /// Sockets registered here now.
+    /// Sockets registered here now, subscriptions ([`Broadcaster::subscribe`](crate::Broadcaster::subscribe)) among them.
     sockets: gauge,
     /// Users with a socket here now.
     users: gauge,
@@ -123,7 +133,7 @@ counts! {
     /// [`inbound_limit`](crate::ClusterBuilder::inbound_limit) allows.
     inbound_closed: counter,
     /// Sockets that ended with 1000: the handler returned, or the client said goodbye. Every socket whose
-    /// handshake was completed is counted by exactly one of these fields.
+    /// handshake was completed, and every subscription, is counted by exactly one of these fields.
     closed_normal: counter,
     /// With 1001: the browser left the page.
     closed_going_away: counter,
@@ -187,20 +197,20 @@ counts! {
     /// Upgrades without a user: closed with 4403, or as
     /// [`ClusterBuilder::unauthenticated`](crate::ClusterBuilder::unauthenticated) says.
     unauthenticated: counter,
-    /// Upgrades refused because the user's id was unusable: 400.
+    /// Upgrades and subscriptions refused because the user's id was unusable: 400.
     ids_refused: counter,
-    /// Upgrades refused while the node was shutting down, or because its runtime had ended: 503.
+    /// Upgrades and subscriptions refused while the node was shutting down, or because its runtime had ended: 503.
     drain_refused: counter,
     /// Upgrades that failed because of the app or its server: 500 where another extractor had taken the
     /// upgrade, where the server does none or where the description was unusable; and those that the server
     /// answered and did not do.
     upgrades_failed: counter,
-    /// Upgrades refused because of a limit on sockets: 429 or 503.
+    /// Upgrades and subscriptions refused because of a limit on sockets: 429 or 503.
     limits_refused: counter,
     /// Questions of other nodes (rosters, commands) that were not answered because 1,024 were being
     /// answered.
     questions_refused: counter,
-    /// Upgrades for which the limit of a user's sockets in the cluster was not checked against all of them:
+    /// Upgrades and subscriptions for which the limit of a user's sockets in the cluster was not checked against all of them:
     /// against this node's alone, since Redis did not answer, or without those of a node that Redis has lost and
     /// that did not write them again. Refused where Redis answered and kept losing them.
     limits_unchecked: counter,
@@ -217,6 +227,15 @@ pub enum StatKind {
     Counter,
     /// As it is now.
     Gauge,
+}
+
+/// A number of [`Stats`], for exporters.
+#[cfg(feature = "metrics")]
+#[derive(Debug)]
+pub(crate) struct Described {
+    pub(crate) exported: &'static str,
+    pub(crate) kind: StatKind,
+    pub(crate) doc: &'static str,
 }
 
 /// What a refusal counts as.

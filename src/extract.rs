@@ -14,7 +14,7 @@ use http::request::Parts;
 use hyper::upgrade::OnUpgrade;
 use serde::Serialize;
 use tokio::task::unconstrained;
-use tokio_util::task::TaskTracker;
+use tracing::{Instrument, Span};
 
 use crate::broadcast::Broadcaster;
 use crate::config::Unauthenticated;
@@ -22,11 +22,11 @@ use crate::counts::Counted;
 use crate::layer::CameWithUpgrade;
 use crate::local::admission::{Joined, Refused, Registration, Reservation};
 use crate::local::expiry::{Clock, Expiry};
-use crate::local::socket::Driver;
+use crate::local::socket::{Driver, DriverEnd, span};
 use crate::model::close::reason;
 use crate::model::description::Description;
 use crate::model::error::{DescriptionError, RoomError};
-use crate::model::id::{RoomId, SocketId, UserId};
+use crate::model::id::{RoomId, UserId};
 use crate::model::topic::Topic;
 use crate::node::Node;
 use crate::rejection::{ClosingUpgrade, ClusterRejection, RejectionKind, opened};
@@ -189,51 +189,70 @@ impl ClusterSocket {
         let (handler_end, driver_end, registration) =
             self.reservation.register(expiry, description);
         let sender = handler_end.sender();
+        let span = span::of_socket(driver_end.id(), driver_end.user());
         let joined = rooms
             .iter()
             .filter_map(|room| node.local.begin_join(&sender, room));
-        let joined: Vec<Joined> = joined.collect();
-        let socket = Socket::new(node.clone(), handler_end);
-        let upgrade = self.upgrade;
-        let (limit, inbound) = (node.config.max_message_size, node.config.inbound);
-        let tasks = node.ground.home.tracker().clone();
-        node.ground.home.tracker().clone().spawn(async move {
-            let heard = joined
-                .into_iter()
-                .map(|joined| node.local.wait_confirmed(joined.confirmation));
-            let (opened, _) = join(opened(upgrade, &node), join_all(heard)).await;
-            let Some(opened) = opened else {
-                driver_end.abandon(reason::NOT_OPENED);
-                return;
-            };
-            let who = (driver_end.id(), driver_end.user().clone());
-            let driver = Driver::new(opened, driver_end, registration, limit, inbound);
-            run(&tasks, who, || handler(socket), driver);
-        });
+        let opening = Opening {
+            joined: joined.collect(),
+            socket: Socket::new(node.clone(), handler_end),
+            upgrade: self.upgrade,
+            driver_end,
+            registration,
+            span,
+        };
+        node.ground
+            .home
+            .tracker()
+            .spawn(opening.run(node.clone(), handler));
         self.handshake.response()
     }
 }
 
-/// Runs a handler and the driver of its socket in a task of their own, which holds nothing of the handshake. The
-/// handler comes first: what it says leaves in the same turn.
-fn run<Fut>(
-    tasks: &TaskTracker,
-    (id, user): (SocketId, UserId),
-    handler: impl FnOnce() -> Fut,
-    driver: Driver<Registration>,
-) where
-    Fut: Future<Output = ()> + Send + 'static,
-{
-    let panicked = move |_| tracing::error!(socket = %id, user = user.as_str(), "the handler panicked: its socket is closed with 1011, the node goes on");
-    let driver = unconstrained(driver);
-    match catch_unwind(AssertUnwindSafe(handler)) {
-        Ok(handling) => {
-            let handling = AssertUnwindSafe(handling).catch_unwind();
-            tasks.spawn(join(handling.unwrap_or_else(panicked), driver));
-        }
-        Err(panic) => {
-            panicked(panic);
-            tasks.spawn(driver);
+/// A registered socket whose client has no answer yet.
+struct Opening {
+    joined: Vec<Joined>,
+    socket: Socket,
+    upgrade: OnUpgrade,
+    driver_end: DriverEnd,
+    registration: Registration,
+    span: Span,
+}
+
+impl Opening {
+    /// Runs the handler beside the socket's task, when the client has its answer and the rooms are heard.
+    async fn run<F, Fut>(self, node: Arc<Node>, handler: F)
+    where
+        F: FnOnce(Socket) -> Fut + Send + 'static,
+        Fut: Future<Output = ()> + Send + 'static,
+    {
+        let (driver_end, span, socket) = (self.driver_end, self.span, self.socket);
+        let heard = self.joined.into_iter();
+        let heard = heard.map(|joined| node.local.wait_confirmed(joined.confirmation));
+        let (opened, _) = join(opened(self.upgrade, &node), join_all(heard)).await;
+        let Some(opened) = opened else {
+            driver_end.abandon(reason::NOT_OPENED);
+            span.in_scope(|| span::record_end(&reason::NOT_OPENED));
+            return;
+        };
+        let (id, user) = (driver_end.id(), driver_end.user().clone());
+        let (limit, inbound) = (node.config.max_message_size, node.config.inbound);
+        let driver = Driver::new(opened, driver_end, self.registration, limit, inbound);
+        let driver = unconstrained(driver);
+        let panicked = move |_| tracing::error!(socket = %id, user = user.as_str(), "the handler panicked: its socket is closed with 1011, the node goes on");
+        // A task of their own, which holds nothing of the handshake. The handler comes first: what it
+        // says leaves in the same turn.
+        let tasks = node.ground.home.tracker();
+        match span.in_scope(|| catch_unwind(AssertUnwindSafe(|| handler(socket)))) {
+            Ok(handling) => {
+                let handling = AssertUnwindSafe(handling).catch_unwind();
+                let handling = handling.unwrap_or_else(panicked);
+                tasks.spawn(join(handling, driver).instrument(span));
+            }
+            Err(panic) => {
+                panicked(panic);
+                tasks.spawn(driver.instrument(span));
+            }
         }
     }
 }

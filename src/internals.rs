@@ -14,6 +14,8 @@ use crate::bus::wire::{self, Action};
 use crate::config::Config;
 use crate::local::registry::{About, Limits, Registry, Wanted};
 use crate::local::socket::{DriverEnd, Ends, Sender};
+#[cfg(feature = "metrics")]
+use crate::measures::{Measures, Since};
 use crate::model::id::{NodeId, SocketId, UserId};
 use crate::model::limits::OutboxLimits;
 use crate::model::manner::Manner;
@@ -96,6 +98,8 @@ pub struct FanOut {
     rooms: Vec<Topic>,
     drivers: Vec<DriverEnd>,
     limits: OutboxLimits,
+    #[cfg(feature = "metrics")]
+    measures: Measures,
 }
 
 impl FanOut {
@@ -107,6 +111,8 @@ impl FanOut {
             rooms: Vec::new(),
             drivers: Vec::new(),
             limits: Config::new(namespace).outbox,
+            #[cfg(feature = "metrics")]
+            measures: Measures::default(),
         };
         for number in 0..rooms {
             let room = Topic::room(&number.to_string()).expect("a number is a valid name");
@@ -151,6 +157,16 @@ impl FanOut {
                     .is_taken()
             })
             .count()
+    }
+
+    /// The same with all that a send and its delivery measure.
+    #[cfg(feature = "metrics")]
+    pub fn deliver_measured(&self, room: usize, message: &Message) -> usize {
+        let since = Since::now();
+        let taken = self.deliver(room, message);
+        self.measures.fanned_out(taken as u64);
+        self.measures.published(since);
+        taken
     }
 
     /// Empties the outboxes, as their drivers would.

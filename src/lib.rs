@@ -58,6 +58,7 @@
 //!   [`to_socket`](Broadcaster::to_socket), [`to_all`](Broadcaster::to_all), in any union, with exceptions.
 //! - An [`Audience`] can also be listed ([`sockets`](Audience::sockets)), counted, closed, and moved into rooms
 //!   ([`join`](Audience::join)), on every node; [`Broadcaster::presence`] tells who comes and goes.
+//! - [`Broadcaster::subscribe`] is a socket without a WebSocket, for bots and bridges: a stream of messages.
 //! - [`Cluster`] is the node itself: [`health`](Cluster::health), [`stats`](Cluster::stats),
 //!   [`shutdown`](Cluster::shutdown); [`Cluster::builder`] has the settings.
 //!
@@ -116,6 +117,7 @@
 //! | `redis` | default | nodes in several processes. `Backend::redis`, `Redis`, `ClusterLayer::new` and `try_new`, `Cluster::connect`, `Broadcaster::connect` and `redis` of the builders exist with it only |
 //! | `tls-ring` | default | `rediss://` and `rediss-sentinel://`, with the cryptography of ring |
 //! | `tls-aws-lc` | | `rediss://`, with that of AWS-LC, also where `tls-ring` is on as well |
+//! | `metrics` | | `Cluster::record_metrics`: numbers and times for the recorder of the crate `metrics` |
 //! | `testing` | | the module `testing`: an app served in memory, and clients for it; for `[dev-dependencies]` |
 //! | `uuid` | | `From<Uuid>` for [`UserId`] and [`RoomId`] |
 //!
@@ -222,6 +224,9 @@ mod home;
 pub mod internals;
 mod layer;
 mod local;
+mod measures;
+#[cfg(feature = "metrics")]
+mod metrics;
 mod model;
 mod node;
 mod peers;
@@ -230,6 +235,7 @@ mod quota;
 mod readers;
 mod rejection;
 mod socket;
+mod subscription;
 mod tasks;
 #[cfg(feature = "testing")]
 pub mod testing;
@@ -258,7 +264,7 @@ pub use model::delivery::{Delivery, Outcome};
 pub use model::error::{
     BadMessage, BadMessageKind, Closed, ClosedKind, ConnectError, ConnectErrorKind,
     DescriptionError, DescriptionErrorKind, QueryError, QueryErrorKind, RoomError, RoomErrorKind,
-    SendError, SendErrorKind, SendJsonError, SendJsonErrorKind,
+    SendError, SendErrorKind, SendJsonError, SendJsonErrorKind, SubscribeError, SubscribeErrorKind,
 };
 pub use model::gap::Gap;
 pub use model::health::Health;
@@ -271,6 +277,7 @@ pub use presence::{Presence, PresenceChange};
 pub use quota::OverLimit;
 pub use rejection::ClusterRejection;
 pub use socket::Socket;
+pub use subscription::Subscription;
 pub use to_nodes::ToNodes;
 pub use worker::BroadcasterBuilder;
 

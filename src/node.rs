@@ -7,6 +7,8 @@ use std::time::Duration;
 use futures::future::join;
 use tokio::task::coop::consume_budget;
 use tokio::time::{Instant, timeout, timeout_at};
+use tracing::Instrument;
+use tracing::field::Empty;
 
 use crate::bus::inbound::Inbound;
 use crate::bus::outage::LinkId;
@@ -86,6 +88,23 @@ impl Node {
     /// Delivers here and publishes once for all other nodes. Returns the sockets here and, where it
     /// can be known, the other nodes.
     pub(crate) async fn send(
+        &self,
+        selection: &Selection,
+        message: &Message,
+        manner: &Manner,
+        reach: Reach,
+    ) -> Result<(usize, Option<usize>), SendError> {
+        let (topics, bytes) = (selection.topics(), message.len());
+        let span = tracing::trace_span!("send", topics, bytes, local = Empty, nodes = Empty);
+        let sending = self.publish_and_deliver(selection, message, manner, reach);
+        let sent = sending.instrument(span.clone()).await;
+        if let Ok((local, nodes)) = sent {
+            span.record("local", local).record("nodes", nodes);
+        }
+        sent
+    }
+
+    async fn publish_and_deliver(
         &self,
         selection: &Selection,
         message: &Message,
@@ -174,6 +193,7 @@ impl Listener for Node {
     }
 
     fn up(&self, link: LinkId, proven: Instant) {
+        self.ground.counters.measures.probed(proven);
         self.ground.reception.up(link, proven);
     }
 
@@ -194,6 +214,7 @@ impl Listener for Node {
     }
 
     fn works(&self, link: LinkId, proven: Instant) {
+        self.ground.counters.measures.probed(proven);
         self.ground.reception.works(link, proven);
     }
 

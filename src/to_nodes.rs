@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 use tokio::task::coop::consume_budget;
+use tracing::Instrument;
 
 use crate::broadcast::Broadcaster;
 use crate::cluster::Cluster;
@@ -83,7 +84,13 @@ impl ToNodes {
     /// # Cancel safety
     /// Cancelled, any of the processes may have it.
     pub async fn send(self, message: impl Into<Message>) -> Result<Delivery, SendError> {
-        let (node, message) = (self.node, message.into());
+        let message = message.into();
+        let span = tracing::trace_span!("send to nodes", bytes = message.len());
+        self.send_now(message).instrument(span).await
+    }
+
+    async fn send_now(self, message: Message) -> Result<Delivery, SendError> {
+        let node = self.node;
         if node.ground.home.is_stopped() {
             return Err(SendError::down());
         }

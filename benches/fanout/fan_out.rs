@@ -39,6 +39,13 @@ pub fn fan_out(criterion: &mut Criterion) {
         group.bench_function("deliver", |bencher| {
             bencher.iter_custom(|messages| time(messages, rooms, || node.drain(), deliver));
         });
+        #[cfg(feature = "metrics")]
+        {
+            let deliver = |room| assert_eq!(node.deliver_measured(black_box(room), &message), size);
+            group.bench_function("deliver, measured", |bencher| {
+                bencher.iter_custom(|messages| time(messages, rooms, || node.drain(), deliver));
+            });
+        }
         group.finish();
     }
 }

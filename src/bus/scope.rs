@@ -67,6 +67,11 @@ impl Selection {
         self.targets.push(topic);
     }
 
+    /// How many topics it names.
+    pub(crate) fn topics(&self) -> usize {
+        self.targets.len()
+    }
+
     pub(crate) fn size(&self) -> Size {
         match self.targets.len() {
             0..=SMALL => Size::Small,

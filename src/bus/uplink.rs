@@ -17,6 +17,7 @@ use crate::bus::seen::Seen;
 use crate::bus::wire::{self, Action, Envelope, MAX_ENVELOPE, ONE_COPY};
 use crate::bus::{Bus, Published};
 use crate::counts::Counters;
+use crate::measures::Since;
 use crate::model::close::Close;
 use crate::model::error::{PublishError, SendError};
 use crate::model::id::NodeId;
@@ -69,12 +70,13 @@ impl Uplink {
         };
         self.counters.sent.fetch_add(1, Relaxed);
         let publish = |envelope| self.bus.publish(topics, envelope, selection.size());
+        let since = Since::now();
         let publishing = envelope.map(publish);
         let is_known = scope.targets.len() == 1 && reach == Reach::Everywhere;
         Ok(async move {
             let published = match publishing {
                 None => Ok(Published::default()),
-                Some(publishing) => publishing.await,
+                Some(publishing) => self.published(since, publishing.await),
             };
             let published = published.inspect_err(|error| {
                 self.counters.record_failed_publish(error.maybe_sent);
@@ -91,13 +93,24 @@ impl Uplink {
         let (scope, manner) = (Scope::default(), Manner::InTurn);
         let envelope = self.write_message(None, &scope, message, &manner)?;
         self.counters.sent.fetch_add(1, Relaxed);
+        let since = Since::now();
         let publishing = self.say(Topic::nodes(), envelope);
         Ok(async move {
-            let published = publishing.await.inspect_err(|error| {
-                self.counters.record_failed_publish(error.maybe_sent);
-            })?;
+            let published = self
+                .published(since, publishing.await)
+                .inspect_err(|error| {
+                    self.counters.record_failed_publish(error.maybe_sent);
+                })?;
             Ok(published.nodes)
         })
+    }
+
+    fn published(
+        &self,
+        since: Since,
+        published: Result<Published, PublishError>,
+    ) -> Result<Published, PublishError> {
+        published.inspect(|_| self.counters.measures.published(since))
     }
 
     /// The topics on which a message travels, and its number where it names its targets.

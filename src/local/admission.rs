@@ -18,8 +18,9 @@ use futures::future::join;
 use super::Local;
 use super::expiry::Expiry;
 use super::registry::{About, Full, Member, Rooms};
-use super::socket::{DriverEnd, Ends, HandlerEnd, Registered, Sender};
+use super::socket::{DriverEnd, Ends, HandlerEnd, Registered, Sender, SweepEnd};
 use crate::bus::Confirmation;
+use crate::measures::Since;
 use crate::model::close::{Close, reason};
 use crate::model::description::Description;
 use crate::model::gap::Gap;
@@ -114,8 +115,13 @@ impl Local {
     /// Waits until a topic is heard. In an outage of the bus it does not; and if it takes too long, that
     /// is one.
     pub(crate) async fn wait_confirmed(&self, confirmation: Confirmation) {
+        let is_awaited = matches!(confirmation, Confirmation::Pending(_));
+        let since = Since::now();
         if !confirmation.wait(self.settings.publish_timeout).await {
             self.bus.prove_anew();
+        }
+        if is_awaited {
+            self.counters.measures.confirmed(since);
         }
     }
 
@@ -194,14 +200,34 @@ impl Reservation {
         expiry: Option<Expiry>,
         description: Option<Description>,
     ) -> (HandlerEnd, DriverEnd, Registration) {
-        let (local, number) = (self.local.clone(), self.number);
+        let Ends {
+            sender,
+            handler,
+            driver,
+            sweep,
+        } = self.ends(expiry);
+        let registration = self.enter(&sender, sweep, description);
+        (handler, driver, registration)
+    }
+
+    /// The ends of the socket to be, which nobody reaches yet.
+    pub(super) fn ends(&self, expiry: Option<Expiry>) -> Ends {
         let id = SocketId {
-            node: local.node,
-            number,
+            node: self.local.node,
+            number: self.number,
         };
-        let ends = Ends::new(id, self.user.clone(), expiry);
-        let sender = ends.sender;
-        local.live.insert(number, ends.sweep);
+        Ends::new(id, self.user.clone(), expiry)
+    }
+
+    /// From now on every node reaches it.
+    pub(super) fn enter(
+        self,
+        sender: &Sender,
+        sweep: SweepEnd,
+        description: Option<Description>,
+    ) -> Registration {
+        let (local, number, id) = (self.local.clone(), self.number, sender.id());
+        local.live.insert(number, sweep);
         let about = About {
             connected_at: SystemTime::now(),
             description: description.map(|description| description.0),
@@ -222,12 +248,11 @@ impl Reservation {
             sender.close(reason::REPLACED);
         }
         tracing::debug!(socket = %id, user = self.user.as_str(), "socket opened");
-        let registration = Registration {
+        Registration {
             local,
             id,
             reservation: Some(self),
-        };
-        (ends.handler, ends.driver, registration)
+        }
     }
 }
 

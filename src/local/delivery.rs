@@ -33,6 +33,7 @@ impl Local {
         let take = |socket: &Sender| self.record(socket, socket.send(&frame, manner, limits));
         let taken = in_chunks(&members, take).await;
         self.counters.delivered.fetch_add(taken as u64, Relaxed);
+        self.counters.measures.fanned_out(taken as u64);
         taken
     }
 
@@ -59,6 +60,7 @@ impl Local {
             }
         }
         self.counters.delivered.fetch_add(taken, Relaxed);
+        self.counters.measures.fanned_out(taken);
     }
 
     /// A Close, which leaves with the next [`flush`](Self::flush).

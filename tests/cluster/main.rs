@@ -38,6 +38,8 @@ mod interop;
 mod lifecycle;
 mod links;
 mod living;
+#[cfg(feature = "metrics")]
+mod metrics;
 mod operators;
 mod options;
 mod order;
@@ -48,6 +50,7 @@ mod roster;
 mod runtimes;
 mod seats;
 mod sentinel;
+mod subscriptions;
 mod tls;
 mod types;
 mod workers;

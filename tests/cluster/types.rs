@@ -16,8 +16,8 @@ use axum_cluster::{
     InvalidNodeId, InvalidSocketId, Message, Move, Moves, NodeId, NodeInfo, NodeMessage,
     NodeMessages, Outcome, OverLimit, Presence, PresenceChange, QueryError, QueryErrorKind, Redis,
     RoomError, RoomErrorKind, RoomId, Roster, SendError, SendErrorKind, SendJsonError,
-    SendJsonErrorKind, SlowConsumer, Socket, SocketId, SocketInfo, StatKind, Stats, ToNodes,
-    Unauthenticated, UserId, Utf8Bytes,
+    SendJsonErrorKind, SlowConsumer, Socket, SocketId, SocketInfo, StatKind, Stats, SubscribeError,
+    SubscribeErrorKind, Subscription, ToNodes, Unauthenticated, UserId, Utf8Bytes,
 };
 use futures::{Sink, Stream};
 use serde::Serialize;
@@ -88,6 +88,9 @@ assert_impl! {
     SocketInfo,
     StatKind,
     Stats,
+    SubscribeError,
+    SubscribeErrorKind,
+    Subscription,
     ToNodes,
     Unauthenticated,
     UserId,
@@ -123,11 +126,11 @@ assert_impl! { StatKind: Copy + Eq + Hash }
 assert_impl! { CloseCode: From<u16> + Into<u16> + PartialEq<u16> + Copy }
 assert_impl! {
     BadMessageKind, ClosedKind, ConnectErrorKind, DescriptionErrorKind, QueryErrorKind, RoomErrorKind, SendErrorKind,
-    SendJsonErrorKind: Copy + Eq + Hash
+    SendJsonErrorKind, SubscribeErrorKind: Copy + Eq + Hash
 }
 assert_impl! {
     BadMessage, Closed, ClusterRejection, ConnectError, DescriptionError, InvalidId, QueryError, RoomError, SendError,
-    SendJsonError: Error + IntoResponse
+    SendJsonError, SubscribeError: Error + IntoResponse
 }
 assert_impl! { InvalidNodeId, InvalidSocketId: Error }
 assert_impl! { Gaps: Stream<Item = Gap> }
@@ -135,6 +138,7 @@ assert_impl! { HealthChanges: Stream<Item = Health> }
 assert_impl! { Moves: Stream<Item = Move> }
 assert_impl! { NodeMessages: Stream<Item = NodeMessage> }
 assert_impl! { Presence: Stream<Item = PresenceChange> }
+assert_impl! { Subscription: Stream<Item = Message> }
 assert_impl! { Socket: Stream<Item = Message> + Sink<Message, Error = Closed> }
 
 fn send<F: Future + Send>(_: F) {}
@@ -150,6 +154,7 @@ fn every_future_is_send() {
         send(cluster.shutdown(Duration::ZERO));
         send(Broadcaster::connect("url"));
         send(Broadcaster::builder().connect());
+        send(broadcaster.subscribe("alice"));
         send(broadcaster.is_online("alice"));
         send(broadcaster.which_online(["alice"]));
         send(audience.clone().send("text"));
@@ -159,6 +164,9 @@ fn every_future_is_send() {
         send(audience.clone().leave(RoomId::from(7)));
         send(audience.clone().sockets());
         send(audience.count());
+    };
+    let _never = |subscription: Subscription| {
+        send(subscription.join("lobby"));
     };
     let _never = |mut socket: Socket| {
         send(socket.recv());

@@ -7,6 +7,7 @@ mod faults;
 mod guide;
 mod inbound;
 mod promises;
+mod subscriptions;
 mod suite;
 mod typed;
 

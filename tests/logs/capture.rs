@@ -25,7 +25,7 @@ pub struct Listening {
 pub struct Alone(#[expect(dead_code, reason = "it is held")] MutexGuard<'static, ()>);
 
 impl Alone {
-    fn wait() -> Self {
+    pub fn wait() -> Self {
         Self(ALONE.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }

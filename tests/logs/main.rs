@@ -5,6 +5,7 @@
 
 mod capture;
 mod refusals;
+mod spans;
 #[path = "../support/mod.rs"]
 mod support;
 

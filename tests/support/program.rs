@@ -19,12 +19,16 @@ impl Drop for Program {
 
 /// The `ticker` example: a node, once it listens on this port.
 pub async fn ticker(port: u16, redis_url: &str) -> Program {
-    let mut ticker = example("ticker");
-    ticker
-        .env("PORT", port.to_string())
+    serving("ticker", port, redis_url).await
+}
+
+/// An example that is a node, once it listens on this port.
+pub async fn serving(name: &str, port: u16, redis_url: &str) -> Program {
+    let mut node = example(name);
+    node.env("PORT", port.to_string())
         .env("REDIS_URL", redis_url)
         .stdout(Stdio::null());
-    let running = Program(ticker.spawn().expect("it is built"));
+    let running = Program(node.spawn().expect("it is built"));
     until("it listens", async || {
         tokio::net::TcpStream::connect(("127.0.0.1", port))
             .await

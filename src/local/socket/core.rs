@@ -56,6 +56,8 @@ pub(super) enum Writer<W> {
     Task,
     /// Whoever has something to say and finds nothing queued; the task finishes what the kernel does not take.
     Shared(W),
+    /// Nobody: the reader of a subscription takes what is queued, one after the other.
+    Reader,
     /// Nobody: our side of the stream is shut, or it is gone.
     Shut,
 }
@@ -160,7 +162,7 @@ impl<W: SharedWriter> Core<W> {
         }
         match self.writer {
             Writer::Shared(_) => Flushed::Here,
-            Writer::Task | Writer::Shut => Flushed::ByTask,
+            Writer::Task | Writer::Reader | Writer::Shut => Flushed::ByTask,
         }
     }
 
@@ -220,8 +222,10 @@ impl<W: SharedWriter> Core<W> {
         }
         match self.writer {
             // What is collected for one is bounded by the bus.
-            Writer::Task if self.due.flush => true,
-            Writer::Task => self.due.task && self.queue.admits_burst(frame, limits),
+            Writer::Task | Writer::Reader if self.due.flush => true,
+            Writer::Task | Writer::Reader => {
+                self.due.task && self.queue.admits_burst(frame, limits)
+            }
             Writer::Shared(_) if self.due.flush || self.due.task => {
                 self.write_queue(now);
                 self.queue.admits(frame, limits)
@@ -264,6 +268,34 @@ impl<W: SharedWriter> Core<W> {
         match self.life {
             Life::Finished { .. } => Poll::Ready(()),
             _ => Poll::Pending,
+        }
+    }
+
+    // The reader of a subscription ---------------------------------------------------------------------
+
+    /// A reader takes what is said. Until it comes for the first time it is busy elsewhere.
+    pub(super) fn begin_reading(&mut self, now: Instant) {
+        self.writer = Writer::Reader;
+        self.stalled = Some(now);
+    }
+
+    /// The next frame. A reader that finds none waits, and a burst that wakes it is not held against it; one that takes
+    /// a frame is busy with that, comes back by itself, and is late when the queue is full.
+    pub(super) fn read(&mut self, now: impl Now) -> Poll<Option<Frame>> {
+        self.due.task = false;
+        let next = self.queue.pop();
+        self.stalled = next.as_ref().map(|_| now());
+        match next {
+            None if self.life.is_open() => Poll::Pending,
+            next => Poll::Ready(next),
+        }
+    }
+
+    /// Whether something has ended it.
+    pub(super) fn ended(&self) -> Poll<()> {
+        match self.life.is_open() {
+            true => Poll::Pending,
+            false => Poll::Ready(()),
         }
     }
 

@@ -88,6 +88,18 @@ impl Queue {
         self.push(frame);
     }
 
+    /// Takes the oldest out, of which nothing is written.
+    pub(crate) fn pop(&mut self) -> Option<Frame> {
+        debug_assert!(self.written == 0);
+        let oldest = self.frames.pop_front()?;
+        self.bytes -= oldest.len();
+        if self.is_empty() {
+            // Gives the memory back.
+            *self = Self::default();
+        }
+        Some(oldest.frame)
+    }
+
     /// Whether one more frame fits. Any single frame fits into an empty outbox.
     pub(crate) fn admits(&self, frame: &Frame, limits: &OutboxLimits) -> bool {
         self.is_empty() || self.len() < limits.messages && self.bytes + frame.len() <= limits.bytes

@@ -27,8 +27,8 @@ use std::task::{Context, Poll};
 use bytes::BytesMut;
 use tokio::time::Instant;
 
-use super::DriverEnd;
 use super::outcome::Stage;
+use super::{DriverEnd, span};
 use crate::model::close::{Close, reason};
 use crate::quota::{Inbound, InboundLimit};
 use crate::ws::frame::{Decoder, Frame, Heard, Violation};
@@ -312,6 +312,7 @@ impl<R: Registered> Drop for Driven<R> {
         self.end.abandon(reason::DROPPED);
         self.unregister();
         if let Some(close) = self.end.close_reason() {
+            span::record_end(&close);
             let socket = self.end.id();
             tracing::debug!(%socket, code = close.code.0, reason = close.reason.as_str(), "socket closed");
         }

@@ -9,6 +9,7 @@ mod message;
 mod query;
 mod send;
 mod socket;
+mod subscribe;
 
 use std::borrow::Cow;
 use std::error::Error;
@@ -27,6 +28,7 @@ pub use self::send::{SendError, SendErrorKind};
 pub use self::socket::{
     Closed, ClosedKind, RoomError, RoomErrorKind, SendJsonError, SendJsonErrorKind,
 };
+pub use self::subscribe::{SubscribeError, SubscribeErrorKind};
 
 /// What the other side said, such as Redis.
 #[derive(Debug, Clone)]

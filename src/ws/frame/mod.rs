@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 pub(crate) use self::decoder::{Decoder, Heard, Violation};
 use crate::model::close::Close;
-use crate::model::message::Message;
+use crate::model::message::{Message, Utf8Bytes};
 
 const CONTINUATION: u8 = 0x0;
 const TEXT: u8 = 0x1;
@@ -66,6 +66,24 @@ impl Frame {
     #[cfg(feature = "testing")]
     pub(crate) fn is_close(&self) -> bool {
         self.0.first() == Some(&(FIN | CLOSE))
+    }
+
+    /// What it carries, without copying; `None` for a control frame.
+    pub(crate) fn into_message(self) -> Option<Message> {
+        let header = match self.0.get(1)? {
+            126 => 4,
+            127 => 10,
+            _ => 2,
+        };
+        let payload = self.0.slice(header..);
+        match self.0.first()? & !FIN {
+            TEXT => {
+                let text = Utf8Bytes::try_from(payload).expect("it was made of text");
+                Some(Message::Text(text))
+            }
+            BINARY => Some(Message::Binary(payload)),
+            _ => None,
+        }
     }
 
     pub(crate) fn as_bytes(&self) -> &[u8] {

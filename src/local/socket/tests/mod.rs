@@ -1,6 +1,7 @@
 //! The ends of a socket, each alone and all at once.
 
 mod model;
+mod reader;
 
 use std::io::{self, ErrorKind};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};

@@ -1,0 +1,26 @@
+//! Nothing is measured.
+
+use tokio::time::Instant;
+
+#[derive(Debug, Default)]
+pub(crate) struct Measures;
+
+/// No moment: no clock is read.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Since;
+
+impl Since {
+    pub(crate) fn now() -> Self {
+        Self
+    }
+}
+
+impl Measures {
+    pub(crate) fn published(&self, _: Since) {}
+
+    pub(crate) fn confirmed(&self, _: Since) {}
+
+    pub(crate) fn probed(&self, _: Instant) {}
+
+    pub(crate) fn fanned_out(&self, _: u64) {}
+}
