@@ -15,8 +15,10 @@ use crate::readers::{News, Reading};
 pub struct Gaps {
     gaps: Reading<Gap>,
     /// Whom others do not concern.
-    concerns: Option<Box<dyn Fn(&Gap) -> bool + Send + Sync>>,
+    concerns: Option<Concerns>,
 }
+
+type Concerns = Box<dyn Fn(&Gap) -> bool + Send + Sync>;
 
 impl Gaps {
     pub(super) fn new(gaps: Reading<Gap>) -> Self {

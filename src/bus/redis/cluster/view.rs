@@ -80,6 +80,7 @@ impl View {
     }
 
     /// Where to ask for a partition: its primary, or that which was it last.
+    #[cfg(test)]
     pub(in crate::bus::redis) fn owner(&self, partition: Partition) -> Option<&Host> {
         let mut primaries = self.primaries.iter();
         let found = primaries.find(|(_, partitions)| partitions.contains(partition));

@@ -335,7 +335,7 @@ mod tests {
     /// What a primary is to say.
     #[derive(Debug)]
     enum Said {
-        Subscribed(Partition, Topic),
+        Subscribed(Topic),
         Unsubscribed(Partition, Topic),
         Moved(u16),
     }
@@ -418,7 +418,7 @@ mod tests {
                 (Verb::Subscribe, true) => {
                     for topic in topics {
                         self.subscribed.insert((partition, topic.as_str().into()));
-                        self.said.push_back(Said::Subscribed(partition, topic));
+                        self.said.push_back(Said::Subscribed(topic));
                     }
                 }
                 (Verb::Subscribe, false) => self.said.push_back(Said::Moved(partition.slot())),
@@ -454,16 +454,16 @@ mod tests {
         /// As the link does.
         fn hear(&mut self, now: Instant) {
             match self.said.pop_front() {
-                Some(Said::Subscribed(_, topic)) => {
+                Some(Said::Subscribed(topic)) => {
                     self.table.answered(Verb::Subscribe, topic.as_str(), now);
                 }
-                Some(Said::Unsubscribed(at, topic)) => {
-                    if topic != own() || self.table.probed() == Some(at) {
-                        self.table.answered(Verb::Unsubscribe, topic.as_str(), now);
-                    }
+                Some(Said::Unsubscribed(at, topic))
+                    if topic != own() || self.table.probed() == Some(at) =>
+                {
+                    self.table.answered(Verb::Unsubscribe, topic.as_str(), now);
                 }
                 Some(Said::Moved(slot)) => _ = self.table.misplaced(slot),
-                None => {}
+                Some(Said::Unsubscribed(..)) | None => {}
             }
             self.table.take_news().tell();
         }
