@@ -326,7 +326,7 @@ mod tests {
         assert_eq!(of("bus_publish_failures").2, 1);
         assert_eq!(of("closed_other").2, 1);
         let gauges = stats.iter().filter(|(_, kind, _)| *kind == StatKind::Gauge);
-        assert_eq!(gauges.count(), 6);
+        assert_eq!(gauges.count(), 8);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::bus::outage::{LinkId, Outage};
 use crate::bus::scope::Size;
 use crate::model::health::Health;
 use crate::model::id::{NodeId, SocketId};
-use crate::model::partition::PartitionSet;
+use crate::model::partition::{Partition, PartitionSet};
 use crate::model::topic::{Namespace, Topic, TopicKind};
 use crate::quota::{OverLimit, SeatLimit, Seats};
 
@@ -209,8 +209,11 @@ impl End {
     /// Gives a seat back and waits until the cluster knows.
     async fn release(&self, user: &Topic, number: u64) {
         self.seats().release(user, number);
-        // What is released is told before the next claim.
-        let fence = room("fence");
+        // What is released is told before the next claim, of whoever is counted in the same place.
+        let place = |topic: &Topic| Partition::of(topic.as_str()).index() / 16;
+        let fences = (0..).map(|n| room(&format!("fence {n}")));
+        let mut fences = fences.filter(|fence| place(fence) == place(user));
+        let fence = fences.next().expect("one of them is there");
         self.claim(&fence, u64::MAX).await;
         self.seats().release(&fence, u64::MAX);
     }

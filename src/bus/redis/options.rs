@@ -425,7 +425,6 @@ mod tests {
             ("redis://host/ten", "database"),
             ("redis://0.0.0.0", "wildcard"),
             ("redis-sentinel://host", "name of the primary"),
-            ("redis-cluster://host", "not supported yet"),
         ] {
             let error = Redis::at(url).unwrap_err().to_string();
             assert!(error.starts_with("redis url: "), "{error}");

@@ -19,7 +19,7 @@
 //! lock and without a waker, as long as nothing is queued; what the kernel does not take is queued, and the socket's own
 //! task finishes it. (Measured: 2.9 µs per message against 3.3 when the task is woken for each.)
 //!
-//! The rules are in `core` (with `writing` and `timing`), the stages of a socket in `life`. The ends are only what
+//! The rules are in `core` (with `writing`, `reading` and `timing`), the stages of a socket in `life`. The ends are only what
 //! surrounds them: the lock, the clock, and the wakes that follow the unlock.
 
 use std::fmt;
@@ -36,6 +36,7 @@ mod life;
 mod outcome;
 mod queue;
 mod reader;
+mod reading;
 mod sender;
 pub(crate) mod span;
 mod sweep;

@@ -1,0 +1,37 @@
+//! How what is queued for a subscription is read: one after the other, in the reader's own time.
+
+use std::task::Poll;
+
+use tokio::time::Instant;
+
+use super::core::{Core, Now, Writer};
+use crate::ws::SharedWriter;
+use crate::ws::frame::Frame;
+
+impl<W: SharedWriter> Core<W> {
+    /// A reader takes what is said. Until it comes for the first time it is busy elsewhere.
+    pub(super) fn begin_reading(&mut self, now: Instant) {
+        self.writer = Writer::Reader;
+        self.stalled = Some(now);
+    }
+
+    /// The next frame. A reader that finds none waits, and a burst that wakes it is not held against it; one that takes
+    /// a frame is busy with that, comes back by itself, and is late when the queue is full.
+    pub(super) fn read(&mut self, now: impl Now) -> Poll<Option<Frame>> {
+        self.due.task = false;
+        let next = self.queue.pop();
+        self.stalled = next.as_ref().map(|_| now());
+        match next {
+            None if self.life.is_open() => Poll::Pending,
+            next => Poll::Ready(next),
+        }
+    }
+
+    /// Whether something has ended it.
+    pub(super) fn ended(&self) -> Poll<()> {
+        match self.life.is_open() {
+            true => Poll::Pending,
+            false => Poll::Ready(()),
+        }
+    }
+}
