@@ -473,8 +473,7 @@ mod tests {
     fn of_cluster(options: &[&str]) -> RedisServer {
         let bus = free_port().to_string();
         let cluster = ["--cluster-enabled", "yes", "--cluster-port", &bus];
-        let server = RedisServer::with_options(&[&cluster, options].concat());
-        server
+        RedisServer::with_options(&[&cluster, options].concat())
     }
 
     #[tokio::test]
