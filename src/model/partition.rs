@@ -306,6 +306,11 @@ mod tests {
     fn only_256_slots_are_ours() {
         let slots: BTreeSet<u16> = Partition::all().map(Partition::slot).collect();
         assert_eq!(slots.len(), Partition::COUNT);
+        assert!(
+            Partition::all()
+                .map(Partition::index)
+                .eq(0..Partition::COUNT)
+        );
         for slot in 0..=u16::MAX {
             let partition = Partition::of_slot(slot);
             assert_eq!(partition.is_some(), slots.contains(&slot), "{slot}");

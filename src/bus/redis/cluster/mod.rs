@@ -356,7 +356,22 @@ mod tests {
 
         fn at(url: &str) -> Self {
             let hints = Arc::new(Notify::new());
+            Self::run(
+                Cartographer::new(target(url), hints.clone(), INTERVAL),
+                hints,
+            )
+        }
+
+        /// Which asks once, and then for hints alone.
+        fn calm(url: &str) -> Self {
+            let hints = Arc::new(Notify::new());
             let mut cartographer = Cartographer::new(target(url), hints.clone(), INTERVAL);
+            let long_ago = Instant::now() - Duration::from_secs(120);
+            cartographer.refresh = Refresh::new(Duration::from_secs(3600), long_ago);
+            Self::run(cartographer, hints)
+        }
+
+        fn run(mut cartographer: Cartographer, hints: Arc<Notify>) -> Self {
             let (sight, mut running) = (cartographer.sight(), JoinSet::new());
             running.spawn(async move { cartographer.run().await });
             Self {
@@ -397,9 +412,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_connection_is_kept_as_long_as_it_is_answered() {
+    async fn one_connection_is_kept_as_long_as_it_is_answered_and_every_hint_is_a_question() {
         let one = Server::start(Well(1, 70)).await;
-        let mut asking = Asking::start(&[&one]);
+        let mut asking = Asking::calm(&format!("redis-cluster://127.0.0.1:{}", one.port));
         asking.led_to(70).await;
         one.says(Well(1, 71));
         for _ in 0..5 {

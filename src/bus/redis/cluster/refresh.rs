@@ -173,6 +173,12 @@ mod tests {
         refresh.asks(back);
         refresh.answered(back, 0.5);
         assert_eq!(refresh.due(), back + QUICK, "there may be more to learn");
+
+        let mut calm = Refresh::new(INTERVAL, start - 2 * RESTLESS);
+        calm.asks(start);
+        calm.failed(start, 0.0);
+        calm.answered(start + QUICK, 0.5);
+        assert_eq!(calm.due(), start + QUICK, "as after a hint");
     }
 
     proptest! {
