@@ -1,10 +1,11 @@
 //! Run with `cargo run --example chat`, open both addresses it prints, and talk from one to the other:
 //! two nodes in one process. With REDIS_URL it is one node on PORT; two terminals make the cluster.
 
-use axum::response::{Html, Response};
+use axum::http::{HeaderMap, header::COOKIE, header::SET_COOKIE};
+use axum::response::{AppendHeaders, Html, IntoResponse, Response};
 use axum::{Extension, Router, extract::Request, middleware, routing};
 use axum_cluster::{Backend, Broadcaster, Close, Cluster, ClusterSocket, Socket, UserId};
-use axum_extra::extract::cookie::{Cookie, CookieJar, SameSite};
+use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio_stream::{StreamExt, StreamMap};
@@ -54,13 +55,18 @@ async fn serve(backend: Backend, port: u16) -> std::io::Result<()> {
 }
 
 /// Cookies do not know ports, so every node names its own: two windows can be two people.
-async fn login(port: Extension<u16>, jar: CookieJar, name: String) -> CookieJar {
-    let cookie = Cookie::build((format!("name-{}", *port), name.trim().to_owned()));
-    jar.add(cookie.path("/").http_only(true).same_site(SameSite::Lax))
+async fn login(port: Extension<u16>, name: String) -> impl IntoResponse {
+    let name = utf8_percent_encode(name.trim(), NON_ALPHANUMERIC);
+    let cookie = format!("name-{}={name}; Path=/; HttpOnly; SameSite=Lax", *port);
+    AppendHeaders([(SET_COOKIE, cookie)])
 }
 
-async fn identify(port: Extension<u16>, jar: CookieJar, mut request: Request) -> Request {
-    let name = jar.get(&format!("name-{}", *port)).map(Cookie::value);
+async fn identify(port: Extension<u16>, headers: HeaderMap, mut request: Request) -> Request {
+    let ours = format!("name-{}=", *port);
+    let cookies = headers.get_all(COOKIE).iter();
+    let mut cookies = cookies.flat_map(|line| line.to_str().unwrap_or_default().split("; "));
+    let name = cookies.find_map(|cookie| cookie.strip_prefix(&*ours));
+    let name = name.and_then(|name| percent_decode_str(name).decode_utf8().ok());
     if let Some(Ok(name)) = name.map(UserId::try_new) {
         request.extensions_mut().insert(name);
     }

@@ -1,6 +1,7 @@
 //! Run with `cargo run --example jwt`; `curl -X POST localhost:3001/login/alice` answers with a token. Offer
-//! it as the cookie `token` or as a subprotocol: `new WebSocket(url, ["chat", "bearer", token])`. POST /logout
-//! closes the user's sockets everywhere. Settings: PORT, REDIS_URL (none: memory), JWT_SECRET, TTL_SECONDS.
+//! it as the cookie `token` or as a subprotocol: `new WebSocket(url, ["chat", "bearer", token])`; the text `bearer
+//! <token>` renews a socket. POST /logout closes the user's sockets everywhere. Settings: PORT, REDIS_URL (none:
+//! memory), JWT_SECRET, TTL_SECONDS.
 
 use std::sync::LazyLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -52,16 +53,20 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
 
 /// Verifies the token if there is one; what needs a user refuses a request without.
 async fn authenticate(jar: CookieJar, mut request: Request, next: middleware::Next) -> Response {
-    let key = DecodingKey::from_secret(SECRET.as_bytes());
     let cookie = jar.get("token").map(Cookie::value);
-    if let Some(token) = cookie.or_else(|| bearer(request.headers()))
-        && let Ok(token) = jsonwebtoken::decode::<Claims>(token, &key, &Validation::default())
-    {
-        let Claims { sub: id, exp } = token.claims;
-        let expires = UNIX_EPOCH + Duration::from_secs(exp);
-        request.extensions_mut().insert(CurrentUser { id, expires });
+    let token = cookie.or_else(|| bearer(request.headers()));
+    if let Some(user) = token.and_then(verify) {
+        request.extensions_mut().insert(user);
     }
     next.run(request).await
+}
+
+fn verify(token: &str) -> Option<CurrentUser> {
+    let key = DecodingKey::from_secret(SECRET.as_bytes());
+    let token = jsonwebtoken::decode::<Claims>(token, &key, &Validation::default());
+    let Claims { sub: id, exp } = token.ok()?.claims;
+    let expires = UNIX_EPOCH + Duration::from_secs(exp);
+    Some(CurrentUser { id, expires })
 }
 
 /// A browser cannot set headers on a WebSocket; offering `bearer, <token>` is the usual way out.
@@ -76,7 +81,22 @@ async fn ws(socket: ClusterSocket, user: Extension<CurrentUser>) -> Response {
     let socket = socket.expires_at(user.expires);
     socket.on_upgrade(async |mut socket| {
         while let Some(message) = socket.recv().await {
-            let _ = socket.send(message).await;
+            let token = message
+                .as_text()
+                .and_then(|text| text.strip_prefix("bearer "));
+            let Some(token) = token else {
+                let _ = socket.send(message).await;
+                continue;
+            };
+            // A token of somebody else renews nothing.
+            match verify(token).filter(|user| socket.user().as_str() == user.id) {
+                Some(user) => socket.expires_at(user.expires),
+                None => {
+                    return socket
+                        .close(Close::new(4401, "no token of this user"))
+                        .await;
+                }
+            }
         }
     })
 }

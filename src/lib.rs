@@ -169,7 +169,8 @@
 //! outside `A-Z a-z 0-9 - . _ ~` as upper-case `%XX`; a message is one of `{"text": ".."}`, `{"json": ..}`,
 //! `{"base64": ".."}` (binary) and `{"close": {"code": 4001, "reason": ".."}}`.
 //!
-//! How to operate a cluster, how to test an app, and whom it trusts: [`docs`].
+//! From axum's own WebSockets to a cluster, auth, rooms, missed messages, the front end, proxies, sizing: [`guide`]. How to
+//! operate a cluster, how to test an app, and whom it trusts: [`docs`].
 
 #![warn(unreachable_pub)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
@@ -185,6 +186,7 @@
 #[cfg(doc)]
 pub mod docs {
     // Of two definitions of a link the first holds: here it leads to the module, elsewhere to the file.
+    #[doc = "[Behind a proxy]: crate::guide::proxies"]
     #[doc = "[SECURITY.md]: security"]
     #[doc = "[measured]: figures"]
     #[doc = ""]
@@ -208,6 +210,61 @@ pub mod docs {
     pub mod security {}
     #[doc = include_str!("../benches/README.md")]
     pub mod figures {}
+}
+
+/// From what you have to what works. The programs are compiled, and the examples named here are run, by the tests.
+///
+/// - [From `WebSocketUpgrade`](guide::from_websocketupgrade), axum's own, to [`ClusterSocket`]
+/// - [Authentication](guide::auth): sessions, tokens, renewal, log-out
+/// - [Rooms and presence](guide::rooms)
+/// - [Missed messages](guide::missed): upgrade first, then read
+/// - [The front end](guide::front_end): what to do at which close code
+/// - [Testing your app](docs::testing)
+/// - [Behind a proxy](guide::proxies): nginx, HAProxy, Envoy, Kubernetes
+/// - [Sizing](guide::sizing)
+#[cfg(any(doc, doctest))]
+pub mod guide {
+    #[doc = "[login]: self::auth::login"]
+    #[doc = "[jwt]: self::auth::jwt"]
+    #[doc = ""]
+    #[doc = include_str!("../docs/guide/auth.md")]
+    pub mod auth {
+        #[doc = "Sessions of tower-sessions, users of axum-login.\n\n```ignore"]
+        #[doc = include_str!("../examples/login.rs")]
+        #[doc = "```"]
+        pub mod login {}
+        #[doc = "A signed token.\n\n```ignore"]
+        #[doc = include_str!("../examples/jwt.rs")]
+        #[doc = "```"]
+        pub mod jwt {}
+    }
+    #[doc = "[auth]: self::auth"]
+    #[doc = "[read what you missed]: self::missed"]
+    #[doc = ""]
+    #[doc = include_str!("../docs/guide/front-end.md")]
+    pub mod front_end {}
+    #[doc = "[defaults]: crate::ClusterBuilder"]
+    #[doc = ""]
+    #[doc = include_str!("../docs/guide/from-websocketupgrade.md")]
+    pub mod from_websocketupgrade {}
+    #[doc = "[rolls nodes]: self::proxies"]
+    #[doc = "[test]: crate::docs::testing"]
+    #[doc = ""]
+    #[doc = include_str!("../docs/guide/missed.md")]
+    pub mod missed {}
+    #[doc = "[front end]: self::front_end"]
+    #[doc = "[upgrades first and then reads]: self::missed"]
+    #[doc = ""]
+    #[doc = include_str!("../docs/guide/proxies.md")]
+    pub mod proxies {}
+    #[doc = "[auth]: self::auth"]
+    #[doc = ""]
+    #[doc = include_str!("../docs/guide/rooms.md")]
+    pub mod rooms {}
+    #[doc = "[figures]: crate::docs::figures"]
+    #[doc = ""]
+    #[doc = include_str!("../docs/guide/sizing.md")]
+    pub mod sizing {}
 }
 
 mod audience;

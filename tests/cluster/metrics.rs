@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::support::client::text;
-use crate::support::program::serving;
+use crate::support::program;
 use crate::support::redis::free_port;
 use crate::support::{Client, RedisServer, soon, until};
 
@@ -16,7 +16,9 @@ use crate::support::{Client, RedisServer, soon, until};
 async fn prometheus_scrapes_every_number() {
     let server = RedisServer::start();
     let port = free_port();
-    let _node = serving("metrics", port, &server.url()).await;
+    let url = server.url();
+    let settings = [("REDIS_URL", &*url)];
+    let _node = program::node("metrics", port, &settings).await;
     let addr = SocketAddr::from(([127, 0, 0, 1], port));
     let value = async |name: &str| {
         let name = format!("axum_cluster_{name}{{namespace=\"cluster\"}} ");

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::support::client::{Event, text};
-use crate::support::program::{ticker, worker};
+use crate::support::program::{self, post, ticker, worker};
 use crate::support::redis::free_port;
 use crate::support::{Client, Lab, RedisServer};
 
@@ -51,6 +51,130 @@ async fn a_worker_reaches_a_user() {
     assert_eq!(client.event().await, text("shipped"));
 }
 
+/// A socket of whoever has this cookie.
+async fn tab(port: u16, cookie: &str) -> Client {
+    let addr = ([127, 0, 0, 1], port).into();
+    let client = Client::try_connect(addr, "/ws", &[("cookie", cookie)]).await;
+    client.expect("who is nobody is told so by a close")
+}
+
+async fn is_open(client: &mut Client) {
+    client.send("there?").await;
+    assert_eq!(client.event().await, text("there?"));
+}
+
+/// Logs in as alice, in a browser of its own.
+async fn session(port: u16) -> String {
+    let answer = post(port, "/login", "", "name=alice&password=secret").await;
+    assert_eq!(answer.status, 200);
+    answer.cookie.unwrap()
+}
+
+fn logged_out() -> Event {
+    Event::Closed(4001, "logged out".into())
+}
+
+fn nobody() -> Event {
+    Event::Closed(4403, "authentication required".into())
+}
+
+/// axum-login and tower-sessions.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_out_ends_the_tabs_of_its_session_or_all_of_its_user() {
+    let port = free_port();
+    let _node = program::node("login", port, &[]).await;
+    let wrong = post(port, "/login", "", "name=alice&password=guessed").await;
+    assert_eq!((wrong.status, wrong.cookie), (401, None));
+    assert_eq!(tab(port, "").await.event().await, nobody());
+
+    let [desk, phone, tablet] = [
+        session(port).await,
+        session(port).await,
+        session(port).await,
+    ];
+    let mut tabs = [tab(port, &desk).await, tab(port, &desk).await];
+    let mut others = [tab(port, &phone).await, tab(port, &tablet).await];
+    for client in tabs.iter_mut().chain(&mut others) {
+        is_open(client).await;
+    }
+    assert_eq!(post(port, "/logout", &desk, "").await.status, 200);
+    for tab in &mut tabs {
+        assert_eq!(tab.event().await, logged_out());
+    }
+    assert_eq!(tab(port, &desk).await.event().await, nobody());
+
+    for client in &mut others {
+        is_open(client).await;
+    }
+    assert_eq!(
+        post(port, "/logout/everywhere", &phone, "").await.status,
+        200
+    );
+    for client in &mut others {
+        assert_eq!(client.event().await, logged_out());
+    }
+    for cookie in [&phone, &tablet] {
+        assert_eq!(tab(port, cookie).await.event().await, nobody());
+    }
+    is_open(&mut tab(port, &session(port).await).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_socket_ends_with_its_session() {
+    let port = free_port();
+    let _node = program::node("login", port, &[("SESSION_SECONDS", "2")]).await;
+    let event = tab(port, &session(port).await).await.event().await;
+    assert!(matches!(event, Event::Closed(4401 | 4403, _)), "{event:?}");
+}
+
+/// A signed token in a cookie.
+async fn token(port: u16, user: &str) -> String {
+    post(port, &format!("/login/{user}"), "", "").await.body
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_opens_a_socket_renews_it_and_is_ended_by_a_log_out() {
+    let server = RedisServer::start();
+    let [long, short] = [free_port(), free_port()];
+    let url = server.url();
+    let at = |port, seconds| {
+        let settings = [("REDIS_URL", &*url), ("TTL_SECONDS", seconds)];
+        async move { program::node("jwt", port, &settings).await }
+    };
+    let _nodes = (at(long, "600").await, at(short, "8").await);
+    let (alice, soon_over) = (token(long, "alice").await, token(short, "alice").await);
+    let cookie = format!("token={alice}");
+
+    // What a token says last counts.
+    let [mut shortened, mut renewed] = [tab(long, &cookie).await, tab(long, &cookie).await];
+    for client in [&mut shortened, &mut renewed] {
+        client.send(&format!("bearer {soon_over}")).await;
+    }
+    renewed.send(&format!("bearer {alice}")).await;
+    let end = shortened.event().await;
+    assert!(matches!(end, Event::Closed(4401, _)), "{end:?}");
+    is_open(&mut renewed).await;
+
+    let mut stolen = tab(long, &cookie).await;
+    stolen
+        .send(&format!("bearer {}", token(long, "bob").await))
+        .await;
+    let refused = Event::Closed(4401, "no token of this user".into());
+    assert_eq!(stolen.event().await, refused);
+
+    let offer = format!("chat, bearer, {alice}");
+    let offer = [("sec-websocket-protocol", &*offer)];
+    let addr = ([127, 0, 0, 1], short).into();
+    let mut offered = Client::try_connect(addr, "/ws", &offer).await.unwrap();
+    assert_eq!(offered.response.headers()["sec-websocket-protocol"], "chat");
+    is_open(&mut offered).await;
+
+    assert_eq!(post(short, "/logout", &cookie, "").await.status, 200);
+    for client in [&mut renewed, &mut offered] {
+        assert_eq!(client.event().await, logged_out());
+    }
+}
+
 /// The documents are packaged, and so is what they lead to.
 #[test]
 fn links_lead_to_files_of_the_package() {
@@ -63,6 +187,13 @@ fn links_lead_to_files_of_the_package() {
         "CHANGELOG.md",
         "benches/README.md",
         "docs/faults.md",
+        "docs/guide/auth.md",
+        "docs/guide/from-websocketupgrade.md",
+        "docs/guide/front-end.md",
+        "docs/guide/missed.md",
+        "docs/guide/proxies.md",
+        "docs/guide/rooms.md",
+        "docs/guide/sizing.md",
         "docs/operating.md",
         "docs/soak.md",
         "docs/testing.md",
@@ -78,7 +209,8 @@ fn links_lead_to_files_of_the_package() {
             if link.contains("://") || link.starts_with('#') {
                 continue;
             }
-            let target = path.parent().unwrap().join(link);
+            let file = link.split('#').next().unwrap();
+            let target = path.parent().unwrap().join(file);
             assert!(target.is_file(), "{document}: {link}");
             // Cargo.toml excludes them from the package.
             assert!(

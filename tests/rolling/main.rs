@@ -1,4 +1,4 @@
-//! Nodes are restarted one after the other behind the proxy of docs/operating.md (row S11). A binary of its
+//! Nodes are restarted one after the other behind the proxies of docs/guide/proxies.md (row S11). A binary of its
 //! own, since its nodes are processes of this program.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use axum_cluster::Broadcaster;
 use futures::future::join_all;
+use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -23,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use log::{Audience, Log};
 use node::{NEWS, Node};
 use page::{Habit, Page, Tale};
-use support::nginx::Nginx;
+use support::balancer::{Balancer, Brand, HAPROXY, NGINX};
 use support::redis::free_port;
 use support::{Client, RedisServer, soon, until};
 
@@ -34,15 +35,28 @@ const ROUNDS: usize = 2;
 /// Between two messages to a user each; to everybody goes one in `WIDE`.
 const PACE: Duration = Duration::from_millis(5);
 const WIDE: usize = 10;
-/// Enough for nginx, which holds two for each client and inherits the limit.
+/// Enough for a proxy, which holds two for each client and inherits the limit.
 const DESCRIPTORS: u64 = 2048;
 const PASSER_BY: &str = "passer-by";
 
+/// One after the other: each has hundreds of clients.
+static TURN: Mutex<()> = Mutex::const_new(());
+
 #[tokio::test(flavor = "multi_thread")]
-async fn a_roll_behind_the_documented_proxy_refuses_nobody_and_loses_nothing() {
+async fn a_roll_behind_the_documented_nginx_refuses_nobody_and_loses_nothing() {
+    roll_behind(&NGINX).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_roll_behind_the_documented_haproxy_refuses_nobody_and_loses_nothing() {
+    roll_behind(&HAPROXY).await;
+}
+
+async fn roll_behind(brand: &Brand) {
+    let _turn = TURN.lock().await;
     rlimit::increase_nofile_limit(DESCRIPTORS).unwrap();
     let ports = [free_port(), free_port()];
-    let Some(nginx) = Nginx::start(ports).await else {
+    let Some(proxy) = Balancer::start(brand, ports).await else {
         return;
     };
     let redis = RedisServer::start();
@@ -52,7 +66,7 @@ async fn a_roll_behind_the_documented_proxy_refuses_nobody_and_loses_nothing() {
     ];
     let worker = Broadcaster::connect(redis.url()).await.unwrap();
     let log = Arc::new(Log::of(PAGES + WRONG));
-    let pages = open_pages(nginx.addr(), &log);
+    let pages = open_pages(proxy.addr(), &log);
     everybody_is_there(&worker).await;
 
     let stop = CancellationToken::new();
@@ -61,7 +75,7 @@ async fn a_roll_behind_the_documented_proxy_refuses_nobody_and_loses_nothing() {
     for _ in 0..ROUNDS {
         for node in &mut nodes {
             node.drain().await;
-            passed_by.extend(pass_by(nginx.addr()).await);
+            passed_by.extend(pass_by(proxy.addr()).await);
             node.start_again().await;
         }
     }
@@ -70,7 +84,7 @@ async fn a_roll_behind_the_documented_proxy_refuses_nobody_and_loses_nothing() {
     talking.await.unwrap();
     let tales = soon("everybody is told the last message", join_all(pages)).await;
     let tales: Vec<Tale> = tales.into_iter().map(Result::unwrap).collect();
-    judge(&nginx, &tales, passed_by);
+    judge(brand, &proxy, &tales, passed_by);
 }
 
 fn open_pages(door: SocketAddr, log: &Arc<Log>) -> Vec<JoinHandle<Tale>> {
@@ -118,7 +132,7 @@ async fn talk(worker: Broadcaster, log: Arc<Log>, stop: CancellationToken) {
     }
 }
 
-/// So many handshakes that each of nginx' workers, which take turns, offers one to the node that is gone.
+/// So many handshakes that each worker of a proxy, which take turns, offers one to the node that is gone.
 /// Returns the statuses of those that were refused.
 async fn pass_by(door: SocketAddr) -> Vec<u16> {
     let mut refused = Vec::new();
@@ -129,20 +143,21 @@ async fn pass_by(door: SocketAddr) -> Vec<u16> {
     refused
 }
 
-fn judge(nginx: &Nginx, tales: &[Tale], passed_by: Vec<u16>) {
+fn judge(brand: &Brand, proxy: &Balancer, tales: &[Tale], passed_by: Vec<u16>) {
     let sum = |tales: &[Tale], of: fn(&Tale) -> u64| tales.iter().map(of).sum::<u64>();
     let refused = tales.iter().flat_map(|tale| &tale.refused);
     let refused: Vec<&u16> = refused.chain(&passed_by).collect();
-    let (count, complaints) = (refused.len(), nginx.complaints());
+    let (count, complaints) = (refused.len(), proxy.complaints());
     assert_eq!(count, 0, "{count} handshakes were refused: {complaints}");
 
     let (right, wrong) = tales.split_at(PAGES);
-    for (times, what) in [
-        (nginx.passed("503, 101"), "draining nodes met"),
-        (nginx.passed("502, 101"), "absent nodes met"),
+    let retried = brand.retried.iter();
+    let retried = retried.map(|(line, what)| (proxy.logged(line), *what));
+    let pages = [
         (sum(right, |tale| tale.read), "messages read"),
         (sum(wrong, |tale| tale.lost), "lost by reading first"),
-    ] {
+    ];
+    for (times, what) in retried.chain(pages) {
         println!("{times} {what}");
         assert!(times > 0, "control: no {what}");
     }

@@ -18,7 +18,7 @@ const LONGEST: Duration = Duration::from_secs(2);
 /// When a page reads what it missed.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Habit {
-    /// As docs/operating.md has it.
+    /// As docs/guide/missed.md has it.
     UpgradeFirst,
     /// The wrong way round, which loses what is sent between the two.
     ReadFirst,

@@ -2,9 +2,9 @@
 
 #![allow(dead_code, unused_imports, reason = "each test binary uses a part")]
 
+pub mod balancer;
 pub mod client;
 pub mod figures;
-pub mod nginx;
 pub mod node;
 pub mod program;
 pub mod proxy;

@@ -3,6 +3,9 @@
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
 use super::{soon, until};
 
 /// A running program, killed without warning with its value.
@@ -17,25 +20,64 @@ impl Drop for Program {
     }
 }
 
-/// The `ticker` example: a node, once it listens on this port.
-pub async fn ticker(port: u16, redis_url: &str) -> Program {
-    serving("ticker", port, redis_url).await
-}
-
 /// An example that is a node, once it listens on this port.
-pub async fn serving(name: &str, port: u16, redis_url: &str) -> Program {
+pub async fn node(name: &str, port: u16, settings: &[(&str, &str)]) -> Program {
     let mut node = example(name);
     node.env("PORT", port.to_string())
-        .env("REDIS_URL", redis_url)
+        .envs(settings.iter().copied())
         .stdout(Stdio::null());
     let running = Program(node.spawn().expect("it is built"));
     until("it listens", async || {
-        tokio::net::TcpStream::connect(("127.0.0.1", port))
-            .await
-            .is_ok()
+        TcpStream::connect(("127.0.0.1", port)).await.is_ok()
     })
     .await;
     running
+}
+
+/// The `ticker` example.
+pub async fn ticker(port: u16, redis_url: &str) -> Program {
+    node("ticker", port, &[("REDIS_URL", redis_url)]).await
+}
+
+/// What a POST is answered with.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub cookie: Option<String>,
+    pub body: String,
+}
+
+/// Posts a form, as a page does.
+pub async fn post(port: u16, path: &str, cookie: &str, form: &str) -> Answer {
+    let mut stream = TcpStream::connect(("127.0.0.1", port))
+        .await
+        .expect("it listens");
+    let request = format!(
+        "POST {path} HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\ncookie: {cookie}\r\nconnection: close\r\n\
+         content-type: application/x-www-form-urlencoded\r\ncontent-length: {}\r\n\r\n{form}",
+        form.len()
+    );
+    stream
+        .write_all(request.as_bytes())
+        .await
+        .expect("it reads");
+    let mut answer = String::new();
+    let read = stream.read_to_string(&mut answer);
+    soon("an answer", read).await.expect("it is text");
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
+    let cookie = head
+        .lines()
+        .find_map(|line| line.strip_prefix("set-cookie: "));
+    let cookie = cookie.and_then(|cookie| cookie.split(';').next());
+    Answer {
+        status: head
+            .split(' ')
+            .nth(1)
+            .and_then(|word| word.parse().ok())
+            .expect("a status"),
+        cookie: cookie.map(str::to_owned),
+        body: body.to_owned(),
+    }
 }
 
 /// The `worker` example: sends "shipped" to alice and ends. It may trust other certificates than the
