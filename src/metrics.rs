@@ -232,11 +232,15 @@ mod tests {
         }
         let up = lines(&recorder, "axum_cluster_up");
         assert_eq!(up[2], "axum_cluster_up{namespace=\"shop\"} 1");
-        // None waits in memory until a topic is confirmed.
+        // None waits in memory until a topic is confirmed, and the probe was told when the node started.
         let table = Measures::TABLE.iter().map(|(exported, ..)| *exported);
-        for exported in table.filter(|it| !it.contains("confirm")) {
+        for exported in table.filter(|it| !it.contains("confirm") && !it.contains("probe")) {
             let lines = lines(&recorder, exported);
-            assert!(lines[0].starts_with("# HELP "), "{exported}: {lines:?}");
+            let first = lines.first().map(String::as_str);
+            assert!(
+                first.is_some_and(|line| line.starts_with("# HELP ")),
+                "{exported}: {lines:?}"
+            );
         }
         let count = lines(&recorder, "axum_cluster_fan_out_sockets_count");
         let once = "axum_cluster_fan_out_sockets_count{namespace=\"shop\"} 1";
