@@ -307,7 +307,7 @@ async fn another_kind_of_server_is_answered_with_the_right_url() {
     let bus = free_port().to_string();
     let node = RedisServer::with_options(&["--cluster-enabled", "yes", "--cluster-port", &bus]);
     let part = "a node of a Redis Cluster";
-    until_told(&node.url(), part, "use a single Redis").await;
+    until_told(&node.url(), part, "redis-cluster://").await;
 }
 
 /// T7: who may ask the sentinels, and what they have to grant.

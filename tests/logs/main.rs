@@ -171,7 +171,7 @@ async fn wrong_passwords() -> Vec<&'static str> {
         "rediss://:s3cret-url@host#insecure",
         "s3cret-url@host",
         "redis-sentinel://:s3cret-url@host",
-        "redis-cluster://:s3cret-url@host",
+        "redis-cluster://:s3cret-url@host/1",
     ] {
         show("url", &Backend::redis(url).unwrap_err());
         show("url", &ClusterLayer::try_new(url).unwrap_err().to_string());
