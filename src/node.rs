@@ -188,8 +188,8 @@ impl Listener for Node {
         self.home.reception.refused(link, kind, &reason);
     }
 
-    fn moved(&self, partitions: PartitionSet, from: LinkId, to: LinkId) {
-        self.home.reception.moved(partitions, from, to);
+    fn moved(&self, partitions: PartitionSet, links: (LinkId, LinkId), at: Instant) {
+        self.home.reception.moved(partitions, links, at);
     }
 
     fn works(&self, link: LinkId, proven: Instant) {
