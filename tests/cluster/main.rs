@@ -48,6 +48,7 @@ mod roster;
 mod runtimes;
 mod seats;
 mod sentinel;
+mod slots;
 mod tls;
 mod types;
 mod workers;
