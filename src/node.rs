@@ -209,8 +209,8 @@ impl Listener for Node {
         self.ground.reception.refused(link, kind, &reason);
     }
 
-    fn moved(&self, partitions: PartitionSet, from: LinkId, to: LinkId) {
-        self.ground.reception.moved(partitions, from, to);
+    fn moved(&self, partitions: PartitionSet, links: (LinkId, LinkId), at: Instant) {
+        self.ground.reception.moved(partitions, links, at);
     }
 
     fn works(&self, link: LinkId, proven: Instant) {

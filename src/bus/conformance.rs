@@ -100,9 +100,9 @@ impl Listener for Recorder {
         self.tell(Told::Down);
     }
 
-    fn moved(&self, partitions: PartitionSet, from: LinkId, to: LinkId) {
+    fn moved(&self, partitions: PartitionSet, links: (LinkId, LinkId), at: Instant) {
         let now = SystemTime::now();
-        self.outage.lock().moved(partitions, from, to, now);
+        self.outage.lock().moved(partitions, links, at, now);
     }
 
     fn works(&self, _: LinkId, _: Instant) {}

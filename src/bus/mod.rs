@@ -272,8 +272,9 @@ pub(crate) trait Listener: Send + Sync {
     /// each time it is asked for.
     fn refused(&self, link: LinkId, kind: TopicKind, reason: Arc<str>);
 
-    /// These partitions are on another link now, on which they are heard when it is [`up`](Self::up) the next time.
-    fn moved(&self, partitions: PartitionSet, from: LinkId, to: LinkId);
+    /// These partitions went from one link to another, on which they are heard when it is [`up`](Self::up), proven since
+    /// then.
+    fn moved(&self, partitions: PartitionSet, links: (LinkId, LinkId), at: Instant);
 
     /// As [`up`](Self::up), but for what is refused, which is not what nodes say to all nodes. Said for every probe.
     fn works(&self, link: LinkId, proven: Instant);

@@ -21,7 +21,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
@@ -30,6 +30,9 @@ use crate::model::partition::PartitionSet;
 use crate::model::topic::TopicKind;
 
 const MOVING: &str = "channels move to another redis";
+/// So long partitions may have been on their new link before the old one learnt of it, as primaries tell one another:
+/// what proved the old one meanwhile proves nothing for them.
+const HEARSAY: Duration = Duration::from_secs(2);
 
 /// One of the links to the bus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -70,6 +73,8 @@ struct Move {
     partitions: PartitionSet,
     to: LinkId,
     since: SystemTime,
+    /// What was published there before proves nothing for them.
+    at: Instant,
     /// When they were heard last, if ever.
     heard: Option<Instant>,
 }
@@ -136,7 +141,8 @@ impl Outage {
             link.standing = Standing::Up(proven);
         }
         let gap = link.gap.take().map(|from| (from, link.partitions));
-        let arrived = self.on_their_way.extract_if(.., |one| one.to == id);
+        let has_arrived = |one: &mut Move| one.to == id && one.at <= proven;
+        let arrived = self.on_their_way.extract_if(.., has_arrived);
         let arrived: Vec<Move> = arrived.collect();
         if !arrived.is_empty() {
             link.standing = Standing::Up(proven);
@@ -157,17 +163,18 @@ impl Outage {
         })
     }
 
-    /// Partitions are on another link now. One that has none left is no link any more.
+    /// Partitions are on another link since `at`. One that has none left is no link any more.
     pub(crate) fn moved(
         &mut self,
         partitions: PartitionSet,
-        from: LinkId,
-        to: LinkId,
+        (from, to): (LinkId, LinkId),
+        at: Instant,
         now: SystemTime,
     ) {
         let mut heard = None;
         if let Some(link) = self.links.get_mut(&from) {
-            heard = link.gap.or(link.proven);
+            let surely = |at: Instant| at.checked_sub(HEARSAY).unwrap_or(at);
+            heard = link.gap.or(link.proven).map(surely);
             link.partitions = link.partitions - partitions;
             if link.partitions.is_empty() {
                 self.links.remove(&from);
@@ -190,6 +197,7 @@ impl Outage {
             partitions,
             to,
             since,
+            at,
             heard,
         });
     }
@@ -645,13 +653,15 @@ mod tests {
         let (mut outage, clock) = two();
         outage.up(A, clock.at(1));
         outage.up(B, clock.at(2));
-        outage.moved(parts(&[0, 3]), A, B, wall(3));
+        outage.moved(parts(&[0, 3]), (A, B), clock.at(3), wall(3));
         assert_eq!(outage.hearing(), None);
         assert_eq!(outage.health(), degraded(3, MOVING));
         outage.up(A, clock.at(4));
         assert_eq!(outage.hearing(), None, "proven where they were");
+        assert_eq!(outage.up(B, clock.at(2)), None, "told late");
+        assert_eq!(outage.hearing(), None, "proven before they came");
         let missed = outage.up(B, clock.at(5)).unwrap();
-        assert_eq!(missed.span, (clock.at(1), clock.at(5)));
+        assert_eq!(missed.span, (clock.at(1) - HEARSAY, clock.at(5)));
         assert_eq!(missed.partitions, parts(&[0, 3]), "of nobody else");
         assert_eq!((outage.health(), outage.count()), (Health::Up, (2, 2)));
         let (since, _) = outage.hearing().unwrap();
@@ -664,11 +674,11 @@ mod tests {
         let (mut outage, clock) = two();
         outage.up(A, clock.at(1));
         outage.up(B, clock.at(2));
-        outage.moved(parts(&[0]), A, B, wall(3));
-        outage.moved(parts(&[0]), B, A, wall(4));
+        outage.moved(parts(&[0]), (A, B), clock.at(3), wall(3));
+        outage.moved(parts(&[0]), (B, A), clock.at(4), wall(4));
         assert_eq!(outage.up(B, clock.at(5)), None, "it is not there");
         let missed = outage.up(A, clock.at(6)).unwrap();
-        assert_eq!(missed.span.0, clock.at(1));
+        assert_eq!(missed.span.0, clock.at(1) - HEARSAY);
         assert_eq!(missed.partitions, parts(&[0]));
     }
 
@@ -678,7 +688,7 @@ mod tests {
         let (nowhere, new) = (LinkId(7), LinkId(8));
         let all = PartitionSet::all();
         let mut outage = Outage::new([(nowhere, all)], clock.at(0), wall(0));
-        outage.moved(all, nowhere, new, wall(1));
+        outage.moved(all, (nowhere, new), clock.at(1), wall(1));
         assert_eq!(outage.count(), (1, 0));
         outage.down(nowhere, "nowhere".into(), true, wall(2));
         assert_eq!(
@@ -689,11 +699,11 @@ mod tests {
         assert_eq!(outage.health(), Health::Up);
         // The whole of a primary, by a failover.
         outage.down(new, "cut".into(), true, wall(4));
-        outage.moved(all, new, nowhere, wall(5));
+        outage.moved(all, (new, nowhere), clock.at(5), wall(5));
         let missed = outage.up(nowhere, clock.at(6)).unwrap();
         assert_eq!(
             (missed.span, missed.partitions),
-            ((clock.at(3), clock.at(6)), all)
+            ((clock.at(3) - HEARSAY, clock.at(6)), all)
         );
         assert_eq!(outage.count(), (1, 1));
     }

@@ -131,14 +131,14 @@ impl Reception {
         }
     }
 
-    /// Partitions are on another link now.
-    pub(crate) fn moved(&self, partitions: PartitionSet, from: LinkId, to: LinkId) {
+    /// Partitions are on another link.
+    pub(crate) fn moved(&self, partitions: PartitionSet, links: (LinkId, LinkId), at: Instant) {
         if self.is_lost() {
             return;
         }
         self.counters.bus_moves.fetch_add(1, Relaxed);
         let now = SystemTime::now();
-        self.outage.lock().moved(partitions, from, to, now);
+        self.outage.lock().moved(partitions, links, at, now);
         self.follow_links();
     }
 

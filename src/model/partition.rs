@@ -22,7 +22,6 @@ impl Partition {
     }
 
     /// The one that is kept in this slot, if one is.
-    #[cfg(test)]
     pub(crate) fn of_slot(slot: u16) -> Option<Self> {
         let around = (usize::from(slot / BLOCK) < Self::COUNT).then(|| Self::around(slot));
         around.filter(|partition| partition.slot() == slot)

@@ -50,6 +50,7 @@ mod roster;
 mod runtimes;
 mod seats;
 mod sentinel;
+mod slots;
 mod subscriptions;
 mod tls;
 mod types;

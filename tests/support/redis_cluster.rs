@@ -3,7 +3,7 @@
 #[path = "cluster_bus.rs"]
 mod cluster_bus;
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 use std::thread::sleep;
@@ -94,6 +94,18 @@ impl RedisCluster {
             answer = self.ask(node, command);
         }
         assert_eq!(answer, "OK", "{command}");
+    }
+
+    /// The channels that somebody hears at this node, of those that begin so.
+    pub fn heard_at(&self, node: usize, prefix: &str) -> BTreeSet<String> {
+        let heard = self.ask(node, &format!("PUBSUB SHARDCHANNELS {prefix}*"));
+        heard.lines().map(str::to_owned).collect()
+    }
+
+    /// How often this was called, at all nodes that run.
+    pub fn calls(&self, command: &str) -> u64 {
+        let running = self.nodes.iter().filter(|node| node.is_running());
+        running.map(|node| node.calls(command)).sum()
     }
 
     /// Whose slot this is, as the node says.
@@ -265,6 +277,37 @@ impl RedisCluster {
             });
         }
     }
+}
+
+/// By the polynomial 0x1021, bit by bit.
+fn slot(name: &str) -> u16 {
+    let bit = |sum: u16, _| match sum & 0x8000 {
+        0 => sum << 1,
+        _ => sum << 1 ^ 0x1021,
+    };
+    let byte = |sum: u16, byte| (0..8).fold(sum ^ u16::from(byte) << 8, bit);
+    name.bytes().fold(0, byte) % SLOTS as u16
+}
+
+/// The part of all topics to which this one belongs, below 256.
+pub fn part(topic: &str) -> u16 {
+    slot(topic) / 64
+}
+
+fn tag(part: u16) -> String {
+    let mut numbers = (0..).map(|number: u32| number.to_string());
+    let tag = numbers.find(|number| self::part(number) == part);
+    tag.expect("there is one below 500")
+}
+
+/// The slot in which all topics of a part are.
+pub fn slot_of(part: u16) -> u16 {
+    slot(&tag(part))
+}
+
+/// How all channels of a part begin, in the namespace of the tests.
+pub fn prefix_of(part: u16) -> String {
+    format!("cluster:{{{}}}:", tag(part))
 }
 
 fn contains(range: &str, slot: u16) -> bool {

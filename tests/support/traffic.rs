@@ -41,6 +41,11 @@ enum Told {
 
 impl Traffic {
     pub fn start(broadcaster: &Broadcaster, user: &str) -> Self {
+        Self::paced(broadcaster, user, PACE)
+    }
+
+    /// With so long between two sends.
+    pub fn paced(broadcaster: &Broadcaster, user: &str, pace: Duration) -> Self {
         let (taken, stop) = (Arc::new(AtomicU32::new(0)), CancellationToken::new());
         let (audience, count, stopped) = (broadcaster.to_user(user), taken.clone(), stop.clone());
         let sending = tokio::spawn(async move {
@@ -64,7 +69,7 @@ impl Traffic {
                     ended: SystemTime::now(),
                     told,
                 });
-                tokio::time::sleep(PACE).await;
+                tokio::time::sleep(pace).await;
             }
             sent
         });

@@ -35,6 +35,8 @@ use crate::model::partition::Partition;
 pub(super) const BATCH: usize = 256;
 /// Queues that have grown beyond so many publications do not keep their memory.
 pub(super) const KEPT: usize = 16 * BATCH;
+const MOVING: &str =
+    "its channel moves to another primary of the cluster, and none took it in time";
 /// How soon what is stalled is tried again, the first time.
 const AGAIN: Duration = Duration::from_millis(10);
 
@@ -175,12 +177,14 @@ impl Backlog {
         if self.next_deadline().is_none_or(|next| now < next) {
             return;
         }
-        let error = PublishError::not_sent(late);
-        for queue in self.queues() {
+        let here = [&mut self.probes, &mut self.small, &mut self.large];
+        let here = here.into_iter().map(|queue| (queue, late));
+        let stalled = self.stalled.values_mut().map(|queue| (queue, MOVING));
+        for (queue, late) in here.chain(stalled) {
             queue.retain_mut(|(_, waiter)| {
                 let patient = now < waiter.deadline;
                 if !patient {
-                    waiter.fail(&error);
+                    waiter.fail(&PublishError::not_sent(late));
                 }
                 patient
             });
@@ -433,6 +437,50 @@ mod tests {
         assert_eq!(written(&mut backlog), first.collect::<Vec<_>>());
         assert_eq!(written(&mut backlog), (PART..PART + 44).collect::<Vec<_>>());
         assert_eq!(written(&mut backlog), [99_999]);
+    }
+
+    /// Redis refuses what is elsewhere, and takes it again before the next turn.
+    #[test]
+    fn what_follows_what_is_elsewhere_waits_behind_it() {
+        let mut backlog = Backlog::default();
+        let one = Partition::of("r:1");
+        let mut other = Partition::all();
+        let other = other.find(|other| *other != one);
+        let admit = |backlog: &mut Backlog, channel, partition| {
+            let (mut queued, answer) = queued(channel..channel + 1, false);
+            queued.0.partition = partition;
+            backlog.admit(queued);
+            answer
+        };
+        let mut answers = vec![admit(&mut backlog, 0, Some(one))];
+        let mut turn = Turn::default();
+        backlog.take_turn(&mut turn);
+        answers.push(admit(&mut backlog, 1, Some(one)));
+        let refused = || Err(Refused::Elsewhere("MOVED".into()));
+        let answered = turn.answer([refused()].into_iter(), &mut backlog);
+        assert!(answered.is_elsewhere);
+        for (channel, partition) in [(2, other), (3, Some(one))] {
+            answers.push(admit(&mut backlog, channel, partition));
+        }
+        assert_eq!(written(&mut backlog), [2], "nothing holds up the others");
+        assert!(backlog.is_empty() && backlog.rests_until().is_some());
+        backlog.retry(Instant::now() + LONGEST_PAUSE);
+        assert_eq!(written(&mut backlog), [0, 1, 3]);
+        for answer in &mut answers {
+            assert_eq!(answer.try_recv().unwrap().unwrap(), 2);
+        }
+        // Whoever waits for it in vain is told why.
+        let mut late = admit(&mut backlog, 4, Some(one));
+        backlog.take_turn(&mut turn);
+        turn.answer([refused()].into_iter(), &mut backlog);
+        let stalled = backlog.stalled.values_mut().flatten();
+        stalled.for_each(|(_, waiter)| waiter.deadline = Instant::now());
+        backlog.expire("late");
+        let told = late.try_recv().unwrap().unwrap_err();
+        assert!(
+            !told.maybe_sent && told.reason.contains("moves"),
+            "{told:?}"
+        );
     }
 
     #[test]

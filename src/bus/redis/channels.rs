@@ -43,6 +43,11 @@ impl Channels {
         [namespace, ":{", tag, "}:", topic.as_str()].concat()
     }
 
+    /// A channel of this partition that nobody hears: who publishes there learns whether the partition is.
+    pub(super) fn mark(&self, partition: Partition) -> String {
+        [self.namespace.as_str(), ":{", partition.tag(), "}:"].concat()
+    }
+
     /// The topic's name in one of our channels, and the tag, where there is one.
     pub(super) fn topic<'a>(&self, channel: &'a [u8]) -> Option<(&'a str, &'a str)> {
         let rest = self.namespace.topic(channel)?;

@@ -120,6 +120,13 @@ pub(super) fn numsub(dialect: Dialect, channels: &[String]) -> Cmd {
     command
 }
 
+/// Publishes nothing where nobody hears it.
+pub(super) fn mark(channel: &str) -> Cmd {
+    let mut command = redis::cmd("SPUBLISH");
+    command.arg(channel).arg("");
+    command
+}
+
 /// Runs a script that is sent whole; its keys and arguments are to be added.
 pub(super) fn eval(script: &str) -> Cmd {
     let mut command = redis::cmd("EVAL");

@@ -31,6 +31,9 @@ use super::words;
 /// Channels in one command: Redis serves nobody else meanwhile.
 const BATCH: usize = 1000;
 
+/// How many hear each channel, and whether the partition of each mark is there.
+pub(super) type Counted = (Vec<usize>, Vec<bool>);
+
 /// How connections are made.
 #[derive(Debug, Clone)]
 pub(crate) struct Connector {
@@ -166,21 +169,36 @@ impl Connection {
                 .is_some_and(|since| since.elapsed() >= self.deadline)
     }
 
-    /// How many subscribers each of these channels has, in one round trip.
-    pub(crate) async fn subscribers(
+    /// How many subscribers each of these channels has, in one round trip. A primary of a Redis Cluster counts none of
+    /// what is another's: so to each of `marks` nothing is published behind that, which is refused then.
+    pub(super) async fn subscribers(
         &mut self,
         channels: &[String],
-    ) -> Result<Vec<usize>, RedisError> {
+        marks: &[String],
+    ) -> Result<Counted, RedisError> {
+        let dialect = self.topology.dialect();
         let mut commands = Commands::new();
-        for chunk in channels.chunks(BATCH) {
-            commands.add_command(command::numsub(self.topology.dialect(), chunk));
+        let chunks = channels.chunks(BATCH);
+        let asked = chunks.len();
+        for chunk in chunks {
+            commands.add_command(command::numsub(dialect, chunk));
         }
+        for mark in marks {
+            commands.add_command(command::mark(mark));
+        }
+        let mut answers = self.run(&commands).await?.into_iter();
         let mut counts = Vec::with_capacity(channels.len());
-        for answer in self.run(&commands).await? {
+        for answer in answers.by_ref().take(asked) {
             let counted: Vec<(String, usize)> = redis::from_redis_value(answer?)?;
             counts.extend(counted.into_iter().map(|(_, count)| count));
         }
-        Ok(counts)
+        let is_here = |answer: RedisResult<Value>| match answer {
+            Ok(_) => Ok(true),
+            Err(error) if dialect.is_elsewhere(&words(&error)) => Ok(false),
+            Err(error) => Err(error),
+        };
+        let here: RedisResult<_> = answers.map(is_here).collect();
+        Ok((counts, here?))
     }
 
     /// Runs commands; each has an answer of its own. Fails whole if this is a replica. Whatever shows that the

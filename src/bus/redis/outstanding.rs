@@ -118,7 +118,18 @@ impl Outstanding {
 
     /// Takes out what Redis refused: the first command of which it has answered nothing.
     pub(super) fn refuse(&mut self) -> Option<Request> {
-        let turn = self.commands.iter().position(|owed| !owed.begun)?;
+        self.take_out(|owed| !owed.begun)
+    }
+
+    /// Takes out the rest of an UNSUBSCRIBE in this partition. What seemed to answer it came unasked.
+    pub(super) fn refuse_rest(&mut self, partition: Partition) -> Option<Request> {
+        self.take_out(|owed| {
+            owed.begun && owed.verb == Verb::Unsubscribe && owed.partition == Some(partition)
+        })
+    }
+
+    fn take_out(&mut self, which: impl Fn(&Owed) -> bool) -> Option<Request> {
+        let turn = self.commands.iter().position(which)?;
         let owed = self.commands.remove(turn)?;
         self.answered += owed.topics.len() as u64;
         Some(Request {

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::FutureExt;
@@ -14,6 +15,7 @@ use futures::future::{BoxFuture, join_all};
 use parking_lot::RwLock;
 use sha1::{Digest, Sha1};
 use smallvec::SmallVec;
+use tokio::time::{Instant, sleep};
 
 use super::advice::Advice;
 use super::connection::Connector;
@@ -38,11 +40,21 @@ pub(super) enum Placement {
     Spread(RwLock<Arc<Spread>>),
 }
 
+/// So long after a partition has moved whoever hears it may not have followed: the nodes are at a new primary within a
+/// second.
+const SETTLING: Duration = Duration::from_secs(1);
+/// How soon a question is asked again that found nobody where nobody can be yet.
+const AGAIN: Duration = Duration::from_millis(50);
+
+const UNSETTLED: &str = "its channel moves to another primary of the cluster, and who hears it cannot be told meanwhile";
+
 /// Several shards, and to which of them each partition belongs.
 #[derive(Debug)]
 pub(super) struct Spread {
     pub(super) shards: Vec<Arc<Shard>>,
     pub(super) owners: [usize; Partition::COUNT],
+    /// When partitions moved from one primary to another.
+    moved: BTreeMap<Partition, Instant>,
 }
 
 impl Placement {
@@ -56,7 +68,11 @@ impl Placement {
         let names: Vec<&str> = shards.iter().map(|(name, _)| &**name).collect();
         let owners = owners(&names);
         let shards = shards.into_iter().map(|(_, shard)| shard).collect();
-        Self::spread(Spread { shards, owners })
+        Self::spread(Spread {
+            shards,
+            owners,
+            moved: BTreeMap::new(),
+        })
     }
 
     /// Where nobody knows yet who carries what: all is with this one for now.
@@ -64,6 +80,7 @@ impl Placement {
         Self::spread(Spread {
             shards: vec![nowhere],
             owners: [0; Partition::COUNT],
+            moved: BTreeMap::new(),
         })
     }
 
@@ -94,17 +111,19 @@ impl Placement {
     }
 
     /// These shards carry these partitions from now on; what none of them carries stays where it is, and what comes back
-    /// before it was handed over. Whether all is where it should be. Called by one task.
+    /// before it was handed over. With `patience` so does what the old primary has not ended: what it said before is read
+    /// before what the new one says. Whether all is where it should be. Called by one task.
     pub(super) fn follow(
         &self,
         primaries: &[(Arc<Shard>, PartitionSet)],
+        patience: bool,
         listener: &dyn Listener,
     ) -> bool {
         let Self::Spread(spread) = self else {
             return true;
         };
         let before = spread.read().clone();
-        let next = Arc::new(before.followed_by(primaries));
+        let next = Arc::new(before.followed_by(primaries, patience));
         let moves = before.moves_to(&next);
         for (from, to, partitions) in &moves {
             tracing::debug!(
@@ -126,20 +145,21 @@ impl Placement {
             }
         }
         for (from, to, partitions) in moves {
-            from.hand_over(partitions, &to);
-            listener.moved(partitions, from.link, to.link);
+            let at = from.hand_over(partitions, &to);
+            listener.moved(partitions, (from.link, to.link), at);
             to.probe_now();
         }
         left.iter().for_each(|shard| shard.retire());
-        for (at, shard) in next.shards.iter().enumerate() {
-            shard.keep(next.carried(at));
+        let is_there = |link, partition: &Partition| next.shard(*partition).link == link;
+        let mut are_there = true;
+        for (shard, partitions) in primaries {
+            let there = partitions.iter().filter(|one| is_there(shard.link, one));
+            let there: PartitionSet = there.collect();
+            are_there &= there == *partitions;
+            // Not what is only held up here, and ended by now.
+            shard.keep(there);
         }
-        let place = |partition: Partition| next.shards[next.owners[partition.index()]].link;
-        primaries.iter().all(|(shard, partitions)| {
-            partitions
-                .iter()
-                .all(|partition| place(partition) == shard.link)
-        })
+        are_there
     }
 
     /// Users in groups, each with the keys in a partition of its own; one, where all is at one Redis.
@@ -233,11 +253,31 @@ impl Placement {
     /// How many hear each topic.
     pub(super) async fn listening(&self, topics: &[Topic]) -> Result<Vec<usize>, Arc<str>> {
         match self {
-            Self::One(shard) => shard.listening(topics).await,
-            Self::Spread(spread) => {
-                let spread = spread.read().clone();
-                spread.listening(topics).await
+            Self::One(shard) => shard.listening(topics).await.map(|(counts, _)| counts),
+            Self::Spread(spread) => Self::listening_anywhere(spread, topics).await,
+        }
+    }
+
+    /// Nobody is found where a partition is no more, and until those have followed who hear it where it has come.
+    async fn listening_anywhere(
+        spread: &RwLock<Arc<Spread>>,
+        topics: &[Topic],
+    ) -> Result<Vec<usize>, Arc<str>> {
+        let begun = Instant::now();
+        loop {
+            let now = spread.read().clone();
+            let (counts, doubted) = now.listening(topics).await?;
+            let mut counted = topics.iter().zip(&counts);
+            let is_sure = |(topic, count): (&Topic, &usize)| {
+                *count > 0 || !doubted.contains(Partition::of(topic.as_str()))
+            };
+            if counted.all(is_sure) {
+                return Ok(counts);
             }
+            if begun.elapsed() + AGAIN >= now.patience() {
+                return Err(UNSETTLED.into());
+            }
+            sleep(AGAIN).await;
         }
     }
 }
@@ -247,22 +287,42 @@ impl Spread {
         self.owners[Partition::of(topic.as_str()).index()]
     }
 
+    fn shard(&self, partition: Partition) -> &Arc<Shard> {
+        &self.shards[self.owners[partition.index()]]
+    }
+
     pub(super) fn carried(&self, at: usize) -> PartitionSet {
         let carried = |one: &Partition| self.owners[one.index()] == at;
         Partition::all().filter(carried).collect()
     }
 
-    fn followed_by(&self, primaries: &[(Arc<Shard>, PartitionSet)]) -> Self {
+    fn followed_by(&self, primaries: &[(Arc<Shard>, PartitionSet)], patience: bool) -> Self {
+        let mut heard = BTreeMap::new();
+        let mut is_heard = |shard: &Arc<Shard>, partition| {
+            let heard = heard.entry(shard.link).or_insert_with(|| shard.heard());
+            heard.contains(partition)
+        };
         let mut next = Self {
             shards: primaries.iter().map(|(shard, _)| shard.clone()).collect(),
             owners: [0; Partition::COUNT],
+            moved: self.moved.clone(),
         };
+        let now = Instant::now();
+        next.moved.retain(|_, at| now < *at + SETTLING);
         for partition in Partition::all() {
             let carries = |(_, partitions): &(_, PartitionSet)| partitions.contains(partition);
             let owner = primaries.iter().position(carries);
-            let ready = owner.filter(|at| !primaries[*at].0.is_departing(partition));
-            let before = &self.shards[self.owners[partition.index()]];
+            let before = self.shard(partition);
+            let ready = owner.filter(|at| {
+                let owner = &primaries[*at].0;
+                let is_here = owner.link == before.link;
+                is_here
+                    || !owner.is_departing(partition) && !(patience && is_heard(before, partition))
+            });
             next.owners[partition.index()] = ready.unwrap_or_else(|| next.place_of(before));
+            if next.shard(partition).link != before.link && before.was_primary() {
+                next.moved.insert(partition, now);
+            }
         }
         next
     }
@@ -311,7 +371,17 @@ impl Spread {
         parts
     }
 
-    async fn listening(&self, topics: &[Topic]) -> Result<Vec<usize>, Arc<str>> {
+    /// How long a question may take.
+    fn patience(&self) -> Duration {
+        self.shards[0].publish_timeout()
+    }
+
+    /// Also the partitions of which nobody may be found though somebody hears them.
+    async fn listening(&self, topics: &[Topic]) -> Result<(Vec<usize>, PartitionSet), Arc<str>> {
+        let begun = Instant::now();
+        let unsettled = |(_, at): &(&Partition, &Instant)| begun < **at + SETTLING;
+        let unsettled = self.moved.iter().filter(unsettled);
+        let mut doubted: PartitionSet = unsettled.map(|(partition, _)| *partition).collect();
         let mut places: Vec<Vec<usize>> = vec![Vec::new(); self.shards.len()];
         for (n, topic) in topics.iter().enumerate() {
             places[self.place(topic)].push(n);
@@ -320,14 +390,16 @@ impl Spread {
         let concerned = concerned.filter(|(_, places)| !places.is_empty());
         let asking = concerned.map(async |(shard, places)| {
             let topics = places.iter().map(|n| &topics[*n]);
-            let counts = shard.listening(topics).await?;
-            Ok::<_, Arc<str>>(places.iter().copied().zip(counts))
+            let (counts, gone) = shard.listening(topics).await?;
+            Ok::<_, Arc<str>>((places.iter().copied().zip(counts), gone))
         });
         let mut listening = vec![0; topics.len()];
-        for counts in join_all(asking).await {
-            counts?.for_each(|(n, count)| listening[n] = count);
+        for answer in join_all(asking).await {
+            let (counts, gone) = answer?;
+            counts.for_each(|(n, count)| listening[n] = count);
+            doubted = doubted | gone;
         }
-        Ok(listening)
+        Ok((listening, doubted))
     }
 }
 

@@ -253,6 +253,8 @@ impl PublishQueue {
                 Some(opened)
             }
             Err(unusable) => {
+                // Where the primary is none any more, its partitions have departed before.
+                self.take_over(backlog);
                 let (now, error) = (Instant::now(), unusable.into_error(false));
                 backlog.fail(&error);
                 *failed = Some(Failed {
@@ -437,5 +439,29 @@ mod tests {
         assert!(late.maybe_sent, "it was: {}", late.reason);
         redis.write_all(b":7\r\n:1\r\n").await.unwrap();
         assert_eq!(patient.await.unwrap(), 1);
+    }
+
+    /// Whichever of both the task learns first.
+    #[tokio::test]
+    async fn what_waits_where_no_primary_is_any_more_is_handed_over() {
+        let (partition, long) = (Partition::of("r:1"), Duration::from_secs(20));
+        let (namespace, dialect) = (Namespace::new("x").unwrap(), Dialect::Sharded);
+        let advice = Arc::new(Advice::new(None, &namespace, dialect));
+        for _ in 0..50 {
+            let topology = Arc::new(Topology::of_cluster(None, Arc::default()));
+            let (publisher, mut task) = Publisher::new(topology.clone(), advice.clone(), long);
+            let next = Arc::new(Queue::default());
+            let channels = smallvec!["x".to_owned()];
+            let _waits = publisher.publish(channels, Bytes::new(), Size::Small, Some(partition));
+            let running = tokio::spawn(async move { task.run().await });
+            tokio::task::yield_now().await;
+            next.hold(partition);
+            publisher.queue().depart(partition, &next);
+            topology.retire();
+            publisher.queue().retire();
+            running.await.unwrap();
+            let (handed, _) = next.take(&mut Vec::new());
+            assert_eq!(handed.len(), 1);
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! One primary, as this node uses it: one connection that listens, one that publishes, and a small pool for questions.
 
 use std::sync::{Arc, Once, Weak};
+use std::time::Duration;
 
 use bb8_redis::bb8::{Pool, RunError};
 use bytes::Bytes;
@@ -13,7 +14,7 @@ use tokio_util::task::TaskTracker;
 
 use super::advice::Advice;
 use super::channels::Channels;
-use super::connection::Connector;
+use super::connection::{Connector, Counted};
 use super::endpoint::OPENING;
 use super::link::LinkContext;
 use super::options::Target;
@@ -260,15 +261,23 @@ impl Shard {
             .for_each(|partition| queue.hold(partition));
     }
 
-    /// Partitions move to another shard, which expects them, and where everybody goes already.
-    pub(super) fn hand_over(&self, partitions: PartitionSet, to: &Self) {
+    /// Of which partitions messages may still come from here.
+    pub(super) fn heard(&self) -> PartitionSet {
+        self.subscriptions.with(|table| table.heard())
+    }
+
+    /// Partitions move to another shard, which expects them, and where everybody goes already; since then they are there.
+    pub(super) fn hand_over(&self, partitions: PartitionSet, to: &Self) -> Instant {
         let (ours, theirs) = (self.publisher.queue(), to.publisher.queue());
         partitions
             .iter()
             .for_each(|partition| ours.depart(partition, theirs));
         let take_out = |table: &mut Subscriptions| table.take_out(partitions, Instant::now());
         let moving = self.subscriptions.change(take_out);
-        to.subscriptions.change(|table| table.take_in(moving));
+        to.subscriptions.change(|table| {
+            table.take_in(moving);
+            Instant::now()
+        })
     }
 
     pub(super) fn probe_now(&self) {
@@ -340,17 +349,37 @@ impl Shard {
         self.publisher.queued()
     }
 
-    /// Asks how many hear each topic.
+    /// Asks how many hear each topic; also which partitions are not here, so that nobody is found.
     pub(super) async fn listening<'a>(
         &self,
         topics: impl IntoIterator<Item = &'a Topic>,
-    ) -> Result<Vec<usize>, Arc<str>> {
-        let channels = topics.into_iter().map(|topic| self.channels.of(topic));
-        self.ask(&channels.collect::<Vec<_>>()).await
+    ) -> Result<(Vec<usize>, PartitionSet), Arc<str>> {
+        let (mut channels, mut partitions) = (Vec::new(), PartitionSet::new());
+        for topic in topics {
+            channels.push(self.channels.of(topic));
+            partitions = partitions | self.channels.partition(topic).into_iter().collect();
+        }
+        let marks = partitions.iter().map(|one| self.channels.mark(one));
+        let (counts, here) = self.ask(&channels, &marks.collect::<Vec<_>>()).await?;
+        let gone = partitions.iter().zip(here).filter(|(_, here)| !here);
+        let gone: PartitionSet = gone.map(|(partition, _)| partition).collect();
+        if !gone.is_empty() {
+            self.topology.missed();
+        }
+        Ok((counts, gone))
+    }
+
+    pub(super) fn publish_timeout(&self) -> Duration {
+        self.common.settings.publish_timeout
+    }
+
+    /// Whether it has ever been known to carry something.
+    pub(super) fn was_primary(&self) -> bool {
+        self.topology.astray_since().is_some()
     }
 
     /// Once more on a new connection, if that which there was is of no use.
-    async fn ask(&self, channels: &[String]) -> Result<Vec<usize>, Arc<str>> {
+    async fn ask(&self, channels: &[String], marks: &[String]) -> Result<Counted, Arc<str>> {
         let deadline = Instant::now() + self.common.settings.publish_timeout;
         let mut may_repeat = true;
         loop {
@@ -359,7 +388,7 @@ impl Shard {
                 Ok(Err(RunError::User(error))) => return Err(explain(&self.advice, &error)),
                 Ok(Err(RunError::TimedOut)) | Err(_) => return Err(self.unopened()),
             };
-            match timeout_at(deadline, connection.subscribers(channels)).await {
+            match timeout_at(deadline, connection.subscribers(channels, marks)).await {
                 Ok(Ok(counts)) => return Ok(counts),
                 Ok(Err(error)) if may_repeat && connection.is_dead() => {
                     tracing::debug!(reason = %words(&error), "a question is asked again on a new connection");
@@ -383,8 +412,6 @@ impl Shard {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
@@ -432,7 +459,7 @@ mod tests {
         let shard = Shard::new(LinkId::ONLY, None, &target, Arc::new(common));
         let channels = ["x".to_owned()];
         tokio::select! {
-            counts = shard.ask(&channels) => counts,
+            counted = shard.ask(&channels, &[]) => counted.map(|(counts, _)| counts),
             () = serving => unreachable!("it serves for ever"),
         }
     }

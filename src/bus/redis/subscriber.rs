@@ -337,7 +337,7 @@ mod tests {
             let _ = self.0.send(Told::Down { deaf });
         }
 
-        fn moved(&self, _: PartitionSet, _: LinkId, _: LinkId) {}
+        fn moved(&self, _: PartitionSet, _: (LinkId, LinkId), _: Instant) {}
 
         fn works(&self, _: LinkId, _: Instant) {}
 

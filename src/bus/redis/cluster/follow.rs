@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
@@ -19,6 +20,10 @@ use crate::bus::redis::topology::Topology;
 /// What no primary is known to carry is with it.
 const NOWHERE: LinkId = LinkId(0);
 
+/// So long a primary that lost partitions may take to say so, behind all that it still had to say: then they are heard at
+/// their new one all the same.
+const PATIENCE: Duration = Duration::from_millis(500);
+
 /// The task that opens and leaves shards.
 #[derive(Debug)]
 pub(in crate::bus::redis) struct Follower {
@@ -32,6 +37,8 @@ pub(in crate::bus::redis) struct Follower {
     listener: Weak<dyn Listener>,
     shards: BTreeMap<Host, Arc<Shard>>,
     next_link: u32,
+    /// Since when something is not where it should be.
+    held_up: Option<Instant>,
 }
 
 /// A shard for what no primary is known to carry, which is everything at first.
@@ -66,6 +73,7 @@ impl Follower {
             listener,
             shards: BTreeMap::new(),
             next_link: NOWHERE.0,
+            held_up: None,
         }
     }
 
@@ -92,7 +100,11 @@ impl Follower {
             .primaries()
             .map(|(host, partitions)| (self.shard(host), partitions))
             .collect();
-        if !self.placement.follow(&carrying, &*listener) {
+        let patience = self.held_up.is_none_or(|since| since.elapsed() < PATIENCE);
+        if self.placement.follow(&carrying, patience, &*listener) {
+            self.held_up = None;
+        } else {
+            self.held_up.get_or_insert_with(Instant::now);
             self.hints.notify_one();
         }
         let shards = self.placement.shards();

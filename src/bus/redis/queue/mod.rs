@@ -22,7 +22,7 @@ mod waiter;
 
 use std::collections::BTreeMap;
 use std::mem::{swap, take};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
@@ -58,8 +58,8 @@ struct State {
     /// What has room, and must not pass what another publisher still has of its partition.
     held: BTreeMap<Partition, Held>,
     next_hold: u64,
-    /// Where the partitions are that were here.
-    left: BTreeMap<Partition, Arc<Queue>>,
+    /// Where the partitions are that were here; without keeping alive what they have left since.
+    left: BTreeMap<Partition, Weak<Queue>>,
     departures: Vec<Departure>,
     /// What waits for room, by its ticket.
     small: BTreeMap<u64, Queued>,

@@ -60,7 +60,7 @@ impl Queue {
             ticket: state.next_ticket,
         };
         state.departures.push(departure);
-        state.left.insert(partition, to.clone());
+        state.left.insert(partition, Arc::downgrade(to));
         drop(state);
         self.filled.notify_one();
     }
@@ -118,7 +118,7 @@ impl State {
     /// Where the partition is, if it was here.
     pub(super) fn elsewhere(&self, publication: &Publication) -> Option<Arc<Queue>> {
         let partition = publication.partition.filter(|_| !self.left.is_empty())?;
-        self.left.get(&partition).cloned()
+        self.left.get(&partition)?.upgrade()
     }
 
     /// Whether nothing more can come of what departed, but what the publisher has.
@@ -252,6 +252,21 @@ mod tests {
                 queue.hand_over(&departure, what);
             }
         }
+    }
+
+    #[test]
+    fn queues_do_not_keep_one_another_alive() {
+        let [one, other] = [(); 2].map(|()| Arc::new(Queue::default()));
+        for (name, from, to) in [("r:1", &one, &other), ("r:2", &other, &one)] {
+            let partition = Partition::of(name);
+            to.hold(partition);
+            from.depart(partition, to);
+            let (_, departures) = from.take(&mut Vec::new());
+            from.hand_over(&departures[0], Vec::new());
+            assert!(!from.is_departing(partition));
+        }
+        let [one, other] = [one, other].map(|queue| Arc::downgrade(&queue));
+        assert!(one.upgrade().is_none() && other.upgrade().is_none());
     }
 
     proptest! {

@@ -301,7 +301,7 @@ impl Subscriptions {
         let interest = self.interests.get_mut(topic)?;
         interest.queued = false;
         if let (Some(partition), Some(moves)) = (partition, &self.moves)
-            && moves.is_stranded(partition)
+            && !moves.is_here(partition)
         {
             self.forget_if_unused(topic.as_str());
             return None;

@@ -21,7 +21,7 @@ use std::mem::{replace, take};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::{Phase, Subscriptions};
+use super::{Interest, Phase, Subscriptions};
 use crate::bus::redis::outstanding::{Request, Verb};
 use crate::model::partition::{Partition, PartitionSet};
 use crate::model::topic::Topic;
@@ -64,8 +64,9 @@ impl Moves {
         (self.arriving, self.arriving_at) = (false, None);
     }
 
-    pub(super) fn is_stranded(&self, partition: Partition) -> bool {
-        self.stranded.contains(partition)
+    /// Whether anything may be asked for in it.
+    pub(super) fn is_here(&self, partition: Partition) -> bool {
+        self.carried.contains(partition) && !self.stranded.contains(partition)
     }
 
     /// All that is wanted is sent.
@@ -107,6 +108,20 @@ impl Subscriptions {
         let answered = self.outstanding.answered_through();
         let moves = self.moves.as_ref();
         moves.is_none_or(|moves| moves.has_arrived(answered))
+    }
+
+    /// Of which partitions messages may still come on this connection: what Redis said before it ended them is read before
+    /// that.
+    pub(in crate::bus::redis) fn heard(&self) -> PartitionSet {
+        let Some(moves) = self.moves.as_ref().filter(|_| self.is_connected()) else {
+            return PartitionSet::new();
+        };
+        let asked = |(topic, interest): (&Topic, &Interest)| {
+            let partition = self.partition(topic);
+            partition.filter(|_| interest.subscribed || interest.unanswered > 0)
+        };
+        let heard: PartitionSet = self.interests.iter().filter_map(asked).collect();
+        heard - moves.stranded
     }
 
     /// These partitions come: whoever wants a topic of them is welcome already.
@@ -157,11 +172,20 @@ impl Subscriptions {
     }
 
     /// Redis says that the first command of which nothing is answered belongs elsewhere, if it is of this slot. Another may
-    /// be meant, which was answered twice: an UNSUBSCRIBE of what had moved. The partition that is stranded.
+    /// be meant, which was answered before: an UNSUBSCRIBE of what had moved, in full or but for what was not heard yet. The
+    /// partition that is stranded.
     pub(in crate::bus::redis) fn misplaced(&mut self, slot: u16) -> Option<Partition> {
-        let partition = self.outstanding.refusable();
-        let partition = partition.filter(|partition| partition.slot() == slot)?;
-        let Request { verb, topics, .. } = self.outstanding.refuse()?;
+        let first = self.outstanding.refusable();
+        let refused = match first.is_some_and(|partition| partition.slot() == slot) {
+            true => self.outstanding.refuse(),
+            false => self.outstanding.refuse_rest(Partition::of_slot(slot)?),
+        };
+        let Request {
+            verb,
+            topics,
+            partition,
+        } = refused?;
+        let partition = partition?;
         for topic in topics {
             if let Some(interest) = self.interests.get_mut(&topic) {
                 interest.unanswered -= 1;
@@ -586,6 +610,31 @@ mod tests {
         }
     }
 
+    #[test]
+    fn messages_may_come_until_redis_has_ended_a_topic_of_their_partition() {
+        let now = Instant::now();
+        let [one, other, home] = partitions();
+        let mut primary = Primary::new([one, other, home]);
+        let _ = (primary.table.want(&topic(0)), primary.table.want(&topic(1)));
+        assert!(primary.table.heard().is_empty(), "nothing is asked for");
+        let asked = primary.table.step(now, 100);
+        let all: PartitionSet = [one, other, home].into_iter().collect();
+        assert_eq!(primary.table.heard(), all, "before the answer is read");
+        for topic in asked.into_iter().flat_map(|request| request.topics) {
+            primary.table.answered(Verb::Subscribe, topic.as_str(), now);
+        }
+        assert_eq!(primary.table.heard(), all);
+        let ended = topic(0);
+        let ended = primary
+            .table
+            .answered(Verb::Unsubscribe, ended.as_str(), now);
+        assert_eq!(ended, Answered::Stranded);
+        let rest: PartitionSet = [other, home].into_iter().collect();
+        assert_eq!(primary.table.heard(), rest);
+        primary.table.disconnected();
+        assert!(primary.table.heard().is_empty());
+    }
+
     proptest! {
         #[test]
         fn whatever_moves_is_heard_where_it_is(steps in prop::collection::vec(step(), 0..80)) {
@@ -625,6 +674,32 @@ mod tests {
                 prop_assert_eq!(primary.table.interests.len(), 1, "{:?}", &primary.table.interests);
             }
         }
+    }
+
+    /// It is answered by the end of one, and a refusal of the other.
+    #[test]
+    fn an_unsubscribe_of_what_was_ended_and_what_was_never_heard_is_over() {
+        let (mut primary, now) = (Primary::new(Partition::all()), Instant::now());
+        let [heard, unheard] = [topic(0), topic(3)];
+        _ = primary.table.want(&heard);
+        primary.write(now);
+        while !primary.asked.is_empty() {
+            primary.serve(|_| true);
+        }
+        _ = primary.table.want(&unheard);
+        primary.write(now);
+        for topic in [&heard, &unheard] {
+            primary.table.release(topic, now);
+        }
+        primary.write(now + LINGER);
+        primary.ends(of(&heard));
+        while !primary.asked.is_empty() {
+            primary.serve(|_| false);
+        }
+        while !primary.said.is_empty() {
+            primary.hear(now);
+        }
+        assert_eq!(primary.table.unanswered(), 0, "{:?}", primary.table);
     }
 
     /// (valkey#1066) An UNSUBSCRIBE that comes too late is answered twice.

@@ -1,0 +1,607 @@
+//! A Redis Cluster whose slots move and whose primaries change (rows T9, T11, T12, T13 and T18): what that costs is a gap
+//! of those who are concerned.
+
+use std::collections::BTreeSet;
+use std::future::ready;
+use std::time::{Duration, Instant};
+
+use axum_cluster::{Broadcaster, ClusterBuilder, Gap, Health};
+use futures::future::join_all;
+use futures::{FutureExt, Stream, StreamExt};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
+
+use crate::support::client::{Event, text};
+use crate::support::figures::Figures;
+use crate::support::redis::redis_cluster::{RedisCluster, part, prefix_of, slot_of};
+use crate::support::traffic::Traffic;
+use crate::support::{Client, Lab, RedisServer, TestNode, soon, until};
+
+const PRIMARIES: usize = 3;
+/// Rarely enough that no busy machine makes a gap of it.
+const RARELY: Duration = Duration::from_secs(3);
+/// So long a send may wait.
+const PATIENT: Duration = Duration::from_secs(20);
+/// Between two sends to one of many users.
+const LEISURE: Duration = Duration::from_millis(50);
+
+/// Two nodes at a cluster.
+struct Fleet {
+    redis: RedisCluster,
+    nodes: [TestNode; 2],
+}
+
+impl Fleet {
+    async fn start(replicas_each: usize, with: impl Fn(ClusterBuilder) -> ClusterBuilder) -> Self {
+        let redis = RedisCluster::start(PRIMARIES, replicas_each);
+        let builder = Lab::memory().builder().redis(redis.url());
+        // What one node says of what it sent to the old primary is told three times a lease.
+        let builder = builder.lease(Duration::from_millis(1500));
+        let builder = with(builder);
+        let [a, b] = [(); 2].map(|()| builder.clone().start());
+        let nodes = [TestNode::start(a).await, TestNode::start(b).await];
+        for node in &nodes {
+            node.until_up().await;
+        }
+        Self { redis, nodes }
+    }
+
+    async fn until_up(&self) {
+        for node in &self.nodes {
+            node.until_up().await;
+        }
+    }
+
+    /// Who owns this part.
+    fn owner(&self, part: u16) -> usize {
+        let running = (0..self.redis.nodes.len()).find(|node| self.redis.nodes[*node].is_running());
+        let owner = self.redis.owner(slot_of(part), running.unwrap());
+        owner.expect("somebody owns it")
+    }
+
+    /// A primary that does not own this part.
+    fn another(&self, part: u16) -> usize {
+        let owner = self.owner(part);
+        let primaries = (0..self.redis.nodes.len()).filter(|node| self.redis.is_primary(*node));
+        let mut others = primaries.filter(|node| *node != owner);
+        others.next().expect("there are three")
+    }
+
+    /// Waits until exactly these topics of a part are heard, and only at its owner.
+    async fn until_heard_exactly(&self, part: u16, topics: &BTreeSet<String>) {
+        let (owner, prefix) = (self.owner(part), prefix_of(part));
+        let heard: BTreeSet<_> = topics.iter().map(|topic| prefix.clone() + topic).collect();
+        let kinds = ["u:", "r:"].map(|kind| prefix.clone() + kind);
+        let counts = |channel: &String| kinds.iter().any(|kind| channel.starts_with(kind));
+        let nothing = BTreeSet::new();
+        for node in (0..self.redis.nodes.len()).filter(|node| self.redis.nodes[*node].is_running())
+        {
+            let expected = if node == owner { &heard } else { &nothing };
+            until("it is subscribed exactly", async || {
+                let mut found = self.redis.heard_at(node, &prefix);
+                found.retain(counts);
+                found == *expected
+            })
+            .await;
+        }
+    }
+}
+
+/// The gaps that concern this user.
+fn gaps_of(node: &TestNode, user: &str) -> impl Stream<Item = Gap> + Unpin + use<> {
+    let user = user.to_owned();
+    let concerned = move |gap: &Gap| ready(gap.concerns_user(&user.as_str().into()));
+    node.cluster.gaps().filter(concerned)
+}
+
+/// So many users of one part.
+fn users_of(part: u16, count: usize) -> Vec<String> {
+    let named = (0..).map(|n| format!("user-{n}"));
+    named
+        .filter(|user| self::part(&format!("u:{user}")) == part)
+        .take(count)
+        .collect()
+}
+
+/// A user on a part that this primary owns, and that is none of these.
+fn bystander(fleet: &Fleet, owner: usize, others: &[u16]) -> String {
+    let mut named = (0..).map(|n| format!("bystander-{n}"));
+    let fits = |user: &String| {
+        let part = part(&format!("u:{user}"));
+        !others.contains(&part) && fleet.owner(part) == owner
+    };
+    named.find(fits).expect("there are many")
+}
+
+/// Reads what a client hears while other things happen, until the fence.
+struct Reading {
+    user: String,
+    reading: JoinHandle<Vec<Event>>,
+}
+
+impl Reading {
+    async fn of(node: &TestNode, user: &str) -> Self {
+        let mut client = node.client(user).await;
+        Self {
+            user: user.to_owned(),
+            reading: tokio::spawn(async move { client.before("fence").await }),
+        }
+    }
+
+    async fn until_fence(self, broadcaster: &Broadcaster) -> Vec<Event> {
+        until("a fence is heard", async || {
+            // It may be missed, as all else.
+            let sent = broadcaster.to_user(self.user.as_str()).send("fence").await;
+            if sent.is_err() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            self.reading.is_finished()
+        })
+        .await;
+        self.reading.await.expect("it reads")
+    }
+}
+
+/// A connection to one server, on which anything may be said.
+struct Raw {
+    lines: Lines<BufReader<tokio::net::tcp::OwnedReadHalf>>,
+    write: tokio::net::tcp::OwnedWriteHalf,
+}
+
+impl Raw {
+    async fn to(server: &RedisServer) -> Self {
+        let stream = TcpStream::connect(("127.0.0.1", server.port()))
+            .await
+            .unwrap();
+        let (read, write) = stream.into_split();
+        let lines = BufReader::new(read).lines();
+        Self { lines, write }
+    }
+
+    async fn say(&mut self, command: &str) {
+        let line = format!("{command}\r\n");
+        self.write.write_all(line.as_bytes()).await.unwrap();
+    }
+
+    /// The next line that begins so.
+    async fn next(&mut self, part: &str) -> String {
+        let next = async {
+            loop {
+                let line = self.lines.next_line().await.unwrap();
+                let line = line.expect("it listens");
+                if line.starts_with(part) {
+                    return line;
+                }
+            }
+        };
+        soon(part, next).await
+    }
+}
+
+fn sum(losses: &[(Gap, usize)]) -> usize {
+    losses.iter().map(|(_, lost)| lost).sum()
+}
+
+/// T9.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_that_moves_key_by_key_is_a_gap_of_its_own_sockets_only() {
+    let fleet = Fleet::start(0, |builder| builder.probe_interval(RARELY)).await;
+    let [a, b] = &fleet.nodes;
+    let moving = part("u:alice");
+    let (slot, from, to) = (slot_of(moving), fleet.owner(moving), fleet.another(moving));
+    let users = users_of(moving, 50);
+    let bystanders = [from, to].map(|owner| bystander(&fleet, owner, &[moving]));
+    let mut readings = Vec::new();
+    for user in users.iter().chain(&bystanders) {
+        let (gaps, reading) = (gaps_of(a, user), Reading::of(a, user).await);
+        let traffic = Traffic::paced(&b.broadcaster, user, LEISURE);
+        readings.push((reading, gaps, traffic));
+    }
+    fleet.until_up().await;
+    for (.., traffic) in &readings {
+        traffic.passes(3).await;
+    }
+    let mut raw = Raw::to(&fleet.redis.nodes[from]).await;
+    let heard_too = prefix_of(moving) + "u:raw";
+    raw.say(&format!("SSUBSCRIBE {heard_too}")).await;
+    raw.next(":1").await;
+
+    fleet.redis.begin_move(slot, to);
+    let publish = |node| fleet.redis.ask(node, &format!("SPUBLISH {heard_too} x"));
+    assert_eq!(publish(from), "1", "control: until the flip it is there");
+    assert!(publish(to).starts_with("MOVED"), "control");
+    let mut new = users_of(moving, 60).split_off(50);
+    let late = new.split_off(5);
+    let hears = async |user: &String, client: &mut Client| {
+        until("it is heard", async || {
+            let sent = b.broadcaster.to_user(user.as_str()).send("hello").await;
+            sent.is_ok_and(|sent| sent.nodes() == Some(1))
+        })
+        .await;
+        assert_eq!(client.event().await, text("hello"), "{user}");
+    };
+    let mut clients = Vec::new();
+    for user in &new {
+        clients.push(a.client(user).await);
+        hears(user, clients.last_mut().unwrap()).await;
+    }
+    let mut figures = Figures::of("T9");
+    fleet.redis.flip(slot, to);
+    raw.next("sunsubscribe").await;
+    assert!(publish(from).starts_with("MOVED"), "control");
+    for user in &late {
+        clients.push(a.client(user).await);
+        // Or it misses what the gap tells.
+        fleet.until_up().await;
+        hears(user, clients.last_mut().unwrap()).await;
+    }
+    fleet.until_up().await;
+    let topics = users
+        .iter()
+        .chain(&new)
+        .chain(&late)
+        .map(|user| format!("u:{user}"));
+    fleet.until_heard_exactly(moving, &topics.collect()).await;
+    figures.healed();
+    for (.., traffic) in &readings {
+        traffic.passes(3).await;
+    }
+    for (n, (reading, gaps, traffic)) in readings.into_iter().enumerate() {
+        let user = reading.user.clone();
+        let heard = async || reading.until_fence(&b.broadcaster).await;
+        let losses = traffic.losses(heard, gaps).await;
+        match n < users.len() {
+            true => assert_eq!(losses.len(), 1, "{user}: {losses:?}"),
+            false => assert!(losses.is_empty(), "{user} is told of {losses:?}"),
+        }
+        figures.lost_inside += sum(&losses);
+    }
+    figures.lost_outside = Some(0);
+    assert_eq!(a.cluster.stats().bus_shards, PRIMARIES as u64);
+}
+
+/// T9: who asks is the only one that nobody tells of the move.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_online_is_so_while_a_slot_moves() {
+    let fleet = Fleet::start(0, |builder| builder.probe_interval(RARELY)).await;
+    let [a, b] = &fleet.nodes;
+    let moving = part("u:alice");
+    let (slot, from) = (slot_of(moving), fleet.owner(moving));
+    let _alice = a.client("alice").await;
+    for to in [fleet.another(moving), from] {
+        fleet.redis.begin_move(slot, to);
+        assert!(b.broadcaster.is_online("alice").await.unwrap());
+        let old = fleet.owner(moving);
+        fleet.redis.flip(slot, to);
+        let count = format!("PUBSUB SHARDNUMSUB {}u:alice", prefix_of(moving));
+        assert!(
+            fleet.redis.ask(old, &count).ends_with("\n0"),
+            "control: no error"
+        );
+        let flipped = Instant::now();
+        while flipped.elapsed() < Duration::from_secs(2) {
+            match b.broadcaster.is_online("alice").await {
+                Ok(online) => assert!(online, "after {:?}", flipped.elapsed()),
+                Err(error) => assert!(error.to_string().contains("moves"), "{error}"),
+            }
+        }
+        assert!(b.broadcaster.is_online("alice").await.unwrap());
+        assert!(!b.broadcaster.is_online("nobody").await.unwrap());
+    }
+}
+
+/// T11.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unsubscribe_that_meets_the_move_leaves_the_subscriptions_exact() {
+    const ROOMS: usize = 100;
+    let fleet = Fleet::start(0, |builder| builder.probe_interval(RARELY)).await;
+    let a = &fleet.nodes[0];
+    let moving = part("r:a");
+    let slot = slot_of(moving);
+    let rooms = (0..).map(|n| format!("room-{n}"));
+    let rooms = rooms.filter(|room| part(&format!("r:{room}")) == moving);
+    let rooms: Vec<_> = rooms.take(ROOMS).collect();
+    let mut client = a.client("alice").await;
+    let (mut stays, mut leaves) = rooms.split_at(ROOMS / 2);
+    for round in 0..6_u64 {
+        for room in &rooms {
+            client.send(&format!("join {room}")).await;
+            client.before("joined").await;
+        }
+        let to = fleet.another(moving);
+        let mut raw = Raw::to(&fleet.redis.nodes[fleet.owner(moving)]).await;
+        let channel = prefix_of(moving) + "u:raw";
+        raw.say(&format!("SSUBSCRIBE {channel}")).await;
+        raw.next(":1").await;
+        fleet.redis.begin_move(slot, to);
+        for room in leaves {
+            client.send(&format!("leave {room}")).await;
+            client.before("left").await;
+        }
+        // About when they have lingered.
+        tokio::time::sleep(Duration::from_millis(30 + 5 * round)).await;
+        fleet.redis.flip(slot, to);
+        raw.next("sunsubscribe").await;
+        raw.say(&format!("SUNSUBSCRIBE {channel}")).await;
+        assert!(raw.next("-").await.starts_with("-MOVED"), "control: both");
+        fleet.until_up().await;
+        let topics = stays.iter().map(|room| format!("r:{room}"));
+        fleet.until_heard_exactly(moving, &topics.collect()).await;
+        (stays, leaves) = (leaves, stays);
+    }
+}
+
+/// T12.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_graceful_failover_takes_every_subscription_along() {
+    fail_over_gracefully(20_000).await;
+}
+
+/// T12: a measurement, for a release build.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "it takes long in a debug build"]
+async fn a_graceful_failover_of_a_hundred_thousand_subscriptions() {
+    fail_over_gracefully(100_000).await;
+}
+
+async fn fail_over_gracefully(rooms: usize) {
+    let fleet = Fleet::start(1, |builder| builder).await;
+    let [a, b] = &fleet.nodes;
+    let alice = part("u:alice");
+    let old = fleet.owner(alice);
+    let new = old + PRIMARIES;
+    let owned: Vec<_> = (0..256).filter(|part| fleet.owner(*part) == old).collect();
+    let named = (0..).map(|n| format!("{n}"));
+    let named = named.filter(|room| owned.contains(&part(&format!("r:{room}"))));
+    let named: Vec<_> = named.take(rooms).collect();
+    let members = named.chunks(1000).map(async |rooms| {
+        let mut member = a.client("member").await;
+        for room in rooms {
+            member.send(&format!("join {room}")).await;
+            member.before("joined").await;
+        }
+        member
+    });
+    let _members = join_all(members).await;
+    let (gaps, reading) = (gaps_of(a, "alice"), Reading::of(a, "alice").await);
+    let count = |node| fleet.redis.heard_at(node, "cluster:").len();
+    let before = count(old);
+    assert!(before > rooms, "control");
+    fleet.until_up().await;
+    let traffic = Traffic::start(&b.broadcaster, "alice");
+    traffic.passes(20).await;
+
+    let mut figures = Figures::of("T12");
+    fleet.redis.fail_over(new);
+    let promoted = Instant::now();
+    until("control: the old one is its replica", async || {
+        !fleet.redis.is_primary(old)
+    })
+    .await;
+    let channel = prefix_of(alice) + "u:alice";
+    let astray = fleet.redis.ask(old, &format!("SPUBLISH {channel} x"));
+    assert_eq!(astray, "0", "control: it takes it, without an error");
+    until("all are at the new one", async || count(new) >= before).await;
+    println!(
+        "{rooms} rooms: {:?} after the promotion",
+        promoted.elapsed()
+    );
+    fleet.until_up().await;
+    figures.healed();
+    until("nobody is at the replica", async || count(old) == 0).await;
+    traffic.passes(20).await;
+    let heard = async || reading.until_fence(&b.broadcaster).await;
+    let losses = traffic.losses(heard, gaps).await;
+    assert!(!losses.is_empty(), "it is told of a gap");
+    figures.lost_inside = sum(&losses);
+    figures.lost_outside = Some(0);
+}
+
+/// T13.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_replica_is_listened_to_before_it_is_a_primary() {
+    let mut fleet = Fleet::start(1, |builder| builder).await;
+    let [a, b] = &fleet.nodes;
+    let alice = part("u:alice");
+    let old = fleet.owner(alice);
+    let new = old + PRIMARIES;
+    let other = bystander(&fleet, (old + 1) % PRIMARIES, &[alice]);
+    let mut loads = Vec::new();
+    for user in ["alice", other.as_str()] {
+        let (gaps, reading) = (gaps_of(a, user), Reading::of(a, user).await);
+        let traffic = Traffic::start(&b.broadcaster, user);
+        traffic.passes(20).await;
+        loads.push((reading, gaps, traffic));
+    }
+    let mut raw = Raw::to(&fleet.redis.nodes[new]).await;
+    let channel = prefix_of(alice) + "u:raw";
+
+    let mut figures = Figures::of("T13");
+    fleet.redis.nodes[old].kill();
+    until("it is noticed", async || {
+        [a, b]
+            .iter()
+            .all(|node| node.cluster.health() != Health::Up)
+    })
+    .await;
+    figures.noticed();
+    raw.say(&format!("SSUBSCRIBE {channel}")).await;
+    raw.next("ssubscribe").await;
+    assert!(!fleet.redis.is_primary(new), "control: a replica took it");
+    loop {
+        let up = [a, b].map(|node| node.cluster.stats().bus_shards_up);
+        if fleet.redis.is_primary(new) {
+            break;
+        }
+        assert!(up.iter().all(|up| *up < PRIMARIES as u64), "{up:?}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    figures.repaired();
+    fleet.until_up().await;
+    figures.healed();
+    for (n, (reading, gaps, traffic)) in loads.into_iter().enumerate() {
+        traffic.passes(20).await;
+        let heard = async || reading.until_fence(&b.broadcaster).await;
+        let losses = traffic.losses(heard, gaps).await;
+        match n {
+            0 => figures.lost_inside = sum(&losses),
+            _ => assert_eq!(sum(&losses), 0, "{other} missed something: {losses:?}"),
+        }
+        assert!(n > 0 || !losses.is_empty(), "it is told of a gap");
+    }
+    figures.lost_outside = Some(0);
+}
+
+/// T18.
+#[tokio::test(flavor = "multi_thread")]
+async fn ten_thousand_sends_that_meet_a_move_keep_their_order() {
+    const SENDS: u32 = 10_000;
+    let fleet = Fleet::start(0, |builder| {
+        builder.probe_interval(RARELY).publish_timeout(PATIENT)
+    })
+    .await;
+    let [a, b] = &fleet.nodes;
+    let moving = part("u:alice");
+    let (slot, from, to) = (slot_of(moving), fleet.owner(moving), fleet.another(moving));
+    let (mut gaps, reading) = (gaps_of(a, "alice"), Reading::of(a, "alice").await);
+    let source = &fleet.redis.nodes[from];
+    let moved = || {
+        let stats = source.cli(&["INFO", "errorstats"]);
+        let line = stats
+            .lines()
+            .find_map(|line| line.strip_prefix("errorstat_MOVED:count="));
+        line.map_or(0, |count| count.trim().parse::<u32>().unwrap())
+    };
+    fleet.redis.begin_move(slot, to);
+    // Whatever is published waits in there.
+    assert_eq!(source.cli(&["CLIENT", "PAUSE", "60000", "WRITE"]), "OK");
+    let (before, asked, begun) = (moved(), fleet.redis.calls("cluster|slots"), Instant::now());
+    let audience = b.broadcaster.to_user("alice");
+    let send = |n: u32| {
+        let mut sending = audience.clone().send(n.to_string()).boxed();
+        // Queued by the first poll.
+        assert!((&mut sending).now_or_never().is_none(), "it waits");
+        sending
+    };
+    let mut sends: Vec<_> = (0..SENDS).map(send).collect();
+    let moves = b.cluster.stats().bus_moves;
+    fleet.redis.flip(slot, to);
+    until("the sender knows", async || {
+        b.cluster.stats().bus_moves > moves
+    })
+    .await;
+    // They go to the new primary, and must not overtake those that still wait for the old one.
+    sends.extend((SENDS..SENDS + 1000).map(send));
+    let waiting = b.cluster.stats().bus_publish_queue;
+    assert!(waiting > u64::from(SENDS), "control: {waiting} wait");
+    assert_eq!(source.cli(&["CLIENT", "UNPAUSE"]), "OK");
+    let told = soon("all are told", join_all(sends)).await;
+    let (refused, took) = (moved() - before, begun.elapsed());
+    assert!(refused > 100, "control: {refused} met the move");
+    fleet.until_up().await;
+    let asked = fleet.redis.calls("cluster|slots") - asked;
+    let most = 2 * (took.as_millis() / 100 + 10);
+    assert!(u128::from(asked) <= most, "{asked} questions in {took:?}");
+
+    let heard = reading.until_fence(&b.broadcaster).await;
+    let number = |event: &Event| match event {
+        Event::Text(text) => text.parse::<u32>().unwrap(),
+        event => panic!("{event:?}"),
+    };
+    let heard: Vec<u32> = heard.iter().map(number).collect();
+    assert!(heard.is_sorted_by(|a, b| a < b), "twice or out of order");
+    let (mut lost, mut failed) = (0, 0);
+    for (n, told) in (0..).zip(&told) {
+        let is_heard = heard.binary_search(&n).is_ok();
+        match told {
+            Ok(_) => lost += u32::from(!is_heard),
+            Err(error) => {
+                assert!(!error.maybe_sent() && !is_heard, "{n}: {error}");
+                failed += 1;
+            }
+        }
+    }
+    println!("{refused} refusals, {asked} questions, {failed} failed, {lost} lost in {took:?}");
+    let gap = soon("a gap", gaps.next()).await.unwrap();
+    assert!(gap.span() < took + Duration::from_secs(20), "{gap:?}");
+}
+
+/// Every send that was taken is heard, or lies in a gap that is told, whatever moves.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_that_was_sent_is_lost_in_silence_in_moves_and_failovers() {
+    move_and_fail_over(10, 2).await;
+}
+
+/// The same for long.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "it takes minutes"]
+async fn nothing_is_lost_in_silence_in_a_hundred_moves_and_twenty_failovers() {
+    move_and_fail_over(100, 20).await;
+}
+
+async fn move_and_fail_over(moves: usize, failovers: usize) {
+    let fleet = Fleet::start(1, |builder| builder).await;
+    let [a, b] = &fleet.nodes;
+    let moving = part("u:alice");
+    let slot = slot_of(moving);
+    let other = bystander(&fleet, fleet.another(moving), &[moving]);
+    let mut loads = Vec::new();
+    for user in ["alice", other.as_str()] {
+        let (gaps, reading) = (gaps_of(a, user), Reading::of(a, user).await);
+        let traffic = Traffic::start(&b.broadcaster, user);
+        traffic.passes(20).await;
+        loads.push((reading, gaps, traffic));
+    }
+    let tasks = || {
+        tokio::runtime::Handle::current()
+            .metrics()
+            .num_alive_tasks()
+    };
+    let (begun, tasks_before) = (Instant::now(), tasks());
+    let every = moves / failovers;
+    for n in 1..=moves {
+        fleet.redis.move_slots([slot], fleet.another(moving));
+        for (.., traffic) in &loads {
+            traffic.passes(5).await;
+        }
+        if n % every == 0 {
+            let old = fleet.owner(moving);
+            let new = (old + PRIMARIES) % (2 * PRIMARIES);
+            fleet.redis.fail_over(new);
+            fleet.until_up().await;
+            for (.., traffic) in &loads {
+                traffic.passes(20).await;
+            }
+            until("the old one follows", async || {
+                let state = fleet.redis.nodes[old].cli(&["INFO", "replication"]);
+                state.contains("master_link_status:up")
+            })
+            .await;
+        }
+    }
+    fleet.until_up().await;
+    until("no task is left of what was left", async || {
+        tasks() <= tasks_before + 3
+    })
+    .await;
+    for (reading, gaps, traffic) in loads {
+        let user = reading.user.clone();
+        let mut sent = 0;
+        let heard = async || {
+            let heard = reading.until_fence(&b.broadcaster).await;
+            sent = heard.len();
+            heard
+        };
+        let losses = traffic.losses(heard, gaps).await;
+        let spans: Duration = losses.iter().map(|(gap, _)| gap.span()).sum();
+        println!(
+            "{user}: {moves} moves, {failovers} failovers in {:?}: {sent} heard, {} lost in {} gaps of {spans:?}, none outside",
+            begun.elapsed(),
+            sum(&losses),
+            losses.len(),
+        );
+    }
+    let stats = a.cluster.stats();
+    assert_eq!((stats.bus_shards, stats.bus_shards_up), (3, 3));
+}
