@@ -47,6 +47,7 @@ impl Peers {
             reply,
             worker,
             refused,
+            shards,
         } = hello;
         let (id, name) = (info.id, info.name.clone());
         let (lease, now) = (Duration::from_millis(lease), Instant::now());
@@ -60,6 +61,7 @@ impl Peers {
             let name = (!name.is_empty()).then_some(name);
             let worker = worker.then_some(true);
             tracing::info!(node = %self.id, other = %id, name, worker, "a node joined");
+            self.compare_shards(id, &shards);
         }
         if is_new || reply {
             self.presence.joined(id);
@@ -69,6 +71,17 @@ impl Peers {
         } else if is_new && hearers == Hearers::Others {
             // It takes us for a node that knows it, and would not tell us again what it wants to be told.
             self.greet(id, true);
+        }
+    }
+
+    /// Whoever shares the topics between other Redises looks for some of them elsewhere, and nobody would notice.
+    fn compare_shards(&self, id: NodeId, theirs: &[String]) {
+        let ours = self.home.bus.shared_by();
+        if ours != theirs {
+            self.home.counters.record_other_shards();
+            let (ours, theirs) = (ours.join(" "), theirs.join(" "));
+            tracing::warn!(node = %self.id, other = %id, ours, theirs,
+                "a node shares the topics between other Redises than this one: give all nodes the same list of shards");
         }
     }
 
@@ -138,6 +151,7 @@ impl Peers {
                 .iter()
                 .map(|kind| kind.prefix().to_owned())
                 .collect(),
+            shards: self.home.bus.shared_by().to_vec(),
         });
         self.say_to(to, &hello).await
     }
