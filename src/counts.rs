@@ -179,6 +179,9 @@ counts! {
     bus_shards: gauge,
     /// Those of them that work. Fewer than `bus_shards` is an outage for their users and rooms.
     bus_shards_up: gauge,
+    /// Nodes heard that share the topics between other Redises than this node ([`Backend::shards`](crate::Backend::shards)), so
+    /// that they miss each other's messages. Each is named in the log.
+    nodes_on_other_shards: counter,
     /// Times that topics moved from one primary of a Redis Cluster to another.
     bus_moves: counter,
     /// Publishes that failed, certainly or possibly: the sum of the next two.
@@ -256,6 +259,10 @@ impl Counters {
             false => &self.bus_publish_unsent,
         };
         counter.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn record_other_shards(&self) {
+        self.nodes_on_other_shards.fetch_add(1, Relaxed);
     }
 
     pub(crate) fn record_close(&self, close: &Close) {

@@ -115,7 +115,7 @@
 //! | feature | | what it brings |
 //! |---|---|---|
 //! | `redis` | default | nodes in several processes. `Backend::redis`, `Redis`, `ClusterLayer::new` and `try_new`, `Cluster::connect`, `Broadcaster::connect` and `redis` of the builders exist with it only |
-//! | `tls-ring` | default | `rediss://` and `rediss-sentinel://`, with the cryptography of ring |
+//! | `tls-ring` | default | `rediss://`, `rediss-sentinel://` and `rediss-cluster://`, with the cryptography of ring |
 //! | `tls-aws-lc` | | `rediss://`, with that of AWS-LC, also where `tls-ring` is on as well |
 //! | `metrics` | | `Cluster::record_metrics`: numbers and times for the recorder of the crate `metrics` |
 //! | `testing` | | the module `testing`: an app served in memory, and clients for it; for `[dev-dependencies]` |

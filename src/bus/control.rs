@@ -45,6 +45,10 @@ pub(crate) struct Hello {
     /// Redis refuses it channels of these kinds, so that not every question comes to it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) refused: Vec<String>,
+    /// By which names it knows the Redises that share its topics, sorted; none, where there is one, or where these share by
+    /// themselves.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) shards: Vec<String>,
 }
 
 fn always() -> u64 {

@@ -80,12 +80,23 @@ impl Backend {
     /// | `redis+unix:///path/to/socket` | where there are unix sockets |
     /// | `redis-sentinel://[user:password@]host[:port],host[:port]/mymaster` | the primary that sentinels know by this name |
     /// | `rediss-sentinel://` | the same by TLS, the sentinels too |
+    /// | `redis-cluster://[user:password@]host[:port],host[:port]` | a Redis Cluster: all its primaries, whichever they are |
+    /// | `rediss-cluster://` | the same by TLS |
     ///
-    /// `valkey` and `valkeys` are the same as `redis` and `rediss`, and `+sentinel` as `-sentinel`. Any of the sentinels
+    /// `valkey` and `valkeys` are the same as `redis` and `rediss`, and `+sentinel` and `+cluster` as `-sentinel` and
+    /// `-cluster`. Another kind of server than the URL says is refused, and the reason names the right one. Any of the sentinels
     /// suffices, they know the others; further ones may stand in the query too, as may the name:
     /// `?node=host:port&sentinelServiceName=mymaster`. User and password before the hosts are those of Redis; the
     /// sentinels' own are `sentinelUsername` and `sentinelPassword`, and `sentinelTls=false` (or `true`) is for
-    /// sentinels that speak TLS otherwise than Redis does. Redis Cluster is not supported yet.
+    /// sentinels that speak TLS otherwise than Redis does.
+    ///
+    /// A Redis Cluster is used by sharded pub/sub, so it has to be Redis 7, Valkey, or what speaks as they do. Any of its nodes
+    /// suffices, it knows the others; further ones may stand in the query too: `?node=host:port`. The topics are spread over
+    /// the primaries in 256 parts, and follow when slots move; a primary that is away takes its own users and rooms with it
+    /// and no others ([`Gap::concerns_user`](crate::Gap::concerns_user)). A node holds two connections to each. Order is kept
+    /// within an audience, as everywhere; a union goes to each primary that is concerned.
+    ///
+    /// What of this is tested with which server stands in `docs/operating.md`.
     ///
     /// A name that leads to several addresses is resolved at every connect, and they are raced (RFC 8305). What no URL can
     /// say are options of [`Redis`].
@@ -104,7 +115,8 @@ impl Backend {
     /// it concerns.
     ///
     /// The same list everywhere, with the same hosts and ports, in any order: nodes with another one would look for users
-    /// elsewhere. So it changes only while no node runs.
+    /// elsewhere. Where such nodes hear each other all the same, they say so in the log, with both lists, and in
+    /// [`Stats::nodes_on_other_shards`](crate::Stats::nodes_on_other_shards). So it changes only while no node runs.
     ///
     /// ```no_run
     /// use axum_cluster::{Backend, Cluster};
@@ -190,6 +202,11 @@ pub(crate) trait Bus: fmt::Debug + Send + Sync {
     /// The links of which the listener is told, and what each carries.
     fn links(&self) -> Vec<(LinkId, PartitionSet)> {
         vec![(LinkId::ONLY, PartitionSet::all())]
+    }
+
+    /// Between whom the topics are shared by their names, which has to be the same on every node: sorted, none where nothing is.
+    fn shared_by(&self) -> &[String] {
+        &[]
     }
 
     /// One more reason to hear a topic. Every call is paired with a [`release`](Self::release).

@@ -15,6 +15,7 @@ use crate::bus::inbound::Hearers;
 use crate::bus::reception::Reception;
 use crate::bus::scope::Scope;
 use crate::bus::uplink::Uplink;
+use crate::counts::Counters;
 use crate::home::{Ground, Home};
 use crate::model::id::NodeId;
 use crate::model::limits::LONGEST;
@@ -27,6 +28,7 @@ pub(super) struct Hellos {
     home: Arc<Home>,
     reception: Arc<Reception>,
     uplink: Arc<Uplink>,
+    counters: Arc<Counters>,
     nodes: Arc<Mutex<Nodes>>,
     introduction: Arc<Introduction>,
     presence: Arc<Mailbox>,
@@ -45,6 +47,7 @@ impl Hellos {
             home: ground.home.clone(),
             reception: ground.reception.clone(),
             uplink: uplink.clone(),
+            counters: ground.counters.clone(),
             nodes: nodes.clone(),
             introduction: introduction.clone(),
             presence: presence.clone(),
@@ -70,6 +73,7 @@ impl Hellos {
             reply,
             worker,
             refused,
+            shards,
         } = hello;
         let (id, name) = (info.id, info.name.clone());
         let (lease, now) = (Duration::from_millis(lease), Instant::now());
@@ -83,6 +87,7 @@ impl Hellos {
             let name = (!name.is_empty()).then_some(name);
             let worker = worker.then_some(true);
             tracing::info!(node = %self.node, other = %id, name, worker, "a node joined");
+            self.compare_shards(id, &shards);
         }
         let Welcome { joined, greeting } = Welcome::to(is_new, reply, hearers);
         if joined {
@@ -90,6 +95,17 @@ impl Hellos {
         }
         if let Some(greeting) = greeting {
             self.greet(id, greeting);
+        }
+    }
+
+    /// Whoever shares the topics between other Redises looks for some of them elsewhere, and nobody would notice.
+    fn compare_shards(&self, id: NodeId, theirs: &[String]) {
+        let ours = self.introduction.shards();
+        if ours != theirs {
+            self.counters.record_other_shards();
+            let (ours, theirs) = (ours.join(" "), theirs.join(" "));
+            tracing::warn!(node = %self.node, other = %id, ours, theirs,
+                "a node shares the topics between other Redises than this one: give all nodes the same list of shards");
         }
     }
 

@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use super::PeerSettings;
 use crate::bus::control::{Control, Hello};
+use crate::home::Ground;
 use crate::local::Sockets;
 use crate::model::id::NodeId;
 use crate::model::roster::NodeInfo;
@@ -15,21 +16,28 @@ pub(super) struct Introduction {
     name: String,
     worker: bool,
     lease: Duration,
+    /// As it knows the Redises that share its topics.
+    shards: Vec<String>,
     started_at: SystemTime,
     sockets: Sockets,
 }
 
 impl Introduction {
     /// Of a node that starts now.
-    pub(super) fn new(node: NodeId, settings: &PeerSettings, sockets: Sockets) -> Self {
+    pub(super) fn new(ground: &Ground, settings: &PeerSettings, sockets: Sockets) -> Self {
         Self {
-            node,
+            node: ground.node,
+            shards: ground.bus.shared_by().to_vec(),
             name: settings.name.clone(),
             worker: settings.worker,
             lease: settings.lease,
             started_at: SystemTime::now(),
             sockets,
         }
+    }
+
+    pub(super) fn shards(&self) -> &[String] {
+        &self.shards
     }
 
     pub(super) fn info(&self) -> NodeInfo {
@@ -57,6 +65,7 @@ impl Introduction {
             reply,
             worker: self.worker,
             refused: refused.collect(),
+            shards: self.shards.clone(),
         })
     }
 }

@@ -79,7 +79,7 @@ impl Peers {
     ) -> Arc<Self> {
         let nodes: Arc<Mutex<Nodes>> = Arc::default();
         let timeout = settings.publish_timeout;
-        let introduction = Arc::new(Introduction::new(ground.node, &settings, sockets.clone()));
+        let introduction = Arc::new(Introduction::new(ground, &settings, sockets.clone()));
         let questions = Arc::new(Questions::new(ground, uplink, &nodes, timeout));
         Arc::new(Self {
             node: ground.node,

@@ -18,7 +18,7 @@ impl Advice {
         let commands = match dialect {
             Dialect::Plain => "+subscribe +unsubscribe +publish +pubsub",
             Dialect::Sharded => {
-                "+ssubscribe +sunsubscribe +spublish +pubsub +cluster|slots +cluster|info"
+                "+ssubscribe +sunsubscribe +spublish +pubsub|shardnumsub +cluster|slots +cluster|info"
             }
         };
         Self {

@@ -74,6 +74,8 @@ use crate::tasks;
 pub(crate) struct RedisBus {
     common: Arc<Common>,
     placement: Arc<Placement>,
+    /// The names that decide who carries what, where they do.
+    names: Vec<String>,
     /// Where sockets per user are limited.
     seats: Option<Arc<SharedLedgers>>,
     cluster: Option<Cluster>,
@@ -99,7 +101,13 @@ impl RedisBus {
             targets => (Self::place(targets, &common), None),
         };
         let seats = |limit| Arc::new(placement.seats(limit, &common));
+        let mut names = Vec::new();
+        if targets.len() > 1 {
+            names.extend(targets.iter().map(Target::to_string));
+            names.sort();
+        }
         Self {
+            names,
             seats: common.settings.seats.map(seats),
             placement: Arc::new(placement),
             cluster,
@@ -182,6 +190,10 @@ impl Bus for RedisBus {
 
     fn links(&self) -> Vec<(LinkId, PartitionSet)> {
         self.placement.links()
+    }
+
+    fn shared_by(&self) -> &[String] {
+        &self.names
     }
 
     fn want(&self, topic: &Topic) -> Confirmation {

@@ -252,6 +252,11 @@ impl Shard {
         self.publisher.queue().is_departing(partition)
     }
 
+    /// Partitions are here that were nowhere before.
+    pub(super) fn carry(&self, partitions: PartitionSet) {
+        self.subscriptions.with(|table| table.expect(partitions));
+    }
+
     /// Partitions are about to move here from another shard.
     pub(super) fn expect(&self, partitions: PartitionSet) {
         self.subscriptions.with(|table| table.expect(partitions));

@@ -72,7 +72,7 @@ impl Witness {
         }
         let answers: RedisResult<Vec<RedisResult<Value>>> = tokio::select! {
             answers = question.query_async(&mut self.connection) => answers,
-            () = &mut self.driver => return Err("it closed the connection".into()),
+            () = &mut self.driver => return Err(closed(target)),
         };
         let answers = answers.map_err(|error| words(&error))?.into_iter();
         let mut answers = answers.map(|answer| answer.map_err(|error| words(&error)));
@@ -86,6 +86,15 @@ impl Witness {
         let answer = read(answers.collect(), asked)?;
         Ok((self, answer))
     }
+}
+
+/// A certificate that is refused is told by an alert, which is lost where the question meets the end before.
+fn closed(target: &ClusterTarget) -> String {
+    let why = match target.is_secured() {
+        true => ": it may want a certificate, or another one, by Redis::client_certificate",
+        false => "",
+    };
+    format!("it closed the connection{why}")
 }
 
 async fn in_time(

@@ -16,6 +16,7 @@ use crate::bus::redis::placement::Placement;
 use crate::bus::redis::quota::SharedLedgers;
 use crate::bus::redis::shard::{Common, Shard};
 use crate::bus::redis::topology::Topology;
+use crate::model::partition::PartitionSet;
 
 /// What no primary is known to carry is with it.
 const NOWHERE: LinkId = LinkId(0);
@@ -50,6 +51,7 @@ pub(in crate::bus::redis) fn nowhere(
     let topology = Topology::of_cluster(None, hints.clone());
     let name = "no primary".into();
     let shard = Shard::of_cluster(NOWHERE, name, topology, target.user(), common.clone());
+    shard.carry(PartitionSet::all());
     Arc::new(shard)
 }
 
