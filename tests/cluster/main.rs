@@ -49,5 +49,6 @@ mod runtimes;
 mod seats;
 mod sentinel;
 mod tls;
+mod topologies;
 mod types;
 mod workers;
