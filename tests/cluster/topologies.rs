@@ -1,4 +1,4 @@
-//! A Redis Cluster that is resharded, loses a part or is cut in two, and Redises that share the topics (rows T15 to T17, T20
+//! A Redis Cluster that is resharded, loses a part or is cut in two, and Redises that share the topics (rows T14 to T17, T20
 //! and T22 to T25).
 
 use std::future::ready;
@@ -22,6 +22,8 @@ use crate::support::{Client, Lab, PATIENCE, RedisServer, TestNode, until};
 
 /// Slots of a third of a cluster.
 const THIRD: u16 = 5461;
+/// Of these, what a fourth primary gets.
+const SHARE: u16 = 1365;
 
 /// Two nodes; sockets are on the first.
 struct Fleet<R> {
@@ -146,6 +148,58 @@ impl Line {
 
 fn lost(losses: &[(Gap, usize)]) -> usize {
     losses.iter().map(|(_, lost)| lost).sum()
+}
+
+/// T14.
+#[tokio::test(flavor = "multi_thread")]
+async fn primaries_come_and_go_under_load_and_nothing_is_lost_or_left_open() {
+    const USERS: usize = 12;
+    let mut fleet = Fleet::at(RedisCluster::start(3, 0)).await;
+    let mut lines = Vec::new();
+    for n in 0..USERS {
+        let user = format!("user-{n}");
+        let client = fleet.nodes[0].client(&user).await;
+        lines.push(fleet.line_to(user, client).await);
+    }
+    let mut figures = Figures::of("T14");
+    let new = fleet.redis.add_primary();
+    for from in 0..3u16 {
+        let first = from * THIRD;
+        fleet.redis.move_range(first..=first + SHARE - 1, new);
+    }
+    fleet.until_spread_over(4).await;
+    let moved = lines.iter().filter(|line| {
+        let topic = format!("u:{}", line.user);
+        fleet.redis.is_heard_at(new, &topic)
+    });
+    assert!(moved.count() > 0, "control: some of them have moved");
+    assert!((4..=6).contains(&fleet.connections([new])), "they are used");
+    for line in &lines {
+        line.traffic.passes(20).await;
+    }
+
+    for to in 0..3u16 {
+        let first = to * THIRD;
+        let slots = first..=first + SHARE - 1;
+        fleet.redis.move_range(slots, to.into());
+    }
+    fleet.until_spread_over(3).await;
+    fleet.until_left(new).await;
+    fleet.redis.remove(new);
+    for line in &lines {
+        line.traffic.passes(20).await;
+    }
+    figures.healed();
+    figures.lost_outside = Some(0);
+    for line in lines {
+        figures.lost_inside += lost(&line.judge(fleet.sender()).await);
+    }
+    until("no connection is left over", async || {
+        (12..=14).contains(&fleet.connections(0..3))
+    })
+    .await;
+    let moves = fleet.nodes[0].cluster.stats().bus_moves;
+    assert!(moves >= 6, "control: {moves}");
 }
 
 /// T15.
