@@ -9,21 +9,14 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::crowd::Crowd;
 use crate::fleet::NodeProcess;
-use crate::proxy::Proxy;
+use crate::ground::{Ground, Pair, Topology};
 use crate::redis::RedisServer;
 use crate::referee::Referee;
 use crate::words::{NODES, now};
 
 /// Everything that can break.
 pub struct Lab {
-    /// The primary.
-    pub redis: RedisServer,
-    /// Becomes the primary when the name moves.
-    pub spare: RedisServer,
-    /// The link of the first node to Redis.
-    pub link: Proxy,
-    /// That of the others, which is never broken: their name for Redis.
-    pub name: Proxy,
+    pub ground: Ground,
     pub nodes: Vec<NodeProcess>,
     pub crowd: Crowd,
     pub referee: Arc<Mutex<Referee>>,
@@ -49,6 +42,11 @@ pub enum Fault {
     Questions,
     KeysDeleted,
     NameMoved,
+    FailedOver,
+    PrimaryKilled,
+    PrimaryFrozen,
+    SentinelsGone,
+    SlotsMoved,
 }
 
 /// Nothing heals slower than this, or the soak fails.
@@ -62,24 +60,55 @@ pub const LONG: Duration = Duration::from_secs(5 * 60);
 
 impl Fault {
     /// Those that happen again and again; the long one happens once.
-    pub const OFTEN: [Self; 16] = [
-        Self::RedisRestarted,
-        Self::RedisGone,
-        Self::RedisFrozen,
-        Self::SubscribersKilled,
-        Self::PublishersKilled,
-        Self::LinkSwallowed,
-        Self::LinkCut,
-        Self::RightsRevoked,
-        Self::Garbage,
-        Self::NodeFrozen,
-        Self::NodeKilled,
-        Self::ClientVanished,
-        Self::LinkSlow,
-        Self::Questions,
-        Self::KeysDeleted,
-        Self::NameMoved,
-    ];
+    pub fn often(topology: Topology) -> &'static [Self] {
+        match topology {
+            Topology::Single => &[
+                Self::RedisRestarted,
+                Self::RedisGone,
+                Self::RedisFrozen,
+                Self::SubscribersKilled,
+                Self::PublishersKilled,
+                Self::LinkSwallowed,
+                Self::LinkCut,
+                Self::RightsRevoked,
+                Self::Garbage,
+                Self::NodeFrozen,
+                Self::NodeKilled,
+                Self::ClientVanished,
+                Self::LinkSlow,
+                Self::Questions,
+                Self::KeysDeleted,
+                Self::NameMoved,
+            ],
+            Topology::Sentinel => &[
+                Self::FailedOver,
+                Self::PrimaryKilled,
+                Self::PrimaryFrozen,
+                Self::SentinelsGone,
+                Self::SubscribersKilled,
+                Self::PublishersKilled,
+                Self::Garbage,
+                Self::NodeFrozen,
+                Self::NodeKilled,
+                Self::Questions,
+                Self::KeysDeleted,
+            ],
+            Topology::Cluster => &[
+                Self::SlotsMoved,
+                Self::FailedOver,
+                Self::SlotsMoved,
+                Self::PrimaryKilled,
+                Self::PrimaryFrozen,
+                Self::SubscribersKilled,
+                Self::PublishersKilled,
+                Self::RightsRevoked,
+                Self::NodeFrozen,
+                Self::NodeKilled,
+                Self::Questions,
+                Self::KeysDeleted,
+            ],
+        }
+    }
 
     pub fn name(self) -> &'static str {
         match self {
@@ -100,6 +129,11 @@ impl Fault {
             Self::Questions => "questions in floods",
             Self::KeysDeleted => "keys of the limits deleted",
             Self::NameMoved => "the name of redis moved",
+            Self::FailedOver => "a graceful failover",
+            Self::PrimaryKilled => "a primary killed, back when it is replaced",
+            Self::PrimaryFrozen => "a primary frozen, thawed 1-8 s after it is replaced",
+            Self::SentinelsGone => "all sentinels gone 1-10 s",
+            Self::SlotsMoved => "5-25 slots moved key by key",
         }
     }
 
@@ -114,6 +148,9 @@ impl Fault {
                 | Self::LinkSwallowed
                 | Self::LinkCut
                 | Self::NodeFrozen
+                | Self::FailedOver
+                | Self::PrimaryKilled
+                | Self::PrimaryFrozen
         )
     }
 
@@ -128,23 +165,26 @@ impl Fault {
             Self::RedisGoneLong => lab.redis_is_gone(LONG).await,
             Self::RedisFrozen => {
                 let lasts = lasts(1000..15_000);
-                lab.redis.freeze();
+                let redis = &lab.ground.pair().redis;
+                redis.freeze();
                 sleep(lasts).await;
-                lab.redis.thaw();
+                redis.thaw();
             }
             Self::SubscribersKilled => lab.tell_redis(&["CLIENT", "KILL", "TYPE", "pubsub"]),
             Self::PublishersKilled => lab.tell_redis(&["CLIENT", "KILL", "TYPE", "normal"]),
             Self::LinkSwallowed => {
                 let lasts = lasts(3000..15_000);
-                lab.link.black_hole();
+                let link = &lab.ground.pair().link;
+                link.black_hole();
                 sleep(lasts).await;
-                lab.link.heal();
+                link.heal();
             }
             Self::LinkCut => {
                 let lasts = lasts(100..5000);
-                lab.link.cut();
+                let link = &lab.ground.pair().link;
+                link.cut();
                 sleep(lasts).await;
-                lab.link.heal();
+                link.heal();
             }
             Self::RightsRevoked => {
                 let lasts = lasts(1000..5000);
@@ -176,6 +216,27 @@ impl Fault {
             Self::Questions => lab.questions().await,
             Self::KeysDeleted => lab.keys_vanish().await,
             Self::NameMoved => lab.name_moves().await,
+            Self::FailedOver => {
+                lab.settles();
+                lab.ground.fail_over(&mut lab.rng).await;
+                lab.settles();
+            }
+            Self::PrimaryKilled => {
+                lab.settles();
+                lab.ground.replace(&mut lab.rng, None).await;
+                lab.settles();
+            }
+            Self::PrimaryFrozen => {
+                let lasts = lasts(1000..8000);
+                lab.settles();
+                lab.ground.replace(&mut lab.rng, Some(lasts)).await;
+                lab.settles();
+            }
+            Self::SentinelsGone => {
+                let lasts = lasts(1000..10_000);
+                lab.ground.lose_sentinels(lasts).await;
+            }
+            Self::SlotsMoved => lab.ground.move_slots(&mut lab.rng).await,
         }
         lab.heals().await
     }
@@ -193,14 +254,17 @@ const GARBAGE: [&str; 6] = [
 
 impl Lab {
     async fn redis_is_gone(&mut self, lasts: Duration) {
-        self.redis.kill();
+        let redis = &mut self.ground.pair().redis;
+        redis.kill();
         sleep(lasts).await;
-        block_in_place(|| self.redis.restart());
+        block_in_place(|| redis.restart());
     }
 
     fn tell_redis(&self, command: &[&str]) {
-        let answer = block_in_place(|| self.redis.cli(command));
-        assert!(!answer.contains("ERR"), "{command:?}: {answer}");
+        for redis in self.ground.primaries() {
+            let answer = block_in_place(|| redis.cli(command));
+            assert!(!answer.contains("ERR"), "{command:?}: {answer}");
+        }
     }
 
     /// The first node sends big unions over a slow link, and the last as much as it can to single sockets of
@@ -208,7 +272,7 @@ impl Lab {
     async fn link_is_slow(&mut self) {
         let seconds = self.rng.u64(8..16);
         let singles = self.singles(1);
-        self.link.narrow(self.rng.u64(12..40) * MEGABIT);
+        self.ground.narrow(self.rng.u64(12..40) * MEGABIT);
         let [far, _, fast] = &mut self.nodes[..] else {
             panic!("{NODES} nodes");
         };
@@ -217,7 +281,7 @@ impl Lab {
             format!("singles {seconds}{singles}"),
         );
         tokio::join!(far.ask(&unions), fast.ask(&sends));
-        self.link.narrow(0);
+        self.ground.narrow(0);
     }
 
     /// Most of them to the first node; now and then over a slow link, so that more wait for its answer than
@@ -226,12 +290,12 @@ impl Lab {
         let sockets: String = (0..NODES).map(|node| self.singles(node)).collect();
         let asker = self.rng.usize(1..NODES);
         if self.rng.u8(0..3) > 0 {
-            self.link.narrow(self.rng.u64(2..10) * MEGABIT);
+            self.ground.narrow(self.rng.u64(2..10) * MEGABIT);
         }
         self.nodes[asker]
             .ask(&format!("questions 0{sockets}"))
             .await;
-        self.link.narrow(0);
+        self.ground.narrow(0);
     }
 
     /// As words of a command.
@@ -246,16 +310,23 @@ impl Lab {
     /// All of them, or one.
     async fn keys_vanish(&mut self) {
         for _ in 0..self.rng.u8(5..15) {
-            let found = block_in_place(|| self.redis.cli(&["KEYS", "soak:seats*"]));
-            let mut keys: Vec<&str> = found.split_whitespace().collect();
-            if self.rng.bool() && !keys.is_empty() {
-                keys = vec![keys[self.rng.usize(..keys.len())]];
-            }
-            if !keys.is_empty() {
-                self.tell_redis(&[&["DEL"], keys.as_slice()].concat());
+            for redis in self.ground.primaries() {
+                let found = block_in_place(|| redis.cli(&["KEYS", "soak:*seats*"]));
+                let keys: Vec<&str> = found.split_whitespace().collect();
+                let one = self.rng.choice(keys.clone()).filter(|_| self.rng.bool());
+                for key in one.map_or(keys, |one| vec![one]) {
+                    let answer = block_in_place(|| redis.cli(&["DEL", key]));
+                    assert!(!answer.contains("ERR"), "{key}: {answer}");
+                }
             }
             sleep(Duration::from_millis(self.rng.u64(200..2500))).await;
         }
+    }
+
+    /// What is asked now, and a moment later, may be asked of a server that is no primary any more.
+    fn settles(&self) {
+        let moved = now();
+        self.referee.lock().moves(moved, moved + SETTLING);
     }
 
     /// Failover without a cut: the old primary stays, as a replica, and so do its connections. New ones lead
@@ -267,20 +338,26 @@ impl Lab {
             let answer = block_in_place(|| server.cli(&words));
             assert!(answer.starts_with("OK"), "{words:?}: {answer}");
         };
-        say(&self.spare, follow(self.redis.port()));
-        while !block_in_place(|| self.spare.cli(&["INFO", "replication"]))
+        let Pair {
+            redis,
+            spare,
+            link,
+            name,
+        } = self.ground.pair();
+        say(spare, follow(redis.port()));
+        while !block_in_place(|| spare.cli(&["INFO", "replication"]))
             .contains("master_link_status:up")
         {
             sleep(Duration::from_millis(50)).await;
         }
         let moved = now();
         self.referee.lock().moves(moved, moved + SETTLING);
-        block_in_place(|| self.spare.cli(&["REPLICAOF", "NO", "ONE"]));
-        say(&self.redis, follow(self.spare.port()));
-        for proxy in [&self.link, &self.name] {
-            proxy.lead_to(self.spare.port());
+        block_in_place(|| spare.cli(&["REPLICAOF", "NO", "ONE"]));
+        say(redis, follow(spare.port()));
+        for proxy in [link, name] {
+            proxy.lead_to(spare.port());
         }
-        std::mem::swap(&mut self.redis, &mut self.spare);
+        std::mem::swap(redis, spare);
     }
 
     /// Until every node is up and hears every other.

@@ -1,10 +1,10 @@
 //! Run with `cargo run --release --example soak -- --minutes 30`
 //!
-//! Three node processes and a Redis, hundreds of clients that check every message they get, and random
+//! Three node processes and a Redis (or one with sentinels, or a Redis Cluster), hundreds of clients that check every message they get, and random
 //! faults; docs/soak.md says how it judges. Ends with a table, and unsuccessfully if a message was lost
 //! in silence, doubled, out of order or misdirected, an answer was wrongly complete, or a limit passed.
 //!
-//! Further arguments: `--seed N`, `--sockets N`, `--only NAME` (faults whose name contains it), and
+//! Further arguments: `--topology single|sentinel|cluster`, `--seed N`, `--sockets N`, `--only NAME` (faults whose name contains it), and
 //! `--sabotage`, with which it has to fail.
 
 mod answer;
@@ -13,6 +13,7 @@ mod dispatch;
 mod entry;
 mod faults;
 mod fleet;
+mod ground;
 mod inquirer;
 mod ledger;
 mod missing;
@@ -42,8 +43,7 @@ use crate::crowd::Crowd;
 use crate::dispatch::Report;
 use crate::faults::{Fault, LONG, Lab};
 use crate::fleet::{Door, NodeProcess};
-use crate::proxy::Proxy;
-use crate::redis::RedisServer;
+use crate::ground::{Ground, Topology};
 use crate::referee::Referee;
 use crate::report::NodeFigures;
 use crate::tally::Occasion;
@@ -62,7 +62,7 @@ async fn main() -> ExitCode {
         Some(plan) => soak(plan).await,
         None => {
             eprintln!(
-                "usage: soak --minutes N [--seed N] [--sockets N] [--only FAULT] [--sabotage]"
+                "usage: soak --minutes N [--topology single|sentinel|cluster] [--seed N] [--sockets N] [--only FAULT] [--sabotage]"
             );
             ExitCode::FAILURE
         }
@@ -73,6 +73,7 @@ async fn main() -> ExitCode {
 #[derive(Debug)]
 struct Plan {
     lasts: Duration,
+    topology: Topology,
     seed: u64,
     sockets: usize,
     only: String,
@@ -83,6 +84,7 @@ impl Plan {
     fn parse(words: &[&str]) -> Option<Self> {
         let mut plan = Self {
             lasts: Duration::from_secs(5 * 60),
+            topology: Topology::Single,
             seed: fastrand::u64(..1_000_000),
             sockets: 300,
             only: String::new(),
@@ -95,6 +97,7 @@ impl Plan {
                     let minutes: f64 = words.next()?.parse().ok()?;
                     plan.lasts = Duration::try_from_secs_f64(minutes * 60.0).ok()?;
                 }
+                "--topology" => plan.topology = words.next()?.parse().ok()?,
                 "--seed" => plan.seed = words.next()?.parse().ok()?,
                 "--sockets" => plan.sockets = words.next()?.parse().ok()?,
                 "--only" => plan.only = (*words.next()?).to_owned(),
@@ -110,22 +113,19 @@ async fn soak(plan: Plan) -> ExitCode {
     let start = Instant::now();
     let mut rng = fastrand::Rng::with_seed(plan.seed);
     let referee = Arc::new(Mutex::new(Referee::new()));
-    // A failover shall not wait for others who may want to follow.
-    let [redis, spare] =
-        ["0"; 2].map(|delay| RedisServer::with_options(&["--repl-diskless-sync-delay", delay]));
-    let link = Proxy::to(redis.port()).await;
-    let name = Proxy::to(redis.port()).await;
-    let urls = [link.url(), name.url(), name.url()];
+    let ground = Ground::start(plan.topology).await;
     let start_node = |(node, url)| NodeProcess::start(node, url, plan.sabotage, referee.clone());
-    let nodes: Vec<NodeProcess> = urls.into_iter().enumerate().map(start_node).collect();
+    let nodes: Vec<NodeProcess> = ground
+        .urls()
+        .into_iter()
+        .enumerate()
+        .map(start_node)
+        .collect();
     let doors: Vec<Door> = nodes.iter().map(NodeProcess::door).collect();
     let crowd = Crowd::gather(plan.sockets, &doors, &referee, &mut rng);
     let watching = tokio::spawn(watch(referee.clone(), start));
     let mut lab = Lab {
-        redis,
-        spare,
-        link,
-        name,
+        ground,
         nodes,
         crowd,
         referee,
@@ -149,8 +149,9 @@ async fn soak(plan: Plan) -> ExitCode {
     let mut referee = referee.lock();
     referee.judge(now(), true);
     let title = format!(
-        "{:.1} minutes, seed {}, {NODES} nodes, {} clients",
+        "{:.1} minutes, {:?}, seed {}, {NODES} nodes, {} clients",
         start.elapsed().as_secs_f64() / 60.0,
+        plan.topology,
         plan.seed,
         plan.sockets
     );
@@ -175,14 +176,16 @@ async fn break_things(
     lab.referee.lock().excuse_limits(now());
     sleep(Duration::from_secs(3)).await;
     let middle = Instant::now() + (end - Instant::now()) / 2;
-    let mut has_long = plan.lasts >= 4 * LONG && plan.only.is_empty();
+    let mut has_long =
+        plan.topology == Topology::Single && plan.lasts >= 4 * LONG && plan.only.is_empty();
     let mut deck: Vec<Fault> = Vec::new();
     while Instant::now() < end {
         note_memory(lab, start_kib);
         if deck.is_empty() {
             deck.extend(
-                Fault::OFTEN
-                    .into_iter()
+                Fault::often(plan.topology)
+                    .iter()
+                    .copied()
                     .filter(|fault| fault.name().contains(&plan.only)),
             );
             lab.rng.shuffle(&mut deck);

@@ -1,9 +1,14 @@
 //! The ACL lines of SECURITY.md: each is enough for its part, and for nothing else.
 
-use axum_cluster::{Broadcaster, Cluster};
+use std::time::Duration;
 
+use axum_cluster::{Broadcaster, Cluster, Health};
+
+use crate::bus::Watch;
+use crate::gaps::until_degraded_by;
 use crate::support::client::text;
-use crate::support::{Lab, RedisServer, TestNode};
+use crate::support::redis::redis_cluster::RedisCluster;
+use crate::support::{Lab, RedisServer, TestNode, until};
 
 const NODE: &str = "resetchannels &cluster:* +subscribe +unsubscribe +publish +pubsub";
 /// Only what a process without sockets needs; what others send stays unreadable.
@@ -114,4 +119,96 @@ async fn a_foreign_publisher_sends_and_is_no_node() {
     );
     let error = Cluster::connect(url).await.unwrap_err().to_string();
     assert!(error.contains("NOPERM"), "{error}");
+}
+
+/// What a node needs at every server of a Redis Cluster, and what it does not get without it.
+const CLUSTER: [(&str, Lack); 5] = [
+    ("+ssubscribe", Lack::Bus),
+    ("+spublish", Lack::Bus),
+    ("+cluster|slots", Lack::Bus),
+    ("+pubsub|shardnumsub", Lack::Question),
+    ("+sunsubscribe", Lack::Leaving),
+];
+/// Without it a server that is cut off from the others is not told from one that is well.
+const CLUSTER_STATE: &str = "+cluster|info";
+
+/// What fails first without a right.
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum Lack {
+    Bus,
+    Question,
+    Leaving,
+}
+
+/// Creates a user with these rules at every server; returns the user's URL.
+fn grant_everywhere(redis: &RedisCluster, user: &str, rules: &str) -> String {
+    for node in 0..redis.nodes.len() {
+        let command = format!("ACL SETUSER {user} on >pass resetchannels &cluster:* {rules}");
+        assert_eq!(redis.ask(node, &command), "OK", "{command}");
+    }
+    redis.url().replace("://", &format!("://{user}:pass@"))
+}
+
+async fn join_and_leave(a: &TestNode, b: &TestNode) {
+    let mut client = a.client("alice").await;
+    assert_eq!(client.ask("join tea").await, "joined");
+    let delivery = b.broadcaster.to_room("tea").send("hi").await.unwrap();
+    assert_eq!(delivery.nodes(), Some(1));
+    assert_eq!(client.event().await, text("hi"));
+    assert_eq!(client.ask("leave tea").await, "left");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_at_a_redis_cluster_needs_each_right_of_its_line_and_no_other() {
+    let redis = RedisCluster::start(3, 0);
+    let rights = CLUSTER.map(|(right, _)| right);
+    let line = rights.join(" ");
+    let builder = Lab::memory().builder().linger(Duration::ZERO);
+    let start = async |user: &str, rules: &str| {
+        let url = grant_everywhere(&redis, user, rules);
+        TestNode::start(builder.clone().redis(url).start()).await
+    };
+    for (user, rules) in [("node", format!("{line} {CLUSTER_STATE}")), ("least", line)] {
+        let (a, b) = (start(user, &rules).await, start(user, &rules).await);
+        for node in [&a, &b] {
+            node.until_up().await;
+        }
+        join_and_leave(&a, &b).await;
+        assert!(!b.broadcaster.is_online("bob").await.unwrap());
+        until("nobody listens any more", async || {
+            let sent = b.broadcaster.to_room("tea").send("x").await;
+            sent.unwrap().nodes() == Some(0)
+        })
+        .await;
+        assert_eq!(a.cluster.health(), Health::Up);
+    }
+    let whole = Lab::memory().builder().redis(redis.url()).start();
+    let whole = TestNode::start(whole).await;
+    whole.until_up().await;
+    for (n, (right, lack)) in CLUSTER.into_iter().enumerate() {
+        let rest: Vec<_> = rights.into_iter().filter(|one| *one != right).collect();
+        let user = format!("lacks{n}");
+        let node = start(&user, &rest.join(" ")).await;
+        let told = match lack {
+            Lack::Bus => until_degraded_by(&node, "NOPERM").await,
+            Lack::Question => {
+                node.until_up().await;
+                let asked = node.broadcaster.is_online("bob").await;
+                asked.unwrap_err().to_string()
+            }
+            Lack::Leaving => {
+                node.until_up().await;
+                let mut changes = Watch::new(&node);
+                changes.until_up().await;
+                join_and_leave(&node, &whole).await;
+                changes.until_degraded().await
+            }
+        };
+        assert!(told.contains("NOPERM"), "{right}: {told}");
+        let fix = format!("ACL SETUSER {user} ");
+        let (_, granted) = told
+            .split_once(&fix)
+            .unwrap_or_else(|| panic!("{right}: {told}"));
+        assert!(granted.contains(right), "{right}: {told}");
+    }
 }

@@ -53,5 +53,6 @@ mod sentinel;
 mod slots;
 mod subscriptions;
 mod tls;
+mod topologies;
 mod types;
 mod workers;

@@ -15,6 +15,7 @@ use crate::gaps::until_degraded_by;
 use crate::support::client::text;
 use crate::support::program::worker;
 use crate::support::redis::free_port;
+use crate::support::redis::redis_cluster::RedisCluster;
 use crate::support::redis::sentinels::{SERVICE, watching};
 use crate::support::{Lab, RedisServer, TestNode};
 
@@ -230,6 +231,66 @@ async fn certificates_are_shown_to_who_asks_and_believed_of_whom_was_named() {
     let refused = refused.map(async |(redis, why)| {
         let reason = until_degraded_by(&start(redis).await, why).await;
         assert!(!reason.contains("s3cret"), "{reason}");
+    });
+    join_all(refused).await;
+}
+
+/// T21: every server of a cluster is verified and shown the certificate, whatever address it tells.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_servers_of_a_cluster_are_verified_as_redis_is() {
+    let files = Certificates::of("shards");
+    let cluster = RedisCluster::start(3, 0);
+    let ports: Vec<_> = cluster
+        .nodes
+        .iter()
+        .map(|node| (node.port(), free_port()))
+        .collect();
+    for (n, (_, secured)) in ports.iter().enumerate() {
+        let settings = files.settings(*secured, "yes", "good");
+        let (port, rest) = settings.split_first().expect("the port is the first");
+        for (key, value) in rest.iter().chain([port]) {
+            let command = format!("CONFIG SET {key} {value}");
+            assert_eq!(cluster.ask(n, &command), "OK", "{command}");
+        }
+    }
+    let url = cluster.url().replace("redis-", "rediss-");
+    let at = || {
+        let secured = ports.clone();
+        let root = Redis::at(&url)
+            .unwrap()
+            .root_certificates(files.pem("ours.pem"));
+        // They tell the ports where they speak plainly.
+        root.addresses(move |name, port| {
+            let secured = secured.iter().find(|(plain, _)| *plain == port);
+            (name.to_owned(), secured.map_or(port, |(_, port)| *port))
+        })
+    };
+    let shows = |redis: Redis, name: &str| {
+        let key = files.pem(&format!("{name}.key"));
+        redis.client_certificate(files.pem(&format!("{name}.pem")), key)
+    };
+    let good = || shows(at().server_name("localhost"), "good");
+    let (a, b) = (start(good()).await, start(good()).await);
+    for node in [&a, &b] {
+        node.until_up().await;
+    }
+    let mut client = a.client("alice").await;
+    let sent = b.broadcaster.to_user("alice").send("hello").await.unwrap();
+    assert_eq!(sent.nodes(), Some(1));
+    assert_eq!(client.event().await, text("hello"));
+    for server in &cluster.nodes {
+        assert!(server.connections() >= 4, "control: all are in use");
+    }
+    let refused = [
+        (at().server_name("localhost"), "client_certificate"),
+        (
+            shows(at().server_name("localhost"), "expired"),
+            "client_certificate",
+        ),
+        (shows(at(), "good"), "not valid for name"),
+    ];
+    let refused = refused.map(async |(redis, why)| {
+        until_degraded_by(&start(redis).await, why).await;
     });
     join_all(refused).await;
 }

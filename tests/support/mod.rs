@@ -2,6 +2,7 @@
 
 #![allow(dead_code, unused_imports, reason = "each test binary uses a part")]
 
+pub mod arguments;
 pub mod balancer;
 pub mod client;
 pub mod figures;

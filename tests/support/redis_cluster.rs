@@ -6,6 +6,7 @@ mod cluster_bus;
 use std::collections::{BTreeSet, HashSet};
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
+use std::ops::RangeInclusive;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -16,6 +17,8 @@ use super::{RedisServer, START, free_port};
 /// So long a node is silent before the others take it for gone, in milliseconds.
 pub const NODE_TIMEOUT: &str = "1500";
 const SLOTS: usize = 16_384;
+/// Slots that move at once.
+const BATCH: usize = 64;
 
 #[derive(Debug)]
 pub struct RedisCluster {
@@ -183,6 +186,45 @@ impl RedisCluster {
         });
     }
 
+    /// Moves slots that hold no keys, many at a time, as a rebalance does. They have one owner.
+    pub fn move_range(&self, slots: RangeInclusive<u16>, to: usize) {
+        let slots: Vec<u16> = slots.collect();
+        let from = self.owner(slots[0], to).expect("somebody owns it");
+        let (source, target) = (&self.ids[from], &self.ids[to]);
+        for batch in slots.chunks(BATCH) {
+            self.set_slots(to, batch, &format!("IMPORTING {source}"));
+            self.set_slots(from, batch, &format!("MIGRATING {target}"));
+            let told = (0..self.nodes.len()).filter(|node| ![from, to].contains(node));
+            for node in [to, from].into_iter().chain(told) {
+                if self.nodes[node].is_running() && self.is_primary(node) {
+                    self.set_slots(node, batch, &format!("NODE {target}"));
+                }
+            }
+        }
+    }
+
+    fn set_slots(&self, node: usize, slots: &[u16], what: &str) {
+        let commands: String = slots
+            .iter()
+            .map(|slot| format!("CLUSTER SETSLOT {slot} {what}\r\n"))
+            .collect();
+        let answers = ask_all(&self.nodes[node], &commands, slots.len());
+        let answers = answers.expect("it answers");
+        assert!(answers.iter().all(|ok| ok == "OK"), "{what}: {answers:?}");
+    }
+
+    /// Whether this node passes on what is sent to this topic, to somebody.
+    pub fn is_heard_at(&self, node: usize, topic: &str) -> bool {
+        let channels = self.ask(node, "PUBSUB SHARDCHANNELS");
+        let ends = format!("}}:{topic}");
+        channels.lines().any(|channel| channel.ends_with(&ends))
+    }
+
+    /// How the others know this node.
+    pub fn id(&self, node: usize) -> &str {
+        &self.ids[node]
+    }
+
     /// One more primary, that owns nothing yet.
     pub fn add_primary(&mut self) -> usize {
         let new = self.bring();
@@ -325,12 +367,23 @@ fn setting(node: &RedisServer, name: &str) -> String {
 
 /// One command by a connection of its own: quicker than `redis-cli`, and moving slots takes thousands.
 fn ask(node: &RedisServer, command: &str) -> std::io::Result<String> {
+    let answers = ask_all(node, &format!("{command}\r\n"), 1)?;
+    Ok(answers.concat())
+}
+
+/// So many commands at once, each with its end of the line.
+fn ask_all(node: &RedisServer, commands: &str, count: usize) -> std::io::Result<Vec<String>> {
     let mut stream = TcpStream::connect(("127.0.0.1", node.port()))?;
     stream.set_read_timeout(Some(START))?;
-    stream.write_all(format!("{command}\r\n").as_bytes())?;
-    let mut lines = Vec::new();
-    read(&mut BufReader::new(stream), &mut lines)?;
-    Ok(lines.join("\n"))
+    stream.write_all(commands.as_bytes())?;
+    let mut reader = BufReader::new(stream);
+    let mut answers = Vec::new();
+    for _ in 0..count {
+        let mut lines = Vec::new();
+        read(&mut reader, &mut lines)?;
+        answers.push(lines.join("\n"));
+    }
+    Ok(answers)
 }
 
 fn read(reader: &mut impl BufRead, lines: &mut Vec<String>) -> std::io::Result<()> {

@@ -1,0 +1,579 @@
+//! A Redis Cluster that is resharded, loses a part or is cut in two, and Redises that share the topics (rows T14 to T17, T20
+//! and T22 to T25).
+
+use std::future::ready;
+use std::time::{Duration, Instant};
+
+use axum::{Router, middleware, routing::any};
+use axum_cluster::{Backend, Broadcaster, ClusterSocket, Gap, Gaps, Health, Redis, UserId};
+use futures::StreamExt;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::gaps::until_degraded_by;
+use crate::support::arguments::Counting;
+use crate::support::client::text;
+use crate::support::figures::Figures;
+use crate::support::node::{NEVER, authenticate, serve};
+use crate::support::redis::redis_cluster::RedisCluster;
+use crate::support::redis::sentinels::Sentinels;
+use crate::support::traffic::Traffic;
+use crate::support::{Client, Lab, PATIENCE, RedisServer, TestNode, until};
+
+/// Slots of a third of a cluster.
+const THIRD: u16 = 5461;
+/// Of these, what a fourth primary gets.
+const SHARE: u16 = 1365;
+
+/// Two nodes; sockets are on the first.
+struct Fleet<R> {
+    redis: R,
+    nodes: [TestNode; 2],
+}
+
+/// A user to whom the second node sends, and who is heard of by the first.
+struct Line {
+    user: String,
+    client: Client,
+    gaps: Gaps,
+    traffic: Traffic,
+}
+
+impl Fleet<RedisCluster> {
+    async fn at(redis: RedisCluster) -> Self {
+        let backend = Backend::redis(redis.url()).unwrap();
+        Self::on(redis, [backend.clone(), backend]).await
+    }
+
+    /// Somebody whose messages this server passes on.
+    async fn line_at(&self, server: usize) -> Line {
+        for n in 0.. {
+            let user = format!("user-{n}");
+            let client = self.nodes[0].client(&user).await;
+            if self.redis.is_heard_at(server, &format!("u:{user}")) {
+                return self.line_to(user, client).await;
+            }
+        }
+        unreachable!("every server has some")
+    }
+
+    /// Connections of nodes to these servers; of each node one asks how the cluster is divided, wherever.
+    fn connections(&self, servers: impl IntoIterator<Item = usize>) -> usize {
+        let of_node = |client: &&str| !client.contains("flags=S") && !client.contains("cmd=client");
+        servers
+            .into_iter()
+            .map(|server| {
+                let clients = self.redis.ask(server, "CLIENT LIST");
+                clients.lines().filter(of_node).count()
+            })
+            .sum()
+    }
+
+    fn shards(&self) -> [(u64, u64); 2] {
+        self.nodes.each_ref().map(|node| {
+            let stats = node.cluster.stats();
+            (stats.bus_shards, stats.bus_shards_up)
+        })
+    }
+
+    async fn until_spread_over(&self, shards: u64) {
+        until("both follow", async || {
+            let are_up = self.nodes.iter().all(|n| n.cluster.health() == Health::Up);
+            are_up && self.shards() == [(shards, shards); 2]
+        })
+        .await;
+    }
+
+    async fn until_left(&self, server: usize) {
+        until("both have left", async || {
+            self.connections([server]) <= self.nodes.len()
+        })
+        .await;
+    }
+}
+
+impl<R> Fleet<R> {
+    async fn on(redis: R, backends: [Backend; 2]) -> Self {
+        // What one node says of what it sent to the old primary is told three times a lease.
+        let [a, b] = backends.map(|backend| {
+            let builder = Lab::memory().builder().backend(backend);
+            builder.lease(Duration::from_millis(1500)).start()
+        });
+        let nodes = [TestNode::start(a).await, TestNode::start(b).await];
+        for node in &nodes {
+            node.until_up().await;
+        }
+        Self { redis, nodes }
+    }
+
+    async fn line_to(&self, user: String, client: Client) -> Line {
+        let [a, b] = &self.nodes;
+        let line = Line {
+            client,
+            gaps: a.cluster.gaps(),
+            traffic: Traffic::start(&b.broadcaster, &user),
+            user,
+        };
+        line.traffic.passes(20).await;
+        line
+    }
+
+    fn sender(&self) -> &Broadcaster {
+        &self.nodes[1].broadcaster
+    }
+}
+
+impl Line {
+    /// Ends it: nothing lost but in the gaps that are told and concern it. These, and how many in each.
+    async fn judge(self, sender: &Broadcaster) -> Vec<(Gap, usize)> {
+        let Self {
+            user,
+            mut client,
+            gaps,
+            traffic,
+        } = self;
+        let heard = async || {
+            until("a fence can be sent", async || {
+                let sent = sender.to_user(&*user).send("fence").await;
+                sent.is_ok_and(|sent| sent.nodes() == Some(1))
+            })
+            .await;
+            client.before("fence").await
+        };
+        let id = UserId::from(&*user);
+        let gaps = gaps.filter(|gap| ready(gap.concerns_user(&id)));
+        traffic.losses(heard, gaps).await
+    }
+}
+
+fn lost(losses: &[(Gap, usize)]) -> usize {
+    losses.iter().map(|(_, lost)| lost).sum()
+}
+
+/// T14.
+#[tokio::test(flavor = "multi_thread")]
+async fn primaries_come_and_go_under_load_and_nothing_is_lost_or_left_open() {
+    const USERS: usize = 12;
+    let mut fleet = Fleet::at(RedisCluster::start(3, 0)).await;
+    let mut lines = Vec::new();
+    for n in 0..USERS {
+        let user = format!("user-{n}");
+        let client = fleet.nodes[0].client(&user).await;
+        lines.push(fleet.line_to(user, client).await);
+    }
+    let mut figures = Figures::of("T14");
+    let new = fleet.redis.add_primary();
+    for from in 0..3u16 {
+        let first = from * THIRD;
+        fleet.redis.move_range(first..=first + SHARE - 1, new);
+    }
+    fleet.until_spread_over(4).await;
+    let moved = lines.iter().filter(|line| {
+        let topic = format!("u:{}", line.user);
+        fleet.redis.is_heard_at(new, &topic)
+    });
+    assert!(moved.count() > 0, "control: some of them have moved");
+    assert!((4..=6).contains(&fleet.connections([new])), "they are used");
+    for line in &lines {
+        line.traffic.passes(20).await;
+    }
+
+    for to in 0..3u16 {
+        let first = to * THIRD;
+        let slots = first..=first + SHARE - 1;
+        fleet.redis.move_range(slots, to.into());
+    }
+    fleet.until_spread_over(3).await;
+    fleet.until_left(new).await;
+    fleet.redis.remove(new);
+    for line in &lines {
+        line.traffic.passes(20).await;
+    }
+    figures.healed();
+    figures.lost_outside = Some(0);
+    for line in lines {
+        figures.lost_inside += lost(&line.judge(fleet.sender()).await);
+    }
+    until("no connection is left over", async || {
+        (12..=14).contains(&fleet.connections(0..3))
+    })
+    .await;
+    let moves = fleet.nodes[0].cluster.stats().bus_moves;
+    assert!(moves >= 6, "control: {moves}");
+}
+
+/// T15.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_primary_that_is_gone_takes_only_its_own_users_with_it() {
+    let mut fleet = Fleet::at(RedisCluster::start(3, 0)).await;
+    let (here, there) = (fleet.line_at(0).await, fleet.line_at(1).await);
+    let sender = fleet.sender().clone();
+    let mut figures = Figures::of("T15");
+    fleet.redis.nodes[1].kill();
+    let address = format!("127.0.0.1:{}", fleet.redis.nodes[1].port());
+    for node in &fleet.nodes {
+        let reason = until_degraded_by(node, &address).await;
+        assert!(!reason.contains("no primary"), "{reason}");
+    }
+    figures.noticed();
+    let asked = sender.is_online(&*there.user).await;
+    assert!(asked.is_err(), "control: it is gone");
+    until("one of three is away", async || {
+        fleet.shards() == [(3, 2); 2]
+    })
+    .await;
+    until("the cluster says so", async || !fleet.redis.is_well(0)).await;
+    here.traffic.passes(200).await;
+
+    fleet.redis.nodes[1].restart();
+    figures.repaired();
+    fleet.until_spread_over(3).await;
+    figures.healed();
+    there.traffic.passes(20).await;
+    let losses = there.judge(&sender).await;
+    assert!(!losses.is_empty(), "they are told of a gap");
+    figures.lost_inside = lost(&losses);
+    figures.lost_outside = Some(0);
+    let losses = here.judge(&sender).await;
+    assert!(losses.is_empty(), "it is none of theirs: {losses:?}");
+}
+
+/// T16.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_primary_on_the_minority_s_side_is_left_and_that_is_a_gap() {
+    let options = ["--cluster-allow-pubsubshard-when-down", "no"];
+    let fleet = Fleet::at(RedisCluster::severable(3, 1, &options)).await;
+    let line = fleet.line_at(0).await;
+    let mut figures = Figures::of("T16");
+    fleet.redis.cut(&[0]);
+    until("the others decide", async || fleet.redis.is_primary(3)).await;
+    figures.repaired();
+    fleet.until_left(0).await;
+    fleet.until_spread_over(3).await;
+    figures.healed();
+    assert!(!fleet.redis.is_well(0), "control: it is cut off");
+    assert!(fleet.redis.is_primary(0), "control: it knows no better");
+    line.traffic.passes(20).await;
+    let topic = format!("u:{}", line.user);
+    assert!(fleet.redis.is_heard_at(3, &topic));
+    assert!(!fleet.redis.is_heard_at(0, &topic));
+    let losses = line.judge(fleet.sender()).await;
+    assert!(!losses.is_empty(), "it is told of a gap");
+    figures.lost_inside = lost(&losses);
+    figures.lost_outside = Some(0);
+    fleet.redis.heal();
+    until("it follows", async || !fleet.redis.is_primary(0)).await;
+    fleet.until_spread_over(3).await;
+}
+
+/// T17: a primary without slots follows whoever got them, and takes subscriptions all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_stays_at_servers_that_follow_another_primary() {
+    let fleet = Fleet::at(RedisCluster::start(3, 1)).await;
+    let line = fleet.line_at(0).await;
+    let mut figures = Figures::of("T17");
+    fleet.redis.move_range(0..=THIRD - 1, 1);
+    let follow = format!("CLUSTER REPLICATE {}", fleet.redis.id(1));
+    until("it follows the other primary", async || {
+        fleet.redis.ask(3, &follow) == "OK"
+    })
+    .await;
+    until("so does the one that lost everything", async || {
+        !fleet.redis.is_primary(0)
+    })
+    .await;
+    fleet.until_spread_over(2).await;
+    figures.healed();
+    line.traffic.passes(20).await;
+    let topic = format!("}}:u:{}", line.user);
+    let heard = fleet.redis.ask(1, "PUBSUB SHARDCHANNELS");
+    let channel = heard.lines().find(|channel| channel.ends_with(&topic));
+    let subscribe = format!("SSUBSCRIBE {}", channel.expect("it is heard there"));
+    for replica in [0, 3, 4] {
+        let taken = fleet.redis.ask(replica, &subscribe);
+        assert!(taken.starts_with("ssubscribe"), "control: {taken}");
+    }
+    for replica in [0, 3, 4, 5] {
+        until("nobody is subscribed at a replica", async || {
+            fleet.redis.ask(replica, "PUBSUB SHARDCHANNELS").is_empty()
+        })
+        .await;
+    }
+    fleet.until_left(0).await;
+    figures.lost_inside = lost(&line.judge(fleet.sender()).await);
+    figures.lost_outside = Some(0);
+}
+
+/// A node whose sockets join so many rooms at once, each reached by a server that counts.
+async fn at_counting(url: &str, ports: &[u16], rooms: usize) -> (TestNode, Vec<Counting>) {
+    let mut counting = Vec::new();
+    for port in ports {
+        counting.push(Counting::to(*port).await);
+    }
+    let ways: Vec<_> = counting.iter().map(|way| (way.to, way.port)).collect();
+    let redis = Redis::at(url).unwrap().addresses(move |name, port| {
+        let way = ways.iter().find(|(to, _)| *to == port);
+        (name.to_owned(), way.map_or(port, |(_, way)| *way))
+    });
+    let builder = Lab::memory().builder().publish_timeout(PATIENCE);
+    let mut node = TestNode::start(builder.backend(redis).start()).await;
+    node.until_up().await;
+    let joins = async move |socket: ClusterSocket| {
+        socket.on_upgrade(move |mut socket| async move {
+            let joining = (0..rooms).map(|n| socket.join(format!("room-{n}")));
+            let joined = futures::future::join_all(joining).await;
+            let joined = joined.iter().filter(|joined| joined.is_ok()).count();
+            // The client waits for it.
+            let _ = socket.send(joined.to_string()).await;
+            while socket.recv().await.is_some() {}
+        })
+    };
+    let app = Router::new()
+        .route("/ws", any(joins))
+        .layer(node.cluster.layer())
+        .layer(middleware::from_fn(authenticate));
+    (node.addr, _) = serve(app).await;
+    (node, counting)
+}
+
+/// T20: what ElastiCache Serverless takes at most.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_command_has_more_arguments_than_any_server_takes() {
+    const MOST: usize = 3999;
+    const ROOMS: usize = 20_000;
+    let (single, redis) = (RedisServer::start(), RedisCluster::start(3, 0));
+    let ports: Vec<u16> = redis.nodes.iter().map(RedisServer::port).collect();
+    let cases = [
+        (single.url(), vec![single.port()]),
+        (redis.url(), ports.clone()),
+    ];
+    for (url, ports) in cases {
+        let (node, counting) = at_counting(&url, &ports, ROOMS).await;
+        let mut client = node.client("alice").await;
+        assert_eq!(client.event().await, text(&ROOMS.to_string()));
+        let seen = || counting.iter().map(Counting::most).max().unwrap_or(0);
+        let (took, reconnects) = (seen(), node.cluster.stats().bus_reconnects);
+        for way in &counting {
+            way.cut();
+        }
+        until("everything is subscribed to anew", async || {
+            node.cluster.stats().bus_reconnects > reconnects && node.cluster.health() == Health::Up
+        })
+        .await;
+        let users = (0..ROOMS).map(|n| format!("user-{n}"));
+        let online = node.broadcaster.which_online(users).await;
+        assert!(online.unwrap().is_empty(), "control: of so many");
+        let to = node
+            .broadcaster
+            .to_rooms((0..2000).map(|n| format!("room-{n}")));
+        assert_eq!(to.send("hello").await.unwrap().local(), 1);
+        assert_eq!(client.event().await, text("hello"));
+        let most = seen();
+        println!("{url}: {took} arguments, {most} at most");
+        assert!(most > 100, "control: many at once, {most}");
+        assert!(most <= MOST, "{most} arguments");
+    }
+}
+
+/// T22.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_of_several_redises_takes_only_its_own_topics_with_it() {
+    let servers = [(); 3].map(|()| RedisServer::start());
+    let [x, y, z] = servers.each_ref().map(RedisServer::url);
+    let lists = [[&x, &y, &z], [&z, &x, &y]];
+    let lists = lists.map(|list| Backend::shards(list).unwrap());
+    let mut fleet = Fleet::on(servers, lists).await;
+    let mut lines: Vec<Vec<Line>> = vec![Vec::new(), Vec::new(), Vec::new()];
+    for n in 0.. {
+        let user = format!("user-{n}");
+        let client = fleet.nodes[0].client(&user).await;
+        let channel = format!("cluster:u:{user}");
+        let is_at = |server: &RedisServer| {
+            let heard = server.cli(&["PUBSUB", "NUMSUB", &channel]);
+            heard.ends_with('1')
+        };
+        let at: Vec<_> = (0..3).filter(|n| is_at(&fleet.redis[*n])).collect();
+        assert_eq!(at.len(), 1, "{user} is at one of them");
+        if lines[at[0]].is_empty() {
+            lines[at[0]].push(fleet.line_to(user, client).await);
+        }
+        if lines.iter().all(|lines| !lines.is_empty()) {
+            break;
+        }
+    }
+    let mut figures = Figures::of("T22");
+    fleet.redis[1].kill();
+    let address = format!("127.0.0.1:{}", fleet.redis[1].port());
+    for node in &fleet.nodes {
+        until_degraded_by(node, &address).await;
+        let stats = node.cluster.stats();
+        assert_eq!(stats.nodes_on_other_shards, 0, "the order means nothing");
+        until("one of three is away", async || {
+            let stats = node.cluster.stats();
+            (stats.bus_shards, stats.bus_shards_up) == (3, 2)
+        })
+        .await;
+    }
+    figures.noticed();
+    let asked = fleet.sender().is_online(&*lines[1][0].user).await;
+    assert!(asked.is_err(), "control: it is gone");
+    for n in [0, 2] {
+        lines[n][0].traffic.passes(200).await;
+    }
+    fleet.redis[1].restart();
+    figures.repaired();
+    for node in &fleet.nodes {
+        node.until_up().await;
+    }
+    figures.healed();
+    figures.lost_outside = Some(0);
+    for (n, line) in lines.into_iter().flatten().enumerate() {
+        let losses = line.judge(fleet.sender()).await;
+        assert_eq!(losses.is_empty(), n != 1, "{losses:?}");
+        figures.lost_inside += lost(&losses);
+    }
+}
+
+/// T22: nodes hear of it where what they say to each other is at the same Redis.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_with_another_list_of_redises_is_named() {
+    let servers = [(); 3].map(|()| RedisServer::start());
+    let urls = servers.each_ref().map(RedisServer::url);
+    let all = Backend::shards(&urls).unwrap();
+    let fleet = Fleet::on(servers, [all.clone(), all]).await;
+    let meets = |server: &RedisServer| {
+        let heard = server.cli(&["PUBSUB", "NUMSUB", "cluster:nodes"]);
+        heard.ends_with('2')
+    };
+    let meeting = fleet.redis.iter().position(meets);
+    let meeting = meeting.expect("they meet somewhere");
+    let fewer = [&urls[meeting], &urls[(meeting + 1) % 3]];
+    let builder = Lab::memory().builder();
+    let builder = builder.backend(Backend::shards(fewer).unwrap());
+    let other = TestNode::start(builder.start()).await;
+    other.until_up().await;
+    let counted = |node: &TestNode| node.cluster.stats().nodes_on_other_shards;
+    until("everybody has noticed", async || {
+        fleet.nodes.iter().all(|node| counted(node) == 1) && counted(&other) == 2
+    })
+    .await;
+}
+
+/// T23: that of the others is in `sentinel.rs`.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_cluster_is_answered_with_the_right_url() {
+    let redis = Sentinels::start(0, 1);
+    for (port, fix) in [
+        (redis.servers[0].port(), "redis://host:port"),
+        (redis.sentinels[0].port(), "redis-sentinel://"),
+    ] {
+        let url = format!("redis-cluster://127.0.0.1:{port}");
+        let node = TestNode::start(Lab::memory().builder().redis(url).start()).await;
+        let reason = until_degraded_by(&node, fix).await;
+        assert!(reason.contains(&port.to_string()), "{reason}");
+    }
+}
+
+/// T24: a server that says what Redis 6.2 says.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_without_sharded_channels_is_refused_with_advice() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let serving = tokio::spawn(async move {
+        let mut links = tokio::task::JoinSet::new();
+        while let Ok((link, _)) = listener.accept().await {
+            links.spawn(serve_as_6_2(link, port));
+        }
+    });
+    let url = format!("redis-cluster://127.0.0.1:{port}");
+    let node = TestNode::start(Lab::memory().builder().redis(url).start()).await;
+    let reason = until_degraded_by(&node, "Redis 6.2.14").await;
+    assert!(reason.contains("upgrade it"), "{reason}");
+    serving.abort();
+}
+
+async fn serve_as_6_2(mut link: TcpStream, port: u16) -> std::io::Result<()> {
+    let (reader, mut writer) = link.split();
+    let mut lines = BufReader::new(reader).lines();
+    while let Some(line) = lines.next_line().await? {
+        let answer = match &*line {
+            "HELLO" => "*4\r\n+version\r\n+6.2.14\r\n+mode\r\n+cluster\r\n".to_owned(),
+            "SLOTS" => format!("*1\r\n*3\r\n:0\r\n:16383\r\n*2\r\n$9\r\n127.0.0.1\r\n:{port}\r\n"),
+            "INFO" => "$16\r\ncluster_state:ok\r\n".to_owned(),
+            "SSUBSCRIBE" | "SPUBLISH" => format!("-ERR unknown command `{line}`\r\n"),
+            _ => continue,
+        };
+        writer.write_all(answer.as_bytes()).await?;
+    }
+    Ok(())
+}
+
+/// T25: with the probe of the other tests, which is ten times as often as by default.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_has_two_connections_to_each_primary_and_is_quiet() {
+    const NODES: usize = 4;
+    const PRIMARIES: usize = 6;
+    const PROBES: u64 = 10;
+    let redis = RedisCluster::start(PRIMARIES, 0);
+    let builder = Lab::memory().builder().redis(redis.url()).lease(NEVER);
+    let mut nodes = Vec::new();
+    for _ in 0..NODES {
+        let node = TestNode::start(builder.clone().start()).await;
+        node.until_up().await;
+        nodes.push(node);
+    }
+    let connections = |server: &RedisServer| server.connections();
+    let all = || redis.nodes.iter().map(connections).sum::<usize>();
+    let expected = NODES * (2 * PRIMARIES + 1);
+    until("two to each, and one to ask", async || all() == expected).await;
+    for node in &nodes {
+        assert!(node.broadcaster.is_online("alice").await.is_ok());
+    }
+    let asked = all();
+    assert!((expected..=expected + NODES).contains(&asked), "{asked}");
+
+    let started = Instant::now();
+    let before: Vec<_> = redis.nodes.iter().map(calls).collect();
+    for (server, (_, probes)) in redis.nodes.iter().zip(&before) {
+        until("probes go on", async || {
+            calls(server).1 >= probes + NODES as u64 * PROBES
+        })
+        .await;
+    }
+    let took = started.elapsed().as_secs_f64();
+    let mut most = 0.0f64;
+    for (server, (all, probes)) in redis.nodes.iter().zip(&before) {
+        let (now, probed) = calls(server);
+        let (all, probes) = ((now - all) as f64, (probed - probes) as f64);
+        most = most.max(all / probes);
+        println!(
+            "T25: {:.2} commands/s per node, {:.2} per probe",
+            all / took / NODES as f64,
+            all / probes
+        );
+    }
+    // By default a probe is due every 5 s: far below 2 commands a second.
+    assert!(most <= 4.0, "{most} commands for each probe");
+}
+
+/// Commands that nodes gave, and the probes among them.
+fn calls(server: &RedisServer) -> (u64, u64) {
+    let stats = server.cli(&["INFO", "commandstats"]);
+    let (mut all, mut probes) = (0, 0);
+    for line in stats.lines() {
+        let Some((name, rest)) = line.split_once(":calls=") else {
+            continue;
+        };
+        let count = rest.split(',').next().and_then(|count| count.parse().ok());
+        let count: u64 = count.unwrap_or(0);
+        match name {
+            // Those of the test itself.
+            "cmdstat_info" | "cmdstat_client|list" | "cmdstat_command|docs" => {}
+            _ => all += count,
+        }
+        if name == "cmdstat_spublish" {
+            probes = count;
+        }
+    }
+    (all, probes)
+}
