@@ -325,8 +325,12 @@ impl Units {
 }
 
 impl Permit {
-    /// Makes one permit of two, which are given back at once: each time takes a lock.
+    /// Makes one permit of two, which are given back at once: each time takes a lock. One of another queue is given back
+    /// to that.
     pub(super) fn merge(&mut self, mut other: Self) {
+        if !Arc::ptr_eq(&self.queue, &other.queue) {
+            return;
+        }
         let more = take(&mut other.units);
         self.units.all += more.all;
         self.units.large += more.large;
@@ -416,6 +420,27 @@ mod tests {
 
     fn names(queue: &Arc<Queue>) -> Vec<String> {
         taken(queue).0
+    }
+
+    #[test]
+    fn each_queue_gets_back_what_it_gave() {
+        let queues: [Arc<Queue>; 2] = Default::default();
+        for queue in &queues {
+            for name in ["a", "b"] {
+                small(queue, name, 100);
+            }
+        }
+        let permits = queues.iter().flat_map(|queue| taken(queue).1);
+        let mut all: Option<Permit> = None;
+        for permit in permits {
+            match &mut all {
+                Some(all) => all.merge(permit),
+                None => all = Some(permit),
+            }
+        }
+        assert_eq!(queues.each_ref().map(|queue| queue.taken()), [200, 0]);
+        drop(all);
+        assert_eq!(queues.each_ref().map(|queue| queue.taken()), [0, 0]);
     }
 
     #[test]
