@@ -289,8 +289,12 @@ impl Shard {
         self.topology.probe_now();
     }
 
-    /// What was stranded of these partitions is here after all.
+    /// What was stranded of these partitions is here after all, unless that was a moment ago: a primary that is a replica by
+    /// now would take every subscription, and pass on late what the new one says.
     pub(super) fn keep(&self, partitions: PartitionSet) {
+        if self.topology.is_doubtful() {
+            return;
+        }
         self.subscriptions
             .change(|table| table.unstrand(partitions, Instant::now()));
     }

@@ -26,6 +26,9 @@ use super::endpoint::{Dialed, Endpoint};
 /// the primary may have been elsewhere already when some of them confirmed it.
 const HEARSAY: Duration = Duration::from_secs(2);
 
+/// So long after a primary was missed others may not know yet that it is none any more.
+const RUMOUR: Duration = Duration::from_secs(1);
+
 /// Where the primary is elsewhere by now, whatever the server says that was it.
 pub(super) const LEFT: &str = "another server is the primary now";
 
@@ -39,6 +42,7 @@ pub(super) struct Topology {
     generation: AtomicU64,
     probe_asked: Notify,
     missed: Arc<Notify>,
+    missed_at: Mutex<Option<Instant>>,
 }
 
 #[derive(Clone, Debug)]
@@ -115,6 +119,7 @@ impl Topology {
             generation: AtomicU64::new(0),
             probe_asked: Notify::new(),
             missed,
+            missed_at: Mutex::default(),
         }
     }
 
@@ -172,7 +177,14 @@ impl Topology {
 
     /// The primary is not where the route leads, or does not answer there: whoever tells is to be asked.
     pub(super) fn missed(&self) {
+        *self.missed_at.lock() = Some(Instant::now());
         self.missed.notify_one();
+    }
+
+    /// Whether it was [`missed`](Self::missed) so lately that who calls it the primary may be behind.
+    pub(super) fn is_doubtful(&self) -> bool {
+        let missed_at = *self.missed_at.lock();
+        missed_at.is_some_and(|at| at.elapsed() < RUMOUR)
     }
 
     /// Resolves after the primary was [`missed`](Self::missed).
