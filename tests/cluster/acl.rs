@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use axum_cluster::{Broadcaster, Cluster, Health};
+use axum_cluster::{Broadcaster, Cluster, Health, OverLimit};
 
 use crate::bus::Watch;
 use crate::gaps::until_degraded_by;
-use crate::support::client::text;
+use crate::support::client::{text, user_header};
 use crate::support::redis::redis_cluster::RedisCluster;
-use crate::support::{Lab, RedisServer, TestNode, until};
+use crate::support::{Client, Lab, PATIENCE, RedisServer, TestNode, until};
 
 const NODE: &str = "resetchannels &cluster:* +subscribe +unsubscribe +publish +pubsub";
 /// Only what a process without sockets needs; what others send stays unreadable.
@@ -210,5 +210,31 @@ async fn a_node_at_a_redis_cluster_needs_each_right_of_its_line_and_no_other() {
             .split_once(&fix)
             .unwrap_or_else(|| panic!("{right}: {told}"));
         assert!(granted.contains(right), "{right}: {told}");
+    }
+}
+
+/// What `max_sockets_per_user_in_cluster` needs besides, but for the keys.
+const SEATS: &str = "+eval +evalsha +time +hget +hmget +hset +hdel +hexists +unlink +pexpire \
+    +zadd +zrem +zscore +zrangebyscore +zremrangebyscore";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_limit_at_a_redis_cluster_needs_the_keys_of_every_group() {
+    let redis = RedisCluster::start(3, 0);
+    let line = CLUSTER.map(|(right, _)| right).join(" ");
+    for (user, keys, unchecked) in [
+        ("seated", "~cluster:{*}:seats*", 0),
+        ("unseated", "~cluster:seats*", 3),
+    ] {
+        let rules = format!("{line} {CLUSTER_STATE} {keys} {SEATS}");
+        let url = grant_everywhere(&redis, user, &rules);
+        let builder = Lab::memory().builder().redis(url);
+        let builder = builder.max_sockets_per_user_in_cluster(2, OverLimit::Refuse);
+        let node = TestNode::start(builder.publish_timeout(PATIENCE).start()).await;
+        node.until_up().await;
+        let _clients = (node.client("alice").await, node.client("alice").await);
+        let alice = [("x-user", &*user_header("alice"))];
+        let third = Client::try_connect(node.addr, "/ws", &alice).await;
+        assert_eq!(third.unwrap_err().0, 429, "{user}");
+        assert_eq!(node.cluster.stats().limits_unchecked, unchecked, "{user}");
     }
 }
