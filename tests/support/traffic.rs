@@ -117,10 +117,11 @@ impl Traffic {
         self.stop.cancel();
         let sent = self.sending.await.expect("it does not panic");
         let heard: Vec<u32> = heard().await.iter().map(number).collect();
-        assert!(
-            heard.is_sorted_by(|a, b| a < b),
-            "twice or out of order: {heard:?}"
-        );
+        let wrong = heard.windows(2).position(|pair| pair[0] >= pair[1]);
+        if let Some(at) = wrong {
+            let around = &heard[at.saturating_sub(10)..heard.len().min(at + 10)];
+            panic!("twice or out of order: .. {around:?} ..");
+        }
         let mut lost = Vec::new();
         for sent in sent {
             let was_heard = heard.binary_search(&sent.number).is_ok();
