@@ -317,7 +317,7 @@ impl Spread {
                 let owner = &primaries[*at].0;
                 let is_here = owner.link == before.link;
                 is_here
-                    || !owner.is_departing(partition) && !(patience && is_heard(before, partition))
+                    || !(owner.is_departing(partition) || patience && is_heard(before, partition))
             });
             next.owners[partition.index()] = ready.unwrap_or_else(|| next.place_of(before));
             if next.shard(partition).link != before.link && before.was_primary() {
