@@ -185,7 +185,7 @@ impl Placement {
     /// Where the keys of each group are.
     fn seat_groups(&self) -> impl Iterator<Item = (Partition, Connector)> {
         let first = Partition::all().step_by(SEAT_GROUP);
-        first.map(|partition| {
+        first.map(move |partition| {
             let connector = match self {
                 Self::One(shard) => shard.connector(),
                 Self::Spread(spread) => {
