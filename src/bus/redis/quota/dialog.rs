@@ -1056,7 +1056,8 @@ mod tests {
 
         fn befall(&mut self, fault: &Fault) {
             match fault {
-                Fault::Flush => self.redis.keys = None,
+                // Replicas are flushed alike: a copy from before does not come back.
+                Fault::Flush => (self.redis.keys, self.saved.keys) = (None, None),
                 Fault::ScriptFlush => self.redis.knows_script = false,
                 Fault::Older(true) => self.saved = self.redis.clone(),
                 Fault::Older(false) => self.redis.keys.clone_from(&self.saved.keys),
