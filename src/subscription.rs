@@ -187,12 +187,7 @@ impl Subscription {
     /// Leaves a room, at once. A room it is not in is left already, and so is one whose id is unusable, of which the
     /// log tells.
     pub fn leave(&self, room: impl Into<RoomId>) {
-        match Topic::room(room.into().as_str()) {
-            Ok(room) => {
-                self.node.local.leave(&self.end.sender(), &room);
-            }
-            Err(error) => error.log("leave"),
-        }
+        self.node.local.leave_room(&self.end.sender(), &room.into());
     }
 
     /// The rooms it is in, in no order; when it has ended, those it was in at its end.

@@ -125,6 +125,14 @@ impl Local {
         }
     }
 
+    /// Takes a socket out of a room that the app names; an unusable name is told in the log.
+    pub(crate) fn leave_room(&self, socket: &Sender, room: &RoomId) {
+        match Topic::room(room.as_str()) {
+            Ok(room) => _ = self.leave(socket, &room),
+            Err(error) => error.log("leave"),
+        }
+    }
+
     /// Whether the socket was in the room.
     pub(crate) fn leave(&self, socket: &Sender, room: &Topic) -> bool {
         let left = self.registry.write().leave(socket.id(), room);
