@@ -32,8 +32,9 @@ async fn leave_nothing(lab: Lab) {
     churn(&mut a, &b, "early").await;
     let before = Remains::of(&lab, &a).await;
     churn(&mut a, &b, "late").await;
+    // Fewer are no leak: some of `before` may still have been ending.
+    until("no task stays", async || tasks() <= before.tasks).await;
     let after = Remains::of(&lab, &a).await;
-    assert_eq!(after.tasks, before.tasks, "tasks");
     assert_eq!(after.channels, before.channels, "channels on redis");
     assert_eq!(
         after.connections, before.connections,
@@ -77,7 +78,10 @@ async fn churn(node: &mut TestNode, b: &TestNode, round: &str) {
     while node.ended.try_recv().is_ok() {}
 }
 
-#[derive(Debug)]
+fn tasks() -> usize {
+    Handle::current().metrics().num_alive_tasks()
+}
+
 struct Remains {
     tasks: usize,
     channels: String,
@@ -87,7 +91,6 @@ struct Remains {
 
 impl Remains {
     async fn of(lab: &Lab, node: &TestNode) -> Self {
-        let tasks = || Handle::current().metrics().num_alive_tasks();
         let mut quiet = tasks();
         // Connections that the clients dropped take a moment to end.
         until("tasks end", async || {
@@ -110,7 +113,7 @@ impl Remains {
         let clients = server.map_or(String::new(), |server| server.cli(&["CLIENT", "LIST"]));
         assert_eq!(node.cluster.stats().bus_gaps, 0);
         Self {
-            tasks: tasks(),
+            tasks: quiet,
             channels: own_channels(),
             connections: clients.lines().count(),
             bytes: ALLOCATOR.allocated(),
