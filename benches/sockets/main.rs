@@ -1,6 +1,7 @@
 //! Memory and CPU per socket and per message, in real processes, against a loop of `send(2)` and against
 //! a plain axum handler. `cargo bench --bench sockets`; see benches/README.md.
 
+mod growth;
 mod load;
 mod process;
 mod servers;
@@ -33,6 +34,7 @@ fn main() {
         ["axum"] => servers::plain_axum(false),
         ["axum", "nodelay"] => servers::plain_axum(true),
         ["floor"] => servers::floor(),
+        ["fleet", redis] => growth::fleet(redis),
         wanted => {
             let all = [
                 ("memory", memory as fn()),
@@ -46,6 +48,7 @@ fn main() {
                 ("presence", who::presence),
                 ("rosters", who::rosters),
                 ("edges", who::edges),
+                ("growth", growth::growth),
             ];
             println!("| what | figure |\n|---|---:|");
             for (name, bench) in all {
