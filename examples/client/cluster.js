@@ -14,7 +14,7 @@ export function connect(url, {
   first = 1_000, bound = 15_000, held = 5_000, opening = 20_000,
   WebSocket = globalThis.WebSocket, EventSource = globalThis.EventSource,
 }) {
-  let link, status, timer, began, ever, plain, position = since, tries = 0, refused = 0;
+  let link, status, timer, began, ever, speaks, position = since, tries = 0, refused = 0;
 
   const tell = (next, about = {}) => {
     status = next;
@@ -52,8 +52,9 @@ export function connect(url, {
   const dial = () => {
     const at = address(url);
     at.protocol = at.protocol.replace('http', 'ws');
-    // Browsers fail a handshake of whose protocols the server speaks none: then it is tried without.
-    const offered = (onmissed || since) && (position || !plain) ? [RESUME] : [];
+    // Browsers fail a handshake of whose protocols the server speaks none. So each second try is without, and each
+    // eighth where it once spoke it: an older version may be back.
+    const offered = (onmissed || since) && (tries + 1) % (speaks ? 8 : 2) ? [RESUME] : [];
     const socket = new WebSocket(at, offered.concat(typeof protocols === 'function' ? protocols() : protocols));
     let mark;
     socket.binaryType = 'arraybuffer';
@@ -98,7 +99,8 @@ export function connect(url, {
     if (link !== mine) return;
     clearTimeout(timer);
     const hole = (ever || position) && !(resumes && position);
-    if (!resumes) position = '';
+    if (resumes) speaks = true;
+    else position = '';
     if (mine.send) refused = -Infinity;
     ever = true;
     began = performance.now();
@@ -116,10 +118,7 @@ export function connect(url, {
   const end = async (mine, code = 1006, reason = '') => {
     if (link !== mine) return;
     if (!mine.send) refused = REFUSALS - 1; // a WebSocket has its turn again
-    else if (!began) {
-      refused++;
-      plain = !plain;
-    }
+    else if (!began) refused++;
     if (began && performance.now() - began >= held) tries = 0;
     leave();
     const ended = link;

@@ -283,6 +283,25 @@ for (const [name, WebSocket] of [['ws', Ws], ['Node’s own', globalThis.WebSock
       page.connection.close();
     });
 
+    test('where an older version came back, a page that resumed is there all the same, and is told', async () => {
+      let older = false;
+      const scripted = await Scripted.start({ speaks: offered => !older && RESUME(offered) });
+      const missed = new Queue();
+      const [page, server] = await open(scripted, { bound: 1, onmissed: reason => missed.push(reason) });
+      server.send(control('=base'));
+      server.send('welcome');
+      await page.heard.next();
+      older = true;
+      server.terminate();
+      assert.equal(await missed.next(), 'unresumed');
+      assert.equal(page.connection.position, '');
+      // Few are without: whoever was long in a tunnel is to go on where it was.
+      const { since } = await scripted.sockets.next();
+      assert.equal(since, 'base');
+      assert.ok(scripted.dialed > 7, `${scripted.dialed}`);
+      page.connection.close();
+    });
+
     test('without onmissed nothing is offered, whatever the app offers besides', async () => {
       const scripted = await Scripted.start({ speaks: offered => offered.has('chat') && 'chat' });
       const [page, server] = await open(scripted, { protocols: 'chat' });
