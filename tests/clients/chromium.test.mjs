@@ -86,6 +86,22 @@ suite('the chat page', { skip, timeout: 2 * PATIENCE }, () => {
     await alice.open('room:lobby');
   });
 
+  test('what a server kept is shown after a reload, and what is said then comes below', async () => {
+    const context = await browser.newContext();
+    const messages = [{ type: 'room', room: 'lobby', user: 'bob', node: nodes[1].port, text: 'said yesterday' },
+      { type: 'direct', user: 'bob', to: 'dora', node: nodes[1].port, text: 'for dora alone' }];
+    await context.route('**/history?*', route => route.fulfill({ json: { user: 'dora', messages, position: '' } }));
+    await context.addCookies([{ name: `name-${nodes[0].port}`, value: 'dora', url: nodes[0].page }]);
+    const dora = await Person.in(context, nodes[0]);
+    await dora.hears('said yesterday');
+    await bob.sayUntilHeard('said today', dora);
+    const said = await dora.log.locator('p').allTextContents();
+    assert.deepEqual([said[0], said.at(-1)], ['said yesterday', 'said today']);
+    await dora.open('user:bob');
+    await dora.hears('for dora alone');
+    await context.close();
+  });
+
   test('a page comes back by itself when its node restarts', async () => {
     await nodes[1].end();
     await bob.page.getByText('Connection lost').waitFor();
@@ -226,6 +242,10 @@ class Person {
   static async at(browser, node, cookies = []) {
     const context = await browser.newContext();
     await context.addCookies(cookies);
+    return Person.in(context, node);
+  }
+
+  static async in(context, node) {
     context.setDefaultTimeout(PATIENCE);
     const page = await context.newPage();
     await page.goto(node.page);
