@@ -1,7 +1,7 @@
 //! Run with `cargo run --example chat`, open both addresses it prints, and talk from one to the other:
 //! two nodes in one process. With REDIS_URL it is one node on PORT; two terminals make the cluster.
 
-use axum::http::{HeaderMap, header::COOKIE, header::SET_COOKIE};
+use axum::http::{HeaderMap, header::CONTENT_TYPE, header::COOKIE, header::SET_COOKIE};
 use axum::response::{AppendHeaders, Html, IntoResponse, Response};
 use axum::{Extension, Router, extract::Request, middleware, routing};
 use axum_cluster::{Backend, Broadcaster, Close, Cluster, ClusterSocket, Socket, UserId};
@@ -35,8 +35,13 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
 
 async fn serve(backend: Backend, port: u16) -> std::io::Result<()> {
     let cluster = Cluster::builder().backend(backend).start();
+    let script = (
+        [(CONTENT_TYPE, "text/javascript")],
+        include_str!("client/cluster.js"),
+    );
     let app = Router::new()
         .route("/", routing::get(Html(include_str!("chat.html"))))
+        .route("/cluster.js", routing::get(script))
         .route("/login", routing::post(login))
         .route("/ws", routing::any(ws))
         .layer(cluster.layer())

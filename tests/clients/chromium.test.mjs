@@ -1,9 +1,9 @@
-// Chromium, with the chat page: two nodes, two people, no client library.
+// Chromium, with the module for pages, and with the chat page: two nodes, two people.
 
 import assert from 'node:assert/strict';
 import { after, before, suite, test } from 'node:test';
 import { chromium } from 'playwright-core';
-import { Program } from './support.mjs';
+import { Balancer, Program, Scripted } from './support.mjs';
 
 const { CHROMIUM } = process.env;
 const PATIENCE = 30_000;
@@ -86,6 +86,22 @@ suite('the chat page', { skip, timeout: 2 * PATIENCE }, () => {
     await alice.open('room:lobby');
   });
 
+  test('what a server kept is shown after a reload, and what is said then comes below', async () => {
+    const context = await browser.newContext();
+    const messages = [{ type: 'room', room: 'lobby', user: 'bob', node: nodes[1].port, text: 'said yesterday' },
+      { type: 'direct', user: 'bob', to: 'dora', node: nodes[1].port, text: 'for dora alone' }];
+    await context.route('**/history?*', route => route.fulfill({ json: { user: 'dora', messages, position: '' } }));
+    await context.addCookies([{ name: `name-${nodes[0].port}`, value: 'dora', url: nodes[0].page }]);
+    const dora = await Person.in(context, nodes[0]);
+    await dora.hears('said yesterday');
+    await bob.sayUntilHeard('said today', dora);
+    const said = await dora.log.locator('p').allTextContents();
+    assert.deepEqual([said[0], said.at(-1)], ['said yesterday', 'said today']);
+    await dora.open('user:bob');
+    await dora.hears('for dora alone');
+    await context.close();
+  });
+
   test('a page comes back by itself when its node restarts', async () => {
     await nodes[1].end();
     await bob.page.getByText('Connection lost').waitFor();
@@ -98,10 +114,138 @@ suite('the chat page', { skip, timeout: 2 * PATIENCE }, () => {
   });
 });
 
+suite('the chat page behind a load balancer', { skip, timeout: 2 * PATIENCE }, () => {
+  test('comes back on the other node when its own is killed', async () => {
+    const browser = await chromium.launch({ executablePath: CHROMIUM, args });
+    const redis = await Program.redis();
+    const nodes = [];
+    for (const _ of [1, 2]) nodes.push(await Program.example('chat', { REDIS_URL: redis.redisUrl }));
+    const balancer = await Balancer.start(nodes);
+    // Each node knows its people by its own cookie; both are to know alice.
+    const cookies = nodes.map(({ port }) => ({ name: `name-${port}`, value: 'alice', url: balancer.page }));
+    const alice = await Person.at(browser, balancer, cookies);
+    await alice.log.waitFor();
+    const bob = await Person.at(browser, nodes[1]);
+    await bob.enter('bob');
+    const at = node => alice.page.locator('#me').getByText(`node ${node.port}`).waitFor();
+    await at(nodes[0]);
+    await nodes[0].end('SIGKILL');
+    await at(nodes[1]);
+    await alice.page.getByText('Connection lost').waitFor({ state: 'hidden' });
+    await alice.open('room:lobby');
+    await bob.open('room:lobby');
+    await alice.sayUntilHeard('here I am again', bob);
+    await browser.close();
+  });
+});
+
+suite('the module in Chromium', { skip, timeout: PATIENCE }, () => {
+  const RESUME = offered => offered.has('resume.v1') && 'resume.v1';
+  let browser;
+  before(async () => { browser = await chromium.launch({ executablePath: CHROMIUM, args }); });
+  after(() => browser?.close());
+
+  /** A page of the server with a connection: what it was told is in `window.told`. */
+  const open = async (scripted, options) => {
+    const page = await (await browser.newContext()).newPage();
+    await page.goto(scripted.page);
+    await page.evaluate(async options => {
+      const { connect } = await import('/cluster.js');
+      window.told = [];
+      const tell = name => (...told) => { window.told.push([name, ...told].join(' ')); };
+      const onmessage = data => {
+        if (data === 'poison') throw new Error(data);
+        tell('message')(data);
+      };
+      const onstatus = (status, { code }) => tell('status')(status, code ?? '');
+      const resumes = options.resumes ? { onmissed: tell('missed') } : {};
+      window.connection = connect('/ws?room=tea', { onmessage, onstatus, first: 1, ...resumes, ...options });
+    }, options);
+    return page;
+  };
+  const told = (page, wanted) => page.waitForFunction(wanted => {
+    const at = window.told.indexOf(wanted);
+    return at >= 0 && window.told.splice(0, at + 1);
+  }, wanted).then(handle => handle.jsonValue());
+
+  test('a server that speaks no resume.v1 is tried without it', async () => {
+    const scripted = await Scripted.start();
+    const page = await open(scripted, { resumes: true });
+    await told(page, 'status open ');
+    const offered = [await scripted.sockets.next(), await scripted.sockets.next()].map(({ offered }) => offered);
+    assert.deepEqual(offered, [['resume.v1'], []]);
+  });
+
+  test('it goes on after the last message that the app could take', async () => {
+    const scripted = await Scripted.start({ speaks: RESUME });
+    const page = await open(scripted, { resumes: true });
+    const server = await scripted.sockets.next();
+    const frames = ['\u0001=base', '\u00011', 'one', '\u00012', Buffer.from([1, 2]), '\u00013', 'poison', 'not kept'];
+    for (const frame of frames) server.send(frame);
+    await told(page, 'message not kept');
+    server.terminate();
+    const second = await scripted.sockets.next();
+    assert.equal(second.since, 'base~2');
+    second.send('\u0001! TooMany other');
+    await told(page, 'missed TooMany');
+    assert.equal(await page.evaluate(() => window.connection.position), 'other');
+  });
+
+  test('codes that a browser reads: back, stop, log in', async () => {
+    const scripted = await Scripted.start();
+    for (const [code, status] of [[1012, 'waiting'], [1011, 'waiting'], [4409, 'stopped'], [1008, 'stopped'], [4403, 'login']]) {
+      const page = await open(scripted, {});
+      const server = await scripted.sockets.next();
+      await told(page, 'status open ');
+      server.close(code);
+      await told(page, `status ${status} ${code}`);
+      if (status === 'waiting') await scripted.sockets.next();
+    }
+  });
+
+  test('online, and being seen, end a pause; a stopped one stays', async () => {
+    const scripted = await Scripted.start();
+    for (const [target, name] of [['window', 'online'], ['document', 'visibilitychange']]) {
+      const page = await open(scripted, { first: 1e9, bound: 1e9 });
+      const fire = () => page.evaluate(([target, name]) => { globalThis[target].dispatchEvent(new Event(name)); }, [target, name]);
+      await told(page, 'status open ');
+      await fire(); // nothing to do
+      (await scripted.sockets.next()).close(1012);
+      await told(page, 'status waiting 1012');
+      await fire();
+      await told(page, 'status open ');
+      await fire();
+      (await scripted.sockets.next()).close(4409);
+      await told(page, 'status stopped 4409');
+      const before = scripted.dialed;
+      await fire();
+      assert.equal(await page.evaluate(() => window.connection.status), 'stopped');
+      assert.equal(scripted.dialed, before);
+    }
+  });
+
+  test('events are heard where no WebSocket gets through', async () => {
+    const scripted = await Scripted.start({ refuses: 403 });
+    const page = await open(scripted, { resumes: true, events: '/events' });
+    const stream = await scripted.streams.next();
+    stream.event('t~0', '');
+    stream.event('t~1', 'one');
+    stream.event('t~2', 'AQI=', 'binary');
+    assert.deepEqual((await told(page, 'message 1,2')).slice(-3), ['status open ', 'message one', 'message 1,2']);
+    stream.destroy();
+    assert.equal((await scripted.streams.next()).since, 't~2');
+  });
+});
+
 /** Somebody with a window of their own. */
 class Person {
-  static async at(browser, node) {
+  static async at(browser, node, cookies = []) {
     const context = await browser.newContext();
+    await context.addCookies(cookies);
+    return Person.in(context, node);
+  }
+
+  static async in(context, node) {
     context.setDefaultTimeout(PATIENCE);
     const page = await context.newPage();
     await page.goto(node.page);
