@@ -6,6 +6,7 @@ use axum_cluster::{Backend, Broadcaster, Cluster, PresenceChange, Subscription};
 use futures::StreamExt;
 use futures::future::join_all;
 use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
 use crate::process::{Process, median, own_figure};
@@ -80,6 +81,12 @@ pub fn growth() {
         );
         for (what, command, count, concerned) in [
             ("a send to one other node", "send", SENDS, 1),
+            (
+                "a send to a socket on every node: for each",
+                "send_all",
+                SENDS / 10,
+                nodes,
+            ),
             (
                 "a change of presence, followed by one node",
                 "change",
@@ -159,6 +166,7 @@ pub async fn fleet(redis: &str) {
                 0
             }
             ["send", count] => fleet.send(number(count)).await,
+            ["send_all", count] => fleet.send_all(number(count)).await,
             ["change", count] => fleet.change(number(count), 1).await,
             ["change_all", count] => fleet.change(number(count), usize::MAX).await,
             ["roster", count] => fleet.roster(number(count)).await,
@@ -172,8 +180,8 @@ pub async fn fleet(redis: &str) {
 struct Fleet {
     redis: String,
     nodes: Vec<Cluster>,
-    /// Of one user with a socket on every node.
-    everywhere: Vec<Subscription>,
+    /// Read the sockets of one user who has one on every node.
+    everywhere: JoinSet<()>,
     changes: usize,
 }
 
@@ -185,7 +193,7 @@ impl Fleet {
             let node = builder.presence_grace(Duration::from_millis(100)).start();
             node.ready().await.expect("redis is there");
             let socket = subscribe(&node.broadcaster(), "everywhere").await;
-            self.everywhere.push(socket);
+            self.everywhere.spawn(socket.for_each(async |_| {}));
             self.nodes.push(node);
         }
         for node in &self.nodes {
@@ -197,17 +205,26 @@ impl Fleet {
     }
 
     async fn send(&self, count: usize) -> u64 {
-        let mut socket = subscribe(&self.nodes[1].broadcaster(), "alice").await;
-        let reading = tokio::spawn(async move { while socket.next().await.is_some() {} });
-        let sender = self.nodes[0].broadcaster();
-        let payload = "x".repeat(128);
-        let sends = (0..count).map(|_| sender.to_user("alice").send(payload.as_str()));
-        let mut sends = futures::stream::iter(sends).buffer_unordered(64);
-        while let Some(sent) = sends.next().await {
-            assert_eq!(sent.expect("redis is there").nodes(), Some(1));
-        }
+        let socket = subscribe(&self.nodes[1].broadcaster(), "alice").await;
+        let reading = tokio::spawn(socket.for_each(async |_| {}));
+        self.send_to("alice", count, 1).await;
         reading.abort();
         0
+    }
+
+    async fn send_all(&self, count: usize) -> u64 {
+        self.send_to("everywhere", count, self.nodes.len() - 1)
+            .await;
+        0
+    }
+
+    async fn send_to(&self, user: &str, count: usize, others: usize) {
+        let (sender, payload) = (self.nodes[0].broadcaster(), "x".repeat(128));
+        let sends = (0..count).map(|_| sender.to_user(user).send(payload.as_str()));
+        let mut sends = futures::stream::iter(sends).buffer_unordered(64);
+        while let Some(sent) = sends.next().await {
+            assert_eq!(sent.expect("redis is there").nodes(), Some(others));
+        }
     }
 
     /// Half of them come, and half go.
@@ -242,7 +259,12 @@ impl Fleet {
         for _ in 0..count {
             let roster = asker.to_user("everywhere").sockets().await;
             let roster = roster.expect("redis is there");
-            assert!(roster.is_complete() && roster.sockets().len() == self.nodes.len());
+            let sockets = roster.sockets().len();
+            assert!(
+                roster.is_complete() && sockets == self.nodes.len(),
+                "{sockets}: {:?}",
+                roster.missing()
+            );
         }
         0
     }
