@@ -13,7 +13,7 @@
 //! rest         the payload: for an answer u64 id and u8 more, then JSON; for control and both of presence JSON
 //! ```
 //! Integers are big-endian. A message that starts with `{` is a foreign publisher's JSON instead. Before an envelope may stand
-//! a [stamp]: a byte 0, u32 era.
+//! a stamp: a byte 0, u32 era.
 
 mod foreign;
 mod stamp;
