@@ -165,6 +165,9 @@ counts! {
     bus_gap_millis: counter,
     /// Messages from the bus that made no sense.
     bus_garbage: counter,
+    /// What came from another node behind what it had published later, since a primary that had lost its place passed it on:
+    /// dropped, and inside a gap that is told.
+    bus_late: counter,
     /// Times that Redis refused to let this node hear a channel, which is asked for again after a pause and counted
     /// again.
     subscriptions_refused: counter,

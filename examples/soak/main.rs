@@ -203,6 +203,8 @@ async fn break_things(
             from: now(),
             noticed: None,
             healed: None,
+            until: None,
+            answers: [(0, 0); 2],
             inside: 0,
             outside: 0,
         };
@@ -216,6 +218,7 @@ async fn break_things(
         }
         if let Some(occasion) = lab.referee.lock().occasions.last_mut() {
             occasion.healed = healed;
+            occasion.until = healed.map(|_| now());
         }
         if healed.is_none() {
             eprintln!("this did not heal");

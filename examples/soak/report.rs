@@ -69,22 +69,32 @@ fn print_faults(occasions: &[Occasion]) {
         kinds.entry(occasion.name).or_default().push(occasion);
     }
     println!(
-        "| fault | times | noticed after, median (max) | healed after its end, median (max) | lost inside gaps | outside |"
+        "| fault | times | noticed after, median (max) | healed after its end, median (max) | lost inside gaps | outside | answers, not whole | … after it |"
     );
-    println!("|---|---:|---:|---:|---:|---:|");
+    println!("|---|---:|---:|---:|---:|---:|---:|---:|");
     for (name, occasions) in kinds {
         let noticed = occasions.iter().filter_map(|occasion| occasion.noticed);
         let healed = occasions.iter().filter_map(|occasion| occasion.healed);
         let inside: u64 = occasions.iter().map(|occasion| occasion.inside).sum();
         let outside: u64 = occasions.iter().map(|occasion| occasion.outside).sum();
         println!(
-            "| {name} | {} | {} | {} | {inside} | {outside} |",
+            "| {name} | {} | {} | {} | {inside} | {outside} | {} | {} |",
             occasions.len(),
             median_and_max(noticed.collect()),
-            median_and_max(healed.collect())
+            median_and_max(healed.collect()),
+            answers(&occasions, 0),
+            answers(&occasions, 1),
         );
     }
     println!();
+}
+
+/// How many there were, and those that were not whole.
+fn answers(occasions: &[&Occasion], when: usize) -> String {
+    let answers = occasions.iter().map(|occasion| occasion.answers[when]);
+    let add = |(all, those): (u64, u64), (more, further)| (all + more, those + further);
+    let (all, those) = answers.fold((0, 0), add);
+    format!("{all}, {those}")
 }
 
 fn median_and_max(mut times: Vec<Duration>) -> String {

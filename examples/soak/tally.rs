@@ -72,6 +72,10 @@ pub struct Occasion {
     pub noticed: Option<Duration>,
     /// All nodes up and every kind of audience heard from each at each, after the fault was over.
     pub healed: Option<Duration>,
+    /// When that was.
+    pub until: Option<u64>,
+    /// Answers to what was asked before that, and how many of them were not whole; and afterwards.
+    pub answers: [(u64, u64); 2],
     pub inside: u64,
     pub outside: u64,
 }

@@ -3,6 +3,7 @@
 #[cfg(test)]
 mod conformance;
 pub(crate) mod control;
+mod eras;
 pub(crate) mod gaps;
 pub(crate) mod health;
 pub(crate) mod inbound;
@@ -94,8 +95,8 @@ impl Backend {
     /// suffices, it knows the others; further ones may stand in the query too: `?node=host:port`. The topics are spread over
     /// the primaries in 256 parts, and follow when slots move; a primary that is away takes its own users and rooms with it
     /// and no others ([`Gap::concerns_user`](crate::Gap::concerns_user)). A node holds two connections to each. Order is kept
-    /// within an audience, as everywhere, but in the moment in which another primary takes over: what was given to the old one may
-    /// be heard behind what was given to the new one. A union goes to each primary that is concerned.
+    /// within an audience, as everywhere: what a primary that has lost its place passes on late is dropped, inside the gap. A union
+    /// goes to each primary that is concerned.
     ///
     /// What of this is tested with which server stands in `docs/operating.md`.
     ///

@@ -2,7 +2,7 @@
 //! here, once, into what the parts of a node act on.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -11,6 +11,7 @@ use serde::de::IgnoredAny;
 use smallvec::{SmallVec, smallvec};
 
 use crate::bus::control::Control;
+use crate::bus::eras::Eras;
 use crate::bus::inbound::{Content, Hearers, Inbound, Part, PeerWord};
 use crate::bus::scope::{Reach, Route, Scope, Selection, Size};
 use crate::bus::seen::Seen;
@@ -23,6 +24,7 @@ use crate::model::error::{PublishError, SendError};
 use crate::model::id::NodeId;
 use crate::model::manner::Manner;
 use crate::model::message::Message;
+use crate::model::partition::Partition;
 use crate::model::topic::{Topic, TopicKind, TopicRef};
 
 #[derive(Debug)]
@@ -34,6 +36,9 @@ pub(crate) struct Uplink {
     /// Unions of which a copy came.
     unions: Mutex<Seen>,
     next_union: AtomicU64,
+    /// Whether anything has moved, as others say: until then nothing can come late.
+    has_moved: AtomicBool,
+    eras: Mutex<Eras>,
 }
 
 impl Uplink {
@@ -45,6 +50,8 @@ impl Uplink {
             counters,
             unions: Mutex::default(),
             next_union: AtomicU64::new(ONE_COPY + 1),
+            has_moved: AtomicBool::new(false),
+            eras: Mutex::default(),
         }
     }
 
@@ -180,9 +187,14 @@ impl Uplink {
 
     /// Reads what came on a topic's channel.
     pub(crate) fn open<'a>(&self, topic: &'a str, bytes: &'a [u8]) -> Inbound<'a> {
-        let (Some(topic), Ok(envelope)) = (TopicRef::of(topic), wire::decode(bytes)) else {
+        let read = wire::unstamped(bytes).and_then(|(era, bytes)| Ok((era, wire::decode(bytes)?)));
+        let (Some(topic), Ok((era, envelope))) = (TopicRef::of(topic), read) else {
             return self.garbage();
         };
+        if self.is_late(topic, era, &envelope) {
+            self.counters.bus_late.fetch_add(1, Relaxed);
+            return Inbound::Nothing;
+        }
         let Envelope {
             origin,
             union,
@@ -253,6 +265,20 @@ impl Uplink {
         }
     }
 
+    /// Whether it comes behind what its node published later.
+    fn is_late(&self, topic: TopicRef<'_>, era: u32, envelope: &Envelope<'_>) -> bool {
+        let Some(origin) = envelope.origin else {
+            return false;
+        };
+        if era > 0 {
+            self.has_moved.store(true, Relaxed);
+        } else if !self.has_moved.load(Relaxed) {
+            return false;
+        }
+        let partition = Partition::of(topic.as_str());
+        self.eras.lock().is_behind(origin, partition, era)
+    }
+
     /// Whether a union was acted on already.
     fn is_another_copy(&self, origin: Option<NodeId>, union: Option<u64>) -> bool {
         match (origin, union) {
@@ -272,6 +298,7 @@ impl Uplink {
     /// The node has left, and sends no more copies.
     pub(crate) fn forget(&self, node: NodeId) {
         self.unions.lock().forget(node);
+        self.eras.lock().forget(node);
     }
 }
 
@@ -293,6 +320,7 @@ fn whom<'a>(topic: TopicRef<'a>, union: Option<u64>, mut scope: Scope<'a>) -> Sc
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU32;
     use std::time::Duration;
 
     use super::*;
@@ -416,6 +444,31 @@ mod tests {
             assert_eq!(said.word, Control::Bye);
             assert_eq!((said.from, said.hearers), (OTHER, expected));
         }
+    }
+
+    #[test]
+    fn what_comes_behind_what_was_published_later_is_dropped_and_counted() {
+        let uplink = uplink();
+        let plain = text(None, &[]);
+        let era = |n| NonZeroU32::new(n).unwrap();
+        let stamped = |n| [&wire::stamp(era(n))[..], &plain].concat();
+        let is_heard = |bytes: &[u8], topic: &str| {
+            let before = uplink.counters.bus_late.load(Relaxed);
+            let is_heard = uplink.open(topic, bytes) != Inbound::Nothing;
+            let late = uplink.counters.bus_late.load(Relaxed) - before;
+            assert_eq!(late, u64::from(!is_heard));
+            is_heard
+        };
+        assert!(is_heard(&plain, "r:x"));
+        assert!(is_heard(&stamped(2), "r:x"));
+        assert!(is_heard(&stamped(2), "r:x"));
+        assert!(!is_heard(&stamped(1), "r:x"));
+        assert!(!is_heard(&plain, "r:x"));
+        assert!(is_heard(br#"{"text":"hi"}"#, "r:x"), "of no node");
+        assert_ne!(Partition::of("r:x"), Partition::of("r:y"), "control");
+        assert!(is_heard(&plain, "r:y"), "it has not moved");
+        assert_eq!(uplink.open("r:x", &wire::stamp(era(3))), Inbound::Nothing);
+        assert_eq!(garbage(&uplink), 1);
     }
 
     #[test]

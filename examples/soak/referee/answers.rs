@@ -10,6 +10,7 @@ use axum_cluster::SocketId;
 use super::{PATIENCE, Referee};
 use crate::answer::{Answer, Verdict};
 use crate::receiver::{Membership, Receiver};
+use crate::tally::Occasion;
 use crate::words::{Life, Target, clock};
 
 type Members<'a> = HashMap<Target, Vec<(SocketId, &'a Receiver)>>;
@@ -19,7 +20,15 @@ impl Referee {
         self.tally.answers += 1;
         match &answer.verdict {
             Verdict::Sockets { complete, .. } => {
-                self.tally.incomplete += u64::from(!complete);
+                let incomplete = u64::from(!complete);
+                self.tally.incomplete += incomplete;
+                let began = |one: &&mut Occasion| one.from <= answer.told;
+                if let Some(occasion) = self.occasions.iter_mut().rfind(began) {
+                    let is_over = occasion.until.is_some_and(|until| until < answer.asked);
+                    let (answers, those) = &mut occasion.answers[usize::from(is_over)];
+                    *answers += 1;
+                    *those += incomplete;
+                }
             }
             Verdict::Online(true) => {
                 let node = self.nodes.entry(asker).or_default();

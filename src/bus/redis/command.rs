@@ -65,13 +65,22 @@ pub(super) fn unsubscribe(
     put_channels(out, name, channels);
 }
 
-pub(super) fn publish(out: &mut BytesMut, dialect: Dialect, channel: &str, envelope: &[u8]) {
+/// Whatever is given is published in one piece.
+pub(super) fn publish(
+    out: &mut BytesMut,
+    dialect: Dialect,
+    channel: &str,
+    (stamp, envelope): (&[u8], &[u8]),
+) {
     out.put_slice(match dialect {
         Dialect::Plain => b"*3\r\n$7\r\nPUBLISH\r\n",
         Dialect::Sharded => b"*3\r\n$8\r\nSPUBLISH\r\n",
     });
     put_bulk(out, channel.as_bytes());
-    put_bulk(out, envelope);
+    put_length(out, b'$', stamp.len() + envelope.len());
+    out.put_slice(stamp);
+    out.put_slice(envelope);
+    out.put_slice(b"\r\n");
 }
 
 /// Asks for life, where nothing else is to be said.
@@ -215,7 +224,7 @@ mod tests {
                 "*3\r\n$12\r\nSUNSUBSCRIBE\r\n$5\r\nx:all\r\n$5\r\nx:u:a\r\n",
             ),
             (
-                written(|out| publish(out, Dialect::Sharded, "x:all", b"y")),
+                written(|out| publish(out, Dialect::Sharded, "x:all", (b"", b"y"))),
                 "*3\r\n$8\r\nSPUBLISH\r\n$5\r\nx:all\r\n$1\r\ny\r\n",
             ),
             (
@@ -223,7 +232,7 @@ mod tests {
                 "*3\r\n$11\r\nUNSUBSCRIBE\r\n$5\r\nx:all\r\n$5\r\nx:u:a\r\n",
             ),
             (
-                written(|out| publish(out, Dialect::Plain, "x:all", &[b'y'; 10])),
+                written(|out| publish(out, Dialect::Plain, "x:all", (b"yyyyy", b"yyyyy"))),
                 "*3\r\n$7\r\nPUBLISH\r\n$5\r\nx:all\r\n$10\r\nyyyyyyyyyy\r\n",
             ),
         ] {

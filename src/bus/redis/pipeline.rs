@@ -122,8 +122,12 @@ impl Pipeline {
     /// Adds a PUBLISH to what [`exchange`](Self::exchange) writes. Whatever is much is written already, so
     /// that a message to thousands of users is not there thousands of times. After an error, or cancelled,
     /// the connection is useless.
-    pub(crate) async fn add(&mut self, channel: &str, envelope: &[u8]) -> Result<(), Unusable> {
-        command::publish(&mut self.output, self.dialect, channel, envelope);
+    pub(crate) async fn add(
+        &mut self,
+        channel: &str,
+        publication: (&[u8], &[u8]),
+    ) -> Result<(), Unusable> {
+        command::publish(&mut self.output, self.dialect, channel, publication);
         self.owed += 1;
         if self.output.len() >= KEPT {
             self.write().await?;
@@ -235,7 +239,7 @@ mod tests {
         if asks {
             pipeline.ask_role();
         }
-        pipeline.add("x", b"hello").await.unwrap();
+        pipeline.add("x", (b"", b"hello")).await.unwrap();
         server.write_all(answers).await.unwrap();
         let mut replies = Vec::new();
         let exchanged = pipeline.exchange(&mut replies).await;
@@ -272,12 +276,20 @@ mod tests {
         let envelope = vec![b'x'; 64 * 1024];
         let mut expected = BytesMut::new();
         for user in 0..USERS {
-            command::publish(&mut expected, Dialect::Plain, &user.to_string(), &envelope);
+            command::publish(
+                &mut expected,
+                Dialect::Plain,
+                &user.to_string(),
+                (b"", &envelope),
+            );
         }
         let mut most = 0;
         let publishing = async {
             for user in 0..USERS {
-                pipeline.add(&user.to_string(), &envelope).await.unwrap();
+                pipeline
+                    .add(&user.to_string(), (b"", &envelope))
+                    .await
+                    .unwrap();
                 most = most.max(pipeline.output.capacity());
             }
             let mut replies = Vec::new();

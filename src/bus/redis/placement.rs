@@ -6,6 +6,7 @@
 //! there moves.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -55,6 +56,8 @@ pub(super) struct Spread {
     pub(super) owners: [usize; Partition::COUNT],
     /// When partitions moved from one primary to another.
     moved: BTreeMap<Partition, Instant>,
+    /// How often any did.
+    era: Option<NonZeroU32>,
 }
 
 impl Placement {
@@ -72,6 +75,7 @@ impl Placement {
             shards,
             owners,
             moved: BTreeMap::new(),
+            era: None,
         })
     }
 
@@ -81,6 +85,7 @@ impl Placement {
             shards: vec![nowhere],
             owners: [0; Partition::COUNT],
             moved: BTreeMap::new(),
+            era: None,
         })
     }
 
@@ -132,7 +137,7 @@ impl Placement {
                 ?to,
                 "channels move to another primary"
             );
-            to.expect(*partitions);
+            to.expect(*partitions, next.era);
         }
         // Whoever comes from now on goes to the new place; and what was at the old one follows.
         let old = std::mem::replace(&mut *spread.write(), next.clone());
@@ -306,7 +311,9 @@ impl Spread {
             shards: primaries.iter().map(|(shard, _)| shard.clone()).collect(),
             owners: [0; Partition::COUNT],
             moved: self.moved.clone(),
+            era: self.era,
         };
+        let mut has_moved = false;
         let now = Instant::now();
         next.moved.retain(|_, at| now < *at + SETTLING);
         for partition in Partition::all() {
@@ -322,7 +329,14 @@ impl Spread {
             next.owners[partition.index()] = ready.unwrap_or_else(|| next.place_of(before));
             if next.shard(partition).link != before.link && before.was_primary() {
                 next.moved.insert(partition, now);
+                has_moved = true;
             }
+        }
+        if has_moved {
+            let era = self
+                .era
+                .map_or(NonZeroU32::MIN, |era| era.saturating_add(1));
+            next.era = Some(era);
         }
         next
     }

@@ -1,5 +1,7 @@
 //! What is to be published, in one piece or in parts.
 
+use std::num::NonZeroU32;
+
 use bytes::Bytes;
 use smallvec::SmallVec;
 
@@ -22,6 +24,8 @@ pub(super) struct Publication {
     pub(super) size: Size,
     /// In a Redis Cluster: where all its channels are.
     pub(super) partition: Option<Partition>,
+    /// Of that partition where it is published, if anything has moved.
+    pub(super) era: Option<NonZeroU32>,
     /// On how many channels it was published before this turn, …
     begin: usize,
     /// … and on how many with it.
@@ -41,6 +45,7 @@ impl Publication {
             is_probe: false,
             size,
             partition,
+            era: None,
             begin: 0,
             end: 0,
         }

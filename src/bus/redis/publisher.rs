@@ -43,6 +43,7 @@ use super::publication::{Publication, Receivers};
 use super::queue::{Place, Queue, Queued, Waiter};
 use super::topology::{LEFT, Topology};
 use crate::bus::scope::Size;
+use crate::bus::wire;
 use crate::model::error::PublishError;
 use crate::model::partition::Partition;
 
@@ -281,8 +282,10 @@ impl PublishQueue {
                 open.ask_role();
             }
             for publication in publications {
+                let stamp = publication.era.map(wire::stamp);
+                let stamp = stamp.as_ref().map_or(&[][..], |stamp| stamp);
                 for channel in publication.part() {
-                    open.add(channel, &publication.envelope).await?;
+                    open.add(channel, (stamp, &publication.envelope)).await?;
                 }
             }
             open.exchange(replies).await
@@ -455,7 +458,7 @@ mod tests {
             let _waits = publisher.publish(channels, Bytes::new(), Size::Small, Some(partition));
             let running = tokio::spawn(async move { task.run().await });
             tokio::task::yield_now().await;
-            next.hold(partition);
+            next.hold(partition, None);
             publisher.queue().depart(partition, &next);
             topology.retire();
             publisher.queue().retire();

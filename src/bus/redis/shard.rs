@@ -1,5 +1,6 @@
 //! One primary, as this node uses it: one connection that listens, one that publishes, and a small pool for questions.
 
+use std::num::NonZeroU32;
 use std::sync::{Arc, Once, Weak};
 use std::time::Duration;
 
@@ -257,13 +258,13 @@ impl Shard {
         self.subscriptions.with(|table| table.expect(partitions));
     }
 
-    /// Partitions are about to move here from another shard.
-    pub(super) fn expect(&self, partitions: PartitionSet) {
+    /// Partitions are about to move here from another shard, and what is published here is of this era.
+    pub(super) fn expect(&self, partitions: PartitionSet, era: Option<NonZeroU32>) {
         self.subscriptions.with(|table| table.expect(partitions));
         let queue = self.publisher.queue();
         partitions
             .iter()
-            .for_each(|partition| queue.hold(partition));
+            .for_each(|partition| queue.hold(partition, era));
     }
 
     /// Of which partitions messages may still come from here.

@@ -23,7 +23,7 @@ use super::subscriptions::Subscriptions;
 use super::topology::{LEFT, Opened, Topology};
 use crate::bus::Listener;
 use crate::bus::outage::LinkId;
-use crate::bus::wire::MAX_ENVELOPE;
+use crate::bus::wire::{MAX_ENVELOPE, STAMP};
 
 /// Replies that are handed on before those whom they concern get their turn: half of what an outbox holds by
 /// default.
@@ -117,7 +117,7 @@ impl Subscriber {
         backoff: &mut Backoff,
     ) -> Result<Infallible, Lost> {
         let (mut read, mut write) = tokio::io::split(stream);
-        let (mut reader, mut output) = (RespReader::new(MAX_ENVELOPE), BytesMut::new());
+        let (mut reader, mut output) = (RespReader::new(STAMP + MAX_ENVELOPE), BytesMut::new());
         // TLS keeps what the kernel did not take.
         let mut unflushed = false;
         let mut publishing = pin!(Fuse::terminated());

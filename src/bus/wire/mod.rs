@@ -12,14 +12,17 @@
 //!              1 volatile, 2 latest and its key
 //! rest         the payload: for an answer u64 id and u8 more, then JSON; for control and both of presence JSON
 //! ```
-//! Integers are big-endian. A message that starts with `{` is a foreign publisher's JSON instead.
+//! Integers are big-endian. A message that starts with `{` is a foreign publisher's JSON instead. Before an envelope may stand
+//! a stamp: a byte 0, u32 era.
 
 mod foreign;
+mod stamp;
 
 use std::borrow::Cow;
 
 use bytes::Bytes;
 
+pub(crate) use self::stamp::{STAMP, stamp, unstamped};
 use crate::bus::scope::Scope;
 use crate::model::id::{NodeId, SocketId};
 use crate::model::manner::Manner;

@@ -22,6 +22,7 @@ mod waiter;
 
 use std::collections::BTreeMap;
 use std::mem::{swap, take};
+use std::num::NonZeroU32;
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
@@ -58,6 +59,8 @@ struct State {
     /// What has room, and must not pass what another publisher still has of its partition.
     held: BTreeMap<Partition, Held>,
     next_hold: u64,
+    /// Of the partitions that came from another primary.
+    eras: BTreeMap<Partition, NonZeroU32>,
     /// Where the partitions are that were here; without keeping alive what they have left since.
     left: BTreeMap<Partition, Weak<Queue>>,
     departures: Vec<Departure>,
@@ -136,7 +139,15 @@ impl Queue {
     ) -> (Vec<(Publication, Waiter)>, Vec<Departure>) {
         let mut state = self.state.lock();
         swap(arrived, &mut state.arrived);
-        (take(&mut state.handed), state.departures.clone())
+        let mut handed = take(&mut state.handed);
+        if !state.eras.is_empty() {
+            let handed = handed.iter_mut().map(|(publication, _)| publication);
+            let arrived = arrived.iter_mut().map(|queued| &mut queued.publication);
+            handed
+                .chain(arrived)
+                .for_each(|publication| publication.era = state.era(publication));
+        }
+        (handed, state.departures.clone())
     }
 
     /// What has room and is not published, in units of 1 KiB.
@@ -189,6 +200,7 @@ impl Default for State {
             handed: Vec::new(),
             held: BTreeMap::new(),
             next_hold: 0,
+            eras: BTreeMap::new(),
             left: BTreeMap::new(),
             departures: Vec::new(),
             small: BTreeMap::new(),

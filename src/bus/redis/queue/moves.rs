@@ -9,6 +9,7 @@
 //! ```
 //! So a partition moves on while it is held, and comes back only where the last hand-over is done.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use super::{Queue, Queued, State, Waiter};
@@ -34,10 +35,14 @@ pub(in crate::bus::redis) struct Departure {
 }
 
 impl Queue {
-    /// Holds a partition back until its old publisher is through with it. Not while it [departs](Self::is_departing).
-    pub(in crate::bus::redis) fn hold(&self, partition: Partition) {
+    /// Holds a partition back until its old publisher is through with it. Not while it [departs](Self::is_departing). What is
+    /// published here is of this era: higher than where it was before, unless that was nowhere.
+    pub(in crate::bus::redis) fn hold(&self, partition: Partition, era: Option<NonZeroU32>) {
         let mut state = self.state.lock();
         state.left.remove(&partition);
+        if let Some(era) = era {
+            state.eras.insert(partition, era);
+        }
         let number = state.next_hold;
         state.next_hold += 1;
         let queued = Vec::new();
@@ -121,6 +126,11 @@ impl State {
         self.left.get(&partition)?.upgrade()
     }
 
+    /// The era of what is published now.
+    pub(super) fn era(&self, publication: &Publication) -> Option<NonZeroU32> {
+        self.eras.get(&publication.partition?).copied()
+    }
+
     /// Whether nothing more can come of what departed, but what the publisher has.
     fn is_through(&self, departure: &Departure) -> bool {
         let Departure {
@@ -162,7 +172,10 @@ mod tests {
         /// Where the partition is.
         place: usize,
         answers: Vec<oneshot::Receiver<Receivers>>,
-        published: Vec<String>,
+        /// With its era.
+        published: Vec<(usize, String)>,
+        /// Where the partition was in each era.
+        stays: Vec<usize>,
     }
 
     #[derive(Debug, Clone, Copy)]
@@ -199,6 +212,7 @@ mod tests {
                 place: 0,
                 answers: Vec::new(),
                 published: Vec::new(),
+                stays: vec![0],
             }
         }
 
@@ -223,16 +237,20 @@ mod tests {
                 Step::Move { to }
                     if to != self.place && !self.queues[to].is_departing(partition()) =>
                 {
-                    self.queues[to].hold(partition());
+                    let era = NonZeroU32::new(self.stays.len() as u32);
+                    self.stays.push(to);
+                    self.queues[to].hold(partition(), era);
                     self.queues[self.place].depart(partition(), &self.queues[to]);
                     *before = std::mem::replace(&mut self.place, to);
                 }
                 Step::Move { .. } => {}
                 Step::Look(at) => self.look(at),
                 Step::Publish(at) => {
-                    let published = self.backlogs[at].drain(..);
-                    self.published
-                        .extend(published.map(|(one, _)| one.channels.concat()));
+                    for (one, _) in self.backlogs[at].drain(..) {
+                        let era = one.era.map_or(0, |era| era.get() as usize);
+                        assert_eq!(self.stays[era], at, "it is of another place");
+                        self.published.push((era, one.channels.concat()));
+                    }
                 }
             }
         }
@@ -259,7 +277,7 @@ mod tests {
         let [one, other] = [(); 2].map(|()| Arc::new(Queue::default()));
         for (name, from, to) in [("r:1", &one, &other), ("r:2", &other, &one)] {
             let partition = Partition::of(name);
-            to.hold(partition);
+            to.hold(partition, None);
             from.depart(partition, to);
             let (_, departures) = from.take(&mut Vec::new());
             from.hand_over(&departures[0], Vec::new());
@@ -284,10 +302,12 @@ mod tests {
                 }
             }
             let all: Vec<String> = (0..world.answers.len()).map(|n| n.to_string()).collect();
-            let mut published = world.published.clone();
+            prop_assert!(world.published.is_sorted_by_key(|(era, _)| era), "and of one era after the other");
+            let (_, in_order): (Vec<_>, Vec<_>) = world.published.into_iter().unzip();
+            let mut published = in_order.clone();
             published.sort_by_key(|name| name.parse::<usize>().unwrap());
             prop_assert_eq!(&published, &all, "each once");
-            prop_assert_eq!(&world.published, &all, "in the order of the calls");
+            prop_assert_eq!(&in_order, &all, "in the order of the calls");
         }
     }
 }
