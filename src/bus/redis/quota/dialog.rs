@@ -52,6 +52,8 @@ pub(super) struct Dialog {
     voice: Voice,
     pace: Pace,
     lapses: Lapses,
+    /// Redis has confirmed all that this node had to write since it began with nothing.
+    whole: bool,
     /// What the last renewal told, to be acknowledged with the next.
     known: Renewed,
     missing: Missing,
@@ -128,6 +130,7 @@ impl Dialog {
             voice: Voice::default(),
             pace,
             lapses: Lapses::default(),
+            whole: false,
             known: Renewed::default(),
             missing: Missing::new(patience),
             events: VecDeque::new(),
@@ -148,11 +151,14 @@ impl Dialog {
         }
     }
 
-    /// From here on Redis listens to this epoch alone; `anew` when it has to forget what it knew.
+    /// From here on Redis listens to this epoch alone; `anew` when it has to forget what it knew. So it has as long as it
+    /// began with nothing and is not whole yet: what was released before is not written to it, and what it shows now may be a
+    /// replica's copy from before it lost everything, with nothing missing that was confirmed.
     pub(super) fn join(&mut self, anew: bool, now: Instant) -> Vec<Cmd> {
         self.phase = Phase::Joining;
         self.voice.begin_epoch();
         let stamp = self.voice.stamp(now);
+        let anew = anew || !self.whole;
         vec![self.script.join(stamp, anew, &self.known.nodes)]
     }
 
@@ -268,6 +274,7 @@ impl Dialog {
         let joined = joined(&self.one(answers)?).ok_or_else(Lapse::nonsense)?;
         if joined.created {
             self.known.replaced.clear();
+            self.whole = false;
         }
         let remembered = std::mem::replace(&mut self.known.nodes, joined.nodes);
         if remembered.is_empty() {
@@ -311,7 +318,7 @@ impl Dialog {
             self.one(answers)?;
             self.voice.confirm();
             batch.writes.clear();
-            batch.whole = false;
+            self.whole |= std::mem::take(&mut batch.whole);
         }
         while !batch.claims.is_empty() {
             let verdict = verdict(&self.one(answers)?).ok_or_else(Lapse::nonsense)?;
@@ -877,6 +884,27 @@ mod tests {
     }
 
     #[test]
+    fn until_all_is_written_every_join_is_anew() {
+        let now = Instant::now();
+        let asks = |dialog: &mut Dialog| words(&dialog.join(false, now)[0])[8].clone();
+        let mut dialog = serving(now);
+        dialog.begin_anew(now);
+        assert_eq!(asks(&mut dialog), "", "control: it was written");
+        dialog.answered(vec![Ok(welcome(true, 0, "1"))], now, 1.0);
+        for whole in [false, true] {
+            let mut batch = writing(1);
+            batch.whole = whole;
+            dialog.speak(batch, now);
+            dialog.answered(vec![Ok(Value::Int(1))], now, 1.0);
+            dialog.begin_anew(now);
+            assert_eq!(asks(&mut dialog), if whole { "" } else { "anew" });
+            dialog.answered(vec![Ok(welcome(!whole, 0, "1"))], now, 1.0);
+        }
+        dialog.begin_anew(now);
+        assert_eq!(asks(&mut dialog), "", "and stays so");
+    }
+
+    #[test]
     fn a_late_connection_is_an_outage_and_no_failure() {
         let now = Instant::now();
         let mut dialog = dialog(now);
@@ -1056,8 +1084,8 @@ mod tests {
 
         fn befall(&mut self, fault: &Fault) {
             match fault {
-                // Replicas are flushed alike: a copy from before does not come back.
-                Fault::Flush => (self.redis.keys, self.saved.keys) = (None, None),
+                // Not a replica that lags: its copy is from before, and may come back.
+                Fault::Flush => self.redis.keys = None,
                 Fault::ScriptFlush => self.redis.knows_script = false,
                 Fault::Older(true) => self.saved = self.redis.clone(),
                 Fault::Older(false) => self.redis.keys.clone_from(&self.saved.keys),
