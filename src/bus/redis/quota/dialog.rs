@@ -176,20 +176,21 @@ impl Dialog {
     }
 
     fn exchange(&mut self, renews: bool, batch: Batch, now: Instant) -> Vec<Cmd> {
-        self.voice.says();
-        let (mut said, stamp) = (Vec::new(), self.voice.stamp(now));
+        let (voice, script) = (&mut self.voice, &self.script);
+        let mut said = Vec::new();
         if renews {
             self.pace.renews(now);
-            said.push(self.script.renew(stamp, &self.known.replaced));
+            said.push(script.renew(voice.stamp(now), &self.known.replaced));
         }
         if batch.has_writes() {
-            said.push(self.script.write(stamp, &batch.writes, batch.whole));
+            voice.says();
+            said.push(script.write(voice.stamp(now), &batch.writes, batch.whole));
         }
         let given_up = self.missing.given_up(now);
         let claims = batch.claims.iter();
         said.extend(claims.map(|(user, number)| {
-            self.script
-                .claim(stamp, user, *number, self.limit, &given_up)
+            voice.says();
+            script.claim(voice.stamp(now), user, *number, self.limit, &given_up)
         }));
         self.phase = Phase::Exchanging { renews, batch };
         said
@@ -316,12 +317,14 @@ impl Dialog {
         }
         if batch.has_writes() {
             self.one(answers)?;
+            self.voice.hears();
             self.voice.confirm();
             batch.writes.clear();
             self.whole |= std::mem::take(&mut batch.whole);
         }
         while !batch.claims.is_empty() {
             let verdict = verdict(&self.one(answers)?).ok_or_else(Lapse::nonsense)?;
+            self.voice.hears();
             self.heed(&verdict, now);
             if let Some((user, number)) = batch.claims.pop_front() {
                 self.events.push_back(Event::Answered {
@@ -546,9 +549,9 @@ mod tests {
         let said = dialog.speak(batch, later);
         assert_eq!(operations(&said), ["renew", "write", "claim", "claim"]);
         let stamps = said.iter().map(|command| words(command)[2..8].to_vec());
-        for stamp in stamps {
+        for (stamp, says) in stamps.zip(["1", "2", "3", "4"]) {
             let millis = (1000 + LEASE.as_millis() / 3).to_string();
-            assert_eq!(stamp, ["1", "15000", "750", &millis, "2", "1"]);
+            assert_eq!(stamp, ["1", "15000", "750", &millis, says, "1"]);
         }
         let renewed = array(&["u:a=1,u:b=ff,", "1,2", "9000"]);
         let granted = array(&["granted", "77", "0000000000000009-1"]);
@@ -580,7 +583,7 @@ mod tests {
             }]
         );
         let stamp = dialog.voice.stamp(later);
-        assert_eq!((stamp.millis, stamp.confirmed), (9000, 2));
+        assert_eq!((stamp.millis, stamp.confirmed), (9000, 3), "it was granted");
     }
 
     #[test]
@@ -1002,6 +1005,8 @@ mod tests {
         ScriptFlush,
         /// It has what it had when that was last said, or now from now on.
         Older(bool),
+        /// The same, from when so many commands were carried out.
+        Lags(usize),
         Verify,
         /// The keys are on another server, which does not know the script.
         Moved,
@@ -1025,6 +1030,7 @@ mod tests {
             1 => Just(Fault::Flush),
             1 => Just(Fault::ScriptFlush),
             2 => any::<bool>().prop_map(Fault::Older),
+            1 => (0..4usize).prop_map(Fault::Lags),
             1 => Just(Fault::Verify),
             1 => Just(Fault::Moved),
             1 => Just(Fault::Slow),
@@ -1064,8 +1070,15 @@ mod tests {
                 Fault::Late => 0,
                 _ => usize::MAX,
             };
-            let arrived = said.iter().take(arrive);
-            let mut answers: Vec<_> = arrived.map(|command| self.redis.run(command)).collect();
+            let arrived = said.iter().take(arrive).enumerate();
+            let mut answers: Vec<_> = arrived
+                .map(|(n, command)| {
+                    if matches!(fault, Fault::Lags(at) if *at == n) {
+                        self.saved = self.redis.clone();
+                    }
+                    self.redis.run(command)
+                })
+                .collect();
             late.iter()
                 .for_each(|command| drop(self.redis.run(command)));
             match fault {
@@ -1095,7 +1108,11 @@ mod tests {
                     self.redis.knows_script = false;
                     self.dialog.begin_anew(self.now);
                 }
-                Fault::None | Fault::Breaks(_) | Fault::Refuses(..) | Fault::Late => {}
+                Fault::None
+                | Fault::Breaks(_)
+                | Fault::Refuses(..)
+                | Fault::Late
+                | Fault::Lags(_) => {}
             }
         }
 
