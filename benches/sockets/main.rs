@@ -2,6 +2,7 @@
 //! a plain axum handler. `cargo bench --bench sockets`; see benches/README.md.
 
 mod load;
+mod primaries;
 mod process;
 mod servers;
 mod who;
@@ -41,6 +42,7 @@ fn main() {
                 ("unicast", unicast),
                 ("broadcast", broadcast),
                 ("nodes", growing_nodes),
+                ("primaries", primaries::against_one),
                 ("connects", connects),
                 ("herd", herd),
                 ("presence", who::presence),
