@@ -3,6 +3,7 @@
 
 mod growth;
 mod load;
+mod primaries;
 mod process;
 mod servers;
 mod who;
@@ -43,6 +44,7 @@ fn main() {
                 ("unicast", unicast),
                 ("broadcast", broadcast),
                 ("nodes", growing_nodes),
+                ("primaries", primaries::against_one),
                 ("connects", connects),
                 ("herd", herd),
                 ("presence", who::presence),

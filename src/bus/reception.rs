@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed, Ordering::SeqCst};
 use std::time::SystemTime;
 
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::Bus;
@@ -37,6 +38,8 @@ pub(crate) struct Reception {
     outage: Mutex<Outage>,
     health: HealthCell,
     gaps: Readers<Gap>,
+    /// Something is to be said of what strayed.
+    astray: Arc<Notify>,
     counters: Arc<Counters>,
     /// Nothing is heard any more, for good.
     lost: AtomicBool,
@@ -52,6 +55,7 @@ impl Reception {
             health: HealthCell::new(outage.health()),
             outage: Mutex::new(outage),
             gaps: Readers::default(),
+            astray: Arc::default(),
             counters,
             lost: AtomicBool::new(false),
         }
@@ -153,6 +157,12 @@ impl Reception {
 
     pub(crate) fn strayed(&self, link: LinkId, since: Option<Instant>) {
         self.outage.lock().strayed(link, since);
+        self.astray.notify_one();
+    }
+
+    /// Told when something strayed here or elsewhere.
+    pub(crate) fn astray(&self) -> Arc<Notify> {
+        self.astray.clone()
     }
 
     /// Since when what this node published may not have arrived, to be said to the others.
@@ -168,6 +178,7 @@ impl Reception {
     /// What another published may have reached others only, while we heard all there was to hear.
     pub(crate) fn others_strayed(&self, span: Span) {
         self.outage.lock().others_strayed(span);
+        self.astray.notify_one();
     }
 
     /// Tells the gap of what others published elsewhere, if they did.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::introduction::Introduction;
@@ -57,6 +58,11 @@ impl Hellos {
     /// Says when to look.
     pub(super) fn changes(&self) -> HealthChanges {
         self.reception.health_changes()
+    }
+
+    /// Says when there is something to tell of strays.
+    pub(super) fn astray(&self) -> Arc<Notify> {
+        self.reception.astray()
     }
 
     /// What is to be done now.

@@ -4,11 +4,14 @@ use std::sync::Weak;
 use std::time::Duration;
 
 use futures::StreamExt;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use super::Peers;
 use super::membership::{Duty, Membership};
 use super::nodes::MARGIN;
+
+/// After a failover many nodes say what strayed: so long they are waited for, and told as one gap.
+const TOGETHER: Duration = Duration::from_millis(100);
 
 pub(super) struct Task {
     peers: Weak<Peers>,
@@ -29,15 +32,21 @@ impl Task {
     /// out, since nobody can be heard.
     pub(super) async fn run(&mut self) {
         let peers = self.peers.upgrade();
-        let Some(mut changes) = peers.map(|peers| peers.hellos.changes()) else {
+        let news = peers.map(|peers| (peers.hellos.changes(), peers.hellos.astray()));
+        let Some((mut changes, astray)) = news else {
             return;
         };
         let mut hello = interval(self.lease / MARGIN);
         hello.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            let mut strayed = false;
             tokio::select! {
                 // It says when to look, and the rest is looked up.
                 health = changes.next() => if health.is_none() { return },
+                () = astray.notified() => {
+                    strayed = true;
+                    sleep(TOGETHER).await;
+                }
                 _ = hello.tick() => {}
             };
             let peers = self.peers.upgrade();
@@ -45,7 +54,12 @@ impl Task {
                 return;
             };
             let duty = peers.hellos.next(&self.membership);
-            if peers.attend(duty).await {
+            if strayed {
+                // Or it is told as soon as something is heard.
+                if let Duty::Attend { .. } = duty {
+                    peers.hellos.tell_of_strays().await;
+                }
+            } else if peers.attend(duty).await {
                 self.membership.said(duty);
             }
         }

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use axum_cluster::{Broadcaster, Cluster, Health, OverLimit};
+use axum_cluster::{Backend, Broadcaster, Cluster, Health, OverLimit};
 
 use crate::bus::Watch;
 use crate::gaps::until_degraded_by;
 use crate::support::client::{text, user_header};
-use crate::support::redis::redis_cluster::RedisCluster;
+use crate::support::redis::redis_cluster::{RedisCluster, part, prefix_of, slot_of};
 use crate::support::{Client, Lab, PATIENCE, RedisServer, TestNode, until};
 
 const NODE: &str = "resetchannels &cluster:* +subscribe +unsubscribe +publish +pubsub";
@@ -119,6 +119,53 @@ async fn a_foreign_publisher_sends_and_is_no_node() {
     );
     let error = Cluster::connect(url).await.unwrap_err().to_string();
     assert!(error.contains("NOPERM"), "{error}");
+}
+
+const FOREIGN_IN_CLUSTER: &str =
+    "resetchannels &cluster:{*}:u:* &cluster:{*}:r:* &cluster:{*}:all +spublish";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_foreign_publisher_at_a_redis_cluster_sends_and_is_no_node() {
+    let redis = RedisCluster::start(3, 0);
+    let node = TestNode::start(Lab::memory().builder().redis(redis.url()).start()).await;
+    node.until_up().await;
+    let mut client = node.client("alice").await;
+    grant_everywhere(&redis, "foreign", FOREIGN_IN_CLUSTER);
+    let message = r#"{"text": "hello"}"#;
+    for topic in ["u:alice", "all"] {
+        let (part, prefix) = (part(topic), prefix_of(part(topic)));
+        let owner = redis.owner(slot_of(part), 0).expect("somebody owns it");
+        let (server, channel) = (&redis.nodes[owner], prefix.clone() + topic);
+        let taken = ask(server, "foreign", &["SPUBLISH", &channel, message]);
+        assert_eq!(taken, "1", "{topic}");
+        assert_eq!(client.event().await, text("hello"));
+        assert_refused(server, "foreign", &NEVER);
+        let of_nodes = prefix + "nodes";
+        let refused: [&[&str]; 2] = [&["SSUBSCRIBE", &channel], &["SPUBLISH", &of_nodes, message]];
+        assert_refused(server, "foreign", &refused);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_redises_need_the_line_of_one_and_the_keys_of_every_group() {
+    let servers = [RedisServer::start(), RedisServer::start()];
+    for (user, keys, unchecked) in [
+        ("seated", "~cluster:{*}:seats*", 0),
+        ("unseated", "~cluster:seats*", 3),
+    ] {
+        let rules = format!("{NODE} {keys} {SEATS}");
+        let urls = servers.each_ref().map(|server| grant(server, user, &rules));
+        let builder = Lab::memory().builder().publish_timeout(PATIENCE);
+        let builder = builder.backend(Backend::shards(&urls).unwrap());
+        let builder = builder.max_sockets_per_user_in_cluster(2, OverLimit::Refuse);
+        let node = TestNode::start(builder.start()).await;
+        node.until_up().await;
+        let _clients = (node.client("alice").await, node.client("alice").await);
+        let alice = [("x-user", &*user_header("alice"))];
+        let third = Client::try_connect(node.addr, "/ws", &alice).await;
+        assert_eq!(third.unwrap_err().0, 429, "{user}");
+        assert_eq!(node.cluster.stats().limits_unchecked, unchecked, "{user}");
+    }
 }
 
 /// What a node needs at every server of a Redis Cluster, and what it does not get without it.

@@ -82,7 +82,8 @@ async fn questions_are_asked_of_the_new_primary() {
         let answers = futures::future::join_all(asked).await;
         assert!(answers.into_iter().all(|online| online.unwrap()));
         let clients = pair.old.cli(&["CLIENT", "LIST"]);
-        clients.matches("cmd=pubsub|numsub").count() == 2
+        // Redis 7 says `pubsub|numsub`.
+        clients.matches("cmd=pubsub").count() == 2
     })
     .await;
 
@@ -118,8 +119,8 @@ async fn nor_is_it_silent_if_the_publisher_moves_first() {
 async fn a_send_is_lost_on_the_old_primary(then: impl Fn(&RedisServer)) {
     let pair = Pair::start().await;
     let lab = Lab::memory();
-    let quick = lab.builder().redis(pair.name.url());
-    let quick = quick.lease(Duration::from_millis(1500));
+    // Between two hellos, which tell it as well.
+    let quick = lab.builder().redis(pair.name.url()).lease(NEVER);
     let slow = lab.builder().redis(pair.name.url()).probe_interval(NEVER);
     let moved = TestNode::start(quick.start()).await;
     let stays = TestNode::start(slow.start()).await;

@@ -30,8 +30,8 @@ impl Fleet {
     async fn start(probe_interval: Duration) -> Self {
         let redis = Sentinels::start(1, SENTINELS);
         let builder = Lab::memory().builder().redis(redis.url());
-        // What one node says of what it sent to the old primary is told three times a lease.
-        let builder = builder.lease(Duration::from_millis(1500));
+        // What one node says of what it sent to the old primary is told at once, not with the next hello.
+        let builder = builder.lease(NEVER);
         let builder = builder.probe_interval(probe_interval);
         let [a, b] = [(); 2].map(|()| builder.clone().start());
         let nodes = [TestNode::start(a).await, TestNode::start(b).await];

@@ -2,7 +2,7 @@
 //! and T22 to T25).
 
 use std::future::ready;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use axum::{Router, middleware, routing::any};
 use axum_cluster::{Backend, Broadcaster, ClusterSocket, Gap, Gaps, Health, Redis, UserId};
@@ -96,11 +96,7 @@ impl Fleet<RedisCluster> {
 
 impl<R> Fleet<R> {
     async fn on(redis: R, backends: [Backend; 2]) -> Self {
-        // What one node says of what it sent to the old primary is told three times a lease.
-        let [a, b] = backends.map(|backend| {
-            let builder = Lab::memory().builder().backend(backend);
-            builder.lease(Duration::from_millis(1500)).start()
-        });
+        let [a, b] = backends.map(|backend| Lab::memory().builder().backend(backend).start());
         let nodes = [TestNode::start(a).await, TestNode::start(b).await];
         for node in &nodes {
             node.until_up().await;
@@ -514,7 +510,7 @@ async fn serve_as_6_2(mut link: TcpStream, port: u16) -> std::io::Result<()> {
 /// T25: with the probe of the other tests, which is ten times as often as by default.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_has_two_connections_to_each_primary_and_is_quiet() {
-    const NODES: usize = 4;
+    const NODES: usize = 20;
     const PRIMARIES: usize = 6;
     const PROBES: u64 = 10;
     let redis = RedisCluster::start(PRIMARIES, 0);
@@ -529,6 +525,12 @@ async fn a_node_has_two_connections_to_each_primary_and_is_quiet() {
     let all = || redis.nodes.iter().map(connections).sum::<usize>();
     let expected = NODES * (2 * PRIMARIES + 1);
     until("two to each, and one to ask", async || all() == expected).await;
+    for server in &redis.nodes {
+        let clients = server.cli(&["CLIENT", "LIST", "TYPE", "PUBSUB"]);
+        assert_eq!(clients.lines().count(), NODES, "{clients}");
+        let two = connections(server);
+        assert!((2 * NODES..=3 * NODES).contains(&two), "{two}");
+    }
     for node in &nodes {
         assert!(node.broadcaster.is_online("alice").await.is_ok());
     }

@@ -52,6 +52,8 @@ pub(super) struct Dialog {
     voice: Voice,
     pace: Pace,
     lapses: Lapses,
+    /// Redis has confirmed all that this node had to write since it began with nothing.
+    whole: bool,
     /// What the last renewal told, to be acknowledged with the next.
     known: Renewed,
     missing: Missing,
@@ -128,6 +130,7 @@ impl Dialog {
             voice: Voice::default(),
             pace,
             lapses: Lapses::default(),
+            whole: false,
             known: Renewed::default(),
             missing: Missing::new(patience),
             events: VecDeque::new(),
@@ -148,11 +151,14 @@ impl Dialog {
         }
     }
 
-    /// From here on Redis listens to this epoch alone; `anew` when it has to forget what it knew.
+    /// From here on Redis listens to this epoch alone; `anew` when it has to forget what it knew. So it has as long as it
+    /// began with nothing and is not whole yet: what was released before is not written to it, and what it shows now may be a
+    /// replica's copy from before it lost everything, with nothing missing that was confirmed.
     pub(super) fn join(&mut self, anew: bool, now: Instant) -> Vec<Cmd> {
         self.phase = Phase::Joining;
         self.voice.begin_epoch();
         let stamp = self.voice.stamp(now);
+        let anew = anew || !self.whole;
         vec![self.script.join(stamp, anew, &self.known.nodes)]
     }
 
@@ -170,20 +176,21 @@ impl Dialog {
     }
 
     fn exchange(&mut self, renews: bool, batch: Batch, now: Instant) -> Vec<Cmd> {
-        self.voice.says();
-        let (mut said, stamp) = (Vec::new(), self.voice.stamp(now));
+        let (voice, script) = (&mut self.voice, &self.script);
+        let mut said = Vec::new();
         if renews {
             self.pace.renews(now);
-            said.push(self.script.renew(stamp, &self.known.replaced));
+            said.push(script.renew(voice.stamp(now), &self.known.replaced));
         }
         if batch.has_writes() {
-            said.push(self.script.write(stamp, &batch.writes, batch.whole));
+            voice.says();
+            said.push(script.write(voice.stamp(now), &batch.writes, batch.whole));
         }
         let given_up = self.missing.given_up(now);
         let claims = batch.claims.iter();
         said.extend(claims.map(|(user, number)| {
-            self.script
-                .claim(stamp, user, *number, self.limit, &given_up)
+            voice.says();
+            script.claim(voice.stamp(now), user, *number, self.limit, &given_up)
         }));
         self.phase = Phase::Exchanging { renews, batch };
         said
@@ -268,6 +275,7 @@ impl Dialog {
         let joined = joined(&self.one(answers)?).ok_or_else(Lapse::nonsense)?;
         if joined.created {
             self.known.replaced.clear();
+            self.whole = false;
         }
         let remembered = std::mem::replace(&mut self.known.nodes, joined.nodes);
         if remembered.is_empty() {
@@ -309,12 +317,14 @@ impl Dialog {
         }
         if batch.has_writes() {
             self.one(answers)?;
+            self.voice.hears();
             self.voice.confirm();
             batch.writes.clear();
-            batch.whole = false;
+            self.whole |= std::mem::take(&mut batch.whole);
         }
         while !batch.claims.is_empty() {
             let verdict = verdict(&self.one(answers)?).ok_or_else(Lapse::nonsense)?;
+            self.voice.hears();
             self.heed(&verdict, now);
             if let Some((user, number)) = batch.claims.pop_front() {
                 self.events.push_back(Event::Answered {
@@ -539,9 +549,9 @@ mod tests {
         let said = dialog.speak(batch, later);
         assert_eq!(operations(&said), ["renew", "write", "claim", "claim"]);
         let stamps = said.iter().map(|command| words(command)[2..8].to_vec());
-        for stamp in stamps {
+        for (stamp, says) in stamps.zip(["1", "2", "3", "4"]) {
             let millis = (1000 + LEASE.as_millis() / 3).to_string();
-            assert_eq!(stamp, ["1", "15000", "750", &millis, "2", "1"]);
+            assert_eq!(stamp, ["1", "15000", "750", &millis, says, "1"]);
         }
         let renewed = array(&["u:a=1,u:b=ff,", "1,2", "9000"]);
         let granted = array(&["granted", "77", "0000000000000009-1"]);
@@ -573,7 +583,7 @@ mod tests {
             }]
         );
         let stamp = dialog.voice.stamp(later);
-        assert_eq!((stamp.millis, stamp.confirmed), (9000, 2));
+        assert_eq!((stamp.millis, stamp.confirmed), (9000, 3), "it was granted");
     }
 
     #[test]
@@ -877,6 +887,27 @@ mod tests {
     }
 
     #[test]
+    fn until_all_is_written_every_join_is_anew() {
+        let now = Instant::now();
+        let asks = |dialog: &mut Dialog| words(&dialog.join(false, now)[0])[8].clone();
+        let mut dialog = serving(now);
+        dialog.begin_anew(now);
+        assert_eq!(asks(&mut dialog), "", "control: it was written");
+        dialog.answered(vec![Ok(welcome(true, 0, "1"))], now, 1.0);
+        for whole in [false, true] {
+            let mut batch = writing(1);
+            batch.whole = whole;
+            dialog.speak(batch, now);
+            dialog.answered(vec![Ok(Value::Int(1))], now, 1.0);
+            dialog.begin_anew(now);
+            assert_eq!(asks(&mut dialog), if whole { "" } else { "anew" });
+            dialog.answered(vec![Ok(welcome(!whole, 0, "1"))], now, 1.0);
+        }
+        dialog.begin_anew(now);
+        assert_eq!(asks(&mut dialog), "", "and stays so");
+    }
+
+    #[test]
     fn a_late_connection_is_an_outage_and_no_failure() {
         let now = Instant::now();
         let mut dialog = dialog(now);
@@ -974,6 +1005,8 @@ mod tests {
         ScriptFlush,
         /// It has what it had when that was last said, or now from now on.
         Older(bool),
+        /// The same, from when so many commands were carried out.
+        Lags(usize),
         Verify,
         /// The keys are on another server, which does not know the script.
         Moved,
@@ -997,6 +1030,7 @@ mod tests {
             1 => Just(Fault::Flush),
             1 => Just(Fault::ScriptFlush),
             2 => any::<bool>().prop_map(Fault::Older),
+            1 => (0..4usize).prop_map(Fault::Lags),
             1 => Just(Fault::Verify),
             1 => Just(Fault::Moved),
             1 => Just(Fault::Slow),
@@ -1036,8 +1070,15 @@ mod tests {
                 Fault::Late => 0,
                 _ => usize::MAX,
             };
-            let arrived = said.iter().take(arrive);
-            let mut answers: Vec<_> = arrived.map(|command| self.redis.run(command)).collect();
+            let arrived = said.iter().take(arrive).enumerate();
+            let mut answers: Vec<_> = arrived
+                .map(|(n, command)| {
+                    if matches!(fault, Fault::Lags(at) if *at == n) {
+                        self.saved = self.redis.clone();
+                    }
+                    self.redis.run(command)
+                })
+                .collect();
             late.iter()
                 .for_each(|command| drop(self.redis.run(command)));
             match fault {
@@ -1056,8 +1097,8 @@ mod tests {
 
         fn befall(&mut self, fault: &Fault) {
             match fault {
-                // Replicas are flushed alike: a copy from before does not come back.
-                Fault::Flush => (self.redis.keys, self.saved.keys) = (None, None),
+                // Not a replica that lags: its copy is from before, and may come back.
+                Fault::Flush => self.redis.keys = None,
                 Fault::ScriptFlush => self.redis.knows_script = false,
                 Fault::Older(true) => self.saved = self.redis.clone(),
                 Fault::Older(false) => self.redis.keys.clone_from(&self.saved.keys),
@@ -1067,7 +1108,11 @@ mod tests {
                     self.redis.knows_script = false;
                     self.dialog.begin_anew(self.now);
                 }
-                Fault::None | Fault::Breaks(_) | Fault::Refuses(..) | Fault::Late => {}
+                Fault::None
+                | Fault::Breaks(_)
+                | Fault::Refuses(..)
+                | Fault::Late
+                | Fault::Lags(_) => {}
             }
         }
 

@@ -11,8 +11,10 @@ use super::script::Stamp;
 pub(super) struct Voice {
     /// Raised whenever something that was said may still be on its way.
     epoch: u64,
-    /// How many things were said, and the last of them that Redis confirmed.
+    /// How many things were said: each a number of its own, since a replica may have one of a pipeline and not the next.
     said: u64,
+    /// The last of them that was answered, or given up, and the last that Redis has.
+    heard: u64,
     confirmed: u64,
     /// Redis' clock, in milliseconds, and when it was so late.
     clock: Option<(u64, Instant)>,
@@ -22,6 +24,8 @@ impl Voice {
     /// From here on Redis listens to this epoch alone.
     pub(super) fn begin_epoch(&mut self) {
         self.epoch += 1;
+        // Of what is stale no answer is taken.
+        self.heard = self.said;
     }
 
     /// One thing more is said.
@@ -29,9 +33,14 @@ impl Voice {
         self.said += 1;
     }
 
-    /// Redis has what was said last.
+    /// The next of them is answered.
+    pub(super) fn hears(&mut self) {
+        self.heard += 1;
+    }
+
+    /// Redis has what was answered last.
     pub(super) fn confirm(&mut self) {
-        self.confirmed = self.said;
+        self.confirmed = self.heard;
     }
 
     /// It is so late at Redis, in milliseconds.
@@ -66,9 +75,15 @@ mod tests {
         let stamp = voice.stamp(now + Duration::from_millis(7));
         assert_eq!((stamp.epoch, stamp.millis), (1, 1007));
         assert_eq!((stamp.says, stamp.confirmed), (3, 0));
+        (0..2).for_each(|_| voice.hears());
         voice.confirm();
         voice.says();
         let stamp = voice.stamp(now);
-        assert_eq!((stamp.says, stamp.confirmed), (4, 3));
+        assert_eq!((stamp.says, stamp.confirmed), (4, 2));
+        voice.begin_epoch();
+        voice.says();
+        voice.hears();
+        voice.confirm();
+        assert_eq!(voice.stamp(now).confirmed, 5, "what failed is not answered");
     }
 }

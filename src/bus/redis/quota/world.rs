@@ -240,13 +240,15 @@ async fn a_group_that_loses_its_keys_is_mended_and_no_other_waits_for_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_frozen_primary_concerns_its_own_groups_alone() {
+    // Who asks waits for the outage; it begins when the primary answers nothing for so long.
+    const SILENCE: Duration = Duration::from_secs(1);
     let servers = [RedisServer::start(), RedisServer::start()];
-    let settings = settings(Duration::from_millis(200));
+    let settings = settings(PATIENCE);
     let connectors = || {
         let topology = |server: &RedisServer| Arc::new(Topology::at(&server.url()));
         servers
             .each_ref()
-            .map(|server| Connector::new(topology(server), settings.publish_timeout))
+            .map(|server| Connector::new(topology(server), SILENCE))
     };
     let [a, b] =
         [1, 2].map(|node| End::start(node, 1, &settings, &connectors(), |group| group % 2));

@@ -299,3 +299,35 @@ async fn sleep_or_wait(until: Option<Instant>) {
         None => std::future::pending().await,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::world::{connector, settings};
+    use super::*;
+    use crate::bus::redis::command::Dialect;
+    use crate::quota::{OverLimit, SeatLimit};
+
+    /// What was asked of the old primary is not answered any more.
+    #[tokio::test]
+    async fn who_moves_joins_at_the_new_primary_whatever_it_waited_for() {
+        let (sockets, over) = (1, OverLimit::Refuse);
+        let limit = SeatLimit { sockets, over };
+        let settings = settings(Duration::from_secs(3600));
+        let [here, there] = [1, 2].map(|port| connector(&format!("redis://127.0.0.1:{port}")));
+        let groups = ["0", "1"].map(|tag| (tag, here.clone()));
+        let seats = SharedLedgers::tagged(NodeId(1), limit, &settings, groups, |_| 0);
+        let seats = Arc::new(seats);
+        let advice = Arc::new(Advice::new(None, &settings.namespace, Dialect::Plain));
+        let mut writer = SeatWriter::new(seats.clone(), &advice, NodeId(1), &settings);
+        let now = Instant::now();
+        writer.begin();
+        for dialog in &mut writer.dialogs {
+            dialog.join(true, now);
+            assert_eq!(dialog.next(now), Next::Rest, "control: it waits");
+        }
+        seats.follow(1, &there);
+        writer.follow(now);
+        let next = |group: usize| writer.dialogs[group].next(now);
+        assert_eq!((next(0), next(1)), (Next::Rest, Next::Join));
+    }
+}
