@@ -14,6 +14,7 @@ use http::request::Parts;
 use hyper::upgrade::OnUpgrade;
 use serde::Serialize;
 use tokio::task::unconstrained;
+use tokio_util::task::TaskTracker;
 use tracing::{Instrument, Span};
 
 use crate::broadcast::Broadcaster;
@@ -22,6 +23,7 @@ use crate::counts::Counted;
 use crate::layer::CameWithUpgrade;
 use crate::local::admission::{Joined, Refused, Registration, Reservation};
 use crate::local::expiry::{Clock, Expiry};
+use crate::local::registry::Member;
 use crate::local::socket::{Driver, DriverEnd, span};
 use crate::model::close::reason;
 use crate::model::description::Description;
@@ -235,11 +237,14 @@ impl Opening {
             span.in_scope(|| span::record_end(&reason::NOT_OPENED));
             return;
         };
-        let (id, user) = (driver_end.id(), driver_end.user().clone());
+        let sender = driver_end.sender();
         let (limit, inbound) = (node.config.max_message_size, node.config.inbound);
         let driver = Driver::new(opened, driver_end, self.registration, limit, inbound);
         let driver = unconstrained(driver);
-        let panicked = move |_| tracing::error!(socket = %id, user = user.as_str(), "the handler panicked: its socket is closed with 1011, the node goes on");
+        let panicked = move |_| {
+            let (socket, user) = (sender.id(), sender.user().as_str());
+            tracing::error!(%socket, user, "the handler panicked: its socket is closed with 1011, the node goes on");
+        };
         // A task of their own, which holds nothing of the handshake. The handler comes first: what it
         // says leaves in the same turn.
         let tasks = node.ground.home.tracker();
@@ -247,13 +252,25 @@ impl Opening {
             Ok(handling) => {
                 let handling = AssertUnwindSafe(handling).catch_unwind();
                 let handling = handling.unwrap_or_else(panicked);
-                tasks.spawn(join(handling, driver).instrument(span));
+                spawn(tasks, span, join(handling, driver));
             }
             Err(panic) => {
                 panicked(panic);
-                tasks.spawn(driver.instrument(span));
+                spawn(tasks, span, driver);
             }
         }
+    }
+}
+
+/// Runs a socket's task in its span. Most apps enable none, and then it would be 40 bytes of each socket.
+fn spawn<T>(tasks: &TaskTracker, span: Span, task: T)
+where
+    T: Future<Output: Send> + Send + 'static,
+{
+    if span.is_disabled() {
+        tasks.spawn(task);
+    } else {
+        tasks.spawn(task.instrument(span));
     }
 }
 

@@ -24,6 +24,8 @@ use crate::model::topic::{Topic, TopicKind, TopicRef};
 pub(crate) trait Member: Clone {
     fn id(&self) -> SocketId;
     fn user(&self) -> &UserId;
+    /// The topic of its user.
+    fn topic(&self) -> &Topic;
 }
 
 /// The limits that admission respects. Reservations count, so they are exact.
@@ -60,7 +62,6 @@ pub(crate) struct About {
 #[derive(Debug)]
 struct Entry<M> {
     member: M,
-    user: Topic,
     rooms: Rooms,
     about: About,
 }
@@ -123,13 +124,12 @@ impl<M: Member> Registry<M> {
     }
 
     /// Puts a socket that has a place onto its user's topic.
-    pub(crate) fn insert(&mut self, user: Topic, member: M, about: About) {
-        self.add_to(&user, member.clone());
+    pub(crate) fn insert(&mut self, member: M, about: About) {
+        self.add_to(member.topic(), member.clone());
         self.sockets.insert(
             member.id(),
             Entry {
                 member,
-                user,
                 rooms: Rooms::default(),
                 about,
             },
@@ -139,7 +139,7 @@ impl<M: Member> Registry<M> {
     /// Takes a socket off every topic; its place stays.
     pub(crate) fn remove(&mut self, id: SocketId) -> Option<Removed<M>> {
         let entry = self.sockets.swap_remove(&id)?;
-        for topic in entry.rooms.iter().chain([&entry.user]) {
+        for topic in entry.rooms.iter().chain([entry.member.topic()]) {
             self.remove_from(topic, id);
         }
         Some(Removed {
@@ -304,7 +304,7 @@ impl<M: Member> Entry<M> {
     fn is_on(&self, topic: &Topic) -> bool {
         match topic.kind() {
             TopicKind::All => true,
-            TopicKind::User => self.user == *topic,
+            TopicKind::User => self.member.topic() == topic,
             TopicKind::Room => self.rooms.contains(topic),
             TopicKind::Socket => topic.as_socket() == Some(self.member.id()),
             TopicKind::Node | TopicKind::Nodes | TopicKind::Presence => false,
@@ -327,7 +327,7 @@ mod tests {
     use crate::model::id::NodeId;
 
     #[derive(Clone, Debug, PartialEq)]
-    struct Fake(SocketId, UserId);
+    struct Fake(SocketId, UserId, Topic);
 
     impl Member for Fake {
         fn id(&self) -> SocketId {
@@ -335,6 +335,9 @@ mod tests {
         }
         fn user(&self) -> &UserId {
             &self.1
+        }
+        fn topic(&self) -> &Topic {
+            &self.2
         }
     }
 
@@ -355,7 +358,11 @@ mod tests {
 
     fn connect(registry: &mut Registry<Fake>, number: u64, name: &str) {
         registry.take_place(&user(name), Limits::default()).unwrap();
-        registry.insert(user(name), Fake(id(number), name.into()), about());
+        registry.insert(fake(number, name), about());
+    }
+
+    fn fake(number: u64, name: &str) -> Fake {
+        Fake(id(number), name.into(), user(name))
     }
 
     fn about() -> About {
@@ -418,7 +425,7 @@ mod tests {
         registry.take_place(&user("b"), limits).unwrap();
         assert_eq!(registry.take_place(&user("c"), limits), Err(Full::Node));
         registry.give_place_back(&user("a"));
-        registry.insert(user("a"), Fake(id(1), "a".into()), about());
+        registry.insert(fake(1, "a"), about());
         registry.take_place(&user("a"), limits).unwrap();
         assert_eq!(registry.take_place(&user("a"), limits), Err(Full::Node));
     }
@@ -449,6 +456,9 @@ mod tests {
         fn user(&self) -> &UserId {
             &self.fake.1
         }
+        fn topic(&self) -> &Topic {
+            &self.fake.2
+        }
     }
 
     impl Drop for Last {
@@ -465,11 +475,11 @@ mod tests {
         let free = Arc::new(AtomicBool::new(false));
         for number in 0..3 {
             let last = Arc::new(Last {
-                fake: Fake(id(number), "alice".into()),
+                fake: fake(number, "alice"),
                 registry: Arc::downgrade(&registry),
                 free: free.clone(),
             });
-            registry.write().insert(user("alice"), last, about());
+            registry.write().insert(last, about());
             registry.write().join(id(number), &room("x"));
         }
         for number in 0..3 {

@@ -7,10 +7,10 @@ use std::task::{Context, Poll, ready};
 use tokio::net::tcp::OwnedWriteHalf;
 use tokio::time::Instant;
 
-use super::Shared;
 use super::outcome::Stage;
 use super::queue::Queue;
 use super::writing::Writing;
+use super::{Sender, Shared};
 use crate::model::close::Close;
 use crate::model::id::{SocketId, UserId};
 use crate::model::message::Message;
@@ -30,6 +30,11 @@ impl DriverEnd {
 
     pub(crate) fn user(&self) -> &UserId {
         &self.0.user
+    }
+
+    /// As others reach it.
+    pub(crate) fn sender(&self) -> Sender {
+        Sender(self.0.clone())
     }
 
     /// The handshake is over; with a stream of its own, senders may write.

@@ -59,12 +59,15 @@ pub(crate) use self::task::{Driver, Registered};
 use crate::local::expiry::Expiry;
 use crate::model::close::Close;
 use crate::model::id::{SocketId, UserId};
+use crate::model::topic::Topic;
 
 /// What the ends of one socket share. Two locks, since a sender may hold the core's during a system call, for which
 /// no handler has to wait before it reads.
 struct Shared {
     id: SocketId,
     user: UserId,
+    /// Of the user.
+    topic: Topic,
     core: Mutex<Core>,
     inbox: Mutex<Inbox>,
 }
@@ -80,10 +83,16 @@ pub(crate) struct Ends {
 
 impl Ends {
     /// A socket whose handshake is not over: what is sent waits.
-    pub(crate) fn new(id: SocketId, user: UserId, expiry: Option<Expiry>) -> Self {
+    pub(crate) fn new(
+        id: SocketId,
+        user: UserId,
+        topic: Topic,
+        expiry: Option<Expiry>,
+    ) -> Self {
         let shared = Arc::new(Shared {
             id,
             user,
+            topic,
             core: Mutex::new(Core::new(expiry, Instant::now())),
             inbox: Mutex::default(),
         });

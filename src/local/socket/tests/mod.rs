@@ -62,8 +62,13 @@ fn outbox() -> Ends {
             number: 1,
         },
         "alice".into(),
+        topic(),
         None,
     )
+}
+
+fn topic() -> Topic {
+    Topic::user(&"alice".into()).unwrap()
 }
 
 fn limits(messages: usize, bytes: usize, policy: SlowConsumer) -> OutboxLimits {
@@ -732,7 +737,8 @@ fn time_ends_the_silent_the_stalled_the_expired_and_the_endless() {
             node: NodeId(1),
             number: 1,
         },
-        "a".into(),
+        "alice".into(),
+        topic(),
         Some(Expiry::at(UNIX_EPOCH + seconds(2), at(start))),
     );
     expiring
@@ -761,7 +767,7 @@ fn an_identity_expires_by_the_wall_clock_too() {
     };
     let start = at(Instant::now());
     let expiry = Expiry::at(UNIX_EPOCH + Duration::from_secs(3600), start);
-    let outbox = Ends::new(outbox().handler.id(), "a".into(), Some(expiry));
+    let outbox = Ends::new(outbox().handler.id(), "alice".into(), topic(), Some(expiry));
     // The monotonic clock stood still while the machine slept.
     for (wall, ended) in [(3_599_999, None), (3_600_000, Some(Close::EXPIRED))] {
         outbox
@@ -815,7 +821,8 @@ fn a_process_that_slept_gives_nobody_up_for_it() {
     assert!(blocked(&closing));
     let expiring = Ends::new(
         pinged.handler.id(),
-        "a".into(),
+        "alice".into(),
+        topic(),
         Some(Expiry::at(UNIX_EPOCH + seconds(2), at(start))),
     );
 
