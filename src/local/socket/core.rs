@@ -32,6 +32,7 @@ use super::queue::Queue;
 use super::wakers::Wakers;
 use crate::local::expiry::Expiry;
 use crate::local::heartbeat::Heartbeat;
+use crate::local::moment::Moment;
 use crate::model::close::{Close, reason};
 use crate::model::limits::{OutboxLimits, SlowConsumer};
 use crate::model::manner::Manner;
@@ -45,7 +46,7 @@ pub(super) struct Core<W = OwnedWriteHalf> {
     pub(super) life: Life,
     pub(super) due: Due,
     /// Since when the kernel has accepted nothing.
-    pub(super) stalled: Option<Instant>,
+    pub(super) stalled: Option<Moment>,
     pub(super) heartbeat: Heartbeat,
     pub(super) expiry: Option<Expiry>,
 }
@@ -110,7 +111,7 @@ impl<W: SharedWriter> Core<W> {
             let written = stream.try_write(frame.as_bytes()).unwrap_or(0);
             if written < frame.len() {
                 self.queue.push_begun(frame.clone(), written);
-                self.stalled = Some(now());
+                self.stalled = Some(now().into());
                 self.wakers.wake_driver();
             }
             return Pushed::Taken;
@@ -266,7 +267,7 @@ impl<W: SharedWriter> Core<W> {
     /// Whether the stream is gone.
     pub(super) fn finished(&self) -> Poll<()> {
         match self.life {
-            Life::Finished { .. } => Poll::Ready(()),
+            Life::Finished(_) => Poll::Ready(()),
             _ => Poll::Pending,
         }
     }
@@ -308,8 +309,8 @@ impl<W: SharedWriter> Core<W> {
     pub(super) fn stage(&self) -> Stage {
         match self.life {
             Life::Open => Stage::Open,
-            Life::Ending { .. } => Stage::Ending,
-            Life::Cut { .. } | Life::Finished { .. } => Stage::Cut,
+            Life::Ending(_) => Stage::Ending,
+            Life::Cut(_) | Life::Finished(_) => Stage::Cut,
         }
     }
 

@@ -1,6 +1,7 @@
 //! What a client sent and the handler has not read yet.
 
 use std::collections::VecDeque;
+use std::mem::take;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
 
@@ -20,16 +21,17 @@ pub(super) struct Inbox {
     pub(super) left: Option<Arc<Rooms>>,
     /// The handler, waiting for a message.
     pub(super) handler: Option<Waker>,
-    /// The socket's task, waiting for room.
-    pub(super) driver: Option<Waker>,
+    /// The socket's task waits for room, and is woken as for anything else that concerns it.
+    driver_waits: bool,
 }
 
 impl Inbox {
-    /// Whether there is room for another message.
-    pub(super) fn room(&self) -> Poll<()> {
-        match self.messages.len() < MAX_MESSAGES {
-            true => Poll::Ready(()),
-            false => Poll::Pending,
+    /// Whether there is room for another message; if not, the socket's task waits for it.
+    pub(super) fn room(&mut self) -> Poll<()> {
+        self.driver_waits = self.messages.len() >= MAX_MESSAGES;
+        match self.driver_waits {
+            true => Poll::Pending,
+            false => Poll::Ready(()),
         }
     }
 
@@ -50,8 +52,8 @@ impl Inbox {
         self.handler.take()
     }
 
-    /// The next message, and who waits for its room.
-    pub(super) fn next(&mut self) -> Poll<(Option<Message>, Option<Waker>)> {
+    /// The next message, and whether the socket's task waits for its room.
+    pub(super) fn next(&mut self) -> Poll<(Option<Message>, bool)> {
         let message = self.messages.pop_front();
         if self.messages.is_empty() {
             // Gives the memory back.
@@ -59,8 +61,8 @@ impl Inbox {
         }
         match message {
             None if self.left.is_none() => Poll::Pending,
-            None => Poll::Ready((None, None)),
-            message => Poll::Ready((message, self.driver.take())),
+            None => Poll::Ready((None, false)),
+            message => Poll::Ready((message, take(&mut self.driver_waits))),
         }
     }
 }
@@ -81,12 +83,12 @@ mod tests {
             assert!(inbox.push(n.to_string().into()).is_none());
         }
         assert!(inbox.room().is_pending());
-        inbox.driver = Some(Waker::noop().clone());
-        let Poll::Ready((message, driver)) = inbox.next() else {
+        let Poll::Ready((message, driver_waits)) = inbox.next() else {
             panic!("it holds {MAX_MESSAGES}");
         };
         assert_eq!(message, Some("0".into()));
-        assert!(driver.is_some(), "who waits for room is told");
+        assert!(driver_waits, "who waits for room is told");
+        assert!(matches!(inbox.next(), Poll::Ready((Some(_), false))), "once");
         assert!(inbox.room().is_ready());
     }
 

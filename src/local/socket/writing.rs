@@ -115,7 +115,7 @@ impl<W: SharedWriter> Core<W> {
 
     fn record_progress(&mut self, progress: bool, now: impl Now) {
         if progress || self.stalled.is_none() {
-            self.stalled = Some(now());
+            self.stalled = Some(now().into());
         }
     }
 }

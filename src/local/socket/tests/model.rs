@@ -457,7 +457,7 @@ impl World {
         assert_eq!(self.core.life.is_cut(), self.cut.is_some());
         let kernel = self.kernel.borrow();
         if ended.is_none() {
-            assert_eq!(self.core.stalled, kernel.refuses);
+            assert_eq!(self.core.stalled.map(Instant::from), kernel.refuses);
         }
         match self.cut {
             Some(written) => assert_eq!(kernel.taken.len(), written, "written after the cut"),
