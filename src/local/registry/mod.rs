@@ -43,7 +43,8 @@ pub(crate) enum Full {
 
 #[derive(Debug)]
 pub(crate) struct Registry<M> {
-    sockets: IndexMap<SocketId, Entry<M>>,
+    /// By their numbers: all are of this node.
+    sockets: IndexMap<u64, Entry<M>>,
     groups: HashMap<Topic, Group<M>>,
     /// Sockets and reservations.
     places: usize,
@@ -103,11 +104,11 @@ impl<M: Member> Registry<M> {
         if limits.sockets.is_some_and(|limit| self.places >= limit) {
             return Err(Full::Node);
         }
-        let taken = self.groups.get(user).map_or(0, |group| group.places);
+        let taken = self.groups.get(user).map_or(0, Group::places) as usize;
         if limits.sockets_per_user.is_some_and(|limit| taken >= limit) {
             return Err(Full::User);
         }
-        self.group(user).places += 1;
+        *self.group(user).places_mut() += 1;
         self.places += 1;
         Ok(())
     }
@@ -116,10 +117,10 @@ impl<M: Member> Registry<M> {
         let Some(group) = self.groups.get_mut(user) else {
             return;
         };
-        group.places -= 1;
+        *group.places_mut() -= 1;
         self.places -= 1;
         if group.is_unused() {
-            self.groups.remove(user);
+            self.remove_group(user);
         }
     }
 
@@ -127,7 +128,7 @@ impl<M: Member> Registry<M> {
     pub(crate) fn insert(&mut self, member: M, about: About) {
         self.add_to(member.topic(), member.clone());
         self.sockets.insert(
-            member.id(),
+            member.id().number,
             Entry {
                 member,
                 rooms: Rooms::default(),
@@ -138,7 +139,11 @@ impl<M: Member> Registry<M> {
 
     /// Takes a socket off every topic; its place stays.
     pub(crate) fn remove(&mut self, id: SocketId) -> Option<Removed<M>> {
-        let entry = self.sockets.swap_remove(&id)?;
+        self.entry(id)?;
+        let entry = self.sockets.swap_remove(&id.number)?;
+        if is_roomy(self.sockets.len(), self.sockets.capacity()) {
+            self.sockets.shrink_to(2 * self.sockets.len());
+        }
         for topic in entry.rooms.iter().chain([entry.member.topic()]) {
             self.remove_from(topic, id);
         }
@@ -150,7 +155,7 @@ impl<M: Member> Registry<M> {
 
     /// Whether the socket newly joined; `None` when it is not registered.
     pub(crate) fn join(&mut self, id: SocketId, room: &Topic) -> Option<bool> {
-        let entry = self.sockets.get_mut(&id)?;
+        let entry = self.entry_mut(id)?;
         if !entry.rooms.insert(room) {
             return Some(false);
         }
@@ -161,7 +166,7 @@ impl<M: Member> Registry<M> {
 
     /// Whether the socket was in the room.
     pub(crate) fn leave(&mut self, id: SocketId, room: &Topic) -> bool {
-        let Some(entry) = self.sockets.get_mut(&id) else {
+        let Some(entry) = self.entry_mut(id) else {
             return false;
         };
         if !entry.rooms.remove(room) {
@@ -177,7 +182,7 @@ impl<M: Member> Registry<M> {
         let mut selected = SmallVec::new();
         let union = wanted.targets.len() > 1;
         let mut seen = HashSet::new();
-        for topic in &wanted.targets {
+        for topic in wanted.targets.iter() {
             self.each_on(*topic, |member| {
                 if wanted.except.contains(&member.id())
                     || wanted.except_users.contains(&member.user().as_str())
@@ -193,7 +198,7 @@ impl<M: Member> Registry<M> {
 
     /// What a roster tells of a socket; `None` when it is not registered.
     pub(crate) fn describe(&self, id: SocketId) -> Option<SocketInfo> {
-        let entry = self.sockets.get(&id)?;
+        let entry = self.entry(id)?;
         let description = entry.about.description.as_deref();
         Some(SocketInfo {
             id,
@@ -205,12 +210,12 @@ impl<M: Member> Registry<M> {
     }
 
     pub(crate) fn rooms_of(&self, id: SocketId) -> Option<&Rooms> {
-        self.sockets.get(&id).map(|entry| &entry.rooms)
+        self.entry(id).map(|entry| &entry.rooms)
     }
 
     /// Describes a socket anew; what was said before is to be dropped without the lock.
     pub(crate) fn redescribe(&mut self, id: SocketId, json: Box<str>) -> Option<Option<Box<str>>> {
-        let entry = self.sockets.get_mut(&id)?;
+        let entry = self.entry_mut(id)?;
         Some(entry.about.description.replace(json))
     }
 
@@ -227,7 +232,7 @@ impl<M: Member> Registry<M> {
     pub(crate) fn has_user_on(&self, user: &Topic, topic: &Topic) -> bool {
         let mut found = false;
         self.each_on(user.into(), |member| {
-            let entry = self.sockets.get(&member.id());
+            let entry = self.entry(member.id());
             found |= entry.is_some_and(|entry| entry.is_on(topic));
         });
         found
@@ -248,7 +253,7 @@ impl<M: Member> Registry<M> {
         match topic.kind() {
             TopicKind::All => self.members().for_each(visit),
             TopicKind::Socket => {
-                let entry = topic.as_socket().and_then(|id| self.sockets.get(&id));
+                let entry = topic.as_socket().and_then(|id| self.entry(id));
                 entry.into_iter().for_each(|entry| visit(&entry.member));
             }
             TopicKind::User | TopicKind::Room => {
@@ -261,8 +266,25 @@ impl<M: Member> Registry<M> {
         }
     }
 
+    fn entry(&self, id: SocketId) -> Option<&Entry<M>> {
+        let entry = self.sockets.get(&id.number);
+        entry.filter(|entry| entry.member.id() == id)
+    }
+
+    fn entry_mut(&mut self, id: SocketId) -> Option<&mut Entry<M>> {
+        let entry = self.sockets.get_mut(&id.number);
+        entry.filter(|entry| entry.member.id() == id)
+    }
+
     fn group(&mut self, topic: &Topic) -> &mut Group<M> {
         self.groups.entry(topic.clone()).or_default()
+    }
+
+    fn remove_group(&mut self, topic: &Topic) {
+        self.groups.remove(topic);
+        if is_roomy(self.groups.len(), self.groups.capacity()) {
+            self.groups.shrink_to(2 * self.groups.len());
+        }
     }
 
     fn add_to(&mut self, topic: &Topic, member: M) {
@@ -277,9 +299,9 @@ impl<M: Member> Registry<M> {
         let Some(group) = self.groups.get_mut(topic) else {
             return;
         };
-        let emptied = group.remove(id);
+        let emptied = group.remove(id.number);
         if group.is_unused() {
-            self.groups.remove(topic);
+            self.remove_group(topic);
         }
         if emptied && let Some(count) = self.count(topic) {
             *count -= 1;
@@ -310,6 +332,11 @@ impl<M: Member> Entry<M> {
             TopicKind::Node | TopicKind::Nodes | TopicKind::Presence => false,
         }
     }
+}
+
+/// Whether a table gives back what it had for a crowd that is gone: at a quarter, so that it costs each who left little.
+fn is_roomy(len: usize, capacity: usize) -> bool {
+    capacity > 1024 && len < capacity / 4
 }
 
 #[cfg(test)]
