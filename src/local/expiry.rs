@@ -36,7 +36,10 @@ impl Expiry {
         let wall = millis(time);
         let left = Duration::from_millis(wall.saturating_sub(clock.wall));
         Self {
-            at: clock.now.checked_add(left).map_or(Moment::NEVER, Moment::from),
+            at: clock
+                .now
+                .checked_add(left)
+                .map_or(Moment::NEVER, Moment::from),
             wall,
         }
     }

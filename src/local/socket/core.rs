@@ -29,7 +29,7 @@ use tokio::time::Instant;
 use super::life::Life;
 use super::outcome::{Collected, Flushed, Pushed, Stage};
 use super::queue::Queue;
-use super::wakers::Wakers;
+use super::wakers::{Noted, Wakers, Wakes};
 use crate::local::expiry::Expiry;
 use crate::local::heartbeat::Heartbeat;
 use crate::local::moment::Moment;
@@ -41,6 +41,7 @@ use crate::ws::frame::Frame;
 
 pub(super) struct Core<W = OwnedWriteHalf> {
     pub(super) wakers: Wakers,
+    pub(super) noted: Noted,
     pub(super) queue: Queue,
     pub(super) writer: Writer<W>,
     pub(super) life: Life,
@@ -82,6 +83,7 @@ impl<W: SharedWriter> Core<W> {
     pub(super) fn new(expiry: Option<Expiry>, now: Instant) -> Self {
         Self {
             wakers: Wakers::default(),
+            noted: Noted::default(),
             queue: Queue::default(),
             writer: Writer::Task,
             life: Life::Open,
@@ -90,6 +92,11 @@ impl<W: SharedWriter> Core<W> {
             heartbeat: Heartbeat::new(now),
             expiry,
         }
+    }
+
+    /// Whom the change concerns, to be woken when the lock is given back.
+    pub(super) fn take_wakes(&mut self) -> Wakes {
+        self.noted.take(&mut self.wakers)
     }
 
     // Senders --------------------------------------------------------------------------------------
@@ -112,7 +119,7 @@ impl<W: SharedWriter> Core<W> {
             if written < frame.len() {
                 self.queue.push_begun(frame.clone(), written);
                 self.stalled = Some(now().into());
-                self.wakers.wake_driver();
+                self.noted.wake_driver();
             }
             return Pushed::Taken;
         }
@@ -159,7 +166,7 @@ impl<W: SharedWriter> Core<W> {
             self.write_queue(now);
         }
         if !self.life.is_open() {
-            self.wakers.wake_all();
+            self.noted.wake_all();
         }
         match self.writer {
             Writer::Shared(_) => Flushed::Here,
@@ -173,7 +180,7 @@ impl<W: SharedWriter> Core<W> {
         if is_first {
             self.queue_close(close, now());
             self.write_queue(now);
-            self.wakers.wake_all();
+            self.noted.wake_all();
         }
         is_first
     }
@@ -323,7 +330,7 @@ impl<W: SharedWriter> Core<W> {
     /// Drops the stream, whatever is still to be said. The reason counts where nothing had ended it.
     pub(super) fn cut(&mut self, close: Close) {
         if self.life.cut(close) {
-            self.wakers.wake_all();
+            self.noted.wake_all();
         }
     }
 
@@ -337,7 +344,7 @@ impl<W: SharedWriter> Core<W> {
     #[must_use = "drop it without the lock"]
     pub(super) fn finish(&mut self) -> (Writer<W>, Queue) {
         self.life.finish(reason::DROPPED);
-        self.wakers.wake_all();
+        self.noted.wake_all();
         (self.shut(), take(&mut self.queue))
     }
 }

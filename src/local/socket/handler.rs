@@ -54,14 +54,14 @@ impl HandlerEnd {
 
     /// The client's next message; `None` when nothing more will come.
     pub(crate) fn poll_recv(&self, cx: &mut Context<'_>) -> Poll<Option<Message>> {
-        let (message, driver_waits) = ready!(poll_locked(
+        let (message, was_full) = ready!(poll_locked(
             &self.0.inbox,
             cx,
             |inbox| &mut inbox.handler,
             Inbox::next
         ));
-        if driver_waits {
-            self.0.change(|core| core.wakers.wake_driver());
+        if was_full {
+            self.0.change(|core| core.noted.wake_driver());
         }
         Poll::Ready(message)
     }

@@ -1,7 +1,6 @@
 //! What a client sent and the handler has not read yet.
 
 use std::collections::VecDeque;
-use std::mem::take;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
 
@@ -21,17 +20,14 @@ pub(super) struct Inbox {
     pub(super) left: Option<Arc<Rooms>>,
     /// The handler, waiting for a message.
     pub(super) handler: Option<Waker>,
-    /// The socket's task waits for room, and is woken as for anything else that concerns it.
-    driver_waits: bool,
 }
 
 impl Inbox {
-    /// Whether there is room for another message; if not, the socket's task waits for it.
-    pub(super) fn room(&mut self) -> Poll<()> {
-        self.driver_waits = self.messages.len() >= MAX_MESSAGES;
-        match self.driver_waits {
-            true => Poll::Pending,
-            false => Poll::Ready(()),
+    /// Whether there is room for another message.
+    pub(super) fn room(&self) -> Poll<()> {
+        match self.messages.len() < MAX_MESSAGES {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
         }
     }
 
@@ -52,8 +48,9 @@ impl Inbox {
         self.handler.take()
     }
 
-    /// The next message, and whether the socket's task waits for its room.
+    /// The next message, and whether it made room for which the socket's task may wait.
     pub(super) fn next(&mut self) -> Poll<(Option<Message>, bool)> {
+        let was_full = self.room().is_pending();
         let message = self.messages.pop_front();
         if self.messages.is_empty() {
             // Gives the memory back.
@@ -62,7 +59,7 @@ impl Inbox {
         match message {
             None if self.left.is_none() => Poll::Pending,
             None => Poll::Ready((None, false)),
-            message => Poll::Ready((message, take(&mut self.driver_waits))),
+            message => Poll::Ready((message, was_full)),
         }
     }
 }
@@ -83,12 +80,15 @@ mod tests {
             assert!(inbox.push(n.to_string().into()).is_none());
         }
         assert!(inbox.room().is_pending());
-        let Poll::Ready((message, driver_waits)) = inbox.next() else {
+        let Poll::Ready((message, was_full)) = inbox.next() else {
             panic!("it holds {MAX_MESSAGES}");
         };
         assert_eq!(message, Some("0".into()));
-        assert!(driver_waits, "who waits for room is told");
-        assert!(matches!(inbox.next(), Poll::Ready((Some(_), false))), "once");
+        assert!(was_full, "who waits for room is told");
+        assert!(
+            matches!(inbox.next(), Poll::Ready((Some(_), false))),
+            "once"
+        );
         assert!(inbox.room().is_ready());
     }
 

@@ -44,6 +44,7 @@ mod task;
 #[cfg(test)]
 mod tests;
 mod timing;
+mod together;
 mod wakers;
 mod writing;
 
@@ -56,6 +57,7 @@ pub(crate) use self::reader::ReaderEnd;
 pub(crate) use self::sender::Sender;
 pub(crate) use self::sweep::SweepEnd;
 pub(crate) use self::task::{Driver, Registered};
+pub(crate) use self::together::Together;
 use crate::local::expiry::Expiry;
 use crate::model::close::Close;
 use crate::model::id::{SocketId, UserId};
@@ -83,12 +85,7 @@ pub(crate) struct Ends {
 
 impl Ends {
     /// A socket whose handshake is not over: what is sent waits.
-    pub(crate) fn new(
-        id: SocketId,
-        user: UserId,
-        topic: Topic,
-        expiry: Option<Expiry>,
-    ) -> Self {
+    pub(crate) fn new(id: SocketId, user: UserId, topic: Topic, expiry: Option<Expiry>) -> Self {
         let shared = Arc::new(Shared {
             id,
             user,
@@ -110,7 +107,7 @@ impl Shared {
     fn change<T>(&self, change: impl FnOnce(&mut Core) -> T) -> T {
         let mut core = self.core.lock();
         let changed = change(&mut core);
-        let wakes = core.wakers.take_wakes();
+        let wakes = core.take_wakes();
         drop(core);
         wakes.wake();
         changed

@@ -35,8 +35,7 @@ use crate::ws::frame::{Decoder, Frame, Heard, Violation};
 use crate::ws::{Io, Opened};
 
 /// Resolves when the stream is gone. Dropping it ends the socket as well. It bounds its turns by itself and
-/// is to be polled [`unconstrained`](tokio::task::unconstrained): a handler in the same task may use up
-/// tokio's budget every time, and would leave it none to read with.
+/// is to be polled [`unconstrained`](tokio::task::unconstrained).
 #[derive(Debug)]
 pub(crate) struct Driver<R: Registered> {
     io: Io,

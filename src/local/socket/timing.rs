@@ -28,7 +28,7 @@ impl<W: SharedWriter> Core<W> {
         }
         if !self.life.is_open() {
             if self.life.expire(now) {
-                self.wakers.wake_all();
+                self.noted.wake_all();
             }
             return Swept::Fine;
         }

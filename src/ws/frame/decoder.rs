@@ -103,7 +103,10 @@ impl Decoder {
     /// Reads until something was said or the input is used up; returns how much was used. Unmasks the
     /// input in place. After a violation nothing more can be read.
     pub(crate) fn decode(&mut self, input: &mut [u8]) -> Result<(usize, Option<Heard>), Violation> {
-        let mut begun = self.begun.take().map_or_else(Begun::default, |begun| *begun);
+        let mut begun = self
+            .begun
+            .take()
+            .map_or_else(Begun::default, |begun| *begun);
         let decoded = begun.decode(input, self.limit)?;
         if !begun.is_nothing() {
             self.begun = Some(Box::new(begun));

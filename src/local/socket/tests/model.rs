@@ -451,7 +451,7 @@ impl World {
     }
 
     fn check(&mut self) {
-        self.core.wakers.take_wakes().wake();
+        self.core.take_wakes().wake();
         let ended = self.ended.as_ref().map(|(close, _)| close);
         assert_eq!(self.core.life.close(), ended, "one end, and the first");
         assert_eq!(self.core.life.is_cut(), self.cut.is_some());
