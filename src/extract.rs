@@ -1,19 +1,17 @@
 //! The door: from a request to a registered socket.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use axum_core::extract::{FromRequestParts, OptionalFromRequestParts};
 use axum_core::response::{IntoResponse, Response};
 use futures::future::{join, join_all};
-use futures::{FutureExt, TryFutureExt};
 use http::HeaderMap;
 use http::header::SEC_WEBSOCKET_PROTOCOL;
 use http::request::Parts;
 use hyper::upgrade::OnUpgrade;
 use serde::Serialize;
-use tokio::task::unconstrained;
+use tokio_util::task::TaskTracker;
 use tracing::{Instrument, Span};
 
 use crate::broadcast::Broadcaster;
@@ -22,7 +20,7 @@ use crate::counts::Counted;
 use crate::layer::CameWithUpgrade;
 use crate::local::admission::{Joined, Refused, Registration, Reservation};
 use crate::local::expiry::{Clock, Expiry};
-use crate::local::socket::{Driver, DriverEnd, span};
+use crate::local::socket::{Driver, DriverEnd, Together, span};
 use crate::model::close::reason;
 use crate::model::description::Description;
 use crate::model::error::{DescriptionError, RoomError};
@@ -235,25 +233,22 @@ impl Opening {
             span.in_scope(|| span::record_end(&reason::NOT_OPENED));
             return;
         };
-        let (id, user) = (driver_end.id(), driver_end.user().clone());
+        let sender = driver_end.sender();
         let (limit, inbound) = (node.config.max_message_size, node.config.inbound);
         let driver = Driver::new(opened, driver_end, self.registration, limit, inbound);
-        let driver = unconstrained(driver);
-        let panicked = move |_| tracing::error!(socket = %id, user = user.as_str(), "the handler panicked: its socket is closed with 1011, the node goes on");
-        // A task of their own, which holds nothing of the handshake. The handler comes first: what it
-        // says leaves in the same turn.
-        let tasks = node.ground.home.tracker();
-        match span.in_scope(|| catch_unwind(AssertUnwindSafe(|| handler(socket)))) {
-            Ok(handling) => {
-                let handling = AssertUnwindSafe(handling).catch_unwind();
-                let handling = handling.unwrap_or_else(panicked);
-                tasks.spawn(join(handling, driver).instrument(span));
-            }
-            Err(panic) => {
-                panicked(panic);
-                tasks.spawn(driver.instrument(span));
-            }
-        }
+        let handler = || handler(socket);
+        let task = span.in_scope(|| Together::begin(handler, driver, sender));
+        // A task of its own, which holds nothing of the handshake.
+        spawn(node.ground.home.tracker(), span, task);
+    }
+}
+
+/// Runs a socket's task in its span. Most apps enable none, and then it would be 40 bytes of each socket.
+fn spawn(tasks: &TaskTracker, span: Span, task: impl Future<Output = ()> + Send + 'static) {
+    if span.is_disabled() {
+        tasks.spawn(task);
+    } else {
+        tasks.spawn(task.instrument(span));
     }
 }
 

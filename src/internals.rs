@@ -127,7 +127,7 @@ impl FanOut {
         let (node, user) = (NodeId(1), UserId::from(number));
         let topic = Topic::user(&user).expect("a number is a valid id");
         let id = SocketId { node, number };
-        let Ends { sender, driver, .. } = Ends::new(id, user, None);
+        let Ends { sender, driver, .. } = Ends::new(id, user, topic.clone(), None);
         let registry = self.registry.get_mut();
         let taken = registry.take_place(&topic, Limits::default());
         taken.expect("there is no limit");
@@ -135,7 +135,7 @@ impl FanOut {
             connected_at: SystemTime::UNIX_EPOCH,
             description: None,
         };
-        registry.insert(topic, sender, about);
+        registry.insert(sender, about);
         registry.join(id, room);
         self.drivers.push(driver);
     }

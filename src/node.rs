@@ -97,6 +97,9 @@ impl Node {
         let (topics, bytes) = (selection.topics(), message.len());
         let span = tracing::trace_span!("send", topics, bytes, local = Empty, nodes = Empty);
         let sending = self.publish_and_deliver(selection, message, manner, reach);
+        if span.is_disabled() {
+            return sending.await;
+        }
         let sent = sending.instrument(span.clone()).await;
         if let Ok((local, nodes)) = sent {
             span.record("local", local).record("nodes", nodes);

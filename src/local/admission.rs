@@ -9,6 +9,7 @@
 //! Whoever may end a socket looks for those that are registered. So the registration comes first, and then the question
 //! whether a drain has begun or its seat was taken meanwhile: in the other order it could miss both.
 
+use std::mem::replace;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::SystemTime;
@@ -64,6 +65,7 @@ impl Local {
             user,
             topic,
             number,
+            is_registered: false,
         };
         let (all, user) = confirmations;
         let listening = join(self.wait_confirmed(all), self.wait_confirmed(user));
@@ -87,6 +89,16 @@ impl Local {
             self.counters.limits_unchecked.fetch_add(1, Relaxed);
         }
         decision.granted.ok_or_else(|| self.is_full(Full::User))
+    }
+
+    /// Gives back what a socket of this user has, whether or not it came to be.
+    fn give_back(&self, user: &Topic, number: u64) {
+        self.registry.write().give_place_back(user);
+        if let Some(seats) = self.bus.seats() {
+            seats.release(user, number);
+        }
+        self.bus.release(user);
+        self.bus.release(&self.all);
     }
 
     /// Puts a socket into a room; returns when the cluster's messages for the room come here.
@@ -195,6 +207,8 @@ pub(crate) struct Reservation {
     topic: Topic,
     /// What the socket will be called; its seat names it already.
     number: u64,
+    /// What it has is its registration's now.
+    is_registered: bool,
 }
 
 impl Reservation {
@@ -224,54 +238,51 @@ impl Reservation {
             node: self.local.node,
             number: self.number,
         };
-        Ends::new(id, self.user.clone(), expiry)
+        Ends::new(id, self.user.clone(), self.topic.clone(), expiry)
     }
 
     /// From now on every node reaches it.
     pub(super) fn enter(
-        self,
+        mut self,
         sender: &Sender,
         sweep: SweepEnd,
         description: Option<Description>,
     ) -> Registration {
-        let (local, number, id) = (self.local.clone(), self.number, sender.id());
+        let (local, number) = (self.local.clone(), self.number);
+        self.is_registered = true;
+        let registration = Registration {
+            local: local.clone(),
+            socket: sender.clone(),
+            is_over: false,
+        };
         local.live.insert(number, sweep);
         let about = About {
             connected_at: SystemTime::now(),
             description: description.map(|description| description.0),
         };
-        local
-            .registry
-            .write()
-            .insert(self.topic.clone(), sender.clone(), about);
-        local.presence.touch(&self.user, [&local.all]);
+        local.registry.write().insert(sender.clone(), about);
+        local.presence.touch(sender.user(), [&local.all]);
         // A drain that began meanwhile may have looked before this one was there.
         if local.is_draining() {
             sender.close(reason::RESTART);
         }
         // So may who took its seat.
         if let Some(seats) = local.bus.seats()
-            && !seats.holds(&self.topic, number)
+            && !seats.holds(sender.topic(), number)
         {
             sender.close(reason::REPLACED);
         }
-        tracing::debug!(socket = %id, user = self.user.as_str(), "socket opened");
-        Registration {
-            local,
-            id,
-            reservation: Some(self),
-        }
+        let (socket, user) = (sender.id(), sender.user().as_str());
+        tracing::debug!(%socket, user, "socket opened");
+        registration
     }
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        self.local.registry.write().give_place_back(&self.topic);
-        if let Some(seats) = self.local.bus.seats() {
-            seats.release(&self.topic, self.number);
+        if !self.is_registered {
+            self.local.give_back(&self.topic, self.number);
         }
-        self.local.bus.release(&self.topic);
-        self.local.bus.release(&self.local.all);
     }
 }
 
@@ -280,14 +291,15 @@ impl Drop for Reservation {
 #[derive(Debug)]
 pub(crate) struct Registration {
     local: Arc<Local>,
-    id: SocketId,
-    reservation: Option<Reservation>,
+    socket: Sender,
+    /// All of it is given back.
+    is_over: bool,
 }
 
 impl Registered for Registration {
     /// Makes it unreachable, gives its place back and counts how it ended.
     fn unregister(&mut self, close: &Close) {
-        if self.reservation.is_some() {
+        if !self.is_over {
             self.local.counters.record_close(close);
             self.give_back();
         }
@@ -296,13 +308,13 @@ impl Registered for Registration {
 
 impl Registration {
     fn give_back(&mut self) {
-        let Some(reservation) = self.reservation.take() else {
+        if replace(&mut self.is_over, true) {
             return;
-        };
-        let local = &self.local;
+        }
+        let (local, socket) = (&self.local, &self.socket);
         let removed = {
             let mut registry = local.registry.write();
-            let removed = registry.remove(self.id);
+            let removed = registry.remove(socket.id());
             // Before anybody else finds it gone.
             if let Some(removed) = &removed {
                 removed.member.leaves(removed.rooms.clone());
@@ -315,13 +327,14 @@ impl Registration {
         }
         local
             .presence
-            .touch(&reservation.user, rooms().chain([&local.all]));
+            .touch(socket.user(), rooms().chain([&local.all]));
+        local.give_back(socket.topic(), socket.id().number);
     }
 }
 
 impl Drop for Registration {
     fn drop(&mut self) {
         self.give_back();
-        self.local.live.remove(self.id.number);
+        self.local.live.remove(self.socket.id().number);
     }
 }

@@ -4,6 +4,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::time::Instant;
 
+use super::moment::Moment;
+
 /// One reading of both clocks: the monotonic one stands still while a machine sleeps, the wall clock may be
 /// corrected.
 #[derive(Debug, Clone, Copy)]
@@ -25,8 +27,7 @@ impl Clock {
 /// Kept for every socket, so it is small.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Expiry {
-    /// None where it is too far off to be named.
-    at: Option<Instant>,
+    at: Moment,
     wall: u64,
 }
 
@@ -35,14 +36,17 @@ impl Expiry {
         let wall = millis(time);
         let left = Duration::from_millis(wall.saturating_sub(clock.wall));
         Self {
-            at: clock.now.checked_add(left),
+            at: clock
+                .now
+                .checked_add(left)
+                .map_or(Moment::NEVER, Moment::from),
             wall,
         }
     }
 
     /// Whichever clock says so first.
     pub(crate) fn is_over(&self, clock: Clock) -> bool {
-        self.wall <= clock.wall || self.at.is_some_and(|at| at <= clock.now)
+        self.wall <= clock.wall || self.at <= clock.now.into()
     }
 }
 
@@ -93,6 +97,6 @@ mod tests {
 
     #[test]
     fn it_is_small() {
-        assert!(size_of::<Option<Expiry>>() <= size_of::<Option<Instant>>() + 8);
+        assert_eq!(size_of::<Option<Expiry>>(), 16);
     }
 }

@@ -14,6 +14,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::moment::Moment;
+
 /// What to do now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Beat {
@@ -54,8 +56,9 @@ impl HeartbeatTimes {
 /// sent only into silence.
 #[derive(Debug)]
 pub(crate) struct Heartbeat {
-    last_seen: Instant,
-    pinged: Option<Instant>,
+    /// When it was heard last; since it was pinged, when that was.
+    since: Moment,
+    pinged: bool,
     /// Nobody reads what the client sends.
     paused: bool,
 }
@@ -63,22 +66,21 @@ pub(crate) struct Heartbeat {
 impl Heartbeat {
     pub(crate) fn new(now: Instant) -> Self {
         Self {
-            last_seen: now,
-            pinged: None,
+            since: now.into(),
+            pinged: false,
             paused: false,
         }
     }
 
     /// The process slept, and with it the ears for this client.
     pub(crate) fn discount(&mut self, slept: Duration, now: Instant) {
-        self.last_seen = discounted(self.last_seen, slept, now);
-        self.pinged = self.pinged.map(|at| discounted(at, slept, now));
+        self.since = discounted(self.since.into(), slept, now).into();
     }
 
     /// The client gave a sign of life.
     pub(crate) fn seen(&mut self, now: Instant) {
-        self.last_seen = now;
-        self.pinged = None;
+        self.since = now.into();
+        self.pinged = false;
     }
 
     /// While nobody reads what it sends, silence says nothing about the client. It is pinged all the same: writing
@@ -91,17 +93,20 @@ impl Heartbeat {
     /// Asks what to do; [`Beat::Ping`] is said once. The socket's number spreads the pings of those
     /// that opened together over ±10 %.
     pub(crate) fn poll(&mut self, now: Instant, times: &HeartbeatTimes, number: u64) -> Beat {
+        let silent = now.saturating_duration_since(self.since.into());
         match self.pinged {
-            Some(at) if at + times.pong_timeout <= now && self.paused => {
+            true if silent < times.pong_timeout => Beat::Wait,
+            true if self.paused => {
                 self.seen(now);
                 Beat::Unheard
             }
-            Some(at) if at + times.pong_timeout <= now => Beat::Dead,
-            None if self.last_seen + spread(times.ping_interval, number) <= now => {
-                self.pinged = Some(now);
+            true => Beat::Dead,
+            false if silent < spread(times.ping_interval, number) => Beat::Wait,
+            false => {
+                self.since = now.into();
+                self.pinged = true;
                 Beat::Ping
             }
-            _ => Beat::Wait,
         }
     }
 }

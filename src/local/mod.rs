@@ -5,6 +5,7 @@ mod delivery;
 pub(crate) mod expiry;
 pub(crate) mod heartbeat;
 mod live;
+mod moment;
 pub(crate) mod moves;
 pub(crate) mod origin;
 pub(crate) mod registry;

@@ -6,7 +6,6 @@
 
 use std::borrow::Borrow;
 use std::fmt;
-use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
@@ -77,12 +76,9 @@ impl TopicKind {
     }
 }
 
-/// Equal, and looked up, by its name, which says its kind.
-#[derive(Clone)]
-pub(crate) struct Topic {
-    kind: TopicKind,
-    name: Arc<str>,
-}
+/// Its name, which says its kind. Every socket has some, so there is nothing beside it.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Topic(Arc<str>);
 
 /// The same, borrowed: as it was heard, or as it is looked up.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -127,7 +123,7 @@ impl Topic {
 
     /// Where the comings and goings on a topic are told.
     pub(crate) fn presence(&self) -> Self {
-        Self::of(TopicKind::Presence, &self.name)
+        Self::of(TopicKind::Presence, &self.0)
     }
 
     pub(crate) fn socket(id: SocketId) -> Self {
@@ -140,22 +136,20 @@ impl Topic {
         let mut topic = String::with_capacity(prefix.len() + name.len());
         topic.push_str(prefix);
         topic.extend(utf8_percent_encode(name, ESCAPED));
-        let name = topic.into();
-        Ok(Self { kind, name })
+        Ok(Self(topic.into()))
     }
 
     /// The rest needs no escapes.
     fn of(kind: TopicKind, rest: &str) -> Self {
-        let name = [kind.prefix(), rest].concat().into();
-        Self { kind, name }
+        Self([kind.prefix(), rest].concat().into())
     }
 
     pub(crate) fn kind(&self) -> TopicKind {
-        self.kind
+        TopicKind::of(&self.0).expect("it was named by its kind")
     }
 
     pub(crate) fn as_str(&self) -> &str {
-        &self.name
+        &self.0
     }
 
     /// The topic whose channel carries messages for this one: its own, but for single sockets.
@@ -206,46 +200,28 @@ impl<'a> TopicRef<'a> {
     }
 
     fn to_topic(self) -> Topic {
-        Topic {
-            kind: self.kind,
-            name: self.name.into(),
-        }
+        Topic(self.name.into())
     }
 }
 
 impl<'a> From<&'a Topic> for TopicRef<'a> {
     fn from(topic: &'a Topic) -> Self {
         Self {
-            kind: topic.kind,
-            name: &topic.name,
+            kind: topic.kind(),
+            name: &topic.0,
         }
-    }
-}
-
-impl PartialEq for Topic {
-    fn eq(&self, other: &Self) -> bool {
-        self.name == other.name
-    }
-}
-
-impl Eq for Topic {}
-
-/// As the name alone: see `Borrow<str>`.
-impl Hash for Topic {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.name.hash(state);
     }
 }
 
 impl Borrow<str> for Topic {
     fn borrow(&self) -> &str {
-        &self.name
+        &self.0
     }
 }
 
 impl fmt::Debug for Topic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.name)
+        f.write_str(&self.0)
     }
 }
 

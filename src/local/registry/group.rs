@@ -1,87 +1,113 @@
 //! The sockets on one topic: of a user, or in a room.
 
+use std::mem::replace;
+
 use indexmap::IndexMap;
 
-use super::Member;
-use crate::model::id::SocketId;
+use super::{Member, is_roomy};
 
+/// For a user its places are its sockets and reservations; for a room there are none. Beside the members' kind they cost
+/// nothing.
 #[derive(Debug)]
-pub(super) struct Group<M> {
-    /// For a user: its sockets and reservations. Unused for a room.
-    pub(super) places: usize,
-    members: Members<M>,
-}
-
-/// Nearly every user has one socket here, so one needs no map.
-#[derive(Debug)]
-enum Members<M> {
-    None,
-    One(M),
-    /// Boxed, so that the many groups of one stay small.
-    Many(Box<IndexMap<SocketId, M>>),
+pub(super) enum Group<M> {
+    None {
+        places: u32,
+    },
+    /// Nearly every user has one socket here, so one needs no map.
+    One {
+        places: u32,
+        member: M,
+    },
+    /// By their numbers. Boxed, so that the many groups of one stay small.
+    Many {
+        places: u32,
+        members: Box<IndexMap<u64, M>>,
+    },
 }
 
 impl<M: Member> Group<M> {
     /// Adds a member. Whether it is the first.
     pub(super) fn add(&mut self, member: M) -> bool {
-        match std::mem::replace(&mut self.members, Members::None) {
-            Members::None => {
-                self.members = Members::One(member);
-                true
+        let places = self.places();
+        let is_first = self.is_empty();
+        *self = match replace(self, Self::None { places }) {
+            Self::None { .. } => Self::One { places, member },
+            Self::One { member: first, .. } => {
+                let members = [first, member].map(|member| (member.id().number, member));
+                let members = Box::new(IndexMap::from(members));
+                Self::Many { places, members }
             }
-            Members::One(first) => {
-                let members = IndexMap::from([first, member].map(|m| (m.id(), m)));
-                self.members = Members::Many(Box::new(members));
-                false
+            Self::Many { mut members, .. } => {
+                members.insert(member.id().number, member);
+                Self::Many { places, members }
             }
-            Members::Many(mut members) => {
-                members.insert(member.id(), member);
-                self.members = Members::Many(members);
-                false
-            }
-        }
+        };
+        is_first
     }
 
     /// Takes a member out. Whether it was the last.
-    pub(super) fn remove(&mut self, id: SocketId) -> bool {
-        match &mut self.members {
-            Members::One(member) if member.id() == id => self.members = Members::None,
-            Members::Many(members) => {
-                members.swap_remove(&id);
-                if members.is_empty() {
-                    self.members = Members::None;
-                } else {
-                    return false;
+    pub(super) fn remove(&mut self, number: u64) -> bool {
+        let places = self.places();
+        let is_last = match self {
+            Self::None { .. } => false,
+            Self::One { member, .. } => member.id().number == number,
+            Self::Many { members, .. } => {
+                members.swap_remove(&number);
+                if is_roomy(members.len(), members.capacity()) {
+                    members.shrink_to(2 * members.len());
                 }
+                members.is_empty()
             }
-            Members::None | Members::One(_) => return false,
+        };
+        if is_last {
+            *self = Self::None { places };
         }
-        true
+        is_last
     }
 
     pub(super) fn each<'a>(&'a self, mut visit: impl FnMut(&'a M)) {
-        match &self.members {
-            Members::None => {}
-            Members::One(member) => visit(member),
-            Members::Many(members) => members.values().for_each(visit),
+        match self {
+            Self::None { .. } => {}
+            Self::One { member, .. } => visit(member),
+            Self::Many { members, .. } => members.values().for_each(visit),
         }
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        matches!(self.members, Members::None)
+        matches!(self, Self::None { .. })
     }
 
     /// Whether it has neither members nor places.
     pub(super) fn is_unused(&self) -> bool {
-        self.places == 0 && self.is_empty()
+        self.is_empty() && self.places() == 0
+    }
+}
+
+impl<M> Group<M> {
+    pub(super) fn places(&self) -> u32 {
+        let (Self::None { places } | Self::One { places, .. } | Self::Many { places, .. }) = self;
+        *places
+    }
+
+    pub(super) fn places_mut(&mut self) -> &mut u32 {
+        let (Self::None { places } | Self::One { places, .. } | Self::Many { places, .. }) = self;
+        places
     }
 }
 
 impl<M> Default for Group<M> {
     fn default() -> Self {
-        Self {
-            places: 0,
-            members: Members::None,
-        }
+        Self::None { places: 0 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[cfg(target_pointer_width = "64")]
+    #[test]
+    fn it_is_small() {
+        assert_eq!(size_of::<Group<Box<u8>>>(), 16);
     }
 }

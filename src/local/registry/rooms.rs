@@ -1,5 +1,7 @@
 //! The rooms of one socket.
 
+use std::mem::take;
+
 use indexmap::IndexSet;
 
 use crate::model::topic::Topic;
@@ -7,7 +9,7 @@ use crate::model::topic::Topic;
 /// Nearly every socket is in a few, and those take little memory.
 #[derive(Debug)]
 pub(crate) enum Rooms {
-    Few(Vec<Topic>),
+    Few(Box<[Topic]>),
     /// Boxed, so that a socket in none stays small.
     Many(Box<IndexSet<Topic>>),
 }
@@ -32,13 +34,12 @@ impl Rooms {
     pub(super) fn insert(&mut self, room: &Topic) -> bool {
         match self {
             Self::Few(rooms) if rooms.contains(room) => return false,
-            Self::Few(rooms) if rooms.len() < FEW_ROOMS => {
-                rooms.reserve_exact(1);
-                rooms.push(room.clone());
-            }
             Self::Few(rooms) => {
-                let rooms = std::mem::take(rooms).into_iter().chain([room.clone()]);
-                *self = Self::Many(Box::new(rooms.collect()));
+                let rooms = take(rooms).into_iter().chain([room.clone()]);
+                *self = match rooms.size_hint().0 <= FEW_ROOMS {
+                    true => Self::Few(rooms.collect()),
+                    false => Self::Many(Box::new(rooms.collect())),
+                };
             }
             Self::Many(rooms) => return rooms.insert(room.clone()),
         }
@@ -49,8 +50,10 @@ impl Rooms {
     pub(super) fn remove(&mut self, room: &Topic) -> bool {
         match self {
             Self::Few(rooms) => {
-                let at = rooms.iter().position(|joined| joined == room);
-                at.map(|at| rooms.swap_remove(at)).is_some()
+                let before = rooms.len();
+                let rest = take(rooms).into_iter().filter(|joined| joined != room);
+                *rooms = rest.collect();
+                rooms.len() < before
             }
             Self::Many(rooms) => rooms.swap_remove(room),
         }
@@ -59,7 +62,7 @@ impl Rooms {
 
 impl Default for Rooms {
     fn default() -> Self {
-        Self::Few(Vec::new())
+        Self::Few(Box::default())
     }
 }
 
@@ -85,6 +88,6 @@ mod tests {
             assert!(!rooms.contains(name) && !rooms.remove(name));
         }
         assert!(rooms.iter().next().is_none() && rooms.insert(&names[0]));
-        assert_eq!(size_of::<Rooms>(), size_of::<Vec<Topic>>());
+        assert_eq!(size_of::<Rooms>(), size_of::<Box<[Topic]>>());
     }
 }

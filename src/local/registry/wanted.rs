@@ -1,9 +1,8 @@
 //! Who is meant by a scope, ready to be looked up.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::hash::Hash;
-
-use smallvec::SmallVec;
 
 use crate::bus::scope::Scope;
 use crate::model::id::SocketId;
@@ -13,17 +12,17 @@ use crate::model::topic::TopicRef;
 /// thousands of exceptions are sorted in.
 pub(crate) struct Wanted<'a> {
     /// Each once.
-    pub(super) targets: SmallVec<[TopicRef<'a>; 1]>,
+    pub(super) targets: Cow<'a, [TopicRef<'a>]>,
     pub(super) except: Lookup<'a, SocketId>,
     pub(super) except_users: Lookup<'a, &'a str>,
 }
 
 impl<'a> Wanted<'a> {
     pub(crate) fn of(scope: &'a Scope<'_>) -> Self {
-        let mut targets: SmallVec<[TopicRef<'_>; 1]> = scope.targets.iter().copied().collect();
+        let mut targets = Cow::Borrowed(scope.targets.as_slice());
         if targets.len() > 1 {
             let mut seen = HashSet::with_capacity(targets.len());
-            targets.retain(|topic| seen.insert(*topic));
+            targets.to_mut().retain(|topic| seen.insert(*topic));
         }
         Self {
             targets,

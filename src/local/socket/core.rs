@@ -29,9 +29,10 @@ use tokio::time::Instant;
 use super::life::Life;
 use super::outcome::{Collected, Flushed, Pushed, Stage};
 use super::queue::Queue;
-use super::wakers::Wakers;
+use super::wakers::{Noted, Wakers, Wakes};
 use crate::local::expiry::Expiry;
 use crate::local::heartbeat::Heartbeat;
+use crate::local::moment::Moment;
 use crate::model::close::{Close, reason};
 use crate::model::limits::{OutboxLimits, SlowConsumer};
 use crate::model::manner::Manner;
@@ -40,12 +41,13 @@ use crate::ws::frame::Frame;
 
 pub(super) struct Core<W = OwnedWriteHalf> {
     pub(super) wakers: Wakers,
+    pub(super) noted: Noted,
     pub(super) queue: Queue,
     pub(super) writer: Writer<W>,
     pub(super) life: Life,
     pub(super) due: Due,
     /// Since when the kernel has accepted nothing.
-    pub(super) stalled: Option<Instant>,
+    pub(super) stalled: Option<Moment>,
     pub(super) heartbeat: Heartbeat,
     pub(super) expiry: Option<Expiry>,
 }
@@ -81,6 +83,7 @@ impl<W: SharedWriter> Core<W> {
     pub(super) fn new(expiry: Option<Expiry>, now: Instant) -> Self {
         Self {
             wakers: Wakers::default(),
+            noted: Noted::default(),
             queue: Queue::default(),
             writer: Writer::Task,
             life: Life::Open,
@@ -89,6 +92,11 @@ impl<W: SharedWriter> Core<W> {
             heartbeat: Heartbeat::new(now),
             expiry,
         }
+    }
+
+    /// Whom the change concerns, to be woken when the lock is given back.
+    pub(super) fn take_wakes(&mut self) -> Wakes {
+        self.noted.take(&mut self.wakers)
     }
 
     // Senders --------------------------------------------------------------------------------------
@@ -110,8 +118,8 @@ impl<W: SharedWriter> Core<W> {
             let written = stream.try_write(frame.as_bytes()).unwrap_or(0);
             if written < frame.len() {
                 self.queue.push_begun(frame.clone(), written);
-                self.stalled = Some(now());
-                self.wakers.wake_driver();
+                self.stalled = Some(now().into());
+                self.noted.wake_driver();
             }
             return Pushed::Taken;
         }
@@ -158,7 +166,7 @@ impl<W: SharedWriter> Core<W> {
             self.write_queue(now);
         }
         if !self.life.is_open() {
-            self.wakers.wake_all();
+            self.noted.wake_all();
         }
         match self.writer {
             Writer::Shared(_) => Flushed::Here,
@@ -172,7 +180,7 @@ impl<W: SharedWriter> Core<W> {
         if is_first {
             self.queue_close(close, now());
             self.write_queue(now);
-            self.wakers.wake_all();
+            self.noted.wake_all();
         }
         is_first
     }
@@ -266,7 +274,7 @@ impl<W: SharedWriter> Core<W> {
     /// Whether the stream is gone.
     pub(super) fn finished(&self) -> Poll<()> {
         match self.life {
-            Life::Finished { .. } => Poll::Ready(()),
+            Life::Finished(_) => Poll::Ready(()),
             _ => Poll::Pending,
         }
     }
@@ -308,8 +316,8 @@ impl<W: SharedWriter> Core<W> {
     pub(super) fn stage(&self) -> Stage {
         match self.life {
             Life::Open => Stage::Open,
-            Life::Ending { .. } => Stage::Ending,
-            Life::Cut { .. } | Life::Finished { .. } => Stage::Cut,
+            Life::Ending(_) => Stage::Ending,
+            Life::Cut(_) | Life::Finished(_) => Stage::Cut,
         }
     }
 
@@ -322,7 +330,7 @@ impl<W: SharedWriter> Core<W> {
     /// Drops the stream, whatever is still to be said. The reason counts where nothing had ended it.
     pub(super) fn cut(&mut self, close: Close) {
         if self.life.cut(close) {
-            self.wakers.wake_all();
+            self.noted.wake_all();
         }
     }
 
@@ -336,7 +344,7 @@ impl<W: SharedWriter> Core<W> {
     #[must_use = "drop it without the lock"]
     pub(super) fn finish(&mut self) -> (Writer<W>, Queue) {
         self.life.finish(reason::DROPPED);
-        self.wakers.wake_all();
+        self.noted.wake_all();
         (self.shut(), take(&mut self.queue))
     }
 }

@@ -7,10 +7,10 @@ use std::task::{Context, Poll, ready};
 use tokio::net::tcp::OwnedWriteHalf;
 use tokio::time::Instant;
 
-use super::Shared;
 use super::outcome::Stage;
 use super::queue::Queue;
 use super::writing::Writing;
+use super::{Sender, Shared};
 use crate::model::close::Close;
 use crate::model::id::{SocketId, UserId};
 use crate::model::message::Message;
@@ -32,6 +32,11 @@ impl DriverEnd {
         &self.0.user
     }
 
+    /// As others reach it.
+    pub(crate) fn sender(&self) -> Sender {
+        Sender(self.0.clone())
+    }
+
     /// The handshake is over; with a stream of its own, senders may write.
     pub(super) fn opened(&self, stream: Option<OwnedWriteHalf>) {
         self.0.change(|core| core.open(stream, Instant::now()));
@@ -41,12 +46,22 @@ impl DriverEnd {
 
     /// Waits until the handler has made room for another message.
     pub(super) fn poll_inbox(&self, cx: &mut Context<'_>) -> Poll<()> {
-        poll_locked(
-            &self.0.inbox,
+        if self.0.inbox.lock().room().is_ready() {
+            return Poll::Ready(());
+        }
+        self.wait(cx);
+        // The handler may have made room before it found a waker.
+        self.0.inbox.lock().room()
+    }
+
+    /// Whoever has something for the task from now on finds a waker.
+    fn wait(&self, cx: &mut Context<'_>) {
+        let _ = poll_locked(
+            &self.0.core,
             cx,
-            |inbox| &mut inbox.driver,
-            |inbox| inbox.room(),
-        )
+            |core| &mut core.wakers.driver,
+            |_| Poll::<()>::Pending,
+        );
     }
 
     /// Hands a message on to the handler.
@@ -90,13 +105,7 @@ impl DriverEnd {
         cx: &mut Context<'_>,
         io: &mut impl TaskWriter,
     ) -> Poll<io::Result<()>> {
-        // Whoever queues something from now on finds a waker.
-        let _ = poll_locked(
-            &self.0.core,
-            cx,
-            |core| &mut core.wakers.driver,
-            |_| Poll::<()>::Pending,
-        );
+        self.wait(cx);
         let mut progress = false;
         loop {
             let writing = |core: &mut super::Core| core.begin_writing(&mut progress, Instant::now);

@@ -12,7 +12,7 @@ use crate::model::close::Close;
 use crate::model::id::{SocketId, UserId};
 use crate::model::limits::OutboxLimits;
 use crate::model::message::Message;
-use crate::waker::{poll_locked, wake};
+use crate::waker::poll_locked;
 use crate::ws::frame::Frame;
 
 /// Hears, and says as much as the client takes: it waits where a [`Sender`] would overflow.
@@ -54,13 +54,15 @@ impl HandlerEnd {
 
     /// The client's next message; `None` when nothing more will come.
     pub(crate) fn poll_recv(&self, cx: &mut Context<'_>) -> Poll<Option<Message>> {
-        let (message, driver) = ready!(poll_locked(
+        let (message, was_full) = ready!(poll_locked(
             &self.0.inbox,
             cx,
             |inbox| &mut inbox.handler,
             Inbox::next
         ));
-        wake(driver);
+        if was_full {
+            self.0.change(|core| core.noted.wake_driver());
+        }
         Poll::Ready(message)
     }
 

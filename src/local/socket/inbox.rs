@@ -20,8 +20,6 @@ pub(super) struct Inbox {
     pub(super) left: Option<Arc<Rooms>>,
     /// The handler, waiting for a message.
     pub(super) handler: Option<Waker>,
-    /// The socket's task, waiting for room.
-    pub(super) driver: Option<Waker>,
 }
 
 impl Inbox {
@@ -50,8 +48,9 @@ impl Inbox {
         self.handler.take()
     }
 
-    /// The next message, and who waits for its room.
-    pub(super) fn next(&mut self) -> Poll<(Option<Message>, Option<Waker>)> {
+    /// The next message, and whether it made room for which the socket's task may wait.
+    pub(super) fn next(&mut self) -> Poll<(Option<Message>, bool)> {
+        let was_full = self.room().is_pending();
         let message = self.messages.pop_front();
         if self.messages.is_empty() {
             // Gives the memory back.
@@ -59,8 +58,8 @@ impl Inbox {
         }
         match message {
             None if self.left.is_none() => Poll::Pending,
-            None => Poll::Ready((None, None)),
-            message => Poll::Ready((message, self.driver.take())),
+            None => Poll::Ready((None, false)),
+            message => Poll::Ready((message, was_full)),
         }
     }
 }
@@ -81,12 +80,15 @@ mod tests {
             assert!(inbox.push(n.to_string().into()).is_none());
         }
         assert!(inbox.room().is_pending());
-        inbox.driver = Some(Waker::noop().clone());
-        let Poll::Ready((message, driver)) = inbox.next() else {
+        let Poll::Ready((message, was_full)) = inbox.next() else {
             panic!("it holds {MAX_MESSAGES}");
         };
         assert_eq!(message, Some("0".into()));
-        assert!(driver.is_some(), "who waits for room is told");
+        assert!(was_full, "who waits for room is told");
+        assert!(
+            matches!(inbox.next(), Poll::Ready((Some(_), false))),
+            "once"
+        );
         assert!(inbox.room().is_ready());
     }
 

@@ -26,22 +26,21 @@ use crate::local::CLOSING;
 use crate::local::heartbeat::discounted;
 use crate::model::close::Close;
 
-/// Reasons are boxed, since nearly all sockets have none.
+/// Boxed, since nearly all sockets have none.
 pub(super) enum Life {
     Open,
     /// The Close frame is queued or written, and the client's is awaited until then.
-    Ending {
-        close: Box<Close>,
-        by: Instant,
-    },
+    Ending(Box<Ending>),
     /// Nothing is written any more: the stream is to be dropped.
-    Cut {
-        close: Box<Close>,
-    },
+    Cut(Box<Close>),
     /// The stream is gone.
-    Finished {
-        close: Box<Close>,
-    },
+    Finished(Box<Close>),
+}
+
+/// The client has until then to answer.
+pub(super) struct Ending {
+    close: Close,
+    by: Instant,
 }
 
 impl Life {
@@ -51,26 +50,23 @@ impl Life {
 
     /// Whether nothing is written any more.
     pub(super) fn is_cut(&self) -> bool {
-        matches!(self, Self::Cut { .. } | Self::Finished { .. })
+        matches!(self, Self::Cut(_) | Self::Finished(_))
     }
 
     /// What ended it, once something has.
     pub(super) fn close(&self) -> Option<&Close> {
         match self {
             Self::Open => None,
-            Self::Ending { close, .. } | Self::Cut { close } | Self::Finished { close } => {
-                Some(close)
-            }
+            Self::Ending(ending) => Some(&ending.close),
+            Self::Cut(close) | Self::Finished(close) => Some(close),
         }
     }
 
     /// Begins the closing handshake of an open socket.
     pub(super) fn end(&mut self, close: Close, now: Instant) {
         debug_assert!(self.is_open(), "the first close wins");
-        *self = Self::Ending {
-            close: Box::new(close),
-            by: now + CLOSING,
-        };
+        let by = now + CLOSING;
+        *self = Self::Ending(Box::new(Ending { close, by }));
     }
 
     /// Gives the socket up: for the reason why it was ending already, or for this one. Whether it had not been before.
@@ -79,40 +75,39 @@ impl Life {
             return false;
         }
         let close = self.take_close().unwrap_or_else(|| Box::new(close));
-        *self = Self::Cut { close };
+        *self = Self::Cut(close);
         true
     }
 
     /// The stream is gone: for the reason why it ended, or for this one.
     pub(super) fn finish(&mut self, close: Close) {
         let close = self.take_close().unwrap_or_else(|| Box::new(close));
-        *self = Self::Finished { close };
+        *self = Self::Finished(close);
     }
 
     /// Cuts what has been ending for too long. Whether it did so.
     pub(super) fn expire(&mut self, now: Instant) -> bool {
-        if !matches!(self, Self::Ending { by, .. } if *by <= now) {
+        if !matches!(self, Self::Ending(ending) if ending.by <= now) {
             return false;
         }
         if let Some(close) = self.take_close() {
-            *self = Self::Cut { close };
+            *self = Self::Cut(close);
         }
         true
     }
 
     /// The process slept: the client could not answer meanwhile.
     pub(super) fn discount(&mut self, slept: Duration, now: Instant) {
-        if let Self::Ending { by, .. } = self {
-            *by = discounted(*by, slept, now + CLOSING);
+        if let Self::Ending(ending) = self {
+            ending.by = discounted(ending.by, slept, now + CLOSING);
         }
     }
 
     fn take_close(&mut self) -> Option<Box<Close>> {
         match replace(self, Self::Open) {
             Self::Open => None,
-            Self::Ending { close, .. } | Self::Cut { close } | Self::Finished { close } => {
-                Some(close)
-            }
+            Self::Ending(ending) => Some(Box::new(ending.close)),
+            Self::Cut(close) | Self::Finished(close) => Some(close),
         }
     }
 }
@@ -141,9 +136,9 @@ mod tests {
     fn stage(life: &Life) -> usize {
         match life {
             Life::Open => 0,
-            Life::Ending { .. } => 1,
-            Life::Cut { .. } => 2,
-            Life::Finished { .. } => 3,
+            Life::Ending(_) => 1,
+            Life::Cut(_) => 2,
+            Life::Finished(_) => 3,
         }
     }
 

@@ -44,6 +44,7 @@ mod task;
 #[cfg(test)]
 mod tests;
 mod timing;
+mod together;
 mod wakers;
 mod writing;
 
@@ -56,15 +57,19 @@ pub(crate) use self::reader::ReaderEnd;
 pub(crate) use self::sender::Sender;
 pub(crate) use self::sweep::SweepEnd;
 pub(crate) use self::task::{Driver, Registered};
+pub(crate) use self::together::Together;
 use crate::local::expiry::Expiry;
 use crate::model::close::Close;
 use crate::model::id::{SocketId, UserId};
+use crate::model::topic::Topic;
 
 /// What the ends of one socket share. Two locks, since a sender may hold the core's during a system call, for which
 /// no handler has to wait before it reads.
 struct Shared {
     id: SocketId,
     user: UserId,
+    /// Of the user.
+    topic: Topic,
     core: Mutex<Core>,
     inbox: Mutex<Inbox>,
 }
@@ -80,10 +85,11 @@ pub(crate) struct Ends {
 
 impl Ends {
     /// A socket whose handshake is not over: what is sent waits.
-    pub(crate) fn new(id: SocketId, user: UserId, expiry: Option<Expiry>) -> Self {
+    pub(crate) fn new(id: SocketId, user: UserId, topic: Topic, expiry: Option<Expiry>) -> Self {
         let shared = Arc::new(Shared {
             id,
             user,
+            topic,
             core: Mutex::new(Core::new(expiry, Instant::now())),
             inbox: Mutex::default(),
         });
@@ -101,7 +107,7 @@ impl Shared {
     fn change<T>(&self, change: impl FnOnce(&mut Core) -> T) -> T {
         let mut core = self.core.lock();
         let changed = change(&mut core);
-        let wakes = core.wakers.take_wakes();
+        let wakes = core.take_wakes();
         drop(core);
         wakes.wake();
         changed

@@ -32,7 +32,7 @@ impl ReaderEnd {
 
     /// As others reach it.
     pub(crate) fn sender(&self) -> Sender {
-        Sender(self.0.0.clone())
+        self.0.sender()
     }
 
     /// The next message; `None` when nothing more will come.

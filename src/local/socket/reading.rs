@@ -12,7 +12,7 @@ impl<W: SharedWriter> Core<W> {
     /// A reader takes what is said. Until it comes for the first time it is busy elsewhere.
     pub(super) fn begin_reading(&mut self, now: Instant) {
         self.writer = Writer::Reader;
-        self.stalled = Some(now);
+        self.stalled = Some(now.into());
     }
 
     /// The next frame. A reader that finds none waits, and a burst that wakes it is not held against it; one that takes
@@ -20,7 +20,7 @@ impl<W: SharedWriter> Core<W> {
     pub(super) fn read(&mut self, now: impl Now) -> Poll<Option<Frame>> {
         self.due.task = false;
         let next = self.queue.pop();
-        self.stalled = next.as_ref().map(|_| now());
+        self.stalled = next.as_ref().map(|_| now().into());
         match next {
             None if self.life.is_open() => Poll::Pending,
             next => Poll::Ready(next),

@@ -11,6 +11,7 @@ use crate::model::close::Close;
 use crate::model::id::{SocketId, UserId};
 use crate::model::limits::OutboxLimits;
 use crate::model::manner::Manner;
+use crate::model::topic::Topic;
 use crate::ws::frame::Frame;
 
 /// Sends, and ends the socket with a word; it never waits.
@@ -75,5 +76,9 @@ impl Member for Sender {
 
     fn user(&self) -> &UserId {
         &self.0.user
+    }
+
+    fn topic(&self) -> &Topic {
+        &self.0.topic
     }
 }

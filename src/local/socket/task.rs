@@ -35,8 +35,7 @@ use crate::ws::frame::{Decoder, Frame, Heard, Violation};
 use crate::ws::{Io, Opened};
 
 /// Resolves when the stream is gone. Dropping it ends the socket as well. It bounds its turns by itself and
-/// is to be polled [`unconstrained`](tokio::task::unconstrained): a handler in the same task may use up
-/// tokio's budget every time, and would leave it none to read with.
+/// is to be polled [`unconstrained`](tokio::task::unconstrained).
 #[derive(Debug)]
 pub(crate) struct Driver<R: Registered> {
     io: Io,
@@ -59,7 +58,7 @@ struct Driven<R: Registered> {
     /// The handler does not read.
     paused: bool,
     /// Bytes since the client's last sign of life.
-    trickled: usize,
+    trickled: u32,
     /// What the client has sent, where that is limited.
     inbound: Option<Box<Inbound>>,
 }
@@ -236,7 +235,8 @@ impl<R: Registered> Driven<R> {
         if bytes.is_empty() {
             return false;
         }
-        self.trickled += bytes.len();
+        let read = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+        self.trickled = self.trickled.saturating_add(read);
         // Not read where nothing is limited.
         let now = self.inbound.as_ref().map(|_| Instant::now());
         self.admit(now, |inbound, now| inbound.take_bytes(bytes.len(), now));
@@ -323,4 +323,4 @@ impl<R: Registered> Drop for Driven<R> {
 const READS: usize = 16;
 /// So many bytes that complete nothing are a sign of life as well: fewer are a trickle by which a
 /// client that answers no ping could stay for ever.
-const SIGN_OF_LIFE: usize = 1024;
+const SIGN_OF_LIFE: u32 = 1024;

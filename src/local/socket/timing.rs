@@ -28,7 +28,7 @@ impl<W: SharedWriter> Core<W> {
         }
         if !self.life.is_open() {
             if self.life.expire(now) {
-                self.wakers.wake_all();
+                self.noted.wake_all();
             }
             return Swept::Fine;
         }
@@ -40,8 +40,8 @@ impl<W: SharedWriter> Core<W> {
             // There is no client, and a reader may take its time within the limits of its outbox.
             return Swept::Fine;
         }
-        let stalled = self.stalled.map(|since| since + times.write_timeout);
-        if stalled.is_some_and(|until| until <= now) {
+        let stalled = self.stalled.map(Instant::from);
+        if stalled.is_some_and(|since| since + times.write_timeout <= now) {
             let lost = self.queue.discard();
             self.cut(reason::STALLED);
             return Swept::Stalled(lost);
@@ -61,7 +61,8 @@ impl<W: SharedWriter> Core<W> {
     /// The process slept: nobody could have done anything in that time. An identity expires all the same.
     fn discount(&mut self, slept: Duration, now: Instant) {
         self.heartbeat.discount(slept, now);
-        self.stalled = self.stalled.map(|since| discounted(since, slept, now));
+        let stalled = self.stalled.map(Instant::from);
+        self.stalled = stalled.map(|since| discounted(since, slept, now).into());
         self.life.discount(slept, now);
     }
 

@@ -5,24 +5,29 @@ use std::task::Waker;
 
 use crate::waker::wake;
 
-/// A wake is noted under the lock and done after it, since a waker is foreign code, which may come back here.
 #[derive(Default)]
 pub(super) struct Wakers {
     /// The socket's task, waiting for something to write or for the end.
     pub(super) driver: Option<Waker>,
     /// The handler, waiting for room or for the end.
     pub(super) handler: Option<Waker>,
-    wakes_driver: bool,
-    wakes_handler: bool,
 }
 
-impl Wakers {
+/// A wake is noted under the lock and done after it, since a waker is foreign code, which may come back here. Apart from
+/// the wakers, so that it shares its place with other flags.
+#[derive(Default)]
+pub(super) struct Noted {
+    driver: bool,
+    handler: bool,
+}
+
+impl Noted {
     pub(super) fn wake_driver(&mut self) {
-        self.wakes_driver = true;
+        self.driver = true;
     }
 
     pub(super) fn wake_handler(&mut self) {
-        self.wakes_handler = true;
+        self.handler = true;
     }
 
     pub(super) fn wake_all(&mut self) {
@@ -31,9 +36,9 @@ impl Wakers {
     }
 
     /// To be taken before the lock is given back.
-    pub(super) fn take_wakes(&mut self) -> Wakes {
-        let driver = take(&mut self.wakes_driver).then(|| self.driver.take());
-        let handler = take(&mut self.wakes_handler).then(|| self.handler.take());
+    pub(super) fn take(&mut self, wakers: &mut Wakers) -> Wakes {
+        let driver = take(&mut self.driver).then(|| wakers.driver.take());
+        let handler = take(&mut self.handler).then(|| wakers.handler.take());
         Wakes(driver.flatten(), handler.flatten())
     }
 }

@@ -31,7 +31,7 @@ impl<W: SharedWriter> Core<W> {
             Some((_, Ok(()))) => self.stalled = None,
             Some((progress, Err(_))) => {
                 self.record_progress(progress, now);
-                self.wakers.wake_driver();
+                self.noted.wake_driver();
             }
         }
     }
@@ -69,7 +69,7 @@ impl<W: SharedWriter> Core<W> {
     ) -> Poll<io::Result<()>> {
         self.queue.put_first(rest);
         if progress {
-            self.wakers.wake_handler();
+            self.noted.wake_handler();
         }
         match written {
             Ok(()) => {
@@ -91,7 +91,7 @@ impl<W: SharedWriter> Core<W> {
     /// Wakes the task to write what is queued.
     pub(super) fn leave_to_task(&mut self) {
         self.due.task = true;
-        self.wakers.wake_driver();
+        self.noted.wake_driver();
     }
 
     /// Offers what is queued to the kernel, where everybody may. Whether it took some, and whether all that is
@@ -108,14 +108,14 @@ impl<W: SharedWriter> Core<W> {
         let written = self.queue.write(|slices| stream.try_write_vectored(slices));
         let progress = self.queue.left() < before;
         if progress {
-            self.wakers.wake_handler();
+            self.noted.wake_handler();
         }
         Some((progress, written))
     }
 
     fn record_progress(&mut self, progress: bool, now: impl Now) {
         if progress || self.stalled.is_none() {
-            self.stalled = Some(now());
+            self.stalled = Some(now().into());
         }
     }
 }

@@ -56,13 +56,19 @@ impl Violation {
 pub(crate) struct Decoder {
     /// Largest message, in bytes.
     limit: usize,
+    /// Boxed, since between messages there is nothing.
+    begun: Option<Box<Begun>>,
+}
+
+/// What has come of a message that is not whole.
+#[derive(Debug, Default)]
+struct Begun {
     header: [u8; MAX_HEADER],
     /// How much of the header is there.
     have: usize,
     frame: Option<Head>,
     control: Vec<u8>,
-    /// Boxed, since nearly all messages come in one piece.
-    message: Option<Box<Partial>>,
+    message: Option<Partial>,
 }
 
 /// The frame whose payload is being read.
@@ -91,19 +97,34 @@ struct Partial {
 
 impl Decoder {
     pub(crate) fn new(limit: usize) -> Self {
-        Self {
-            limit,
-            header: [0; MAX_HEADER],
-            have: 0,
-            frame: None,
-            control: Vec::new(),
-            message: None,
-        }
+        Self { limit, begun: None }
     }
 
     /// Reads until something was said or the input is used up; returns how much was used. Unmasks the
     /// input in place. After a violation nothing more can be read.
     pub(crate) fn decode(&mut self, input: &mut [u8]) -> Result<(usize, Option<Heard>), Violation> {
+        let mut begun = self
+            .begun
+            .take()
+            .map_or_else(Begun::default, |begun| *begun);
+        let decoded = begun.decode(input, self.limit)?;
+        if !begun.is_nothing() {
+            self.begun = Some(Box::new(begun));
+        }
+        Ok(decoded)
+    }
+}
+
+impl Begun {
+    fn is_nothing(&self) -> bool {
+        self.have == 0 && self.frame.is_none() && self.message.is_none()
+    }
+
+    fn decode(
+        &mut self,
+        input: &mut [u8],
+        limit: usize,
+    ) -> Result<(usize, Option<Heard>), Violation> {
         let mut used = 0;
         loop {
             let Some(head) = &mut self.frame else {
@@ -111,7 +132,7 @@ impl Decoder {
                 if self.have < header_length(&self.header[..self.have]) {
                     return Ok((used, None));
                 }
-                self.frame = Some(self.check_header()?);
+                self.frame = Some(self.check_header(limit)?);
                 self.have = 0;
                 continue;
             };
@@ -142,7 +163,7 @@ impl Decoder {
         taken
     }
 
-    fn check_header(&self) -> Result<Head, Violation> {
+    fn check_header(&self, limit: usize) -> Result<Head, Violation> {
         let [first, second, ..] = self.header;
         let (fin, opcode) = (first & FIN != 0, first & 0x0f);
         if first & RESERVED != 0 || second & MASKED == 0 {
@@ -168,7 +189,7 @@ impl Decoder {
             }
             CONTINUATION | TEXT | BINARY => {
                 let before = begun.map_or(0, |message| message.data.len());
-                if length > (self.limit - before) as u64 {
+                if length > (limit - before) as u64 {
                     return Err(Violation::TooBig);
                 }
             }
@@ -209,11 +230,9 @@ impl Decoder {
             return whole(head.opcode == TEXT, chunk).map(Some);
         }
         let text = head.opcode == TEXT;
-        let message = self.message.get_or_insert_with(|| {
-            Box::new(Partial {
-                text,
-                ..Partial::default()
-            })
+        let message = self.message.get_or_insert_with(|| Partial {
+            text,
+            ..Partial::default()
         });
         message.extend(chunk, complete && head.fin)?;
         if !complete || !head.fin {
@@ -652,7 +671,8 @@ mod tests {
             let mut frame = client(false, opcode, [7; 4], &[7][..piece % 2]);
             assert_eq!(decoder.decode(&mut frame), Ok((frame.len(), None)));
         }
-        let data = &decoder.message.expect("half a message").data;
+        let begun = decoder.begun.expect("half a message");
+        let data = &begun.message.expect("of which a part is there").data;
         assert_eq!(data.len(), 500_000);
         assert!(data.capacity() <= 2 * data.len(), "{}", data.capacity());
     }
@@ -662,10 +682,7 @@ mod tests {
         let mut decoder = Decoder::new(usize::MAX >> 1);
         let mut header = [0x82, 0xff, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0];
         assert_eq!(decoder.decode(&mut header), Ok((14, None)));
-        assert!(
-            decoder
-                .message
-                .is_none_or(|message| message.data.capacity() == 0)
-        );
+        let message = decoder.begun.and_then(|begun| begun.message);
+        assert!(message.is_none_or(|message| message.data.capacity() == 0));
     }
 }

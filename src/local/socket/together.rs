@@ -1,0 +1,67 @@
+//! A socket's driver and its handler, in one task of the runtime.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll};
+
+use tokio::task::unconstrained;
+
+use super::{Driver, Registered, Sender};
+use crate::local::registry::Member;
+
+/// Resolves when the handler has returned and the stream is gone; each is dropped as soon as it is over. The handler
+/// comes first: what it says leaves in the same turn. Kept by hand, since `join` and what it needs besides would
+/// add to every socket.
+#[pin_project::pin_project]
+#[derive(Debug)]
+pub(crate) struct Together<H, R: Registered> {
+    #[pin]
+    handler: Option<H>,
+    driver: Option<Driver<R>>,
+    socket: Sender,
+}
+
+impl<H: Future<Output = ()>, R: Registered + Unpin> Together<H, R> {
+    /// Begins the handler; one that panics already is none.
+    pub(crate) fn begin(handler: impl FnOnce() -> H, driver: Driver<R>, socket: Sender) -> Self {
+        let handler = catch_unwind(AssertUnwindSafe(handler));
+        Self {
+            handler: handler.map_err(|_| panicked(&socket)).ok(),
+            driver: Some(driver),
+            socket,
+        }
+    }
+}
+
+impl<H: Future<Output = ()>, R: Registered + Unpin> Future for Together<H, R> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let mut this = self.project();
+        if let Some(handler) = this.handler.as_mut().as_pin_mut() {
+            let polled = catch_unwind(AssertUnwindSafe(|| handler.poll(cx)));
+            let polled = polled.unwrap_or_else(|_| {
+                panicked(this.socket);
+                Poll::Ready(())
+            });
+            if polled.is_ready() {
+                this.handler.set(None);
+            }
+        }
+        // A handler in the same task may use up tokio's budget every time, and would leave it none to read with.
+        if let Some(driver) = this.driver
+            && pin!(unconstrained(driver)).poll(cx).is_ready()
+        {
+            *this.driver = None;
+        }
+        match (this.handler.as_ref().get_ref(), this.driver) {
+            (None, None) => Poll::Ready(()),
+            _ => Poll::Pending,
+        }
+    }
+}
+
+fn panicked(socket: &Sender) {
+    let (socket, user) = (socket.id(), socket.user().as_str());
+    tracing::error!(%socket, user, "the handler panicked: its socket is closed with 1011, the node goes on");
+}
