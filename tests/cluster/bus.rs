@@ -11,7 +11,7 @@ use crate::faults::patient_nodes;
 use crate::support::client::{Event, text};
 use crate::support::figures::Figures;
 use crate::support::proxy::Proxy;
-use crate::support::{Lab, RedisServer, TestNode, soon, until};
+use crate::support::{Lab, PATIENCE, RedisServer, TestNode, soon, until};
 
 /// A node's health as it changes.
 pub struct Watch(Pin<Box<dyn Stream<Item = Health> + Send>>);
@@ -520,7 +520,11 @@ async fn garbage_is_dropped_and_counted() {
 #[tokio::test(flavor = "multi_thread")]
 async fn forty_megabytes_are_survived_with_and_without_redis_cutting_us_off() {
     let mut lab = Lab::redis();
-    let [a, b] = lab.nodes().await;
+    // No probe is late behind so much.
+    let builder = lab.builder().probe_interval(PATIENCE);
+    let [a, b] = [(); 2].map(|()| builder.clone().start());
+    let (a, b) = (TestNode::start(a).await, TestNode::start(b).await);
+    b.until_up().await;
     let mut watch = Watch::new(&a);
     watch.until_up().await;
     let mut client = a.client("alice").await;
