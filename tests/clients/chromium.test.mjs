@@ -2,21 +2,12 @@
 
 import assert from 'node:assert/strict';
 import { after, before, suite, test } from 'node:test';
-import { chromium } from 'playwright-core';
-import { Program } from './support.mjs';
-
-const { CHROMIUM } = process.env;
-const PATIENCE = 30_000;
-/** Nothing of the browser's own is fetched or kept. */
-const args = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-sync',
-  '--disable-background-networking', '--disable-component-update'];
-
-const skip = !CHROMIUM && 'there is no Chromium: set CHROMIUM';
+import { PATIENCE, Program, browse, skip } from './support.mjs';
 
 suite('the chat page', { skip, timeout: 2 * PATIENCE }, () => {
   let browser, nodes, alice, bob;
   before(async () => {
-    browser = await chromium.launch({ executablePath: CHROMIUM, args });
+    browser = await browse();
     const redis = await Program.redis();
     nodes = [];
     for (const _ of [1, 2]) {
