@@ -1,3 +1,5 @@
+use std::collections::HashSet;
+use std::future::ready;
 use std::time::Duration;
 
 use base64::Engine;
@@ -167,6 +169,22 @@ async fn while_nobody_looks_nothing_is_asked_and_two_who_look_cost_no_more_than_
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_worker_is_no_node_that_is_shown() {
+    let hub = Backend::memory();
+    let [a, b] = ["a", "b"].map(|name| node(&hub, name));
+    let worker = Broadcaster::builder().backend(hub).try_start().unwrap();
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    let shown = told(get(&a, "/live").await).filter_map(|(name, data)| {
+        let id = data["node"]["id"].as_str().map(str::to_owned);
+        ready(id.filter(|_| name == "vitals"))
+    });
+    let shown: HashSet<String> = shown.collect().await;
+    let nodes = [a.id(), b.id()].map(|id| id.to_string());
+    assert_eq!(shown, nodes.into());
+    drop(worker);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_stopped_node_tells_nobody_any_more() {
     let cluster = node(&Backend::memory(), "a");
     let mut told = told(get(&cluster, "/live").await);
@@ -174,7 +192,8 @@ async fn a_stopped_node_tells_nobody_any_more() {
         assert_eq!(told.next().await.unwrap().0, name);
     }
     cluster.shutdown(Duration::ZERO).await;
-    assert_eq!(told.next().await.map(|(name, _)| name), None);
+    let end = tokio::time::timeout(Duration::from_secs(60), told.next()).await;
+    assert_eq!(end.map(|told| told.is_none()), Ok(true));
     let after: Vec<_> = self::told(get(&cluster, "/live").await).collect().await;
     assert_eq!(after.len(), 1, "a hello, and the end");
 }
