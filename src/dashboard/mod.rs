@@ -91,8 +91,8 @@ pub struct Dashboard {
 }
 
 impl Cluster {
-    /// A page on which the whole cluster is watched, for [`Router::nest_service`](axum::Router::nest_service) behind your own auth. It
-    /// changes nothing, unless [`allow_actions`](Dashboard::allow_actions) is called.
+    /// A page on which the whole cluster is watched, for `Router::nest_service` behind your own auth. It changes nothing,
+    /// unless [`allow_actions`](Dashboard::allow_actions) is called.
     pub fn dashboard(&self) -> Dashboard {
         Dashboard {
             node: self.broadcaster().node().clone(),
