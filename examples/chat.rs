@@ -1,4 +1,4 @@
-//! Run with `cargo run --example chat`, open both addresses it prints, and talk from one to the other:
+//! Run with `cargo run -p examples --example chat`, open both addresses it prints, and talk from one to the other:
 //! two nodes in one process. With REDIS_URL it is one node on PORT; two terminals make the cluster.
 
 use axum::http::{HeaderMap, header::CONTENT_TYPE, header::COOKIE, header::SET_COOKIE};

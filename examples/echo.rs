@@ -1,4 +1,4 @@
-//! Run with `cargo run --example echo`: every message comes back. The conformance suite
+//! Run with `cargo run -p examples --example echo`: every message comes back. The conformance suite
 //! (`tests/autobahn/run`) talks to it; PORT defaults to 9001.
 
 use axum::response::Response;

@@ -1,4 +1,4 @@
-//! Run with `cargo run --example resync`, and `PORT` and `REDIS_URL` if you like. Connect with any WebSocket
+//! Run with `cargo run -p examples --example resync`, and `PORT` and `REDIS_URL` if you like. Connect with any WebSocket
 //! client to `/{user}`, then stop Redis for a while: afterwards the client is told that it may have missed
 //! something, and since when.
 

@@ -1,4 +1,4 @@
-//! Run with `cargo run --example worker -- alice "your order has shipped"`: a process without sockets
+//! Run with `cargo run -p examples --example worker -- alice "your order has shipped"`: a process without sockets
 //! that reaches a user at whichever node the user is. REDIS_URL defaults to `redis://127.0.0.1:6379`,
 //! NAMESPACE to `cluster`: both must be the app's, else it says `0 nodes` for a user who is online.
 //! Without arguments it counts, once a second, for everybody in the room `news`. With the `chat` example

@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use crate::broadcast::Broadcaster;
 use crate::bus::gaps::Gaps;
 use crate::bus::health::HealthChanges;
-use crate::counts::{Gauges, Stats};
+use crate::counts::Stats;
 use crate::model::error::{ConnectError, QueryError};
 use crate::model::health::Health;
 use crate::model::id::NodeId;
@@ -123,18 +123,7 @@ impl Cluster {
 
     /// Counts of this node.
     pub fn stats(&self) -> Stats {
-        let (shards, up) = self.node.ground.reception.links();
-        let (ground, sizes) = (&self.node.ground, self.node.local.sizes());
-        ground.counters.stats(Gauges {
-            sockets: sizes.sockets as u64,
-            users: sizes.users as u64,
-            rooms: sizes.rooms as u64,
-            nodes: 1 + self.node.peers.count_nodes() as u64,
-            bus_probe_age_millis: ground.reception.proven_at().elapsed().as_millis() as u64,
-            bus_shards: shards as u64,
-            bus_shards_up: up as u64,
-            bus_publish_queue: ground.bus.queued() as u64,
-        })
+        self.node.peers.stats()
     }
 
     /// Every node of the cluster, this one first, then the oldest first. Nodes say hello every third of

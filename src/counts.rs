@@ -213,6 +213,9 @@ counts! {
     upgrades_failed: counter,
     /// Upgrades and subscriptions refused because of a limit on sockets: 429 or 503.
     limits_refused: counter,
+    /// Closes asked for at a dashboard of this node (`Cluster::dashboard`) and refused: 403, since no actions are allowed there,
+    /// or since a page of another origin asked.
+    actions_refused: counter,
     /// Questions of other nodes (rosters, commands) that were not answered because 1,024 were being
     /// answered.
     questions_refused: counter,

@@ -117,6 +117,7 @@
 //! | `redis` | default | nodes in several processes. `Backend::redis`, `Redis`, `ClusterLayer::new` and `try_new`, `Cluster::connect`, `Broadcaster::connect` and `redis` of the builders exist with it only |
 //! | `tls-ring` | default | `rediss://`, `rediss-sentinel://` and `rediss-cluster://`, with the cryptography of ring |
 //! | `tls-aws-lc` | | `rediss://`, with that of AWS-LC, also where `tls-ring` is on as well |
+//! | `dashboard` | | `Cluster::dashboard`: a page on which the whole cluster is watched, live |
 //! | `metrics` | | `Cluster::record_metrics`: numbers and times for the recorder of the crate `metrics` |
 //! | `testing` | | the module `testing`: an app served in memory, and clients for it; for `[dev-dependencies]` |
 //! | `uuid` | | `From<Uuid>` for [`UserId`] and [`RoomId`] |
@@ -188,6 +189,7 @@ pub mod docs {
     // Of two definitions of a link the first holds: here it leads to the module, elsewhere to the file.
     #[doc = "[Behind a proxy]: crate::guide::proxies"]
     #[doc = "[SECURITY.md]: security"]
+    #[doc = "[dashboard]: crate::guide::dashboard"]
     #[doc = "[measured]: figures"]
     #[doc = ""]
     #[doc = include_str!("../docs/operating.md")]
@@ -222,6 +224,7 @@ pub mod docs {
 /// - [Testing your app](docs::testing)
 /// - [Behind a proxy](guide::proxies): nginx, HAProxy, Envoy, Kubernetes
 /// - [Sizing](guide::sizing)
+/// - [The dashboard](guide::dashboard)
 #[cfg(any(doc, doctest))]
 pub mod guide {
     #[doc = "[login]: self::auth::login"]
@@ -238,6 +241,11 @@ pub mod guide {
         #[doc = "```"]
         pub mod jwt {}
     }
+    #[doc = "[metrics]: crate::docs::operating"]
+    #[doc = "[revoke first, then close]: self::auth"]
+    #[doc = ""]
+    #[doc = include_str!("../docs/guide/dashboard.md")]
+    pub mod dashboard {}
     #[doc = "[auth]: self::auth"]
     #[doc = "[read what you missed]: self::missed"]
     #[doc = ""]
@@ -274,6 +282,8 @@ mod bus;
 mod cluster;
 mod config;
 mod counts;
+#[cfg(feature = "dashboard")]
+mod dashboard;
 mod extract;
 mod home;
 #[cfg(any(fuzzing, axum_cluster_internals))]
@@ -312,6 +322,8 @@ pub use bus::redis::Redis;
 pub use cluster::Cluster;
 pub use config::Unauthenticated;
 pub use counts::{StatKind, Stats};
+#[cfg(feature = "dashboard")]
+pub use dashboard::Dashboard;
 pub use extract::ClusterSocket;
 pub use layer::{ClusterLayer, ClusterService};
 pub use local::moves::{Move, Moves};

@@ -182,10 +182,13 @@ fn plain(doc: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use metrics::with_local_recorder;
+    use std::pin::pin;
+
+    use metrics::{set_default_local_recorder, with_local_recorder};
     use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusRecorder};
 
     use super::*;
+    use crate::bus::Backend;
 
     /// What it says of this name: its lines.
     fn lines(recorder: &PrometheusRecorder, name: &str) -> Vec<String> {
@@ -256,6 +259,63 @@ mod tests {
             let line = format!("axum_cluster_sent{{namespace=\"cluster\"}} {n}");
             assert_eq!(sent(record(&cluster)), line);
         }
+    }
+
+    /// What comes from other nodes, and what is said to them, as well as what is sent and delivered here.
+    #[tokio::test]
+    async fn both_ends_of_the_bus_are_measured() {
+        let hub = Backend::memory();
+        let node = || Cluster::builder().backend(hub.clone()).start();
+        let (a, b) = (node(), node());
+        let _bot = b.broadcaster().subscribe("bot").await.unwrap();
+        a.broadcaster().to_user("bot").send("x").await.unwrap();
+        a.to_nodes().send("x").await.unwrap();
+        let (published, delivered) = (record(&a), record(&b));
+        for (recorder, counted) in [
+            (&published, "axum_cluster_publish_seconds_count 2"),
+            (&delivered, "axum_cluster_fan_out_sockets_count 1"),
+        ] {
+            let (name, count) = counted.split_once(' ').unwrap();
+            let line = format!("{name}{{namespace=\"cluster\"}} {count}");
+            assert_eq!(lines(recorder, name), [line]);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn by_itself_it_records_again_and_again_and_once_more_at_the_end() {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let _recording = set_default_local_recorder(&recorder);
+        let cluster = Cluster::builder().start();
+        for sent in 1..4 {
+            cluster.broadcaster().to_all().send("x").await.unwrap();
+            if sent == 3 {
+                cluster.shutdown(Duration::ZERO).await;
+            }
+            sleep(EVERY).await;
+            let line = format!("axum_cluster_sent{{namespace=\"cluster\"}} {sent}");
+            assert_eq!(lines(&recorder, "axum_cluster_sent").last(), Some(&line));
+        }
+    }
+
+    #[tokio::test]
+    async fn many_samples_are_recorded_in_turns() {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let _recording = set_default_local_recorder(&recorder);
+        let cluster = Cluster::builder().start();
+        let all = 3 * TURN + 1;
+        for _ in 0..all {
+            cluster.node().ground.counters.measures.fanned_out(7);
+        }
+        let recorded = || {
+            let name = "axum_cluster_fan_out_sockets_count";
+            let lines = lines(&recorder, name);
+            lines[0].rsplit(' ').next().unwrap().parse::<u64>().unwrap()
+        };
+        let mut recording = pin!(cluster.record_by_turns());
+        assert!(recording.as_mut().now_or_never().is_none());
+        assert!((1..=TURN).contains(&recorded()), "{}", recorded());
+        recording.await;
+        assert_eq!(recorded(), all);
     }
 
     #[test]

@@ -150,7 +150,7 @@ impl Node {
         }
         home.stop();
         self.presence.stop();
-        self.peers.messages().end();
+        self.peers.end();
         let leaving = async {
             let _ = timeout(LEAVING / 2, self.peers.say_goodbye()).await;
             self.ground.bus.stop().await;

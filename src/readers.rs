@@ -112,6 +112,14 @@ impl<T: News> Readers<T> {
         Reading(reader)
     }
 
+    /// Whether anybody reads.
+    #[cfg(feature = "dashboard")]
+    pub(crate) fn are_there(&self) -> bool {
+        let readers = self.0.lock();
+        let mut readers = readers.iter().flatten();
+        readers.any(|reader| reader.strong_count() > 0)
+    }
+
     /// Nothing more will come.
     pub(crate) fn end(&self) {
         let readers = self.0.lock().take().unwrap_or_default();

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::close::Close;
 use crate::model::roster::{NodeInfo, SocketInfo};
+use crate::model::vitals::Vitals;
 
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -27,6 +28,11 @@ pub(crate) enum Control {
     Hello(Hello),
     /// A node stood on the wrong server: what it said in the last so many milliseconds may not have arrived.
     Strayed { millis: u64 },
+    /// Somebody looks at a dashboard: wants the vitals, on the asker's own channel. The asker's time comes back with them,
+    /// so that it need not keep when it asked.
+    Examine { at: u64 },
+    /// How a node does.
+    Vitals { at: u64, vitals: Box<Vitals> },
     /// A node leaves.
     Bye,
 }
@@ -147,6 +153,7 @@ mod tests {
                 Control::Unasked { id: 4, heard: 5 },
                 r#"{"unasked":{"id":4,"heard":5}}"#,
             ),
+            (Control::Examine { at: 6 }, r#"{"examine":{"at":6}}"#),
             (Control::Bye, r#""bye""#),
         ] {
             assert_eq!(serde_json::to_string(&control).unwrap(), json);

@@ -194,6 +194,26 @@ impl OriginPolicy {
     }
 }
 
+/// Whether a page at the very host and port of the request sent it; nobody else is let in, whatever the policy. A browser
+/// says so itself (Fetch Metadata, where no page can forge it), or by an `Origin` that is compared.
+#[cfg(feature = "dashboard")]
+pub(crate) fn is_of_same_origin(headers: &HeaderMap, uri: &Uri) -> bool {
+    let mut sites = headers.get_all("sec-fetch-site").iter();
+    let mut origins = headers.get_all(ORIGIN).iter();
+    match (sites.next(), origins.next()) {
+        (Some(site), _) => site == "same-origin" && sites.next().is_none(),
+        (None, Some(origin)) => {
+            let host = target(headers, uri);
+            let is_alone = origins.next().is_none();
+            is_alone
+                && host
+                    .zip(parsed(origin))
+                    .is_some_and(|(host, origin)| origin.is_at(host))
+        }
+        (None, None) => false,
+    }
+}
+
 /// What was compared and did not fit: parsed, so that nothing else a header may hold is ever shown.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ForeignOrigin {
@@ -349,6 +369,56 @@ mod tests {
         ));
         policy.allow_any();
         assert!(admits(&policy, "api.example", &["null"]));
+    }
+
+    #[cfg(feature = "dashboard")]
+    #[test]
+    fn of_the_same_origin_is_what_a_browser_says_or_what_is_compared() {
+        let is_same = |lines: &[(&'static str, &'static str)]| {
+            let mut headers = HeaderMap::new();
+            for (name, value) in lines {
+                headers.append(*name, HeaderValue::from_static(value));
+            }
+            is_of_same_origin(&headers, &Uri::from_static("/close"))
+        };
+        let host = ("host", "ops.example:8443");
+        let (site, origin) = ("sec-fetch-site", "origin");
+        for same in [
+            &[host, (origin, "https://ops.example:8443")][..],
+            // A proxy that names another host cannot be seen through, but the browser can.
+            &[
+                ("host", "10.0.0.7"),
+                (origin, "https://ops.example"),
+                (site, "same-origin"),
+            ],
+        ] {
+            assert!(is_same(same), "{same:?}");
+        }
+        for other in [
+            &[host][..],
+            &[host, (origin, "https://ops.example")],
+            &[host, (origin, "null")],
+            &[
+                host,
+                (origin, "https://ops.example:8443"),
+                (origin, "https://ops.example:8443"),
+            ],
+            &[(origin, "https://ops.example:8443")],
+            &[
+                host,
+                (origin, "https://ops.example:8443"),
+                (site, "cross-site"),
+            ],
+            &[
+                host,
+                (origin, "https://ops.example:8443"),
+                (site, "same-site"),
+            ],
+            &[host, (site, "none")],
+            &[host, (site, "same-origin"), (site, "cross-site")],
+        ] {
+            assert!(!is_same(other), "{other:?}");
+        }
     }
 
     #[test]

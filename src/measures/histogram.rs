@@ -12,25 +12,51 @@ const PARTS: usize = 8;
 const LARGEST: u64 = 1 << 36;
 const BUCKETS: usize = index(LARGEST) + 1;
 
+type Counts = [AtomicU64; BUCKETS];
+
+/// Grows for ever; each who is told keeps what it was told of.
 #[derive(Debug)]
-pub(crate) struct Histogram([AtomicU64; BUCKETS]);
+pub(crate) struct Histogram {
+    counts: Counts,
+    told: [Counts; 2],
+}
+
+/// Who is told of what came since it was told before.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Told {
+    /// Of the feature `metrics`.
+    Recorder,
+    /// Who looks at a dashboard.
+    Onlooker,
+}
 
 impl Default for Histogram {
     fn default() -> Self {
-        Self(array::from_fn(|_| AtomicU64::new(0)))
+        let counts = || array::from_fn(|_| AtomicU64::new(0));
+        Self {
+            counts: counts(),
+            told: [counts(), counts()],
+        }
     }
 }
 
 impl Histogram {
     pub(crate) fn record(&self, value: u64) {
-        self.0[index(value)].fetch_add(1, Relaxed);
+        self.counts[index(value)].fetch_add(1, Relaxed);
     }
 
-    /// Empties it: hands over the middle of each bucket, and how many were in it.
-    pub(crate) fn take(&self, mut each: impl FnMut(f64, u64)) {
-        for (index, bucket) in self.0.iter().enumerate() {
-            if bucket.load(Relaxed) > 0 {
-                each(middle(index), bucket.swap(0, Relaxed));
+    /// Hands over the middle of each bucket in rising order, and how many more are in it than this one was told of. Every
+    /// value is told once, however many ask at the same time.
+    pub(crate) fn tell(&self, whom: Told, mut each: impl FnMut(f64, u64)) {
+        let told = &self.told[whom as usize];
+        for (index, (count, told)) in self.counts.iter().zip(told).enumerate() {
+            let count = count.load(Relaxed);
+            let before = match count {
+                0 => continue,
+                count => told.fetch_max(count, Relaxed),
+            };
+            if before < count {
+                each(middle(index), count - before);
             }
         }
     }
@@ -72,12 +98,28 @@ mod tests {
             histogram.record(value);
         }
         let mut taken = Vec::new();
-        histogram.take(|value, count| taken.push((value, count)));
+        histogram.tell(Told::Recorder, |value, count| taken.push((value, count)));
         let small = (0..EXACT).map(|value| (value as f64, 1));
         assert!(taken.iter().copied().take(EXACT as usize).eq(small));
         assert_eq!(taken.len(), EXACT as usize + 1);
         assert_eq!(taken[EXACT as usize].1, 3);
-        histogram.take(|_, _| panic!("it is empty"));
+        histogram.tell(Told::Recorder, |_, _| panic!("it was told of all"));
+    }
+
+    #[test]
+    fn each_is_told_what_came_since_it_was_told_before() {
+        let histogram = Histogram::default();
+        let told = |whom| {
+            let mut told = Vec::new();
+            histogram.tell(whom, |value, count| told.push((value, count)));
+            told
+        };
+        histogram.record(3);
+        assert_eq!(told(Told::Recorder), [(3.0, 1)]);
+        histogram.record(3);
+        assert_eq!(told(Told::Onlooker), [(3.0, 2)]);
+        assert_eq!(told(Told::Onlooker), []);
+        assert_eq!(told(Told::Recorder), [(3.0, 1)]);
     }
 
     proptest! {

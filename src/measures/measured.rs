@@ -1,8 +1,11 @@
 //! One table of everything that is measured; each row a histogram.
 
+use std::collections::BTreeMap;
+
 use tokio::time::Instant;
 
-use super::histogram::Histogram;
+use super::histogram::{Histogram, Told};
+use crate::model::vitals::Quantiles;
 
 /// When something began.
 #[derive(Debug, Clone, Copy)]
@@ -20,6 +23,15 @@ pub(crate) enum Measured {
     /// Kept in microseconds, told in seconds.
     Time,
     Sockets,
+}
+
+impl Measured {
+    fn in_its_unit(self, value: f64) -> f64 {
+        match self {
+            Self::Time => value / 1e6,
+            Self::Sockets => value,
+        }
+    }
 }
 
 /// So many values that were about this much.
@@ -46,15 +58,26 @@ macro_rules! measures {
             /// What was measured since this was asked before.
             pub(crate) fn take(&self) -> Vec<Sample> {
                 let mut samples = Vec::new();
-                $(self.$name.take(|value, count| samples.push(Sample {
+                $(self.$name.tell(Told::Recorder, |value, count| samples.push(Sample {
                     name: $exported,
-                    value: match Measured::$measured {
-                        Measured::Time => value / 1e6,
-                        Measured::Sockets => value,
-                    },
+                    value: Measured::$measured.in_its_unit(value),
                     count,
                 }));)+
                 samples
+            }
+
+            /// The same for who looks at a dashboard: what came at all, by the names of the rows.
+            pub(crate) fn quantiles(&self) -> BTreeMap<String, Quantiles> {
+                let mut quantiles = BTreeMap::new();
+                $({
+                    let mut values = Vec::new();
+                    self.$name.tell(Told::Onlooker, |value, count| {
+                        values.push((Measured::$measured.in_its_unit(value), count));
+                    });
+                    let name = || stringify!($name).to_owned();
+                    quantiles.extend(Quantiles::of(&values).map(|it| (name(), it)));
+                })+
+                quantiles
             }
         }
     };
@@ -125,5 +148,15 @@ mod tests {
         assert_eq!(of("_probe_seconds"), [(0.0, 1)]);
         assert_eq!(of("_fan_out_sockets"), [(1.0, 2), (7.0, 1)]);
         assert_eq!(measures.take(), []);
+        let quantiles = measures.quantiles();
+        let names: Vec<&str> = quantiles.keys().map(String::as_str).collect();
+        assert_eq!(names, ["fan_out", "probe", "publish"]);
+        let fan_out = quantiles["fan_out"];
+        assert_eq!((fan_out.count, fan_out.p50, fan_out.p99), (3, 1.0, 7.0));
+        assert_eq!(
+            (quantiles["publish"].p50, quantiles["publish"].count),
+            (seconds, 1)
+        );
+        assert!(measures.quantiles().is_empty(), "told once");
     }
 }

@@ -1,6 +1,10 @@
 //! Nothing is measured.
 
+use std::collections::BTreeMap;
+
 use tokio::time::Instant;
+
+use crate::model::vitals::Quantiles;
 
 #[derive(Debug, Default)]
 pub(crate) struct Measures;
@@ -23,4 +27,8 @@ impl Measures {
     pub(crate) fn probed(&self, _: Instant) {}
 
     pub(crate) fn fanned_out(&self, _: u64) {}
+
+    pub(crate) fn quantiles(&self) -> BTreeMap<String, Quantiles> {
+        BTreeMap::new()
+    }
 }

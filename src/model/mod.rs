@@ -15,3 +15,4 @@ mod millis;
 pub(crate) mod partition;
 pub(crate) mod roster;
 pub(crate) mod topic;
+pub(crate) mod vitals;

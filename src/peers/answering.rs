@@ -116,6 +116,14 @@ impl Answering {
         }
     }
 
+    /// Somebody looks at a dashboard there.
+    pub(super) fn heard_examination(&self, asker: NodeId, at: u64) {
+        if let Some(vitals) = self.introduction.vitals() {
+            let vitals = Box::new(vitals);
+            self.reply(asker, 0, &Control::Vitals { at, vitals });
+        }
+    }
+
     /// The asker has left.
     pub(super) fn forget(&self, asker: NodeId) {
         self.heard.lock().forget(asker);

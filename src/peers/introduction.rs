@@ -1,14 +1,24 @@
 //! What this node says of itself.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use parking_lot::Mutex;
+use serde_json::json;
+use tokio::time::Instant;
+
 use super::PeerSettings;
+use super::nodes::Nodes;
+use crate::bus::Bus;
 use crate::bus::control::{Control, Hello};
+use crate::bus::reception::Reception;
+use crate::counts::{Counters, Gauges, Stats};
 use crate::home::Ground;
 use crate::local::Sockets;
 use crate::model::id::NodeId;
 use crate::model::roster::NodeInfo;
 use crate::model::topic::TopicKind;
+use crate::model::vitals::Vitals;
 
 #[derive(Debug)]
 pub(super) struct Introduction {
@@ -19,12 +29,22 @@ pub(super) struct Introduction {
     /// As it knows the Redises that share its topics.
     shards: Vec<String>,
     started_at: SystemTime,
+    started: Instant,
+    bus: Arc<dyn Bus>,
+    reception: Arc<Reception>,
+    counters: Arc<Counters>,
+    nodes: Arc<Mutex<Nodes>>,
     sockets: Sockets,
 }
 
 impl Introduction {
     /// Of a node that starts now.
-    pub(super) fn new(ground: &Ground, settings: &PeerSettings, sockets: Sockets) -> Self {
+    pub(super) fn new(
+        ground: &Ground,
+        settings: &PeerSettings,
+        nodes: &Arc<Mutex<Nodes>>,
+        sockets: Sockets,
+    ) -> Self {
         Self {
             node: ground.node,
             shards: ground.bus.shared_by().to_vec(),
@@ -32,6 +52,11 @@ impl Introduction {
             worker: settings.worker,
             lease: settings.lease,
             started_at: SystemTime::now(),
+            started: Instant::now(),
+            bus: ground.bus.clone(),
+            reception: ground.reception.clone(),
+            counters: ground.counters.clone(),
+            nodes: nodes.clone(),
             sockets,
         }
     }
@@ -50,6 +75,36 @@ impl Introduction {
             users: sizes.users as u64,
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }
+    }
+
+    pub(super) fn stats(&self) -> Stats {
+        let (shards, up) = self.reception.links();
+        let sizes = self.sockets.sizes();
+        self.counters.stats(Gauges {
+            sockets: sizes.sockets as u64,
+            users: sizes.users as u64,
+            rooms: sizes.rooms as u64,
+            nodes: 1 + self.nodes.lock().ids().count() as u64,
+            bus_probe_age_millis: self.reception.proven_at().elapsed().as_millis() as u64,
+            bus_shards: shards as u64,
+            bus_shards_up: up as u64,
+            bus_publish_queue: self.bus.queued() as u64,
+        })
+    }
+
+    /// What is said to who looks at a dashboard: a worker is no node.
+    pub(super) fn vitals(&self) -> Option<Vitals> {
+        let node = self.as_node()?;
+        let numbers = self.stats().iter().filter(|(.., value)| *value > 0);
+        Some(Vitals {
+            node,
+            up_millis: self.started.elapsed().as_millis() as u64,
+            health: json!(self.reception.health()),
+            numbers: numbers
+                .map(|(name, _, value)| (name.to_owned(), value))
+                .collect(),
+            times: self.counters.measures.quantiles(),
+        })
     }
 
     /// What is said to who asks for the nodes: a worker is none.

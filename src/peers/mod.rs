@@ -1,6 +1,8 @@
 //! The other nodes of the cluster: who they are, what they are asked, and what they ask.
 
 mod answering;
+#[cfg(feature = "dashboard")]
+pub(crate) mod checkup;
 mod commands;
 mod gather;
 mod hellos;
@@ -24,6 +26,8 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use self::answering::Answering;
+#[cfg(feature = "dashboard")]
+use self::checkup::Checkup;
 use self::commands::Commands;
 use self::hellos::Hellos;
 use self::host::PresenceHost;
@@ -36,6 +40,7 @@ use self::task::Task;
 use crate::bus::control::Control;
 use crate::bus::inbound::{Part, PeerWord};
 use crate::bus::uplink::Uplink;
+use crate::counts::Stats;
 use crate::home::{Ground, Home};
 use crate::local::Sockets;
 use crate::model::id::NodeId;
@@ -67,6 +72,9 @@ pub(crate) struct Peers {
     queries: Arc<Queries>,
     commands: Arc<Commands>,
     messages: Messages,
+    introduction: Arc<Introduction>,
+    #[cfg(feature = "dashboard")]
+    checkup: Arc<Checkup>,
 }
 
 impl Peers {
@@ -79,7 +87,12 @@ impl Peers {
     ) -> Arc<Self> {
         let nodes: Arc<Mutex<Nodes>> = Arc::default();
         let timeout = settings.publish_timeout;
-        let introduction = Arc::new(Introduction::new(ground, &settings, sockets.clone()));
+        let introduction = Arc::new(Introduction::new(
+            ground,
+            &settings,
+            &nodes,
+            sockets.clone(),
+        ));
         let questions = Arc::new(Questions::new(ground, uplink, &nodes, timeout));
         Arc::new(Self {
             node: ground.node,
@@ -104,11 +117,14 @@ impl Peers {
                 ground,
                 &questions,
                 &nodes,
-                introduction,
+                introduction.clone(),
                 sockets.clone(),
             )),
             commands: Arc::new(Commands::new(ground, &questions, &nodes, sockets)),
             messages: Messages::new(ground),
+            #[cfg(feature = "dashboard")]
+            checkup: Arc::new(Checkup::new(ground, uplink, &nodes, &introduction)),
+            introduction,
             questions,
             nodes,
         })
@@ -136,9 +152,20 @@ impl Peers {
         &self.messages
     }
 
-    /// How many other nodes say hello, workers apart.
-    pub(crate) fn count_nodes(&self) -> usize {
-        self.nodes.lock().ids().count()
+    #[cfg(feature = "dashboard")]
+    pub(crate) fn checkup(&self) -> &Arc<Checkup> {
+        &self.checkup
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        self.introduction.stats()
+    }
+
+    /// Nothing more will come for those who read.
+    pub(crate) fn end(&self) {
+        self.messages.end();
+        #[cfg(feature = "dashboard")]
+        self.checkup.end();
     }
 
     pub(crate) fn heard_word(&self, word: PeerWord<'_>) {
@@ -162,6 +189,11 @@ impl Peers {
             }
             Control::Hello(hello) => self.hellos.heard(hello, hearers),
             Control::Strayed { millis } => self.hellos.heard_of_strays(from, millis),
+            Control::Examine { at } => self.answering.heard_examination(from, at),
+            #[cfg(feature = "dashboard")]
+            Control::Vitals { at, vitals } => self.checkup.heard(at, *vitals),
+            #[cfg(not(feature = "dashboard"))]
+            Control::Vitals { .. } => {}
             Control::Bye => self.left(from, true),
         }
     }

@@ -2,21 +2,12 @@
 
 import assert from 'node:assert/strict';
 import { after, before, suite, test } from 'node:test';
-import { chromium } from 'playwright-core';
-import { Balancer, Program, Scripted } from './support.mjs';
-
-const { CHROMIUM } = process.env;
-const PATIENCE = 30_000;
-/** Nothing of the browser's own is fetched or kept. */
-const args = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-sync',
-  '--disable-background-networking', '--disable-component-update'];
-
-const skip = !CHROMIUM && 'there is no Chromium: set CHROMIUM';
+import { Balancer, PATIENCE, Program, Scripted, browse, skip } from './support.mjs';
 
 suite('the chat page', { skip, timeout: 2 * PATIENCE }, () => {
   let browser, nodes, alice, bob;
   before(async () => {
-    browser = await chromium.launch({ executablePath: CHROMIUM, args });
+    browser = await browse();
     const redis = await Program.redis();
     nodes = [];
     for (const _ of [1, 2]) {
@@ -116,7 +107,7 @@ suite('the chat page', { skip, timeout: 2 * PATIENCE }, () => {
 
 suite('the chat page behind a load balancer', { skip, timeout: 2 * PATIENCE }, () => {
   test('comes back on the other node when its own is killed', async () => {
-    const browser = await chromium.launch({ executablePath: CHROMIUM, args });
+    const browser = await browse();
     const redis = await Program.redis();
     const nodes = [];
     for (const _ of [1, 2]) nodes.push(await Program.example('chat', { REDIS_URL: redis.redisUrl }));
@@ -142,7 +133,7 @@ suite('the chat page behind a load balancer', { skip, timeout: 2 * PATIENCE }, (
 suite('the module in Chromium', { skip, timeout: PATIENCE }, () => {
   const RESUME = offered => offered.has('resume.v1') && 'resume.v1';
   let browser;
-  before(async () => { browser = await chromium.launch({ executablePath: CHROMIUM, args }); });
+  before(async () => { browser = await browse(); });
   after(() => browser?.close());
 
   /** A page of the server with a connection: what it was told is in `window.told`. */

@@ -8,7 +8,19 @@ import { connect, createServer } from 'node:net';
 import { after } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
+import { chromium } from 'playwright-core';
 import { WebSocket, WebSocketServer } from 'ws';
+
+const { CHROMIUM } = process.env;
+export const PATIENCE = 30_000;
+export const skip = !CHROMIUM && 'there is no Chromium: set CHROMIUM';
+
+export function browse() {
+  /** Nothing of the browser's own is fetched or kept. */
+  const args = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-sync',
+    '--disable-background-networking', '--disable-component-update'];
+  return chromium.launch({ executablePath: CHROMIUM, args });
+}
 
 /** Everything that a test file has begun, ended with it. */
 const begun = [];
@@ -31,9 +43,9 @@ export class Program {
     begun.push(() => this.end('SIGKILL'));
   }
 
-  static async example(name, env = {}, port = undefined) {
+  static async example(name, env = {}, port = undefined, args = []) {
     port ??= await freePort();
-    const program = new Program(port, built + name, [], { PORT: port, ...env });
+    const program = new Program(port, built + name, args, { PORT: port, ...env });
     await program.start();
     return program;
   }

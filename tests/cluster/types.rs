@@ -98,6 +98,12 @@ assert_impl! {
     Send + Sync + Unpin + Debug + 'static
 }
 assert_impl! { ClusterRejection, ClusterSocket: Send + Sync + Unpin + Debug + 'static }
+#[cfg(feature = "dashboard")]
+assert_impl! {
+    axum_cluster::Dashboard:
+    Clone + Send + Sync + Unpin + Debug + 'static +
+    tower::Service<axum::extract::Request, Response = axum::response::Response, Error = std::convert::Infallible>
+}
 assert_impl! {
     Audience, Backend, Broadcaster, BroadcasterBuilder, Cluster, ClusterBuilder, ClusterLayer, ClusterService<()>,
     Redis:

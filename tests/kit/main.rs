@@ -3,6 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod app;
+#[cfg(feature = "dashboard")]
+mod dashboard;
 mod faults;
 mod guide;
 mod inbound;

@@ -4,6 +4,8 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod capture;
+#[cfg(feature = "dashboard")]
+mod dashboard;
 mod refusals;
 mod spans;
 #[path = "../support/mod.rs"]

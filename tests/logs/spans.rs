@@ -4,13 +4,15 @@ use std::fmt::Debug;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
+use axum::body::Body;
 use axum::extract::Request;
 use axum::middleware::Next;
 use axum::response::Response;
 use axum::routing::any;
 use axum::{Router, middleware};
-use axum_cluster::{Close, Cluster, ClusterSocket};
+use axum_cluster::{Close, Cluster, ClusterSocket, Socket};
 use tokio::task::JoinHandle;
+use tower::ServiceExt;
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::subscriber::DefaultGuard;
@@ -171,6 +173,74 @@ async fn where_nobody_listens_to_debug_there_are_no_spans() {
 }
 
 #[tokio::test]
+async fn a_handler_that_panics_and_an_upgrade_that_is_not_done_end_their_spans() {
+    async fn ws(socket: ClusterSocket) -> Response {
+        fn panics(_: Socket) -> std::future::Ready<()> {
+            panic!("on purpose")
+        }
+        socket.on_upgrade(panics)
+    }
+    let (trace, _listening, _alone) = Trace::capture(Level::DEBUG);
+    let cluster = Cluster::builder().start();
+    let app = Router::new().route("/ws", any(ws)).layer(cluster.layer());
+    let app = app.layer(middleware::from_fn(authenticate));
+    let (addr, _server) = serve(app.clone()).await;
+    let mut alice = Client::connect(addr, "alice").await;
+    assert!(matches!(alice.event().await, Heard::Closed(1011, _)));
+    drop(alice);
+    let ended = |code| format!("recorded socket: code={code}");
+    until("the span is over", async || {
+        !trace.find(&ended(1011)).is_empty()
+    })
+    .await;
+    // As of a server that answers upgrades and does not do them.
+    let mut request = Request::get("/ws")
+        .header("host", "app.example")
+        .header("connection", "upgrade")
+        .header("upgrade", "websocket")
+        .header("sec-websocket-version", "13")
+        .header("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==")
+        .header("x-user", "bob")
+        .body(Body::empty())
+        .unwrap();
+    let nobody = hyper::upgrade::on(&mut request);
+    request.extensions_mut().insert(nobody);
+    let answered = app.oneshot(request).await.unwrap();
+    assert_eq!(answered.status(), 101, "control");
+    until("the other one is", async || {
+        !trace.find(&ended(1006)).is_empty()
+    })
+    .await;
+}
+
+/// Where it is dropped, a span of the app is the current one, and has a field of that name.
+#[test]
+fn a_runtime_that_is_dropped_in_a_span_of_the_app_records_nothing_there() {
+    let (trace, _listening, _alone) = Trace::capture(Level::INFO);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let (cluster, _server, _alice) = runtime.block_on(async {
+        let cluster = Cluster::builder().start();
+        let (addr, server) = app(&cluster).await;
+        let mut alice = Client::connect(addr, "alice").await;
+        alice.send("hello").await;
+        assert_eq!(alice.event().await, text("hello"));
+        (cluster, server, alice)
+    });
+    assert_eq!(cluster.stats().sockets, 1, "control");
+    let span = tracing::info_span!("app", code = tracing::field::Empty);
+    span.in_scope(|| drop(runtime));
+    assert_eq!(
+        cluster.stats().sockets,
+        0,
+        "control: its task was dropped there"
+    );
+    assert_eq!(trace.find("recorded"), [""; 0]);
+}
+
+#[tokio::test]
 async fn a_send_has_a_span_at_trace() {
     for (level, spans) in [(Level::DEBUG, 0), (Level::TRACE, 1)] {
         let (trace, _listening, _alone) = Trace::capture(level);
@@ -187,6 +257,9 @@ async fn a_send_has_a_span_at_trace() {
             assert_eq!(new, "new send in app: topics=2 bytes=6");
             assert_eq!(trace.find("recorded send: local").len(), 1);
         }
+        // Where one channel carries it, it is known who took it.
+        let _ = cluster.broadcaster().to_user("bot").send("s3cret").await;
+        assert_eq!(trace.find("recorded send: nodes=0").len(), spans);
         cluster.to_nodes().send("s3cret").await.unwrap();
         assert_eq!(trace.find("new send to nodes").len(), spans);
     }
