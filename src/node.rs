@@ -182,6 +182,9 @@ impl Listener for Node {
     fn heard(&self, topic: &str, number: Option<Number>, bytes: &[u8]) {
         match self.uplink.open(topic, number, bytes) {
             Inbound::Message(scope, content, manner) => {
+                if let Some(from) = self.uplink.take_unkept() {
+                    self.peers.tell_unkept(from);
+                }
                 self.local.collect(&scope, &manner, || content.frame());
             }
             Inbound::Close(scope, close) => {
@@ -235,6 +238,15 @@ impl Listener for Node {
     fn works(&self, link: LinkId, proven: Instant) {
         self.ground.counters.measures.probed(proven);
         self.ground.reception.works(link, proven);
+    }
+
+    fn rolled_back(&self, messages: u64) {
+        let counter = &self.ground.counters.history_rolled_back;
+        counter.fetch_add(messages, Relaxed);
+        if messages > 0 {
+            tracing::warn!(node = %self.ground.node, messages, "redis went on with an older state: the last messages that this node sent \
+                are in no history any more");
+        }
     }
 
     fn panicked(&self) {
