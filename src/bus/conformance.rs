@@ -567,7 +567,7 @@ async fn copies_of_a_union_have_one_number_of_each_clock(backend: Backend) {
         );
     }
     let many: Vec<Topic> = (0..300).map(|n| room(&n.to_string())).collect();
-    a.keep(&[], "silent", Keep::Union(many.iter().cloned().collect()))
+    a.keep(&[], "silent", Keep::Silent(many.iter().cloned().collect()))
         .await;
     let past = a.read(&many, None, 10).await;
     assert!(told(&past).iter().all(|it| *it == Ok(vec!["silent"])));

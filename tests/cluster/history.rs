@@ -6,6 +6,7 @@ use axum_cluster::{Broadcaster, Close, History, QueryErrorKind, SendErrorKind};
 
 use crate::support::client::{Event, text};
 use crate::support::node::id_of;
+use crate::support::proxy::Proxy;
 use crate::support::{Lab, RedisServer, TestNode, keeping, until};
 
 async fn nodes<const N: usize>(lab: &Lab) -> [TestNode; N] {
@@ -362,4 +363,50 @@ async fn what_a_restart_rolls_back_is_counted_by_its_sender() {
     let kept = texts(&a.broadcaster, "alice").await;
     assert_eq!(kept, ["0", "1", "2", "3", "4", "after"], "control");
     assert_eq!(a.cluster.stats().history_rolled_back, 7);
+}
+
+/// H14, without what would send it again.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_failover_without_the_last_moments_loses_is_counted_by_its_sender() {
+    let (mut old, new) = (RedisServer::start(), RedisServer::start());
+    let follows = |port: u16| new.cli(&["REPLICAOF", "127.0.0.1", &port.to_string()]);
+    assert_eq!(follows(old.port()), "OK");
+    let proxy = Proxy::to(old.port()).await;
+    let lab = Lab {
+        backend: axum_cluster::Backend::redis(proxy.url()).unwrap(),
+        redis: None,
+        keeps: true,
+    };
+    let node = lab.node().await;
+    let mut client = node.client("alice").await;
+    let alice = || node.broadcaster.to_user("alice");
+    let length = |server: &RedisServer| server.cli(&["LLEN", "cluster:h:u:alice"]);
+    for n in 0..5 {
+        alice().send(n.to_string()).await.unwrap();
+    }
+    until("it is replicated", async || length(&new) == "5").await;
+    assert_eq!(follows(1), "OK");
+    for n in 5..12 {
+        alice().send(n.to_string()).await.unwrap();
+    }
+    let heard: Vec<Event> = (0..12).map(|n| text(&n.to_string())).collect();
+    assert_eq!(
+        (length(&old), length(&new)),
+        ("12".into(), "5".into()),
+        "control"
+    );
+    old.kill();
+    assert_eq!(new.cli(&["REPLICAOF", "NO", "ONE"]), "OK");
+    proxy.lead_to(new.port());
+    until("it is kept again", async || {
+        alice().send("after").await.is_ok()
+    })
+    .await;
+    let kept = texts(&node.broadcaster, "alice").await;
+    assert_eq!(kept, ["0", "1", "2", "3", "4", "after"]);
+    assert_eq!(node.cluster.stats().history_rolled_back, 7);
+    node.until_up().await;
+    alice().send("fence").await.unwrap();
+    let before = client.before("fence").await;
+    assert_eq!(before[..12], heard, "what was lost there was heard");
 }
