@@ -199,7 +199,7 @@ impl<'a> TopicRef<'a> {
         rest.filter(|_| self.kind == kind)
     }
 
-    fn to_topic(self) -> Topic {
+    pub(crate) fn to_topic(self) -> Topic {
         Topic(self.name.into())
     }
 }

@@ -28,6 +28,8 @@ pub(super) struct Introduction {
     lease: Duration,
     /// As it knows the Redises that share its topics.
     shards: Vec<String>,
+    /// What it keeps of what is sent to whom.
+    histories: Vec<String>,
     started_at: SystemTime,
     started: Instant,
     bus: Arc<dyn Bus>,
@@ -51,6 +53,7 @@ impl Introduction {
             name: settings.name.clone(),
             worker: settings.worker,
             lease: settings.lease,
+            histories: settings.histories.told(),
             started_at: SystemTime::now(),
             started: Instant::now(),
             bus: ground.bus.clone(),
@@ -63,6 +66,10 @@ impl Introduction {
 
     pub(super) fn shards(&self) -> &[String] {
         &self.shards
+    }
+
+    pub(super) fn histories(&self) -> &[String] {
+        &self.histories
     }
 
     pub(super) fn info(&self) -> NodeInfo {
@@ -121,6 +128,7 @@ impl Introduction {
             worker: self.worker,
             refused: refused.collect(),
             shards: self.shards.clone(),
+            histories: self.histories.clone(),
         })
     }
 }

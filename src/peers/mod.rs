@@ -16,6 +16,7 @@ mod question;
 mod questions;
 mod share;
 mod task;
+mod turns;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -43,6 +44,7 @@ use crate::bus::uplink::Uplink;
 use crate::counts::Stats;
 use crate::home::{Ground, Home};
 use crate::local::Sockets;
+use crate::model::history::Histories;
 use crate::model::id::NodeId;
 use crate::presence::{self, Mailbox};
 
@@ -55,6 +57,7 @@ pub(crate) struct PeerSettings {
     pub(crate) lease: Duration,
     pub(crate) publish_timeout: Duration,
     pub(crate) presence_grace: Duration,
+    pub(crate) histories: Histories,
 }
 
 /// Puts what concerns the others together, and hands each part what is heard for it.
@@ -120,7 +123,13 @@ impl Peers {
                 introduction.clone(),
                 sockets.clone(),
             )),
-            commands: Arc::new(Commands::new(ground, &questions, &nodes, sockets)),
+            commands: Arc::new(Commands::new(
+                ground,
+                &questions,
+                &nodes,
+                sockets,
+                !settings.histories.is_off(),
+            )),
             messages: Messages::new(ground),
             #[cfg(feature = "dashboard")]
             checkup: Arc::new(Checkup::new(ground, uplink, &nodes, &introduction)),
@@ -200,6 +209,7 @@ impl Peers {
 
     /// What this node published as well: its own copy of a question proves that it hears the answers.
     pub(crate) fn heard_itself(&self, id: u64) {
+        self.commands.came_back(id);
         self.questions
             .tell(id, |question| question.gathering().came_back());
     }
@@ -215,6 +225,16 @@ impl Peers {
         self.questions.tell(id, |question| {
             question.gathering().answered(from, part(), more);
         });
+    }
+
+    /// A node does not keep what this one would.
+    pub(crate) fn tell_unkept(&self, from: NodeId) {
+        let nodes = self.nodes.lock();
+        let name = nodes.name(from).filter(|name| !name.is_empty());
+        let name = name.map(str::to_owned);
+        drop(nodes);
+        tracing::warn!(node = %self.node, other = %from, name, "a node sends without keeping what this one keeps: give all nodes and \
+            workers the same `user_history`, `room_history` and `all_history`");
     }
 
     pub(crate) async fn say_goodbye(&self) {
