@@ -208,6 +208,27 @@ mod tests {
     }
 
     #[test]
+    fn who_keeps_needs_more_and_is_told_so_however_a_script_says_it() {
+        let more = "~shop:h* +info +script|load +evalsha +time +hget +hmget +hset +hdel +hgetall +rpushx +rpush +pexpire +ltrim \
+             +lindex +lrange";
+        for words in [
+            "NOPERM User app has no permissions to run the 'rpush' command script: 0",
+            "@user_script: 60: The user executing the script can't run this command or subcommand",
+            "ERR ACL failure in script: User app has no permissions to run the 'time' command",
+        ] {
+            let told = advice(Some("app")).keeping(true).on(words);
+            assert!(
+                told.starts_with(words) && told.ends_with(&format!("{more})")),
+                "{told}"
+            );
+            assert!(!advice(Some("app")).on(words).contains("+evalsha"));
+        }
+        let namespace = Namespace::new("shop").expect("a good name");
+        let sharded = Advice::new(None, &namespace, Dialect::Sharded).keeping(true);
+        assert!(sharded.on("NOPERM").contains("~shop:{*}:h*"));
+    }
+
+    #[test]
     fn every_refusal_keeps_its_words_and_names_the_fix() {
         for (words, fix) in [
             ("NOAUTH Authentication required.", "redis://:password@host"),
