@@ -274,6 +274,8 @@ mod bus;
 mod cluster;
 mod config;
 mod counts;
+mod door;
+mod events;
 mod extract;
 mod home;
 #[cfg(any(fuzzing, axum_cluster_internals))]
@@ -292,6 +294,7 @@ mod quota;
 mod readers;
 mod rejection;
 mod socket;
+mod sse;
 mod subscription;
 mod tasks;
 #[cfg(feature = "testing")]
@@ -312,6 +315,7 @@ pub use bus::redis::Redis;
 pub use cluster::Cluster;
 pub use config::Unauthenticated;
 pub use counts::{StatKind, Stats};
+pub use events::{ClusterEvents, Events};
 pub use extract::ClusterSocket;
 pub use layer::{ClusterLayer, ClusterService};
 pub use local::moves::{Move, Moves};

@@ -14,7 +14,7 @@ use crate::broadcast::Broadcaster;
 use crate::bus::gaps::Gaps;
 use crate::local::expiry::{Clock, Expiry};
 use crate::local::moves::Moves;
-use crate::local::socket::HandlerEnd;
+use crate::local::socket::{HandlerEnd, Sender};
 use crate::model::close::{Close, reason};
 use crate::model::description::Description;
 use crate::model::error::{BadMessage, Closed, DescriptionError, RoomError, SendJsonError};
@@ -134,9 +134,7 @@ impl Socket {
     pub async fn send(&mut self, message: impl Into<Message>) -> Result<(), Closed> {
         let message = message.into();
         poll_fn(|cx| self.poll_room(cx)).await?;
-        self.end
-            .push(Frame::message(&message))
-            .map_err(|close| Closed { close })
+        self.push(&message)
     }
 
     /// Sends a value to this client alone, as JSON in a text message; like [`send`](Self::send) otherwise.
@@ -305,8 +303,8 @@ impl Socket {
     /// # Cancel safety
     /// Cancelled, the closing goes on without you.
     pub async fn close(&mut self, close: Close) {
-        self.end.close(close);
-        poll_fn(|cx| self.end.poll_finished(cx)).await;
+        self.begin_close(close);
+        poll_fn(|cx| self.poll_finished(cx)).await;
     }
 
     /// What ended the socket, whoever began it, as it was on the wire: a reason of more than 123 bytes is
@@ -331,13 +329,38 @@ impl Socket {
         self.end.close_reason()
     }
 
-    fn poll_room(&self, cx: &mut Context<'_>) -> Poll<Result<(), Closed>> {
+    fn ending(&self) -> Close {
+        self.close_reason().unwrap_or(reason::DONE)
+    }
+}
+
+/// What it shares with a stream of events.
+impl Socket {
+    pub(crate) fn sender(&self) -> Sender {
+        self.end.sender()
+    }
+
+    pub(crate) fn poll_room(&self, cx: &mut Context<'_>) -> Poll<Result<(), Closed>> {
         let room = self.end.poll_room(cx, self.node.local.outbox());
         room.map_err(|close| Closed { close })
     }
 
-    fn ending(&self) -> Close {
-        self.close_reason().unwrap_or(reason::DONE)
+    /// Into the room that there was.
+    pub(crate) fn push(&self, message: &Message) -> Result<(), Closed> {
+        let pushed = self.end.push(Frame::message(message));
+        pushed.map_err(|close| Closed { close })
+    }
+
+    pub(crate) fn begin_close(&self, close: Close) {
+        self.end.close(close);
+    }
+
+    pub(crate) fn poll_ended(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.end.poll_ended(cx)
+    }
+
+    pub(crate) fn poll_finished(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.end.poll_finished(cx)
     }
 }
 
@@ -368,9 +391,7 @@ impl Sink<Message> for Socket {
     }
 
     fn start_send(self: Pin<&mut Self>, message: Message) -> Result<(), Closed> {
-        self.end
-            .push(Frame::message(&message))
-            .map_err(|close| Closed { close })
+        self.push(&message)
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Result<(), Closed>> {

@@ -30,6 +30,7 @@ mod clients;
 mod delivery;
 mod engine;
 mod errors;
+mod events;
 mod face;
 mod failover;
 mod faults;

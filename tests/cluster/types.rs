@@ -10,10 +10,10 @@ use std::time::Duration;
 use axum::response::IntoResponse;
 use axum_cluster::{
     Audience, Backend, BadMessage, BadMessageKind, Broadcaster, BroadcasterBuilder, Close,
-    CloseCode, Closed, ClosedKind, Cluster, ClusterBuilder, ClusterLayer, ClusterRejection,
-    ClusterService, ClusterSocket, ConnectError, ConnectErrorKind, Count, Delivery,
-    DescriptionError, DescriptionErrorKind, Gap, Gaps, Health, HealthChanges, InvalidId,
-    InvalidNodeId, InvalidSocketId, Message, Move, Moves, NodeId, NodeInfo, NodeMessage,
+    CloseCode, Closed, ClosedKind, Cluster, ClusterBuilder, ClusterEvents, ClusterLayer,
+    ClusterRejection, ClusterService, ClusterSocket, ConnectError, ConnectErrorKind, Count,
+    Delivery, DescriptionError, DescriptionErrorKind, Events, Gap, Gaps, Health, HealthChanges,
+    InvalidId, InvalidNodeId, InvalidSocketId, Message, Move, Moves, NodeId, NodeInfo, NodeMessage,
     NodeMessages, Outcome, OverLimit, Presence, PresenceChange, QueryError, QueryErrorKind, Redis,
     RoomError, RoomErrorKind, RoomId, Roster, SendError, SendErrorKind, SendJsonError,
     SendJsonErrorKind, SlowConsumer, Socket, SocketId, SocketInfo, StatKind, Stats, SubscribeError,
@@ -53,6 +53,7 @@ assert_impl! {
     Delivery,
     DescriptionError,
     DescriptionErrorKind,
+    Events,
     Gap,
     Gaps,
     Health,
@@ -97,7 +98,7 @@ assert_impl! {
     Utf8Bytes:
     Send + Sync + Unpin + Debug + 'static
 }
-assert_impl! { ClusterRejection, ClusterSocket: Send + Sync + Unpin + Debug + 'static }
+assert_impl! { ClusterEvents, ClusterRejection, ClusterSocket: Send + Sync + Unpin + Debug + 'static }
 assert_impl! {
     Audience, Backend, Broadcaster, BroadcasterBuilder, Cluster, ClusterBuilder, ClusterLayer, ClusterService<()>,
     Redis:

@@ -56,8 +56,9 @@ pub(super) enum Writer<W> {
     Task,
     /// Whoever has something to say and finds nothing queued; the task finishes what the kernel does not take.
     Shared(W),
-    /// Nobody: the reader of a subscription takes what is queued, one after the other.
-    Reader,
+    /// Nobody: a reader takes what is queued, one after the other. It is a subscription's, or it hands on to a client,
+    /// for whom time is kept.
+    Reader { has_client: bool },
     /// Nobody: our side of the stream is shut, or it is gone.
     Shut,
 }
@@ -162,7 +163,7 @@ impl<W: SharedWriter> Core<W> {
         }
         match self.writer {
             Writer::Shared(_) => Flushed::Here,
-            Writer::Task | Writer::Reader | Writer::Shut => Flushed::ByTask,
+            Writer::Task | Writer::Reader { .. } | Writer::Shut => Flushed::ByTask,
         }
     }
 
@@ -222,8 +223,8 @@ impl<W: SharedWriter> Core<W> {
         }
         match self.writer {
             // What is collected for one is bounded by the bus.
-            Writer::Task | Writer::Reader if self.due.flush => true,
-            Writer::Task | Writer::Reader => {
+            Writer::Task | Writer::Reader { .. } if self.due.flush => true,
+            Writer::Task | Writer::Reader { .. } => {
                 self.due.task && self.queue.admits_burst(frame, limits)
             }
             Writer::Shared(_) if self.due.flush || self.due.task => {
@@ -263,10 +264,11 @@ impl<W: SharedWriter> Core<W> {
         Ok(())
     }
 
-    /// Whether the stream is gone.
+    /// Whether the stream is gone. A reader that hands on to a client may not come any more: it is given up before.
     pub(super) fn finished(&self) -> Poll<()> {
         match self.life {
             Life::Finished { .. } => Poll::Ready(()),
+            Life::Cut { .. } if self.hands_on() => Poll::Ready(()),
             _ => Poll::Pending,
         }
     }

@@ -59,6 +59,10 @@ impl Frame {
         Self::new(PONG, &[payload])
     }
 
+    pub(crate) fn is_ping(&self) -> bool {
+        self.0.first() == Some(&(FIN | PING))
+    }
+
     pub(crate) fn is_pong(&self) -> bool {
         self.0.first() == Some(&(FIN | PONG))
     }
