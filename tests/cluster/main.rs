@@ -35,6 +35,7 @@ mod face;
 mod failover;
 mod faults;
 mod gaps;
+mod history;
 mod interop;
 mod lifecycle;
 mod links;

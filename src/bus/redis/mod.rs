@@ -14,6 +14,7 @@ mod fields;
 mod link;
 mod options;
 mod outstanding;
+mod past;
 mod pipeline;
 mod placement;
 mod probe;
@@ -61,8 +62,10 @@ pub(crate) use self::resp::RespReader;
 use self::shard::{Common, Shard};
 use super::{Bus, BusSettings, Confirmation, Listener, Published};
 use crate::bus::outage::LinkId;
+use crate::bus::past::{Keep, Past, ReadLimits};
 use crate::bus::scope::Size;
 use crate::model::error::PublishError;
+use crate::model::history::mark::{Clock, Marks};
 use crate::model::id::NodeId;
 use crate::model::partition::PartitionSet;
 use crate::model::topic::Topic;
@@ -117,9 +120,12 @@ impl RedisBus {
 
     fn place(targets: &[Target], common: &Arc<Common>) -> Placement {
         let several = targets.len() > 1;
+        let mut names: Vec<String> = targets.iter().map(Target::to_string).collect();
+        names.sort();
         let shard = |(n, target): (usize, &Target)| {
             let (link, name) = (LinkId(n as u32), target.to_string());
-            let shown = several.then(|| name.as_str().into());
+            let rank = names.partition_point(|one| *one < name) as u16;
+            let shown = several.then(|| (rank, name.as_str().into()));
             (
                 name,
                 Arc::new(Shard::new(link, shown, target, common.clone())),
@@ -215,8 +221,22 @@ impl Bus for RedisBus {
         topics: SmallVec<[Topic; 1]>,
         envelope: Bytes,
         size: Size,
+        keep: Option<Keep>,
     ) -> BoxFuture<'static, Result<Published, PublishError>> {
-        self.placement.publish(topics, &envelope, size)
+        self.placement.publish(topics, &envelope, size, keep)
+    }
+
+    fn clock(&self, topic: &Topic) -> Clock {
+        self.placement.clock(topic)
+    }
+
+    fn read<'a>(
+        &'a self,
+        topics: &'a [Topic],
+        since: Option<&'a Marks>,
+        limits: ReadLimits,
+    ) -> BoxFuture<'a, Result<Past, Arc<str>>> {
+        self.placement.read(topics, since, limits).boxed()
     }
 
     fn listening<'a>(&'a self, topics: &'a [Topic]) -> BoxFuture<'a, Result<Vec<usize>, Arc<str>>> {
