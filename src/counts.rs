@@ -220,6 +220,10 @@ counts! {
     events_over: counter,
     /// Upgrades, streams of events and subscriptions refused because of a limit on sockets: 429 or 503.
     limits_refused: counter,
+    /// Sockets whose clients came with a position and have everything since: what was kept for them was sent again.
+    resumed: counter,
+    /// Those that came with one and cannot: what they missed is gone, was too much, or the position is none of theirs.
+    resumed_missed: counter,
     /// Questions of other nodes (rosters, commands) that were not answered because 1,024 were being
     /// answered.
     questions_refused: counter,

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use axum_core::response::{IntoResponse, Response};
+use http::Uri;
 use http::request::Parts;
+use percent_encoding::percent_decode_str;
 use serde::Serialize;
 
 use crate::broadcast::Broadcaster;
@@ -14,6 +16,7 @@ use crate::local::admission::{Refused, Reservation};
 use crate::local::expiry::{Clock, Expiry};
 use crate::model::description::Description;
 use crate::model::error::{DescriptionError, RoomError};
+use crate::model::history::position::Position;
 use crate::model::id::{RoomId, UserId};
 use crate::model::topic::Topic;
 use crate::node::Node;
@@ -37,6 +40,15 @@ pub(crate) fn check(node: &Node, parts: &Parts) -> Result<(), RejectionKind> {
     admitted.map_err(RejectionKind::Origin)
 }
 
+/// The position in the URL, `?since=`. What is none is one that nobody wrote.
+pub(crate) fn position_in(uri: &Uri) -> Option<Position> {
+    let mut pairs = uri.query()?.split('&');
+    let since = pairs.find_map(|pair| pair.strip_prefix("since="))?;
+    let since = percent_decode_str(since).decode_utf8().ok();
+    let position = since.and_then(|since| since.parse().ok());
+    Some(position.unwrap_or_else(Position::nothing))
+}
+
 /// Who was let in, and is no socket yet. Dropping it gives the place back.
 #[derive(Debug)]
 pub(crate) struct Newcomer {
@@ -45,6 +57,8 @@ pub(crate) struct Newcomer {
     expires_at: Option<SystemTime>,
     description: Option<Result<Description, DescriptionError>>,
     rooms: Vec<RoomId>,
+    /// Where its client was.
+    position: Option<Position>,
 }
 
 /// A newcomer of whom all is said.
@@ -55,22 +69,40 @@ pub(crate) struct Ready {
     pub(crate) expiry: Option<Expiry>,
     pub(crate) description: Option<Description>,
     pub(crate) rooms: Vec<Topic>,
+    pub(crate) position: Option<Position>,
 }
 
 impl Newcomer {
     /// Takes a place for a socket of this user.
-    pub(crate) async fn of(node: &Arc<Node>, user: UserId) -> Result<Self, RejectionKind> {
+    pub(crate) async fn of(
+        node: &Arc<Node>,
+        user: UserId,
+        position: Option<Position>,
+    ) -> Result<Self, RejectionKind> {
         Ok(Self {
             node: node.clone(),
             reservation: node.reserve(user).await?,
             expires_at: None,
             description: None,
             rooms: Vec::new(),
+            position,
         })
     }
 
     pub(crate) fn user(&self) -> &UserId {
         self.reservation.user()
+    }
+
+    pub(crate) fn node(&self) -> &Node {
+        &self.node
+    }
+
+    pub(crate) fn position(&self) -> Option<&Position> {
+        self.position.as_ref()
+    }
+
+    pub(crate) fn since(&mut self, position: Option<Position>) {
+        self.position = position;
     }
 
     pub(crate) fn expires_at(&mut self, time: SystemTime) {
@@ -100,6 +132,7 @@ impl Newcomer {
             expiry: self.expires_at.map(|time| Expiry::at(time, Clock::now())),
             description,
             rooms,
+            position: self.position,
         })
     }
 }

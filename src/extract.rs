@@ -20,8 +20,11 @@ use crate::config::Unauthenticated;
 use crate::door::{self, Newcomer};
 use crate::layer::CameWithUpgrade;
 use crate::local::admission::Registration;
+use crate::local::socket::resuming::Telling;
 use crate::local::socket::{Driver, DriverEnd, span};
 use crate::model::close::reason;
+use crate::model::history::Resumed;
+use crate::model::history::position::Position;
 use crate::model::id::{RoomId, UserId};
 use crate::node::Node;
 use crate::rejection::{Asked, ClosingUpgrade, ClusterRejection, RejectionKind, opened};
@@ -83,14 +86,32 @@ impl ClusterSocket {
         self.newcomer.user()
     }
 
+    /// Where the client was when it left: the position in the URL (`?since=`), or that of [`since`](Self::since).
+    pub fn position(&self) -> Option<&Position> {
+        self.newcomer.position()
+    }
+
+    /// Goes on from this position instead of the one in the URL, or from none: what was kept
+    /// ([`ClusterBuilder::user_history`](crate::ClusterBuilder::user_history)) since then for the user, and for the rooms in which it
+    /// was then and is again, comes first, in order and once. [`Socket::resumed`] says whether it is whole.
+    ///
+    /// A client that offers the subprotocol `resume.v1` is told its position with each message, and is given that protocol where no
+    /// other is chosen.
+    pub fn since(mut self, position: Option<Position>) -> Self {
+        self.newcomer.since(position);
+        self
+    }
+
     /// The subprotocols this handler speaks, best first, instead of those of
     /// [`ClusterBuilder::protocols`](crate::ClusterBuilder::protocols). The first that the client offers is chosen
     /// and echoed (RFC 6455, section 4.2.2); nothing else that the client offered is, so a token may
     /// be offered beside. An upgrade without a user never gets here: see `ClusterBuilder::protocols`.
     pub fn protocols<P: AsRef<str>>(mut self, known: impl IntoIterator<Item = P>) -> Self {
         let known: Vec<P> = known.into_iter().collect();
+        let known = known.iter().map(AsRef::as_ref);
+        let resumes = resumes(self.newcomer.node());
         self.handshake
-            .choose_protocol(&self.offered, known.iter().map(AsRef::as_ref));
+            .choose_protocol(&self.offered, known.chain(resumes));
         self
     }
 
@@ -162,9 +183,24 @@ impl ClusterSocket {
             Err(refusal) => return refusal,
         };
         let (node, reservation) = (ready.node, ready.reservation);
+        let is_told = self.handshake.protocol() == Some(RESUME);
+        let holding = match is_told {
+            true => Some(Telling::Told),
+            false => ready.position.as_ref().map(|_| Telling::Untold),
+        };
+        let holding = holding.filter(|_| node.resumes());
         let (handler_end, driver_end, registration) =
-            reservation.register(ready.expiry, ready.description);
-        let heard = node.local.begin_joins(&handler_end.sender(), &ready.rooms);
+            reservation.register(ready.expiry, ready.description, holding);
+        let sender = handler_end.sender();
+        let heard = node.local.begin_joins(&sender, &ready.rooms);
+        let resumed = {
+            let node = node.clone();
+            async move {
+                heard.await;
+                node.resumed(&sender, holding, &ready.rooms, ready.position)
+                    .await
+            }
+        };
         let span = span::of_socket(driver_end.id(), driver_end.user());
         let opening = Opening {
             socket: Socket::new(node.clone(), handler_end),
@@ -176,7 +212,7 @@ impl ClusterSocket {
         node.ground
             .home
             .tracker()
-            .spawn(opening.run(node.clone(), heard, handler));
+            .spawn(opening.run(node.clone(), resumed, handler));
         self.handshake.response()
     }
 }
@@ -192,13 +228,14 @@ struct Opening {
 
 impl Opening {
     /// Runs the handler beside the socket's task, when the client has its answer and the rooms are heard.
-    async fn run<F, Fut>(self, node: Arc<Node>, heard: impl Future<Output = ()>, handler: F)
+    async fn run<F, Fut>(self, node: Arc<Node>, resumed: impl Future<Output = Resumed>, handler: F)
     where
         F: FnOnce(Socket) -> Fut + Send + 'static,
         Fut: Future<Output = ()> + Send + 'static,
     {
-        let (driver_end, span, socket) = (self.driver_end, self.span, self.socket);
-        let (opened, ()) = join(opened(self.upgrade, &node), heard).await;
+        let (driver_end, span, mut socket) = (self.driver_end, self.span, self.socket);
+        let (opened, resumed) = join(opened(self.upgrade, &node), resumed).await;
+        socket.came_back(resumed);
         let Some(opened) = opened else {
             driver_end.abandon(reason::NOT_OPENED);
             span.in_scope(|| span::record_end(&reason::NOT_OPENED));
@@ -242,7 +279,7 @@ impl ClusterSocket {
         door::check(node, parts)?;
         let mut handshake = Handshake::check(parts).map_err(RejectionKind::Handshake)?;
         let protocols = config.protocols.iter().map(String::as_str);
-        handshake.choose_protocol(&parts.headers, protocols);
+        handshake.choose_protocol(&parts.headers, protocols.chain(resumes(node)));
         let upgrade = take_upgrade(parts)?;
         let user = match config.identify.user(&parts.extensions) {
             Ok(user) => user,
@@ -262,12 +299,19 @@ impl ClusterSocket {
             }
         };
         Ok(Self {
-            newcomer: Newcomer::of(node, user).await?,
+            newcomer: Newcomer::of(node, user, door::position_in(&parts.uri)).await?,
             handshake,
             upgrade,
             offered: offered(&parts.headers),
         })
     }
+}
+
+/// The subprotocol of clients that are told positions.
+const RESUME: &str = "resume.v1";
+
+fn resumes(node: &Node) -> Option<&'static str> {
+    node.resumes().then_some(RESUME)
 }
 
 fn take_upgrade(parts: &mut Parts) -> Result<OnUpgrade, RejectionKind> {

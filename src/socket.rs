@@ -18,6 +18,8 @@ use crate::local::socket::{HandlerEnd, Sender};
 use crate::model::close::{Close, reason};
 use crate::model::description::Description;
 use crate::model::error::{BadMessage, Closed, DescriptionError, RoomError, SendJsonError};
+use crate::model::history::Resumed;
+use crate::model::history::position::Position;
 use crate::model::id::{RoomId, SocketId, UserId};
 use crate::model::message::Message;
 use crate::model::topic::Topic;
@@ -58,11 +60,16 @@ use crate::ws::frame::Frame;
 pub struct Socket {
     node: Arc<Node>,
     end: HandlerEnd,
+    resumed: Resumed,
 }
 
 impl Socket {
     pub(crate) fn new(node: Arc<Node>, end: HandlerEnd) -> Self {
-        Self { node, end }
+        Self {
+            node,
+            end,
+            resumed: Resumed::New,
+        }
     }
 
     /// Its identity in the whole cluster.
@@ -73,6 +80,21 @@ impl Socket {
     /// Whose it is.
     pub fn user(&self) -> &UserId {
         self.end.user()
+    }
+
+    /// Whether its client came back with a position ([`ClusterSocket::position`](crate::ClusterSocket::position)), and has everything
+    /// since. What it had missed is on its way before anything newer.
+    pub fn resumed(&self) -> Resumed {
+        self.resumed
+    }
+
+    /// Up to where it was handed everything: for a page, or for your own store. Whoever comes back with it goes on there. Only of a
+    /// socket that goes on itself ([`ClusterSocket::since`](crate::ClusterSocket::since)), or whose client offered `resume.v1`; that of
+    /// any other, and of one that has ended, is one by which nothing is missed honestly:
+    /// [`Missed::Foreign`](crate::Missed::Foreign).
+    pub fn position(&self) -> Position {
+        let position = self.end.sender().resuming(|it| it.position());
+        position.unwrap_or_else(Position::nothing)
     }
 
     /// The client's next message. `None` when the socket has ended;
@@ -177,7 +199,7 @@ impl Socket {
     /// Cancelled, the socket is in the room, though perhaps not yet for other nodes.
     pub async fn join(&self, room: impl Into<RoomId>) -> Result<(), RoomError> {
         let room = Topic::room(room.into().as_str()).map_err(RoomError::invalid)?;
-        let joined = self.node.local.join(&self.end.sender(), &room).await;
+        let joined = self.node.join(&self.end.sender(), &room).await;
         joined.ok_or_else(|| RoomError::closed(self.ending()))
     }
 
@@ -336,6 +358,11 @@ impl Socket {
 
 /// What it shares with a stream of events.
 impl Socket {
+    /// How it goes on, before its handler has it.
+    pub(crate) fn came_back(&mut self, resumed: Resumed) {
+        self.resumed = resumed;
+    }
+
     pub(crate) fn sender(&self) -> Sender {
         self.end.sender()
     }

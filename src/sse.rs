@@ -44,7 +44,10 @@ pub(crate) fn write_opening(retry: Duration, out: &mut Vec<u8>) {
 }
 
 /// A text is read back with line feeds for all its ends of lines: there is no other way to write them.
-pub(crate) fn write_message(message: &Message, out: &mut Vec<u8>) {
+pub(crate) fn write_message(message: &Message, id: Option<&str>, out: &mut Vec<u8>) {
+    if let Some(id) = id {
+        write_field("id", id, out);
+    }
     match message {
         Message::Text(text) => write_data(text, out),
         Message::Binary(bytes) => {
@@ -52,6 +55,20 @@ pub(crate) fn write_message(message: &Message, out: &mut Vec<u8>) {
             write_field("data", &BASE64_STANDARD.encode(bytes), out);
         }
     }
+    end_event(out);
+}
+
+/// Where the client goes on if it comes back. No event: there are no data.
+pub(crate) fn write_position(position: &str, out: &mut Vec<u8>) {
+    write_field("id", position, out);
+    end_event(out);
+}
+
+/// What it missed cannot be told.
+pub(crate) fn write_missed(why: &str, position: &str, out: &mut Vec<u8>) {
+    write_field("id", position, out);
+    write_field("event", "missed", out);
+    write_field("data", why, out);
     end_event(out);
 }
 
@@ -81,6 +98,11 @@ pub(crate) fn write_later(retry: Duration, out: &mut Vec<u8>) {
 /// Whether a client that brings this id was told not to come back.
 pub(crate) fn is_over(last_event_id: &str) -> bool {
     last_event_id.starts_with(OVER)
+}
+
+/// Whether this id only says that a client had a stream before.
+pub(crate) fn is_no_position(last_event_id: &str) -> bool {
+    last_event_id == CAME_BEFORE
 }
 
 /// Whether whoever closed it meant to be done with the client: it would be sent away again.
@@ -214,7 +236,7 @@ mod tests {
             ("\u{feff}marked", "\u{feff}marked"),
             ("{\"json\": 1}", "{\"json\": 1}"),
         ] {
-            let parser = written(|out| write_message(&text.into(), out));
+            let parser = written(|out| write_message(&text.into(), None, out));
             let event = Event {
                 data: read.into(),
                 ..Event::default()
@@ -229,7 +251,7 @@ mod tests {
             let parser = written(|out| {
                 write_opening(RETRY, out);
                 for text in &texts {
-                    write_message(&text.as_str().into(), out);
+                    write_message(&text.as_str().into(), None, out);
                     write_comment(out);
                 }
             });
@@ -240,7 +262,7 @@ mod tests {
 
         #[test]
         fn bytes_come_as_base64(bytes: Vec<u8>) {
-            let parser = written(|out| write_message(&bytes.clone().into(), out));
+            let parser = written(|out| write_message(&bytes.clone().into(), None, out));
             let [event] = &parser.events[..] else { panic!("{:?}", parser.events) };
             prop_assert_eq!(event.kind.as_str(), "binary");
             prop_assert_eq!(BASE64_STANDARD.decode(&event.data).unwrap(), bytes);

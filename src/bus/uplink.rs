@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use std::slice;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -15,6 +16,7 @@ use smallvec::{SmallVec, smallvec};
 use crate::bus::control::Control;
 use crate::bus::echoes::Echoes;
 use crate::bus::inbound::{Content, Hearers, Inbound, Part, PeerWord};
+use crate::bus::keyring::Keyring;
 use crate::bus::past::{Keep, ReadLimits};
 use crate::bus::scope::{Reach, Route, Scope, Selection, Size};
 use crate::bus::seen::Seen;
@@ -25,7 +27,7 @@ use crate::measures::Since;
 use crate::model::close::Close;
 use crate::model::error::{PublishError, QueryError, SendError};
 use crate::model::history::mark::{Clock, Mark, Number};
-use crate::model::history::token::{self, Parts};
+use crate::model::history::token::{self, Key, Parts};
 use crate::model::history::{Histories, Kept};
 use crate::model::id::NodeId;
 use crate::model::manner::Manner;
@@ -42,6 +44,7 @@ pub(crate) struct Uplink {
     unions: Mutex<Seen>,
     next_union: AtomicU64,
     histories: Histories,
+    pub(crate) keyring: Keyring,
     /// Where something is kept.
     echoes: Mutex<Echoes>,
     unkept: Mutex<Unkept>,
@@ -60,8 +63,10 @@ impl Uplink {
         bus: Arc<dyn Bus>,
         counters: Arc<Counters>,
         histories: Histories,
+        publish_timeout: Duration,
     ) -> Self {
         Self {
+            keyring: Keyring::new(bus.clone(), publish_timeout),
             node,
             own: Topic::node(node),
             bus,
@@ -412,7 +417,12 @@ impl Uplink {
         let topics = slice::from_ref(topic);
         let past = self.bus.read(topics, None, limits).await;
         let past = past.map_err(QueryError::bus)?;
-        let marks = past.cuts();
+        let key = self.keyring.key().await.map_err(QueryError::bus)?;
+        let parts = Parts {
+            clock: self.bus.clock(topic),
+            marks: past.cuts(),
+            ..Parts::default()
+        };
         let entries = past.topics.into_iter().find_map(|topic| topic.entries.ok());
         let entries = entries.unwrap_or_default();
         let messages = entries
@@ -422,7 +432,7 @@ impl Uplink {
         messages.drain(..messages.len().saturating_sub(history.messages));
         Ok(Kept {
             messages,
-            position: token::write(&Parts { marks }),
+            position: token::write(&parts, &key),
         })
     }
 
@@ -482,6 +492,7 @@ pub(crate) struct Sent {
     /// Other nodes that took it, where that can be known.
     pub(crate) nodes: Option<usize>,
     pub(crate) mark: Option<(Clock, Mark)>,
+    pub(crate) key: Option<Key>,
 }
 
 /// What of a message that the bus refused this node's own sockets have already.
@@ -508,6 +519,10 @@ impl Sending<'_> {
             Ok(published) => Ok(Sent {
                 nodes: self.is_known.then_some(published.nodes),
                 mark: published.mark,
+                key: match published.mark {
+                    Some(_) => self.uplink.keyring.signing().await,
+                    None => None,
+                },
             }),
             Err(error) => {
                 let counters = &self.uplink.counters;
@@ -557,6 +572,16 @@ fn read_kept(envelope: &[u8]) -> Option<Message> {
     }
 }
 
+/// What is kept, as those get it who missed it.
+pub(crate) fn read_entry(envelope: &[u8]) -> Option<(Scope<'_>, Content<'_>)> {
+    let Envelope { scope, action, .. } = wire::decode(envelope).ok()?;
+    match action {
+        Action::Text(text) => Some((scope, Content::Text(text))),
+        Action::Binary(bytes) => Some((scope, Content::Binary(bytes))),
+        _ => None,
+    }
+}
+
 /// Most nodes that are remembered for that.
 const MOST_UNKEPT: usize = 1024;
 
@@ -602,7 +627,13 @@ mod tests {
             histories: Histories::default(),
         };
         let bus = Backend::memory().open(US, settings);
-        Uplink::new(US, bus.into(), Arc::default(), Histories::default())
+        Uplink::new(
+            US,
+            bus.into(),
+            Arc::default(),
+            Histories::default(),
+            Duration::from_secs(2),
+        )
     }
 
     fn garbage(uplink: &Uplink) -> u64 {

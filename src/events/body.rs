@@ -7,16 +7,19 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use futures::Stream;
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, pending};
+use futures::{FutureExt, Stream};
 use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::local::subscription::{Ending, Streamed};
 use crate::model::close::reason;
+use crate::model::history::Resumed;
+use crate::model::history::mark::Number;
+use crate::model::message::Message;
 use crate::sse;
-use crate::ws::frame::Frame;
+use crate::ws::frame::{Frame, MARK};
 
 /// Pulled by whoever writes the response, so that a client that does not read fills the outbox. Dropping it is how the
 /// client leaves.
@@ -24,10 +27,12 @@ pub(super) struct Written {
     streamed: Streamed,
     /// The handler's waker is there.
     ending: Arc<Ending>,
-    /// The rooms it is in are heard.
-    heard: Option<BoxFuture<'static, ()>>,
+    /// The rooms it is in are heard, and what it missed is there.
+    resumed: BoxFuture<'static, Resumed>,
     /// The handler waits for the beginning.
-    begun: Option<oneshot::Sender<()>>,
+    begun: Option<oneshot::Sender<Resumed>>,
+    /// What its client was told last, where it is told positions.
+    position: Option<String>,
     phase: Phase,
     /// A shutdown waits for the last event.
     _token: TaskTrackerToken,
@@ -43,14 +48,16 @@ enum Phase {
 impl Written {
     pub(super) fn new(
         streamed: Streamed,
-        heard: Option<BoxFuture<'static, ()>>,
+        resumed: BoxFuture<'static, Resumed>,
+        is_told: bool,
         tasks: &TaskTracker,
     ) -> Self {
         Self {
             ending: streamed.ending(),
             streamed,
-            heard,
+            resumed,
             begun: None,
+            position: is_told.then(String::new),
             phase: Phase::Opening,
             _token: tasks.token(),
         }
@@ -62,18 +69,17 @@ impl Written {
     }
 
     /// Is told when the client has its answer and the rooms are heard.
-    pub(super) fn when_begun(&mut self, begun: oneshot::Sender<()>) {
+    pub(super) fn when_begun(&mut self, begun: oneshot::Sender<Resumed>) {
         self.begun = Some(begun);
     }
 
     fn begin(&mut self, cx: &mut Context<'_>) -> Poll<Bytes> {
-        if let Some(heard) = &mut self.heard {
-            ready!(heard.as_mut().poll(cx));
-            self.heard = None;
-        }
+        let resumed = ready!(self.resumed.as_mut().poll(cx));
+        // It holds the node.
+        self.resumed = pending().boxed();
         if let Some(begun) = self.begun.take() {
             // Nobody may be interested.
-            let _ = begun.send(());
+            let _ = begun.send(resumed);
         }
         self.phase = Phase::Open;
         let mut opening = Vec::new();
@@ -107,14 +113,42 @@ impl Written {
         if frame.is_ping() {
             return sse::write_comment(out);
         }
+        let (number, frame) = frame.unmarked();
         match frame.into_message() {
-            Some(message) => sse::write_message(&message, out),
+            Some(Message::Text(text)) if self.position.is_some() && text.starts_with(MARK) => {
+                self.write_marked(&text[1..], number, out);
+            }
+            Some(message) => sse::write_message(&message, self.id(number).as_deref(), out),
             None => {
                 let close = self.streamed.end.close_reason().unwrap_or(reason::DONE);
                 sse::write_close(&close, sse::retry(fastrand::f64()), out);
                 self.phase = Phase::Over;
             }
         }
+    }
+}
+
+impl Written {
+    /// What this node says of positions, or a text of the app that begins so.
+    fn write_marked(&mut self, said: &str, number: Option<Number>, out: &mut Vec<u8>) {
+        if let Some(position) = said.strip_prefix('=') {
+            self.position = Some(position.to_owned());
+            sse::write_position(position, out);
+        } else if let Some((why, position)) = said
+            .strip_prefix("! ")
+            .and_then(|said| said.split_once(' '))
+        {
+            self.position = Some(position.to_owned());
+            sse::write_missed(why, position, out);
+        } else {
+            sse::write_message(&said.into(), self.id(number).as_deref(), out);
+        }
+    }
+
+    /// Where a client goes on that has this.
+    fn id(&self, number: Option<Number>) -> Option<String> {
+        let (Number(number), position) = number.zip(self.position.as_ref())?;
+        Some(format!("{position}~{number}"))
     }
 }
 

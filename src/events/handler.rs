@@ -13,6 +13,8 @@ use crate::local::socket::Sender;
 use crate::local::subscription::Ending;
 use crate::model::close::Close;
 use crate::model::error::{Closed, DescriptionError, RoomError, SendJsonError};
+use crate::model::history::Resumed;
+use crate::model::history::position::Position;
 use crate::model::id::{RoomId, SocketId, UserId};
 use crate::model::message::Message;
 use crate::socket::Socket;
@@ -49,6 +51,20 @@ impl Events {
     /// Whose it is.
     pub fn user(&self) -> &UserId {
         self.socket.user()
+    }
+
+    /// Whether its client came back with a position, and has everything since: [`Socket::resumed`].
+    pub fn resumed(&self) -> Resumed {
+        self.socket.resumed()
+    }
+
+    /// Up to where it was handed everything: [`Socket::position`].
+    pub fn position(&self) -> Position {
+        self.socket.position()
+    }
+
+    pub(super) fn came_back(&mut self, resumed: Resumed) {
+        self.socket.came_back(resumed);
     }
 
     /// Sends to this client alone. Waits for room in the outbox, so a fast handler is slowed down to the speed of its client

@@ -22,7 +22,10 @@ pub use self::handler::Events;
 use crate::config::Unauthenticated;
 use crate::door::{self, Newcomer};
 use crate::local::registry::Member;
+use crate::local::socket::resuming::Telling;
 use crate::local::socket::{HandlerEnd, span};
+use crate::model::history::Resumed;
+use crate::model::history::position::Position;
 use crate::model::id::{RoomId, UserId};
 use crate::node::Node;
 use crate::rejection::{Asked, ClusterRejection, RejectionKind};
@@ -68,6 +71,10 @@ const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 /// a node that drains. It is kept from coming back by an end for good: 1000 (the handler returned) and 4400 to 4499 (the
 /// identity expired, replaced by a newer one, your own). Then it comes once more, gets 204 and stops.
 ///
+/// With a history ([`ClusterBuilder::user_history`](crate::ClusterBuilder::user_history)) each event has the position as its `id`, so that
+/// a browser which comes back brings it along, and is sent what it missed; where that cannot be told, an event `missed` says
+/// so, with the reason: `late`, `too-many`, `forgotten`, `foreign`.
+///
 /// Refusals, cheapest first: 500 without the layer, 405 for what is no GET, 204 after an end for good, 503 while shutting
 /// down, 403 for a foreign origin, 204 without a user, or 401 as [`Unauthenticated::Reject`] says, 400 for an unusable user id, 429
 /// or 503 at a limit. A client that had a stream before (`Last-Event-ID`) would stop for ever at a 429 or 503: in
@@ -85,6 +92,18 @@ impl ClusterEvents {
     /// Whose it will be.
     pub fn user(&self) -> &UserId {
         self.newcomer.user()
+    }
+
+    /// Where the client was when it left: its `Last-Event-ID`, or the position in the URL (`?since=`), or that of
+    /// [`since`](Self::since).
+    pub fn position(&self) -> Option<&Position> {
+        self.newcomer.position()
+    }
+
+    /// Goes on from this position instead, or from none: [`ClusterSocket::since`](crate::ClusterSocket::since).
+    pub fn since(mut self, position: Option<Position>) -> Self {
+        self.newcomer.since(position);
+        self
     }
 
     /// Ends the stream with 4401 when the identity expires: [`ClusterSocket::expires_at`](crate::ClusterSocket::expires_at).
@@ -163,10 +182,25 @@ impl ClusterEvents {
     fn open(self) -> Result<Opened, Response> {
         let ready = self.newcomer.ready()?;
         let (node, reservation) = (ready.node, ready.reservation);
-        let (streamed, end) = reservation.stream_to_client(ready.expiry, ready.description);
-        let heard = node.local.begin_joins(&end.sender(), &ready.rooms);
-        let heard = (!ready.rooms.is_empty()).then(|| heard.boxed());
-        let body = Written::new(streamed, heard, node.ground.home.tracker());
+        let holding = node.resumes().then_some(Telling::Told);
+        let (streamed, end) =
+            reservation.stream_to_client(ready.expiry, ready.description, holding);
+        let sender = end.sender();
+        let heard = node.local.begin_joins(&sender, &ready.rooms);
+        let resumed = {
+            let node = node.clone();
+            async move {
+                heard.await;
+                node.resumed(&sender, holding, &ready.rooms, ready.position)
+                    .await
+            }
+        };
+        let body = Written::new(
+            streamed,
+            resumed.boxed(),
+            holding.is_some(),
+            node.ground.home.tracker(),
+        );
         Ok(Opened { node, body, end })
     }
 }
@@ -179,14 +213,15 @@ struct Opened {
 }
 
 /// Runs the handler, if the client gets its answer.
-async fn run<F, Fut>(begins: oneshot::Receiver<()>, events: Events, handler: F)
+async fn run<F, Fut>(begins: oneshot::Receiver<Resumed>, mut events: Events, handler: F)
 where
     F: FnOnce(Events) -> Fut + Send + 'static,
     Fut: Future<Output = ()> + Send + 'static,
 {
-    if begins.await.is_err() {
+    let Ok(resumed) = begins.await else {
         return;
-    }
+    };
+    events.came_back(resumed);
     let sender = events.sender();
     let handled = match catch_unwind(AssertUnwindSafe(|| handler(events))) {
         Ok(handling) => AssertUnwindSafe(handling).catch_unwind().await,
@@ -232,7 +267,14 @@ impl ClusterEvents {
                 RejectionKind::Nobody(missing)
             }
         })?;
-        let newcomer = Newcomer::of(node, user).await?;
+        let position = match last {
+            Some(last) if !sse::is_no_position(last) => {
+                Some(last.parse().unwrap_or_else(|_| Position::nothing()))
+            }
+            Some(_) => None,
+            None => door::position_in(&parts.uri),
+        };
+        let newcomer = Newcomer::of(node, user, position).await?;
         Ok(Self { newcomer })
     }
 }

@@ -19,6 +19,7 @@ use futures::future::{join, join_all};
 use super::Local;
 use super::expiry::Expiry;
 use super::registry::{About, Full, Member, Rooms};
+use super::socket::resuming::Telling;
 use super::socket::{DriverEnd, Ends, HandlerEnd, Registered, Sender, SweepEnd};
 use crate::bus::Confirmation;
 use crate::measures::Since;
@@ -125,6 +126,9 @@ impl Local {
             self.bus.release(room);
         }
         joined?;
+        if is_new {
+            socket.moved(room, true);
+        }
         self.presence.touch(socket.user(), [room]);
         Some(Joined {
             is_new,
@@ -175,6 +179,7 @@ impl Local {
     pub(crate) fn leave(&self, socket: &Sender, room: &Topic) -> bool {
         let left = self.registry.write().leave(socket.id(), room);
         if left {
+            socket.moved(room, false);
             self.bus.release(room);
             self.presence.touch(socket.user(), [room]);
         }
@@ -245,6 +250,7 @@ impl Reservation {
         self,
         expiry: Option<Expiry>,
         description: Option<Description>,
+        holding: Option<Telling>,
     ) -> (HandlerEnd, DriverEnd, Registration) {
         let Ends {
             sender,
@@ -252,6 +258,9 @@ impl Reservation {
             driver,
             sweep,
         } = self.ends(expiry);
+        if let Some(telling) = holding {
+            sender.hold(telling);
+        }
         let registration = self.enter(&sender, sweep, description);
         (handler, driver, registration)
     }

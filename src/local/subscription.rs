@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use super::admission::{Registration, Reservation};
 use super::expiry::Expiry;
 use super::registry::Member;
+use super::socket::resuming::Telling;
 use super::socket::{Ends, HandlerEnd, ReaderEnd, Registered, Sender};
 use crate::model::close::Close;
 use crate::model::description::Description;
@@ -45,7 +46,7 @@ impl Reservation {
     /// From now on the socket is reachable from every node; what comes waits for its reader. It is so until something
     /// ends it, at the latest the end of the reader.
     pub(crate) fn subscribe(self) -> Streamed {
-        self.stream(None, None, false).0
+        self.stream(None, None, false, None).0
     }
 
     /// The same for a reader that hands on to a client.
@@ -53,8 +54,9 @@ impl Reservation {
         self,
         expiry: Option<Expiry>,
         description: Option<Description>,
+        holding: Option<Telling>,
     ) -> (Streamed, HandlerEnd) {
-        self.stream(expiry, description, true)
+        self.stream(expiry, description, true, holding)
     }
 
     fn stream(
@@ -62,6 +64,7 @@ impl Reservation {
         expiry: Option<Expiry>,
         description: Option<Description>,
         has_client: bool,
+        holding: Option<Telling>,
     ) -> (Streamed, HandlerEnd) {
         let Ends {
             sender,
@@ -69,6 +72,9 @@ impl Reservation {
             driver,
             sweep,
         } = self.ends(expiry);
+        if let Some(telling) = holding {
+            sender.hold(telling);
+        }
         let end = ReaderEnd::instead_of(driver, has_client);
         let registration = self.enter(&sender, sweep, description);
         let ending = Arc::new(Ending {

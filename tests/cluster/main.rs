@@ -48,6 +48,7 @@ mod order;
 mod presence;
 mod programs;
 mod questions;
+mod resume;
 mod roster;
 mod runtimes;
 mod seats;

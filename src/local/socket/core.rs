@@ -105,6 +105,8 @@ impl<W: SharedWriter> Core<W> {
         if !self.life.is_open() {
             return Pushed::Closed;
         }
+        let worded = self.worded(frame);
+        let frame = worded.as_ref().unwrap_or(frame);
         if let Writer::Shared(stream) = &self.writer
             && self.queue.is_empty()
         {
@@ -133,6 +135,8 @@ impl<W: SharedWriter> Core<W> {
         limits: &OutboxLimits,
         now: impl Now,
     ) -> Collected {
+        let worded = self.worded(frame);
+        let frame = worded.as_ref().unwrap_or(frame);
         let pushed = match self.life.is_open() {
             true => self.enqueue(frame, manner, limits, now),
             false => Pushed::Closed,
@@ -179,7 +183,7 @@ impl<W: SharedWriter> Core<W> {
     }
 
     /// Queues a frame, if there is a way to make room for it.
-    fn enqueue(
+    pub(super) fn enqueue(
         &mut self,
         frame: &Frame,
         manner: &Manner,
@@ -259,6 +263,7 @@ impl<W: SharedWriter> Core<W> {
         if let Some(close) = self.life.close() {
             return Err(close.clone());
         }
+        let frame = self.worded(&frame).unwrap_or(frame);
         self.queue.push(frame);
         self.leave_to_task();
         Ok(())
@@ -309,7 +314,7 @@ impl<W: SharedWriter> Core<W> {
     /// Where the task stands with its socket.
     pub(super) fn stage(&self) -> Stage {
         match self.life {
-            Life::Open => Stage::Open,
+            Life::Open | Life::Resuming(_) => Stage::Open,
             Life::Ending { .. } => Stage::Ending,
             Life::Cut { .. } | Life::Finished { .. } => Stage::Cut,
         }

@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::resuming::Resuming;
 use crate::local::CLOSING;
 use crate::local::heartbeat::discounted;
 use crate::model::close::Close;
@@ -29,6 +30,8 @@ use crate::model::close::Close;
 /// Reasons are boxed, since nearly all sockets have none.
 pub(super) enum Life {
     Open,
+    /// Its client may come back and go on where it was.
+    Resuming(Box<Resuming>),
     /// The Close frame is queued or written, and the client's is awaited until then.
     Ending {
         close: Box<Close>,
@@ -46,7 +49,7 @@ pub(super) enum Life {
 
 impl Life {
     pub(super) fn is_open(&self) -> bool {
-        matches!(self, Self::Open)
+        matches!(self, Self::Open | Self::Resuming(_))
     }
 
     /// Whether nothing is written any more.
@@ -57,10 +60,17 @@ impl Life {
     /// What ended it, once something has.
     pub(super) fn close(&self) -> Option<&Close> {
         match self {
-            Self::Open => None,
+            Self::Open | Self::Resuming(_) => None,
             Self::Ending { close, .. } | Self::Cut { close } | Self::Finished { close } => {
                 Some(close)
             }
+        }
+    }
+
+    pub(super) fn resuming(&mut self) -> Option<&mut Resuming> {
+        match self {
+            Self::Resuming(resuming) => Some(resuming),
+            _ => None,
         }
     }
 
@@ -109,7 +119,7 @@ impl Life {
 
     fn take_close(&mut self) -> Option<Box<Close>> {
         match replace(self, Self::Open) {
-            Self::Open => None,
+            Self::Open | Self::Resuming(_) => None,
             Self::Ending { close, .. } | Self::Cut { close } | Self::Finished { close } => {
                 Some(close)
             }
@@ -140,7 +150,7 @@ mod tests {
 
     fn stage(life: &Life) -> usize {
         match life {
-            Life::Open => 0,
+            Life::Open | Life::Resuming(_) => 0,
             Life::Ending { .. } => 1,
             Life::Cut { .. } => 2,
             Life::Finished { .. } => 3,

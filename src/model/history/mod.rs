@@ -159,6 +159,18 @@ pub enum Missed {
     Foreign,
 }
 
+impl Missed {
+    /// As a client is told.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Late => "late",
+            Self::TooMany => "too-many",
+            Self::Forgotten => "forgotten",
+            Self::Foreign => "foreign",
+        }
+    }
+}
+
 /// Most messages that may be kept of an audience.
 const MOST: usize = 10_000;
 /// Shorter than this is no help to whoever reconnects.

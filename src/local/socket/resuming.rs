@@ -1,0 +1,322 @@
+//! What a socket has whose client may come back and go on where it was: up to where it has everything, and what is held until it
+//! has what it missed.
+//!
+//! ```text
+//!  registered --> held: what is numbered waits --> released: what was missed, then what waited, then as it comes
+//!                 ^                                  |
+//!                 +---- a room that it was in is joined again
+//! ```
+//! What is numbered reaches it once: not again what it had, and not again what was read for it and comes late on this node's
+//! own link. A client that is told positions (`resume.v1`, and a stream of events) gets them as texts that begin with U+0001:
+//!
+//! ```text
+//!  = token          the position from now on
+//!  number           of the message that follows in the same write: the token, `~` and it are the position
+//!  ! why token      what was missed cannot be told; the position from now on
+//! ```
+//! A text of the app that begins so has it twice.
+
+use std::cell::OnceCell;
+
+use crate::model::history::Missed;
+use crate::model::history::mark::{Clock, Mark, Marks, Number};
+use crate::model::history::position::Position;
+use crate::model::history::token::{self, Key, Parts, Tag};
+use crate::model::id::SocketId;
+use crate::ws::frame::{Frame, MARK};
+
+/// Whether a client is told positions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Telling {
+    /// It knows what they are.
+    Told,
+    /// Its app keeps them.
+    Untold,
+}
+
+/// Boxed, since most sockets have none.
+#[derive(Debug)]
+pub(crate) struct Resuming {
+    /// None until what was missed is read.
+    key: Option<Key>,
+    /// Its position.
+    parts: Parts,
+    is_told: bool,
+    /// What its client had when it came.
+    had: Marks,
+    /// What was read for it, in order.
+    replayed: Vec<(Clock, Number)>,
+    held: Option<Vec<(Clock, Number, Frame)>>,
+    /// In which it was, and what it has of them.
+    owed: Vec<Tag>,
+    formerly: Option<SocketId>,
+}
+
+/// What is kept, with its number.
+pub(crate) struct Numbered<'a> {
+    pub(crate) clock: Clock,
+    pub(crate) number: Number,
+    pub(crate) frame: &'a Frame,
+    /// With its number before it: written once for all.
+    pub(crate) marked: &'a OnceCell<Frame>,
+}
+
+/// What was found for a socket.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub(crate) key: Key,
+    /// What its client brought; nothing, of one that came anew.
+    pub(crate) brought: Parts,
+    /// What it missed, in order; or why that cannot be told.
+    pub(crate) missed: Result<Vec<(Clock, Number, Frame)>, Missed>,
+    /// Whoever has that has everything up to here.
+    pub(crate) cuts: Marks,
+    /// Its user, and the rooms in which it is.
+    pub(crate) user: Tag,
+    pub(crate) rooms: Vec<Tag>,
+}
+
+/// What becomes of one that is numbered.
+pub(crate) enum Due {
+    /// It is there already.
+    Known,
+    Held,
+    /// To be queued, in this order.
+    Now(Vec<Frame>),
+}
+
+impl Resuming {
+    pub(crate) fn new(socket: SocketId, telling: Telling) -> Self {
+        let parts = Parts {
+            socket: Some(socket),
+            ..Parts::default()
+        };
+        Self {
+            key: None,
+            parts,
+            is_told: telling == Telling::Told,
+            had: Marks::default(),
+            replayed: Vec::new(),
+            held: Some(Vec::new()),
+            owed: Vec::new(),
+            formerly: None,
+        }
+    }
+
+    pub(crate) fn formerly(&self) -> Option<SocketId> {
+        self.formerly
+    }
+
+    /// Where somebody goes on who has what it was sent.
+    pub(crate) fn position(&self) -> Option<Position> {
+        Some(token::write(&self.parts, self.key.as_ref()?))
+    }
+
+    /// How many wait.
+    pub(crate) fn held(&self) -> usize {
+        self.held.as_ref().map_or(0, Vec::len)
+    }
+
+    /// One came that is kept.
+    pub(crate) fn came(&mut self, numbered: &Numbered<'_>) -> Due {
+        let Numbered { clock, number, .. } = *numbered;
+        if self.has(clock, number) {
+            return Due::Known;
+        }
+        match &mut self.held {
+            Some(held) => {
+                held.push((clock, number, numbered.frame.clone()));
+                Due::Held
+            }
+            None => Due::Now(self.written(numbered)),
+        }
+    }
+
+    fn has(&mut self, clock: Clock, number: Number) -> bool {
+        let had = self.had.of(clock);
+        if had.is_some_and(|had| number <= had.number) {
+            return true;
+        }
+        let is_replayed = self.replayed.binary_search(&(clock, number)).is_ok();
+        let of_clock = |(one, _): &&(Clock, Number)| *one == clock;
+        let last = self.replayed.iter().rev().find(of_clock);
+        if last.is_some_and(|(_, last)| number > *last) {
+            // Numbers only rise: none of those comes any more.
+            self.replayed.retain(|(one, _)| *one != clock);
+        }
+        is_replayed
+    }
+
+    /// As its client gets it.
+    fn written(&mut self, numbered: &Numbered<'_>) -> Vec<Frame> {
+        let Numbered { clock, number, .. } = *numbered;
+        let mut frames = Vec::with_capacity(1);
+        let before = self.parts.marks.of(clock);
+        match before {
+            // Of a clock that it has not heard yet nothing is known but this.
+            Some(mark) if number > mark.number => {
+                if self.is_told && clock != self.parts.clock {
+                    self.parts.clock = clock;
+                    frames.extend(self.told());
+                }
+                self.parts.marks.set(clock, Mark { number, ..mark });
+                frames.push(match self.is_told {
+                    true => {
+                        let marked = || self.worded(numbered.frame).marked(number);
+                        numbered.marked.get_or_init(marked).clone()
+                    }
+                    false => numbered.frame.clone(),
+                });
+            }
+            _ => frames.push(self.worded(numbered.frame)),
+        }
+        frames
+    }
+
+    /// A text of the app that its client would take for one of ours has its beginning twice.
+    pub(crate) fn worded(&self, frame: &Frame) -> Frame {
+        let told_apart = self.is_told.then(|| frame.told_apart()).flatten();
+        told_apart.unwrap_or_else(|| frame.clone())
+    }
+
+    /// Its position, for its client.
+    fn told(&self) -> Option<Frame> {
+        let position = self.position().filter(|_| self.is_told)?;
+        Some(Frame::text(&format!("{MARK}={position}")))
+    }
+
+    /// What it missed is known. What is to be queued, in this order.
+    pub(crate) fn release(&mut self, found: Found) -> Vec<Frame> {
+        let Found {
+            key,
+            brought,
+            missed,
+            cuts,
+            user,
+            rooms,
+        } = found;
+        self.key = Some(key);
+        self.formerly = brought.socket;
+        self.owed = brought.rooms;
+        self.owed.retain(|room| !rooms.contains(room));
+        self.parts.user = Some(user);
+        self.parts.rooms = rooms;
+        self.parts.has_more_rooms = !self.owed.is_empty();
+        self.parts.clock = cuts
+            .iter()
+            .next()
+            .map(|(clock, _)| clock)
+            .unwrap_or_default();
+        let mut frames = Vec::new();
+        match missed {
+            Ok(entries) => {
+                self.had = brought.marks.clone();
+                self.parts.marks = brought.marks;
+                if !entries.is_empty() {
+                    frames.extend(self.told());
+                    frames.extend(self.replay(entries));
+                }
+                self.go_on_from(cuts);
+                frames.extend(self.told());
+            }
+            Err(why) => {
+                self.go_on_from(cuts);
+                frames.extend(self.told_missed(why));
+            }
+        }
+        frames.extend(self.let_go());
+        frames
+    }
+
+    /// Nobody can tell what it missed, nor where it goes on.
+    pub(crate) fn give_up(&mut self) -> Vec<Frame> {
+        self.let_go()
+    }
+
+    /// What it missed of a room that it was in. What is to be queued, in this order.
+    pub(crate) fn release_room(
+        &mut self,
+        missed: Result<Vec<(Clock, Number, Frame)>, Missed>,
+    ) -> Vec<Frame> {
+        let mut frames = Vec::new();
+        match missed {
+            Ok(entries) => frames.extend(self.replay(entries)),
+            Err(why) => frames.extend(self.told_missed(why)),
+        }
+        frames.extend(self.let_go());
+        frames
+    }
+
+    fn replay(&mut self, entries: Vec<(Clock, Number, Frame)>) -> Vec<Frame> {
+        let mut frames = Vec::with_capacity(entries.len());
+        for (clock, number, frame) in entries {
+            let numbered = Numbered {
+                clock,
+                number,
+                frame: &frame,
+                marked: &OnceCell::new(),
+            };
+            frames.extend(self.written(&numbered));
+            if let Err(place) = self.replayed.binary_search(&(clock, number)) {
+                self.replayed.insert(place, (clock, number));
+            }
+        }
+        frames
+    }
+
+    fn go_on_from(&mut self, cuts: Marks) {
+        for (clock, cut) in cuts.iter() {
+            self.parts.marks.set(clock, cut);
+        }
+    }
+
+    fn told_missed(&self, why: Missed) -> Option<Frame> {
+        let position = self.position().filter(|_| self.is_told)?;
+        Some(Frame::text(&format!("{MARK}! {} {position}", why.word())))
+    }
+
+    /// What waited, without what it has by now.
+    fn let_go(&mut self) -> Vec<Frame> {
+        let held = self.held.take().unwrap_or_default();
+        let mut frames = Vec::with_capacity(held.len());
+        for (clock, number, frame) in held {
+            if self.has(clock, number) {
+                continue;
+            }
+            frames.extend(self.written(&Numbered {
+                clock,
+                number,
+                frame: &frame,
+                marked: &OnceCell::new(),
+            }));
+        }
+        frames
+    }
+
+    /// A room is to be joined. If it was in it, what comes waits, and this is what it has of it.
+    pub(crate) fn owes(&mut self, topic: &str) -> Option<Marks> {
+        let tag = self.key?.tag(topic);
+        let place = self.owed.iter().position(|owed| *owed == tag)?;
+        self.owed.swap_remove(place);
+        self.held.get_or_insert_default();
+        Some(self.had.clone())
+    }
+
+    /// It is in this room from now on, or no longer.
+    pub(crate) fn moved(&mut self, topic: &str, is_in: bool) -> Option<Frame> {
+        let tag = self.key?.tag(topic);
+        let rooms = &mut self.parts.rooms;
+        let before = rooms.len();
+        match is_in {
+            true if !rooms.contains(&tag) => rooms.push(tag),
+            true => {}
+            false => rooms.retain(|room| *room != tag),
+        }
+        let is_changed = rooms.len() != before;
+        let is_open = self.parts.has_more_rooms;
+        self.parts.has_more_rooms = !self.owed.is_empty();
+        (is_changed || is_open != self.parts.has_more_rooms)
+            .then(|| self.told())
+            .flatten()
+    }
+}
