@@ -3,7 +3,9 @@
 
 use axum::response::{Html, Response};
 use axum::{Extension, Router, routing};
-use axum_cluster::{Backend, Broadcaster, Close, Cluster, ClusterEvents, SendError, UserId};
+use axum_cluster::{
+    Backend, Broadcaster, Close, Cluster, ClusterEvents, History, SendError, UserId,
+};
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -12,7 +14,9 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         Ok(url) => Backend::redis(url)?,
         Err(_) => Backend::memory(),
     };
-    let cluster = Cluster::builder().backend(backend).start();
+    let cluster = Cluster::builder().backend(backend);
+    // A page that comes back is sent what it missed.
+    let cluster = cluster.room_history(History::default()).start();
     let app = Router::new()
         .route("/", routing::get(Html(PAGE)))
         .route("/events", routing::get(events))

@@ -2,15 +2,19 @@
 
 use std::cmp::Ordering;
 use std::collections::HashSet;
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use tokio::time::sleep;
 
 use super::Node;
 use crate::bus::past::{Past, ReadLimits};
 use crate::bus::uplink::read_entry;
 use crate::local::registry::Member;
 use crate::local::socket::Sender;
-use crate::local::socket::resuming::{Found, Resuming, Telling};
+use crate::local::socket::resuming::{Found, Telling};
+use crate::model::health::Health;
 use crate::model::history::mark::{Clock, Mark, Marks, Number};
 use crate::model::history::position::Position;
 use crate::model::history::token::{Key, Parts};
@@ -33,7 +37,7 @@ impl Node {
 
     /// How a socket goes on that holds what comes; and one that need not.
     pub(crate) async fn resumed(
-        &self,
+        self: &Arc<Self>,
         socket: &Sender,
         holding: Option<Telling>,
         rooms: &[Topic],
@@ -47,30 +51,35 @@ impl Node {
     }
 
     /// Reads what a client missed that has come with a position, and releases what waits in its socket. Of a newcomer only from
-    /// where it goes on. While the bus is down nobody can tell: then it is told so.
+    /// where it goes on. While the bus is down nobody can tell: then everything that is kept waits.
     async fn resume(
-        &self,
+        self: &Arc<Self>,
         socket: &Sender,
         rooms: &[Topic],
         brought: Option<&Position>,
     ) -> Resumed {
-        let found = match self.find(socket, rooms, brought).await {
-            Ok(found) => found,
+        match self.find(socket, rooms, brought).await {
+            Ok(found) => self.release(socket, found, brought.is_some()),
             Err(reason) => {
-                tracing::debug!(socket = %socket.id(), %reason, "nobody knows what its client missed");
-                socket.release(Resuming::give_up);
-                return match brought {
+                tracing::debug!(socket = %socket.id(), %reason, "nobody knows yet what its client missed");
+                let (node, socket) = (Arc::downgrade(self), socket.clone());
+                let later = resume_later(node, socket, brought.cloned());
+                self.ground.home.spawn(later);
+                match brought {
+                    Some(_) => Resumed::Later,
                     None => Resumed::New,
-                    Some(_) => self.record(Resumed::Missed(Missed::Forgotten)),
-                };
+                }
             }
-        };
-        let resumed = match (brought, &found.missed) {
-            (None, _) => Resumed::New,
-            (Some(_), Ok(entries)) => Resumed::Complete {
+        }
+    }
+
+    fn release(&self, socket: &Sender, found: Found, came_back: bool) -> Resumed {
+        let resumed = match (came_back, &found.missed) {
+            (false, _) => Resumed::New,
+            (true, Ok(entries)) => Resumed::Complete {
                 replayed: entries.len(),
             },
-            (Some(_), Err(why)) => Resumed::Missed(*why),
+            (true, Err(why)) => Resumed::Missed(*why),
         };
         socket.release(|resuming| resuming.release(found));
         self.record(resumed)
@@ -79,7 +88,7 @@ impl Node {
     fn record(&self, resumed: Resumed) -> Resumed {
         let counters = &self.ground.counters;
         let counter = match resumed {
-            Resumed::New => return resumed,
+            Resumed::New | Resumed::Later => return resumed,
             Resumed::Complete { .. } => &counters.resumed,
             Resumed::Missed(_) => &counters.resumed_missed,
         };
@@ -195,6 +204,34 @@ impl Node {
         joined
     }
 }
+
+/// As soon as somebody can tell. What waits in the socket is bounded: one for which too much came ends, and comes back.
+async fn resume_later(node: Weak<Node>, socket: Sender, brought: Option<Position>) {
+    loop {
+        sleep(PAUSE.mul_f64(1.0 + fastrand::f64())).await;
+        let Some(node) = node.upgrade().filter(|node| !node.ground.home.is_stopped()) else {
+            return;
+        };
+        if socket.close_reason().is_some() {
+            return;
+        }
+        if node.ground.reception.health() != Health::Up {
+            continue;
+        }
+        let rooms = node.local.rooms(&socket);
+        let rooms = rooms
+            .iter()
+            .filter_map(|room| Topic::room(room.as_str()).ok());
+        let rooms: Vec<Topic> = rooms.collect();
+        if let Ok(found) = node.find(&socket, &rooms, brought.as_ref()).await {
+            node.release(&socket, found, brought.is_some());
+            return;
+        }
+    }
+}
+
+/// Between two attempts, at least; twice that at most.
+const PAUSE: Duration = Duration::from_millis(250);
 
 /// A number that was not given yet.
 fn is_ahead(since: Option<Mark>, cut: Option<Mark>) -> bool {

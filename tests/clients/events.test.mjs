@@ -48,6 +48,7 @@ suite('a page of events', { skip, timeout: 4 * PATIENCE }, () => {
     for (const signal of ['SIGINT', 'SIGKILL']) {
       await nodes[1].end(signal);
       await pages[1].getByText('comes back').waitFor();
+      for (const n of [1, 2, 3]) await say(nodes[0], `${n} without it, ${signal}`);
       await nodes[1].start();
       await pages[1].getByText('connected').waitFor();
       await say(nodes[0], `after ${signal}`);
@@ -55,9 +56,15 @@ suite('a page of events', { skip, timeout: 4 * PATIENCE }, () => {
     }
   });
 
+  test('what was said meanwhile is shown, in order and once', async () => {
+    const [here, there] = [await all(pages[0]), await all(pages[1])];
+    assert.equal(here.length, 9, 'control: one node was there all the time');
+    assert.deepEqual(there, here);
+  });
+
   test('it does not come back after an end for good', async () => {
     await fetch(`${nodes[0].page}end`, { method: 'POST' });
     for (const page of pages) await page.getByText('over').waitFor();
-    assert.equal((await all(pages[0])).length, 3, 'control: it heard all before');
+    assert.equal((await all(pages[0])).length, 9, 'control: it heard all before');
   });
 });

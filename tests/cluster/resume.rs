@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use axum_cluster::{ClusterBuilder, Health, History};
+use axum_cluster::{ClusterBuilder, Health, History, SlowConsumer};
 use futures::future::join_all;
 
 use crate::support::client::{Event, user_header};
 use crate::support::events::EventSource;
 use crate::support::node::TestNode;
+use crate::support::proxy::Proxy;
 use crate::support::{Client, Lab, soon, until};
 
 on_every_bus! {
@@ -403,22 +404,89 @@ async fn plain_clients_get_what_they_always_did(lab: Lab) {
     assert_eq!(soon("the echo", page.next()).await, odd);
 }
 
-/// Redis is gone when it comes back, and what it missed cannot be read: it is told so, and nothing newer is lost.
+/// Redis is gone when it comes back: it is admitted, and has what it missed as soon as anybody knows.
 #[tokio::test(flavor = "multi_thread")]
-async fn in_an_outage_it_is_admitted() {
-    let mut lab = Lab::redis();
-    let quick = |lab: &Lab| kept(lab).publish_timeout(Duration::from_millis(200));
-    let (a, b) = (node(quick(&lab)).await, node(quick(&lab)).await);
-    let mut page = Page::open(&a, "alice").await;
+async fn in_an_outage_it_is_admitted_and_has_the_rest_when_that_is_over() {
+    let lab = Lab::redis();
+    let link = Proxy::to(lab.redis.as_ref().unwrap().port()).await;
+    let quick = kept(&lab).publish_timeout(Duration::from_millis(200));
+    let a = node(kept(&lab)).await;
+    let b = node(quick.redis(link.url())).await;
+    let mut page = Page::open(&b, "alice").await;
     page.all().await;
-    lab.server().kill();
+    let since = page.position();
+    drop(page);
+    b.until_empty().await;
+    link.cut();
     until("the outage is noticed", async || {
         b.cluster.health() != Health::Up
     })
     .await;
-    let mut page = page.back(&b).await;
-    assert_eq!(page.all().await, [] as [&str; 0]);
+    send(&a, "alice", 0..3).await;
+    let mut page = Page::at(&b, "alice", &since).await;
+    assert_eq!(page.all().await, [] as [&str; 0], "nobody knows yet");
     let own = b.broadcaster.to_user("alice").local();
     own.send("own").await.unwrap();
     assert_eq!(soon("its own node's", page.next()).await, "own");
+    link.heal();
+    b.until_up().await;
+    send(&a, "alice", 3..5).await;
+    for text in numbers(0..5) {
+        assert_eq!(
+            soon("what was missed, then what is new", page.next()).await,
+            text
+        );
+    }
+    assert_eq!(page.all().await, [] as [&str; 0]);
+    assert_eq!(page.missed, [] as [&str; 0]);
+}
+
+/// A client that may come back loses nothing to `DropOldest`.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_client_is_closed_and_has_everything_when_it_is_back() {
+    let lab = Lab::memory();
+    let builder = kept(&lab)
+        .outbox_messages(16)
+        .slow_consumer(SlowConsumer::DropOldest);
+    let a = node(builder).await;
+    let user = [("x-user", "lags")];
+    let mut page = EventSource::connect_narrow(a.addr, "/events", &user)
+        .await
+        .opened()
+        .await;
+    let mut sent = 0;
+    while a.cluster.stats().slow_closed == 0 {
+        let text = format!("{sent:010000}");
+        a.broadcaster.to_user("lags").send(text).await.unwrap();
+        sent += 1;
+        assert!(sent < 10_000, "control: it does not read");
+    }
+    assert!(a.cluster.stats().dropped_full > 0, "control");
+    let mut heard = 0;
+    let mut hear = |data: &str| {
+        assert_eq!(data.parse::<u32>().unwrap(), heard);
+        heard += 1;
+    };
+    loop {
+        let event = soon("an event", page.next()).await.expect("it says why");
+        match event.kind.as_str() {
+            "" => hear(&event.data),
+            _ => break assert!(event.data.contains("1013"), "{}", event.data),
+        }
+    }
+    let headers = [user[0], ("last-event-id", page.id.as_str())];
+    let mut page = EventSource::connect(a.addr, "/events", &headers).await;
+    a.broadcaster
+        .to_user("lags")
+        .send(sent.to_string())
+        .await
+        .unwrap();
+    loop {
+        let data = page.message().await;
+        hear(&data);
+        if data.parse() == Ok(sent) {
+            break;
+        }
+    }
+    assert_eq!(heard, sent + 1);
 }

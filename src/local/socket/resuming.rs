@@ -228,11 +228,6 @@ impl Resuming {
         frames
     }
 
-    /// Nobody can tell what it missed, nor where it goes on.
-    pub(crate) fn give_up(&mut self) -> Vec<Frame> {
-        self.let_go()
-    }
-
     /// What it missed of a room that it was in. What is to be queued, in this order.
     pub(crate) fn release_room(
         &mut self,
@@ -318,5 +313,198 @@ impl Resuming {
         (is_changed || is_open != self.parts.has_more_rooms)
             .then(|| self.told())
             .flatten()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::model::history::mark::Run;
+    use crate::model::id::NodeId;
+    use crate::model::message::Message;
+
+    const ID: SocketId = SocketId {
+        node: NodeId(1),
+        number: 7,
+    };
+
+    fn key() -> Key {
+        Key::of([1; Key::BYTES])
+    }
+
+    fn marks(number: u64) -> Marks {
+        let run = Run::of("0123456789ab").unwrap();
+        let mark = Mark {
+            run,
+            number: Number(number),
+        };
+        [(Clock(0), mark)].into_iter().collect()
+    }
+
+    fn entry(number: u64) -> (Clock, Number, Frame) {
+        let frame = Frame::text(&number.to_string());
+        (Clock(0), Number(number), frame)
+    }
+
+    fn found(since: Option<u64>, missed: Result<Vec<u64>, Missed>, cut: u64) -> Found {
+        Found {
+            key: key(),
+            brought: Parts {
+                marks: since.map(marks).unwrap_or_default(),
+                ..Parts::default()
+            },
+            missed: missed.map(|numbers| numbers.into_iter().map(entry).collect()),
+            cuts: marks(cut),
+            user: key().tag("u:alice"),
+            rooms: Vec::new(),
+        }
+    }
+
+    fn came(resuming: &mut Resuming, number: u64) -> Vec<Frame> {
+        let (clock, number, frame) = entry(number);
+        let due = resuming.came(&Numbered {
+            clock,
+            number,
+            frame: &frame,
+            marked: &OnceCell::new(),
+        });
+        match due {
+            Due::Now(frames) => frames,
+            Due::Known | Due::Held => Vec::new(),
+        }
+    }
+
+    /// A client as the guide has it.
+    #[derive(Default)]
+    struct Page {
+        base: String,
+        number: Option<u64>,
+        heard: Vec<u64>,
+        missed: usize,
+    }
+
+    impl Page {
+        fn take(&mut self, frames: Vec<Frame>) {
+            for frame in frames {
+                let (number, frame) = frame.unmarked();
+                let Some(Message::Text(text)) = frame.into_message() else {
+                    panic!("texts only")
+                };
+                match text.strip_prefix(MARK) {
+                    None => {
+                        self.heard.push(text.parse().unwrap());
+                        self.number = number.map(|it| it.0).or(self.number);
+                    }
+                    Some(said) => {
+                        self.missed += usize::from(said.starts_with('!'));
+                        self.base = said.rsplit(['=', ' ']).next().unwrap().to_owned();
+                        self.number = None;
+                    }
+                }
+            }
+        }
+
+        /// Up to where it has everything.
+        fn position(&self) -> u64 {
+            let number = self.number.map(|number| format!("~{number}"));
+            let text = format!("{}{}", self.base, number.unwrap_or_default());
+            let parts = token::read(&text.parse().unwrap(), &key()).unwrap();
+            assert_eq!(parts.socket, Some(ID));
+            parts.marks.of(Clock(0)).unwrap().number.0
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_told_is_said_before_anything_newer() {
+        let mut resuming = Resuming::new(ID, Telling::Told);
+        let mut page = Page::default();
+        page.take(came(&mut resuming, 12));
+        page.take(resuming.release(found(Some(3), Err(Missed::Late), 10)));
+        assert_eq!((page.missed, &page.heard[..]), (1, &[12][..]));
+        assert_eq!(page.position(), 12);
+        page.take(came(&mut resuming, 13));
+        assert_eq!((page.position(), page.heard.len()), (13, 2));
+    }
+
+    #[test]
+    fn one_whose_app_keeps_the_position_hears_nothing_but_messages() {
+        let mut resuming = Resuming::new(ID, Telling::Untold);
+        assert!(resuming.position().is_none());
+        let frames = resuming.release(found(Some(3), Ok(vec![4, 5]), 5));
+        assert_eq!(frames, [Frame::text("4"), Frame::text("5")]);
+        assert_eq!(came(&mut resuming, 6), [Frame::text("6")]);
+        let position = resuming.position().unwrap();
+        let parts = token::read(&position, &key()).unwrap();
+        assert_eq!(parts.marks, marks(6));
+    }
+
+    #[test]
+    fn the_rooms_in_which_it_is_are_named_and_owed_until_it_is_in_them_again() {
+        let mut resuming = Resuming::new(ID, Telling::Told);
+        let mut brought = found(Some(3), Ok(Vec::new()), 5);
+        brought.brought.rooms = vec![key().tag("r:tea")];
+        let _ = resuming.release(brought);
+        assert!(resuming.parts.has_more_rooms, "not to be told for good");
+        assert_eq!(resuming.owes("r:coffee"), None);
+        assert_eq!(resuming.owes("r:tea"), Some(marks(3)));
+        assert_eq!(resuming.owes("r:tea"), None);
+        assert!(resuming.moved("r:tea", true).is_some());
+        assert_eq!(came(&mut resuming, 6), [], "it waits");
+        let frames = resuming.release_room(Ok(vec![entry(4), entry(6)]));
+        assert_eq!(frames.len(), 2, "each once");
+        assert_eq!(resuming.parts.rooms, [key().tag("r:tea")]);
+        assert!(!resuming.parts.has_more_rooms);
+        assert!(resuming.moved("r:tea", true).is_none());
+        assert!(resuming.moved("r:tea", false).is_some());
+    }
+
+    proptest! {
+        /// A link that may lag behind what is read, and a client that leaves and comes back whenever.
+        #[test]
+        fn everything_comes_once_and_in_order_however_often_it_comes_back(
+            turns in vec((0u64..9, 0u64..9, 0u64..9), 1..9),
+        ) {
+            let (mut page, mut last) = (Page::default(), 0);
+            let mut first = true;
+            for (before, meanwhile, after) in turns {
+                let since = (!first).then(|| page.position());
+                let mut resuming = Resuming::new(ID, Telling::Told);
+                // Published while it was away, and heard here late, in part before what is read.
+                let away = last + 1..=last + before;
+                last += before;
+                let cut = last;
+                let missed = match since {
+                    Some(since) => (since + 1..=cut).collect(),
+                    None => Vec::new(),
+                };
+                for number in away.clone().take(before as usize / 2) {
+                    page.take(came(&mut resuming, number));
+                }
+                for number in cut + 1..=cut + meanwhile {
+                    page.take(came(&mut resuming, number));
+                }
+                page.take(resuming.release(found(since, Ok(missed), cut)));
+                for number in away {
+                    if !first {
+                        page.take(came(&mut resuming, number));
+                    }
+                }
+                last += meanwhile;
+                for number in last + 1..=last + after {
+                    page.take(came(&mut resuming, number));
+                }
+                last += after;
+                if first {
+                    page.heard.retain(|number| *number > cut);
+                    page.heard.splice(0..0, 1..=cut);
+                }
+                first = false;
+                prop_assert_eq!(page.position(), last);
+                prop_assert_eq!(&page.heard, &(1..=last).collect::<Vec<_>>());
+            }
+        }
     }
 }

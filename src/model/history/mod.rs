@@ -141,6 +141,8 @@ pub enum Resumed {
         /// So many messages it got again at its beginning, since it had missed them.
         replayed: usize,
     },
+    /// Nobody can tell yet, since the bus is down: what it missed comes when that is over, before anything newer that is kept.
+    Later,
     /// What it missed cannot be told: the app has to fetch its state anew.
     Missed(Missed),
 }

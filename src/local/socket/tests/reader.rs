@@ -316,7 +316,7 @@ fn account(waiting: &mut Waiting, text: String, manner: &Manner, pushed: Pushed)
             assert_eq!(lost, waiting.len() + 1);
             waiting.clear();
         }
-        Pushed::Closed => {}
+        Pushed::Known | Pushed::Closed => {}
     }
 }
 
