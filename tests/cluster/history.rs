@@ -6,6 +6,7 @@ use axum_cluster::{Broadcaster, Close, History, QueryErrorKind, SendErrorKind};
 
 use crate::support::client::{Event, text};
 use crate::support::node::id_of;
+use crate::support::proxy::Proxy;
 use crate::support::{Lab, RedisServer, TestNode, keeping, until};
 
 async fn nodes<const N: usize>(lab: &Lab) -> [TestNode; N] {
@@ -33,6 +34,88 @@ on_every_bus! {
     a_sender_that_does_not_keep_is_counted
     two_namespaces_keep_apart
     a_close_ends_every_socket_once_and_is_no_message
+}
+
+/// The same, where several Redises share the topics.
+mod several {
+    use axum_cluster::Backend;
+
+    use crate::support::redis::redis_cluster::RedisCluster;
+    use crate::support::{Lab, RedisServer};
+
+    macro_rules! on_several {
+        ($($name:ident)*) => {
+            mod cluster {
+                $(#[tokio::test(flavor = "multi_thread")]
+                async fn $name() {
+                    let cluster = super::RedisCluster::start(3, 0);
+                    let backend = super::Backend::redis(cluster.url()).unwrap();
+                    super::super::$name(super::lab(backend)).await;
+                })*
+            }
+
+            mod shards {
+                $(#[tokio::test(flavor = "multi_thread")]
+                async fn $name() {
+                    let servers = [(); 3].map(|()| super::RedisServer::start());
+                    let urls = servers.each_ref().map(super::RedisServer::url);
+                    let backend = super::Backend::shards(urls).unwrap();
+                    super::super::$name(super::lab(backend)).await;
+                })*
+            }
+        };
+    }
+
+    fn lab(backend: Backend) -> Lab {
+        Lab {
+            backend,
+            redis: None,
+            keeps: false,
+        }
+    }
+
+    on_several! {
+        all_sockets_get_what_is_kept_in_one_order
+        the_history_of_an_audience_is_what_was_sent_to_it
+        a_sender_that_does_not_keep_is_counted
+        two_namespaces_keep_apart
+        a_close_ends_every_socket_once_and_is_no_message
+        a_union_over_several_redises_comes_once
+    }
+}
+
+/// Its copies come by several links: none has a place among the others.
+async fn a_union_over_several_redises_comes_once(lab: Lab) {
+    let [a, b] = nodes(&lab).await;
+    let mut clients = [a.client("alice").await, b.client("alice").await];
+    for client in &mut clients {
+        for room in 0..20 {
+            assert_eq!(client.ask(&format!("join {room}")).await, "joined");
+        }
+    }
+    let mut audience = a.broadcaster.to_user("alice");
+    for room in 0..20 {
+        audience = audience.to_room(room.to_string());
+    }
+    for n in 0..20 {
+        let sent = audience.clone().send(n.to_string()).await.unwrap();
+        assert_eq!((sent.local(), sent.position()), (1, None));
+    }
+    for client in &mut clients {
+        let mut heard = Vec::new();
+        for _ in 0..20 {
+            heard.push(client.event().await);
+        }
+        // Whatever comes twice would come before the answer.
+        assert_eq!(client.ask("join last").await, "joined");
+        heard.sort_unstable_by_key(|event| format!("{event:?}"));
+        heard.dedup();
+        assert_eq!(heard.len(), 20);
+    }
+    for room in 0..20 {
+        let kept = b.broadcaster.to_room(room.to_string()).history().await;
+        assert_eq!(kept.unwrap().messages.len(), 20);
+    }
 }
 
 async fn what_is_kept_reaches_every_socket_once(lab: Lab) {
@@ -362,4 +445,50 @@ async fn what_a_restart_rolls_back_is_counted_by_its_sender() {
     let kept = texts(&a.broadcaster, "alice").await;
     assert_eq!(kept, ["0", "1", "2", "3", "4", "after"], "control");
     assert_eq!(a.cluster.stats().history_rolled_back, 7);
+}
+
+/// H14, without what would send it again.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_failover_without_the_last_moments_loses_is_counted_by_its_sender() {
+    let (mut old, new) = (RedisServer::start(), RedisServer::start());
+    let follows = |port: u16| new.cli(&["REPLICAOF", "127.0.0.1", &port.to_string()]);
+    assert_eq!(follows(old.port()), "OK");
+    let proxy = Proxy::to(old.port()).await;
+    let lab = Lab {
+        backend: axum_cluster::Backend::redis(proxy.url()).unwrap(),
+        redis: None,
+        keeps: true,
+    };
+    let node = lab.node().await;
+    let mut client = node.client("alice").await;
+    let alice = || node.broadcaster.to_user("alice");
+    let length = |server: &RedisServer| server.cli(&["LLEN", "cluster:h:u:alice"]);
+    for n in 0..5 {
+        alice().send(n.to_string()).await.unwrap();
+    }
+    until("it is replicated", async || length(&new) == "5").await;
+    assert_eq!(follows(1), "OK");
+    for n in 5..12 {
+        alice().send(n.to_string()).await.unwrap();
+    }
+    let heard: Vec<Event> = (0..12).map(|n| text(&n.to_string())).collect();
+    assert_eq!(
+        (length(&old), length(&new)),
+        ("12".into(), "5".into()),
+        "control"
+    );
+    old.kill();
+    assert_eq!(new.cli(&["REPLICAOF", "NO", "ONE"]), "OK");
+    proxy.lead_to(new.port());
+    until("it is kept again", async || {
+        alice().send("after").await.is_ok()
+    })
+    .await;
+    let kept = texts(&node.broadcaster, "alice").await;
+    assert_eq!(kept, ["0", "1", "2", "3", "4", "after"]);
+    assert_eq!(node.cluster.stats().history_rolled_back, 7);
+    node.until_up().await;
+    alice().send("fence").await.unwrap();
+    let before = client.before("fence").await;
+    assert_eq!(before[..12], heard, "what was lost there was heard");
 }

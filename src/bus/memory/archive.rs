@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::{Hub, Parcel};
+use super::{Hub, Parcel, Places};
 use crate::bus::past::store::Store;
 use crate::bus::past::{Entry, Keep, Past, ReadLimits, TopicPast};
 use crate::model::history::mark::{Clock, Mark, Marks, Number, Run};
@@ -33,7 +33,8 @@ struct State {
 struct Unheard {
     topic: Topic,
     channel: String,
-    number: Number,
+    /// None, of what is not kept and keeps its place among what is.
+    number: Option<Number>,
     envelope: Bytes,
 }
 
@@ -44,7 +45,7 @@ impl Archive {
     }
 
     /// Numbers and keeps it. The last of its marks, and whether the caller has to [tell](Hub::tell) what is unheard.
-    pub(super) fn add(&self, parcel: &Parcel, keep: &Keep) -> (Mark, bool) {
+    pub(super) fn add(&self, parcel: &Parcel, keep: &Keep, places: &Places) -> (Mark, bool) {
         let (mut state, now) = (self.0.lock(), micros());
         let run = state.run();
         let mut number = state.store.advance(run, now, 1);
@@ -53,13 +54,16 @@ impl Archive {
             number,
             envelope: envelope.clone(),
         };
-        if let Keep::Union(_) = keep {
-            for (channel, history) in &parcel.kept {
-                state.store.append(channel, entry(number), history, now);
+        for (n, (key, history)) in places.iter().enumerate() {
+            match keep {
+                Keep::Each => break,
+                Keep::Silent(_) if n > 0 => number = state.store.advance(run, now, 1),
+                Keep::Silent(_) | Keep::Union(_) => {}
             }
+            state.store.append(key, entry(number), history, now);
         }
         for (n, (topic, channel)) in parcel.topics.iter().enumerate() {
-            if let (Keep::Each, Some((key, history))) = (keep, parcel.kept.get(n)) {
+            if let (Keep::Each, Some((key, history))) = (keep, places.get(n)) {
                 if n > 0 {
                     number = state.store.advance(run, now, 1);
                 }
@@ -68,12 +72,26 @@ impl Archive {
             state.unheard.push_back(Unheard {
                 topic: topic.clone(),
                 channel: channel.clone(),
-                number,
+                number: Some(number),
                 envelope: envelope.clone(),
             });
         }
         let tells = !std::mem::replace(&mut state.is_told, true);
         (Mark { run, number }, tells)
+    }
+
+    /// What is not kept goes behind what is, its publisher hears it as well. Whether the caller has to tell what is unheard.
+    pub(super) fn pass(&self, parcel: &Parcel) -> bool {
+        let mut state = self.0.lock();
+        for (topic, channel) in &parcel.topics {
+            state.unheard.push_back(Unheard {
+                topic: topic.clone(),
+                channel: channel.clone(),
+                number: None,
+                envelope: parcel.envelope.clone(),
+            });
+        }
+        !std::mem::replace(&mut state.is_told, true)
     }
 
     fn next(&self) -> Option<Unheard> {
@@ -132,7 +150,7 @@ impl Hub {
         while let Some(unheard) = self.archive.next() {
             for listener in self.listeners(&unheard.channel) {
                 let topic = unheard.topic.as_str();
-                listener.heard(topic, Some(unheard.number), &unheard.envelope);
+                listener.heard(topic, unheard.number, &unheard.envelope);
                 while listener.flush() {}
             }
         }

@@ -47,6 +47,9 @@ impl Advice {
         match known {
             Some((_, "")) => format!("{words} (grant it: {})", self.acl).into(),
             Some((_, fix)) => format!("{words} ({fix})").into(),
+            None if NOPERM_IN_SCRIPT.iter().any(|said| words.contains(said)) => {
+                format!("{words} (grant it: {})", self.acl).into()
+            }
             None => words.into(),
         }
     }
@@ -57,15 +60,19 @@ pub(crate) fn without_arguments(words: &str) -> &str {
     words.split(", with args").next().unwrap_or(words)
 }
 
+/// A missing permission that a script met, as Redis 6 and Valkey 9 say it.
+const NOPERM_IN_SCRIPT: [&str; 2] = [
+    "The user executing the script can't",
+    "ACL failure in script",
+];
+
 /// What keeping takes beside the rest.
 const KEEPING: &str = "+info +script|load +evalsha +time +hget +hmget +hset +hdel +hgetall +rpushx +rpush +pexpire +ltrim \
      +lindex +lrange";
 
 /// How an answer begins, and the fix; none where the ACL line is it.
-const FIXES: [(&str, &str); 16] = [
+const FIXES: [(&str, &str); 15] = [
     ("NOPERM", ""),
-    // What a script met, as Redis 6 says it.
-    ("ERR The user executing the script can't", ""),
     (
         "WRONGTYPE",
         "another program uses a key of this namespace: choose another namespace, or delete that key",
@@ -198,6 +205,27 @@ mod tests {
             );
             assert_eq!(*advice(user).on(words), *fix);
         }
+    }
+
+    #[test]
+    fn who_keeps_needs_more_and_is_told_so_however_a_script_says_it() {
+        let more = "~shop:h* +info +script|load +evalsha +time +hget +hmget +hset +hdel +hgetall +rpushx +rpush +pexpire +ltrim \
+             +lindex +lrange";
+        for words in [
+            "NOPERM User app has no permissions to run the 'rpush' command script: 0",
+            "@user_script: 60: The user executing the script can't run this command or subcommand",
+            "ERR ACL failure in script: User app has no permissions to run the 'time' command",
+        ] {
+            let told = advice(Some("app")).keeping(true).on(words);
+            assert!(
+                told.starts_with(words) && told.ends_with(&format!("{more})")),
+                "{told}"
+            );
+            assert!(!advice(Some("app")).on(words).contains("+evalsha"));
+        }
+        let namespace = Namespace::new("shop").expect("a good name");
+        let sharded = Advice::new(None, &namespace, Dialect::Sharded).keeping(true);
+        assert!(sharded.on("NOPERM").contains("~shop:{*}:h*"));
     }
 
     #[test]

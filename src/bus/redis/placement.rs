@@ -51,6 +51,9 @@ const AGAIN: Duration = Duration::from_millis(50);
 
 const UNSETTLED: &str = "its channel moves to another primary of the cluster, and who hears it cannot be told meanwhile";
 
+/// What is asked of each shard, with its place among all that is.
+type Places<'a> = BTreeMap<LinkId, (Arc<Shard>, Vec<(usize, &'a Topic)>)>;
+
 /// Several shards, and to which of them each partition belongs.
 #[derive(Debug)]
 pub(super) struct Spread {
@@ -253,7 +256,7 @@ impl Placement {
             return shard.publish(topics, envelope.clone(), size, keep).boxed();
         }
         let kept = match &keep {
-            Some(Keep::Union(kept)) => spread.split(kept.clone()),
+            Some(Keep::Union(kept) | Keep::Silent(kept)) => spread.split(kept.clone()),
             _ => BTreeMap::new(),
         };
         let mut parts = spread.split(topics);
@@ -261,9 +264,11 @@ impl Placement {
             parts.entry(*place).or_default();
         }
         let publish = |(place, topics): ((usize, Option<Partition>), _)| {
+            let of_place = || kept.get(&place).cloned().unwrap_or_default();
             let keep = keep.as_ref().map(|keep| match keep {
                 Keep::Each => Keep::Each,
-                Keep::Union(_) => Keep::Union(kept.get(&place).cloned().unwrap_or_default()),
+                Keep::Union(_) => Keep::Union(of_place()),
+                Keep::Silent(_) => Keep::Silent(of_place()),
             });
             spread.shards[place.0].publish(topics, envelope.clone(), size, keep)
         };
@@ -278,7 +283,7 @@ impl Placement {
         since: Option<&Marks>,
         limits: ReadLimits,
     ) -> Result<Past, Arc<str>> {
-        let mut places: BTreeMap<LinkId, (Arc<Shard>, Vec<(usize, &Topic)>)> = BTreeMap::new();
+        let mut places: Places<'_> = BTreeMap::new();
         for (n, topic) in topics.iter().enumerate() {
             let shard = self.on(topic, |shard| shard.clone());
             let place = places.entry(shard.link).or_insert((shard, Vec::new()));

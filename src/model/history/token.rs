@@ -47,6 +47,7 @@ pub(crate) struct Parts {
 impl Key {
     pub(crate) const BYTES: usize = 32;
 
+    #[cfg(any(test, fuzzing, axum_cluster_internals))]
     pub(crate) fn of(bytes: [u8; Self::BYTES]) -> Self {
         Self(bytes)
     }
