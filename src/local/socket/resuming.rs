@@ -465,43 +465,29 @@ mod tests {
         /// A link that may lag behind what is read, and a client that leaves and comes back whenever.
         #[test]
         fn everything_comes_once_and_in_order_however_often_it_comes_back(
-            turns in vec((0u64..9, 0u64..9, 0u64..9), 1..9),
+            turns in vec((0u64..9, 0u64..9, any::<prop::sample::Index>()), 1..9),
         ) {
             let (mut page, mut last) = (Page::default(), 0);
-            let mut first = true;
-            for (before, meanwhile, after) in turns {
-                let since = (!first).then(|| page.position());
+            for (away, here, released) in turns {
+                let since = (!page.base.is_empty()).then(|| page.position());
                 let mut resuming = Resuming::new(ID, Telling::Told);
-                // Published while it was away, and heard here late, in part before what is read.
-                let away = last + 1..=last + before;
-                last += before;
-                let cut = last;
-                let missed = match since {
-                    Some(since) => (since + 1..=cut).collect(),
-                    None => Vec::new(),
-                };
-                for number in away.clone().take(before as usize / 2) {
-                    page.take(came(&mut resuming, number));
+                let cut = last + away;
+                let missed = since.map_or(Vec::new(), |since| (since + 1..=cut).collect());
+                if since.is_none() {
+                    page.heard.extend(1..=cut);
+                    last = cut;
                 }
-                for number in cut + 1..=cut + meanwhile {
-                    page.take(came(&mut resuming, number));
+                // What was published meanwhile is heard here late, as far as it was.
+                let link: Vec<u64> = (last + 1..=cut + here).collect();
+                let (before, after) = link.split_at(released.index(link.len() + 1));
+                for number in before {
+                    page.take(came(&mut resuming, *number));
                 }
                 page.take(resuming.release(found(since, Ok(missed), cut)));
-                for number in away {
-                    if !first {
-                        page.take(came(&mut resuming, number));
-                    }
+                for number in after {
+                    page.take(came(&mut resuming, *number));
                 }
-                last += meanwhile;
-                for number in last + 1..=last + after {
-                    page.take(came(&mut resuming, number));
-                }
-                last += after;
-                if first {
-                    page.heard.retain(|number| *number > cut);
-                    page.heard.splice(0..0, 1..=cut);
-                }
-                first = false;
+                last = cut + here;
                 prop_assert_eq!(page.position(), last);
                 prop_assert_eq!(&page.heard, &(1..=last).collect::<Vec<_>>());
             }
