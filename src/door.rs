@@ -118,7 +118,7 @@ impl Newcomer {
     }
 
     /// What it is registered with; else the answer that refuses it.
-    pub(crate) fn ready(self) -> Result<Ready, Response> {
+    pub(crate) fn ready(self) -> Result<Ready, Box<Response>> {
         let node = self.node;
         let description = self.description.transpose();
         let description =
@@ -138,7 +138,11 @@ impl Newcomer {
 }
 
 /// What the app said makes no sense.
-fn refused(node: &Node, counted: Counted, problem: impl IntoResponse + fmt::Display) -> Response {
+fn refused(
+    node: &Node,
+    counted: Counted,
+    problem: impl IntoResponse + fmt::Display,
+) -> Box<Response> {
     node.ground.counters.record_refusal(counted);
     let said = problem.to_string();
     let response = problem.into_response();
@@ -147,5 +151,5 @@ fn refused(node: &Node, counted: Counted, problem: impl IntoResponse + fmt::Disp
         Counted::Upgrade => tracing::error!(problem = said, status, "upgrade refused"),
         _ => tracing::debug!(problem = said, status, "upgrade refused"),
     }
-    response
+    Box::new(response)
 }

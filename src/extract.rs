@@ -180,7 +180,7 @@ impl ClusterSocket {
     {
         let ready = match self.newcomer.ready() {
             Ok(ready) => ready,
-            Err(refusal) => return refusal,
+            Err(refusal) => return *refusal,
         };
         let (node, reservation) = (ready.node, ready.reservation);
         let is_told = self.handshake.protocol() == Some(RESUME);

@@ -192,7 +192,7 @@ mod tests {
             let value = value.strip_prefix(' ').unwrap_or(value);
             let (kind, data, id) = &mut self.pending;
             match name {
-                "" if line.is_empty() => return self.dispatch(),
+                "" if line.is_empty() => self.dispatch(),
                 "" => {}
                 "event" => *kind = value.into(),
                 "data" => data.extend([value, "\n"]),

@@ -133,7 +133,7 @@ impl ClusterEvents {
     pub fn stream(self) -> Response {
         match self.open() {
             Ok(opened) => sse::response(Body::from_stream(opened.body)),
-            Err(refusal) => refusal,
+            Err(refusal) => *refusal,
         }
     }
 
@@ -168,7 +168,7 @@ impl ClusterEvents {
             end,
         } = match self.open() {
             Ok(opened) => opened,
-            Err(refusal) => return refusal,
+            Err(refusal) => return *refusal,
         };
         let events = Events::new(Socket::new(node.clone(), end), body.ending());
         let (begun, begins) = oneshot::channel();
@@ -179,7 +179,7 @@ impl ClusterEvents {
         sse::response(Body::from_stream(body))
     }
 
-    fn open(self) -> Result<Opened, Response> {
+    fn open(self) -> Result<Opened, Box<Response>> {
         let ready = self.newcomer.ready()?;
         let (node, reservation) = (ready.node, ready.reservation);
         let holding = node.resumes().then_some(Telling::Told);

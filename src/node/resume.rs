@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::Node;
 use crate::bus::past::{Past, ReadLimits};
@@ -81,7 +81,8 @@ impl Node {
             },
             (true, Err(why)) => Resumed::Missed(*why),
         };
-        socket.release(|resuming| resuming.release(found));
+        let now = Instant::now();
+        socket.release(|resuming| resuming.release(found, now));
         self.record(resumed)
     }
 

@@ -345,7 +345,8 @@ impl Bus for MemoryBus {
     }
 
     fn key(&self) -> BoxFuture<'_, Result<Key, Arc<str>>> {
-        let key = match self.hub.faults.read().is_cut(self.node) {
+        let is_cut = self.hub.faults.read().is_cut(self.node);
+        let key = match is_cut {
             false => Ok(self.hub.archive.key().within(self.namespace.as_str())),
             true => Err(CUT.into()),
         };

@@ -70,7 +70,10 @@ impl<W: SharedWriter> Core<W> {
 
     /// What was missed is known: what is to be said by that, then everything as it comes.
     pub(super) fn release(&mut self, say: impl FnOnce(&mut Resuming) -> Vec<Frame>) {
-        let frames = self.life.resuming().map(say).unwrap_or_default();
+        let Some(resuming) = self.life.resuming() else {
+            return;
+        };
+        let frames = say(resuming);
         if !frames.is_empty() {
             frames.into_iter().for_each(|frame| self.queue.push(frame));
             self.leave_to_task();

@@ -17,6 +17,9 @@
 //! A text of the app that begins so has it twice.
 
 use std::cell::OnceCell;
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use crate::model::history::Missed;
 use crate::model::history::mark::{Clock, Mark, Marks, Number};
@@ -49,6 +52,8 @@ pub(crate) struct Resuming {
     held: Option<Vec<(Clock, Number, Frame)>>,
     /// In which it was, and what it has of them.
     owed: Vec<Tag>,
+    /// Until when it may join them again.
+    owed_until: Option<Instant>,
     formerly: Option<SocketId>,
 }
 
@@ -99,6 +104,7 @@ impl Resuming {
             replayed: Vec::new(),
             held: Some(Vec::new()),
             owed: Vec::new(),
+            owed_until: None,
             formerly: None,
         }
     }
@@ -186,7 +192,7 @@ impl Resuming {
     }
 
     /// What it missed is known. What is to be queued, in this order.
-    pub(crate) fn release(&mut self, found: Found) -> Vec<Frame> {
+    pub(crate) fn release(&mut self, found: Found, now: Instant) -> Vec<Frame> {
         let Found {
             key,
             brought,
@@ -199,6 +205,7 @@ impl Resuming {
         self.formerly = brought.socket;
         self.owed = brought.rooms;
         self.owed.retain(|room| !rooms.contains(room));
+        self.owed_until = (!self.owed.is_empty()).then(|| now + OWED);
         self.parts.user = Some(user);
         self.parts.rooms = rooms;
         self.parts.has_more_rooms = !self.owed.is_empty();
@@ -297,6 +304,14 @@ impl Resuming {
         Some(self.had.clone())
     }
 
+    /// Rooms that were not joined again in time are no longer its; its position, if that changes it.
+    pub(crate) fn forget_rooms(&mut self, now: Instant) -> Option<Frame> {
+        self.owed_until.take_if(|until| *until <= now)?;
+        self.owed.clear();
+        self.parts.has_more_rooms = false;
+        self.told()
+    }
+
     /// It is in this room from now on, or no longer.
     pub(crate) fn moved(&mut self, topic: &str, is_in: bool) -> Option<Frame> {
         let tag = self.key?.tag(topic);
@@ -315,6 +330,9 @@ impl Resuming {
             .flatten()
     }
 }
+
+/// So long a handler has to join the rooms again in which its client was.
+const OWED: Duration = Duration::from_secs(30);
 
 #[cfg(test)]
 mod tests {
@@ -422,7 +440,7 @@ mod tests {
         let mut resuming = Resuming::new(ID, Telling::Told);
         let mut page = Page::default();
         page.take(came(&mut resuming, 12));
-        page.take(resuming.release(found(Some(3), Err(Missed::Late), 10)));
+        page.take(resuming.release(found(Some(3), Err(Missed::Late), 10), Instant::now()));
         assert_eq!((page.missed, &page.heard[..]), (1, &[12][..]));
         assert_eq!(page.position(), 12);
         page.take(came(&mut resuming, 13));
@@ -433,7 +451,7 @@ mod tests {
     fn one_whose_app_keeps_the_position_hears_nothing_but_messages() {
         let mut resuming = Resuming::new(ID, Telling::Untold);
         assert!(resuming.position().is_none());
-        let frames = resuming.release(found(Some(3), Ok(vec![4, 5]), 5));
+        let frames = resuming.release(found(Some(3), Ok(vec![4, 5]), 5), Instant::now());
         assert_eq!(frames, [Frame::text("4"), Frame::text("5")]);
         assert_eq!(came(&mut resuming, 6), [Frame::text("6")]);
         let position = resuming.position().unwrap();
@@ -446,7 +464,7 @@ mod tests {
         let mut resuming = Resuming::new(ID, Telling::Told);
         let mut brought = found(Some(3), Ok(Vec::new()), 5);
         brought.brought.rooms = vec![key().tag("r:tea")];
-        let _ = resuming.release(brought);
+        let _ = resuming.release(brought, Instant::now());
         assert!(resuming.parts.has_more_rooms, "not to be told for good");
         assert_eq!(resuming.owes("r:coffee"), None);
         assert_eq!(resuming.owes("r:tea"), Some(marks(3)));
@@ -455,10 +473,24 @@ mod tests {
         assert_eq!(came(&mut resuming, 6), [], "it waits");
         let frames = resuming.release_room(Ok(vec![entry(4), entry(6)]));
         assert_eq!(frames.len(), 2, "each once");
+        assert_eq!(resuming.owed, []);
         assert_eq!(resuming.parts.rooms, [key().tag("r:tea")]);
         assert!(!resuming.parts.has_more_rooms);
         assert!(resuming.moved("r:tea", true).is_none());
         assert!(resuming.moved("r:tea", false).is_some());
+    }
+
+    #[test]
+    fn a_room_that_is_not_joined_again_is_forgotten() {
+        let (mut resuming, now) = (Resuming::new(ID, Telling::Told), Instant::now());
+        let mut brought = found(Some(3), Ok(Vec::new()), 5);
+        brought.brought.rooms = vec![key().tag("r:tea")];
+        let _ = resuming.release(brought, now);
+        assert_eq!(resuming.forget_rooms(now + OWED / 2), None);
+        assert!(resuming.parts.has_more_rooms, "control");
+        assert!(resuming.forget_rooms(now + OWED).is_some(), "it is told");
+        assert!(!resuming.parts.has_more_rooms && resuming.owes("r:tea").is_none());
+        assert_eq!(resuming.forget_rooms(now + OWED * 2), None);
     }
 
     proptest! {
@@ -483,7 +515,7 @@ mod tests {
                 for number in before {
                     page.take(came(&mut resuming, *number));
                 }
-                page.take(resuming.release(found(since, Ok(missed), cut)));
+                page.take(resuming.release(found(since, Ok(missed), cut), Instant::now()));
                 for number in after {
                     page.take(came(&mut resuming, *number));
                 }
