@@ -210,6 +210,7 @@ impl Audience {
             local,
             nodes: sent.nodes,
             mark: sent.mark,
+            key: sent.key,
         })
     }
 

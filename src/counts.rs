@@ -98,7 +98,8 @@ macro_rules! by_kind {
 }
 
 counts! {
-    /// Sockets registered here now, subscriptions ([`Broadcaster::subscribe`](crate::Broadcaster::subscribe)) among them.
+    /// Sockets registered here now, streams of events ([`ClusterEvents`](crate::ClusterEvents)) and subscriptions
+    /// ([`Broadcaster::subscribe`](crate::Broadcaster::subscribe)) among them.
     sockets: gauge,
     /// Users with a socket here now.
     users: gauge,
@@ -202,26 +203,33 @@ counts! {
     /// Publishes that wait for Redis now; one of more than 1 KiB counts once for each. At most 65,536, then
     /// further ones wait outside, and fail after `publish_timeout`.
     bus_publish_queue: gauge,
-    /// Upgrades refused because of their `Origin`: 403.
+    /// Upgrades and streams of events refused because of their `Origin`: 403.
     origins_refused: counter,
-    /// Requests refused since they were no WebSocket handshake: 400, 405 or 426.
+    /// Requests refused since they were no WebSocket handshake, or no GET where a stream of events is: 400, 405 or 426.
     handshakes_refused: counter,
-    /// Upgrades without a user: closed with 4403, or as
+    /// Upgrades and streams of events without a user: closed with 4403, 204, or as
     /// [`ClusterBuilder::unauthenticated`](crate::ClusterBuilder::unauthenticated) says.
     unauthenticated: counter,
-    /// Upgrades and subscriptions refused because the user's id was unusable: 400.
+    /// Upgrades, streams of events and subscriptions refused because the user's id was unusable: 400.
     ids_refused: counter,
-    /// Upgrades and subscriptions refused while the node was shutting down, or because its runtime had ended: 503.
+    /// Upgrades, streams of events and subscriptions refused while the node was shutting down, or because its runtime had ended: 503.
     drain_refused: counter,
     /// Upgrades that failed because of the app or its server: 500 where another extractor had taken the
     /// upgrade, where the server does none or where the description was unusable; and those that the server
     /// answered and did not do.
     upgrades_failed: counter,
-    /// Upgrades and subscriptions refused because of a limit on sockets: 429 or 503.
+    /// Clients of streams of events ([`ClusterEvents`](crate::ClusterEvents)) that came back after an end for good, as an
+    /// `EventSource` does by itself, and were told so: 204.
+    events_over: counter,
+    /// Upgrades, streams of events and subscriptions refused because of a limit on sockets: 429 or 503.
     limits_refused: counter,
     /// Closes asked for at a dashboard of this node (`Cluster::dashboard`) and refused: 403, since no actions are allowed there,
     /// or since a page of another origin asked.
     actions_refused: counter,
+    /// Sockets whose clients came with a position and have everything since: what was kept for them was sent again.
+    resumed: counter,
+    /// Those that came with one and cannot: what they missed is gone, was too much, or the position is none of theirs.
+    resumed_missed: counter,
     /// Questions of other nodes (rosters, commands) that were not answered because 1,024 were being
     /// answered.
     questions_refused: counter,
@@ -262,6 +270,7 @@ pub(crate) enum Counted {
     Id,
     Draining,
     Upgrade,
+    Over,
 }
 
 impl Counters {
@@ -307,6 +316,7 @@ impl Counters {
             Counted::Id => &self.ids_refused,
             Counted::Draining => &self.drain_refused,
             Counted::Upgrade => &self.upgrades_failed,
+            Counted::Over => &self.events_over,
         };
         counter.fetch_add(1, Relaxed) == 0
     }

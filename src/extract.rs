@@ -1,11 +1,11 @@
-//! The door: from a request to a registered socket.
+//! From a WebSocket handshake to a registered socket.
 
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use axum_core::extract::{FromRequestParts, OptionalFromRequestParts};
-use axum_core::response::{IntoResponse, Response};
-use futures::future::{join, join_all};
+use axum_core::response::Response;
+use futures::future::join;
 use http::HeaderMap;
 use http::header::SEC_WEBSOCKET_PROTOCOL;
 use http::request::Parts;
@@ -14,20 +14,18 @@ use serde::Serialize;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, Span};
 
-use crate::broadcast::Broadcaster;
 use crate::config::Unauthenticated;
-use crate::counts::Counted;
+use crate::door::{self, Newcomer};
 use crate::layer::CameWithUpgrade;
-use crate::local::admission::{Joined, Refused, Registration, Reservation};
-use crate::local::expiry::{Clock, Expiry};
+use crate::local::admission::Registration;
+use crate::local::socket::resuming::Telling;
 use crate::local::socket::{Driver, DriverEnd, Together, span};
 use crate::model::close::reason;
-use crate::model::description::Description;
-use crate::model::error::{DescriptionError, RoomError};
+use crate::model::history::Resumed;
+use crate::model::history::position::Position;
 use crate::model::id::{RoomId, UserId};
-use crate::model::topic::Topic;
 use crate::node::Node;
-use crate::rejection::{ClosingUpgrade, ClusterRejection, RejectionKind, opened};
+use crate::rejection::{Asked, ClosingUpgrade, ClusterRejection, RejectionKind, opened};
 use crate::socket::Socket;
 use crate::ws::handshake::{Handshake, is_wanted};
 
@@ -74,20 +72,32 @@ use crate::ws::handshake::{Handshake, is_wanted};
 #[derive(Debug)]
 #[must_use = "a handshake is answered by `on_upgrade`"]
 pub struct ClusterSocket {
-    node: Arc<Node>,
-    reservation: Reservation,
+    newcomer: Newcomer,
     handshake: Handshake,
     upgrade: OnUpgrade,
     offered: HeaderMap,
-    expires_at: Option<SystemTime>,
-    description: Option<Result<Description, DescriptionError>>,
-    rooms: Vec<RoomId>,
 }
 
 impl ClusterSocket {
     /// Whose it will be.
     pub fn user(&self) -> &UserId {
-        self.reservation.user()
+        self.newcomer.user()
+    }
+
+    /// Where the client was when it left: the position in the URL (`?since=`), or that of [`since`](Self::since).
+    pub fn position(&self) -> Option<&Position> {
+        self.newcomer.position()
+    }
+
+    /// Goes on from this position instead of the one in the URL, or from none: what was kept
+    /// ([`ClusterBuilder::user_history`](crate::ClusterBuilder::user_history)) since then for the user, and for the rooms in which it
+    /// was then and is again, comes first, in order and once. [`Socket::resumed`] says whether it is whole.
+    ///
+    /// A client that offers the subprotocol `resume.v1` is told its position with each message, and is given that protocol where no
+    /// other is chosen.
+    pub fn since(mut self, position: Option<Position>) -> Self {
+        self.newcomer.since(position);
+        self
     }
 
     /// The subprotocols this handler speaks, best first, instead of those of
@@ -96,8 +106,10 @@ impl ClusterSocket {
     /// be offered beside. An upgrade without a user never gets here: see `ClusterBuilder::protocols`.
     pub fn protocols<P: AsRef<str>>(mut self, known: impl IntoIterator<Item = P>) -> Self {
         let known: Vec<P> = known.into_iter().collect();
+        let known = known.iter().map(AsRef::as_ref);
+        let resumes = resumes(self.newcomer.node());
         self.handshake
-            .choose_protocol(&self.offered, known.iter().map(AsRef::as_ref));
+            .choose_protocol(&self.offered, known.chain(resumes));
         self
     }
 
@@ -111,7 +123,7 @@ impl ClusterSocket {
     /// passed as was left at the upgrade, whichever is first: neither a machine that slept nor a corrected
     /// clock lets it live longer.
     pub fn expires_at(mut self, time: SystemTime) -> Self {
-        self.expires_at = Some(time);
+        self.newcomer.expires_at(time);
         self
     }
 
@@ -130,7 +142,7 @@ impl ClusterSocket {
     /// }
     /// ```
     pub fn describe(mut self, description: impl Serialize) -> Self {
-        self.description = Some(Description::of(&description));
+        self.newcomer.describe(description);
         self
     }
 
@@ -150,7 +162,7 @@ impl ClusterSocket {
     /// }
     /// ```
     pub fn join(mut self, room: impl Into<RoomId>) -> Self {
-        self.rooms.push(room.into());
+        self.newcomer.join(room.into());
         self
     }
 
@@ -164,35 +176,31 @@ impl ClusterSocket {
         F: FnOnce(Socket) -> Fut + Send + 'static,
         Fut: Future<Output = ()> + Send + 'static,
     {
-        let node = self.node;
-        let expiry = self.expires_at.map(|time| Expiry::at(time, Clock::now()));
-        let description = match self.description.transpose() {
-            Ok(description) => description,
-            Err(problem) => {
-                node.ground.counters.record_refusal(Counted::Upgrade);
-                tracing::error!(%problem, "upgrade refused with 500");
-                return problem.into_response();
-            }
+        let ready = match self.newcomer.ready() {
+            Ok(ready) => ready,
+            Err(refusal) => return *refusal,
         };
-        let rooms = self.rooms.iter().map(|room| Topic::room(room.as_str()));
-        let rooms: Vec<Topic> = match rooms.collect() {
-            Ok(rooms) => rooms,
-            Err(problem) => {
-                node.ground.counters.record_refusal(Counted::Id);
-                let problem = RoomError::invalid(problem);
-                tracing::debug!(%problem, "upgrade refused with 400");
-                return problem.into_response();
-            }
+        let (node, reservation) = (ready.node, ready.reservation);
+        let is_told = self.handshake.protocol() == Some(RESUME);
+        let holding = match is_told {
+            true => Some(Telling::Told),
+            false => ready.position.as_ref().map(|_| Telling::Untold),
         };
+        let holding = holding.filter(|_| node.resumes());
         let (handler_end, driver_end, registration) =
-            self.reservation.register(expiry, description);
+            reservation.register(ready.expiry, ready.description, holding);
         let sender = handler_end.sender();
+        let heard = node.local.begin_joins(&sender, &ready.rooms);
+        let resumed = {
+            let node = node.clone();
+            async move {
+                heard.await;
+                node.resumed(&sender, holding, &ready.rooms, ready.position)
+                    .await
+            }
+        };
         let span = span::of_socket(driver_end.id(), driver_end.user());
-        let joined = rooms
-            .iter()
-            .filter_map(|room| node.local.begin_join(&sender, room));
         let opening = Opening {
-            joined: joined.collect(),
             socket: Socket::new(node.clone(), handler_end),
             upgrade: self.upgrade,
             driver_end,
@@ -202,14 +210,13 @@ impl ClusterSocket {
         node.ground
             .home
             .tracker()
-            .spawn(opening.run(node.clone(), handler));
+            .spawn(opening.run(node.clone(), resumed, handler));
         self.handshake.response()
     }
 }
 
 /// A registered socket whose client has no answer yet.
 struct Opening {
-    joined: Vec<Joined>,
     socket: Socket,
     upgrade: OnUpgrade,
     driver_end: DriverEnd,
@@ -219,15 +226,14 @@ struct Opening {
 
 impl Opening {
     /// Runs the handler beside the socket's task, when the client has its answer and the rooms are heard.
-    async fn run<F, Fut>(self, node: Arc<Node>, handler: F)
+    async fn run<F, Fut>(self, node: Arc<Node>, resumed: impl Future<Output = Resumed>, handler: F)
     where
         F: FnOnce(Socket) -> Fut + Send + 'static,
         Fut: Future<Output = ()> + Send + 'static,
     {
-        let (driver_end, span, socket) = (self.driver_end, self.span, self.socket);
-        let heard = self.joined.into_iter();
-        let heard = heard.map(|joined| node.local.wait_confirmed(joined.confirmation));
-        let (opened, _) = join(opened(self.upgrade, &node), join_all(heard)).await;
+        let (driver_end, span, mut socket) = (self.driver_end, self.span, self.socket);
+        let (opened, resumed) = join(opened(self.upgrade, &node), resumed).await;
+        socket.came_back(resumed);
         let Some(opened) = opened else {
             driver_end.abandon(reason::NOT_OPENED);
             span.in_scope(|| span::record_end(&reason::NOT_OPENED));
@@ -256,27 +262,19 @@ impl<S: Sync> FromRequestParts<S> for ClusterSocket {
     type Rejection = ClusterRejection;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ClusterRejection> {
-        let broadcaster: Option<Broadcaster> = parts.extensions.get().cloned();
-        // A worker's is no layer's: nobody would miss its sockets.
-        let broadcaster = broadcaster.filter(|it| !it.node().config.worker);
-        let broadcaster = broadcaster.ok_or_else(ClusterRejection::no_layer)?;
-        let node = broadcaster.node();
-        let admitted = Self::admit(node, parts).await;
-        admitted.map_err(|kind| ClusterRejection::noted(kind, node))
+        let node = door::node_of(parts)?.clone();
+        let admitted = Self::admit(&node, parts).await;
+        admitted.map_err(|kind| ClusterRejection::noted(kind, Asked::Upgrade, &node))
     }
 }
 
 impl ClusterSocket {
     async fn admit(node: &Arc<Node>, parts: &mut Parts) -> Result<Self, RejectionKind> {
         let config = &node.config;
-        if node.local.is_draining() {
-            return Err(Refused::Draining.into());
-        }
-        let admitted = config.origins.check(&parts.headers, &parts.uri);
-        admitted.map_err(RejectionKind::Origin)?;
+        door::check(node, parts)?;
         let mut handshake = Handshake::check(parts).map_err(RejectionKind::Handshake)?;
         let protocols = config.protocols.iter().map(String::as_str);
-        handshake.choose_protocol(&parts.headers, protocols);
+        handshake.choose_protocol(&parts.headers, protocols.chain(resumes(node)));
         let upgrade = take_upgrade(parts)?;
         let user = match config.identify.user(&parts.extensions) {
             Ok(user) => user,
@@ -295,18 +293,20 @@ impl ClusterSocket {
                 return Err(RejectionKind::Close(missing, Box::new(refusal)));
             }
         };
-        let reservation = node.reserve(user).await?;
         Ok(Self {
-            node: node.clone(),
-            reservation,
+            newcomer: Newcomer::of(node, user, door::position_in(&parts.uri)).await?,
             handshake,
             upgrade,
             offered: offered(&parts.headers),
-            expires_at: None,
-            description: None,
-            rooms: Vec::new(),
         })
     }
+}
+
+/// The subprotocol of clients that are told positions.
+const RESUME: &str = "resume.v1";
+
+fn resumes(node: &Node) -> Option<&'static str> {
+    node.resumes().then_some(RESUME)
 }
 
 fn take_upgrade(parts: &mut Parts) -> Result<OnUpgrade, RejectionKind> {

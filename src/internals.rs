@@ -16,6 +16,7 @@ use crate::local::registry::{About, Limits, Registry, Wanted};
 use crate::local::socket::{DriverEnd, Ends, Sender};
 #[cfg(feature = "metrics")]
 use crate::measures::{Measures, Since};
+use crate::model::history::token::{self, Key};
 use crate::model::id::{NodeId, SocketId, UserId};
 use crate::model::limits::OutboxLimits;
 use crate::model::manner::Manner;
@@ -38,6 +39,16 @@ pub fn encode(message: &Message) -> Bytes {
 /// Reads an envelope; whether it made sense.
 pub fn decode(bytes: &[u8]) -> bool {
     wire::decode(bytes).is_ok()
+}
+
+/// Reads a position, also one that is signed rightly; whether it made sense.
+pub fn position(text: &str, signed: &[u8]) -> bool {
+    let key = Key::of([1; Key::BYTES]);
+    let read = |text: &str| {
+        text.parse()
+            .is_ok_and(|position| token::read(&position, &key).is_ok())
+    };
+    read(text) | read(&token::sign(signed.to_vec(), &key))
 }
 
 /// Reads a client's frames that come in pieces of this size; what was heard, written down.

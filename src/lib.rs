@@ -284,6 +284,8 @@ mod config;
 mod counts;
 #[cfg(feature = "dashboard")]
 mod dashboard;
+mod door;
+mod events;
 mod extract;
 mod home;
 #[cfg(any(fuzzing, axum_cluster_internals))]
@@ -302,6 +304,7 @@ mod quota;
 mod readers;
 mod rejection;
 mod socket;
+mod sse;
 mod subscription;
 mod tasks;
 #[cfg(feature = "testing")]
@@ -324,6 +327,7 @@ pub use config::Unauthenticated;
 pub use counts::{StatKind, Stats};
 #[cfg(feature = "dashboard")]
 pub use dashboard::Dashboard;
+pub use events::{ClusterEvents, Events};
 pub use extract::ClusterSocket;
 pub use layer::{ClusterLayer, ClusterService};
 pub use local::moves::{Move, Moves};

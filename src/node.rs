@@ -1,5 +1,7 @@
 //! This process's node: what its parts are, in which order they start and stop, and who acts on what is heard.
 
+mod resume;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
@@ -26,7 +28,7 @@ use crate::model::limits::LONGEST;
 use crate::model::manner::Manner;
 use crate::model::message::Message;
 use crate::model::partition::PartitionSet;
-use crate::model::topic::{Topic, TopicKind};
+use crate::model::topic::{Topic, TopicKind, TopicRef};
 use crate::peers::Peers;
 use crate::presence::Mailbox;
 
@@ -58,6 +60,7 @@ impl Node {
             ground.bus.clone(),
             ground.counters.clone(),
             config.histories,
+            config.publish_timeout,
         ));
         let local = Arc::new(Local::new(config.local(), &ground, &presence));
         let sockets = Sockets::of(&local);
@@ -188,7 +191,11 @@ impl Listener for Node {
                 if let Some(from) = self.uplink.take_unkept() {
                     self.peers.tell_unkept(from);
                 }
-                self.local.collect(&scope, &manner, || content.frame());
+                let number = number.zip(TopicRef::of(topic));
+                let number = number
+                    .map(|(number, topic)| (self.ground.bus.clock(&topic.to_topic()), number));
+                self.local
+                    .collect(&scope, number, &manner, || content.frame());
             }
             Inbound::Close(scope, close) => {
                 self.local.collect_close(&scope, &close);

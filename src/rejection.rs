@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use axum_core::response::{IntoResponse, Response};
 use http::StatusCode;
+use http::header::ALLOW;
 use hyper::upgrade::OnUpgrade;
 use tokio::time::timeout;
 
@@ -19,11 +20,13 @@ use crate::local::origin::ForeignOrigin;
 use crate::local::registry::Full;
 use crate::model::close::Close;
 use crate::node::Node;
+use crate::sse;
 use crate::ws::Opened;
 use crate::ws::handshake::{Handshake, HandshakeError};
 
-/// Why [`ClusterSocket`](crate::ClusterSocket) or [`Broadcaster`](crate::Broadcaster) could not be extracted.
-/// Its response is the refusal; for a missing user that is an upgrade which closes with 4403. The response
+/// Why [`ClusterSocket`](crate::ClusterSocket), [`ClusterEvents`](crate::ClusterEvents) or
+/// [`Broadcaster`](crate::Broadcaster) could not be extracted. Its response is the refusal; for a missing user that is an
+/// upgrade which closes with 4403, or a 204 which has an `EventSource` stop. The response
 /// says what its client may know, the log says the rest.
 ///
 /// ```
@@ -50,6 +53,20 @@ pub(crate) enum RejectionKind {
     NoUpgrade,
     Unauthenticated(NoUser),
     Close(NoUser, Box<ClosingUpgrade>),
+    /// A stream of events without a user: its client is not to come back.
+    Nobody(NoUser),
+    /// The client of a stream of events was told not to come back, and why.
+    Over,
+    /// The client of a stream of events is to come back by itself, as no answer but a stream would have it do.
+    Later(Refused),
+    MethodNotGet,
+}
+
+/// What a client asked for, in the words of the log.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Asked {
+    Upgrade,
+    Events,
 }
 
 /// An upgrade whose only message is a Close frame. Never registered.
@@ -69,7 +86,7 @@ impl ClusterRejection {
     }
 
     /// Counts it and says it in the log, once.
-    pub(crate) fn noted(kind: RejectionKind, node: &Node) -> Self {
+    pub(crate) fn noted(kind: RejectionKind, asked: Asked, node: &Node) -> Self {
         if let Some(counted) = kind.counted() {
             node.ground.counters.record_refusal(counted);
         }
@@ -78,24 +95,26 @@ impl ClusterRejection {
         match &rejection.0 {
             RejectionKind::Origin(ForeignOrigin { origin, host }) => {
                 let host = host.as_deref().unwrap_or("none that is usable");
-                tracing::debug!(node = %node_id, status, origin, host, "upgrade refused: Origin and Host differ; \
+                tracing::debug!(node = %node_id, status, origin, host, "{asked} refused: Origin and Host differ; \
                     `allow_origin` or `allow_origin_if` can admit it, and a proxy must hand Host on");
             }
-            RejectionKind::Unauthenticated(missing) | RejectionKind::Close(missing, _) => {
+            RejectionKind::Unauthenticated(missing)
+            | RejectionKind::Close(missing, _)
+            | RejectionKind::Nobody(missing) => {
                 let close = rejection.close();
                 let status = close.is_none().then_some(status);
                 if missing.is_suspicious() && !node.said_no_user.swap(true, Relaxed) {
-                    tracing::warn!(node = %node_id, status, close, "upgrade refused: {missing} (harmless where nobody had \
+                    tracing::warn!(node = %node_id, status, close, "{asked} refused: {missing} (harmless where nobody had \
                         logged in; said once, then at debug)");
                 } else {
-                    tracing::debug!(node = %node_id, status, close, "upgrade refused: {missing}");
+                    tracing::debug!(node = %node_id, status, close, "{asked} refused: {missing}");
                 }
             }
             kind => {
                 let reason = kind
                     .cause()
                     .map_or_else(|| rejection.to_string(), str::to_owned);
-                tracing::debug!(node = %node_id, status, reason, "upgrade refused");
+                tracing::debug!(node = %node_id, status, reason, "{asked} refused");
             }
         }
         rejection
@@ -124,6 +143,9 @@ impl ClusterRejection {
             RejectionKind::Handshake(error) => error.status(),
             RejectionKind::Unauthenticated(_) => StatusCode::UNAUTHORIZED,
             RejectionKind::Close(_, refusal) => refusal.handshake.status(),
+            RejectionKind::Nobody(_) | RejectionKind::Over => StatusCode::NO_CONTENT,
+            RejectionKind::Later(_) => StatusCode::OK,
+            RejectionKind::MethodNotGet => StatusCode::METHOD_NOT_ALLOWED,
         }
     }
 }
@@ -132,25 +154,42 @@ impl RejectionKind {
     /// What it counts as; limits are counted where they are checked.
     fn counted(&self) -> Option<Counted> {
         Some(match self {
-            Self::NoLayer | Self::Refused(Refused::Full(_)) => return None,
-            Self::Refused(Refused::Draining | Refused::RuntimeEnded) => Counted::Draining,
-            Self::Refused(Refused::InvalidUser(_)) => Counted::Id,
+            Self::NoLayer => return None,
+            Self::Refused(refused) | Self::Later(refused) => match refused {
+                Refused::Full(_) => return None,
+                Refused::Draining | Refused::RuntimeEnded => Counted::Draining,
+                Refused::InvalidUser(_) => Counted::Id,
+            },
             Self::Origin(_) => Counted::Origin,
-            Self::Handshake(_) => Counted::Handshake,
+            Self::Handshake(_) | Self::MethodNotGet => Counted::Handshake,
             Self::UpgradeTaken | Self::NoUpgrade => Counted::Upgrade,
-            Self::Unauthenticated(_) | Self::Close(..) => Counted::Unauthenticated,
+            Self::Unauthenticated(_) | Self::Close(..) | Self::Nobody(_) => {
+                Counted::Unauthenticated
+            }
+            Self::Over => Counted::Over,
         })
+    }
+
+    /// For a client that had a stream of events, and would give up for ever at a status.
+    pub(crate) fn later(self) -> Self {
+        match self {
+            Self::Refused(refused) if refused.is_passing() => Self::Later(refused),
+            lasting => lasting,
+        }
     }
 
     /// The setting or the mistake that refused it, which is no client's business.
     fn cause(&self) -> Option<&'static str> {
-        match self {
-            Self::Refused(Refused::Full(Full::Node)) => Some("`max_sockets` is reached"),
-            Self::Refused(Refused::Full(Full::User)) => {
+        let (Self::Refused(refused) | Self::Later(refused)) = self else {
+            return None;
+        };
+        match refused {
+            Refused::Full(Full::Node) => Some("`max_sockets` is reached"),
+            Refused::Full(Full::User) => {
                 Some("`max_sockets_per_user` or `max_sockets_per_user_in_cluster` is reached")
             }
-            Self::Refused(Refused::RuntimeEnded) => Some(ENDED),
-            _ => None,
+            Refused::RuntimeEnded => Some(ENDED),
+            Refused::Draining | Refused::InvalidUser(_) => None,
         }
     }
 }
@@ -161,13 +200,7 @@ impl fmt::Display for ClusterRejection {
             RejectionKind::NoLayer => f.write_str(
                 "no cluster in this request: add `.layer(ClusterLayer::new(redis_url))` around the route",
             ),
-            RejectionKind::Refused(Refused::Draining) => f.write_str("the server is shutting down, try again"),
-            RejectionKind::Refused(Refused::RuntimeEnded) => {
-                f.write_str("the server cannot open sockets now, try again later")
-            }
-            RejectionKind::Refused(Refused::Full(Full::Node)) => f.write_str("the server is full, try again later"),
-            RejectionKind::Refused(Refused::Full(Full::User)) => f.write_str("too many sockets of this user"),
-            RejectionKind::Refused(Refused::InvalidUser(error)) => write!(f, "user id: {error}"),
+            RejectionKind::Refused(refused) | RejectionKind::Later(refused) => refused.fmt(f),
             RejectionKind::Origin(_) => f.write_str(
                 "this origin may not open a socket here: the server's `allow_origin` can admit it, or a proxy in front \
                  does not hand `Host` on",
@@ -181,9 +214,22 @@ impl fmt::Display for ClusterRejection {
                 "this request did not come through a server that supports upgrades: serve the app with `axum::serve` \
                  for one, in tests with `axum_cluster::testing::App` (feature `testing`)",
             ),
-            RejectionKind::Unauthenticated(_) => f.write_str("authentication required"),
+            RejectionKind::Unauthenticated(_) | RejectionKind::Nobody(_) => {
+                f.write_str("authentication required")
+            }
+            RejectionKind::Over => f.write_str("this stream of events ended for good"),
+            RejectionKind::MethodNotGet => f.write_str("a stream of events must be asked for by GET"),
             RejectionKind::Close(_, refusal) => refusal.close.fmt(f),
         }
+    }
+}
+
+impl fmt::Display for Asked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Upgrade => "upgrade",
+            Self::Events => "stream of events",
+        })
     }
 }
 
@@ -201,6 +247,11 @@ impl IntoResponse for ClusterRejection {
         match self.0 {
             RejectionKind::Close(_, refusal) => refusal.into_response(),
             RejectionKind::Handshake(error) => error.into_response(),
+            RejectionKind::Nobody(_) | RejectionKind::Over => self.status().into_response(),
+            RejectionKind::Later(_) => later(),
+            RejectionKind::MethodNotGet => {
+                (self.status(), [(ALLOW, "GET")], self.to_string()).into_response()
+            }
             _ => (self.status(), self.to_string()).into_response(),
         }
     }
@@ -252,6 +303,13 @@ pub(crate) async fn opened(upgrade: OnUpgrade, node: &Node) -> Option<Opened> {
             None
         }
     }
+}
+
+/// A stream that says no more than when to come back.
+fn later() -> Response {
+    let mut said = Vec::new();
+    sse::write_later(sse::retry(fastrand::f64()), &mut said);
+    sse::response(said.into())
 }
 
 impl From<Refused> for RejectionKind {

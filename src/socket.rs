@@ -14,10 +14,12 @@ use crate::broadcast::Broadcaster;
 use crate::bus::gaps::Gaps;
 use crate::local::expiry::{Clock, Expiry};
 use crate::local::moves::Moves;
-use crate::local::socket::HandlerEnd;
+use crate::local::socket::{HandlerEnd, Sender};
 use crate::model::close::{Close, reason};
 use crate::model::description::Description;
 use crate::model::error::{BadMessage, Closed, DescriptionError, RoomError, SendJsonError};
+use crate::model::history::Resumed;
+use crate::model::history::position::Position;
 use crate::model::id::{RoomId, SocketId, UserId};
 use crate::model::message::Message;
 use crate::model::topic::Topic;
@@ -58,11 +60,16 @@ use crate::ws::frame::Frame;
 pub struct Socket {
     node: Arc<Node>,
     end: HandlerEnd,
+    resumed: Resumed,
 }
 
 impl Socket {
     pub(crate) fn new(node: Arc<Node>, end: HandlerEnd) -> Self {
-        Self { node, end }
+        Self {
+            node,
+            end,
+            resumed: Resumed::New,
+        }
     }
 
     /// Its identity in the whole cluster.
@@ -73,6 +80,21 @@ impl Socket {
     /// Whose it is.
     pub fn user(&self) -> &UserId {
         self.end.user()
+    }
+
+    /// Whether its client came back with a position ([`ClusterSocket::position`](crate::ClusterSocket::position)), and has everything
+    /// since. What it had missed is on its way before anything newer.
+    pub fn resumed(&self) -> Resumed {
+        self.resumed
+    }
+
+    /// Up to where it was handed everything: for a page, or for your own store. Whoever comes back with it goes on there. Only of a
+    /// socket that goes on itself ([`ClusterSocket::since`](crate::ClusterSocket::since)), or whose client offered `resume.v1`; that of
+    /// any other, and of one that has ended, is one by which nothing is missed honestly:
+    /// [`Missed::Foreign`](crate::Missed::Foreign).
+    pub fn position(&self) -> Position {
+        let position = self.end.sender().resuming(|it| it.position());
+        position.unwrap_or_else(Position::nothing)
     }
 
     /// The client's next message. `None` when the socket has ended;
@@ -134,9 +156,7 @@ impl Socket {
     pub async fn send(&mut self, message: impl Into<Message>) -> Result<(), Closed> {
         let message = message.into();
         poll_fn(|cx| self.poll_room(cx)).await?;
-        self.end
-            .push(Frame::message(&message))
-            .map_err(|close| Closed { close })
+        self.push(&message)
     }
 
     /// Sends a value to this client alone, as JSON in a text message; like [`send`](Self::send) otherwise.
@@ -179,7 +199,7 @@ impl Socket {
     /// Cancelled, the socket is in the room, though perhaps not yet for other nodes.
     pub async fn join(&self, room: impl Into<RoomId>) -> Result<(), RoomError> {
         let room = Topic::room(room.into().as_str()).map_err(RoomError::invalid)?;
-        let joined = self.node.local.join(&self.end.sender(), &room).await;
+        let joined = self.node.join(&self.end.sender(), &room).await;
         joined.ok_or_else(|| RoomError::closed(self.ending()))
     }
 
@@ -305,8 +325,8 @@ impl Socket {
     /// # Cancel safety
     /// Cancelled, the closing goes on without you.
     pub async fn close(&mut self, close: Close) {
-        self.end.close(close);
-        poll_fn(|cx| self.end.poll_finished(cx)).await;
+        self.begin_close(close);
+        poll_fn(|cx| self.poll_finished(cx)).await;
     }
 
     /// What ended the socket, whoever began it, as it was on the wire: a reason of more than 123 bytes is
@@ -331,13 +351,43 @@ impl Socket {
         self.end.close_reason()
     }
 
-    fn poll_room(&self, cx: &mut Context<'_>) -> Poll<Result<(), Closed>> {
+    fn ending(&self) -> Close {
+        self.close_reason().unwrap_or(reason::DONE)
+    }
+}
+
+/// What it shares with a stream of events.
+impl Socket {
+    /// How it goes on, before its handler has it.
+    pub(crate) fn came_back(&mut self, resumed: Resumed) {
+        self.resumed = resumed;
+    }
+
+    pub(crate) fn sender(&self) -> Sender {
+        self.end.sender()
+    }
+
+    pub(crate) fn poll_room(&self, cx: &mut Context<'_>) -> Poll<Result<(), Closed>> {
         let room = self.end.poll_room(cx, self.node.local.outbox());
         room.map_err(|close| Closed { close })
     }
 
-    fn ending(&self) -> Close {
-        self.close_reason().unwrap_or(reason::DONE)
+    /// Into the room that there was.
+    pub(crate) fn push(&self, message: &Message) -> Result<(), Closed> {
+        let pushed = self.end.push(Frame::message(message));
+        pushed.map_err(|close| Closed { close })
+    }
+
+    pub(crate) fn begin_close(&self, close: Close) {
+        self.end.close(close);
+    }
+
+    pub(crate) fn poll_ended(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.end.poll_ended(cx)
+    }
+
+    pub(crate) fn poll_finished(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.end.poll_finished(cx)
     }
 }
 
@@ -368,9 +418,7 @@ impl Sink<Message> for Socket {
     }
 
     fn start_send(self: Pin<&mut Self>, message: Message) -> Result<(), Closed> {
-        self.end
-            .push(Frame::message(&message))
-            .map_err(|close| Closed { close })
+        self.push(&message)
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Result<(), Closed>> {

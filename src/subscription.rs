@@ -11,7 +11,7 @@ use crate::broadcast::Broadcaster;
 use crate::counts::Counted;
 use crate::local::admission::Refused;
 use crate::local::registry::Full;
-use crate::local::socket::ReaderEnd;
+use crate::local::subscription::Streamed;
 use crate::model::close::{Close, reason};
 use crate::model::error::{RoomError, SubscribeError};
 use crate::model::id::{RoomId, SocketId, UserId};
@@ -20,7 +20,8 @@ use crate::model::topic::Topic;
 use crate::node::Node;
 
 /// A socket of a user without a WebSocket: what is sent to her, on whichever node, comes as a stream of messages. For
-/// bots, bridges (server-sent events, GraphQL) and tests; made by [`Broadcaster::subscribe`].
+/// bots, bridges (GraphQL, MQTT) and tests; made by [`Broadcaster::subscribe`]. For server-sent events there is
+/// [`ClusterEvents`](crate::ClusterEvents).
 ///
 /// In all else it is a [`Socket`](crate::Socket). Rosters, presence and [`Stats`](crate::Stats) show and count it, limits and
 /// seats are its own, it is in rooms, and it is closed by whoever closes the user, by a newer one that takes its seat, or
@@ -57,32 +58,11 @@ use crate::node::Node;
 /// # Ok(())
 /// # }
 /// ```
-///
-/// A bridge to server-sent events; when the client goes, axum drops the stream, and with it the subscription:
-///
-/// ```
-/// use std::convert::Infallible;
-/// use axum::Extension;
-/// use axum::response::sse::{Event, KeepAlive, Sse};
-/// use axum_cluster::{Broadcaster, SubscribeError, UserId};
-/// use futures::{Stream, StreamExt};
-///
-/// async fn events(
-///     cluster: Broadcaster,
-///     Extension(user): Extension<UserId>,
-/// ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, SubscribeError> {
-///     let messages = cluster.subscribe(user).await?;
-///     let texts = messages.filter_map(async |message| message.into_text().ok());
-///     let events = texts.map(|text| Ok(Event::default().data(text.as_str())));
-///     Ok(Sse::new(events).keep_alive(KeepAlive::default()))
-/// }
-/// # let _app: axum::Router = axum::Router::new().route("/events", axum::routing::get(events));
-/// ```
 #[derive(Debug)]
 #[must_use = "dropping it ends it"]
 pub struct Subscription {
     node: Arc<Node>,
-    end: ReaderEnd,
+    streamed: Streamed,
 }
 
 impl Broadcaster {
@@ -129,7 +109,7 @@ async fn subscribe(node: &Arc<Node>, user: UserId) -> Result<Subscription, Subsc
     let reservation = reserved.ok_or_else(unfinished)?;
     Ok(Subscription {
         node: node.clone(),
-        end: reservation.map_err(|why| refused(node, why))?.subscribe(),
+        streamed: reservation.map_err(|why| refused(node, why))?.subscribe(),
     })
 }
 
@@ -157,12 +137,12 @@ fn refused(node: &Node, why: Refused) -> SubscribeError {
 impl Subscription {
     /// Its identity in the whole cluster.
     pub fn id(&self) -> SocketId {
-        self.end.id()
+        self.streamed.end.id()
     }
 
     /// Whose it is.
     pub fn user(&self) -> &UserId {
-        self.end.user()
+        self.streamed.end.user()
     }
 
     /// Joins a room, as [`Socket::join`](crate::Socket::join) does: when it returns, messages to the room from any node come
@@ -176,7 +156,7 @@ impl Subscription {
     pub async fn join(&self, room: impl Into<RoomId>) -> Result<(), RoomError> {
         let room = Topic::room(room.into().as_str()).map_err(RoomError::invalid)?;
         let local = &self.node.local;
-        let joined = local.begin_join(&self.end.sender(), &room);
+        let joined = local.begin_join(&self.streamed.end.sender(), &room);
         let joined = joined.ok_or_else(|| RoomError::closed(self.ending()))?;
         let local = local.clone();
         let heard = async move { local.wait_confirmed(joined.confirmation).await };
@@ -187,17 +167,19 @@ impl Subscription {
     /// Leaves a room, at once. A room it is not in is left already, and so is one whose id is unusable, of which the
     /// log tells.
     pub fn leave(&self, room: impl Into<RoomId>) {
-        self.node.local.leave_room(&self.end.sender(), &room.into());
+        self.node
+            .local
+            .leave_room(&self.streamed.end.sender(), &room.into());
     }
 
     /// The rooms it is in, in no order; when it has ended, those it was in at its end.
     pub fn rooms(&self) -> Vec<RoomId> {
-        self.node.local.rooms(&self.end.sender())
+        self.node.local.rooms(&self.streamed.end.sender())
     }
 
     /// What ended it, whoever began it. `None` while it lives. The stream may still have messages that came before.
     pub fn close_reason(&self) -> Option<Close> {
-        self.end.close_reason()
+        self.streamed.end.close_reason()
     }
 
     fn ending(&self) -> Close {
@@ -207,7 +189,7 @@ impl Subscription {
 
 impl Drop for Subscription {
     fn drop(&mut self) {
-        self.end.close(match std::thread::panicking() {
+        self.streamed.end.close(match std::thread::panicking() {
             true => reason::PANICKED,
             false => reason::DONE,
         });
@@ -221,6 +203,6 @@ impl Stream for Subscription {
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Message>> {
         // Who reads what never ends must let others run.
         ready!(pin!(consume_budget()).poll(cx));
-        self.end.poll_recv(cx)
+        self.streamed.end.poll_recv(cx)
     }
 }

@@ -105,6 +105,7 @@ impl ToNodes {
             local,
             nodes: Some(nodes),
             mark: None,
+            key: None,
         })
     }
 

@@ -8,6 +8,7 @@ mod eras;
 pub(crate) mod gaps;
 pub(crate) mod health;
 pub(crate) mod inbound;
+pub(crate) mod keyring;
 mod memory;
 pub(crate) mod outage;
 pub(crate) mod past;
@@ -39,6 +40,7 @@ use crate::bus::scope::Size;
 use crate::model::error::{ConnectError, PublishError};
 use crate::model::history::Histories;
 use crate::model::history::mark::{Clock, Mark, Marks, Number};
+use crate::model::history::token::Key;
 use crate::model::id::NodeId;
 use crate::model::partition::PartitionSet;
 use crate::model::topic::{Namespace, Topic, TopicKind};
@@ -249,6 +251,9 @@ pub(crate) trait Bus: fmt::Debug + Send + Sync {
         since: Option<&'a Marks>,
         limits: ReadLimits,
     ) -> BoxFuture<'a, Result<Past, Arc<str>>>;
+
+    /// What positions are signed with, the same for all nodes of the namespace.
+    fn key(&self) -> BoxFuture<'_, Result<Key, Arc<str>>>;
 
     /// How many nodes hear each of these topics.
     fn listening<'a>(&'a self, topics: &'a [Topic]) -> BoxFuture<'a, Result<Vec<usize>, Arc<str>>>;

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use std::slice;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -16,6 +17,7 @@ use crate::bus::control::Control;
 use crate::bus::echoes::Echoes;
 use crate::bus::eras::Eras;
 use crate::bus::inbound::{Content, Hearers, Inbound, Part, PeerWord};
+use crate::bus::keyring::Keyring;
 use crate::bus::past::{Keep, ReadLimits};
 use crate::bus::scope::{Reach, Route, Scope, Selection, Size};
 use crate::bus::seen::Seen;
@@ -26,7 +28,7 @@ use crate::measures::Since;
 use crate::model::close::Close;
 use crate::model::error::{PublishError, QueryError, SendError};
 use crate::model::history::mark::{Clock, Mark, Number};
-use crate::model::history::token::{self, Parts};
+use crate::model::history::token::{self, Key, Parts};
 use crate::model::history::{Histories, Kept};
 use crate::model::id::NodeId;
 use crate::model::manner::Manner;
@@ -47,6 +49,7 @@ pub(crate) struct Uplink {
     has_moved: AtomicBool,
     eras: Mutex<Eras>,
     histories: Histories,
+    pub(crate) keyring: Keyring,
     /// Where something is kept.
     echoes: Mutex<Echoes>,
     unkept: Mutex<Unkept>,
@@ -65,8 +68,10 @@ impl Uplink {
         bus: Arc<dyn Bus>,
         counters: Arc<Counters>,
         histories: Histories,
+        publish_timeout: Duration,
     ) -> Self {
         Self {
+            keyring: Keyring::new(bus.clone(), publish_timeout),
             node,
             own: Topic::node(node),
             bus,
@@ -439,7 +444,12 @@ impl Uplink {
         let topics = slice::from_ref(topic);
         let past = self.bus.read(topics, None, limits).await;
         let past = past.map_err(QueryError::bus)?;
-        let marks = past.cuts();
+        let key = self.keyring.key().await.map_err(QueryError::bus)?;
+        let parts = Parts {
+            clock: self.bus.clock(topic),
+            marks: past.cuts(),
+            ..Parts::default()
+        };
         let entries = past.topics.into_iter().find_map(|topic| topic.entries.ok());
         let entries = entries.unwrap_or_default();
         let messages = entries
@@ -449,7 +459,7 @@ impl Uplink {
         messages.drain(..messages.len().saturating_sub(history.messages));
         Ok(Kept {
             messages,
-            position: token::write(&Parts { marks }),
+            position: token::write(&parts, &key),
         })
     }
 
@@ -510,6 +520,7 @@ pub(crate) struct Sent {
     /// Other nodes that took it, where that can be known.
     pub(crate) nodes: Option<usize>,
     pub(crate) mark: Option<(Clock, Mark)>,
+    pub(crate) key: Option<Key>,
 }
 
 /// What of a message that the bus refused this node's own sockets have already.
@@ -536,6 +547,10 @@ impl Sending<'_> {
             Ok(published) => Ok(Sent {
                 nodes: self.is_known.then_some(published.nodes),
                 mark: published.mark,
+                key: match published.mark {
+                    Some(_) => self.uplink.keyring.signing().await,
+                    None => None,
+                },
             }),
             Err(error) => {
                 let counters = &self.uplink.counters;
@@ -581,6 +596,16 @@ fn read_kept(envelope: &[u8]) -> Option<Message> {
     match wire::decode(envelope).ok()?.action {
         Action::Text(text) => Some(Content::Text(text).message()),
         Action::Binary(bytes) => Some(Content::Binary(bytes).message()),
+        _ => None,
+    }
+}
+
+/// What is kept, as those get it who missed it.
+pub(crate) fn read_entry(envelope: &[u8]) -> Option<(Scope<'_>, Content<'_>)> {
+    let Envelope { scope, action, .. } = wire::decode(envelope).ok()?;
+    match action {
+        Action::Text(text) => Some((scope, Content::Text(text))),
+        Action::Binary(bytes) => Some((scope, Content::Binary(bytes))),
         _ => None,
     }
 }
@@ -631,7 +656,13 @@ mod tests {
             histories: Histories::default(),
         };
         let bus = Backend::memory().open(US, settings);
-        Uplink::new(US, bus.into(), Arc::default(), Histories::default())
+        Uplink::new(
+            US,
+            bus.into(),
+            Arc::default(),
+            Histories::default(),
+            Duration::from_secs(2),
+        )
     }
 
     fn garbage(uplink: &Uplink) -> u64 {

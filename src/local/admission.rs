@@ -9,16 +9,18 @@
 //! Whoever may end a socket looks for those that are registered. So the registration comes first, and then the question
 //! whether a drain has begun or its seat was taken meanwhile: in the other order it could miss both.
 
+use std::fmt;
 use std::mem::replace;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::SystemTime;
 
-use futures::future::join;
+use futures::future::{join, join_all};
 
 use super::Local;
 use super::expiry::Expiry;
 use super::registry::{About, Full, Member, Rooms};
+use super::socket::resuming::Telling;
 use super::socket::{DriverEnd, Ends, HandlerEnd, Registered, Sender, SweepEnd};
 use crate::bus::Confirmation;
 use crate::measures::Since;
@@ -36,6 +38,25 @@ pub(crate) enum Refused {
     /// The runtime is gone: nobody would ping the socket, or end it when its identity expires.
     RuntimeEnded,
     Full(Full),
+}
+
+impl Refused {
+    /// Whether the same client may enter later.
+    pub(crate) fn is_passing(self) -> bool {
+        !matches!(self, Self::InvalidUser(_))
+    }
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Draining => "the server is shutting down, try again",
+            Self::RuntimeEnded => "the server cannot open sockets now, try again later",
+            Self::Full(Full::Node) => "the server is full, try again later",
+            Self::Full(Full::User) => "too many sockets of this user",
+            Self::InvalidUser(error) => return write!(f, "user id: {error}"),
+        })
+    }
 }
 
 impl Local {
@@ -117,11 +138,32 @@ impl Local {
             self.bus.release(room);
         }
         joined?;
+        if is_new {
+            socket.moved(room, true);
+        }
         self.presence.touch(socket.user(), [room]);
         Some(Joined {
             is_new,
             confirmation,
         })
+    }
+
+    /// Puts a newcomer into its rooms; resolves when what is sent to them comes here.
+    pub(crate) fn begin_joins(
+        self: &Arc<Self>,
+        socket: &Sender,
+        rooms: &[Topic],
+    ) -> impl Future<Output = ()> + Send + use<> {
+        let joined = rooms
+            .iter()
+            .filter_map(|room| self.begin_join(socket, room));
+        let joined: Vec<Joined> = joined.collect();
+        let local = self.clone();
+        async move {
+            let heard = joined.into_iter();
+            let heard = heard.map(|joined| local.wait_confirmed(joined.confirmation));
+            join_all(heard).await;
+        }
     }
 
     /// Waits until a topic is heard. In an outage of the bus it does not; and if it takes too long, that
@@ -149,6 +191,7 @@ impl Local {
     pub(crate) fn leave(&self, socket: &Sender, room: &Topic) -> bool {
         let left = self.registry.write().leave(socket.id(), room);
         if left {
+            socket.moved(room, false);
             self.bus.release(room);
             self.presence.touch(socket.user(), [room]);
         }
@@ -221,6 +264,7 @@ impl Reservation {
         self,
         expiry: Option<Expiry>,
         description: Option<Description>,
+        holding: Option<Telling>,
     ) -> (HandlerEnd, DriverEnd, Registration) {
         let Ends {
             sender,
@@ -228,6 +272,9 @@ impl Reservation {
             driver,
             sweep,
         } = self.ends(expiry);
+        if let Some(telling) = holding {
+            sender.hold(telling);
+        }
         let registration = self.enter(&sender, sweep, description);
         (handler, driver, registration)
     }

@@ -1,15 +1,18 @@
 //! What reaches the sockets of this node.
 
+use std::cell::OnceCell;
 use std::sync::atomic::Ordering::Relaxed;
 
 use smallvec::SmallVec;
 use tokio::task::yield_now;
 
 use super::registry::{Member, Wanted};
+use super::socket::resuming::Numbered;
 use super::socket::{Flushed, Pushed, Sender};
 use super::{CHUNK, Local};
 use crate::bus::scope::Scope;
 use crate::model::close::Close;
+use crate::model::history::mark::{Clock, Number};
 use crate::model::manner::Manner;
 use crate::model::message::Message;
 use crate::ws::frame::Frame;
@@ -30,7 +33,10 @@ impl Local {
         }
         let frame = Frame::message(message);
         let limits = &self.settings.outbox;
-        let take = |socket: &Sender| self.record(socket, socket.send(&frame, manner, limits));
+        let take = |socket: &Sender| {
+            let is_meant = !is_excepted(socket, scope);
+            is_meant && self.record(socket, socket.send(&frame, manner, limits))
+        };
         let taken = in_chunks(&members, take).await;
         self.counters.delivered.fetch_add(taken as u64, Relaxed);
         self.counters.measures.fanned_out(taken as u64);
@@ -48,6 +54,7 @@ impl Local {
     pub(crate) fn collect(
         &self,
         scope: &Scope<'_>,
+        number: Option<(Clock, Number)>,
         manner: &Manner,
         frame: impl FnOnce() -> Frame,
     ) {
@@ -56,10 +63,25 @@ impl Local {
         if members.is_empty() {
             return;
         }
-        let frame = frame();
+        let (frame, marked) = (frame(), OnceCell::new());
+        let limits = &self.settings.outbox;
         let mut taken = 0;
         for socket in members {
-            let collected = socket.collect(&frame, manner, &self.settings.outbox);
+            if is_excepted(&socket, scope) {
+                continue;
+            }
+            let collected = match number {
+                None => socket.collect(&frame, manner, limits),
+                Some((clock, number)) => {
+                    let numbered = Numbered {
+                        clock,
+                        number,
+                        frame: &frame,
+                        marked: &marked,
+                    };
+                    socket.collect_numbered(&numbered, manner, limits)
+                }
+            };
             taken += u64::from(self.record(&socket, collected.pushed));
             if collected.wants_flush {
                 self.collected.lock().push(socket);
@@ -106,7 +128,7 @@ impl Local {
     /// Counts what became of a frame; whether it was taken.
     fn record(&self, socket: &Sender, pushed: Pushed) -> bool {
         match pushed {
-            Pushed::Taken | Pushed::Closed => {}
+            Pushed::Taken | Pushed::Known | Pushed::Closed => {}
             Pushed::Superseded => {
                 self.counters.superseded.fetch_add(1, Relaxed);
             }
@@ -130,6 +152,12 @@ impl Local {
         tracing::warn!(%socket, user = user.as_str(), dropped = lost, "slow consumer closed with 1013: if many are, send less or \
             raise `outbox_messages` or `outbox_bytes`");
     }
+}
+
+/// Whether it was another socket when it was excepted.
+fn is_excepted(socket: &Sender, scope: &Scope<'_>) -> bool {
+    let formerly = || socket.resuming(|resuming| resuming.formerly());
+    !scope.except.is_empty() && formerly().is_some_and(|it| scope.except.contains(&it))
 }
 
 async fn in_chunks(members: &[Sender], serve: impl Fn(&Sender) -> bool) -> usize {

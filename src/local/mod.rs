@@ -11,7 +11,7 @@ pub(crate) mod origin;
 pub(crate) mod registry;
 pub(crate) mod socket;
 mod sockets;
-mod subscription;
+pub(crate) mod subscription;
 mod sweeper;
 
 use std::sync::Arc;

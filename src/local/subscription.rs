@@ -1,51 +1,161 @@
-//! A socket without a client: it has no task, so that whoever ends it sees to its end.
+//! A socket that is read: a subscription, or one whose client takes what is said as the body of a response. It has no task
+//! that drives it, so that whoever ends it sees to its end.
 
+use std::mem::replace;
 use std::sync::Arc;
-use std::task::Wake;
+use std::task::{Context, Wake, Waker};
 
+use futures::task::AtomicWaker;
 use parking_lot::Mutex;
 
 use super::admission::{Registration, Reservation};
+use super::expiry::Expiry;
 use super::registry::Member;
-use super::socket::{Ends, ReaderEnd, Registered, Sender};
+use super::socket::resuming::Telling;
+use super::socket::{Ends, HandlerEnd, ReaderEnd, Registered, Sender};
+use crate::model::close::Close;
+use crate::model::description::Description;
 
-/// Gives back what a subscription has when it is woken, which is when something ends the socket.
-struct Ending {
+/// The reader of a socket. It stays watched over until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Streamed {
+    pub(crate) end: ReaderEnd,
+    ending: Arc<Ending>,
+}
+
+/// Gives back what such a socket has when it is woken, which is when something ends the socket.
+#[derive(Debug)]
+pub(crate) struct Ending {
     socket: Sender,
-    registration: Mutex<Option<Registration>>,
+    held: Mutex<Held>,
+    /// The handler, where there is one: in the place of its waker is this.
+    handler: AtomicWaker,
+}
+
+#[derive(Debug)]
+enum Held {
+    Registered(Box<Registration>),
+    /// Somebody is just unregistering it.
+    Taken,
+    Unregistered(#[expect(dead_code, reason = "it is held")] Box<Registration>),
+    /// Nobody reads any more.
+    Nothing,
 }
 
 impl Reservation {
     /// From now on the socket is reachable from every node; what comes waits for its reader. It is so until something
     /// ends it, at the latest the end of the reader.
-    pub(crate) fn subscribe(self) -> ReaderEnd {
+    pub(crate) fn subscribe(self) -> Streamed {
+        self.stream(None, None, false, None).0
+    }
+
+    /// The same for a reader that hands on to a client.
+    pub(crate) fn stream_to_client(
+        self,
+        expiry: Option<Expiry>,
+        description: Option<Description>,
+        holding: Option<Telling>,
+    ) -> (Streamed, HandlerEnd) {
+        self.stream(expiry, description, true, holding)
+    }
+
+    fn stream(
+        self,
+        expiry: Option<Expiry>,
+        description: Option<Description>,
+        has_client: bool,
+        holding: Option<Telling>,
+    ) -> (Streamed, HandlerEnd) {
         let Ends {
             sender,
+            handler,
             driver,
             sweep,
-            ..
-        } = self.ends(None);
-        let reader = ReaderEnd::instead_of(driver);
-        let registration = self.enter(&sender, sweep, None);
-        let ending = Ending {
+        } = self.ends(expiry);
+        if let Some(telling) = holding {
+            sender.hold(telling);
+        }
+        let end = ReaderEnd::instead_of(driver, has_client);
+        let registration = self.enter(&sender, sweep, description);
+        let ending = Arc::new(Ending {
             socket: sender,
-            registration: Mutex::new(Some(registration)),
+            held: Mutex::new(Held::Registered(registration.into())),
+            handler: AtomicWaker::new(),
+        });
+        end.when_ended(ending.clone().into());
+        (Streamed { end, ending }, handler)
+    }
+}
+
+impl Streamed {
+    /// What waits in the place of the handler, and wakes it.
+    pub(crate) fn ending(&self) -> Arc<Ending> {
+        self.ending.clone()
+    }
+}
+
+impl Drop for Streamed {
+    fn drop(&mut self) {
+        if let Some(close) = self.end.close_reason() {
+            self.ending.unregister(&close);
+        }
+        let held = replace(&mut *self.ending.held.lock(), Held::Nothing);
+        drop(held);
+    }
+}
+
+impl Ending {
+    /// Asks as the handler, in whose place this waits for the end.
+    pub(crate) fn poll<T>(
+        self: &Arc<Self>,
+        cx: &mut Context<'_>,
+        ask: impl FnOnce(&mut Context<'_>) -> T,
+    ) -> T {
+        self.handler.register(cx.waker());
+        ask(&mut Context::from_waker(&Waker::from(self.clone())))
+    }
+
+    /// The handler may say more.
+    pub(crate) fn wake_handler(&self) {
+        self.handler.wake();
+    }
+
+    /// Unreachable from now on. The node keeps time for it until nobody reads it any more.
+    fn unregister(&self, close: &Close) {
+        let Some(mut registration) = self.held.lock().take() else {
+            return;
         };
-        reader.when_ended(Arc::new(ending).into());
-        reader
+        registration.unregister(close);
+        let socket = self.socket.id();
+        tracing::debug!(%socket, code = close.code.0, reason = close.reason.as_str(), "socket closed");
+        let mut held = self.held.lock();
+        if let Held::Taken = *held {
+            *held = Held::Unregistered(registration);
+            return;
+        }
+        drop(held);
+        drop(registration);
+    }
+}
+
+impl Held {
+    /// To unregister it, once.
+    fn take(&mut self) -> Option<Box<Registration>> {
+        match replace(self, Self::Taken) {
+            Self::Registered(registration) => Some(registration),
+            other => {
+                *self = other;
+                None
+            }
+        }
     }
 }
 
 impl Wake for Ending {
     fn wake(self: Arc<Self>) {
-        let Some(close) = self.socket.close_reason() else {
-            return;
-        };
-        let registration = self.registration.lock().take();
-        if let Some(mut registration) = registration {
-            registration.unregister(&close);
-            let socket = self.socket.id();
-            tracing::debug!(%socket, code = close.code.0, reason = close.reason.as_str(), "socket closed");
+        if let Some(close) = self.socket.close_reason() {
+            self.unregister(&close);
         }
+        self.handler.wake();
     }
 }

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use crate::model::history::mark::{Clock, Mark};
 use crate::model::history::position::Position;
-use crate::model::history::token::{self, Parts};
+use crate::model::history::token::{self, Key, Parts};
 
 /// What became of a send. As JSON: `local`, `nodes`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
@@ -14,6 +14,9 @@ pub struct Delivery {
     /// The number under which it is kept.
     #[serde(skip)]
     pub(crate) mark: Option<(Clock, Mark)>,
+    /// What its position is signed with.
+    #[serde(skip)]
+    pub(crate) key: Option<Key>,
 }
 
 impl Delivery {
@@ -33,8 +36,13 @@ impl Delivery {
     /// where nothing is kept ([`ClusterBuilder::user_history`](crate::ClusterBuilder::user_history)), and for a union of targets
     /// that are not all in one place (in a Redis Cluster, or with several Redises).
     pub fn position(&self) -> Option<Position> {
-        let marks = [self.mark?].into_iter().collect();
-        Some(token::write(&Parts { marks }))
+        let (clock, mark) = self.mark?;
+        let parts = Parts {
+            marks: [(clock, mark)].into_iter().collect(),
+            clock,
+            ..Parts::default()
+        };
+        Some(token::write(&parts, &self.key?))
     }
 }
 
@@ -86,6 +94,7 @@ mod tests {
             local: 1,
             nodes: None,
             mark: None,
+            key: None,
         };
         let json = serde_json::to_string(&delivery).unwrap();
         assert_eq!(json, r#"{"local":1,"nodes":null}"#);

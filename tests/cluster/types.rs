@@ -10,15 +10,15 @@ use std::time::Duration;
 use axum::response::IntoResponse;
 use axum_cluster::{
     Audience, Backend, BadMessage, BadMessageKind, Broadcaster, BroadcasterBuilder, Close,
-    CloseCode, Closed, ClosedKind, Cluster, ClusterBuilder, ClusterLayer, ClusterRejection,
-    ClusterService, ClusterSocket, ConnectError, ConnectErrorKind, Count, Delivery,
-    DescriptionError, DescriptionErrorKind, Gap, Gaps, Health, HealthChanges, History, InvalidId,
-    InvalidNodeId, InvalidPosition, InvalidSocketId, Kept, Message, Missed, Move, Moves, NodeId,
-    NodeInfo, NodeMessage, NodeMessages, Outcome, OverLimit, Position, Presence, PresenceChange,
-    QueryError, QueryErrorKind, Redis, Resumed, RoomError, RoomErrorKind, RoomId, Roster,
-    SendError, SendErrorKind, SendJsonError, SendJsonErrorKind, SlowConsumer, Socket, SocketId,
-    SocketInfo, StatKind, Stats, SubscribeError, SubscribeErrorKind, Subscription, ToNodes,
-    Unauthenticated, UserId, Utf8Bytes,
+    CloseCode, Closed, ClosedKind, Cluster, ClusterBuilder, ClusterEvents, ClusterLayer,
+    ClusterRejection, ClusterService, ClusterSocket, ConnectError, ConnectErrorKind, Count,
+    Delivery, DescriptionError, DescriptionErrorKind, Events, Gap, Gaps, Health, HealthChanges,
+    History, InvalidId, InvalidNodeId, InvalidPosition, InvalidSocketId, Kept, Message, Missed,
+    Move, Moves, NodeId, NodeInfo, NodeMessage, NodeMessages, Outcome, OverLimit, Position,
+    Presence, PresenceChange, QueryError, QueryErrorKind, Redis, Resumed, RoomError, RoomErrorKind,
+    RoomId, Roster, SendError, SendErrorKind, SendJsonError, SendJsonErrorKind, SlowConsumer,
+    Socket, SocketId, SocketInfo, StatKind, Stats, SubscribeError, SubscribeErrorKind,
+    Subscription, ToNodes, Unauthenticated, UserId, Utf8Bytes,
 };
 use futures::{Sink, Stream};
 use serde::Serialize;
@@ -54,6 +54,7 @@ assert_impl! {
     Delivery,
     DescriptionError,
     DescriptionErrorKind,
+    Events,
     Gap,
     Gaps,
     Health,
@@ -104,7 +105,7 @@ assert_impl! {
     Utf8Bytes:
     Send + Sync + Unpin + Debug + 'static
 }
-assert_impl! { ClusterRejection, ClusterSocket: Send + Sync + Unpin + Debug + 'static }
+assert_impl! { ClusterEvents, ClusterRejection, ClusterSocket: Send + Sync + Unpin + Debug + 'static }
 #[cfg(feature = "dashboard")]
 assert_impl! {
     axum_cluster::Dashboard:

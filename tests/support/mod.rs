@@ -5,6 +5,7 @@
 pub mod arguments;
 pub mod balancer;
 pub mod client;
+pub mod events;
 pub mod figures;
 pub mod node;
 pub mod program;

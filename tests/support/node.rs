@@ -8,7 +8,8 @@ use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::{Router, routing::any};
 use axum_cluster::{
-    Broadcaster, Close, Cluster, ClusterSocket, Health, NodeId, Socket, SocketId, UserId,
+    Broadcaster, Close, Cluster, ClusterEvents, ClusterSocket, Health, NodeId, Socket, SocketId,
+    UserId,
 };
 use serde_json::json;
 use tokio::net::TcpSocket;
@@ -37,7 +38,10 @@ pub struct TestNode {
 impl TestNode {
     pub async fn start(cluster: Cluster) -> Self {
         let (sender, ended) = mpsc::unbounded_channel();
-        let app = Router::new().route("/ws", any(ws)).with_state(sender);
+        let app = Router::new()
+            .route("/ws", any(ws))
+            .route("/events", any(events))
+            .with_state(sender);
         let app = app
             .layer(cluster.layer())
             .layer(middleware::from_fn(authenticate));
@@ -131,6 +135,10 @@ async fn ws(State(ended): State<mpsc::UnboundedSender<Ended>>, socket: ClusterSo
             // Nobody may be interested.
             let _ = ended.send(end);
         })
+}
+
+async fn events(events: ClusterEvents) -> Response {
+    events.stream()
 }
 
 /// Does what the client says, and echoes what is no command.

@@ -10,6 +10,7 @@ use super::{Hub, Parcel, Places};
 use crate::bus::past::store::Store;
 use crate::bus::past::{Entry, Keep, Past, ReadLimits, TopicPast};
 use crate::model::history::mark::{Clock, Mark, Marks, Number, Run};
+use crate::model::history::token::Key;
 use crate::model::history::{History, Missed};
 use crate::model::topic::Topic;
 
@@ -21,6 +22,7 @@ struct State {
     /// Made when the first is kept.
     run: Option<Run>,
     store: Store,
+    key: Option<Key>,
     /// What is numbered, and was not heard.
     unheard: VecDeque<Unheard>,
     /// Somebody tells it at present, and will tell what comes meanwhile.
@@ -37,6 +39,11 @@ struct Unheard {
 }
 
 impl Archive {
+    /// What positions are signed with.
+    pub(super) fn key(&self) -> Key {
+        *self.0.lock().key.get_or_insert_with(Key::random)
+    }
+
     /// Numbers and keeps it. The last of its marks, and whether the caller has to [tell](Hub::tell) what is unheard.
     pub(super) fn add(&self, parcel: &Parcel, keep: &Keep, places: &Places) -> (Mark, bool) {
         let (mut state, now) = (self.0.lock(), micros());

@@ -29,6 +29,7 @@ use crate::bus::past::{Keep, Past, ReadLimits};
 use crate::bus::scope::Size;
 use crate::model::error::PublishError;
 use crate::model::history::mark::{Clock, Marks};
+use crate::model::history::token::Key;
 use crate::model::history::{Histories, History};
 use crate::model::id::{NodeId, SocketId};
 use crate::model::topic::{Namespace, Topic};
@@ -341,6 +342,15 @@ impl Bus for MemoryBus {
             true => Err(CUT.into()),
         };
         future::ready(read).boxed()
+    }
+
+    fn key(&self) -> BoxFuture<'_, Result<Key, Arc<str>>> {
+        let is_cut = self.hub.faults.read().is_cut(self.node);
+        let key = match is_cut {
+            false => Ok(self.hub.archive.key().within(self.namespace.as_str())),
+            true => Err(CUT.into()),
+        };
+        future::ready(key).boxed()
     }
 
     fn listening<'a>(&'a self, topics: &'a [Topic]) -> BoxFuture<'a, Result<Vec<usize>, Arc<str>>> {

@@ -238,6 +238,15 @@ pub(super) fn eval(script: &str) -> Cmd {
 }
 
 /// Runs a script that Redis knows by its digest; its keys and arguments are to be added.
+/// Asks for what positions are signed with, or keeps what was made.
+pub(super) fn key((script, digest): (&str, &str), clock: &str, made: &str) -> [Cmd; 2] {
+    let mut load = redis::cmd("SCRIPT");
+    load.arg("LOAD").arg(script);
+    let mut ask = evalsha(digest);
+    ask.arg(1).arg(clock).arg(made);
+    [load, ask]
+}
+
 pub(super) fn evalsha(digest: &str) -> Cmd {
     let mut command = redis::cmd("EVALSHA");
     command.arg(digest);

@@ -25,13 +25,16 @@ use tokio::time::{Instant, timeout};
 use super::advice::{is_unfit, is_wrong_server, tells_no_role};
 use super::command::{self, Dialect};
 use super::endpoint::OPENING;
-use super::past::READ;
 use super::past::keeper::{Keeper, NO_RUN, field};
 use super::past::read::{Readings, Unread};
+use super::past::{KEY, READ};
 use super::topology::Topology;
 use super::words;
+use crate::model::history::token::Key;
 
 /// Channels in one command: Redis serves nobody else meanwhile.
+const NO_KEY: &str =
+    "redis keeps a key of positions that is none of ours: delete the field `key` of the hash";
 const BATCH: usize = 1000;
 
 /// How many hear each channel, and whether the partition of each mark is there.
@@ -255,6 +258,20 @@ impl Connection {
         }
         readings.again(unread);
         Ok(true)
+    }
+
+    /// What positions are signed with; the first to ask makes it.
+    pub(super) async fn key(&mut self, clock: &str) -> RedisResult<Key> {
+        let mut commands = Commands::new();
+        let [load, ask] = command::key((KEY.text, &KEY.digest), clock, &Key::random().to_string());
+        commands.add_command(load);
+        commands.add_command(ask);
+        let answers: RedisResult<Vec<Value>> = self.run(&commands).await?.into_iter().collect();
+        let key = match answers?.pop() {
+            Some(Value::BulkString(text)) => std::str::from_utf8(&text).ok().and_then(Key::read),
+            _ => None,
+        };
+        key.ok_or_else(|| io::Error::other(NO_KEY).into())
     }
 
     async fn prepare(&mut self) -> RedisResult<Keeper> {

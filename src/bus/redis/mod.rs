@@ -66,6 +66,7 @@ use crate::bus::past::{Keep, Past, ReadLimits};
 use crate::bus::scope::Size;
 use crate::model::error::PublishError;
 use crate::model::history::mark::{Clock, Marks};
+use crate::model::history::token::Key;
 use crate::model::id::NodeId;
 use crate::model::partition::PartitionSet;
 use crate::model::topic::Topic;
@@ -237,6 +238,10 @@ impl Bus for RedisBus {
         limits: ReadLimits,
     ) -> BoxFuture<'a, Result<Past, Arc<str>>> {
         self.placement.read(topics, since, limits).boxed()
+    }
+
+    fn key(&self) -> BoxFuture<'_, Result<Key, Arc<str>>> {
+        self.placement.key().boxed()
     }
 
     fn listening<'a>(&'a self, topics: &'a [Topic]) -> BoxFuture<'a, Result<Vec<usize>, Arc<str>>> {

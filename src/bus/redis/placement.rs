@@ -28,6 +28,7 @@ use crate::bus::scope::Size;
 use crate::bus::{Confirmation, Listener, Published};
 use crate::model::error::PublishError;
 use crate::model::history::mark::{Clock, Marks};
+use crate::model::history::token::Key;
 use crate::model::partition::{Partition, PartitionSet};
 use crate::model::topic::Topic;
 use crate::quota::SeatLimit;
@@ -309,6 +310,13 @@ impl Placement {
         Ok(Past {
             topics: topics.iter().zip(pasts).map(of).collect(),
         })
+    }
+
+    /// What positions are signed with. It is in one place, as the topic of all sockets is.
+    pub(super) async fn key(&self) -> Result<Key, Arc<str>> {
+        let all = Topic::all();
+        let shard = self.on(&all, |shard| shard.clone());
+        shard.key(&all).await
     }
 
     /// How many hear each topic.

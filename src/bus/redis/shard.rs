@@ -37,6 +37,7 @@ use crate::bus::scope::Size;
 use crate::bus::{BusSettings, Confirmation, Listener, Published};
 use crate::model::error::PublishError;
 use crate::model::history::mark::{Clock, Marks};
+use crate::model::history::token::Key;
 use crate::model::id::NodeId;
 use crate::model::partition::{Partition, PartitionSet};
 use crate::model::topic::Topic;
@@ -495,6 +496,22 @@ impl Shard {
                 }
                 Err(_) => return Err("redis did not answer in time".into()),
             }
+        }
+    }
+
+    /// What positions are signed with, kept beside the clock of this topic.
+    pub(super) async fn key(&self, topic: &Topic) -> Result<Key, Arc<str>> {
+        let clock = self.channels.clock(topic);
+        let deadline = Instant::now() + self.common.settings.publish_timeout;
+        let mut connection = match timeout_at(deadline, self.questions.get()).await {
+            Ok(Ok(connection)) => connection,
+            Ok(Err(RunError::User(error))) => return Err(explain(&self.advice, &error)),
+            Ok(Err(RunError::TimedOut)) | Err(_) => return Err(self.unopened()),
+        };
+        match timeout_at(deadline, connection.key(&clock)).await {
+            Ok(Ok(key)) => Ok(key),
+            Ok(Err(error)) => Err(self.advice.on(&words(&error))),
+            Err(_) => Err("redis did not answer in time".into()),
         }
     }
 

@@ -58,8 +58,9 @@ pub(super) enum Writer<W> {
     Task,
     /// Whoever has something to say and finds nothing queued; the task finishes what the kernel does not take.
     Shared(W),
-    /// Nobody: the reader of a subscription takes what is queued, one after the other.
-    Reader,
+    /// Nobody: a reader takes what is queued, one after the other. It is a subscription's, or it hands on to a client,
+    /// for whom time is kept.
+    Reader { has_client: bool },
     /// Nobody: our side of the stream is shut, or it is gone.
     Shut,
 }
@@ -112,6 +113,8 @@ impl<W: SharedWriter> Core<W> {
         if !self.life.is_open() {
             return Pushed::Closed;
         }
+        let worded = self.worded(frame);
+        let frame = worded.as_ref().unwrap_or(frame);
         if let Writer::Shared(stream) = &self.writer
             && self.queue.is_empty()
         {
@@ -140,6 +143,8 @@ impl<W: SharedWriter> Core<W> {
         limits: &OutboxLimits,
         now: impl Now,
     ) -> Collected {
+        let worded = self.worded(frame);
+        let frame = worded.as_ref().unwrap_or(frame);
         let pushed = match self.life.is_open() {
             true => self.enqueue(frame, manner, limits, now),
             false => Pushed::Closed,
@@ -170,7 +175,7 @@ impl<W: SharedWriter> Core<W> {
         }
         match self.writer {
             Writer::Shared(_) => Flushed::Here,
-            Writer::Task | Writer::Reader | Writer::Shut => Flushed::ByTask,
+            Writer::Task | Writer::Reader { .. } | Writer::Shut => Flushed::ByTask,
         }
     }
 
@@ -186,7 +191,7 @@ impl<W: SharedWriter> Core<W> {
     }
 
     /// Queues a frame, if there is a way to make room for it.
-    fn enqueue(
+    pub(super) fn enqueue(
         &mut self,
         frame: &Frame,
         manner: &Manner,
@@ -230,8 +235,8 @@ impl<W: SharedWriter> Core<W> {
         }
         match self.writer {
             // What is collected for one is bounded by the bus.
-            Writer::Task | Writer::Reader if self.due.flush => true,
-            Writer::Task | Writer::Reader => {
+            Writer::Task | Writer::Reader { .. } if self.due.flush => true,
+            Writer::Task | Writer::Reader { .. } => {
                 self.due.task && self.queue.admits_burst(frame, limits)
             }
             Writer::Shared(_) if self.due.flush || self.due.task => {
@@ -266,15 +271,17 @@ impl<W: SharedWriter> Core<W> {
         if let Some(close) = self.life.close() {
             return Err(close.clone());
         }
+        let frame = self.worded(&frame).unwrap_or(frame);
         self.queue.push(frame);
         self.leave_to_task();
         Ok(())
     }
 
-    /// Whether the stream is gone.
+    /// Whether the stream is gone. A reader that hands on to a client may not come any more: it is given up before.
     pub(super) fn finished(&self) -> Poll<()> {
         match self.life {
             Life::Finished(_) => Poll::Ready(()),
+            Life::Cut(_) if self.hands_on() => Poll::Ready(()),
             _ => Poll::Pending,
         }
     }
@@ -315,7 +322,7 @@ impl<W: SharedWriter> Core<W> {
     /// Where the task stands with its socket.
     pub(super) fn stage(&self) -> Stage {
         match self.life {
-            Life::Open => Stage::Open,
+            Life::Open | Life::Resuming(_) => Stage::Open,
             Life::Ending(_) => Stage::Ending,
             Life::Cut(_) | Life::Finished(_) => Stage::Cut,
         }

@@ -66,6 +66,16 @@ impl HandlerEnd {
         Poll::Ready(message)
     }
 
+    /// Waits until something ends the socket.
+    pub(crate) fn poll_ended(&self, cx: &mut Context<'_>) -> Poll<()> {
+        poll_locked(
+            &self.0.core,
+            cx,
+            |core| &mut core.wakers.handler,
+            |core| core.ended(),
+        )
+    }
+
     /// Waits until the stream is gone.
     pub(crate) fn poll_finished(&self, cx: &mut Context<'_>) -> Poll<()> {
         poll_locked(

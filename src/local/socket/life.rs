@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::resuming::Resuming;
 use crate::local::CLOSING;
 use crate::local::heartbeat::discounted;
 use crate::model::close::Close;
@@ -29,6 +30,8 @@ use crate::model::close::Close;
 /// Boxed, since nearly all sockets have none.
 pub(super) enum Life {
     Open,
+    /// Its client may come back and go on where it was.
+    Resuming(Box<Resuming>),
     /// The Close frame is queued or written, and the client's is awaited until then.
     Ending(Box<Ending>),
     /// Nothing is written any more: the stream is to be dropped.
@@ -45,7 +48,7 @@ pub(super) struct Ending {
 
 impl Life {
     pub(super) fn is_open(&self) -> bool {
-        matches!(self, Self::Open)
+        matches!(self, Self::Open | Self::Resuming(_))
     }
 
     /// Whether nothing is written any more.
@@ -56,9 +59,16 @@ impl Life {
     /// What ended it, once something has.
     pub(super) fn close(&self) -> Option<&Close> {
         match self {
-            Self::Open => None,
+            Self::Open | Self::Resuming(_) => None,
             Self::Ending(ending) => Some(&ending.close),
             Self::Cut(close) | Self::Finished(close) => Some(close),
+        }
+    }
+
+    pub(super) fn resuming(&mut self) -> Option<&mut Resuming> {
+        match self {
+            Self::Resuming(resuming) => Some(resuming),
+            _ => None,
         }
     }
 
@@ -105,7 +115,7 @@ impl Life {
 
     fn take_close(&mut self) -> Option<Box<Close>> {
         match replace(self, Self::Open) {
-            Self::Open => None,
+            Self::Open | Self::Resuming(_) => None,
             Self::Ending(ending) => Some(Box::new(ending.close)),
             Self::Cut(close) | Self::Finished(close) => Some(close),
         }
@@ -135,7 +145,7 @@ mod tests {
 
     fn stage(life: &Life) -> usize {
         match life {
-            Life::Open => 0,
+            Life::Open | Life::Resuming(_) => 0,
             Life::Ending(_) => 1,
             Life::Cut(_) => 2,
             Life::Finished(_) => 3,

@@ -13,7 +13,8 @@
 //! ```
 //!
 //! A subscription is a socket without a client: in the place of `Socket` and `Driver` is one reader with the
-//! [`ReaderEnd`], which takes from the queue what a driver would write.
+//! [`ReaderEnd`], which takes from the queue what a driver would write. A stream of events has such a reader in the place of
+//! the driver, which hands on to its client.
 //!
 //! Whoever has something to say writes it. A sender writes its frame straight into the TCP stream, under the socket's
 //! lock and without a waker, as long as nothing is queued; what the kernel does not take is queued, and the socket's own
@@ -32,11 +33,13 @@ mod core;
 mod driver;
 mod handler;
 mod inbox;
+mod keeping;
 mod life;
 mod outcome;
 mod queue;
 mod reader;
 mod reading;
+pub(crate) mod resuming;
 mod sender;
 pub(crate) mod span;
 mod sweep;

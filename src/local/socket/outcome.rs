@@ -12,6 +12,8 @@ pub(crate) enum Pushed {
     LeftOut,
     /// The client is too slow: its socket ends, with this many messages discarded.
     Overflowed(usize),
+    /// It has it already.
+    Known,
     /// The socket has ended.
     Closed,
 }

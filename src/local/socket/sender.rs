@@ -6,6 +6,7 @@ use tokio::time::Instant;
 
 use super::Shared;
 use super::outcome::{Collected, Flushed, Pushed};
+use super::resuming::{Numbered, Resuming, Telling};
 use crate::local::registry::{Member, Rooms};
 use crate::model::close::Close;
 use crate::model::id::{SocketId, UserId};
@@ -44,6 +45,38 @@ impl Sender {
     ) -> Collected {
         self.0
             .change(|core| core.collect(frame, manner, limits, Instant::now))
+    }
+
+    /// The same of what is kept.
+    pub(crate) fn collect_numbered(
+        &self,
+        numbered: &Numbered<'_>,
+        manner: &Manner,
+        limits: &OutboxLimits,
+    ) -> Collected {
+        self.0
+            .change(|core| core.collect_numbered(numbered, manner, limits, Instant::now))
+    }
+
+    /// Its client may come back and go on: what is kept waits, until it is [released](Self::release).
+    pub(crate) fn hold(&self, telling: Telling) {
+        let resuming = Resuming::new(self.0.id, telling);
+        self.0.change(|core| core.hold(resuming));
+    }
+
+    /// What its client missed is known, or what it missed of a room.
+    pub(crate) fn release(&self, say: impl FnOnce(&mut Resuming) -> Vec<Frame>) {
+        self.0.change(|core| core.release(say));
+    }
+
+    /// What only a socket has whose client may come back.
+    pub(crate) fn resuming<T>(&self, ask: impl FnOnce(&mut Resuming) -> Option<T>) -> Option<T> {
+        self.0.core.lock().life.resuming().and_then(ask)
+    }
+
+    /// It is in this room from now on, or no longer.
+    pub(crate) fn moved(&self, room: &Topic, is_in: bool) {
+        self.release(|resuming| resuming.moved(room.as_str(), is_in).into_iter().collect());
     }
 
     /// Ends the socket like [`close`](Self::close), but says so with what else is collected. Whether it asks

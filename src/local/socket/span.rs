@@ -25,3 +25,8 @@ pub(crate) fn record_end(close: &Close) {
         span.record("code", close.code.0);
     }
 }
+
+/// A handler of the app panicked, which ends its own socket only.
+pub(crate) fn record_panic(socket: SocketId, user: &UserId) {
+    tracing::error!(%socket, user = user.as_str(), "the handler panicked: its socket is closed with 1011, the node goes on");
+}

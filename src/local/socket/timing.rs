@@ -36,7 +36,8 @@ impl<W: SharedWriter> Core<W> {
             self.close(reason::EXPIRED, || now);
             return Swept::Fine;
         }
-        if let Writer::Reader = self.writer {
+        self.release(|resuming| resuming.forget_rooms(now).into_iter().collect());
+        if let Writer::Reader { has_client: false } = self.writer {
             // There is no client, and a reader may take its time within the limits of its outbox.
             return Swept::Fine;
         }

@@ -100,7 +100,7 @@ impl<W: SharedWriter> Core<W> {
         let stream = match &self.writer {
             _ if self.life.is_cut() => return Some((false, Ok(()))),
             Writer::Shared(stream) => stream,
-            Writer::Task | Writer::Reader => return None,
+            Writer::Task | Writer::Reader { .. } => return None,
             Writer::Shut => return Some((false, Ok(()))),
         };
         self.due.task = false;

@@ -141,6 +141,8 @@ pub enum Resumed {
         /// So many messages it got again at its beginning, since it had missed them.
         replayed: usize,
     },
+    /// Nobody can tell yet, since the bus is down: what it missed comes when that is over, before anything newer that is kept.
+    Later,
     /// What it missed cannot be told: the app has to fetch its state anew.
     Missed(Missed),
 }
@@ -157,6 +159,18 @@ pub enum Missed {
     Forgotten,
     /// The position is not one of this user in this namespace.
     Foreign,
+}
+
+impl Missed {
+    /// As a client is told.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Late => "late",
+            Self::TooMany => "too-many",
+            Self::Forgotten => "forgotten",
+            Self::Foreign => "foreign",
+        }
+    }
 }
 
 /// Most messages that may be kept of an audience.

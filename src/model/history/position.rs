@@ -27,6 +27,11 @@ impl Position {
     /// Longest text.
     pub(crate) const MOST: usize = 4 * 1024;
 
+    /// Of which nothing is understood.
+    pub(crate) fn nothing() -> Self {
+        Self("-".into())
+    }
+
     pub(crate) fn as_str(&self) -> &str {
         &self.0
     }

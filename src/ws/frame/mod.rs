@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 pub(crate) use self::decoder::{Decoder, Heard, Violation};
 use crate::model::close::Close;
+use crate::model::history::mark::Number;
 use crate::model::message::{Message, Utf8Bytes};
 
 const CONTINUATION: u8 = 0x0;
@@ -18,6 +19,9 @@ const PONG: u8 = 0xa;
 
 const FIN: u8 = 0x80;
 const MASKED: u8 = 0x80;
+
+/// What begins the texts that are no app's, where a client is told positions.
+pub(crate) const MARK: char = '\u{1}';
 
 /// A frame as it goes onto the wire: encoded once, shared by all who get it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +43,41 @@ impl Frame {
         }
     }
 
+    /// The same behind a text with its number, for a client that is told positions.
+    pub(crate) fn marked(&self, number: Number) -> Self {
+        let mark = Self::text(&format!("{MARK}{}", number.0));
+        Self([mark.as_bytes(), self.as_bytes()].concat().into())
+    }
+
+    /// Apart from its number, if it has one.
+    pub(crate) fn unmarked(self) -> (Option<Number>, Self) {
+        let whole = &self.0;
+        let is_short_text = matches!(whole.first(), Some(first) if *first == FIN | TEXT);
+        let mark = match whole.get(1) {
+            Some(length @ 2..=125) if is_short_text => 2 + usize::from(*length),
+            _ => return (None, self),
+        };
+        if whole.len() <= mark {
+            return (None, self);
+        }
+        let digits = std::str::from_utf8(&whole[3..mark]).ok();
+        let number = digits.and_then(|digits| digits.parse().ok()).map(Number);
+        (number, Self(whole.slice(mark..)))
+    }
+
+    /// A text of the app as a client gets it that is told positions.
+    pub(crate) fn told_apart(&self) -> Option<Self> {
+        let header = match self.0.get(1)? {
+            126 => 4,
+            127 => 10,
+            _ => 2,
+        };
+        let payload = self.0.get(header..)?;
+        let is_text = self.0.first() == Some(&(FIN | TEXT));
+        let begins_so = is_text && payload.first() == Some(&(MARK as u8));
+        begins_so.then(|| Self::new(TEXT, &[&[MARK as u8], payload]))
+    }
+
     /// A Close frame; without a body when the code may not be sent.
     pub(crate) fn close(close: &Close) -> Self {
         match close.is_sendable() {
@@ -57,6 +96,10 @@ impl Frame {
     /// Answers a ping with its own payload, at most 125 bytes.
     pub(crate) fn pong(payload: &[u8]) -> Self {
         Self::new(PONG, &[payload])
+    }
+
+    pub(crate) fn is_ping(&self) -> bool {
+        self.0.first() == Some(&(FIN | PING))
     }
 
     pub(crate) fn is_pong(&self) -> bool {

@@ -19,6 +19,8 @@ pub(super) static APPEND: LazyLock<Script> =
     LazyLock::new(|| Script::new(include_str!("append.lua")));
 /// Tells what came since a position.
 pub(super) static READ: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("read.lua")));
+/// Tells what positions are signed with.
+pub(super) static KEY: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("key.lua")));
 
 /// A script, and the digest by which Redis knows it.
 #[derive(Debug)]

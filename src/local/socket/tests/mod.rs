@@ -923,7 +923,7 @@ fn play(
             Pushed::Dropped(count) => lost += count,
             // The one that overflowed was never taken.
             Pushed::Overflowed(count) => lost += count - 1,
-            Pushed::Taken | Pushed::Closed => {}
+            Pushed::Taken | Pushed::Known | Pushed::Closed => {}
             Pushed::Superseded | Pushed::LeftOut => panic!("every one is in its turn"),
         }
         if pushed.is_taken() {

@@ -303,7 +303,7 @@ impl World {
                 self.lost += count - 1;
                 self.ends(reason::SLOW);
             }
-            Pushed::Taken | Pushed::Closed => {}
+            Pushed::Taken | Pushed::Known | Pushed::Closed => {}
         }
         if pushed.is_taken() {
             if pushed == Pushed::Superseded {

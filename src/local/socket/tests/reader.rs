@@ -13,6 +13,15 @@ struct Subscribed {
 }
 
 fn subscribed() -> Subscribed {
+    read(false)
+}
+
+/// One whose reader hands on to a client.
+fn streamed() -> Subscribed {
+    read(true)
+}
+
+fn read(has_client: bool) -> Subscribed {
     let Ends {
         sender,
         driver,
@@ -22,7 +31,7 @@ fn subscribed() -> Subscribed {
     Subscribed {
         sender,
         sweep,
-        reader: ReaderEnd::instead_of(driver),
+        reader: ReaderEnd::instead_of(driver, has_client),
     }
 }
 
@@ -34,6 +43,15 @@ impl Subscribed {
     fn read(&self) -> Poll<Option<Message>> {
         self.reader
             .poll_recv(&mut Context::from_waker(Waker::noop()))
+    }
+
+    fn frame(&self) -> Poll<Option<Frame>> {
+        self.reader
+            .poll_frame(&mut Context::from_waker(Waker::noop()))
+    }
+
+    fn sweep_at(&self, now: Instant) -> Swept {
+        self.sweep.sweep(at(now), Duration::ZERO, &TIMES)
     }
 
     fn texts(&self) -> Vec<String> {
@@ -118,21 +136,98 @@ fn messages_of_every_size_come_as_they_were_sent() {
 fn time_demands_nothing_of_a_reader() {
     let socket = subscribed();
     let limits = limits(9, 1000, SlowConsumer::Close);
-    let times = HeartbeatTimes {
-        ping_interval: Duration::from_secs(25),
-        pong_timeout: Duration::from_secs(20),
-        write_timeout: Duration::from_secs(10),
-    };
     socket.say("x", &Manner::InTurn, &limits);
     let start = Instant::now();
     for hours in 0..48 {
-        let now = at(start + Duration::from_secs(3600 * hours));
-        let swept = socket.sweep.sweep(now, Duration::ZERO, &times);
+        let swept = socket.sweep_at(start + Duration::from_secs(3600 * hours));
         assert_eq!(swept, Swept::Fine);
     }
     assert_eq!(socket.reader.close_reason(), None);
     assert_eq!(socket.texts(), ["x"], "no ping among them");
 }
+
+#[test]
+fn the_client_of_a_reader_is_pinged_into_silence_and_is_there_as_long_as_that_is_taken() {
+    let socket = streamed();
+    assert!(socket.frame().is_pending());
+    let start = Instant::now();
+    let mut pings = 0;
+    for seconds in 0..600 {
+        assert_eq!(
+            socket.sweep_at(start + Duration::from_secs(seconds)),
+            Swept::Fine
+        );
+        // A sign of life has the real time: it is never later than the next look.
+        while let Poll::Ready(Some(frame)) = socket.frame() {
+            assert!(frame.is_ping());
+            pings += 1;
+        }
+    }
+    assert!(pings > 20, "{pings}");
+    assert_eq!(socket.reader.close_reason(), None);
+
+    let left = streamed();
+    assert!(left.frame().is_pending());
+    left.sweep_at(start + Duration::from_secs(60));
+    assert_eq!(
+        left.reader.close_reason(),
+        None,
+        "it may still take the ping"
+    );
+    left.sweep_at(start + Duration::from_secs(81));
+    assert_eq!(left.reader.close_reason(), Some(reason::SILENT));
+    assert_eq!(
+        left.frame(),
+        Poll::Ready(None),
+        "nothing is handed on any more"
+    );
+}
+
+#[test]
+fn the_client_of_a_reader_that_takes_nothing_is_given_up_and_what_waits_is_counted() {
+    let limits = limits(9, 1000, SlowConsumer::Close);
+    for takes in [0, 1] {
+        let socket = streamed();
+        for text in ["x", "y", "z"] {
+            socket.say(text, &Manner::InTurn, &limits);
+        }
+        for _ in 0..takes {
+            assert!(socket.frame().is_ready());
+        }
+        let start = Instant::now();
+        assert_eq!(socket.sweep_at(start + Duration::from_secs(9)), Swept::Fine);
+        let swept = socket.sweep_at(start + Duration::from_secs(11));
+        assert_eq!(swept, Swept::Stalled(3 - takes));
+        assert_eq!(socket.reader.close_reason(), Some(reason::STALLED));
+    }
+}
+
+#[test]
+fn whoever_waits_for_the_end_of_a_client_waits_no_longer_than_for_a_socket() {
+    let Ends {
+        sender,
+        handler,
+        driver,
+        sweep,
+    } = outbox();
+    let reader = ReaderEnd::instead_of(driver, true);
+    let mut cx = Context::from_waker(Waker::noop());
+    sender.close(reason::RESTART);
+    assert!(handler.poll_ended(&mut cx).is_ready());
+    assert!(
+        handler.poll_finished(&mut cx).is_pending(),
+        "it may still be read"
+    );
+    sweep.sweep(at(Instant::now() + CLOSING), Duration::ZERO, &TIMES);
+    assert!(handler.poll_finished(&mut cx).is_ready());
+    assert_eq!(reader.close_reason(), Some(reason::RESTART));
+}
+
+const TIMES: HeartbeatTimes = HeartbeatTimes {
+    ping_interval: Duration::from_secs(25),
+    pong_timeout: Duration::from_secs(20),
+    write_timeout: Duration::from_secs(10),
+};
 
 #[test]
 fn who_watches_for_the_end_is_woken_by_it_alone_and_once() {
@@ -221,7 +316,7 @@ fn account(waiting: &mut Waiting, text: String, manner: &Manner, pushed: Pushed)
             assert_eq!(lost, waiting.len() + 1);
             waiting.clear();
         }
-        Pushed::Closed => {}
+        Pushed::Known | Pushed::Closed => {}
     }
 }
 

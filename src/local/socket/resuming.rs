@@ -1,0 +1,528 @@
+//! What a socket has whose client may come back and go on where it was: up to where it has everything, and what is held until it
+//! has what it missed.
+//!
+//! ```text
+//!  registered --> held: what is numbered waits --> released: what was missed, then what waited, then as it comes
+//!                 ^                                  |
+//!                 +---- a room that it was in is joined again
+//! ```
+//! What is numbered reaches it once: not again what it had, and not again what was read for it and comes late on this node's
+//! own link. A client that is told positions (`resume.v1`, and a stream of events) gets them as texts that begin with U+0001:
+//!
+//! ```text
+//!  = token          the position from now on
+//!  number           of the message that follows in the same write: the token, `~` and it are the position
+//!  ! why token      what was missed cannot be told; the position from now on
+//! ```
+//! A text of the app that begins so has it twice.
+
+use std::cell::OnceCell;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::model::history::Missed;
+use crate::model::history::mark::{Clock, Mark, Marks, Number};
+use crate::model::history::position::Position;
+use crate::model::history::token::{self, Key, Parts, Tag};
+use crate::model::id::SocketId;
+use crate::ws::frame::{Frame, MARK};
+
+/// Whether a client is told positions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Telling {
+    /// It knows what they are.
+    Told,
+    /// Its app keeps them.
+    Untold,
+}
+
+/// Boxed, since most sockets have none.
+#[derive(Debug)]
+pub(crate) struct Resuming {
+    /// None until what was missed is read.
+    key: Option<Key>,
+    /// Its position.
+    parts: Parts,
+    is_told: bool,
+    /// What its client had when it came.
+    had: Marks,
+    /// What was read for it, in order.
+    replayed: Vec<(Clock, Number)>,
+    held: Option<Vec<(Clock, Number, Frame)>>,
+    /// In which it was, and what it has of them.
+    owed: Vec<Tag>,
+    /// Until when it may join them again.
+    owed_until: Option<Instant>,
+    formerly: Option<SocketId>,
+}
+
+/// What is kept, with its number.
+pub(crate) struct Numbered<'a> {
+    pub(crate) clock: Clock,
+    pub(crate) number: Number,
+    pub(crate) frame: &'a Frame,
+    /// With its number before it: written once for all.
+    pub(crate) marked: &'a OnceCell<Frame>,
+}
+
+/// What was found for a socket.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub(crate) key: Key,
+    /// What its client brought; nothing, of one that came anew.
+    pub(crate) brought: Parts,
+    /// What it missed, in order; or why that cannot be told.
+    pub(crate) missed: Result<Vec<(Clock, Number, Frame)>, Missed>,
+    /// Whoever has that has everything up to here.
+    pub(crate) cuts: Marks,
+    /// Its user, and the rooms in which it is.
+    pub(crate) user: Tag,
+    pub(crate) rooms: Vec<Tag>,
+}
+
+/// What becomes of one that is numbered.
+pub(crate) enum Due {
+    /// It is there already.
+    Known,
+    Held,
+    /// To be queued, in this order.
+    Now(Vec<Frame>),
+}
+
+impl Resuming {
+    pub(crate) fn new(socket: SocketId, telling: Telling) -> Self {
+        let parts = Parts {
+            socket: Some(socket),
+            ..Parts::default()
+        };
+        Self {
+            key: None,
+            parts,
+            is_told: telling == Telling::Told,
+            had: Marks::default(),
+            replayed: Vec::new(),
+            held: Some(Vec::new()),
+            owed: Vec::new(),
+            owed_until: None,
+            formerly: None,
+        }
+    }
+
+    pub(crate) fn formerly(&self) -> Option<SocketId> {
+        self.formerly
+    }
+
+    /// Where somebody goes on who has what it was sent.
+    pub(crate) fn position(&self) -> Option<Position> {
+        Some(token::write(&self.parts, self.key.as_ref()?))
+    }
+
+    /// How many wait.
+    pub(crate) fn held(&self) -> usize {
+        self.held.as_ref().map_or(0, Vec::len)
+    }
+
+    /// One came that is kept.
+    pub(crate) fn came(&mut self, numbered: &Numbered<'_>) -> Due {
+        let Numbered { clock, number, .. } = *numbered;
+        if self.has(clock, number) {
+            return Due::Known;
+        }
+        match &mut self.held {
+            Some(held) => {
+                held.push((clock, number, numbered.frame.clone()));
+                Due::Held
+            }
+            None => Due::Now(self.written(numbered)),
+        }
+    }
+
+    fn has(&mut self, clock: Clock, number: Number) -> bool {
+        let had = self.had.of(clock);
+        if had.is_some_and(|had| number <= had.number) {
+            return true;
+        }
+        let is_replayed = self.replayed.binary_search(&(clock, number)).is_ok();
+        let of_clock = |(one, _): &&(Clock, Number)| *one == clock;
+        let last = self.replayed.iter().rev().find(of_clock);
+        if last.is_some_and(|(_, last)| number > *last) {
+            // Numbers only rise: none of those comes any more.
+            self.replayed.retain(|(one, _)| *one != clock);
+        }
+        is_replayed
+    }
+
+    /// As its client gets it.
+    fn written(&mut self, numbered: &Numbered<'_>) -> Vec<Frame> {
+        let Numbered { clock, number, .. } = *numbered;
+        let mut frames = Vec::with_capacity(1);
+        let before = self.parts.marks.of(clock);
+        match before {
+            // Of a clock that it has not heard yet nothing is known but this.
+            Some(mark) if number > mark.number => {
+                if self.is_told && clock != self.parts.clock {
+                    self.parts.clock = clock;
+                    frames.extend(self.told());
+                }
+                self.parts.marks.set(clock, Mark { number, ..mark });
+                frames.push(match self.is_told {
+                    true => {
+                        let marked = || self.worded(numbered.frame).marked(number);
+                        numbered.marked.get_or_init(marked).clone()
+                    }
+                    false => numbered.frame.clone(),
+                });
+            }
+            _ => frames.push(self.worded(numbered.frame)),
+        }
+        frames
+    }
+
+    /// A text of the app that its client would take for one of ours has its beginning twice.
+    pub(crate) fn worded(&self, frame: &Frame) -> Frame {
+        let told_apart = self.is_told.then(|| frame.told_apart()).flatten();
+        told_apart.unwrap_or_else(|| frame.clone())
+    }
+
+    /// Its position, for its client.
+    fn told(&self) -> Option<Frame> {
+        let position = self.position().filter(|_| self.is_told)?;
+        Some(Frame::text(&format!("{MARK}={position}")))
+    }
+
+    /// What it missed is known. What is to be queued, in this order.
+    pub(crate) fn release(&mut self, found: Found, now: Instant) -> Vec<Frame> {
+        let Found {
+            key,
+            brought,
+            missed,
+            cuts,
+            user,
+            rooms,
+        } = found;
+        self.key = Some(key);
+        self.formerly = brought.socket;
+        self.owed = brought.rooms;
+        self.owed.retain(|room| !rooms.contains(room));
+        self.owed_until = (!self.owed.is_empty()).then(|| now + OWED);
+        self.parts.user = Some(user);
+        self.parts.rooms = rooms;
+        self.parts.has_more_rooms = !self.owed.is_empty();
+        self.parts.clock = cuts
+            .iter()
+            .next()
+            .map(|(clock, _)| clock)
+            .unwrap_or_default();
+        let mut frames = Vec::new();
+        match missed {
+            Ok(entries) => {
+                self.had = brought.marks.clone();
+                self.parts.marks = brought.marks;
+                if !entries.is_empty() {
+                    frames.extend(self.told());
+                    frames.extend(self.replay(entries));
+                }
+                self.go_on_from(cuts);
+                frames.extend(self.told());
+            }
+            Err(why) => {
+                self.go_on_from(cuts);
+                frames.extend(self.told_missed(why));
+            }
+        }
+        frames.extend(self.let_go());
+        frames
+    }
+
+    /// What it missed of a room that it was in. What is to be queued, in this order.
+    pub(crate) fn release_room(
+        &mut self,
+        missed: Result<Vec<(Clock, Number, Frame)>, Missed>,
+    ) -> Vec<Frame> {
+        let mut frames = Vec::new();
+        match missed {
+            Ok(entries) => frames.extend(self.replay(entries)),
+            Err(why) => frames.extend(self.told_missed(why)),
+        }
+        frames.extend(self.let_go());
+        frames
+    }
+
+    fn replay(&mut self, entries: Vec<(Clock, Number, Frame)>) -> Vec<Frame> {
+        let mut frames = Vec::with_capacity(entries.len());
+        for (clock, number, frame) in entries {
+            let numbered = Numbered {
+                clock,
+                number,
+                frame: &frame,
+                marked: &OnceCell::new(),
+            };
+            frames.extend(self.written(&numbered));
+            if let Err(place) = self.replayed.binary_search(&(clock, number)) {
+                self.replayed.insert(place, (clock, number));
+            }
+        }
+        frames
+    }
+
+    fn go_on_from(&mut self, cuts: Marks) {
+        for (clock, cut) in cuts.iter() {
+            self.parts.marks.set(clock, cut);
+        }
+    }
+
+    fn told_missed(&self, why: Missed) -> Option<Frame> {
+        let position = self.position().filter(|_| self.is_told)?;
+        Some(Frame::text(&format!("{MARK}! {} {position}", why.word())))
+    }
+
+    /// What waited, without what it has by now.
+    fn let_go(&mut self) -> Vec<Frame> {
+        let held = self.held.take().unwrap_or_default();
+        let mut frames = Vec::with_capacity(held.len());
+        for (clock, number, frame) in held {
+            if self.has(clock, number) {
+                continue;
+            }
+            frames.extend(self.written(&Numbered {
+                clock,
+                number,
+                frame: &frame,
+                marked: &OnceCell::new(),
+            }));
+        }
+        frames
+    }
+
+    /// A room is to be joined. If it was in it, what comes waits, and this is what it has of it.
+    pub(crate) fn owes(&mut self, topic: &str) -> Option<Marks> {
+        let tag = self.key?.tag(topic);
+        let place = self.owed.iter().position(|owed| *owed == tag)?;
+        self.owed.swap_remove(place);
+        self.held.get_or_insert_default();
+        Some(self.had.clone())
+    }
+
+    /// Rooms that were not joined again in time are no longer its; its position, if that changes it.
+    pub(crate) fn forget_rooms(&mut self, now: Instant) -> Option<Frame> {
+        self.owed_until.take_if(|until| *until <= now)?;
+        self.owed.clear();
+        self.parts.has_more_rooms = false;
+        self.told()
+    }
+
+    /// It is in this room from now on, or no longer.
+    pub(crate) fn moved(&mut self, topic: &str, is_in: bool) -> Option<Frame> {
+        let tag = self.key?.tag(topic);
+        let rooms = &mut self.parts.rooms;
+        let before = rooms.len();
+        match is_in {
+            true if !rooms.contains(&tag) => rooms.push(tag),
+            true => {}
+            false => rooms.retain(|room| *room != tag),
+        }
+        let is_changed = rooms.len() != before;
+        let is_open = self.parts.has_more_rooms;
+        self.parts.has_more_rooms = !self.owed.is_empty();
+        (is_changed || is_open != self.parts.has_more_rooms)
+            .then(|| self.told())
+            .flatten()
+    }
+}
+
+/// So long a handler has to join the rooms again in which its client was.
+const OWED: Duration = Duration::from_secs(30);
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::model::history::mark::Run;
+    use crate::model::id::NodeId;
+    use crate::model::message::Message;
+
+    const ID: SocketId = SocketId {
+        node: NodeId(1),
+        number: 7,
+    };
+
+    fn key() -> Key {
+        Key::of([1; Key::BYTES])
+    }
+
+    fn marks(number: u64) -> Marks {
+        let run = Run::of("0123456789ab").unwrap();
+        let mark = Mark {
+            run,
+            number: Number(number),
+        };
+        [(Clock(0), mark)].into_iter().collect()
+    }
+
+    fn entry(number: u64) -> (Clock, Number, Frame) {
+        let frame = Frame::text(&number.to_string());
+        (Clock(0), Number(number), frame)
+    }
+
+    fn found(since: Option<u64>, missed: Result<Vec<u64>, Missed>, cut: u64) -> Found {
+        Found {
+            key: key(),
+            brought: Parts {
+                marks: since.map(marks).unwrap_or_default(),
+                ..Parts::default()
+            },
+            missed: missed.map(|numbers| numbers.into_iter().map(entry).collect()),
+            cuts: marks(cut),
+            user: key().tag("u:alice"),
+            rooms: Vec::new(),
+        }
+    }
+
+    fn came(resuming: &mut Resuming, number: u64) -> Vec<Frame> {
+        let (clock, number, frame) = entry(number);
+        let due = resuming.came(&Numbered {
+            clock,
+            number,
+            frame: &frame,
+            marked: &OnceCell::new(),
+        });
+        match due {
+            Due::Now(frames) => frames,
+            Due::Known | Due::Held => Vec::new(),
+        }
+    }
+
+    /// A client as the guide has it.
+    #[derive(Default)]
+    struct Page {
+        base: String,
+        number: Option<u64>,
+        heard: Vec<u64>,
+        missed: usize,
+    }
+
+    impl Page {
+        fn take(&mut self, frames: Vec<Frame>) {
+            for frame in frames {
+                let (number, frame) = frame.unmarked();
+                let Some(Message::Text(text)) = frame.into_message() else {
+                    panic!("texts only")
+                };
+                match text.strip_prefix(MARK) {
+                    None => {
+                        self.heard.push(text.parse().unwrap());
+                        self.number = number.map(|it| it.0).or(self.number);
+                    }
+                    Some(said) => {
+                        self.missed += usize::from(said.starts_with('!'));
+                        self.base = said.rsplit(['=', ' ']).next().unwrap().to_owned();
+                        self.number = None;
+                    }
+                }
+            }
+        }
+
+        /// Up to where it has everything.
+        fn position(&self) -> u64 {
+            let number = self.number.map(|number| format!("~{number}"));
+            let text = format!("{}{}", self.base, number.unwrap_or_default());
+            let parts = token::read(&text.parse().unwrap(), &key()).unwrap();
+            assert_eq!(parts.socket, Some(ID));
+            parts.marks.of(Clock(0)).unwrap().number.0
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_told_is_said_before_anything_newer() {
+        let mut resuming = Resuming::new(ID, Telling::Told);
+        let mut page = Page::default();
+        page.take(came(&mut resuming, 12));
+        page.take(resuming.release(found(Some(3), Err(Missed::Late), 10), Instant::now()));
+        assert_eq!((page.missed, &page.heard[..]), (1, &[12][..]));
+        assert_eq!(page.position(), 12);
+        page.take(came(&mut resuming, 13));
+        assert_eq!((page.position(), page.heard.len()), (13, 2));
+    }
+
+    #[test]
+    fn one_whose_app_keeps_the_position_hears_nothing_but_messages() {
+        let mut resuming = Resuming::new(ID, Telling::Untold);
+        assert!(resuming.position().is_none());
+        let frames = resuming.release(found(Some(3), Ok(vec![4, 5]), 5), Instant::now());
+        assert_eq!(frames, [Frame::text("4"), Frame::text("5")]);
+        assert_eq!(came(&mut resuming, 6), [Frame::text("6")]);
+        let position = resuming.position().unwrap();
+        let parts = token::read(&position, &key()).unwrap();
+        assert_eq!(parts.marks, marks(6));
+    }
+
+    #[test]
+    fn the_rooms_in_which_it_is_are_named_and_owed_until_it_is_in_them_again() {
+        let mut resuming = Resuming::new(ID, Telling::Told);
+        let mut brought = found(Some(3), Ok(Vec::new()), 5);
+        brought.brought.rooms = vec![key().tag("r:tea")];
+        let _ = resuming.release(brought, Instant::now());
+        assert!(resuming.parts.has_more_rooms, "not to be told for good");
+        assert_eq!(resuming.owes("r:coffee"), None);
+        assert_eq!(resuming.owes("r:tea"), Some(marks(3)));
+        assert_eq!(resuming.owes("r:tea"), None);
+        assert!(resuming.moved("r:tea", true).is_some());
+        assert_eq!(came(&mut resuming, 6), [], "it waits");
+        let frames = resuming.release_room(Ok(vec![entry(4), entry(6)]));
+        assert_eq!(frames.len(), 2, "each once");
+        assert_eq!(resuming.owed, []);
+        assert_eq!(resuming.parts.rooms, [key().tag("r:tea")]);
+        assert!(!resuming.parts.has_more_rooms);
+        assert!(resuming.moved("r:tea", true).is_none());
+        assert!(resuming.moved("r:tea", false).is_some());
+    }
+
+    #[test]
+    fn a_room_that_is_not_joined_again_is_forgotten() {
+        let (mut resuming, now) = (Resuming::new(ID, Telling::Told), Instant::now());
+        let mut brought = found(Some(3), Ok(Vec::new()), 5);
+        brought.brought.rooms = vec![key().tag("r:tea")];
+        let _ = resuming.release(brought, now);
+        assert_eq!(resuming.forget_rooms(now + OWED / 2), None);
+        assert!(resuming.parts.has_more_rooms, "control");
+        assert!(resuming.forget_rooms(now + OWED).is_some(), "it is told");
+        assert!(!resuming.parts.has_more_rooms && resuming.owes("r:tea").is_none());
+        assert_eq!(resuming.forget_rooms(now + OWED * 2), None);
+    }
+
+    proptest! {
+        /// A link that may lag behind what is read, and a client that leaves and comes back whenever.
+        #[test]
+        fn everything_comes_once_and_in_order_however_often_it_comes_back(
+            turns in vec((0u64..9, 0u64..9, any::<prop::sample::Index>()), 1..9),
+        ) {
+            let (mut page, mut last) = (Page::default(), 0);
+            for (away, here, released) in turns {
+                let since = (!page.base.is_empty()).then(|| page.position());
+                let mut resuming = Resuming::new(ID, Telling::Told);
+                let cut = last + away;
+                let missed = since.map_or(Vec::new(), |since| (since + 1..=cut).collect());
+                if since.is_none() {
+                    page.heard.extend(1..=cut);
+                    last = cut;
+                }
+                // What was published meanwhile is heard here late, as far as it was.
+                let link: Vec<u64> = (last + 1..=cut + here).collect();
+                let (before, after) = link.split_at(released.index(link.len() + 1));
+                for number in before {
+                    page.take(came(&mut resuming, *number));
+                }
+                page.take(resuming.release(found(since, Ok(missed), cut), Instant::now()));
+                for number in after {
+                    page.take(came(&mut resuming, *number));
+                }
+                last = cut + here;
+                prop_assert_eq!(page.position(), last);
+                prop_assert_eq!(&page.heard, &(1..=last).collect::<Vec<_>>());
+            }
+        }
+    }
+}
