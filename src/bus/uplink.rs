@@ -779,7 +779,7 @@ mod tests {
         let stamped = |n| [&wire::stamp(era(n))[..], &plain].concat();
         let is_heard = |bytes: &[u8], topic: &str| {
             let before = uplink.counters.bus_late.load(Relaxed);
-            let is_heard = uplink.open(topic, bytes) != Inbound::Nothing;
+            let is_heard = uplink.open(topic, None, bytes) != Inbound::Nothing;
             let late = uplink.counters.bus_late.load(Relaxed) - before;
             assert_eq!(late, u64::from(!is_heard));
             is_heard
@@ -792,7 +792,7 @@ mod tests {
         assert!(is_heard(br#"{"text":"hi"}"#, "r:x"), "of no node");
         assert_ne!(Partition::of("r:x"), Partition::of("r:y"), "control");
         assert!(is_heard(&plain, "r:y"), "it has not moved");
-        assert_eq!(uplink.open("r:x", &wire::stamp(era(3))), Inbound::Nothing);
+        assert_eq!(uplink.open("r:x", None, &wire::stamp(era(3))), Inbound::Nothing);
         assert_eq!(garbage(&uplink), 1);
     }
 
