@@ -1,0 +1,387 @@
+//! What a node missed of one clock, and how it gets that in order and once: rules without I/O.
+//!
+//! What is kept is read again when the connection is back. But it comes by another way than what is published meanwhile, so
+//! that the same message may come by both, and a later one before an earlier. Everything the node knows of it is one mark:
+//! how far it has heard the clock. So what comes on the connection is held until it is known where the two ways meet:
+//! - Reading begins when all is subscribed: of what is published later nothing is missed.
+//! - An answer ends at its cut. Of its topics, what was held up to there is in the answer, and what was held beyond it is not.
+//! - Answers have different cuts. What was published to a topic behind its own, and before the last, may still be on its way
+//!   while all answers are there; if the mark went to the last cut then, it would be taken for known. So a probe is published
+//!   behind the last answer, and what comes before it on the connection is held too.
+//! - Then all of it is delivered by its numbers, and the mark goes with it. Lost in between, the next connection begins at the
+//!   mark, so that nothing is read of what was delivered.
+//!
+//! ```text
+//!         all is subscribed        all are answered          the probe is back        all is delivered
+//!  Deaf -------------------> Reading --------------> Barrier ----------------> Flushing ------------> Live
+//!   ^                           ^                      |                                               |
+//!   |                           +----------------------+  too much was held: it is dropped, and read    |
+//!   +---- lost, from each: the mark stays --------------------------------------------------------------+
+//! ```
+//! Where more comes than may be held, what was read by then is delivered at once (it *spills*): of each topic still in order,
+//! though not between topics, and each topic is read again from its cut. So a node that hears more than it can hold while it
+//! reads goes on by reading.
+
+#[cfg(test)]
+mod world;
+
+use std::collections::{HashMap, VecDeque};
+use std::mem::take;
+
+use bytes::Bytes;
+
+use super::past::{Entry, TopicPast};
+use crate::model::history::Missed;
+use crate::model::history::mark::{Mark, Number};
+use crate::model::topic::Topic;
+
+/// So much may be held of one clock, and read at once.
+pub(crate) const HELD: usize = 8 * 1024 * 1024;
+
+/// How far a node has heard a clock, and what it does about the rest.
+#[derive(Debug)]
+pub(crate) struct Repair {
+    /// Everything up to it was delivered, or concerns nobody here. None: nothing was heard, so nothing is missed.
+    heard: Option<Mark>,
+    stage: Stage,
+    /// What came on the connection, in the order of its numbers.
+    held: Vec<Due>,
+    /// Of what is held.
+    bytes: usize,
+    /// Most of what is held, and of what was read.
+    bound: usize,
+    /// What was read and may be delivered, though others may come that are older.
+    spilled: VecDeque<Due>,
+    /// Up to where a topic was delivered beyond the mark.
+    spills: HashMap<Box<str>, Number>,
+    /// Sockets with this number and later ones came when something may have been missed already.
+    newcomers: Option<u64>,
+    missed: Vec<(Topic, Missed)>,
+}
+
+#[derive(Debug)]
+enum Stage {
+    Deaf,
+    /// Until all are answered; then a probe is out.
+    Reading(Reading),
+    Flushing {
+        queue: VecDeque<Due>,
+        until: Mark,
+    },
+    Live,
+}
+
+#[derive(Debug, Default)]
+struct Reading {
+    reads: Vec<Read>,
+    asked: usize,
+    answered: usize,
+    /// The latest.
+    cut: Option<Mark>,
+    cuts: HashMap<Topic, Number>,
+    found: Vec<Due>,
+    /// Of what was found.
+    bytes: usize,
+    /// Something held was dropped, which has to be read.
+    dropped: bool,
+}
+
+/// Topics to be read.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Read {
+    pub(crate) topics: Vec<Topic>,
+    /// From here on; where nothing was heard, only how far the clock has come.
+    pub(crate) since: Option<Mark>,
+}
+
+/// Something to be delivered.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Due {
+    pub(crate) topic: Box<str>,
+    pub(crate) number: Number,
+    pub(crate) envelope: Bytes,
+    /// It was missed: only for sockets with smaller numbers.
+    pub(crate) older_than: Option<u64>,
+}
+
+/// What becomes of something that came on the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// It is to be delivered now.
+    Due,
+    Held,
+    /// It was delivered before.
+    Known,
+}
+
+impl Repair {
+    pub(crate) fn new(bound: usize) -> Self {
+        Self {
+            heard: None,
+            stage: Stage::Deaf,
+            held: Vec::new(),
+            bytes: 0,
+            bound,
+            spilled: VecDeque::new(),
+            spills: HashMap::new(),
+            newcomers: None,
+            missed: Vec::new(),
+        }
+    }
+
+    pub(crate) fn is_live(&self) -> bool {
+        matches!(self.stage, Stage::Live)
+    }
+
+    pub(crate) fn is_deaf(&self) -> bool {
+        matches!(self.stage, Stage::Deaf)
+    }
+
+    /// How far the clock was heard.
+    pub(crate) fn heard_until(&self) -> Option<Mark> {
+        self.heard
+    }
+
+    /// Something may be missed from now on. Sockets that come from now on have this number or later ones.
+    pub(crate) fn lost(&mut self, newcomers: u64) {
+        self.stage = Stage::Deaf;
+        self.held.clear();
+        self.spilled.clear();
+        self.missed.clear();
+        self.bytes = 0;
+        if self.heard.is_some() {
+            self.newcomers.get_or_insert(newcomers);
+        }
+    }
+
+    /// What came was numbered so.
+    pub(crate) fn came(&mut self, topic: &str, number: Number, envelope: &[u8]) -> Fate {
+        if let (Stage::Live, Some(heard)) = (&self.stage, &mut self.heard) {
+            if number <= heard.number {
+                return Fate::Known;
+            }
+            heard.number = number;
+            return Fate::Due;
+        }
+        let due = Due {
+            topic: topic.into(),
+            number,
+            envelope: Bytes::copy_from_slice(envelope),
+            older_than: None,
+        };
+        if let Stage::Flushing { queue, until } = &mut self.stage {
+            until.number = until.number.max(number);
+            queue.push_back(due);
+            return Fate::Held;
+        }
+        self.bytes += due.size();
+        self.held.push(due);
+        if self.bytes > self.bound {
+            self.overflow();
+        }
+        Fate::Held
+    }
+
+    /// What was held will be read.
+    fn overflow(&mut self) {
+        self.held.clear();
+        self.bytes = 0;
+        if let Stage::Reading(reading) = &mut self.stage {
+            reading.dropped = true;
+            self.spill();
+        }
+    }
+
+    /// What was read is delivered without what is held.
+    fn spill(&mut self) {
+        let Stage::Reading(reading) = &mut self.stage else {
+            return;
+        };
+        let mut found = take(&mut reading.found);
+        reading.bytes = 0;
+        found.sort_by_key(|due| due.number);
+        self.spilled.extend(found);
+    }
+
+    /// All of these is subscribed, and to be read, so many at once. None of them means that all of them are.
+    pub(crate) fn begin(&mut self, mut topics: Vec<Topic>, at_once: usize) {
+        if self.heard.is_none() {
+            topics.clear();
+        }
+        let since = self.heard;
+        let read = |topics: &[Topic]| Read {
+            topics: topics.to_vec(),
+            since,
+        };
+        let mut reads: Vec<Read> = topics.chunks(at_once).map(read).collect();
+        if reads.is_empty() {
+            // How far it has come is to be known all the same.
+            reads.push(read(&[]));
+        }
+        self.stage = Stage::Reading(Reading {
+            reads,
+            ..Reading::default()
+        });
+    }
+
+    /// What is to be read now, and its place.
+    pub(crate) fn next_read(&mut self) -> Option<(usize, Read)> {
+        let Stage::Reading(reading) = &mut self.stage else {
+            return None;
+        };
+        let at = reading.asked;
+        let read = reading.reads.get(at)?.clone();
+        reading.asked += 1;
+        Some((at, read))
+    }
+
+    /// A read is answered: its last cut, and what came to its topics. Whether that was the process that answered the others.
+    pub(crate) fn answered(&mut self, at: usize, cut: Mark, past: Vec<TopicPast>) -> bool {
+        let Stage::Reading(reading) = &mut self.stage else {
+            return false;
+        };
+        if reading.cut.is_some_and(|other| other.run != cut.run) {
+            return false;
+        }
+        reading.answered += 1;
+        let latest = reading.cut.map_or(cut.number, |other| other.number.max(cut.number));
+        reading.cut = Some(Mark {
+            run: cut.run,
+            number: latest,
+        });
+        let read = &mut reading.reads[at];
+        read.since = Some(cut);
+        for (topic, past) in read.topics.iter().zip(past) {
+            reading.cuts.insert(topic.clone(), past.cut.number);
+            match past.entries {
+                Err(missed) => self.missed.push((topic.clone(), missed)),
+                Ok(entries) => {
+                    let spilled = self.spills.get(topic.as_str()).copied();
+                    let new = |entry: &Entry| Some(entry.number) > spilled;
+                    let due = |entry| Due::read(topic, entry, self.newcomers);
+                    let found = reading.found.len();
+                    reading.found.extend(entries.into_iter().filter(new).map(due));
+                    reading.bytes += reading.found[found..].iter().map(Due::size).sum::<usize>();
+                }
+            }
+        }
+        if reading.bytes > self.bound {
+            self.spill();
+        }
+        self.read_again();
+        true
+    }
+
+    /// Where something was dropped, all is read again from where it was read up to.
+    fn read_again(&mut self) {
+        let Stage::Reading(reading) = &mut self.stage else {
+            return;
+        };
+        if reading.dropped && reading.answered == reading.reads.len() {
+            (reading.dropped, reading.asked, reading.answered) = (false, 0, 0);
+            self.spill();
+        }
+    }
+
+    /// Whether all was read: a probe that is published now ends the repair.
+    pub(crate) fn is_read(&mut self) -> bool {
+        self.read_again();
+        let Stage::Reading(reading) = &self.stage else {
+            return false;
+        };
+        reading.answered == reading.reads.len()
+    }
+
+    /// The probe that was published when all [was read](Self::is_read) came back. Whether all is still read.
+    pub(crate) fn came_back(&mut self) -> bool {
+        if !self.is_read() {
+            return false;
+        }
+        let Stage::Reading(reading) = &mut self.stage else {
+            return false;
+        };
+        let Some(cut) = reading.cut else {
+            return false;
+        };
+        let mut queue = take(&mut reading.found);
+        let mut until = cut;
+        for due in take(&mut self.held) {
+            let cut = reading.cuts.get(&*due.topic).copied().unwrap_or_default();
+            if due.number > cut {
+                until.number = until.number.max(due.number);
+                queue.push(due);
+            }
+        }
+        queue.sort_by_key(|due| due.number);
+        self.bytes = 0;
+        self.stage = Stage::Flushing {
+            queue: queue.into(),
+            until,
+        };
+        self.end();
+        true
+    }
+
+    /// A probe came back that was published when the clock had come so far. Whether this is the process that was heard.
+    pub(crate) fn advance(&mut self, cut: Mark) -> bool {
+        match (&self.stage, &mut self.heard) {
+            (Stage::Live, Some(heard)) => {
+                heard.number = heard.number.max(cut.number);
+                heard.run == cut.run
+            }
+            _ => true,
+        }
+    }
+
+    /// What is to be delivered next.
+    pub(crate) fn next(&mut self) -> Option<Due> {
+        if let Some(due) = self.spilled.pop_front() {
+            self.spills.insert(due.topic.clone(), due.number);
+            self.end();
+            return Some(due);
+        }
+        let Stage::Flushing { queue, until } = &mut self.stage else {
+            return None;
+        };
+        let due = queue.pop_front()?;
+        self.heard = Some(Mark {
+            run: until.run,
+            number: due.number,
+        });
+        self.end();
+        Some(due)
+    }
+
+    /// Which topics cannot be told in full.
+    pub(crate) fn take_missed(&mut self) -> Vec<(Topic, Missed)> {
+        take(&mut self.missed)
+    }
+
+    /// Nothing is left to be delivered.
+    fn end(&mut self) {
+        let Stage::Flushing { queue, until } = &self.stage else {
+            return;
+        };
+        if queue.is_empty() && self.spilled.is_empty() {
+            self.heard = Some(*until);
+            self.stage = Stage::Live;
+            self.spills = HashMap::new();
+            self.newcomers = None;
+        }
+    }
+}
+
+impl Due {
+    fn read(topic: &Topic, Entry { number, envelope }: Entry, older_than: Option<u64>) -> Self {
+        Self {
+            topic: topic.as_str().into(),
+            number,
+            envelope,
+            older_than,
+        }
+    }
+
+    fn size(&self) -> usize {
+        size_of::<Self>() + self.topic.len() + self.envelope.len()
+    }
+}
