@@ -6,9 +6,11 @@ use serde::Serialize;
 
 use crate::bus::control::Ask;
 use crate::bus::scope::{Reach, Selection};
+use crate::bus::uplink::How;
 use crate::model::close::Close;
 use crate::model::delivery::{Delivery, Outcome};
 use crate::model::error::{QueryError, SendError};
+use crate::model::history::Kept;
 use crate::model::id::{InvalidId, RoomId, SocketId, UserId};
 use crate::model::manner::Manner;
 use crate::model::message::Message;
@@ -44,6 +46,8 @@ pub struct Audience {
     invalid: Option<InvalidId>,
     reach: Reach,
     manner: Manner,
+    /// Not kept, whatever is.
+    is_ephemeral: bool,
 }
 
 impl Audience {
@@ -54,6 +58,7 @@ impl Audience {
             invalid: None,
             reach: Reach::Everywhere,
             manner: Manner::InTurn,
+            is_ephemeral: false,
         }
     }
 
@@ -106,6 +111,24 @@ impl Audience {
     /// Only sockets of this node, without a word to Redis.
     pub fn local(mut self) -> Self {
         self.reach = Reach::Here;
+        self
+    }
+
+    /// For what is worth nothing later, such as typing indicators and cursors: not kept where messages to these audiences are
+    /// ([`ClusterBuilder::user_history`](crate::ClusterBuilder::user_history)), but delivered here at once and published with one
+    /// plain command. It may overtake what is kept. Default: kept, where anything is. Has no effect on closes, joins and
+    /// questions.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), axum_cluster::SendError> {
+    /// # let cluster = axum_cluster::Cluster::builder().start();
+    /// cluster.broadcaster().to_room("lobby").ephemeral().send("alice is typing").await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn ephemeral(mut self) -> Self {
+        self.is_ephemeral = true;
         self
     }
 
@@ -173,12 +196,20 @@ impl Audience {
             selection,
             reach,
             manner,
+            is_ephemeral,
             ..
         } = audience;
+        let how = How {
+            reach,
+            is_ephemeral,
+        };
         let message = message.into();
-        let sent = node.send(&selection, &message, &manner, reach);
-        let (local, nodes) = sent.await?;
-        Ok(Delivery { local, nodes })
+        let (local, sent) = node.send(&selection, &message, &manner, how).await?;
+        Ok(Delivery {
+            local,
+            nodes: sent.nodes,
+            mark: sent.mark,
+        })
     }
 
     /// Sends a value as JSON text.
@@ -352,6 +383,38 @@ impl Audience {
             .queries()
             .count(self.selection, self.reach)
             .await
+    }
+
+    /// What is kept of the audience, one user, one room or all: for a page that loads. Everything that is sent later comes to a
+    /// socket that goes on from [`Kept::position`], so that nothing is missed between the two. At most
+    /// [`History::messages`](crate::History::messages), the last ones; whom a message excepted is not looked at.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use axum_cluster::{Cluster, History};
+    ///
+    /// let cluster = Cluster::builder().room_history(History::default()).start();
+    /// let lobby = cluster.broadcaster().to_room("lobby");
+    /// lobby.clone().send("hello").await?;
+    /// let kept = lobby.history().await?;
+    /// assert_eq!(kept.messages, ["hello".into()]);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// When the id is unusable, when nothing is kept of such an audience, when Redis does not answer, or after
+    /// [`Cluster::shutdown`](crate::Cluster::shutdown).
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn history(mut self) -> Result<Kept, QueryError> {
+        self.check().map_err(QueryError::invalid)?;
+        if self.node.ground.home.is_stopped() {
+            return Err(QueryError::down());
+        }
+        self.node.uplink.kept(&self.selection).await
     }
 
     fn and(mut self, topic: Result<Topic, InvalidId>) -> Self {

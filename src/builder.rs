@@ -9,6 +9,7 @@ use crate::cluster::Cluster;
 use crate::config::{Config, Identify, Unauthenticated};
 use crate::local::origin::OriginPattern;
 use crate::model::error::{ConnectError, SendError};
+use crate::model::history::History;
 use crate::model::id::UserId;
 use crate::model::limits::SlowConsumer;
 use crate::model::topic::Namespace;
@@ -257,6 +258,42 @@ impl ClusterBuilder {
     /// +zrem +zscore +zrangebyscore +zremrangebyscore`, with several primaries `~<namespace>:{*}:seats*`. Without it the limit is each node's own, and the log says so.
     pub fn max_sockets_per_user_in_cluster(mut self, sockets: usize, over: OverLimit) -> Self {
         self.config.seats = Some(SeatLimit { sockets, over });
+        self
+    }
+
+    /// Keeps what is sent to users, for each by itself, so that nobody who was away for a while misses it: whoever comes back with
+    /// its position gets what it missed, and a broken link to Redis costs nothing. All nodes and workers must say the same; one
+    /// that does not is named in the log and counted ([`Stats::history_unkept`](crate::Stats::history_unkept)). Default: nothing is
+    /// kept, and no key, command or right is needed.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// use axum_cluster::{Cluster, History};
+    ///
+    /// let cluster = Cluster::builder()
+    ///     .user_history(History::default())
+    ///     .room_history(History { messages: 50, ..History::default() })
+    ///     .start();
+    /// # }
+    /// ```
+    ///
+    /// A send that is kept costs Redis about five times what another does, and its sender's own sockets get it when it comes back
+    /// from Redis, in the one order that all get. [`Audience::ephemeral`](crate::Audience::ephemeral) leaves one out.
+    pub fn user_history(mut self, history: History) -> Self {
+        self.config.histories.user = Some(history);
+        self
+    }
+
+    /// The same of what is sent to rooms. Default: nothing is kept.
+    pub fn room_history(mut self, history: History) -> Self {
+        self.config.histories.room = Some(history);
+        self
+    }
+
+    /// The same of what is sent to all ([`Broadcaster::to_all`](crate::Broadcaster::to_all)). Default: nothing is kept.
+    pub fn all_history(mut self, history: History) -> Self {
+        self.config.histories.all = Some(history);
         self
     }
 

@@ -13,6 +13,7 @@ use crate::local::heartbeat::HeartbeatTimes;
 use crate::local::origin::OriginPolicy;
 use crate::local::registry::Limits;
 use crate::model::close::Close;
+use crate::model::history::Histories;
 use crate::model::id::UserId;
 use crate::model::limits::{LONGEST, OutboxLimits, SlowConsumer};
 use crate::model::topic::Namespace;
@@ -111,6 +112,7 @@ pub(crate) struct Config {
     pub(crate) origins: OriginPolicy,
     pub(crate) limits: Limits,
     pub(crate) seats: Option<SeatLimit>,
+    pub(crate) histories: Histories,
     pub(crate) max_message_size: usize,
     pub(crate) inbound: Option<InboundLimit>,
     pub(crate) outbox: OutboxLimits,
@@ -137,6 +139,7 @@ impl Config {
             lease: self.lease,
             linger: self.linger,
             seats: self.seats,
+            histories: self.histories,
         }
     }
 
@@ -173,6 +176,7 @@ impl Config {
             origins: OriginPolicy::default(),
             limits: Limits::default(),
             seats: None,
+            histories: Histories::default(),
             max_message_size: 64 * 1024,
             inbound: None,
             outbox: OutboxLimits {
@@ -196,7 +200,8 @@ impl Config {
     /// What makes no sense, if anything.
     pub(crate) fn problem(&self) -> Option<String> {
         let problem = self.problem_of_times();
-        problem.or_else(|| self.problem_of_counts())
+        let problem = problem.or_else(|| self.problem_of_counts());
+        problem.or_else(|| self.histories.problem())
     }
 
     fn problem_of_times(&self) -> Option<String> {

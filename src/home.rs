@@ -204,6 +204,7 @@ mod tests {
 
     use super::*;
     use crate::bus::{Backend, BusSettings};
+    use crate::model::history::Histories;
     use crate::model::topic::Namespace;
 
     /// With a task that runs as it says.
@@ -216,6 +217,7 @@ mod tests {
             lease: timeout,
             linger: timeout,
             seats: None,
+            histories: Histories::default(),
         };
         let bus = Backend::memory().open(node, settings);
         let home = Ground::here(node, bus.into(), timeout).home;

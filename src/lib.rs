@@ -325,6 +325,8 @@ pub use model::error::{
 };
 pub use model::gap::Gap;
 pub use model::health::Health;
+pub use model::history::position::{InvalidPosition, Position};
+pub use model::history::{History, Kept, Missed, Resumed};
 pub use model::id::{InvalidId, InvalidNodeId, InvalidSocketId, NodeId, RoomId, SocketId, UserId};
 pub use model::limits::SlowConsumer;
 pub use model::message::{Message, Utf8Bytes};

@@ -12,14 +12,15 @@ use tracing::field::Empty;
 
 use crate::bus::inbound::Inbound;
 use crate::bus::outage::LinkId;
-use crate::bus::scope::{Reach, Selection};
-use crate::bus::uplink::Uplink;
+use crate::bus::scope::Selection;
+use crate::bus::uplink::{Came, How, Sent, Uplink};
 use crate::bus::{Backend, Bus, Listener};
 use crate::config::Config;
 use crate::home::Ground;
 use crate::local::admission::{Refused, Reservation};
 use crate::local::{CLOSING, Local, Sockets};
 use crate::model::error::SendError;
+use crate::model::history::mark::Number;
 use crate::model::id::{NodeId, UserId};
 use crate::model::limits::LONGEST;
 use crate::model::manner::Manner;
@@ -52,7 +53,12 @@ impl Node {
         let bus: Arc<dyn Bus> = backend.open(id, config.bus()).into();
         let ground = Ground::here(id, bus, config.publish_timeout);
         let presence = Arc::new(Mailbox::default());
-        let uplink = Arc::new(Uplink::new(id, ground.bus.clone(), ground.counters.clone()));
+        let uplink = Arc::new(Uplink::new(
+            id,
+            ground.bus.clone(),
+            ground.counters.clone(),
+            config.histories,
+        ));
         let local = Arc::new(Local::new(config.local(), &ground, &presence));
         let sockets = Sockets::of(&local);
         let peers = Peers::new(config.peers(), &ground, &uplink, sockets, &presence);
@@ -85,20 +91,20 @@ impl Node {
         Ok(reservation)
     }
 
-    /// Delivers here and publishes once for all other nodes. Returns the sockets here and, where it
-    /// can be known, the other nodes.
+    /// Publishes once for all other nodes and delivers here: meanwhile, or what is kept when it comes back. Returns the sockets
+    /// here and what became of it on the bus.
     pub(crate) async fn send(
         &self,
         selection: &Selection,
         message: &Message,
         manner: &Manner,
-        reach: Reach,
-    ) -> Result<(usize, Option<usize>), SendError> {
+        how: How,
+    ) -> Result<(usize, Sent), SendError> {
         let (topics, bytes) = (selection.topics(), message.len());
         let span = tracing::trace_span!("send", topics, bytes, local = Empty, nodes = Empty);
-        let sending = self.publish_and_deliver(selection, message, manner, reach);
+        let sending = self.publish_and_deliver(selection, message, manner, how);
         let sent = sending.instrument(span.clone()).await;
-        if let Ok((local, nodes)) = sent {
+        if let Ok((local, Sent { nodes, .. })) = sent {
             span.record("local", local).record("nodes", nodes);
         }
         sent
@@ -109,23 +115,36 @@ impl Node {
         selection: &Selection,
         message: &Message,
         manner: &Manner,
-        reach: Reach,
-    ) -> Result<(usize, Option<usize>), SendError> {
+        how: How,
+    ) -> Result<(usize, Sent), SendError> {
         let home = &self.ground.home;
         if home.is_stopped() {
             return Err(SendError::down());
         }
         let scope = selection.scope();
         // Queued by the call: sends happen in the order in which they are first polled.
-        let publishing = self
-            .uplink
-            .send(selection, &scope, message, manner, reach)?;
-        let local = self.local.deliver(&scope, message, manner).await;
-        let published = publishing.await;
+        let sending = self.uplink.send(selection, &scope, message, manner, how)?;
+        let local = match sending.is_kept() {
+            true => self.local.count(&scope),
+            false => self.local.deliver(&scope, message, manner).await,
+        };
+        let sent = sending.end().await;
         // Who sends in a loop that never waits would keep the tasks that write from running.
         consume_budget().await;
-        let nodes = published.map_err(|error| SendError::bus(local, home.explain(error)))?;
-        Ok((local, nodes))
+        match sent {
+            Ok(sent) => Ok((local, sent)),
+            Err((error, came)) => {
+                match came {
+                    // Delivered already: meanwhile, or when it came back.
+                    Came::Whole => {}
+                    Came::On(topics) => {
+                        let rest = scope.without(&topics);
+                        self.local.deliver(&rest, message, manner).await;
+                    }
+                }
+                Err(SendError::bus(local, home.explain(error)))
+            }
+        }
     }
 
     /// Refuses new sockets, closes the others at random moments of the window, waits for their
@@ -160,8 +179,8 @@ impl Node {
 }
 
 impl Listener for Node {
-    fn heard(&self, topic: &str, bytes: &[u8]) {
-        match self.uplink.open(topic, bytes) {
+    fn heard(&self, topic: &str, number: Option<Number>, bytes: &[u8]) {
+        match self.uplink.open(topic, number, bytes) {
             Inbound::Message(scope, content, manner) => {
                 self.local.collect(&scope, &manner, || content.frame());
             }

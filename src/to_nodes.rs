@@ -104,6 +104,7 @@ impl ToNodes {
         Ok(Delivery {
             local,
             nodes: Some(nodes),
+            mark: None,
         })
     }
 

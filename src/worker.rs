@@ -5,6 +5,7 @@ use crate::builder::ClusterBuilder;
 use crate::bus::Backend;
 use crate::cluster::Cluster;
 use crate::model::error::ConnectError;
+use crate::model::history::History;
 
 /// Settings of a worker, then [`connect`](Self::connect): a process without sockets, such as a cron job or
 /// another service, which sends to the app's users, asks who is there and watches presence. It is none of the
@@ -85,6 +86,21 @@ impl BroadcasterBuilder {
     /// What the nodes' logs call it. Default: the environment's `HOSTNAME`, else nothing.
     pub fn name(self, name: impl Into<String>) -> Self {
         Self(self.0.name(name))
+    }
+
+    /// Keeps what is sent to users, as the app's nodes do ([`ClusterBuilder::user_history`]). Default: nothing is kept.
+    pub fn user_history(self, history: History) -> Self {
+        Self(self.0.user_history(history))
+    }
+
+    /// Keeps what is sent to rooms, as the app's nodes do ([`ClusterBuilder::room_history`]). Default: nothing is kept.
+    pub fn room_history(self, history: History) -> Self {
+        Self(self.0.room_history(history))
+    }
+
+    /// Keeps what is sent to all, as the app's nodes do ([`ClusterBuilder::all_history`]). Default: nothing is kept.
+    pub fn all_history(self, history: History) -> Self {
+        Self(self.0.all_history(history))
     }
 
     /// Starts it and waits until the bus is up, at most 5 s.

@@ -14,6 +14,8 @@ use super::{Backend, Bus, BusSettings, Confirmation, Listener};
 use crate::bus::outage::{LinkId, Outage};
 use crate::bus::scope::Size;
 use crate::model::health::Health;
+use crate::model::history::Histories;
+use crate::model::history::mark::Number;
 use crate::model::id::{NodeId, SocketId};
 use crate::model::partition::{Partition, PartitionSet};
 use crate::model::topic::{Namespace, Topic, TopicKind};
@@ -59,7 +61,7 @@ impl Recorder {
 }
 
 impl Listener for Recorder {
-    fn heard(&self, topic: &str, bytes: &[u8]) {
+    fn heard(&self, topic: &str, _: Option<Number>, bytes: &[u8]) {
         self.tell(Told::Heard(topic.to_owned(), bytes.to_owned()));
     }
 
@@ -134,6 +136,7 @@ impl End {
                 lease: PATIENCE,
                 linger: Duration::from_millis(1),
                 seats,
+                histories: Histories::default(),
             },
         );
         let (sender, told) = mpsc::unbounded_channel();
@@ -191,6 +194,7 @@ impl End {
             smallvec![topic.clone()],
             Bytes::copy_from_slice(bytes.as_bytes()),
             Size::Small,
+            None,
         );
         published.await.unwrap().nodes
     }
@@ -309,7 +313,7 @@ async fn several_topics_are_one_publication(backend: Backend) {
     let topics = smallvec![room("1"), room("2"), room("3")];
     assert_eq!(
         a.bus
-            .publish(topics, Bytes::from_static(b"u"), Size::Small)
+            .publish(topics, Bytes::from_static(b"u"), Size::Small, None)
             .await
             .unwrap()
             .nodes,

@@ -3,11 +3,13 @@
 #[cfg(test)]
 mod conformance;
 pub(crate) mod control;
+pub(crate) mod echoes;
 pub(crate) mod gaps;
 pub(crate) mod health;
 pub(crate) mod inbound;
 mod memory;
 pub(crate) mod outage;
+pub(crate) mod past;
 pub(crate) mod reception;
 #[cfg(feature = "redis")]
 pub(crate) mod redis;
@@ -31,8 +33,11 @@ use self::memory::MemoryBus;
 #[cfg(feature = "redis")]
 use self::redis::{Redis, RedisBus, Target};
 use crate::bus::outage::LinkId;
+use crate::bus::past::{Keep, Past, ReadLimits};
 use crate::bus::scope::Size;
 use crate::model::error::{ConnectError, PublishError};
+use crate::model::history::Histories;
+use crate::model::history::mark::{Clock, Mark, Marks, Number};
 use crate::model::id::NodeId;
 use crate::model::partition::PartitionSet;
 use crate::model::topic::{Namespace, Topic, TopicKind};
@@ -193,6 +198,7 @@ pub(crate) struct BusSettings {
     pub(crate) lease: Duration,
     pub(crate) linger: Duration,
     pub(crate) seats: Option<SeatLimit>,
+    pub(crate) histories: Histories,
 }
 
 /// One node's end of the bus. Dropping it leaves the bus.
@@ -220,14 +226,28 @@ pub(crate) trait Bus: fmt::Debug + Send + Sync {
     /// [`Listener::up`] only when that topic is heard.
     fn prove_anew(&self);
 
-    /// Publishes the same bytes on the channel of each topic. Queued by the call, so that the order of calls is
+    /// Publishes the same bytes on the channel of each topic, and keeps them if it is said how: then each hears them with
+    /// their number, the node that publishes too, all nodes in one order. Queued by the call, so that the order of calls is
     /// the order in which they are published, among those of one size.
     fn publish(
         &self,
         topics: SmallVec<[Topic; 1]>,
         envelope: Bytes,
         size: Size,
+        keep: Option<Keep>,
     ) -> BoxFuture<'static, Result<Published, PublishError>>;
+
+    /// Who numbers what is kept of a topic.
+    fn clock(&self, topic: &Topic) -> Clock;
+
+    /// What came to each of these topics since the mark of its clock, if that can be told; without marks, whatever is kept. A topic
+    /// of which nothing is kept, and one whose clock has no mark, is [`Forgotten`](crate::Missed::Forgotten).
+    fn read<'a>(
+        &'a self,
+        topics: &'a [Topic],
+        since: Option<&'a Marks>,
+        limits: ReadLimits,
+    ) -> BoxFuture<'a, Result<Past, Arc<str>>>;
 
     /// How many nodes hear each of these topics.
     fn listening<'a>(&'a self, topics: &'a [Topic]) -> BoxFuture<'a, Result<Vec<usize>, Arc<str>>>;
@@ -256,12 +276,15 @@ pub(crate) struct Published {
     /// Whether a copy was counted as this node's own, and must come back. If it does not, this node is deaf, and the
     /// count one too low.
     pub(crate) comes_back: bool,
+    /// The highest number under which it is kept, if one clock gave them all.
+    pub(crate) mark: Option<(Clock, Mark)>,
 }
 
 /// Who hears. Calls come from the bus's own task: they must neither block nor wait.
 pub(crate) trait Listener: Send + Sync {
     /// A message came on a topic's channel. It is delivered by the next [`flush`](Self::flush).
-    fn heard(&self, topic: &str, bytes: &[u8]);
+    /// What is kept has a number, which grows from one to the next of its clock; copies of a union have the same.
+    fn heard(&self, topic: &str, number: Option<Number>, bytes: &[u8]);
 
     /// Delivers a part of what was heard; whether there is more, or other tasks should run before more is
     /// heard, since some sockets are written by their own task only. Called until neither is, whenever a part

@@ -55,6 +55,16 @@ const SMALL: usize = 64;
 /// all the others would grow with the square.
 const MAX_UNION_COPIES: usize = 16;
 
+impl Scope<'_> {
+    /// The same without these topics.
+    pub(crate) fn without(&self, came: &[Topic]) -> Self {
+        let mut rest = self.clone();
+        rest.targets
+            .retain(|target| !came.iter().any(|topic| TopicRef::from(topic) == *target));
+        rest
+    }
+}
+
 impl Selection {
     pub(crate) fn of(topic: Topic) -> Self {
         Self {
@@ -65,6 +75,20 @@ impl Selection {
 
     pub(crate) fn add(&mut self, topic: Topic) {
         self.targets.push(topic);
+    }
+
+    /// The topic, where it names one and no more.
+    pub(crate) fn only(&self) -> Option<&Topic> {
+        match self.targets.as_slice() {
+            [topic] => Some(topic),
+            _ => None,
+        }
+    }
+
+    /// Those of its topics.
+    pub(crate) fn filter(&self, is_meant: impl Fn(&Topic) -> bool) -> SmallVec<[Topic; 1]> {
+        let meant = self.targets.iter().filter(|topic| is_meant(topic));
+        meant.cloned().collect()
     }
 
     /// How many topics it names.
@@ -116,16 +140,17 @@ impl Selection {
             [topic] if has_channel(topic) => Route::Separate(smallvec![topic.clone()]),
             topics if topics.iter().all(shares_no_socket) => Route::Separate(self.targets.clone()),
             targets if targets.len() > MAX_UNION_COPIES => Route::Union(smallvec![Topic::all()]),
-            targets => {
-                let mut carriers: SmallVec<[Topic; 1]> = SmallVec::new();
-                for carrier in targets.iter().map(Topic::carrier) {
-                    if !carriers.contains(&carrier) {
-                        carriers.push(carrier);
-                    }
-                }
-                Route::Union(carriers)
-            }
+            _ => Route::Union(self.carriers()),
         }
+    }
+
+    /// Each topic's own, once.
+    pub(crate) fn carriers(&self) -> SmallVec<[Topic; 1]> {
+        let mut seen = HashSet::with_capacity(self.targets.len());
+        let carriers = self.targets.iter().map(Topic::carrier);
+        carriers
+            .filter(|carrier| seen.insert(carrier.clone()))
+            .collect()
     }
 }
 

@@ -41,6 +41,13 @@ impl Seen {
             .is_some_and(|window| window.contains(number))
     }
 
+    /// Whether a number came, and is not too old to tell.
+    pub(crate) fn contains_lately(&self, node: NodeId, number: u64) -> bool {
+        self.0
+            .get(&node)
+            .is_some_and(|window| window.contains_lately(number))
+    }
+
     /// The node has left, and says nothing any more.
     pub(crate) fn forget(&mut self, node: NodeId) {
         self.0.shift_remove(&node);
@@ -60,9 +67,11 @@ impl Window {
 
     fn contains(&self, number: u64) -> bool {
         let word = number / 64;
-        if word + WORDS < self.end() {
-            return true;
-        }
+        word + WORDS < self.end() || self.contains_lately(number)
+    }
+
+    fn contains_lately(&self, number: u64) -> bool {
+        let word = number / 64;
         let at = word.checked_sub(self.first);
         let bits = at.and_then(|at| self.words.get(usize::try_from(at).ok()?));
         bits.is_some_and(|bits| bits & 1 << (number % 64) != 0)

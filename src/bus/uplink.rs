@@ -1,6 +1,7 @@
 //! This node's end of the bus, as messages see it: what is sent is written and queued here, and what came is read
 //! here, once, into what the parts of a node act on.
 
+use std::slice;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -11,15 +12,20 @@ use serde::de::IgnoredAny;
 use smallvec::{SmallVec, smallvec};
 
 use crate::bus::control::Control;
+use crate::bus::echoes::Echoes;
 use crate::bus::inbound::{Content, Hearers, Inbound, Part, PeerWord};
+use crate::bus::past::{Keep, ReadLimits};
 use crate::bus::scope::{Reach, Route, Scope, Selection, Size};
 use crate::bus::seen::Seen;
-use crate::bus::wire::{self, Action, Envelope, MAX_ENVELOPE, ONE_COPY};
+use crate::bus::wire::{self, Action, Envelope, Lasting, MAX_ENVELOPE, ONE_COPY};
 use crate::bus::{Bus, Published};
 use crate::counts::Counters;
 use crate::measures::Since;
 use crate::model::close::Close;
-use crate::model::error::{PublishError, SendError};
+use crate::model::error::{PublishError, QueryError, SendError};
+use crate::model::history::mark::{Clock, Mark, Number};
+use crate::model::history::token::{self, Parts};
+use crate::model::history::{Histories, Kept};
 use crate::model::id::NodeId;
 use crate::model::manner::Manner;
 use crate::model::message::Message;
@@ -34,10 +40,18 @@ pub(crate) struct Uplink {
     /// Unions of which a copy came.
     unions: Mutex<Seen>,
     next_union: AtomicU64,
+    histories: Histories,
+    /// Where something is kept.
+    echoes: Mutex<Echoes>,
 }
 
 impl Uplink {
-    pub(crate) fn new(node: NodeId, bus: Arc<dyn Bus>, counters: Arc<Counters>) -> Self {
+    pub(crate) fn new(
+        node: NodeId,
+        bus: Arc<dyn Bus>,
+        counters: Arc<Counters>,
+        histories: Histories,
+    ) -> Self {
         Self {
             node,
             own: Topic::node(node),
@@ -45,43 +59,54 @@ impl Uplink {
             counters,
             unions: Mutex::default(),
             next_union: AtomicU64::new(ONE_COPY + 1),
+            histories,
+            echoes: Mutex::new(Echoes::new(node)),
         }
     }
 
-    /// Publishes a message for the other nodes: queued by the call, so that sends keep the order of the calls.
-    /// Resolves to how many nodes took it, where that can be known.
+    /// Publishes a message: queued by the call, so that sends keep the order of the calls. What is kept comes back to this node's
+    /// own sockets; everything else is for the other nodes alone.
     pub(crate) fn send<'a>(
         &'a self,
         selection: &Selection,
         scope: &Scope<'_>,
         message: &Message,
         manner: &Manner,
-        reach: Reach,
-    ) -> Result<impl Future<Output = Result<Option<usize>, PublishError>> + use<'a>, SendError>
-    {
-        let (mut topics, union) = match reach {
-            Reach::Here => (SmallVec::new(), None),
-            Reach::Everywhere => self.route(selection),
+        how: How,
+    ) -> Result<Sending<'a>, SendError> {
+        let Course {
+            mut topics,
+            union,
+            keep,
+        } = match how.reach {
+            Reach::Here => Course::default(),
+            Reach::Everywhere => self.course(selection, how.is_ephemeral),
         };
-        topics.retain(|topic| *topic != self.own);
+        if keep.is_none() {
+            topics.retain(|topic| *topic != self.own);
+        }
+        let kept = keep.as_ref().map(|_| self.next_union.fetch_add(1, Relaxed));
+        let lasting = match kept {
+            Some(number) => Lasting::Kept(number),
+            None if how.is_ephemeral => Lasting::Ephemeral,
+            None => Lasting::Unsaid,
+        };
         let envelope = match topics.is_empty() {
             true => None,
-            false => Some(self.write_message(union, scope, message, manner)?),
+            false => Some(self.write_message(lasting, union, scope, message, manner)?),
         };
         self.counters.sent.fetch_add(1, Relaxed);
-        let publish = |envelope| self.bus.publish(topics, envelope, selection.size());
+        let begun = kept.map(|number| Begun::of(self, number));
         let since = Since::now();
-        let publishing = envelope.map(publish);
-        let is_known = scope.targets.len() == 1 && reach == Reach::Everywhere;
-        Ok(async move {
-            let published = match publishing {
-                None => Ok(Published::default()),
-                Some(publishing) => self.published(since, publishing.await),
-            };
-            let published = published.inspect_err(|error| {
-                self.counters.record_failed_publish(error.maybe_sent);
-            })?;
-            Ok(is_known.then_some(published.nodes))
+        let size = selection.size();
+        let publish = |envelope| self.bus.publish(topics, envelope, size, keep);
+        Ok(Sending {
+            uplink: self,
+            since,
+            publishing: envelope.map(publish),
+            is_known: scope.targets.len() == 1 && how.reach == Reach::Everywhere,
+            is_union: union.is_some(),
+            begun,
         })
     }
 
@@ -91,7 +116,7 @@ impl Uplink {
         message: &Message,
     ) -> Result<impl Future<Output = Result<usize, PublishError>> + use<'_>, SendError> {
         let (scope, manner) = (Scope::default(), Manner::InTurn);
-        let envelope = self.write_message(None, &scope, message, &manner)?;
+        let envelope = self.write_message(Lasting::Unsaid, None, &scope, message, &manner)?;
         self.counters.sent.fetch_add(1, Relaxed);
         let since = Since::now();
         let publishing = self.say(Topic::nodes(), envelope);
@@ -113,24 +138,53 @@ impl Uplink {
         published.inspect(|_| self.counters.measures.published(since))
     }
 
-    /// The topics on which a message travels, and its number where it names its targets.
-    fn route(&self, selection: &Selection) -> (SmallVec<[Topic; 1]>, Option<u64>) {
-        match selection.route() {
-            Route::Separate(topics) => (topics, None),
-            Route::Union(topics) if topics.len() == 1 => (topics, Some(ONE_COPY)),
-            Route::Union(topics) => (topics, Some(self.next_union.fetch_add(1, Relaxed))),
+    /// How a message travels.
+    fn course(&self, selection: &Selection, is_ephemeral: bool) -> Course {
+        let is_kept = |topic: &Topic| self.histories.of(topic.kind()).is_some();
+        let kept = match is_ephemeral || self.histories.is_off() {
+            true => SmallVec::new(),
+            false => selection.filter(is_kept),
+        };
+        let (topics, union, keep) = match selection.route() {
+            // They are of one kind.
+            Route::Separate(topics) => (topics, None, Keep::Each),
+            Route::Union(topics) if topics.len() == 1 && kept.is_empty() => {
+                (topics, Some(ONE_COPY), Keep::Each)
+            }
+            Route::Union(topics) => {
+                let number = self.next_union.fetch_add(1, Relaxed);
+                let keep = Keep::Union(kept.clone());
+                match self.are_at_one_clock(&topics, &kept) {
+                    true => (topics, Some(number), keep),
+                    false => (selection.carriers(), Some(number), keep),
+                }
+            }
+        };
+        Course {
+            topics,
+            union,
+            keep: (!kept.is_empty()).then_some(keep),
         }
+    }
+
+    /// Whether whoever hears a copy hears with it up to where each history of the union is known to him: where the one copy for
+    /// all nodes has another clock, the others' would stand still.
+    fn are_at_one_clock(&self, topics: &[Topic], kept: &[Topic]) -> bool {
+        let [carrier] = topics else { return true };
+        let clock = self.bus.clock(carrier);
+        kept.iter().all(|topic| self.bus.clock(topic) == clock)
     }
 
     fn write_message(
         &self,
+        lasting: Lasting,
         union: Option<u64>,
         scope: &Scope<'_>,
         message: &Message,
         manner: &Manner,
     ) -> Result<Bytes, SendError> {
         let action = Action::from(message);
-        let envelope = wire::encode(self.node, union, scope, manner, &action);
+        let envelope = wire::encode_as(lasting, self.node, union, scope, manner, &action);
         let (bytes, limit) = (envelope.len(), MAX_ENVELOPE);
         match bytes > limit {
             true => Err(SendError::too_large(bytes, limit)),
@@ -159,7 +213,7 @@ impl Uplink {
         to: Topic,
         envelope: Bytes,
     ) -> BoxFuture<'static, Result<Published, PublishError>> {
-        self.bus.publish(smallvec![to], envelope, Size::Small)
+        self.bus.publish(smallvec![to], envelope, Size::Small, None)
     }
 
     /// Asks whoever is on a topic; queued by the call, among what else is of its audience's size.
@@ -169,7 +223,7 @@ impl Uplink {
         question: Bytes,
         size: Size,
     ) -> BoxFuture<'static, Result<Published, PublishError>> {
-        self.bus.publish(smallvec![on], question, size)
+        self.bus.publish(smallvec![on], question, size, None)
     }
 
     /// Says nothing, to learn how many nodes hear it.
@@ -179,7 +233,12 @@ impl Uplink {
     }
 
     /// Reads what came on a topic's channel.
-    pub(crate) fn open<'a>(&self, topic: &'a str, bytes: &'a [u8]) -> Inbound<'a> {
+    pub(crate) fn open<'a>(
+        &self,
+        topic: &'a str,
+        number: Option<Number>,
+        bytes: &'a [u8],
+    ) -> Inbound<'a> {
         let (Some(topic), Ok(envelope)) = (TopicRef::of(topic), wire::decode(bytes)) else {
             return self.garbage();
         };
@@ -188,10 +247,15 @@ impl Uplink {
             union,
             scope,
             manner,
+            lasting,
             action,
         } = envelope;
         match (origin, action) {
-            (Some(origin), action) if origin == self.node => echo(union, &action),
+            (Some(origin), action)
+                if origin == self.node && !self.comes_back(topic, number, lasting) =>
+            {
+                echo(union, &action)
+            }
             (Some(from), Action::Control(json)) => self.read_word(from, topic, scope, json),
             (Some(from), Action::Answer { id, more, part }) => Inbound::Answer(Part {
                 from,
@@ -253,6 +317,43 @@ impl Uplink {
         }
     }
 
+    /// Whether this node's own message, come back, is for its own sockets.
+    fn comes_back(&self, topic: TopicRef<'_>, number: Option<Number>, lasting: Lasting) -> bool {
+        match (number, lasting) {
+            (Some(_), Lasting::Kept(number)) => self.echoes.lock().came(number, topic),
+            _ => false,
+        }
+    }
+
+    /// What is kept of one topic.
+    pub(crate) async fn kept(&self, selection: &Selection) -> Result<Kept, QueryError> {
+        let Some(topic) = selection.only() else {
+            return Err(QueryError::not_kept(NOT_ONE));
+        };
+        let Some(history) = self.histories.of(topic.kind()) else {
+            return Err(QueryError::not_kept(OFF));
+        };
+        let limits = ReadLimits {
+            entries: history.most(),
+            bytes: usize::MAX,
+        };
+        let topics = slice::from_ref(topic);
+        let past = self.bus.read(topics, None, limits).await;
+        let past = past.map_err(QueryError::bus)?;
+        let marks = past.cuts();
+        let entries = past.topics.into_iter().find_map(|topic| topic.entries.ok());
+        let entries = entries.unwrap_or_default();
+        let messages = entries
+            .iter()
+            .filter_map(|entry| read_kept(&entry.envelope));
+        let mut messages: Vec<Message> = messages.collect();
+        messages.drain(..messages.len().saturating_sub(history.messages));
+        Ok(Kept {
+            messages,
+            position: token::write(&Parts { marks }),
+        })
+    }
+
     /// Whether a union was acted on already.
     fn is_another_copy(&self, origin: Option<NodeId>, union: Option<u64>) -> bool {
         match (origin, union) {
@@ -274,6 +375,118 @@ impl Uplink {
         self.unions.lock().forget(node);
     }
 }
+
+/// What a send is told beside the message.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct How {
+    pub(crate) reach: Reach,
+    /// Not kept, whatever is.
+    pub(crate) is_ephemeral: bool,
+}
+
+/// How a message travels: on which topics, its number where it names its targets, and how it is kept.
+#[derive(Debug, Default)]
+struct Course {
+    topics: SmallVec<[Topic; 1]>,
+    union: Option<u64>,
+    keep: Option<Keep>,
+}
+
+/// A message that is queued.
+#[must_use = "it is queued, and what becomes of it is told to whoever waits"]
+pub(crate) struct Sending<'a> {
+    uplink: &'a Uplink,
+    since: Since,
+    publishing: Option<BoxFuture<'static, Result<Published, PublishError>>>,
+    is_known: bool,
+    /// The first copy is for all of it.
+    is_union: bool,
+    begun: Option<Begun<'a>>,
+}
+
+/// What became of one.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sent {
+    /// Other nodes that took it, where that can be known.
+    pub(crate) nodes: Option<usize>,
+    pub(crate) mark: Option<(Clock, Mark)>,
+}
+
+/// What of a message that the bus refused this node's own sockets have already.
+#[derive(Debug)]
+pub(crate) enum Came {
+    Whole,
+    /// What came back on these topics.
+    On(SmallVec<[Topic; 1]>),
+}
+
+impl Sending<'_> {
+    /// Whether this node's own sockets get it when it comes back.
+    pub(crate) fn is_kept(&self) -> bool {
+        self.begun.is_some()
+    }
+
+    /// What became of it; and where it failed, what has come back all the same.
+    pub(crate) async fn end(self) -> Result<Sent, (PublishError, Came)> {
+        let published = match self.publishing {
+            None => Ok(Published::default()),
+            Some(publishing) => self.uplink.published(self.since, publishing.await),
+        };
+        match published {
+            Ok(published) => Ok(Sent {
+                nodes: self.is_known.then_some(published.nodes),
+                mark: published.mark,
+            }),
+            Err(error) => {
+                let counters = &self.uplink.counters;
+                counters.record_failed_publish(error.maybe_sent);
+                let came = match self.begun {
+                    None => Came::Whole,
+                    Some(begun) => match begun.fail() {
+                        came if self.is_union && !came.is_empty() => Came::Whole,
+                        came => Came::On(came),
+                    },
+                };
+                Err((error, came))
+            }
+        }
+    }
+}
+
+/// A kept message, until it is known what became of it.
+struct Begun<'a> {
+    uplink: &'a Uplink,
+    number: u64,
+}
+
+impl<'a> Begun<'a> {
+    fn of(uplink: &'a Uplink, number: u64) -> Self {
+        uplink.echoes.lock().begin(number);
+        Self { uplink, number }
+    }
+
+    fn fail(self) -> SmallVec<[Topic; 1]> {
+        self.uplink.echoes.lock().fail(self.number)
+    }
+}
+
+impl Drop for Begun<'_> {
+    fn drop(&mut self) {
+        self.uplink.echoes.lock().end(self.number);
+    }
+}
+
+/// The message in an envelope, if there is one.
+fn read_kept(envelope: &[u8]) -> Option<Message> {
+    match wire::decode(envelope).ok()?.action {
+        Action::Text(text) => Some(Content::Text(text).message()),
+        Action::Binary(bytes) => Some(Content::Binary(bytes).message()),
+        _ => None,
+    }
+}
+
+const NOT_ONE: &str = "history is told of one audience at a time: one user, one room, or all";
+const OFF: &str = "nothing is kept of such an audience: set `user_history`, `room_history` or `all_history` when the cluster is built";
 
 /// Of what this node said itself: its own copy of a question proves that it hears the answers.
 fn echo<'a>(number: Option<u64>, action: &Action<'_>) -> Inbound<'a> {
@@ -297,6 +510,7 @@ mod tests {
 
     use super::*;
     use crate::bus::{Backend, BusSettings};
+    use crate::model::history::Histories;
     use crate::model::topic::Namespace;
 
     const US: NodeId = NodeId(1);
@@ -310,9 +524,10 @@ mod tests {
             lease: Duration::from_secs(15),
             linger: Duration::ZERO,
             seats: None,
+            histories: Histories::default(),
         };
         let bus = Backend::memory().open(US, settings);
-        Uplink::new(US, bus.into(), Arc::default())
+        Uplink::new(US, bus.into(), Arc::default(), Histories::default())
     }
 
     fn garbage(uplink: &Uplink) -> u64 {
@@ -345,15 +560,15 @@ mod tests {
         let hi = || Content::Text("hi".into());
         let (plain, foreign) = (text(None, &[]), r#"{"text":"hi"}"#);
         for bytes in [&plain, foreign.as_bytes()] {
-            let opened = uplink.open("r:x", bytes);
+            let opened = uplink.open("r:x", None, bytes);
             assert_eq!(
                 opened,
                 Inbound::Message(scope(&["r:x"]), hi(), Manner::InTurn)
             );
-            let again = uplink.open("r:x", bytes);
+            let again = uplink.open("r:x", None, bytes);
             assert_eq!(again, opened, "it has no number");
         }
-        let close = uplink.open("u:a", br#"{"close":{"code":4000}}"#);
+        let close = uplink.open("u:a", None, br#"{"close":{"code":4000}}"#);
         assert_eq!(close, Inbound::Close(scope(&["u:a"]), Close::new(4000, "")));
     }
 
@@ -366,13 +581,13 @@ mod tests {
             Content::Text("hi".into()),
             Manner::InTurn,
         );
-        assert_eq!(uplink.open("r:x", &union), message);
-        assert_eq!(uplink.open("u:a", &union), Inbound::Nothing);
+        assert_eq!(uplink.open("r:x", None, &union), message);
+        assert_eq!(uplink.open("u:a", None, &union), Inbound::Nothing);
         uplink.forget(OTHER);
-        assert_eq!(uplink.open("u:a", &union), message);
+        assert_eq!(uplink.open("u:a", None, &union), message);
         let single = text(Some(ONE_COPY), &["s:x"]);
         for _ in 0..2 {
-            assert_ne!(uplink.open("n:1", &single), Inbound::Nothing);
+            assert_ne!(uplink.open("n:1", None, &single), Inbound::Nothing);
         }
         assert_eq!(garbage(&uplink), 0);
     }
@@ -382,14 +597,17 @@ mod tests {
         let uplink = uplink();
         let own = |union, action| wire::encode(US, union, &scope(&[]), &Manner::InTurn, &action);
         let ask = own(Some(5), Action::Control(br#"{"ping":{"id":5}}"#));
-        assert_eq!(uplink.open("nodes", &ask), Inbound::Echo(5));
+        assert_eq!(uplink.open("nodes", None, &ask), Inbound::Echo(5));
         for action in [
             Action::Text("hi".into()),
             Action::Probe,
             Action::Report(b"{}"),
             Action::Watch(b"{}"),
         ] {
-            assert_eq!(uplink.open("all", &own(None, action)), Inbound::Nothing);
+            assert_eq!(
+                uplink.open("all", None, &own(None, action)),
+                Inbound::Nothing
+            );
         }
         assert_eq!(garbage(&uplink), 0);
     }
@@ -410,7 +628,7 @@ mod tests {
             ("nodes", Hearers::Others),
             ("n:2", Hearers::Others),
         ] {
-            let Inbound::Peer(said) = uplink.open(topic, &bye) else {
+            let Inbound::Peer(said) = uplink.open(topic, None, &bye) else {
                 panic!("{topic}");
             };
             assert_eq!(said.word, Control::Bye);
@@ -433,11 +651,11 @@ mod tests {
         let mut later = text(None, &[]).to_vec();
         later[1] = 200;
         for bytes in [&control(br#"{"dance":{}}"#)[..], &later] {
-            assert_eq!(uplink.open("nodes", bytes), Inbound::Nothing);
+            assert_eq!(uplink.open("nodes", None, bytes), Inbound::Nothing);
         }
         assert_eq!(garbage(&uplink), 0);
         for bytes in [&control(b"{")[..], b"", b"{}"] {
-            assert_eq!(uplink.open("nodes", bytes), Inbound::Nothing);
+            assert_eq!(uplink.open("nodes", None, bytes), Inbound::Nothing);
         }
         assert_eq!(garbage(&uplink), 3);
     }

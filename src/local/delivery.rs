@@ -37,6 +37,12 @@ impl Local {
         taken
     }
 
+    /// How many sockets of this node are meant.
+    pub(crate) fn count(&self, scope: &Scope<'_>) -> usize {
+        let wanted = Wanted::of(scope);
+        self.registry.read().select(&wanted).len()
+    }
+
     /// The same for what the bus brought: collected, so that all of one wake leaves each socket in one
     /// write.
     pub(crate) fn collect(

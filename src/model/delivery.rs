@@ -2,11 +2,18 @@
 
 use serde::Serialize;
 
+use crate::model::history::mark::{Clock, Mark};
+use crate::model::history::position::Position;
+use crate::model::history::token::{self, Parts};
+
 /// What became of a send. As JSON: `local`, `nodes`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 pub struct Delivery {
     pub(crate) local: usize,
     pub(crate) nodes: Option<usize>,
+    /// The number under which it is kept.
+    #[serde(skip)]
+    pub(crate) mark: Option<(Clock, Mark)>,
 }
 
 impl Delivery {
@@ -20,6 +27,14 @@ impl Delivery {
     /// that subscribes to the channel counts as a node, and so does a node in its linger.
     pub fn nodes(&self) -> Option<usize> {
         self.nodes
+    }
+
+    /// Behind which of what is kept it comes: whoever goes on from here has it, and misses nothing that comes after it. `None`
+    /// where nothing is kept ([`ClusterBuilder::user_history`](crate::ClusterBuilder::user_history)), and for a union of targets
+    /// that are not all in one place (in a Redis Cluster, or with several Redises).
+    pub fn position(&self) -> Option<Position> {
+        let marks = [self.mark?].into_iter().collect();
+        Some(token::write(&Parts { marks }))
     }
 }
 
@@ -70,6 +85,7 @@ mod tests {
         let delivery = Delivery {
             local: 1,
             nodes: None,
+            mark: None,
         };
         let json = serde_json::to_string(&delivery).unwrap();
         assert_eq!(json, r#"{"local":1,"nodes":null}"#);

@@ -7,6 +7,7 @@ pub(crate) mod description;
 pub(crate) mod error;
 pub(crate) mod gap;
 pub(crate) mod health;
+pub(crate) mod history;
 pub(crate) mod id;
 pub(crate) mod limits;
 pub(crate) mod manner;

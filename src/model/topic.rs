@@ -205,7 +205,7 @@ impl<'a> TopicRef<'a> {
         rest.filter(|_| self.kind == kind)
     }
 
-    fn to_topic(self) -> Topic {
+    pub(crate) fn to_topic(self) -> Topic {
         Topic {
             kind: self.kind,
             name: self.name.into(),

@@ -23,8 +23,10 @@ use tokio::time::{Instant, timeout};
 use self::faults::{CUT, Faults};
 use super::{Bus, BusSettings, Confirmation, Listener, Published};
 use crate::bus::outage::LinkId;
+use crate::bus::past::{Keep, Past, ReadLimits};
 use crate::bus::scope::Size;
 use crate::model::error::PublishError;
+use crate::model::history::mark::{Clock, Marks};
 use crate::model::id::{NodeId, SocketId};
 use crate::model::topic::{Namespace, Topic};
 use crate::quota::{Decision, SeatLimit, Seats};
@@ -56,13 +58,15 @@ impl Hub {
         for (topic, channel) in &parcel.topics {
             let listeners = self.others(channel, parcel.from);
             for listener in listeners.iter().filter_map(Weak::upgrade) {
-                listener.heard(topic.as_str(), &parcel.envelope);
+                listener.heard(topic.as_str(), None, &parcel.envelope);
                 while listener.flush() {}
                 nodes += 1;
             }
         }
-        let comes_back = false;
-        Ok(Published { nodes, comes_back })
+        Ok(Published {
+            nodes,
+            ..Published::default()
+        })
     }
 
     fn others(&self, channel: &str, from: NodeId) -> SmallVec<[Weak<dyn Listener>; 4]> {
@@ -212,6 +216,7 @@ impl Bus for MemoryBus {
         topics: SmallVec<[Topic; 1]>,
         envelope: Bytes,
         _: Size,
+        _keep: Option<Keep>,
     ) -> BoxFuture<'static, Result<Published, PublishError>> {
         let named = topics.into_iter().map(|topic| {
             let channel = self.namespace.channel(&topic);
@@ -227,6 +232,19 @@ impl Bus for MemoryBus {
             Err(parcel) => future::ready(self.hub.deliver(&parcel)).boxed(),
             Ok(arrival) => in_time(self.publish_timeout, arrival).boxed(),
         }
+    }
+
+    fn clock(&self, _: &Topic) -> Clock {
+        Clock::default()
+    }
+
+    fn read<'a>(
+        &'a self,
+        _topics: &'a [Topic],
+        _since: Option<&'a Marks>,
+        _limits: ReadLimits,
+    ) -> BoxFuture<'a, Result<Past, Arc<str>>> {
+        future::ready(Err("nothing is kept".into())).boxed()
     }
 
     fn listening<'a>(&'a self, topics: &'a [Topic]) -> BoxFuture<'a, Result<Vec<usize>, Arc<str>>> {

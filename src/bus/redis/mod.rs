@@ -61,8 +61,10 @@ pub(crate) use self::resp::RespReader;
 use self::shard::{Common, Shard};
 use super::{Bus, BusSettings, Confirmation, Listener, Published};
 use crate::bus::outage::LinkId;
+use crate::bus::past::{Keep, Past, ReadLimits};
 use crate::bus::scope::Size;
 use crate::model::error::PublishError;
+use crate::model::history::mark::{Clock, Marks};
 use crate::model::id::NodeId;
 use crate::model::partition::PartitionSet;
 use crate::model::topic::Topic;
@@ -117,9 +119,12 @@ impl RedisBus {
 
     fn place(targets: &[Target], common: &Arc<Common>) -> Placement {
         let several = targets.len() > 1;
+        let mut names: Vec<String> = targets.iter().map(Target::to_string).collect();
+        names.sort();
         let shard = |(n, target): (usize, &Target)| {
             let (link, name) = (LinkId(n as u32), target.to_string());
-            let shown = several.then(|| name.as_str().into());
+            let rank = names.partition_point(|one| *one < name) as u16;
+            let shown = several.then(|| (rank, name.as_str().into()));
             (
                 name,
                 Arc::new(Shard::new(link, shown, target, common.clone())),
@@ -215,8 +220,22 @@ impl Bus for RedisBus {
         topics: SmallVec<[Topic; 1]>,
         envelope: Bytes,
         size: Size,
+        _keep: Option<Keep>,
     ) -> BoxFuture<'static, Result<Published, PublishError>> {
         self.placement.publish(topics, &envelope, size)
+    }
+
+    fn clock(&self, topic: &Topic) -> Clock {
+        self.placement.clock(topic)
+    }
+
+    fn read<'a>(
+        &'a self,
+        _topics: &'a [Topic],
+        _since: Option<&'a Marks>,
+        _limits: ReadLimits,
+    ) -> BoxFuture<'a, Result<Past, Arc<str>>> {
+        std::future::ready(Err("nothing is kept".into())).boxed()
     }
 
     fn listening<'a>(&'a self, topics: &'a [Topic]) -> BoxFuture<'a, Result<Vec<usize>, Arc<str>>> {

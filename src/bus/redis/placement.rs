@@ -25,6 +25,7 @@ use crate::bus::outage::LinkId;
 use crate::bus::scope::Size;
 use crate::bus::{Confirmation, Listener, Published};
 use crate::model::error::PublishError;
+use crate::model::history::mark::Clock;
 use crate::model::partition::{Partition, PartitionSet};
 use crate::model::topic::Topic;
 use crate::quota::SeatLimit;
@@ -203,6 +204,11 @@ impl Placement {
             Self::One(shard) => shard.advice().clone(),
             Self::Spread(spread) => spread.read().shards[0].advice().clone(),
         }
+    }
+
+    /// Who numbers what is kept of a topic: the same on every node.
+    pub(super) fn clock(&self, topic: &Topic) -> Clock {
+        self.on(topic, |shard| shard.clock(topic))
     }
 
     pub(super) fn want(&self, topic: &Topic) -> Confirmation {
@@ -420,6 +426,8 @@ fn and(
         (Ok(all), Ok(part)) => Ok(Published {
             nodes: all.nodes + part.nodes,
             comes_back: all.comes_back || part.comes_back,
+            // Each part has a clock of its own.
+            mark: None,
         }),
         (Ok(_), Err(error)) | (Err(error), Ok(_)) => Err(PublishError {
             maybe_sent: true,
@@ -493,6 +501,7 @@ mod tests {
             Ok(Published {
                 nodes: 2,
                 comes_back: false,
+                mark: None,
             })
         };
         let failed = || Err(PublishError::not_sent("no"));

@@ -30,6 +30,7 @@ use crate::bus::outage::LinkId;
 use crate::bus::scope::Size;
 use crate::bus::{BusSettings, Confirmation, Listener, Published};
 use crate::model::error::PublishError;
+use crate::model::history::mark::Clock;
 use crate::model::id::NodeId;
 use crate::model::partition::{Partition, PartitionSet};
 use crate::model::topic::Topic;
@@ -62,6 +63,8 @@ pub(super) struct Shard {
     pub(super) link: LinkId,
     /// What it is called where there are several.
     name: Option<Arc<str>>,
+    /// The place of its name among those of all that share the topics, sorted.
+    rank: u16,
     common: Arc<Common>,
     topology: Arc<Topology>,
     /// Who tells where the primary is, if somebody has to.
@@ -82,7 +85,7 @@ impl Shard {
     /// Of a Redis alone, or with sentinels.
     pub(super) fn new(
         link: LinkId,
-        name: Option<Arc<str>>,
+        name: Option<(u16, Arc<str>)>,
         target: &Target,
         common: Arc<Common>,
     ) -> Self {
@@ -98,7 +101,9 @@ impl Shard {
         let own = Topic::node(common.node);
         let subscriptions = Subscriptions::new(common.settings.linger, own);
         let shard = Self::at(link, topology, target.user(), subscriptions, common);
+        let (rank, name) = name.unzip();
         Self {
+            rank: rank.unwrap_or_default(),
             name,
             sentinels,
             ..shard
@@ -143,6 +148,7 @@ impl Shard {
         Self {
             link,
             name: None,
+            rank: 0,
             topology,
             sentinels: None,
             advice,
@@ -345,8 +351,18 @@ impl Shard {
             Ok(Published {
                 nodes: receivers.saturating_sub(topics.len()),
                 comes_back: !topics.is_empty(),
+                mark: None,
             })
         }
+    }
+
+    /// Who numbers what is kept of a topic.
+    pub(super) fn clock(&self, topic: &Topic) -> Clock {
+        let partition = self.channels.partition(topic);
+        partition.map_or(
+            Clock(self.rank),
+            |partition| Clock(partition.index() as u16),
+        )
     }
 
     /// Where it is kept, if that decides what may be published together.
@@ -427,6 +443,7 @@ mod tests {
     use super::*;
     use crate::bus::redis::options::Redis;
     use crate::bus::redis::{advice, command};
+    use crate::model::history::Histories;
     use crate::model::topic::Namespace;
 
     const PRIMARY: &str = "*2\r\n$4\r\nrole\r\n$6\r\nmaster\r\n";
@@ -462,6 +479,7 @@ mod tests {
             lease: Duration::from_secs(15),
             linger: Duration::ZERO,
             seats: None,
+            histories: Histories::default(),
         };
         let common = Common::new(NodeId::random(), settings);
         let target = Redis::at(url).unwrap().target().unwrap();

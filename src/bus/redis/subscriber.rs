@@ -224,7 +224,7 @@ impl Subscriber {
     /// Passes on what the link has to tell.
     fn pass(&self, event: Event<'_>, listener: &dyn Listener, backoff: &mut Backoff) {
         match event {
-            Event::Heard { topic, payload } => listener.heard(topic, payload),
+            Event::Heard { topic, payload } => listener.heard(topic, None, payload),
             Event::Garbage => listener.garbage(),
             Event::Up { proven } => {
                 backoff.works(Instant::now());
@@ -299,6 +299,7 @@ mod tests {
     use crate::bus::redis::link::{SILENCE, UNANSWERED};
     use crate::bus::redis::shared::SharedSubscriptions;
     use crate::bus::redis::supervise;
+    use crate::model::history::mark::Number;
     use crate::model::id::NodeId;
     use crate::model::partition::PartitionSet;
     use crate::model::topic::{Namespace, Topic, TopicKind};
@@ -315,7 +316,7 @@ mod tests {
     struct Fragile(mpsc::UnboundedSender<Told>);
 
     impl Listener for Fragile {
-        fn heard(&self, topic: &str, _: &[u8]) {
+        fn heard(&self, topic: &str, _: Option<Number>, _: &[u8]) {
             assert!(topic.starts_with("n:"), "{topic} was heard");
         }
 

@@ -7,7 +7,7 @@ use base64::prelude::BASE64_STANDARD;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::{Action, Envelope, Garbage};
+use super::{Action, Envelope, Garbage, Lasting};
 use crate::bus::scope::Scope;
 use crate::model::manner::Manner;
 
@@ -57,6 +57,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Envelope<'_>, Garbage> {
         union: None,
         scope: Scope::default(),
         manner: Manner::InTurn,
+        lasting: Lasting::Unsaid,
         action,
     })
 }

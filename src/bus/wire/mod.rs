@@ -2,15 +2,17 @@
 //!
 //! ```text
 //! byte 0       version, 1
-//! byte 1       kind: 0 probe, 1 text, 2 binary, 3 control, 4 answer, 5 presence report, 6 watch request
-//! byte 2       flags: 1 union, 2 except sockets, 4 except users, 8 extension
+//! byte 1       kind: 0 probe, 1 text, 2 binary, 3 control, 4 answer, 5 presence report, 6 watch request, 7 close
+//! byte 2       flags: 1 union, 2 except sockets, 4 except users, 8 extension, 16 ephemeral, 32 number
 //! bytes 3-10   origin node
+//! number       u64, the origin's own of what it wants kept
 //! union        u64 id (0 where only one copy travels), u32 count, then topics (u16 length, bytes)
 //! sockets      u32 count, then sockets (u64 node, u64 number)
 //! users        u32 count, then user ids (u16 length, bytes)
 //! extension    u16 length, then fields of u8 tag, u16 length, bytes; those of later versions are skipped:
 //!              1 volatile, 2 latest and its key
-//! rest         the payload: for an answer u64 id and u8 more, then JSON; for control and both of presence JSON
+//! rest         the payload: for an answer u64 id and u8 more, then JSON; for control and both of presence JSON; for a close
+//!              u16 code and the reason
 //! ```
 //! Integers are big-endian. A message that starts with `{` is a foreign publisher's JSON instead.
 
@@ -42,11 +44,14 @@ const CONTROL: u8 = 3;
 const ANSWER: u8 = 4;
 const REPORT: u8 = 5;
 const WATCH: u8 = 6;
+const CLOSE: u8 = 7;
 
 const UNION: u8 = 1;
 const EXCEPT: u8 = 2;
 const EXCEPT_USERS: u8 = 4;
 const EXTENSION: u8 = 8;
+const EPHEMERAL: u8 = 16;
+const NUMBER: u8 = 32;
 
 const VOLATILE: u8 = 1;
 const LATEST: u8 = 2;
@@ -63,14 +68,27 @@ pub(crate) struct Envelope<'a> {
     pub(crate) scope: Scope<'a>,
     /// How a message waits for slow clients.
     pub(crate) manner: Manner,
+    pub(crate) lasting: Lasting,
     pub(crate) action: Action<'a>,
+}
+
+/// Whether a message is to be kept, as its sender sees it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Lasting {
+    /// It knows of no history.
+    #[default]
+    Unsaid,
+    /// It is meant for the moment.
+    Ephemeral,
+    /// It is, under a number by which its sender knows it again.
+    Kept(u64),
 }
 
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Action<'a> {
     Text(Cow<'a, str>),
     Binary(Cow<'a, [u8]>),
-    /// Only foreign publishers say it so: nodes ask for it, to know that it was done.
+    /// Foreign publishers say it so; nodes ask for it, to know that it was done, and say it so where it is kept.
     Close {
         code: u16,
         reason: Cow<'a, str>,
@@ -106,7 +124,7 @@ impl<'a> From<&'a Message> for Action<'a> {
 #[derive(Debug, PartialEq)]
 pub(crate) struct Garbage;
 
-/// Writes an envelope; the action must be one that nodes say.
+/// Writes an envelope of what is not kept; the action must be one that nodes say.
 pub(crate) fn encode(
     origin: NodeId,
     union: Option<u64>,
@@ -114,8 +132,21 @@ pub(crate) fn encode(
     manner: &Manner,
     action: &Action<'_>,
 ) -> Bytes {
+    encode_as(Lasting::Unsaid, origin, union, scope, manner, action)
+}
+
+/// The same of whatever is to be kept, or is said not to be.
+pub(crate) fn encode_as(
+    lasting: Lasting,
+    origin: NodeId,
+    union: Option<u64>,
+    scope: &Scope<'_>,
+    manner: &Manner,
+    action: &Action<'_>,
+) -> Bytes {
     let (kind, payload): (u8, &[u8]) = match action {
-        Action::Probe | Action::Close { .. } | Action::Unknown => (PROBE, &[]),
+        Action::Probe | Action::Unknown => (PROBE, &[]),
+        Action::Close { reason, .. } => (CLOSE, reason.as_bytes()),
         Action::Text(text) => (TEXT, text.as_bytes()),
         Action::Binary(bytes) => (BINARY, bytes),
         Action::Control(json) => (CONTROL, json),
@@ -127,26 +158,38 @@ pub(crate) fn encode(
     let flags = flag(union.is_some(), UNION)
         | flag(!scope.except.is_empty(), EXCEPT)
         | flag(!scope.except_users.is_empty(), EXCEPT_USERS)
-        | flag(*manner != Manner::InTurn, EXTENSION);
+        | flag(*manner != Manner::InTurn, EXTENSION)
+        | flag(lasting == Lasting::Ephemeral, EPHEMERAL)
+        | flag(matches!(lasting, Lasting::Kept(_)), NUMBER);
 
     // Exact for nearly all: with room to spare, turning it into `Bytes` would allocate once more.
-    let answer = if matches!(action, Action::Answer { .. }) {
-        9
-    } else {
-        0
+    let head = match action {
+        Action::Answer { .. } => 9,
+        Action::Close { .. } => 2,
+        _ => 0,
     };
-    let mut out = Vec::with_capacity(11 + answer + payload.len());
+    let number = match lasting {
+        Lasting::Kept(number) => Some(number.to_be_bytes()),
+        Lasting::Unsaid | Lasting::Ephemeral => None,
+    };
+    let kept = number.map_or(0, |number| number.len());
+    let mut out = Vec::with_capacity(11 + kept + head + payload.len());
     out.extend([VERSION, kind, flags]);
     out.extend(origin.0.to_be_bytes());
+    out.extend(number.into_iter().flatten());
     put_scope(&mut out, union, scope);
     match manner {
         Manner::InTurn => {}
         Manner::Volatile => put_extension(&mut out, VOLATILE, &[]),
         Manner::Latest(key) => put_extension(&mut out, LATEST, key.as_bytes()),
     }
-    if let Action::Answer { id, more, .. } = action {
-        out.extend(id.to_be_bytes());
-        out.push((*more).into());
+    match action {
+        Action::Answer { id, more, .. } => {
+            out.extend(id.to_be_bytes());
+            out.push((*more).into());
+        }
+        Action::Close { code, .. } => out.extend(code.to_be_bytes()),
+        _ => {}
     }
     out.extend(payload);
     out.into()
@@ -196,10 +239,16 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Envelope<'_>, Garbage> {
         return Err(Garbage);
     }
     let (kind, flags) = (input.byte()?, input.byte()?);
-    if flags & !(UNION | EXCEPT | EXCEPT_USERS | EXTENSION) != 0 {
+    let known = UNION | EXCEPT | EXCEPT_USERS | EXTENSION | EPHEMERAL | NUMBER;
+    if flags & !known != 0 || flags & EPHEMERAL != 0 && flags & NUMBER != 0 {
         return Err(Garbage);
     }
     let origin = Some(NodeId(input.u64()?));
+    let lasting = match () {
+        () if flags & NUMBER != 0 => Lasting::Kept(input.u64()?),
+        () if flags & EPHEMERAL != 0 => Lasting::Ephemeral,
+        () => Lasting::Unsaid,
+    };
     let (union, scope) = scoped(&mut input, flags)?;
     let mut manner = Manner::InTurn;
     if flags & EXTENSION != 0 {
@@ -218,6 +267,10 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Envelope<'_>, Garbage> {
         },
         REPORT => Action::Report(input.0),
         WATCH => Action::Watch(input.0),
+        CLOSE => Action::Close {
+            code: input.u16()?,
+            reason: Cow::Borrowed(text(input.0)?),
+        },
         _ => Action::Unknown,
     };
     Ok(Envelope {
@@ -225,6 +278,7 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Envelope<'_>, Garbage> {
         union,
         scope,
         manner,
+        lasting,
         action,
     })
 }
@@ -323,6 +377,10 @@ mod tests {
             Just(Action::Control(b"{}")),
             Just(Action::Report(b"[1]")),
             Just(Action::Watch(b"{}")),
+            (any::<u16>(), ".{0,20}").prop_map(|(code, reason)| Action::Close {
+                code,
+                reason: reason.into(),
+            }),
             any::<(u64, bool)>().prop_map(|(id, more)| Action::Answer {
                 id,
                 more,
@@ -344,6 +402,11 @@ mod tests {
                 Just(Manner::Volatile),
                 ".{1,60}".prop_map(|key| Manner::Latest(key.into())),
             ],
+            lasting in prop_oneof![
+                Just(Lasting::Unsaid),
+                Just(Lasting::Ephemeral),
+                any::<u64>().prop_map(Lasting::Kept),
+            ],
             action in action(),
         ) {
             let origin = NodeId(origin);
@@ -352,8 +415,8 @@ mod tests {
                 except: except.iter().map(|&(node, number)| SocketId { node: NodeId(node), number }).collect(),
                 except_users: users.iter().map(String::as_str).collect(),
             };
-            let bytes = encode(origin, union, &scope, &manner, &action);
-            let written = Envelope { origin: Some(origin), union, scope, manner, action };
+            let bytes = encode_as(lasting, origin, union, &scope, &manner, &action);
+            let written = Envelope { origin: Some(origin), union, scope, manner, lasting, action };
             prop_assert_eq!(decode(&bytes), Ok(written));
         }
 
@@ -464,8 +527,10 @@ mod tests {
         for cut in [&[0, 9, 1, 0, 0][..], &[0, 3, 99, 0, 1]] {
             assert_eq!(decode(&[&head[..], cut].concat()), Err(Garbage));
         }
-        let unknown = [1, TEXT, 16, 0, 0, 0, 0, 0, 0, 0, 9, b'x'];
-        assert_eq!(decode(&unknown), Err(Garbage), "a flag without a meaning");
+        for flags in [64, 128, EPHEMERAL | NUMBER] {
+            let unknown = [1, TEXT, flags, 0, 0, 0, 0, 0, 0, 0, 9, b'x'];
+            assert_eq!(decode(&unknown), Err(Garbage), "a flag without a meaning");
+        }
     }
 
     /// Byte for byte, since nodes of several versions speak it to one another while a deploy rolls.

@@ -12,7 +12,8 @@ use crate::model::id::InvalidId;
 
 /// A question to the bus had no answer.
 ///
-/// As a response it is a 503, or 400 when the caller named an unusable id. The body names the class of the
+/// As a response it is a 503, 400 when the caller named an unusable id, or 500 when nothing is kept
+/// of what was asked for. The body names the class of the
 /// failure only; the rest, such as Redis' words, goes to the log at debug.
 #[derive(Debug, Clone)]
 pub struct QueryError(QueryFailure);
@@ -23,6 +24,8 @@ pub struct QueryError(QueryFailure);
 pub enum QueryErrorKind {
     /// The id of a user or a room cannot be used; the source is an [`InvalidId`].
     InvalidId,
+    /// Nothing is kept of such an audience.
+    NotKept,
     /// The cluster was shut down.
     Down,
     /// The bus did not answer.
@@ -32,6 +35,7 @@ pub enum QueryErrorKind {
 #[derive(Debug, Clone)]
 enum QueryFailure {
     InvalidId(InvalidId),
+    NotKept(&'static str),
     Down,
     Bus(Reason),
 }
@@ -39,6 +43,11 @@ enum QueryFailure {
 impl QueryError {
     pub(crate) fn invalid(error: InvalidId) -> Self {
         Self(QueryFailure::InvalidId(error))
+    }
+
+    /// Of what nothing is kept, and the fix.
+    pub(crate) fn not_kept(why: &'static str) -> Self {
+        Self(QueryFailure::NotKept(why))
     }
 
     pub(crate) fn down() -> Self {
@@ -53,6 +62,7 @@ impl QueryError {
     pub fn kind(&self) -> QueryErrorKind {
         match self.0 {
             QueryFailure::InvalidId(_) => QueryErrorKind::InvalidId,
+            QueryFailure::NotKept(_) => QueryErrorKind::NotKept,
             QueryFailure::Down => QueryErrorKind::Down,
             QueryFailure::Bus(_) => QueryErrorKind::Bus,
         }
@@ -63,6 +73,7 @@ impl fmt::Display for QueryError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
             QueryFailure::InvalidId(error) => error.fmt(f),
+            QueryFailure::NotKept(why) => f.write_str(why),
             QueryFailure::Down => f.write_str("the cluster was shut down"),
             QueryFailure::Bus(reason) => write!(f, "no answer from the bus: {reason}"),
         }
@@ -74,7 +85,7 @@ impl Error for QueryError {
         match &self.0 {
             QueryFailure::InvalidId(error) => Some(error),
             QueryFailure::Bus(reason) => Some(reason),
-            QueryFailure::Down => None,
+            QueryFailure::NotKept(_) | QueryFailure::Down => None,
         }
     }
 }
@@ -83,6 +94,10 @@ impl IntoResponse for QueryError {
     fn into_response(self) -> Response {
         let (status, class) = match &self.0 {
             QueryFailure::InvalidId(_) => (StatusCode::BAD_REQUEST, self.to_string()),
+            QueryFailure::NotKept(_) => (
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "nothing is kept of this audience".to_owned(),
+            ),
             QueryFailure::Down => (StatusCode::SERVICE_UNAVAILABLE, self.to_string()),
             QueryFailure::Bus(_) => (
                 StatusCode::SERVICE_UNAVAILABLE,

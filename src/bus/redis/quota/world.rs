@@ -33,6 +33,7 @@ pub(super) fn settings(publish_timeout: Duration) -> BusSettings {
         lease: Duration::from_secs(15),
         linger: Duration::ZERO,
         seats: None,
+        histories: Histories::default(),
     }
 }
 
