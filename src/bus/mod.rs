@@ -13,6 +13,7 @@ pub(crate) mod past;
 pub(crate) mod reception;
 #[cfg(feature = "redis")]
 pub(crate) mod redis;
+pub(crate) mod repair;
 pub(crate) mod scope;
 pub(crate) mod seen;
 pub(crate) mod uplink;

@@ -33,7 +33,7 @@ use bytes::Bytes;
 use super::past::{Entry, TopicPast};
 use crate::model::history::Missed;
 use crate::model::history::mark::{Mark, Number};
-use crate::model::topic::Topic;
+use crate::model::topic::{Topic, TopicRef};
 
 /// So much may be held of one clock, and read at once.
 pub(crate) const HELD: usize = 8 * 1024 * 1024;
@@ -52,10 +52,12 @@ pub(crate) struct Repair {
     bound: usize,
     /// What was read and may be delivered, though others may come that are older.
     spilled: VecDeque<Due>,
-    /// Up to where a topic was delivered beyond the mark.
-    spills: HashMap<Box<str>, Number>,
+    /// Up to where topics were delivered beyond the mark.
+    spills: HashMap<Topic, Mark>,
     /// Sockets with this number and later ones came when something may have been missed already.
     newcomers: Option<u64>,
+    /// The latest that was delivered before anything was proven.
+    began: Number,
     missed: Vec<(Topic, Missed)>,
 }
 
@@ -82,8 +84,10 @@ struct Reading {
     found: Vec<Due>,
     /// Of what was found.
     bytes: usize,
-    /// Something held was dropped, which has to be read.
-    dropped: bool,
+    /// What was held was dropped, and has to be read: of each topic from here on.
+    dropped: HashMap<Box<str>, Number>,
+    /// It is read since something was dropped, so nobody has missed it.
+    is_again: bool,
 }
 
 /// Topics to be read.
@@ -125,6 +129,7 @@ impl Repair {
             spilled: VecDeque::new(),
             spills: HashMap::new(),
             newcomers: None,
+            began: Number::default(),
             missed: Vec::new(),
         }
     }
@@ -146,8 +151,6 @@ impl Repair {
     pub(crate) fn lost(&mut self, newcomers: u64) {
         self.stage = Stage::Deaf;
         self.held.clear();
-        self.spilled.clear();
-        self.missed.clear();
         self.bytes = 0;
         if self.heard.is_some() {
             self.newcomers.get_or_insert(newcomers);
@@ -156,12 +159,17 @@ impl Repair {
 
     /// What came was numbered so.
     pub(crate) fn came(&mut self, topic: &str, number: Number, envelope: &[u8]) -> Fate {
-        if let (Stage::Live, Some(heard)) = (&self.stage, &mut self.heard) {
-            if number <= heard.number {
-                return Fate::Known;
+        match (&mut self.stage, &mut self.heard) {
+            (Stage::Live, Some(heard)) if number <= heard.number => return Fate::Known,
+            (Stage::Live, Some(heard)) => {
+                heard.number = number;
+                return Fate::Due;
             }
-            heard.number = number;
-            return Fate::Due;
+            (_, None) => {
+                self.began = self.began.max(number);
+                return Fate::Due;
+            }
+            _ => {}
         }
         let due = Due {
             topic: topic.into(),
@@ -177,17 +185,19 @@ impl Repair {
         self.bytes += due.size();
         self.held.push(due);
         if self.bytes > self.bound {
-            self.overflow();
+            self.drop_held();
         }
         Fate::Held
     }
 
     /// What was held will be read.
-    fn overflow(&mut self) {
-        self.held.clear();
+    fn drop_held(&mut self) {
+        let held = take(&mut self.held);
         self.bytes = 0;
         if let Stage::Reading(reading) = &mut self.stage {
-            reading.dropped = true;
+            for due in held {
+                reading.dropped.entry(due.topic).or_insert(due.number);
+            }
             self.spill();
         }
     }
@@ -201,22 +211,34 @@ impl Repair {
         reading.bytes = 0;
         found.sort_by_key(|due| due.number);
         self.spilled.extend(found);
+        if let Some(cut) = reading.cut {
+            let cuts = reading.cuts.iter();
+            let marks = cuts.map(|(topic, number)| (topic.clone(), Mark { number: *number, ..cut }));
+            self.spills.extend(marks);
+        }
     }
 
-    /// All of these is subscribed, and to be read, so many at once. None of them means that all of them are.
+    /// All of these is subscribed, and to be read, so many at once.
     pub(crate) fn begin(&mut self, mut topics: Vec<Topic>, at_once: usize) {
         if self.heard.is_none() {
             topics.clear();
         }
-        let since = self.heard;
-        let read = |topics: &[Topic]| Read {
+        let since = |topic: &Topic| self.spills.get(topic).copied().or(self.heard);
+        if !self.spills.is_empty() {
+            topics.sort_by_cached_key(|topic| since(topic).map(|mark| (mark.run, mark.number)));
+        }
+        let alike = topics.chunk_by(|one, other| since(one) == since(other));
+        let reads = alike.flat_map(|alike| alike.chunks(at_once)).map(|topics| Read {
             topics: topics.to_vec(),
-            since,
-        };
-        let mut reads: Vec<Read> = topics.chunks(at_once).map(read).collect();
+            since: since(&topics[0]),
+        });
+        let mut reads: Vec<Read> = reads.collect();
         if reads.is_empty() {
-            // How far it has come is to be known all the same.
-            reads.push(read(&[]));
+            // How far the clock has come is to be known all the same.
+            reads.push(Read {
+                topics: Vec::new(),
+                since: self.heard,
+            });
         }
         self.stage = Stage::Reading(Reading {
             reads,
@@ -256,12 +278,12 @@ impl Repair {
             match past.entries {
                 Err(missed) => self.missed.push((topic.clone(), missed)),
                 Ok(entries) => {
-                    let spilled = self.spills.get(topic.as_str()).copied();
-                    let new = |entry: &Entry| Some(entry.number) > spilled;
-                    let due = |entry| Due::read(topic, entry, self.newcomers);
-                    let found = reading.found.len();
-                    reading.found.extend(entries.into_iter().filter(new).map(due));
-                    reading.bytes += reading.found[found..].iter().map(Due::size).sum::<usize>();
+                    let older_than = self.newcomers.filter(|_| !reading.is_again);
+                    for entry in entries {
+                        let due = Due::read(topic, entry, older_than);
+                        reading.bytes += due.size();
+                        reading.found.push(due);
+                    }
                 }
             }
         }
@@ -277,10 +299,23 @@ impl Repair {
         let Stage::Reading(reading) = &mut self.stage else {
             return;
         };
-        if reading.dropped && reading.answered == reading.reads.len() {
-            (reading.dropped, reading.asked, reading.answered) = (false, 0, 0);
-            self.spill();
+        let (Some(cut), false) = (reading.cut, reading.dropped.is_empty()) else {
+            return;
+        };
+        if reading.answered < reading.reads.len() {
+            return;
         }
+        for (topic, number) in take(&mut reading.dropped) {
+            if let (Some(topic), false) = (TopicRef::of(&topic), reading.cuts.contains_key(&*topic)) {
+                let number = Number(number.0.saturating_sub(1));
+                reading.reads.push(Read {
+                    topics: vec![topic.to_topic()],
+                    since: Some(Mark { number, ..cut }),
+                });
+            }
+        }
+        (reading.asked, reading.answered, reading.is_again) = (0, 0, true);
+        self.spill();
     }
 
     /// Whether all was read: a probe that is published now ends the repair.
@@ -304,7 +339,10 @@ impl Repair {
             return false;
         };
         let mut queue = take(&mut reading.found);
-        let mut until = cut;
+        let mut until = Mark {
+            number: cut.number.max(self.began),
+            ..cut
+        };
         for due in take(&mut self.held) {
             let cut = reading.cuts.get(&*due.topic).copied().unwrap_or_default();
             if due.number > cut {
@@ -336,7 +374,6 @@ impl Repair {
     /// What is to be delivered next.
     pub(crate) fn next(&mut self) -> Option<Due> {
         if let Some(due) = self.spilled.pop_front() {
-            self.spills.insert(due.topic.clone(), due.number);
             self.end();
             return Some(due);
         }

@@ -513,7 +513,7 @@ fn live(steps: Vec<Step>, without: Without, room: Room) -> World {
 }
 
 proptest! {
-    #![proptest_config(Config::with_cases(512))]
+    #![proptest_config(Config::with_cases(96))]
 
     #[test]
     fn nothing_is_lost_and_nothing_comes_twice(steps in vec(step(), 0..400)) {
@@ -547,7 +547,7 @@ fn each_rule_is_needed() {
         let rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
         let mut runner = TestRunner::new_with_rng(Config::default(), rng);
         let mut repaired = 0;
-        let worlds = (0..300).filter(|_| {
+        let worlds = (0..60).filter(|_| {
             let steps = vec(step(), 400).new_tree(&mut runner).unwrap().current();
             let world = live(steps, without, ENOUGH);
             repaired += world.repaired;
@@ -557,9 +557,9 @@ fn each_rule_is_needed() {
     };
     let (failed, repaired) = wrong(Without::Nothing);
     assert_eq!(failed, 0);
-    assert!(repaired > 1000, "control: {repaired} were missed");
+    assert!(repaired > 200, "control: {repaired} were missed");
     for without in [Without::Barrier, Without::Cuts, Without::Repair] {
         let (failed, _) = wrong(without);
-        assert!(failed > 10, "{without:?}: {failed}");
+        assert!(failed > 3, "{without:?}: {failed}");
     }
 }
