@@ -14,6 +14,7 @@ pub(crate) mod reception;
 #[cfg(feature = "redis")]
 pub(crate) mod redis;
 pub(crate) mod repair;
+pub(crate) mod repairs;
 pub(crate) mod scope;
 pub(crate) mod seen;
 pub(crate) mod uplink;
@@ -40,7 +41,7 @@ use crate::model::error::{ConnectError, PublishError};
 use crate::model::history::Histories;
 use crate::model::history::mark::{Clock, Mark, Marks, Number};
 use crate::model::id::NodeId;
-use crate::model::partition::PartitionSet;
+use crate::model::partition::{Partition, PartitionSet};
 use crate::model::topic::{Namespace, Topic, TopicKind};
 use crate::quota::{SeatLimit, Seats};
 
@@ -250,6 +251,9 @@ pub(crate) trait Bus: fmt::Debug + Send + Sync {
         limits: ReadLimits,
     ) -> BoxFuture<'a, Result<Past, Arc<str>>>;
 
+    /// Says [`Listener::up`] once more for a link that is, proven by what is published from now on.
+    fn probe(&self, link: LinkId);
+
     /// How many nodes hear each of these topics.
     fn listening<'a>(&'a self, topics: &'a [Topic]) -> BoxFuture<'a, Result<Vec<usize>, Arc<str>>>;
 
@@ -313,6 +317,9 @@ pub(crate) trait Listener: Send + Sync {
     /// A topic of this kind is refused on a link: messages to it may be missed from now on, all others go on. Said
     /// each time it is asked for.
     fn refused(&self, link: LinkId, kind: TopicKind, reason: Arc<str>);
+
+    /// Nothing is heard of this partition on its link any more, which is as good as it was for all others.
+    fn stranded(&self, link: LinkId, partition: Partition);
 
     /// These partitions went from one link to another, on which they are heard when it is [`up`](Self::up), proven since
     /// then.

@@ -76,8 +76,16 @@ impl Hub {
         others.map(|interest| interest.listener.clone()).collect()
     }
 
+    /// A node that is not cut off hears whatever was published before.
+    fn probe(&self, node: NodeId) {
+        let is_cut = self.faults.read().is_cut(node);
+        if let Some(listener) = self.listener(node).filter(|_| !is_cut) {
+            let proven = self.faults.read().heard_until(Instant::now());
+            listener.up(LinkId::ONLY, proven);
+        }
+    }
+
     /// A node wants its own topic at least.
-    #[cfg(feature = "testing")]
     fn listener(&self, node: NodeId) -> Option<Arc<dyn Listener>> {
         let channels = self.channels.read();
         let mut interests = channels.values().flatten();
@@ -245,6 +253,10 @@ impl Bus for MemoryBus {
         _limits: ReadLimits,
     ) -> BoxFuture<'a, Result<Past, Arc<str>>> {
         future::ready(Err("nothing is kept".into())).boxed()
+    }
+
+    fn probe(&self, _: LinkId) {
+        self.hub.probe(self.node);
     }
 
     fn listening<'a>(&'a self, topics: &'a [Topic]) -> BoxFuture<'a, Result<Vec<usize>, Arc<str>>> {

@@ -238,6 +238,13 @@ impl Bus for RedisBus {
         std::future::ready(Err("nothing is kept".into())).boxed()
     }
 
+    fn probe(&self, link: LinkId) {
+        let shards = self.placement.shards();
+        if let Some(shard) = shards.iter().find(|shard| shard.link == link) {
+            shard.probe_now();
+        }
+    }
+
     fn listening<'a>(&'a self, topics: &'a [Topic]) -> BoxFuture<'a, Result<Vec<usize>, Arc<str>>> {
         self.placement.listening(topics).boxed()
     }

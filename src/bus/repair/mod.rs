@@ -68,7 +68,8 @@ enum Stage {
     Reading(Reading),
     Flushing {
         queue: VecDeque<Due>,
-        until: Mark,
+        /// None: nobody knows.
+        until: Option<Mark>,
     },
     Live,
 }
@@ -91,7 +92,7 @@ struct Reading {
 }
 
 /// Topics to be read.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Read {
     pub(crate) topics: Vec<Topic>,
     /// From here on; where nothing was heard, only how far the clock has come.
@@ -159,13 +160,13 @@ impl Repair {
 
     /// What came was numbered so.
     pub(crate) fn came(&mut self, topic: &str, number: Number, envelope: &[u8]) -> Fate {
-        match (&mut self.stage, &mut self.heard) {
+        match (&self.stage, &mut self.heard) {
             (Stage::Live, Some(heard)) if number <= heard.number => return Fate::Known,
             (Stage::Live, Some(heard)) => {
                 heard.number = number;
                 return Fate::Due;
             }
-            (_, None) => {
+            (Stage::Live | Stage::Deaf | Stage::Reading(_), None) => {
                 self.began = self.began.max(number);
                 return Fate::Due;
             }
@@ -178,7 +179,9 @@ impl Repair {
             older_than: None,
         };
         if let Stage::Flushing { queue, until } = &mut self.stage {
-            until.number = until.number.max(number);
+            if let Some(until) = until {
+                until.number = until.number.max(number);
+            }
             queue.push_back(due);
             return Fate::Held;
         }
@@ -246,40 +249,57 @@ impl Repair {
         });
     }
 
-    /// What is to be read now, and its place.
-    pub(crate) fn next_read(&mut self) -> Option<(usize, Read)> {
+    /// What is to be read now, and its place: of so many topics at most, and if somebody says so only if it is since a mark, or is
+    /// not.
+    pub(crate) fn next_read(&mut self, most: usize, since: Option<bool>) -> Option<(usize, Read)> {
         let Stage::Reading(reading) = &mut self.stage else {
             return None;
         };
         let at = reading.asked;
-        let read = reading.reads.get(at)?.clone();
+        let read = reading.reads.get_mut(at)?;
+        if most == 0 || since.is_some_and(|since| since != read.since.is_some()) {
+            return None;
+        }
         reading.asked += 1;
+        let rest = read.topics.split_off(most.min(read.topics.len()));
+        let read = read.clone();
+        if !rest.is_empty() {
+            reading.reads.push(Read {
+                topics: rest,
+                ..read
+            });
+        }
         Some((at, read))
     }
 
-    /// A read is answered: its last cut, and what came to its topics. Whether that was the process that answered the others.
-    pub(crate) fn answered(&mut self, at: usize, cut: Mark, past: Vec<TopicPast>) -> bool {
+    /// A read is answered: what came to its topics; where it was of none, to any topic. Whether that was the process that answered
+    /// the others.
+    pub(crate) fn answered(&mut self, at: usize, past: Vec<TopicPast>) -> bool {
         let Stage::Reading(reading) = &mut self.stage else {
             return false;
         };
-        if reading.cut.is_some_and(|other| other.run != cut.run) {
+        let cuts = || past.iter().map(|topic| topic.cut);
+        let first = cuts().min_by_key(|cut| cut.number);
+        let (Some(first), Some(last)) = (first, cuts().max_by_key(|cut| cut.number)) else {
+            return false;
+        };
+        let run = reading.cut.map_or(first.run, |cut| cut.run);
+        if cuts().any(|cut| cut.run != run) {
             return false;
         }
+        let latest = reading.cut.map(|cut| cut.number).max(Some(last.number));
+        reading.cut = latest.map(|number| Mark { run, number });
         reading.answered += 1;
-        let latest = reading.cut.map_or(cut.number, |other| other.number.max(cut.number));
-        reading.cut = Some(Mark {
-            run: cut.run,
-            number: latest,
-        });
         let read = &mut reading.reads[at];
-        read.since = Some(cut);
+        read.since = Some(first);
+        let older_than = self.newcomers.filter(|_| !reading.is_again);
         for (topic, past) in read.topics.iter().zip(past) {
-            reading.cuts.insert(topic.clone(), past.cut.number);
+            let known = reading.cuts.insert(topic.clone(), past.cut.number);
             match past.entries {
                 Err(missed) => self.missed.push((topic.clone(), missed)),
                 Ok(entries) => {
-                    let older_than = self.newcomers.filter(|_| !reading.is_again);
-                    for entry in entries {
+                    let new = |entry: &Entry| Some(entry.number) > known;
+                    for entry in entries.into_iter().filter(new) {
                         let due = Due::read(topic, entry, older_than);
                         reading.bytes += due.size();
                         reading.found.push(due);
@@ -335,76 +355,84 @@ impl Repair {
         let Stage::Reading(reading) = &mut self.stage else {
             return false;
         };
-        let Some(cut) = reading.cut else {
-            return false;
-        };
-        let mut queue = take(&mut reading.found);
-        let mut until = Mark {
-            number: cut.number.max(self.began),
-            ..cut
-        };
-        for due in take(&mut self.held) {
-            let cut = reading.cuts.get(&*due.topic).copied().unwrap_or_default();
-            if due.number > cut {
-                until.number = until.number.max(due.number);
-                queue.push(due);
-            }
+        let until = reading.cut;
+        self.flush(until);
+        true
+    }
+
+    /// What was missed cannot be read: it is not told, and what is there is delivered.
+    pub(crate) fn give_up(&mut self) {
+        if !self.is_live() {
+            self.flush(None);
         }
+    }
+
+    fn flush(&mut self, cut: Option<Mark>) {
+        let (mut queue, mut cuts) = (Vec::new(), HashMap::new());
+        if let Stage::Reading(reading) = &mut self.stage {
+            queue = take(&mut reading.found);
+            cuts = take(&mut reading.cuts);
+        }
+        let unread = |due: &Due| Some(&due.number) > cuts.get(&*due.topic);
+        queue.extend(take(&mut self.held).into_iter().filter(unread));
         queue.sort_by_key(|due| due.number);
+        let last = queue.last().map(|due| due.number);
+        let until = cut.map(|cut| Mark {
+            number: cut.number.max(self.began).max(last.unwrap_or_default()),
+            ..cut
+        });
         self.bytes = 0;
         self.stage = Stage::Flushing {
             queue: queue.into(),
             until,
         };
-        self.end();
-        true
     }
 
     /// A probe came back that was published when the clock had come so far. Whether this is the process that was heard.
     pub(crate) fn advance(&mut self, cut: Mark) -> bool {
-        match (&self.stage, &mut self.heard) {
-            (Stage::Live, Some(heard)) => {
-                heard.number = heard.number.max(cut.number);
-                heard.run == cut.run
-            }
-            _ => true,
+        if !self.is_live() {
+            return true;
         }
+        let heard = self.heard.get_or_insert(Mark {
+            number: self.began,
+            ..cut
+        });
+        heard.number = heard.number.max(cut.number);
+        heard.run == cut.run
     }
 
     /// What is to be delivered next.
     pub(crate) fn next(&mut self) -> Option<Due> {
         if let Some(due) = self.spilled.pop_front() {
-            self.end();
             return Some(due);
         }
         let Stage::Flushing { queue, until } = &mut self.stage else {
             return None;
         };
         let due = queue.pop_front()?;
-        self.heard = Some(Mark {
-            run: until.run,
+        self.heard = until.map(|until| Mark {
             number: due.number,
+            ..until
         });
-        self.end();
         Some(due)
+    }
+
+    /// All that was [next](Self::next) is delivered.
+    pub(crate) fn delivered(&mut self) {
+        let Stage::Flushing { queue, until } = &self.stage else {
+            return;
+        };
+        if queue.is_empty() && self.spilled.is_empty() {
+            self.heard = *until;
+            self.stage = Stage::Live;
+            self.spills = HashMap::new();
+            (self.newcomers, self.began) = (None, Number::default());
+        }
     }
 
     /// Which topics cannot be told in full.
     pub(crate) fn take_missed(&mut self) -> Vec<(Topic, Missed)> {
         take(&mut self.missed)
-    }
-
-    /// Nothing is left to be delivered.
-    fn end(&mut self) {
-        let Stage::Flushing { queue, until } = &self.stage else {
-            return;
-        };
-        if queue.is_empty() && self.spilled.is_empty() {
-            self.heard = Some(*until);
-            self.stage = Stage::Live;
-            self.spills = HashMap::new();
-            self.newcomers = None;
-        }
     }
 }
 

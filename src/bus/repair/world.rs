@@ -131,7 +131,7 @@ impl Redis {
         }
     }
 
-    fn read(&mut self, read: &Read) -> (Mark, Vec<TopicPast>) {
+    fn read(&mut self, read: &Read) -> Vec<TopicPast> {
         let cut = Mark {
             run: self.run(),
             number: self.number(),
@@ -139,9 +139,14 @@ impl Redis {
         let past = |topic: &Topic| TopicPast {
             clock: Clock(0),
             cut,
-            entries: self.past(topic, read.since.unwrap()),
+            entries: self.past(topic, read.since.unwrap_or(cut)),
         };
-        (cut, read.topics.iter().map(past).collect())
+        let nobody = [topic(u8::MAX)];
+        let topics = match read.topics.is_empty() {
+            true => &nobody[..],
+            false => &read.topics,
+        };
+        topics.iter().map(past).collect()
     }
 
     fn past(&self, topic: &Topic, since: Mark) -> Result<Vec<Entry>, Missed> {
@@ -213,7 +218,7 @@ struct Node {
     next_socket: u64,
     confirmed: HashSet<u8>,
     asked: Vec<Asked>,
-    answers: Vec<(usize, Mark, Vec<TopicPast>)>,
+    answers: Vec<(usize, Vec<TopicPast>)>,
     probe: Option<u64>,
     probes: u64,
     /// All of it, in the order in which it came.
@@ -367,8 +372,7 @@ impl World {
         }
         match node.asked.swap_remove(which % node.asked.len()) {
             Asked::Read(place, read) => {
-                let (cut, past) = self.redis.read(&read);
-                node.answers.push((place, cut, past));
+                node.answers.push((place, self.redis.read(&read)));
             }
             Asked::Probe(number) => {
                 if let Some((_, out)) = &mut self.redis.connections[at] {
@@ -383,7 +387,7 @@ impl World {
         if node.answers.is_empty() {
             return;
         }
-        let (place, cut, mut past) = node.answers.swap_remove(which % node.answers.len());
+        let (place, mut past) = node.answers.swap_remove(which % node.answers.len());
         for topic in &mut past {
             match self.without {
                 Without::Cuts => topic.cut.number = Number(0),
@@ -393,7 +397,7 @@ impl World {
         }
         let read = |topic: &TopicPast| topic.entries.as_ref().map_or(0, Vec::len);
         self.repaired += past.iter().map(read).sum::<usize>();
-        assert!(node.repair.answered(place, cut, past), "one process at a time");
+        assert!(node.repair.answered(place, past), "one process at a time");
     }
 
     /// A probe that was numbered came back, as far as this one knows.
@@ -423,7 +427,7 @@ impl World {
             let topics = topics.into_iter().map(topic).collect();
             node.repair.begin(topics, AT_ONCE);
         }
-        while let Some((place, read)) = node.repair.next_read() {
+        while let Some((place, read)) = node.repair.next_read(AT_ONCE, None) {
             node.asked.push(Asked::Read(place, read));
         }
         if node.repair.is_read() && node.probe.is_none() {
@@ -448,6 +452,7 @@ impl World {
         while let Some(due) = node.repair.next() {
             node.deliver(&due.topic, &due.envelope, due.older_than);
         }
+        node.repair.delivered();
         if node.repair.is_live() {
             for socket in &mut node.sockets {
                 if node.confirmed.contains(&socket.topic) {
