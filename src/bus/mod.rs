@@ -328,6 +328,11 @@ pub(crate) trait Listener: Send + Sync {
     /// As [`up`](Self::up), but for what is refused, which is not what nodes say to all nodes. Said for every probe.
     fn works(&self, link: LinkId, proven: Instant);
 
+    /// Another process took over where this node published, and it does not know so many of what this node had kept there.
+    fn rolled_back(&self, messages: u64) {
+        let _ = messages;
+    }
+
     /// A task of the bus panicked, and begins again.
     fn panicked(&self);
 }

@@ -266,7 +266,11 @@ mod tests {
 
     fn of(nodes: usize) -> Published {
         let comes_back = false;
-        Published { nodes, comes_back }
+        Published {
+            nodes,
+            comes_back,
+            mark: None,
+        }
     }
 
     fn promised(nodes: usize) -> Gathering {
@@ -414,6 +418,7 @@ mod tests {
         gathering.promise(Published {
             nodes: 0,
             comes_back: true,
+            mark: None,
         });
         assert!(!gathering.is_complete());
         gathering.follow_up([]);
@@ -425,6 +430,7 @@ mod tests {
         deaf.promise(Published {
             nodes: 0,
             comes_back: true,
+            mark: None,
         });
         deaf.end([A]);
         let answers = deaf.into_answers();

@@ -154,7 +154,15 @@ mod tests {
         let mut census = sound(2, start);
         change(&mut census);
         let (nodes, comes_back) = (2, false);
-        question.published(Published { nodes, comes_back }, census, start + 5 * MS);
+        question.published(
+            Published {
+                nodes,
+                comes_back,
+                mark: None,
+            },
+            census,
+            start + 5 * MS,
+        );
         question
     }
 
@@ -319,7 +327,11 @@ mod tests {
             let (start, mut answered) = (Instant::now(), Vec::new());
             let mut question = Question::asked(start, TIMEOUT);
             let census = Census { known, all_hear, ..sound(took, start) };
-            question.published(Published { nodes: took, comes_back }, census, start);
+            question.published(Published {
+            nodes: took,
+            comes_back,
+            mark: None,
+        }, census, start);
             let (mut now, mut asked) = (start, Vec::new());
             let mut events = events.into_iter();
             loop {

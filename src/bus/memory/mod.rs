@@ -1,5 +1,6 @@
 //! The bus within one process: a publish is a plain call into the other nodes.
 
+mod archive;
 #[cfg(not(feature = "testing"))]
 #[path = "no_faults.rs"]
 mod faults;
@@ -20,6 +21,7 @@ use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 
+use self::archive::Archive;
 use self::faults::{CUT, Faults};
 use super::{Bus, BusSettings, Confirmation, Listener, Published};
 use crate::bus::outage::LinkId;
@@ -27,6 +29,7 @@ use crate::bus::past::{Keep, Past, ReadLimits};
 use crate::bus::scope::Size;
 use crate::model::error::PublishError;
 use crate::model::history::mark::{Clock, Marks};
+use crate::model::history::{Histories, History};
 use crate::model::id::{NodeId, SocketId};
 use crate::model::topic::{Namespace, Topic};
 use crate::quota::{Decision, SeatLimit, Seats};
@@ -38,6 +41,7 @@ pub(crate) struct Hub {
     channels: RwLock<HashMap<String, SmallVec<[Interest; 1]>>>,
     seats: Mutex<HashMap<String, Vec<SocketId>>>,
     faults: RwLock<Faults>,
+    archive: Archive,
 }
 
 /// One publication.
@@ -46,6 +50,9 @@ struct Parcel {
     from: NodeId,
     topics: SmallVec<[(Topic, String); 1]>,
     envelope: Bytes,
+    keep: Option<Keep>,
+    /// Where it is kept.
+    kept: SmallVec<[(String, History); 1]>,
 }
 
 impl Hub {
@@ -54,6 +61,33 @@ impl Hub {
         if self.faults.read().is_cut(parcel.from) {
             return Err(PublishError::not_sent(CUT));
         }
+        match &parcel.keep {
+            Some(keep) => Ok(self.keep(parcel, keep)),
+            None => Ok(self.pass(parcel)),
+        }
+    }
+
+    /// Keeps it, and tells all who want it, its publisher as well.
+    fn keep(&self, parcel: &Parcel, keep: &Keep) -> Published {
+        let (mut nodes, mut comes_back) = (0, false);
+        for (_, channel) in &parcel.topics {
+            nodes += self.others(channel, parcel.from).len();
+            comes_back |= !self
+                .who_wants(channel, |it| it.node == parcel.from)
+                .is_empty();
+        }
+        let (mark, tells) = self.archive.add(parcel, keep);
+        if tells {
+            self.tell();
+        }
+        Published {
+            nodes,
+            comes_back,
+            mark: Some((Clock::default(), mark)),
+        }
+    }
+
+    fn pass(&self, parcel: &Parcel) -> Published {
         let mut nodes = 0;
         for (topic, channel) in &parcel.topics {
             let listeners = self.others(channel, parcel.from);
@@ -63,17 +97,31 @@ impl Hub {
                 nodes += 1;
             }
         }
-        Ok(Published {
+        Published {
             nodes,
             ..Published::default()
-        })
+        }
     }
 
     fn others(&self, channel: &str, from: NodeId) -> SmallVec<[Weak<dyn Listener>; 4]> {
+        self.who_wants(channel, |interest| interest.node != from)
+    }
+
+    fn listeners(&self, channel: &str) -> impl Iterator<Item = Arc<dyn Listener>> {
+        let wants = self.who_wants(channel, |_| true).into_iter();
+        wants.filter_map(|listener| listener.upgrade())
+    }
+
+    /// But for who is cut off.
+    fn who_wants(
+        &self,
+        channel: &str,
+        is_meant: impl Fn(&Interest) -> bool,
+    ) -> SmallVec<[Weak<dyn Listener>; 4]> {
         let (channels, faults) = (self.channels.read(), self.faults.read());
         let interests = channels.get(channel).into_iter().flatten();
-        let others = interests.filter(|it| it.node != from && !faults.is_cut(it.node));
-        others.map(|interest| interest.listener.clone()).collect()
+        let meant = interests.filter(|it| is_meant(it) && !faults.is_cut(it.node));
+        meant.map(|interest| interest.listener.clone()).collect()
     }
 
     /// A node that is not cut off hears whatever was published before.
@@ -116,6 +164,7 @@ pub(crate) struct MemoryBus {
     namespace: Namespace,
     publish_timeout: Duration,
     limit: Option<SeatLimit>,
+    histories: Histories,
     listener: RwLock<Option<Weak<dyn Listener>>>,
 }
 
@@ -127,8 +176,15 @@ impl MemoryBus {
             namespace: settings.namespace,
             publish_timeout: settings.publish_timeout,
             limit: settings.seats,
+            histories: settings.histories,
             listener: RwLock::default(),
         }
+    }
+
+    /// Where what is sent to a topic is kept, if it is.
+    fn place(&self, topic: &Topic) -> Option<(String, History)> {
+        let history = self.histories.of(topic.kind())?;
+        Some((self.namespace.channel(topic), history))
     }
 
     fn leave(&self) {
@@ -224,8 +280,13 @@ impl Bus for MemoryBus {
         topics: SmallVec<[Topic; 1]>,
         envelope: Bytes,
         _: Size,
-        _keep: Option<Keep>,
+        keep: Option<Keep>,
     ) -> BoxFuture<'static, Result<Published, PublishError>> {
+        let kept = match &keep {
+            None => SmallVec::new(),
+            Some(Keep::Each) => topics.iter().filter_map(|it| self.place(it)).collect(),
+            Some(Keep::Union(kept)) => kept.iter().filter_map(|it| self.place(it)).collect(),
+        };
         let named = topics.into_iter().map(|topic| {
             let channel = self.namespace.channel(&topic);
             (topic, channel)
@@ -234,6 +295,8 @@ impl Bus for MemoryBus {
             from: self.node,
             topics: named.collect(),
             envelope,
+            keep,
+            kept,
         };
         let posted = self.hub.faults.read().post(parcel);
         match posted {
@@ -248,11 +311,16 @@ impl Bus for MemoryBus {
 
     fn read<'a>(
         &'a self,
-        _topics: &'a [Topic],
-        _since: Option<&'a Marks>,
-        _limits: ReadLimits,
+        topics: &'a [Topic],
+        since: Option<&'a Marks>,
+        limits: ReadLimits,
     ) -> BoxFuture<'a, Result<Past, Arc<str>>> {
-        future::ready(Err("nothing is kept".into())).boxed()
+        let places = topics.iter().map(|topic| self.place(topic));
+        let read = match self.hub.faults.read().is_cut(self.node) {
+            false => Ok(self.hub.archive.read(places, since, limits)),
+            true => Err(CUT.into()),
+        };
+        future::ready(read).boxed()
     }
 
     fn probe(&self, _: LinkId) {

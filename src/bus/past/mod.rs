@@ -1,5 +1,8 @@
 //! What is kept on a bus: how it is asked for, and what comes of that.
 
+pub(crate) mod proof;
+pub(crate) mod store;
+
 use bytes::Bytes;
 use smallvec::SmallVec;
 
@@ -37,8 +40,8 @@ pub(crate) struct Past {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct TopicPast {
     pub(crate) clock: Clock,
-    /// Everything up to it is told, and nothing later.
-    pub(crate) cut: Mark,
+    /// Everything up to it is told, and nothing later. None, where nothing is kept.
+    pub(crate) cut: Option<Mark>,
     /// The oldest first.
     pub(crate) entries: Result<Vec<Entry>, Missed>,
 }
@@ -50,16 +53,26 @@ pub(crate) struct Entry {
     pub(crate) envelope: Bytes,
 }
 
+impl TopicPast {
+    /// Of a topic of which nothing is kept.
+    pub(crate) fn of_nothing(clock: Clock) -> Self {
+        Self {
+            clock,
+            cut: None,
+            entries: Err(Missed::Forgotten),
+        }
+    }
+}
+
 impl Past {
     /// From where everything that is not told here comes: of each clock the earliest cut.
     pub(crate) fn cuts(&self) -> Marks {
         let mut cuts = Marks::default();
         for topic in &self.topics {
-            let earlier = cuts
-                .of(topic.clock)
-                .is_some_and(|cut| cut.run == topic.cut.run && cut.number <= topic.cut.number);
-            if !earlier {
-                cuts.set(topic.clock, topic.cut);
+            let Some(cut) = topic.cut else { continue };
+            let before = cuts.of(topic.clock);
+            if before.is_none_or(|before| before.run != cut.run || cut.number < before.number) {
+                cuts.set(topic.clock, cut);
             }
         }
         cuts

@@ -26,6 +26,20 @@ impl Advice {
         }
     }
 
+    /// Of a node that keeps what is sent, which takes more.
+    pub(super) fn keeping(mut self, keeps: bool) -> Self {
+        if keeps {
+            let channels = self.acl.split_once(" &").map_or("", |(_, rest)| rest);
+            let namespace = channels.split_once(':').map_or("", |(name, _)| name);
+            let keys = match self.acl.contains("+spublish") {
+                true => format!("~{namespace}:{{*}}:h*"),
+                false => format!("~{namespace}:h*"),
+            };
+            self.acl = format!("{} {keys} {KEEPING}", self.acl);
+        }
+        self
+    }
+
     /// Redis' own words, and the fix where one is known.
     pub(crate) fn on(&self, words: &str) -> Arc<str> {
         let words = without_arguments(words);
@@ -43,9 +57,19 @@ pub(crate) fn without_arguments(words: &str) -> &str {
     words.split(", with args").next().unwrap_or(words)
 }
 
+/// What keeping takes beside the rest.
+const KEEPING: &str = "+info +script|load +evalsha +time +hget +hmget +hset +hdel +hgetall +rpushx +rpush +pexpire +ltrim \
+     +lindex +lrange";
+
 /// How an answer begins, and the fix; none where the ACL line is it.
-const FIXES: [(&str, &str); 14] = [
+const FIXES: [(&str, &str); 16] = [
     ("NOPERM", ""),
+    // What a script met, as Redis 6 says it.
+    ("ERR The user executing the script can't", ""),
+    (
+        "WRONGTYPE",
+        "another program uses a key of this namespace: choose another namespace, or delete that key",
+    ),
     (
         "NOAUTH",
         "put the password into the URL: redis://:password@host",
@@ -74,7 +98,7 @@ const FIXES: [(&str, &str); 14] = [
     ),
     (
         "OOM",
-        "raise its maxmemory, or let it evict; the cluster itself stores nothing there",
+        "raise its maxmemory, or keep less: the cluster itself stores what its histories keep, and nothing else",
     ),
     (
         "MISCONF",

@@ -26,7 +26,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::backoff::LONGEST_PAUSE;
 use super::pipeline::{PublishReply, Refused, Unusable};
-use super::publication::{Publication, Receivers};
+use super::publication::{Publication, Receivers, Taken};
 use super::queue::{Permit, Waiter};
 use crate::model::error::PublishError;
 use crate::model::partition::Partition;
@@ -97,6 +97,16 @@ impl Backlog {
         let pause = (AGAIN * 2_u32.pow(self.failures.min(5))).min(LONGEST_PAUSE);
         self.failures += 1;
         self.again_at = Some(now + pause);
+    }
+
+    /// Nothing was done of it, and what follows was done as little: it is next again.
+    fn put_back(&mut self, unknown: Vec<(Publication, Waiter)>) {
+        for (publication, waiter) in unknown.into_iter().rev() {
+            match publication.is_large() {
+                true => self.large.push_front((publication, waiter)),
+                false => self.small.push_front((publication, waiter)),
+            }
+        }
     }
 
     /// What is stalled has its turn again, if that time has come.
@@ -221,15 +231,16 @@ impl Turn {
         backlog: &mut Backlog,
     ) -> Answered {
         let mut permits: Option<Permit> = None;
-        let (mut is_astray, mut elsewhere) = (false, Vec::new());
+        let (mut is_astray, mut elsewhere, mut unknown) = (false, Vec::new(), Vec::new());
         let waiters = self.waiters.0.drain(..);
         for (mut publication, mut waiter) in self.publications.drain(..).zip(waiters) {
-            let mut sum = replace(&mut waiter.sum, Ok(0));
-            let (mut taken, mut refused) = (0, None);
+            let mut sum = replace(&mut waiter.sum, Ok(Taken::default()));
+            let (mut taken, mut refused, mut is_unknown) = (0, None, false);
             for reply in replies.by_ref().take(publication.part().len()) {
                 match (reply, publication.partition) {
                     // All that follows is refused alike.
                     (Err(Refused::Elsewhere(_)), Some(partition)) => refused = Some(partition),
+                    (Err(Refused::Unknown), _) if waiter.reply.is_some() => is_unknown = true,
                     (reply, _) => {
                         sum = and(sum, reply);
                         taken += 1;
@@ -244,12 +255,19 @@ impl Turn {
                 elsewhere.push((partition, publication, waiter));
                 continue;
             }
+            if is_unknown {
+                publication.keep(taken);
+                (waiter.sum, waiter.begun) = (sum, waiter.begun || taken > 0);
+                unknown.push((publication, waiter));
+                continue;
+            }
             if !publication.is_finished() && waiter.reply.is_some() {
                 (waiter.sum, waiter.begun) = (sum, true);
                 backlog.large.push_front((publication, waiter));
                 continue;
             }
-            is_astray |= publication.is_probe && matches!(sum, Ok(0));
+            let is_unheard = matches!(sum, Ok(Taken { receivers: 0, .. }));
+            is_astray |= publication.is_probe && is_unheard;
             waiter.answer(sum);
             // Given back all at once: each time takes a lock.
             match &mut permits {
@@ -257,6 +275,7 @@ impl Turn {
                 None => permits = Some(waiter.permit),
             }
         }
+        backlog.put_back(unknown);
         let is_elsewhere = !elsewhere.is_empty();
         match is_elsewhere {
             true => backlog.stall(elsewhere, Instant::now()),
@@ -321,17 +340,23 @@ impl Waiters {
 /// Redis refuses a command whole, but another one of a union may have gone out.
 fn and(sum: Receivers, reply: PublishReply) -> Receivers {
     match (sum, reply) {
-        (Ok(nodes), Ok(count)) => Ok(nodes + count),
-        (Ok(nodes), Err(refused)) => Err(PublishError {
-            maybe_sent: nodes > 0,
+        (Ok(all), Ok(taken)) => Ok(Taken {
+            receivers: all.receivers + taken.receivers,
+            mark: taken.mark.or(all.mark),
+        }),
+        (Ok(all), Err(refused)) => Err(PublishError {
+            maybe_sent: all.receivers > 0 || all.mark.is_some() || refused.is_kept(),
             on_replica: false,
             reason: refused.reason(),
         }),
-        (Err(error), Ok(count)) => Err(PublishError {
-            maybe_sent: error.maybe_sent || count > 0,
+        (Err(error), Ok(taken)) => Err(PublishError {
+            maybe_sent: error.maybe_sent || taken.receivers > 0 || taken.mark.is_some(),
             ..error
         }),
-        (refused, Err(_)) => refused,
+        (Err(error), Err(refused)) => Err(PublishError {
+            maybe_sent: error.maybe_sent || refused.is_kept(),
+            ..error
+        }),
     }
 }
 
@@ -353,7 +378,7 @@ mod tests {
     #[test]
     fn a_union_that_is_refused_in_part_may_have_been_sent() {
         let refused = Err(Refused::For("NOPERM".into()));
-        let (taken, ignored) = (Ok(1), Ok(0));
+        let (taken, ignored) = (Ok(1.into()), Ok(0.into()));
         for (replies, maybe_sent) in [
             ([&refused, &refused], false),
             ([&refused, &ignored], false),
@@ -361,7 +386,7 @@ mod tests {
             ([&taken, &refused], true),
             ([&refused, &taken], true),
         ] {
-            let sum = replies.into_iter().cloned().fold(Ok(0), and);
+            let sum = replies.into_iter().cloned().fold(Ok(0.into()), and);
             assert_eq!(sum.unwrap_err().maybe_sent, maybe_sent, "{replies:?}");
         }
     }
@@ -390,7 +415,7 @@ mod tests {
         backlog.take_turn(&mut turn);
         let parts = turn.publications.iter().flat_map(Publication::part);
         let channels: Vec<usize> = parts.map(|channel| channel.parse().unwrap()).collect();
-        turn.answer(channels.iter().map(|_| Ok(2)), backlog);
+        turn.answer(channels.iter().map(|_| Ok(2.into())), backlog);
         channels
     }
 
@@ -417,7 +442,7 @@ mod tests {
         );
         assert!(first_answer.try_recv().is_err(), "it is not finished");
         assert_eq!(written(&mut backlog), (3 * PART..end).collect::<Vec<_>>());
-        assert_eq!(first_answer.try_recv().unwrap().unwrap(), 2 * end);
+        assert_eq!(first_answer.try_recv().unwrap().unwrap().receivers, 2 * end);
         assert_eq!(written(&mut backlog), (end..end + PART).collect::<Vec<_>>());
         backlog.fail(&PublishError::not_sent("lost"));
         assert!(second_answer.try_recv().unwrap().unwrap_err().maybe_sent);

@@ -3,6 +3,8 @@
 //! `{namespace}:{topic}`; in a Redis Cluster `{namespace}:{tag}:{topic}`, with the tag of the topic's partition in braces, by
 //! which the cluster keeps all channels of a partition in one slot.
 
+use std::sync::Arc;
+
 use super::command::Dialect;
 use crate::model::partition::Partition;
 use crate::model::topic::{Namespace, Topic};
@@ -11,11 +13,18 @@ use crate::model::topic::{Namespace, Topic};
 pub(super) struct Channels {
     namespace: Namespace,
     dialect: Dialect,
+    /// The key of the clock of all partitions that have none of their own.
+    clock: Arc<str>,
 }
 
 impl Channels {
     pub(super) fn new(namespace: Namespace, dialect: Dialect) -> Self {
-        Self { namespace, dialect }
+        let clock = format!("{}:h", namespace.as_str()).into();
+        Self {
+            namespace,
+            dialect,
+            clock,
+        }
     }
 
     pub(super) fn dialect(&self) -> Dialect {
@@ -41,6 +50,26 @@ impl Channels {
         };
         let (namespace, tag) = (self.namespace.as_str(), partition.tag());
         [namespace, ":{", tag, "}:", topic.as_str()].concat()
+    }
+
+    /// The key of the clock that numbers what is kept of a topic.
+    pub(super) fn clock(&self, topic: &Topic) -> Arc<str> {
+        match self.partition(topic) {
+            None => self.clock.clone(),
+            Some(partition) => {
+                let (namespace, tag) = (self.namespace.as_str(), partition.tag());
+                [namespace, ":{", tag, "}:h"].concat().into()
+            }
+        }
+    }
+
+    /// The key of the list that keeps what is sent to a topic.
+    pub(super) fn list(&self, topic: &Topic) -> String {
+        let namespace = self.namespace.as_str();
+        match self.partition(topic) {
+            None => [namespace, ":h:", topic.as_str()].concat(),
+            Some(partition) => [namespace, ":{", partition.tag(), "}:h:", topic.as_str()].concat(),
+        }
     }
 
     /// A channel of this partition that nobody hears: who publishes there learns whether the partition is.

@@ -74,6 +74,100 @@ pub(super) fn publish(out: &mut BytesMut, dialect: Dialect, channel: &str, envel
     put_bulk(out, envelope);
 }
 
+/// One message that is kept, or published beside others that are.
+#[derive(Debug)]
+pub(super) struct Appended<'a> {
+    /// The key of its list, how many that keeps, and how long it lives in milliseconds.
+    pub(super) list: Option<(&'a str, usize, u64)>,
+    /// Its list is to live so long from now on.
+    pub(super) refresh: bool,
+    /// It has the number of the one before.
+    pub(super) same_number: bool,
+    /// Empty where it is not published.
+    pub(super) channel: &'a str,
+    /// Empty where it is the one before.
+    pub(super) envelope: &'a [u8],
+}
+
+/// Keeps messages and publishes them, by the script of this digest.
+pub(super) fn append(
+    out: &mut BytesMut,
+    dialect: Dialect,
+    digest: &str,
+    (clock, run): (&str, &str),
+    messages: &[Appended<'_>],
+) {
+    let publish: &[u8] = match dialect {
+        Dialect::Plain => b"PUBLISH",
+        Dialect::Sharded => b"SPUBLISH",
+    };
+    put_head(out, 6 + 6 * messages.len());
+    put_bulk(out, b"EVALSHA");
+    put_bulk(out, digest.as_bytes());
+    put_number(out, messages.len() + 1);
+    put_bulk(out, clock.as_bytes());
+    for message in messages {
+        put_bulk(out, message.list.map_or(clock, |(key, ..)| key).as_bytes());
+    }
+    put_bulk(out, run.as_bytes());
+    put_bulk(out, publish);
+    for message in messages {
+        let (_, kept, lifetime) = message.list.unwrap_or_default();
+        put_number(out, kept);
+        put_number(out, lifetime as usize);
+        put_bulk(
+            out,
+            match (message.refresh, message.same_number) {
+                (false, false) => b"",
+                (true, false) => b"r",
+                (false, true) => b"s",
+                (true, true) => b"rs",
+            },
+        );
+        put_bulk(out, message.channel.as_bytes());
+        put_bulk(out, message.envelope);
+    }
+}
+
+/// Asks who numbers, whether it evicts, and has it learn a script.
+pub(super) fn prepare(out: &mut BytesMut, script: &str) {
+    for section in ["server", "memory"] {
+        put_head(out, 2);
+        put_bulk(out, b"INFO");
+        put_bulk(out, section.as_bytes());
+    }
+    put_head(out, 3);
+    put_bulk(out, b"SCRIPT");
+    put_bulk(out, b"LOAD");
+    put_bulk(out, script.as_bytes());
+}
+
+/// Reads all fields of a hash.
+pub(super) fn hgetall(out: &mut BytesMut, key: &str) {
+    put_head(out, 2);
+    put_bulk(out, b"HGETALL");
+    put_bulk(out, key.as_bytes());
+}
+
+/// The same of [`prepare`], for what goes through redis-rs; with what was evicted so far.
+pub(super) fn prepare_read(script: &str) -> [Cmd; 3] {
+    let info = |section| {
+        let mut command = redis::cmd("INFO");
+        command.arg(section);
+        command
+    };
+    let mut load = redis::cmd("SCRIPT");
+    load.arg("LOAD").arg(script);
+    [info("server"), info("memory"), load]
+}
+
+/// Asks how many keys were evicted.
+pub(super) fn info_stats() -> Cmd {
+    let mut command = redis::cmd("INFO");
+    command.arg("stats");
+    command
+}
+
 /// Asks for life, where nothing else is to be said.
 pub(super) fn ping(out: &mut BytesMut) {
     out.put_slice(b"*1\r\n$4\r\nPING\r\n");
@@ -171,6 +265,11 @@ fn put_bulk(out: &mut BytesMut, bytes: &[u8]) {
     put_length(out, b'$', bytes.len());
     out.put_slice(bytes);
     out.put_slice(b"\r\n");
+}
+
+fn put_number(out: &mut BytesMut, number: usize) {
+    let mut digits = itoa::Buffer::new();
+    put_bulk(out, digits.format(number).as_bytes());
 }
 
 fn put_length(out: &mut BytesMut, kind: u8, length: usize) {

@@ -25,6 +25,9 @@ use tokio::time::{Instant, timeout};
 use super::advice::{is_unfit, is_wrong_server, tells_no_role};
 use super::command::{self, Dialect};
 use super::endpoint::OPENING;
+use super::past::READ;
+use super::past::keeper::{Keeper, NO_RUN, field};
+use super::past::read::{Readings, Unread};
 use super::topology::Topology;
 use super::words;
 
@@ -56,6 +59,10 @@ pub(crate) struct Connection {
     owes_since: Option<Instant>,
     deadline: Duration,
     driver: AbortHandle,
+    /// Who keeps here, once it was asked.
+    keeper: Option<Keeper>,
+    /// Keys were evicted.
+    evicts: bool,
 }
 
 /// Commands for one round trip, behind the question for the role.
@@ -117,6 +124,8 @@ impl Connector {
             owes_since: None,
             deadline: self.deadline,
             driver: driver.abort_handle(),
+            keeper: None,
+            evicts: false,
         })
     }
 }
@@ -201,6 +210,70 @@ impl Connection {
         Ok((counts, here?))
     }
 
+    /// Reads a part of what is asked for. Whether there is more.
+    pub(super) async fn read(&mut self, readings: &mut Readings) -> RedisResult<bool> {
+        let keeper = match self.keeper {
+            Some(keeper) => keeper,
+            None => self.prepare().await?,
+        };
+        let calls = readings.next();
+        if calls.is_empty() {
+            return Ok(false);
+        }
+        let mut commands = Commands::new();
+        for call in &calls {
+            commands.add_command(readings.command(call, keeper.run, self.evicts));
+        }
+        if keeper.may_evict && !self.evicts {
+            commands.add_command(command::info_stats());
+        }
+        let mut answers = self.run(&commands).await?;
+        if answers.len() > calls.len()
+            && let Some(Ok(Value::BulkString(stats))) = answers.pop()
+        {
+            let stats = String::from_utf8_lossy(&stats);
+            if field(&stats, "evicted_keys").is_some_and(|keys| keys != "0") {
+                self.evicts = true;
+                readings.again(calls);
+                return Ok(true);
+            }
+        }
+        let mut unread = Vec::new();
+        for (call, answer) in calls.into_iter().zip(answers) {
+            match answer {
+                Ok(value) => readings
+                    .answer(call, keeper.run, &value)
+                    .map_err(|Unread| {
+                        io::Error::other("redis answered a script as none of ours does")
+                    })?,
+                Err(error) if error.code() == Some("NOSCRIPT") => unread.push(call),
+                Err(error) => return Err(error),
+            }
+        }
+        if !unread.is_empty() {
+            self.keeper = None;
+        }
+        readings.again(unread);
+        Ok(true)
+    }
+
+    async fn prepare(&mut self) -> RedisResult<Keeper> {
+        let mut commands = Commands::new();
+        for command in command::prepare_read(READ.text) {
+            commands.add_command(command);
+        }
+        let answers: RedisResult<Vec<Value>> = self.run(&commands).await?.into_iter().collect();
+        let said = answers?;
+        let mut said = said.iter().map(|value| match value {
+            Value::BulkString(text) => String::from_utf8_lossy(text),
+            _ => "".into(),
+        });
+        let (server, memory) = (said.next(), said.next());
+        let keeper = Keeper::read(&server.unwrap_or_default(), &memory.unwrap_or_default());
+        self.keeper = keeper;
+        keeper.ok_or_else(|| io::Error::other(NO_RUN).into())
+    }
+
     /// Runs commands; each has an answer of its own. Fails whole if this is a replica. Whatever shows that the
     /// primary is elsewhere makes this connection and all of its generation dead.
     pub(crate) async fn run(
@@ -248,7 +321,8 @@ fn of_primary(
     let mut answers = answers.into_iter();
     match answers.next() {
         Some(Ok(hello)) => {
-            if let Some(unfit) = is_unfit(dialect, field(&hello, b"role"), field(&hello, b"mode")) {
+            let (role, mode) = (field_of(&hello, b"role"), field_of(&hello, b"mode"));
+            if let Some(unfit) = is_unfit(dialect, role, mode) {
                 return Err(io::Error::other(unfit).into());
             }
         }
@@ -258,7 +332,7 @@ fn of_primary(
     Ok(answers.collect())
 }
 
-fn field<'a>(hello: &'a Value, name: &[u8]) -> Option<&'a [u8]> {
+fn field_of<'a>(hello: &'a Value, name: &[u8]) -> Option<&'a [u8]> {
     let Value::Array(fields) = hello else {
         return None;
     };

@@ -213,8 +213,8 @@ impl Link {
             }
             Reply::Error(words) => self.refuse(&String::from_utf8_lossy(words), now),
             // What publishes is answered so; the two are out of step.
-            Reply::Integer(_) => Err("redis answered what nobody asked".into()),
-            Reply::Other => {
+            Reply::Integer(_) | Reply::Array(_) => Err("redis answered what nobody asked".into()),
+            Reply::Other | Reply::Bulk(_) => {
                 if self.stage == Stage::Login {
                     self.stage = Stage::Greeting;
                 }

@@ -14,6 +14,7 @@ mod fields;
 mod link;
 mod options;
 mod outstanding;
+mod past;
 mod pipeline;
 mod placement;
 mod probe;
@@ -220,9 +221,9 @@ impl Bus for RedisBus {
         topics: SmallVec<[Topic; 1]>,
         envelope: Bytes,
         size: Size,
-        _keep: Option<Keep>,
+        keep: Option<Keep>,
     ) -> BoxFuture<'static, Result<Published, PublishError>> {
-        self.placement.publish(topics, &envelope, size)
+        self.placement.publish(topics, &envelope, size, keep)
     }
 
     fn clock(&self, topic: &Topic) -> Clock {
@@ -231,11 +232,11 @@ impl Bus for RedisBus {
 
     fn read<'a>(
         &'a self,
-        _topics: &'a [Topic],
-        _since: Option<&'a Marks>,
-        _limits: ReadLimits,
+        topics: &'a [Topic],
+        since: Option<&'a Marks>,
+        limits: ReadLimits,
     ) -> BoxFuture<'a, Result<Past, Arc<str>>> {
-        std::future::ready(Err("nothing is kept".into())).boxed()
+        self.placement.read(topics, since, limits).boxed()
     }
 
     fn probe(&self, link: LinkId) {

@@ -1,6 +1,7 @@
 //! The connection that publishes: commands written as bytes, counts read in place, all by the task that
 //! owns it. (Measured against a multiplexed connection with a task of its own: see benches/README.md.)
 
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -9,13 +10,17 @@ use futures::FutureExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::advice::{Advice, REPLICA, is_unfit, tells_no_role};
-use super::command::{self, Dialect, HELLO};
+use super::command::{self, Appended, Dialect, HELLO};
 use super::endpoint::Stream;
-use super::resp::{Reply, RespReader};
+use super::past::APPEND;
+use super::past::keeper::{Keeper, NO_RUN, end_of};
+use super::publication::Taken;
+use super::resp::{Item, Reply, RespReader};
 use super::topology::{Opened, Topology};
+use crate::model::history::mark::{Mark, Number, Run};
 
-/// What Redis says to one PUBLISH: how many received it, or why it was refused.
-pub(crate) type PublishReply = Result<usize, Refused>;
+/// What Redis says to one message: how many received it, or why it was refused.
+pub(super) type PublishReply = Result<Taken, Refused>;
 
 /// Why one PUBLISH was refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,12 +28,22 @@ pub(crate) enum Refused {
     /// Another primary of the cluster takes it, or this one later.
     Elsewhere(Arc<str>),
     For(Arc<str>),
+    /// It is kept, and whoever is there did not hear it.
+    Kept(Arc<str>),
+    /// Redis does not know the script: nothing was done.
+    Unknown,
 }
 
 impl Refused {
     pub(super) fn reason(self) -> Arc<str> {
-        let (Self::Elsewhere(reason) | Self::For(reason)) = self;
-        reason
+        match self {
+            Self::Elsewhere(reason) | Self::For(reason) | Self::Kept(reason) => reason,
+            Self::Unknown => "redis has forgotten the script that keeps messages".into(),
+        }
+    }
+
+    pub(super) fn is_kept(&self) -> bool {
+        matches!(self, Self::Kept(_))
     }
 }
 
@@ -63,6 +78,24 @@ pub(crate) struct Pipeline {
     owed: usize,
     /// What the first of them answers, where that is no PUBLISH.
     first: Option<First>,
+    /// Those that answer several messages at once, in order.
+    batches: VecDeque<Answers>,
+    /// Who keeps, once it is prepared for that.
+    keeper: Option<Keeper>,
+    /// What was kept, until it is looked at.
+    taken: Vec<(Run, Arc<str>, Number)>,
+}
+
+/// Of which messages a reply tells, or that they were not sent at all.
+#[derive(Debug)]
+struct Answers {
+    /// Behind how many replies.
+    at: usize,
+    clock: Arc<str>,
+    run: Option<Run>,
+    /// Of each message: how far its number is from the first, and whether it is kept.
+    messages: Vec<(u64, bool)>,
+    refused: Option<Arc<str>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,12 +114,15 @@ impl Pipeline {
         let mut pipeline = Self {
             stream: dialed.stream,
             route,
-            reader: RespReader::new(KEPT),
+            reader: RespReader::of_values(KEPT),
             output: BytesMut::new(),
             advice: advice.clone(),
             dialect: topology.dialect(),
             owed: 0,
             first: None,
+            batches: VecDeque::new(),
+            keeper: None,
+            taken: Vec::new(),
         };
         if let Some(auth) = auth {
             pipeline.output.extend_from_slice(&auth);
@@ -131,6 +167,133 @@ impl Pipeline {
         Ok(())
     }
 
+    /// Who keeps what is [appended](Self::append); none before it is [prepared](Self::prepare), and when it has forgotten how.
+    pub(super) fn keeper(&self) -> Option<Keeper> {
+        self.keeper
+    }
+
+    /// Makes it keep; why it cannot. To be called before anything is added. After an error, or cancelled, the connection is
+    /// useless.
+    pub(super) async fn prepare(&mut self) -> Result<Result<Keeper, Arc<str>>, Unusable> {
+        command::prepare(&mut self.output, APPEND.text);
+        let mut said = Vec::new();
+        let advice = self.advice.clone();
+        self.ask(3, |reply| {
+            said.push(match reply {
+                Reply::Bulk(text) => Ok(String::from_utf8_lossy(text).into_owned()),
+                Reply::Error(words) => Err(advice.on(&String::from_utf8_lossy(words))),
+                _ => Ok(String::new()),
+            });
+        })
+        .await?;
+        let said: Result<Vec<String>, Arc<str>> = said.into_iter().collect();
+        let keeper = said.and_then(|said| {
+            let keeper = Keeper::read(&said[0], &said[1]);
+            keeper.ok_or_else(|| NO_RUN.into())
+        });
+        self.keeper = keeper.as_ref().ok().copied();
+        Ok(keeper)
+    }
+
+    /// Where another run ended by this clock, which begins the present one if nobody has: what that gave beyond is lost. None,
+    /// where the clock does not know. Used as [`prepare`](Self::prepare) is.
+    pub(super) async fn end_of(
+        &mut self,
+        before: Run,
+        clock: &Arc<str>,
+    ) -> Result<Option<Number>, Unusable> {
+        let run = self.keeper.map(|keeper| keeper.run);
+        let run = run.as_ref().map_or("", Run::as_str);
+        let (digest, dialect) = (&APPEND.digest, self.dialect);
+        command::append(&mut self.output, dialect, digest, (clock, run), &[]);
+        command::hgetall(&mut self.output, clock);
+        let mut end = None;
+        self.ask(2, |reply| {
+            if let Reply::Array(fields) = reply {
+                end = end_of(before, fields);
+            }
+        })
+        .await?;
+        Ok(end)
+    }
+
+    /// Writes what is there and hears so many replies.
+    async fn ask(&mut self, replies: usize, mut on: impl FnMut(Reply<'_>)) -> Result<(), Unusable> {
+        self.write().await?;
+        let flushed = self.stream.flush().await;
+        flushed.map_err(|error| error.to_string())?;
+        let mut heard = 0;
+        while heard < replies {
+            match self.stream.read_buf(self.reader.space()).await {
+                Ok(0) => return Err("redis closed the connection".into()),
+                Ok(_) => {}
+                Err(error) => return Err(error.to_string().into()),
+            }
+            let read = self.reader.read(usize::MAX, |reply| {
+                heard += 1;
+                on(reply);
+            });
+            if read.is_err() || heard > replies {
+                return Err(BROKEN.into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds messages that are kept to what [`exchange`](Self::exchange) writes, of one clock. After an error, or cancelled, the
+    /// connection is useless.
+    pub(super) async fn append(
+        &mut self,
+        clock: &Arc<str>,
+        messages: &[Appended<'_>],
+    ) -> Result<(), Unusable> {
+        let run = self.keeper.map(|keeper| keeper.run);
+        let spoken = run.as_ref().map_or("", Run::as_str);
+        let (digest, dialect) = (&APPEND.digest, self.dialect);
+        command::append(&mut self.output, dialect, digest, (clock, spoken), messages);
+        let mut from_first = 0;
+        let numbered = messages.iter().enumerate().map(|(n, message)| {
+            from_first += u64::from(n > 0 && !message.same_number);
+            (from_first, message.list.is_some())
+        });
+        let messages = numbered.collect();
+        self.expect(clock, run, messages, None);
+        if self.output.len() >= KEPT {
+            self.write().await?;
+        }
+        Ok(())
+    }
+
+    /// Has [`exchange`](Self::exchange) say in their place that so many messages are refused, which are not sent.
+    pub(super) fn refuse(&mut self, clock: &Arc<str>, messages: usize, reason: &Arc<str>) {
+        let messages = vec![(0, false); messages];
+        self.expect(clock, None, messages, Some(reason.clone()));
+    }
+
+    fn expect(
+        &mut self,
+        clock: &Arc<str>,
+        run: Option<Run>,
+        messages: Vec<(u64, bool)>,
+        refused: Option<Arc<str>>,
+    ) {
+        let (at, count) = (self.owed, messages.len());
+        let clock = clock.clone();
+        self.batches.push_back(Answers {
+            at,
+            clock,
+            run,
+            messages,
+            refused,
+        });
+        self.owed += count;
+    }
+
+    /// What is kept since it was last looked at, in order.
+    pub(super) fn take_kept(&mut self) -> Vec<(Run, Arc<str>, Number)> {
+        std::mem::take(&mut self.taken)
+    }
+
     async fn write(&mut self) -> Result<(), Unusable> {
         let written = self.stream.write_all(&self.output).await;
         self.output.clear();
@@ -142,7 +305,7 @@ impl Pipeline {
 
     /// Writes what was added and reads the replies in its order, into what is empty. A reply of another kind than was
     /// asked for belongs to another command. After an error, or cancelled, the connection is useless.
-    pub(crate) async fn exchange(
+    pub(super) async fn exchange(
         &mut self,
         replies: &mut Vec<PublishReply>,
     ) -> Result<(), Unusable> {
@@ -151,6 +314,8 @@ impl Pipeline {
             .flush()
             .await
             .map_err(|error| error.to_string())?;
+        let mut batches = std::mem::take(&mut self.batches);
+        answer_refused(&mut batches, replies);
         let (owed, first) = (std::mem::take(&mut self.owed), self.first.take());
         let (mut unfit, mut out_of_step) = (None, false);
         while replies.len() < owed {
@@ -160,31 +325,35 @@ impl Pipeline {
                 Err(error) => return Err(error.to_string().into()),
             }
             let read = self.reader.read(usize::MAX, |reply| {
+                if let Some(batch) = next(&mut batches, replies.len()) {
+                    let told = batch.answer(reply, &self.advice, self.dialect, &mut self.taken);
+                    out_of_step |= told.is_none();
+                    replies.extend(told.into_iter().flatten());
+                    answer_refused(&mut batches, replies);
+                    return;
+                }
                 let asked = first.filter(|_| replies.is_empty());
                 replies.push(match (asked, reply) {
-                    (_, Reply::Error(words)) => {
-                        let words = String::from_utf8_lossy(words);
-                        let reason = self.advice.on(&words);
-                        Err(match self.dialect.is_elsewhere(&words) {
-                            true => Refused::Elsewhere(reason),
-                            false => Refused::For(reason),
-                        })
-                    }
-                    (None, Reply::Integer(received)) => Ok(received),
-                    (Some(First::Login), Reply::Other) => Ok(0),
+                    (_, Reply::Error(words)) => Err(refused(words, &self.advice, self.dialect)),
+                    (None, Reply::Integer(received)) => Ok(received.into()),
+                    (Some(First::Login), Reply::Other) => Ok(Taken::default()),
                     (Some(First::Role), Reply::Hello { role, mode }) => {
                         unfit = is_unfit(self.dialect, role, mode);
-                        Ok(0)
+                        Ok(Taken::default())
                     }
                     _ => {
                         out_of_step = true;
-                        Ok(0)
+                        Ok(Taken::default())
                     }
                 });
+                answer_refused(&mut batches, replies);
             });
             if read.is_err() || out_of_step || replies.len() > owed {
-                return Err("redis broke its own protocol".into());
+                return Err(BROKEN.into());
             }
+        }
+        if replies.contains(&Err(Refused::Unknown)) {
+            self.keeper = None;
         }
         if first == Some(First::Role)
             && let Err(refused) = replies.remove(0)
@@ -204,6 +373,85 @@ impl Pipeline {
     }
 }
 
+const BROKEN: &str = "redis broke its own protocol";
+
+/// How the reply of a script begins to a message that is kept and was not published.
+const KEPT_ALL_THE_SAME: &[u8] = b"KEPT ";
+
+fn refused(words: &[u8], advice: &Advice, dialect: Dialect) -> Refused {
+    let words = String::from_utf8_lossy(words);
+    let reason = advice.on(&words);
+    match dialect.is_elsewhere(&words) {
+        true => Refused::Elsewhere(reason),
+        false => Refused::For(reason),
+    }
+}
+
+/// The batch that is answered behind so many replies.
+fn next(batches: &mut VecDeque<Answers>, at: usize) -> Option<Answers> {
+    match batches.front() {
+        Some(batch) if batch.at == at => batches.pop_front(),
+        _ => None,
+    }
+}
+
+/// Says of what was not sent that it is refused, where its turn has come.
+fn answer_refused(batches: &mut VecDeque<Answers>, replies: &mut Vec<PublishReply>) {
+    while batches.front().is_some_and(|batch| batch.refused.is_some())
+        && let Some(batch) = next(batches, replies.len())
+        && let Some(reason) = batch.refused
+    {
+        let refused = Err(Refused::For(reason));
+        replies.extend(std::iter::repeat_n(refused, batch.messages.len()));
+    }
+}
+
+impl Answers {
+    /// What the reply says to each message; none, where it answers something else.
+    fn answer(
+        self,
+        reply: Reply<'_>,
+        advice: &Advice,
+        dialect: Dialect,
+        taken: &mut Vec<(Run, Arc<str>, Number)>,
+    ) -> Option<Vec<PublishReply>> {
+        let mut items = match reply {
+            Reply::Array(items) => items,
+            Reply::Error(words) => {
+                let refused = match words.starts_with(b"NOSCRIPT") {
+                    true => Refused::Unknown,
+                    false => refused(words, advice, dialect),
+                };
+                return Some(vec![Err(refused); self.messages.len()]);
+            }
+            _ => return None,
+        };
+        let Item::Bulk(first) = items.next()? else {
+            return None;
+        };
+        let first = Number::read(first)?;
+        let mut answers = Vec::with_capacity(self.messages.len());
+        for (from_first, is_kept) in self.messages {
+            let number = Number(first.0 + from_first);
+            answers.push(match items.next()? {
+                Item::Integer(receivers) => {
+                    if let Some(run) = self.run.filter(|_| is_kept) {
+                        taken.push((run, self.clock.clone(), number));
+                    }
+                    let mark = self.run.map(|run| Mark { run, number });
+                    Ok(Taken { receivers, mark })
+                }
+                Item::Error(words) => Err(match words.strip_prefix(KEPT_ALL_THE_SAME) {
+                    Some(words) => Refused::Kept(advice.on(&String::from_utf8_lossy(words))),
+                    None => Refused::For(advice.on(&String::from_utf8_lossy(words))),
+                }),
+                Item::Bulk(_) | Item::Other => return None,
+            });
+        }
+        Some(answers)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use tokio::io::DuplexStream;
@@ -215,7 +463,7 @@ mod tests {
         Pipeline {
             stream: Box::pin(stream),
             route: 0,
-            reader: RespReader::new(KEPT),
+            reader: RespReader::of_values(KEPT),
             output: BytesMut::new(),
             advice: Arc::new(Advice::new(
                 None,
@@ -225,6 +473,9 @@ mod tests {
             dialect: Dialect::Plain,
             owed: 0,
             first: None,
+            batches: VecDeque::new(),
+            keeper: None,
+            taken: Vec::new(),
         }
     }
 
@@ -250,7 +501,10 @@ mod tests {
             (true, format!("{ROLE}:2\r\n")),
         ];
         for (asks, answers) in good {
-            assert_eq!(publish(asks, answers.as_bytes()).await, Ok(vec![Ok(2)]));
+            assert_eq!(
+                publish(asks, answers.as_bytes()).await,
+                Ok(vec![Ok(2.into())])
+            );
         }
         for (asks, answers) in [
             (false, "+OK\r\n".to_owned()),
@@ -292,7 +546,7 @@ mod tests {
             read
         };
         let (replies, read) = tokio::join!(publishing, serving);
-        assert_eq!(replies, vec![Ok(1); USERS]);
+        assert_eq!(replies, vec![Ok(1.into()); USERS]);
         assert!(read == expected, "all of it, in order");
         assert!(most <= 4 * KEPT, "{most} bytes at once");
     }

@@ -22,10 +22,11 @@ use super::connection::Connector;
 use super::quota::SharedLedgers;
 use super::shard::{Common, Shard};
 use crate::bus::outage::LinkId;
+use crate::bus::past::{Keep, Past, ReadLimits, TopicPast};
 use crate::bus::scope::Size;
 use crate::bus::{Confirmation, Listener, Published};
 use crate::model::error::PublishError;
-use crate::model::history::mark::Clock;
+use crate::model::history::mark::{Clock, Marks};
 use crate::model::partition::{Partition, PartitionSet};
 use crate::model::topic::Topic;
 use crate::quota::SeatLimit;
@@ -224,7 +225,7 @@ impl Placement {
         while !self.on(topic, |shard| shard.release(topic)) {}
     }
 
-    fn on<T>(&self, topic: &Topic, act: impl FnOnce(&Shard) -> T) -> T {
+    fn on<T>(&self, topic: &Topic, act: impl FnOnce(&Arc<Shard>) -> T) -> T {
         match self {
             Self::One(shard) => act(shard),
             Self::Spread(spread) => {
@@ -240,20 +241,64 @@ impl Placement {
         topics: SmallVec<[Topic; 1]>,
         envelope: &Bytes,
         size: Size,
+        keep: Option<Keep>,
     ) -> BoxFuture<'static, Result<Published, PublishError>> {
         let spread = match self {
-            Self::One(shard) => return shard.publish(topics, envelope.clone(), size).boxed(),
+            Self::One(shard) => return shard.publish(topics, envelope.clone(), size, keep).boxed(),
             Self::Spread(spread) => spread.read().clone(),
         };
-        if let [topic] = topics.as_slice() {
+        if let ([topic], None | Some(Keep::Each)) = (topics.as_slice(), &keep) {
             let shard = &spread.shards[spread.place(topic)];
-            return shard.publish(topics, envelope.clone(), size).boxed();
+            return shard.publish(topics, envelope.clone(), size, keep).boxed();
         }
-        let parts = spread.split(topics).into_iter();
-        let publish = |((at, _), topics): ((usize, _), _)| {
-            spread.shards[at].publish(topics, envelope.clone(), size)
+        let kept = match &keep {
+            Some(Keep::Union(kept)) => spread.split(kept.clone()),
+            _ => BTreeMap::new(),
         };
+        let mut parts = spread.split(topics);
+        for place in kept.keys() {
+            parts.entry(*place).or_default();
+        }
+        let publish = |(place, topics): ((usize, Option<Partition>), _)| {
+            let keep = keep.as_ref().map(|keep| match keep {
+                Keep::Each => Keep::Each,
+                Keep::Union(_) => Keep::Union(kept.get(&place).cloned().unwrap_or_default()),
+            });
+            spread.shards[place.0].publish(topics, envelope.clone(), size, keep)
+        };
+        let parts = parts.into_iter();
         all_published(parts.map(publish).collect()).boxed()
+    }
+
+    /// What came to each topic.
+    pub(super) async fn read(
+        &self,
+        topics: &[Topic],
+        since: Option<&Marks>,
+        limits: ReadLimits,
+    ) -> Result<Past, Arc<str>> {
+        let mut places: BTreeMap<LinkId, (Arc<Shard>, Vec<(usize, &Topic)>)> = BTreeMap::new();
+        for (n, topic) in topics.iter().enumerate() {
+            let shard = self.on(topic, |shard| shard.clone());
+            let place = places.entry(shard.link).or_insert((shard, Vec::new()));
+            place.1.push((n, topic));
+        }
+        let reading = places.into_values().map(async |(shard, topics)| {
+            let read = shard.read(&topics, since, limits).await?;
+            Ok::<_, Arc<str>>(read)
+        });
+        let mut pasts: Vec<Option<TopicPast>> = vec![None; topics.len()];
+        for read in join_all(reading).await {
+            for (n, past) in read? {
+                pasts[n] = Some(past);
+            }
+        }
+        let of = |(topic, past): (&Topic, Option<TopicPast>)| {
+            past.unwrap_or_else(|| TopicPast::of_nothing(self.clock(topic)))
+        };
+        Ok(Past {
+            topics: topics.iter().zip(pasts).map(of).collect(),
+        })
     }
 
     /// How many hear each topic.

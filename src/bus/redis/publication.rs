@@ -3,8 +3,10 @@
 use bytes::Bytes;
 use smallvec::SmallVec;
 
+use super::past::{Keeping, KeptList};
 use crate::bus::scope::Size;
 use crate::model::error::PublishError;
+use crate::model::history::mark::Mark;
 use crate::model::partition::Partition;
 
 /// Most channels of a large union in one pipeline: few enough that Redis serves the others within milliseconds, and
@@ -22,6 +24,8 @@ pub(super) struct Publication {
     pub(super) size: Size,
     /// In a Redis Cluster: where all its channels are.
     pub(super) partition: Option<Partition>,
+    /// Where its channels are kept, if they are.
+    pub(super) keep: Option<Box<Keeping>>,
     /// On how many channels it was published before this turn, …
     begin: usize,
     /// … and on how many with it.
@@ -41,6 +45,7 @@ impl Publication {
             is_probe: false,
             size,
             partition,
+            keep: None,
             begin: 0,
             end: 0,
         }
@@ -50,6 +55,18 @@ impl Publication {
         Self {
             is_probe: true,
             ..Self::new(channels, envelope, Size::Small, None)
+        }
+    }
+
+    pub(super) fn kept(self, keep: Option<Box<Keeping>>) -> Self {
+        Self { keep, ..self }
+    }
+
+    /// Where the channels whose turn it is are kept.
+    pub(super) fn kept_part(&self) -> &[Option<KeptList>] {
+        match &self.keep {
+            Some(keeping) => &keeping.lists[self.begin..self.end],
+            None => &[],
         }
     }
 
@@ -66,6 +83,7 @@ impl Publication {
     pub(super) fn advance(&mut self) {
         self.begin = self.end;
         let most = match self.is_large() {
+            _ if self.keep.as_ref().is_some_and(|keeping| keeping.is_union) => self.channels.len(),
             true => (PART_BYTES / self.envelope.len().max(1)).clamp(1, PART),
             false => self.channels.len(),
         };
@@ -82,5 +100,20 @@ impl Publication {
     }
 }
 
-/// To how many it went.
-pub(super) type Receivers = Result<usize, PublishError>;
+/// To how many it went, and under which number if it is kept: the last of several.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Taken {
+    pub(super) receivers: usize,
+    pub(super) mark: Option<Mark>,
+}
+
+/// Of what is not kept.
+impl From<usize> for Taken {
+    fn from(receivers: usize) -> Self {
+        let mark = None;
+        Self { receivers, mark }
+    }
+}
+
+/// What becomes of one.
+pub(super) type Receivers = Result<Taken, PublishError>;

@@ -21,7 +21,7 @@
 
 use std::ops::ControlFlow;
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -38,10 +38,13 @@ use super::advice::Advice;
 use super::backlog::{BATCH, Backlog, KEPT, Turn};
 use super::backoff::Backoff;
 use super::endpoint::OPENING;
+use super::past::Keeping;
+use super::past::append::AppendState;
 use super::pipeline::{Pipeline, PublishReply, Unusable};
 use super::publication::{Publication, Receivers};
 use super::queue::{Place, Queue, Queued, Waiter};
 use super::topology::{LEFT, Topology};
+use crate::bus::Listener;
 use crate::bus::scope::Size;
 use crate::model::error::PublishError;
 use crate::model::partition::Partition;
@@ -79,6 +82,9 @@ pub(crate) struct PublishQueue {
     advice: Arc<Advice>,
     /// How long a pipeline may take.
     deadline: Duration,
+    keeping: AppendState,
+    /// Who is told how much is lost.
+    pub(super) listener: Option<Weak<dyn Listener>>,
 }
 
 impl Publisher {
@@ -101,6 +107,8 @@ impl Publisher {
                 topology,
                 advice,
                 deadline,
+                keeping: AppendState::default(),
+                listener: None,
             },
         )
     }
@@ -109,14 +117,15 @@ impl Publisher {
     /// itself, not by the first poll, so that the order of calls is the order on the wire, but that a large
     /// union may come later. Once the queue is full it waits for room in that place; dropped meanwhile, it is
     /// not published.
-    pub(crate) fn publish(
+    pub(super) fn publish(
         &self,
         channels: SmallVec<[String; 1]>,
         envelope: Bytes,
         size: Size,
         partition: Option<Partition>,
+        keep: Option<Box<Keeping>>,
     ) -> impl Future<Output = Receivers> + Send + use<> {
-        self.enqueue(Publication::new(channels, envelope, size, partition))
+        self.enqueue(Publication::new(channels, envelope, size, partition).kept(keep))
     }
 
     /// Publishes on one channel before whatever waits, and fails if that was on a replica.
@@ -124,8 +133,9 @@ impl Publisher {
         &self,
         channel: String,
         envelope: Bytes,
-    ) -> impl Future<Output = Receivers> + Send + use<> {
-        self.enqueue(Publication::probe(smallvec![channel], envelope))
+    ) -> impl Future<Output = Result<usize, PublishError>> + Send + use<> {
+        let probing = self.enqueue(Publication::probe(smallvec![channel], envelope));
+        async move { Ok(probing.await?.receivers) }
     }
 
     /// What waits here: partitions may depart from it, and come to it.
@@ -269,29 +279,40 @@ impl PublishQueue {
 
     /// One pipeline, and its replies.
     async fn publish(
-        &self,
+        &mut self,
         open: &mut Pipeline,
         turn: &mut Turn,
         backlog: &mut Backlog,
         replies: &mut Vec<PublishReply>,
     ) -> Result<(), Unusable> {
+        let Self {
+            keeping,
+            listener,
+            topology,
+            ..
+        } = self;
         let (route, publications) = (open.route, &turn.publications);
+        let keeps = publications.iter().any(|one| one.keep.is_some());
         let publishing = async {
+            let refused = match keeps {
+                true => keeping.prepare(open, listener.as_ref()).await?,
+                false => None,
+            };
             if publications.iter().any(|one| one.is_probe) {
                 open.ask_role();
             }
-            for publication in publications {
-                for channel in publication.part() {
-                    open.add(channel, &publication.envelope).await?;
-                }
+            keeping.write(open, publications, refused.as_ref()).await?;
+            open.exchange(replies).await?;
+            if keeps {
+                keeping.took(open, replies);
             }
-            open.exchange(replies).await
+            Ok(())
         };
         let publishing = async {
             tokio::select! {
                 biased;
                 published = publishing => published,
-                () = self.topology.left(route), if route > 0 => Err(LEFT.into()),
+                () = topology.left(route), if route > 0 => Err(LEFT.into()),
             }
         };
         let until = Instant::now() + self.deadline;
@@ -430,7 +451,13 @@ mod tests {
             runtime: publisher.runtime.clone(),
         };
         let [impatient, patient] = [&short, &publisher].map(|publisher| {
-            publisher.publish(smallvec!["x".to_owned()], Bytes::new(), Size::Small, None)
+            publisher.publish(
+                smallvec!["x".to_owned()],
+                Bytes::new(),
+                Size::Small,
+                None,
+                None,
+            )
         });
         tokio::spawn(async move { queue.run().await });
         let (mut redis, _) = server.accept().await.unwrap();
@@ -438,7 +465,7 @@ mod tests {
         let late = impatient.await.unwrap_err();
         assert!(late.maybe_sent, "it was: {}", late.reason);
         redis.write_all(b":7\r\n:1\r\n").await.unwrap();
-        assert_eq!(patient.await.unwrap(), 1);
+        assert_eq!(patient.await.unwrap().receivers, 1);
     }
 
     /// Whichever of both the task learns first.
@@ -452,7 +479,8 @@ mod tests {
             let (publisher, mut task) = Publisher::new(topology.clone(), advice.clone(), long);
             let next = Arc::new(Queue::default());
             let channels = smallvec!["x".to_owned()];
-            let _waits = publisher.publish(channels, Bytes::new(), Size::Small, Some(partition));
+            let _waits =
+                publisher.publish(channels, Bytes::new(), Size::Small, Some(partition), None);
             let running = tokio::spawn(async move { task.run().await });
             tokio::task::yield_now().await;
             next.hold(partition);

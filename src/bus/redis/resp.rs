@@ -40,6 +40,10 @@ pub(crate) enum Reply<'a> {
     },
     Error(&'a [u8]),
     Integer(usize),
+    /// A text.
+    Bulk(&'a [u8]),
+    /// Several values, where they are [wanted](RespReader::of_values).
+    Array(Items<'a>),
     /// Anything else: OK, PONG.
     Other,
 }
@@ -54,8 +58,37 @@ pub(crate) struct RespReader {
     buffer: BytesMut,
     skip: usize,
     limit: usize,
+    bounds: Bounds,
     /// How far the first reply has come, if it was not complete when it was parsed.
     incomplete: Option<Outline>,
+}
+
+/// What is in an array.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Items<'a> {
+    rest: &'a [u8],
+    left: usize,
+}
+
+/// One of them.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Item<'a> {
+    Bulk(&'a [u8]),
+    Integer(usize),
+    Error(&'a [u8]),
+    /// Anything else.
+    Other,
+}
+
+/// What a reply that is no message may be at most, …
+#[derive(Clone, Copy, Debug)]
+struct Bounds {
+    /// … in bytes, …
+    bytes: usize,
+    /// … and in elements of one array.
+    elements: usize,
+    /// Whether arrays are read that are no pushes.
+    arrays: bool,
 }
 
 /// Room for one read.
@@ -70,6 +103,18 @@ const MAX_REPLY: usize = 64 * 1024;
 const MAX_FIELDS: usize = 1024;
 /// The list of modules, a module, its arguments.
 const MAX_DEPTH: usize = 3;
+/// Of a subscriber, …
+const PUSHES: Bounds = Bounds {
+    bytes: MAX_REPLY,
+    elements: MAX_FIELDS,
+    arrays: false,
+};
+/// … and of who runs scripts: an answer for each of the topics of a union, with its reason.
+const VALUES: Bounds = Bounds {
+    bytes: 32 * 1024 * 1024,
+    elements: 128 * 1024,
+    arrays: true,
+};
 
 impl RespReader {
     /// `limit` is the size of the largest message that is wanted, in bytes.
@@ -78,7 +123,16 @@ impl RespReader {
             buffer: BytesMut::with_capacity(CHUNK),
             skip: 0,
             limit,
+            bounds: PUSHES,
             incomplete: None,
+        }
+    }
+
+    /// One that reads what scripts answer as well.
+    pub(crate) fn of_values(limit: usize) -> Self {
+        Self {
+            bounds: VALUES,
+            ..Self::new(limit)
         }
     }
 
@@ -107,11 +161,11 @@ impl RespReader {
             used += skipped;
             let rest = &self.buffer[used..];
             if let Some(outline) = &mut self.incomplete
-                && !outline.is_complete(rest, self.limit)
+                && !outline.is_complete(rest, self.limit, self.bounds)
             {
                 break Ok(false);
             }
-            match parse(rest, self.limit) {
+            match parse(rest, self.limit, self.bounds) {
                 Ok(Some((length, reply))) => {
                     on(reply);
                     replies += 1;
@@ -123,7 +177,7 @@ impl RespReader {
                     let seen = self.incomplete.is_some();
                     let outline = self.incomplete.get_or_insert_default();
                     // What is complete makes sense, or never will.
-                    break match seen || outline.is_complete(rest, self.limit) {
+                    break match seen || outline.is_complete(rest, self.limit, self.bounds) {
                         true => Err(Broken),
                         false => Ok(false),
                     };
@@ -159,7 +213,7 @@ impl Default for Outline {
 
 impl Outline {
     /// Whether nothing has to come any more for [`parse`] to tell what it is, be it nonsense.
-    fn is_complete(&mut self, input: &[u8], limit: usize) -> bool {
+    fn is_complete(&mut self, input: &[u8], limit: usize, bounds: Bounds) -> bool {
         while self.values > 0 && input.len() > self.at {
             let from = self.searched.max(self.at);
             let Some(length) = input[from..].iter().position(|byte| *byte == b'\n') else {
@@ -168,7 +222,7 @@ impl Outline {
             };
             let (line, next) = (&input[self.at..from + length], from + length + 1);
             let line = line.strip_suffix(b"\r").unwrap_or(line);
-            if next > MAX_REPLY || line.len() >= MAX_LINE {
+            if next > bounds.bytes || line.len() >= MAX_LINE {
                 return true;
             }
             self.at = next;
@@ -180,7 +234,7 @@ impl Outline {
                     _ => return true,
                 },
                 Some(b'*' | b'>') => match number() {
-                    Some(values) if values <= MAX_FIELDS => self.values += values,
+                    Some(values) if values <= bounds.elements => self.values += values,
                     _ => return true,
                 },
                 _ => {}
@@ -191,8 +245,12 @@ impl Outline {
 }
 
 /// The first reply and its length, if it is complete.
-fn parse(input: &[u8], limit: usize) -> Result<Option<(usize, Reply<'_>)>, Broken> {
-    let mut cursor = Cursor { input, at: 0 };
+fn parse(input: &[u8], limit: usize, bounds: Bounds) -> Result<Option<(usize, Reply<'_>)>, Broken> {
+    let mut cursor = Cursor {
+        input,
+        at: 0,
+        bounds,
+    };
     let Some((kind, line)) = cursor.line()? else {
         return Ok(None);
     };
@@ -201,7 +259,7 @@ fn parse(input: &[u8], limit: usize) -> Result<Option<(usize, Reply<'_>)>, Broke
         b'+' | b'_' | b',' | b'#' | b'(' => Reply::Other,
         b'-' => Reply::Error(line),
         b'$' => match cursor.text(line, MAX_REPLY)? {
-            Some(_) => Reply::Other,
+            Some(text) => Reply::Bulk(text),
             None => return Ok(None),
         },
         b'*' | b'>' => match cursor.push(number(line)?, limit)? {
@@ -216,6 +274,7 @@ fn parse(input: &[u8], limit: usize) -> Result<Option<(usize, Reply<'_>)>, Broke
 struct Cursor<'a> {
     input: &'a [u8],
     at: usize,
+    bounds: Bounds,
 }
 
 impl<'a> Cursor<'a> {
@@ -260,6 +319,11 @@ impl<'a> Cursor<'a> {
 
     /// The elements of an array or a push: a kind, and mostly a channel and something.
     fn push(&mut self, elements: usize, limit: usize) -> Result<Option<Reply<'a>>, Broken> {
+        if self.bounds.arrays
+            && let Some(array) = self.array(elements)?
+        {
+            return Ok(array);
+        }
         let Some(kind) = self.bulk(MAX_NAME)? else {
             return Ok(None);
         };
@@ -286,6 +350,29 @@ impl<'a> Cursor<'a> {
         }
     }
 
+    /// The same of whoever runs scripts: an array, if it is no HELLO; incomplete or not.
+    fn array(&mut self, elements: usize) -> Result<Option<Option<Reply<'a>>>, Broken> {
+        if elements > self.bounds.elements {
+            return Err(Broken);
+        }
+        let start = self.at;
+        if self
+            .bulk(MAX_NAME)
+            .is_ok_and(|kind| kind == Some(b"server"))
+        {
+            self.at = start;
+            return Ok(None);
+        }
+        self.at = start;
+        for _ in 0..elements {
+            if self.value(MAX_DEPTH)?.is_none() {
+                return Ok(Some(None));
+            }
+        }
+        let (rest, left) = (&self.input[start..self.at], elements);
+        Ok(Some(Some(Reply::Array(Items { rest, left }))))
+    }
+
     /// The fields of a HELLO after its first.
     fn hello(&mut self, fields: usize) -> Result<Option<Reply<'a>>, Broken> {
         let (mut role, mut mode) = (None, None);
@@ -310,17 +397,18 @@ impl<'a> Cursor<'a> {
 
     /// Skips a value of any kind.
     fn value(&mut self, depth: usize) -> Result<Option<()>, Broken> {
-        if self.at > MAX_REPLY {
+        if self.at > self.bounds.bytes {
             return Err(Broken);
         }
         let Some((kind, line)) = self.line()? else {
             return Ok(None);
         };
         match kind {
+            b'$' if self.bounds.arrays && line == b"-1" => Ok(Some(())),
             b'$' => Ok(self.text(line, MAX_LINE)?.map(|_| ())),
             b'*' if depth > 0 => {
                 let elements = number(line)?;
-                if elements > MAX_FIELDS {
+                if elements > self.bounds.elements {
                     return Err(Broken);
                 }
                 for _ in 0..elements {
@@ -330,6 +418,7 @@ impl<'a> Cursor<'a> {
                 }
                 Ok(Some(()))
             }
+            b'-' if self.bounds.arrays => Ok(Some(())),
             b':' | b'+' | b'_' | b'#' => Ok(Some(())),
             _ => Err(Broken),
         }
@@ -352,6 +441,32 @@ impl<'a> Cursor<'a> {
         }
         let payload = self.text(length, limit)?;
         Ok(payload.map(|payload| Reply::Message { channel, payload }))
+    }
+}
+
+impl<'a> Iterator for Items<'a> {
+    type Item = Item<'a>;
+
+    fn next(&mut self) -> Option<Item<'a>> {
+        self.left = self.left.checked_sub(1)?;
+        let mut cursor = Cursor {
+            input: self.rest,
+            at: 0,
+            bounds: VALUES,
+        };
+        let (kind, line) = cursor.line().ok()??;
+        let item = match kind {
+            b':' => number(line).map_or(Item::Other, Item::Integer),
+            b'-' => Item::Error(line),
+            b'$' if line != b"-1" => Item::Bulk(cursor.text(line, MAX_LINE).ok()??),
+            _ => {
+                cursor.at = 0;
+                cursor.value(MAX_DEPTH).ok()??;
+                Item::Other
+            }
+        };
+        self.rest = &self.rest[cursor.at..];
+        Some(item)
     }
 }
 
@@ -504,6 +619,43 @@ mod tests {
     }
 
     #[test]
+    fn what_a_script_answers_is_read_value_by_value_however_it_comes() {
+        let reply = b"*7\r\n$2\r\na\r\r\n:7\r\n-OOM no\r\n$-1\r\n*1\r\n:1\r\n+OK\r\n:0\r\n:5\r\n";
+        let expected = [
+            Item::Bulk(b"a\r"),
+            Item::Integer(7),
+            Item::Error(b"OOM no"),
+            Item::Other,
+            Item::Other,
+            Item::Other,
+            Item::Integer(0),
+        ];
+        for size in 1..reply.len() {
+            let (mut reader, mut seen) = (RespReader::of_values(256), 0);
+            for piece in reply.chunks(size) {
+                reader.space().extend_from_slice(piece);
+                let on = |reply: Reply<'_>| {
+                    match reply {
+                        Reply::Array(items) => assert_eq!(items.collect::<Vec<_>>(), expected),
+                        other => assert_eq!(other, Reply::Integer(5)),
+                    }
+                    seen += 1;
+                };
+                reader.read(usize::MAX, on).unwrap();
+            }
+            assert_eq!(seen, 2, "in pieces of {size}");
+        }
+        let mut reader = RespReader::new(256);
+        reader.space().extend_from_slice(reply);
+        let read = reader.read(usize::MAX, |_| ());
+        assert_eq!(
+            read,
+            Err(Broken),
+            "nobody asked a subscriber's Redis for it"
+        );
+    }
+
+    #[test]
     fn a_message_over_the_limit_is_skipped_without_being_kept() {
         let mut reader = RespReader::new(1024);
         let mut input = message("n:u", &vec![b'x'; 40_000_000]);
@@ -553,7 +705,7 @@ mod tests {
         let mut steps = 0;
         for end in 1..=reply.len() {
             let before = outline.at.max(outline.searched);
-            let complete = outline.is_complete(&reply[..end], 256);
+            let complete = outline.is_complete(&reply[..end], 256, PUSHES);
             assert_eq!(complete, end == reply.len(), "after {end} bytes");
             steps += outline.at.max(outline.searched) - before;
         }

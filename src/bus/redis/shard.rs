@@ -1,5 +1,6 @@
 //! One primary, as this node uses it: one connection that listens, one that publishes, and a small pool for questions.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Once, Weak};
 use std::time::Duration;
 
@@ -18,6 +19,9 @@ use super::connection::{Connector, Counted};
 use super::endpoint::OPENING;
 use super::link::LinkContext;
 use super::options::Target;
+use super::past::read::{ReadCall, Readings, Wanted};
+use super::past::{Keeping, KeptList};
+use super::publication::Taken;
 use super::publisher::{PublishQueue, Publisher};
 use super::quota::SharedLedgers;
 use super::sentinel::{Seeker, Sentinels, Watcher};
@@ -27,10 +31,11 @@ use super::subscriptions::Subscriptions;
 use super::topology::Topology;
 use super::{explain, supervise, words};
 use crate::bus::outage::LinkId;
+use crate::bus::past::{Keep, ReadLimits, TopicPast};
 use crate::bus::scope::Size;
 use crate::bus::{BusSettings, Confirmation, Listener, Published};
 use crate::model::error::PublishError;
-use crate::model::history::mark::Clock;
+use crate::model::history::mark::{Clock, Marks};
 use crate::model::id::NodeId;
 use crate::model::partition::{Partition, PartitionSet};
 use crate::model::topic::Topic;
@@ -142,7 +147,8 @@ impl Shard {
             .connection_timeout(settings.publish_timeout.min(OPENING))
             .build_unchecked(connector.clone());
         let dialect = topology.dialect();
-        let advice = Arc::new(Advice::new(user, &settings.namespace, dialect));
+        let advice = Advice::new(user, &settings.namespace, dialect);
+        let advice = Arc::new(advice.keeping(!settings.histories.is_off()));
         let (publisher, queue) =
             Publisher::new(topology.clone(), advice.clone(), settings.publish_timeout);
         Self {
@@ -174,10 +180,11 @@ impl Shard {
 
     /// Once, however often it is called.
     pub(super) fn start(&self, listener: &Weak<dyn Listener>, seats: Option<&Arc<SharedLedgers>>) {
-        let Some(queue) = self.queue.lock().take() else {
+        let Some(mut queue) = self.queue.lock().take() else {
             return;
         };
         // It ends by itself, when it has handed over what it had.
+        queue.listener = Some(listener.clone());
         let (ended, told) = (self.common.ended.clone(), listener.clone());
         self.common
             .tasks
@@ -332,28 +339,73 @@ impl Shard {
         mut topics: SmallVec<[Topic; 1]>,
         envelope: Bytes,
         size: Size,
+        keep: Option<Keep>,
     ) -> impl Future<Output = Result<Published, PublishError>> + Send + use<> {
-        let channels = topics.iter().map(|topic| self.channels.of(topic)).collect();
-        let partition = topics
-            .first()
-            .and_then(|topic| self.channels.partition(topic));
+        let mut channels: SmallVec<[String; 1]> =
+            topics.iter().map(|topic| self.channels.of(topic)).collect();
+        let kept = keep.map(|keep| self.keeping(&topics, keep, &mut channels));
+        let (first, keep) = kept.unzip();
+        let first = first.as_ref().or(topics.first());
+        let partition = first.and_then(|topic| self.channels.partition(topic));
+        let clock = first.map_or(Clock::default(), |topic| self.clock(topic));
         let (subscriptions, topology) = (self.subscriptions.clone(), self.topology.clone());
         topics.retain(|topic| subscriptions.is_confirmed(topic));
-        let publishing = self.publisher.publish(channels, envelope, size, partition);
+        let publishing = self
+            .publisher
+            .publish(channels, envelope, size, partition, keep);
         async move {
             let published = publishing.await;
             if published.is_err() {
                 topology.probe_now();
             }
-            let receivers = published?;
+            let Taken { receivers, mark } = published?;
             // Those that heard it surely: who subscribed meanwhile perhaps did not.
             topics.retain(|topic| subscriptions.is_confirmed(topic));
             Ok(Published {
                 nodes: receivers.saturating_sub(topics.len()),
                 comes_back: !topics.is_empty(),
-                mark: None,
+                mark: mark.map(|mark| (clock, mark)),
             })
         }
+    }
+
+    /// How what is sent to these is kept, with empty channels for what is kept without being published. And a topic that is.
+    fn keeping(
+        &self,
+        topics: &[Topic],
+        keep: Keep,
+        channels: &mut SmallVec<[String; 1]>,
+    ) -> (Topic, Box<Keeping>) {
+        let histories = self.common.settings.histories;
+        let list = |topic: &Topic| {
+            let history = histories.of(topic.kind())?;
+            Some(KeptList {
+                key: self.channels.list(topic),
+                messages: history.messages,
+                lifetime: history.lifetime_millis(),
+            })
+        };
+        let (lists, is_union, kept) = match keep {
+            Keep::Each => (topics.iter().map(list).collect(), false, None),
+            Keep::Union(kept) => {
+                let of = |topic| kept.contains(topic).then(|| list(topic)).flatten();
+                let mut lists: SmallVec<[_; 1]> = topics.iter().map(of).collect();
+                for topic in kept.iter().filter(|topic| !topics.contains(topic)) {
+                    lists.push(list(topic));
+                    channels.push(String::new());
+                }
+                (lists, true, kept.into_iter().next())
+            }
+        };
+        let first = kept.or_else(|| topics.first().cloned());
+        let first = first.unwrap_or_else(Topic::all);
+        let clock = self.channels.clock(&first);
+        let keeping = Keeping {
+            clock,
+            lists,
+            is_union,
+        };
+        (first, Box::new(keeping))
     }
 
     /// Who numbers what is kept of a topic.
@@ -392,6 +444,55 @@ impl Shard {
             self.topology.missed();
         }
         Ok((counts, gone))
+    }
+
+    /// What came to these of one partition, each at its place, since the mark of their clock; without marks, whatever is kept.
+    pub(super) async fn read(
+        &self,
+        topics: &[(usize, &Topic)],
+        since: Option<&Marks>,
+        limits: ReadLimits,
+    ) -> Result<Vec<(usize, TopicPast)>, Arc<str>> {
+        let mut calls = BTreeMap::new();
+        for (place, topic) in topics {
+            let Some(history) = self.common.settings.histories.of(topic.kind()) else {
+                continue;
+            };
+            let clock = self.clock(topic);
+            let call = calls.entry(clock).or_insert_with(|| ReadCall {
+                clock,
+                clock_key: self.channels.clock(topic).to_string(),
+                since: since.and_then(|marks| marks.of(clock)),
+                is_lost: since.is_some_and(|marks| marks.of(clock).is_none()),
+                wanted: Vec::new(),
+            });
+            call.wanted.push(Wanted {
+                place: *place,
+                key: self.channels.list(topic),
+                keep: history.keep_millis(),
+            });
+        }
+        let mut readings = Readings::new(calls.into_values(), limits);
+        loop {
+            let deadline = Instant::now() + self.common.settings.publish_timeout;
+            let mut connection = match timeout_at(deadline, self.questions.get()).await {
+                Ok(Ok(connection)) => connection,
+                Ok(Err(RunError::User(error))) => return Err(explain(&self.advice, &error)),
+                Ok(Err(RunError::TimedOut)) | Err(_) => return Err(self.unopened()),
+            };
+            match timeout_at(deadline, connection.read(&mut readings)).await {
+                Ok(Ok(true)) => {}
+                Ok(Ok(false)) => return Ok(readings.answers),
+                Ok(Err(error)) => {
+                    let words = words(&error);
+                    if self.topology.dialect().is_elsewhere(&words) {
+                        self.topology.missed();
+                    }
+                    return Err(self.advice.on(&words));
+                }
+                Err(_) => return Err("redis did not answer in time".into()),
+            }
+        }
     }
 
     pub(super) fn publish_timeout(&self) -> Duration {

@@ -16,6 +16,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use super::backoff::{Backoff, LONGEST_PAUSE};
 use super::endpoint::OPENING;
 use super::link::{Event, Link, LinkContext, Lost};
+use super::past::{PREFIX, unnumbered};
 use super::publisher::Publisher;
 use super::quota::SharedLedgers;
 use super::resp::{Broken, RespReader};
@@ -117,7 +118,7 @@ impl Subscriber {
         backoff: &mut Backoff,
     ) -> Result<Infallible, Lost> {
         let (mut read, mut write) = tokio::io::split(stream);
-        let (mut reader, mut output) = (RespReader::new(MAX_ENVELOPE), BytesMut::new());
+        let (mut reader, mut output) = (RespReader::new(MAX_ENVELOPE + PREFIX), BytesMut::new());
         // TLS keeps what the kernel did not take.
         let mut unflushed = false;
         let mut publishing = pin!(Fuse::terminated());
@@ -224,7 +225,10 @@ impl Subscriber {
     /// Passes on what the link has to tell.
     fn pass(&self, event: Event<'_>, listener: &dyn Listener, backoff: &mut Backoff) {
         match event {
-            Event::Heard { topic, payload } => listener.heard(topic, None, payload),
+            Event::Heard { topic, payload } => {
+                let (number, envelope) = unnumbered(payload);
+                listener.heard(topic, number, envelope);
+            }
             Event::Garbage => listener.garbage(),
             Event::Up { proven } => {
                 backoff.works(Instant::now());

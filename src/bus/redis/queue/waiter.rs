@@ -4,7 +4,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::Permit;
-use crate::bus::redis::publication::Receivers;
+use crate::bus::redis::publication::{Receivers, Taken};
 use crate::model::error::PublishError;
 
 /// Who waits for a publication.
@@ -30,7 +30,7 @@ impl Waiter {
         Self {
             deadline,
             reply: Some(reply),
-            sum: Ok(0),
+            sum: Ok(Taken::default()),
             begun: false,
             permit,
         }

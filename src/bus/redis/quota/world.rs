@@ -17,6 +17,7 @@ use crate::bus::redis::command::Dialect;
 use crate::bus::redis::connection::Connector;
 use crate::bus::redis::options::{Redis, Target};
 use crate::bus::redis::topology::Topology;
+use crate::model::history::Histories;
 use crate::model::id::{NodeId, UserId};
 use crate::model::topic::{Namespace, Topic};
 use crate::quota::{Decision, OverLimit, SeatLimit, Seats};

@@ -1,0 +1,94 @@
+//! What Redis keeps: a list for each topic, and a clock that numbers. Two scripts do it, each in one step.
+
+pub(super) mod acknowledged;
+pub(super) mod append;
+pub(super) mod batch;
+pub(super) mod keeper;
+pub(super) mod read;
+pub(super) mod refresh;
+
+use std::sync::{Arc, LazyLock};
+
+use sha1::{Digest, Sha1};
+use smallvec::SmallVec;
+
+use crate::model::history::mark::Number;
+
+/// Keeps and publishes.
+pub(super) static APPEND: LazyLock<Script> =
+    LazyLock::new(|| Script::new(include_str!("append.lua")));
+/// Tells what came since a position.
+pub(super) static READ: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("read.lua")));
+
+/// A script, and the digest by which Redis knows it.
+#[derive(Debug)]
+pub(super) struct Script {
+    pub(super) text: &'static str,
+    pub(super) digest: String,
+}
+
+impl Script {
+    fn new(text: &'static str) -> Self {
+        let digest = Sha1::digest(text);
+        let digest = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        Self { text, digest }
+    }
+}
+
+/// How a publication is kept.
+#[derive(Debug, Clone)]
+pub(super) struct Keeping {
+    /// The key of the clock.
+    pub(super) clock: Arc<str>,
+    /// Of each channel.
+    pub(super) lists: SmallVec<[Option<KeptList>; 1]>,
+    /// Under one number.
+    pub(super) is_union: bool,
+}
+
+/// Where something is kept, and how much.
+#[derive(Debug, Clone)]
+pub(super) struct KeptList {
+    pub(super) key: String,
+    pub(super) messages: usize,
+    /// How long the list lives, in milliseconds.
+    pub(super) lifetime: u64,
+}
+
+/// What was published, without the number that it has if it is kept.
+pub(super) fn unnumbered(payload: &[u8]) -> (Option<Number>, &[u8]) {
+    let rest = match payload {
+        [2..=3, rest @ ..] => rest,
+        _ => return (None, payload),
+    };
+    let numbered = rest.split_at_checked(Number::DIGITS);
+    let read = numbered.and_then(|(digits, rest)| Some((Number::read(digits)?, rest)));
+    match read {
+        Some((number, envelope)) => (Some(number), envelope),
+        None => (None, payload),
+    }
+}
+
+/// How much longer than its envelope what is kept is.
+pub(super) const PREFIX: usize = 1 + Number::DIGITS;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_begins_with_its_number() {
+        let numbered = |payload| unnumbered(payload);
+        assert_eq!(
+            numbered(b"\x020000000000000007hi"),
+            (Some(Number(7)), &b"hi"[..])
+        );
+        assert_eq!(
+            numbered(b"\x030000000000000007"),
+            (Some(Number(7)), &b""[..])
+        );
+        for plain in [&b""[..], b"\x01hi", b"{}", b"\x02000000000000007", b"\x02x"] {
+            assert_eq!(numbered(plain), (None, plain));
+        }
+    }
+}
