@@ -198,10 +198,10 @@ impl Node {
     fn hear(&self, topic: &str, number: Option<Number>, bytes: &[u8], older_than: Option<u64>) {
         match self.uplink.open(topic, number, bytes) {
             Inbound::Message(scope, content, manner) => {
-                self.local.collect(&scope, &manner, || content.frame());
+                self.local.collect(&scope, older_than, &manner, || content.frame());
             }
             Inbound::Close(scope, close) => {
-                self.local.collect_close(&scope, &close);
+                self.local.collect_close(&scope, older_than, &close);
             }
             Inbound::ToNodes(from, content) => {
                 self.peers.messages().tell(from, content.message());

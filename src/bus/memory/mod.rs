@@ -124,15 +124,6 @@ impl Hub {
         meant.map(|interest| interest.listener.clone()).collect()
     }
 
-    /// A node that is not cut off hears whatever was published before.
-    fn probe(&self, node: NodeId) {
-        let is_cut = self.faults.read().is_cut(node);
-        if let Some(listener) = self.listener(node).filter(|_| !is_cut) {
-            let proven = self.faults.read().heard_until(Instant::now());
-            listener.up(LinkId::ONLY, proven);
-        }
-    }
-
     /// A node wants its own topic at least.
     fn listener(&self, node: NodeId) -> Option<Arc<dyn Listener>> {
         let channels = self.channels.read();
@@ -324,7 +315,9 @@ impl Bus for MemoryBus {
     }
 
     fn probe(&self, _: LinkId) {
-        self.hub.probe(self.node);
+        if self.hub.archive.probe(self.node) {
+            self.hub.tell();
+        }
     }
 
     fn listening<'a>(&'a self, topics: &'a [Topic]) -> BoxFuture<'a, Result<Vec<usize>, Arc<str>>> {

@@ -278,7 +278,7 @@ impl Repair {
         let Stage::Reading(reading) = &mut self.stage else {
             return false;
         };
-        let cuts = || past.iter().map(|topic| topic.cut);
+        let cuts = || past.iter().filter_map(|topic| topic.cut);
         let first = cuts().min_by_key(|cut| cut.number);
         let (Some(first), Some(last)) = (first, cuts().max_by_key(|cut| cut.number)) else {
             return false;
@@ -294,7 +294,8 @@ impl Repair {
         read.since = Some(first);
         let older_than = self.newcomers.filter(|_| !reading.is_again);
         for (topic, past) in read.topics.iter().zip(past) {
-            let known = reading.cuts.insert(topic.clone(), past.cut.number);
+            let cut = past.cut.unwrap_or(first).number;
+            let known = reading.cuts.insert(topic.clone(), cut);
             match past.entries {
                 Err(missed) => self.missed.push((topic.clone(), missed)),
                 Ok(entries) => {

@@ -138,7 +138,7 @@ impl Redis {
         };
         let past = |topic: &Topic| TopicPast {
             clock: Clock(0),
-            cut,
+            cut: Some(cut),
             entries: self.past(topic, read.since.unwrap_or(cut)),
         };
         let nobody = [topic(u8::MAX)];
@@ -390,7 +390,12 @@ impl World {
         let (place, mut past) = node.answers.swap_remove(which % node.answers.len());
         for topic in &mut past {
             match self.without {
-                Without::Cuts => topic.cut.number = Number(0),
+                Without::Cuts => {
+                    topic.cut = topic.cut.map(|cut| Mark {
+                        number: Number(0),
+                        ..cut
+                    });
+                }
                 Without::Repair => topic.entries = Ok(Vec::new()),
                 Without::Barrier | Without::Nothing => {}
             }

@@ -441,7 +441,8 @@ impl State {
     fn ticked(&mut self, call: Call, past: Past) -> bool {
         let marks = call.parts.iter().zip(&past.topics);
         let current = marks.filter(|(part, _)| self.is_current(part));
-        let marks = current.map(|(part, told)| (part.clock, told.cut)).collect();
+        let marks = current.filter_map(|(part, told)| Some((part.clock, told.cut?)));
+        let marks = marks.collect();
         let Some(line) = self.links.get_mut(&call.link).filter(|line| line.ticking.is_asked) else {
             return false;
         };
