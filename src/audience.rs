@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use futures::future::join;
 use serde::Serialize;
 
 use crate::bus::control::Ask;
@@ -283,7 +284,22 @@ impl Audience {
         if !close.is_sendable() {
             return Err(SendError::invalid_close(close.code));
         }
-        self.command(Ask::from(&close)).await
+        let mut audience = self;
+        audience.check().map_err(SendError::invalid)?;
+        let keeping = match audience.reach {
+            Reach::Everywhere => audience.node.uplink.keep_close(&audience.selection, &close),
+            Reach::Here => None,
+        };
+        let closing = audience.command(Ask::from(&close));
+        let Some(keeping) = keeping else {
+            return closing.await;
+        };
+        let (closed, kept) = join(closing, keeping).await;
+        let closed = closed?;
+        match kept {
+            Ok(_) => Ok(closed),
+            Err(error) => Err(SendError::bus(closed.local(), error)),
+        }
     }
 
     /// Puts every socket that is in the audience now into a room, on every node. Returns when what is

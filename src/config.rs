@@ -163,6 +163,7 @@ impl Config {
             lease: self.lease,
             publish_timeout: self.publish_timeout,
             presence_grace: self.presence_grace,
+            histories: self.histories,
         }
     }
 

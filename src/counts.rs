@@ -186,6 +186,12 @@ counts! {
     /// Nodes heard that share the topics between other Redises than this node ([`Backend::shards`](crate::Backend::shards)), so
     /// that they miss each other's messages. Each is named in the log.
     nodes_on_other_shards: counter,
+    /// Messages of nodes that do not keep what this node says should be kept, or keep it otherwise
+    /// ([`ClusterBuilder::user_history`](crate::ClusterBuilder::user_history)); each such node is named in the log once.
+    history_unkept: counter,
+    /// Messages of this node that were kept and then lost, since Redis went on with an older state: a restart or a failover
+    /// without the last moments.
+    history_rolled_back: counter,
     /// Times that topics moved from one primary of a Redis Cluster to another.
     bus_moves: counter,
     /// Publishes that failed, certainly or possibly: the sum of the next two.

@@ -198,7 +198,11 @@ impl Node {
     fn hear(&self, topic: &str, number: Option<Number>, bytes: &[u8], older_than: Option<u64>) {
         match self.uplink.open(topic, number, bytes) {
             Inbound::Message(scope, content, manner) => {
-                self.local.collect(&scope, older_than, &manner, || content.frame());
+                if let Some(from) = self.uplink.take_unkept() {
+                    self.peers.tell_unkept(from);
+                }
+                self.local
+                    .collect(&scope, older_than, &manner, || content.frame());
             }
             Inbound::Close(scope, close) => {
                 self.local.collect_close(&scope, older_than, &close);
@@ -274,6 +278,19 @@ impl Listener for Node {
         self.ground.counters.measures.probed(proven);
         self.ground.reception.works(link, proven);
         self.repairs.works(link, proven);
+    }
+
+    fn rolled_back(&self, messages: u64) {
+        let counter = &self.ground.counters.history_rolled_back;
+        counter.fetch_add(messages, Relaxed);
+        if messages > 0 {
+            let reception = &self.ground.reception;
+            let since = reception.proven_at();
+            reception.still_strayed(since);
+            reception.others_strayed((since, Instant::now()));
+            tracing::warn!(node = %self.ground.node, messages, "redis went on with an older state: the last messages that this node sent \
+                are in no history any more");
+        }
     }
 
     fn panicked(&self) {

@@ -10,12 +10,13 @@ use smallvec::smallvec;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
-use super::{Backend, Bus, BusSettings, Confirmation, Listener};
+use super::{Backend, Bus, BusSettings, Confirmation, Listener, Published};
 use crate::bus::outage::{LinkId, Outage};
+use crate::bus::past::{Entry, Keep, Past, ReadLimits};
 use crate::bus::scope::Size;
 use crate::model::health::Health;
-use crate::model::history::Histories;
-use crate::model::history::mark::Number;
+use crate::model::history::mark::{Mark, Marks, Number, Run};
+use crate::model::history::{Histories, History, Missed};
 use crate::model::id::{NodeId, SocketId};
 use crate::model::partition::{Partition, PartitionSet};
 use crate::model::topic::{Namespace, Topic, TopicKind};
@@ -48,6 +49,7 @@ struct Recorder {
 #[derive(Debug, PartialEq)]
 enum Told {
     Heard(String, Vec<u8>),
+    Kept(String, Number, Vec<u8>),
     Garbage,
     Replaced(u64),
     Up,
@@ -61,8 +63,12 @@ impl Recorder {
 }
 
 impl Listener for Recorder {
-    fn heard(&self, topic: &str, _: Option<Number>, bytes: &[u8]) {
-        self.tell(Told::Heard(topic.to_owned(), bytes.to_owned()));
+    fn heard(&self, topic: &str, number: Option<Number>, bytes: &[u8]) {
+        let (topic, bytes) = (topic.to_owned(), bytes.to_owned());
+        self.tell(match number {
+            Some(number) => Told::Kept(topic, number, bytes),
+            None => Told::Heard(topic, bytes),
+        });
     }
 
     fn flush(&self) -> bool {
@@ -127,7 +133,26 @@ impl End {
         Self::limited(backend, namespace, None).await
     }
 
+    /// One that keeps.
+    async fn keeping(backend: &Backend, namespace: &str, history: History) -> Self {
+        let histories = Histories {
+            user: Some(history),
+            room: Some(history),
+            all: Some(history),
+        };
+        Self::with(backend, namespace, None, histories).await
+    }
+
     async fn limited(backend: &Backend, namespace: &str, seats: Option<SeatLimit>) -> Self {
+        Self::with(backend, namespace, seats, Histories::default()).await
+    }
+
+    async fn with(
+        backend: &Backend,
+        namespace: &str,
+        seats: Option<SeatLimit>,
+        histories: Histories,
+    ) -> Self {
         let node = NodeId::random();
         let bus = backend.open(
             node,
@@ -138,7 +163,7 @@ impl End {
                 lease: PATIENCE,
                 linger: Duration::from_millis(1),
                 seats,
-                histories: Histories::default(),
+                histories,
             },
         );
         let (sender, told) = mpsc::unbounded_channel();
@@ -199,6 +224,28 @@ impl End {
             None,
         );
         published.await.unwrap().nodes
+    }
+
+    /// Publishes and keeps; the last number.
+    async fn keep(&self, topics: &[&Topic], bytes: &str, keep: Keep) -> Published {
+        let topics = topics.iter().map(|topic| (*topic).clone()).collect();
+        let bytes = Bytes::copy_from_slice(bytes.as_bytes());
+        let published = self.bus.publish(topics, bytes, Size::Small, Some(keep));
+        published.await.unwrap()
+    }
+
+    /// What comes next, which is kept.
+    async fn next_kept(&mut self) -> (String, Number, String) {
+        match self.next().await {
+            Told::Kept(topic, number, bytes) => (topic, number, String::from_utf8(bytes).unwrap()),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn read(&self, topics: &[Topic], since: Option<&Marks>, entries: usize) -> Past {
+        let bytes = usize::MAX;
+        let limits = ReadLimits { entries, bytes };
+        self.bus.read(topics, since, limits).await.unwrap()
     }
 
     fn seats(&self) -> &dyn Seats {
@@ -352,6 +399,229 @@ async fn a_stopped_node_leaves_nothing(backend: Backend) {
     a.until_listening(&room("r"), 1).await;
     drop(c);
     a.until_listening(&room("r"), 0).await;
+}
+
+/// What each of them tells.
+fn told(past: &Past) -> Vec<Result<Vec<&str>, Missed>> {
+    let text = |entry: &Entry| std::str::from_utf8(&entry.envelope).unwrap().to_owned();
+    let texts = past.topics.iter().map(|topic| match &topic.entries {
+        Ok(entries) => Ok(entries.iter().map(text).map(|text| &*text.leak()).collect()),
+        Err(missed) => Err(*missed),
+    });
+    texts.collect()
+}
+
+const FEW: History = History {
+    messages: 4,
+    keep: Duration::from_secs(60),
+};
+
+async fn what_is_kept_is_told_since_every_position(backend: Backend) {
+    let a = End::keeping(&backend, "x", FEW).await;
+    let topics = [room("r"), room("s"), Topic::all()];
+    let nothing = a.read(&topics, None, 100).await;
+    assert_eq!(told(&nothing), [Ok(vec![]), Ok(vec![]), Ok(vec![])]);
+    let mut marks = vec![nothing.cuts()];
+    for n in 0..7 {
+        let published = a.keep(&[&topics[n % 2]], &n.to_string(), Keep::Each).await;
+        let (clock, mark) = published.mark.expect("it has a number");
+        assert_eq!(clock, a.bus.clock(&topics[n % 2]));
+        // Behind it, whichever clock each topic has.
+        let cuts = a.read(&topics, None, 100).await.cuts();
+        assert!(mark.number < cuts.of(clock).unwrap().number);
+        marks.push(cuts);
+    }
+    for (n, marks) in marks.iter().enumerate() {
+        let past = a.read(&topics, Some(marks), 100).await;
+        let since = |odd| {
+            let missed = (n..7).filter(move |n| n % 2 == odd);
+            missed.map(|n| n.to_string()).collect::<Vec<_>>()
+        };
+        let told = told(&past);
+        assert_eq!(told[0].as_ref().unwrap(), &since(0), "from {n}");
+        assert_eq!(told[1].as_ref().unwrap(), &since(1), "from {n}");
+        assert_eq!(told[2], Ok(vec![]));
+    }
+    let past = a.read(&topics, Some(&marks[0]), 2).await;
+    assert_eq!(
+        told(&past)[0],
+        Err(Missed::TooMany),
+        "more than was asked for"
+    );
+    let past = a.read(&topics[..1], None, 2).await;
+    assert_eq!(told(&past), [Ok(vec!["4", "6"])], "the last ones");
+    for n in 7..20 {
+        a.keep(&[&topics[0]], &n.to_string(), Keep::Each).await;
+    }
+    let past = a.read(&topics, Some(&marks[7]), 100).await;
+    assert_eq!(told(&past)[..2], [Err(Missed::TooMany), Ok(vec![])]);
+    let past = a.read(&topics[..1], None, 100).await;
+    let last = told(&past).remove(0).unwrap();
+    assert!((4..=5).contains(&last.len()), "{last:?}");
+    assert_eq!(last.last(), Some(&"19"));
+}
+
+async fn a_position_that_nobody_gave_proves_nothing(backend: Backend) {
+    let a = End::keeping(&backend, "x", FEW).await;
+    let topic = [room("r")];
+    a.keep(&[&topic[0]], "1", Keep::Each).await;
+    let now = a.read(&topic, None, 100).await.cuts();
+    let (clock, mark) = now.iter().next().unwrap();
+    let future = Number(mark.number.0 + 60_000_000);
+    let other = Run::of("nobodynobody").unwrap();
+    for (run, number) in [
+        (other, mark.number),
+        (mark.run, Number(1)),
+        (mark.run, future),
+    ] {
+        let forged = [(clock, Mark { run, number })].into_iter().collect();
+        let past = a.read(&topic, Some(&forged), 100).await;
+        assert_eq!(told(&past), [Err(Missed::Forgotten)], "{run:?} {number}");
+    }
+    let past = a.read(&topic, Some(&Marks::default()), 100).await;
+    assert_eq!(told(&past), [Err(Missed::Forgotten)], "no mark");
+    let past = a.read(&[Topic::nodes()], None, 100).await;
+    assert_eq!(
+        told(&past),
+        [Err(Missed::Forgotten)],
+        "nothing is kept of it"
+    );
+    let other = End::keeping(&backend, "x.y", FEW).await;
+    let past = other.read(&topic, None, 100).await;
+    assert_eq!(told(&past), [Ok(vec![])], "of another namespace");
+}
+
+async fn all_nodes_hear_what_is_kept_in_the_order_of_its_numbers(backend: Backend) {
+    let mut nodes = Vec::new();
+    for _ in 0..3 {
+        nodes.push(End::keeping(&backend, "x", History::default()).await);
+    }
+    let topic = room("r");
+    for node in &nodes {
+        node.want(&topic).await;
+    }
+    let sends = nodes.iter().enumerate().flat_map(|(n, node)| {
+        let texts = (0..50).map(move |m| format!("{n} {m}"));
+        texts.map(move |text| (node, text))
+    });
+    let sends: Vec<_> = sends.collect();
+    let topics = [&topic];
+    let sending = sends
+        .iter()
+        .map(|(node, text)| node.keep(&topics, text, Keep::Each));
+    let published = futures::future::join_all(sending).await;
+    assert!(
+        published.iter().all(|it| it.nodes == 2 && it.comes_back),
+        "{published:?}"
+    );
+    let mut heard = Vec::new();
+    for node in &mut nodes {
+        let mut of_node = Vec::new();
+        for _ in 0..150 {
+            of_node.push(node.next_kept().await);
+        }
+        assert!(of_node.is_sorted_by(|a, b| a.1 < b.1), "strictly");
+        for sender in 0..3 {
+            let of = of_node
+                .iter()
+                .filter(|(.., text)| text.starts_with(&format!("{sender} ")));
+            let of: Vec<usize> = of.map(|it| it.2[2..].parse().unwrap()).collect();
+            assert_eq!(of, (0..50).collect::<Vec<_>>(), "as it was sent");
+        }
+        heard.push(of_node);
+    }
+    assert!(heard[0] == heard[1] && heard[1] == heard[2], "in one order");
+}
+
+async fn copies_of_a_union_have_one_number_of_each_clock(backend: Backend) {
+    let mut a = End::keeping(&backend, "x", FEW).await;
+    let topics = [room("r"), room("s"), room("t"), room("silent")];
+    for topic in &topics {
+        a.want(topic).await;
+    }
+    let kept = [&topics[0], &topics[1], &topics[3]].map(Topic::clone);
+    let published = [&topics[0], &topics[1], &topics[2]];
+    a.keep(&published, "u", Keep::Union(kept.into_iter().collect()))
+        .await;
+    let mut numbers = std::collections::HashMap::<_, Vec<Number>>::new();
+    for _ in 0..3 {
+        let (topic, number, text) = a.next_kept().await;
+        assert_eq!(text, "u");
+        let topic = topics.iter().find(|one| *one.as_str() == topic).unwrap();
+        numbers.entry(a.bus.clock(topic)).or_default().push(number);
+    }
+    let past = a.read(&topics, None, 10).await;
+    assert_eq!(
+        told(&past),
+        [Ok(vec!["u"]), Ok(vec!["u"]), Ok(vec![]), Ok(vec!["u"])]
+    );
+    for topic in past.topics {
+        let entries = topic.entries.unwrap();
+        numbers
+            .entry(topic.clock)
+            .or_default()
+            .extend(entries.iter().map(|it| it.number));
+    }
+    for numbers in numbers.into_values() {
+        assert!(
+            numbers.iter().all(|number| *number == numbers[0]),
+            "{numbers:?}"
+        );
+    }
+    let many: Vec<Topic> = (0..300).map(|n| room(&n.to_string())).collect();
+    a.keep(&[], "silent", Keep::Union(many.iter().cloned().collect()))
+        .await;
+    let past = a.read(&many, None, 10).await;
+    assert!(told(&past).iter().all(|it| *it == Ok(vec!["silent"])));
+}
+
+async fn many_topics_of_one_send_are_kept_each(backend: Backend) {
+    let a = End::keeping(&backend, "x", FEW).await;
+    let topics: Vec<Topic> = (0..700).map(|n| room(&n.to_string())).collect();
+    let since = a.read(&topics, None, 10).await.cuts();
+    let bytes = Bytes::from_static(b"hello");
+    let all = topics.iter().cloned().collect();
+    let published = a
+        .bus
+        .publish(all, bytes, Size::Large, Some(Keep::Each))
+        .await;
+    assert_eq!(published.unwrap().nodes, 0);
+    let past = a.read(&topics, Some(&since), 10).await;
+    assert!(told(&past).iter().all(|it| *it == Ok(vec!["hello"])));
+    let limits = ReadLimits {
+        entries: 10,
+        bytes: 50,
+    };
+    let past = a.bus.read(&topics, Some(&since), limits).await.unwrap();
+    let whole = told(&past).iter().filter(|it| it.is_ok()).count();
+    assert!(whole < 700, "{whole} are told");
+}
+
+async fn what_is_kept_and_what_is_not_keep_the_order_of_one_sender(backend: Backend) {
+    let a = End::keeping(&backend, "x", FEW).await;
+    let mut b = End::keeping(&backend, "x", FEW).await;
+    let topic = room("r");
+    b.want(&topic).await;
+    let publishing = (0..200).map(|n| {
+        let keep = (n % 3 > 0).then_some(Keep::Each);
+        let bytes = Bytes::from(n.to_string());
+        a.bus.publish(
+            [topic.clone()].into_iter().collect(),
+            bytes,
+            Size::Small,
+            keep,
+        )
+    });
+    let published = futures::future::join_all(publishing.collect::<Vec<_>>()).await;
+    assert!(published.iter().all(Result::is_ok));
+    for n in 0..200 {
+        let bytes = match b.next().await {
+            Told::Heard(_, bytes) if n % 3 == 0 => bytes,
+            Told::Kept(_, _, bytes) if n % 3 > 0 => bytes,
+            other => panic!("{other:?} as number {n}"),
+        };
+        assert_eq!(bytes, n.to_string().into_bytes());
+    }
 }
 
 fn limit(sockets: usize, over: OverLimit) -> Option<SeatLimit> {
@@ -511,6 +781,12 @@ on_every_bus! {
     order_holds
     several_topics_are_one_publication
     namespaces_never_meet
+    what_is_kept_is_told_since_every_position
+    a_position_that_nobody_gave_proves_nothing
+    all_nodes_hear_what_is_kept_in_the_order_of_its_numbers
+    copies_of_a_union_have_one_number_of_each_clock
+    many_topics_of_one_send_are_kept_each
+    what_is_kept_and_what_is_not_keep_the_order_of_one_sender
     a_stopped_node_leaves_nothing
     one_seat_left_has_one_winner
     the_oldest_seat_goes_to_the_newest_socket

@@ -49,6 +49,9 @@ pub(crate) struct Hello {
     /// themselves.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) shards: Vec<String>,
+    /// What it keeps of what is sent to whom; none, where it keeps nothing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) histories: Vec<String>,
 }
 
 fn always() -> u64 {

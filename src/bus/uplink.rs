@@ -1,6 +1,7 @@
 //! This node's end of the bus, as messages see it: what is sent is written and queued here, and what came is read
 //! here, once, into what the parts of a node act on.
 
+use std::collections::HashSet;
 use std::slice;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -43,6 +44,14 @@ pub(crate) struct Uplink {
     histories: Histories,
     /// Where something is kept.
     echoes: Mutex<Echoes>,
+    unkept: Mutex<Unkept>,
+}
+
+/// Nodes that do not keep what this one would.
+#[derive(Debug, Default)]
+struct Unkept {
+    known: HashSet<NodeId>,
+    news: Option<NodeId>,
 }
 
 impl Uplink {
@@ -61,6 +70,7 @@ impl Uplink {
             next_union: AtomicU64::new(ONE_COPY + 1),
             histories,
             echoes: Mutex::new(Echoes::new(node)),
+            unkept: Mutex::default(),
         }
     }
 
@@ -250,6 +260,9 @@ impl Uplink {
             lasting,
             action,
         } = envelope;
+        if !self.histories.is_off() && number.is_none() && lasting == Lasting::Unsaid {
+            self.look_whether_kept(origin, topic, &scope, &action);
+        }
         match (origin, action) {
             (Some(origin), action)
                 if origin == self.node && !self.comes_back(topic, number, lasting) =>
@@ -315,6 +328,65 @@ impl Uplink {
             Err(_) if serde_json::from_slice::<IgnoredAny>(json).is_ok() => Inbound::Nothing,
             Err(_) => self.garbage(),
         }
+    }
+
+    /// Whether a node should have kept this.
+    fn look_whether_kept(
+        &self,
+        origin: Option<NodeId>,
+        topic: TopicRef<'_>,
+        scope: &Scope<'_>,
+        action: &Action<'_>,
+    ) {
+        let is_kept = |topic: &TopicRef<'_>| self.histories.of(topic.kind()).is_some();
+        let concerns = match scope.targets.as_slice() {
+            [] => is_kept(&topic),
+            targets => targets.iter().any(is_kept),
+        };
+        let (Some(from), Action::Text(_) | Action::Binary(_)) = (origin, action) else {
+            return;
+        };
+        if from == self.node || !concerns {
+            return;
+        }
+        self.counters.history_unkept.fetch_add(1, Relaxed);
+        let mut unkept = self.unkept.lock();
+        if unkept.known.len() < MOST_UNKEPT && unkept.known.insert(from) {
+            unkept.news = Some(from);
+        }
+    }
+
+    /// A node that was just found not to keep what it should, once.
+    pub(crate) fn take_unkept(&self) -> Option<NodeId> {
+        if self.histories.is_off() {
+            return None;
+        }
+        self.unkept.lock().news.take()
+    }
+
+    /// Keeps a Close, so that it reaches those who are cut off; whoever is there was told otherwise. Queued by the call; nothing, where
+    /// nothing is kept.
+    pub(crate) fn keep_close(
+        &self,
+        selection: &Selection,
+        close: &Close,
+    ) -> Option<BoxFuture<'static, Result<Published, PublishError>>> {
+        let Course { keep, .. } = self.course(selection, false);
+        let kept = match keep? {
+            Keep::Each => selection.filter(|_| true),
+            Keep::Union(kept) => kept,
+        };
+        let number = self.next_union.fetch_add(1, Relaxed);
+        let action = Action::Close {
+            code: close.code.0,
+            reason: close.wire_reason().into(),
+        };
+        let (scope, manner) = (selection.scope(), Manner::InTurn);
+        let lasting = Lasting::Kept(number);
+        let envelope = wire::encode_as(lasting, self.node, Some(number), &scope, &manner, &action);
+        let (nowhere, size) = (SmallVec::new(), selection.size());
+        let keep = Some(Keep::Union(kept));
+        Some(self.bus.publish(nowhere, envelope, size, keep))
     }
 
     /// Whether this node's own message, come back, is for its own sockets.
@@ -484,6 +556,9 @@ fn read_kept(envelope: &[u8]) -> Option<Message> {
         _ => None,
     }
 }
+
+/// Most nodes that are remembered for that.
+const MOST_UNKEPT: usize = 1024;
 
 const NOT_ONE: &str = "history is told of one audience at a time: one user, one room, or all";
 const OFF: &str = "nothing is kept of such an audience: set `user_history`, `room_history` or `all_history` when the cluster is built";

@@ -74,6 +74,7 @@ impl Hellos {
             worker,
             refused,
             shards,
+            histories,
         } = hello;
         let (id, name) = (info.id, info.name.clone());
         let (lease, now) = (Duration::from_millis(lease), Instant::now());
@@ -88,6 +89,7 @@ impl Hellos {
             let worker = worker.then_some(true);
             tracing::info!(node = %self.node, other = %id, name, worker, "a node joined");
             self.compare_shards(id, &shards);
+            self.compare_histories(id, &histories);
         }
         let Welcome { joined, greeting } = Welcome::to(is_new, reply, hearers);
         if joined {
@@ -95,6 +97,16 @@ impl Hellos {
         }
         if let Some(greeting) = greeting {
             self.greet(id, greeting);
+        }
+    }
+
+    /// Whoever keeps less, or not as long, makes positions worth less than all others promise.
+    fn compare_histories(&self, id: NodeId, theirs: &[String]) {
+        let ours = self.introduction.histories();
+        if ours != theirs {
+            let (ours, theirs) = (ours.join(" "), theirs.join(" "));
+            tracing::warn!(node = %self.node, other = %id, ours, theirs,
+                "a node keeps other histories than this one: give all nodes and workers the same");
         }
     }
 

@@ -18,6 +18,8 @@ pub(super) struct Introduction {
     lease: Duration,
     /// As it knows the Redises that share its topics.
     shards: Vec<String>,
+    /// What it keeps of what is sent to whom.
+    histories: Vec<String>,
     started_at: SystemTime,
     sockets: Sockets,
 }
@@ -31,6 +33,7 @@ impl Introduction {
             name: settings.name.clone(),
             worker: settings.worker,
             lease: settings.lease,
+            histories: settings.histories.told(),
             started_at: SystemTime::now(),
             sockets,
         }
@@ -38,6 +41,10 @@ impl Introduction {
 
     pub(super) fn shards(&self) -> &[String] {
         &self.shards
+    }
+
+    pub(super) fn histories(&self) -> &[String] {
+        &self.histories
     }
 
     pub(super) fn info(&self) -> NodeInfo {
@@ -66,6 +73,7 @@ impl Introduction {
             worker: self.worker,
             refused: refused.collect(),
             shards: self.shards.clone(),
+            histories: self.histories.clone(),
         })
     }
 }

@@ -38,6 +38,7 @@ use crate::bus::inbound::{Part, PeerWord};
 use crate::bus::uplink::Uplink;
 use crate::home::{Ground, Home};
 use crate::local::Sockets;
+use crate::model::history::Histories;
 use crate::model::id::NodeId;
 use crate::presence::{self, Mailbox};
 
@@ -50,6 +51,7 @@ pub(crate) struct PeerSettings {
     pub(crate) lease: Duration,
     pub(crate) publish_timeout: Duration,
     pub(crate) presence_grace: Duration,
+    pub(crate) histories: Histories,
 }
 
 /// Puts what concerns the others together, and hands each part what is heard for it.
@@ -183,6 +185,16 @@ impl Peers {
         self.questions.tell(id, |question| {
             question.gathering().answered(from, part(), more);
         });
+    }
+
+    /// A node does not keep what this one would.
+    pub(crate) fn tell_unkept(&self, from: NodeId) {
+        let nodes = self.nodes.lock();
+        let name = nodes.name(from).filter(|name| !name.is_empty());
+        let name = name.map(str::to_owned);
+        drop(nodes);
+        tracing::warn!(node = %self.node, other = %from, name, "a node sends without keeping what this one keeps: give all nodes and \
+            workers the same `user_history`, `room_history` and `all_history`");
     }
 
     pub(crate) async fn say_goodbye(&self) {

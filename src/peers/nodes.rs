@@ -89,6 +89,11 @@ impl Nodes {
         self.0.contains_key(&id)
     }
 
+    /// What it is called, if it has said hello.
+    pub(crate) fn name(&self, id: NodeId) -> Option<&str> {
+        self.0.get(&id).map(|peer| &*peer.info.name)
+    }
+
     pub(crate) fn is_worker(&self, id: NodeId) -> bool {
         self.0.get(&id).is_some_and(|peer| peer.worker)
     }

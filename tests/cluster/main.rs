@@ -46,6 +46,7 @@ mod order;
 mod presence;
 mod programs;
 mod questions;
+mod repair;
 mod roster;
 mod runtimes;
 mod seats;

@@ -10,6 +10,9 @@
 //!    not newer is there as well, so that nothing between is missing; or the first of them is the first of its list's life,
 //!    before which nothing was kept for so long that rule 3 held it back. Else more came than is kept: *TooMany*. Where keys are
 //!    evicted, only what is there proves anything: else *Forgotten*.
+//!
+//! A server that was emptied, or was the primary before, and whose time was set back as well, cannot be told from one that has
+//! gone on.
 
 use std::collections::BTreeMap;
 

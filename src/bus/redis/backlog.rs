@@ -492,7 +492,7 @@ mod tests {
         backlog.retry(Instant::now() + LONGEST_PAUSE);
         assert_eq!(written(&mut backlog), [0, 1, 3]);
         for answer in &mut answers {
-            assert_eq!(answer.try_recv().unwrap().unwrap(), 2);
+            assert_eq!(answer.try_recv().unwrap().unwrap().receivers, 2);
         }
         // Whoever waits for it in vain is told why.
         let mut late = admit(&mut backlog, 4, Some(one));

@@ -229,6 +229,7 @@ impl Outline {
             self.values -= 1;
             let number = || number(&line[1..]).ok();
             match line.first() {
+                Some(b'$') if bounds.arrays && line == b"$-1" => {}
                 Some(b'$') => match number() {
                     Some(length) if length <= limit.max(MAX_REPLY) => self.at += length + 2,
                     _ => return true,

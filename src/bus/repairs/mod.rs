@@ -39,10 +39,10 @@ use crate::model::partition::{Partition, PartitionSet};
 use crate::model::id::UserId;
 use crate::model::topic::{Topic, TopicKind};
 
-/// Topics that are read at once: 0.2 s of Redis for 100,000 of which nothing is new, and 6 ms at a time (measured).
-const AT_ONCE: usize = 500;
+/// Topics that are read at once, 500 in a command: 100,000 of which nothing is new take 0.2 s of Redis, 1 ms at a time (measured).
+const AT_ONCE: usize = 2000;
 /// The same where much came to them, since Redis serves nobody else meanwhile …
-const LARGE: usize = 100;
+const LARGE: usize = 400;
 /// … which an answer of so many bytes shows.
 const MUCH: usize = 1024 * 1024;
 /// So often a clock is asked how far it has come, within the time that it keeps.

@@ -91,6 +91,17 @@ impl Histories {
         }
     }
 
+    /// As nodes tell it to one another.
+    pub(crate) fn told(&self) -> Vec<String> {
+        let named = [("user", self.user), ("room", self.room), ("all", self.all)];
+        let told = named.into_iter().filter_map(|(name, history)| {
+            let history = history?;
+            let (messages, millis) = (history.messages, history.keep_millis());
+            Some(format!("{name}:{messages}/{millis}"))
+        });
+        told.collect()
+    }
+
     pub(crate) fn is_off(&self) -> bool {
         *self == Self::default()
     }

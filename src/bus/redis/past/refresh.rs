@@ -61,7 +61,12 @@ impl Generations {
             if passed >= 2 * span {
                 self.before.clear();
             }
-            self.since = now;
+            // Not from now on, or the second sixteenth would be as much longer.
+            let over = match passed >= span {
+                true => passed.as_millis() % span.as_millis().max(1),
+                false => 0,
+            };
+            self.since = now - Duration::from_millis(over as u64);
         }
         let mut hasher = DefaultHasher::new();
         key.hash(&mut hasher);
