@@ -42,7 +42,12 @@ impl Ground {
         histories: &Histories,
     ) -> Self {
         let counters = Arc::new(Counters::default());
-        let reception = Arc::new(Reception::new(node, bus.clone(), histories, counters.clone()));
+        let reception = Arc::new(Reception::new(
+            node,
+            bus.clone(),
+            histories,
+            counters.clone(),
+        ));
         let home = Home::here(node, reception.clone(), counters.clone(), publish_timeout);
         Self {
             node,

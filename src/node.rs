@@ -265,7 +265,8 @@ impl Listener for Node {
     }
 
     fn moved(&self, partitions: PartitionSet, links: (LinkId, LinkId), at: Instant) {
-        self.repairs.moved(partitions, links, self.local.newcomers());
+        self.repairs
+            .moved(partitions, links, self.local.newcomers());
         self.ground.reception.moved(partitions, links, at);
     }
 

@@ -3,13 +3,14 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-use axum_cluster::{Broadcaster, Close, Cluster, ClusterBuilder, Health, History};
+use axum_cluster::{Broadcaster, Close, ClusterBuilder, Health, History};
 use futures::{FutureExt, StreamExt};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::support::client::{Event, text};
 use crate::support::proxy::Proxy;
+use crate::support::redis::redis_cluster::{RedisCluster, part, slot_of};
 use crate::support::{Client, Lab, RedisServer, TestNode, soon, until};
 
 /// Enough for every outage of these tests.
@@ -18,7 +19,8 @@ const MUCH: History = history(5000, 300);
 const PACE: Duration = Duration::from_millis(1);
 
 const fn history(messages: usize, seconds: u64) -> History {
-    History::new(messages, Duration::from_secs(seconds))
+    let keep = Duration::from_secs(seconds);
+    History { messages, keep }
 }
 
 fn keeps(builder: ClusterBuilder, history: History) -> ClusterBuilder {
@@ -109,7 +111,9 @@ impl Sender {
                     To::All => broadcaster.to_all(),
                     To::Union => ["x", "y", "z"]
                         .into_iter()
-                        .fold(broadcaster.to_user("alice"), |union, room| union.to_room(room)),
+                        .fold(broadcaster.to_user("alice"), |union, room| {
+                            union.to_room(room)
+                        }),
                 };
                 let text = format!("{name} {number}");
                 let is_sent = audience.send(text.clone()).await.is_ok();
@@ -296,10 +300,7 @@ async fn a_frozen_redis_costs_nothing_that_it_took() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_beyond_the_window_is_told_and_nothing_of_it_comes() {
     let pair = Pair::with(history(10, 300)).await;
-    let (mut alice, mut bob) = (
-        pair.far.client("alice").await,
-        pair.far.client("bob").await,
-    );
+    let (mut alice, mut bob) = (pair.far.client("alice").await, pair.far.client("bob").await);
     let near = &pair.near.broadcaster;
     for user in ["alice", "bob"] {
         near.to_user(user).send("before").await.unwrap();
@@ -309,7 +310,10 @@ async fn what_is_beyond_the_window_is_told_and_nothing_of_it_comes() {
     let mut gaps = pair.far.cluster.gaps();
     pair.cut().await;
     for number in 0..20 {
-        near.to_user("alice").send(number.to_string()).await.unwrap();
+        near.to_user("alice")
+            .send(number.to_string())
+            .await
+            .unwrap();
     }
     for number in 0..3 {
         near.to_user("bob").send(number.to_string()).await.unwrap();
@@ -362,4 +366,142 @@ async fn who_comes_in_an_outage_gets_nothing_that_is_older() {
     assert_eq!(old.event().await, text("missed"));
     assert_eq!(old.event().await, text("later"));
     assert_eq!(new.event().await, text("later"));
+}
+
+/// H13: Redis comes back with an older state, which its publishers know, and nobody else can.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_redis_has_forgotten_is_counted_and_told() {
+    const FORGOTTEN: u64 = 7;
+    let mut server = RedisServer::start();
+    let builder = keeps(Lab::memory().builder().redis(server.url()), MUCH);
+    let builder = builder.lease(Duration::from_millis(1500));
+    let [near, far] = [start(builder.clone()).await, start(builder).await];
+    let mut alice = far.client("alice").await;
+    let to_alice = || near.broadcaster.to_user("alice");
+    for number in 0..3 {
+        to_alice().send(number.to_string()).await.unwrap();
+    }
+    assert_eq!(server.cli(&["SAVE"]), "OK");
+    for number in 3..3 + FORGOTTEN {
+        to_alice().send(number.to_string()).await.unwrap();
+    }
+    let mut gaps = far.cluster.gaps();
+    let concerned = async {
+        while let Some(gap) = gaps.next().await {
+            if gap.concerns_user(&"alice".into()) {
+                return;
+            }
+        }
+    };
+    server.kill();
+    server.restart();
+    assert_eq!(server.cli(&["LLEN", "cluster:h:u:alice"]), "3", "control");
+    near.until_up().await;
+    far.until_up().await;
+    until("a send", async || to_alice().send("after").await.is_ok()).await;
+    let lost = near.cluster.stats().history_rolled_back;
+    assert_eq!(lost, FORGOTTEN);
+    soon("a gap is told", concerned).await;
+    to_alice().send("fence").await.unwrap();
+    let heard = alice.before("fence").await;
+    let numbers = (0..3 + FORGOTTEN).map(|number| text(&number.to_string()));
+    let expected: Vec<Event> = numbers.chain([text("after")]).collect();
+    assert_eq!(heard, expected, "once each");
+}
+
+/// H14: the replica that takes over has not got the last of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_late_replica_has_not_got_is_counted_and_nothing_comes_twice() {
+    const LATE: usize = 9;
+    let mut old = RedisServer::start();
+    let new = crate::gaps::replica_of(&old);
+    let name = Proxy::to(old.port()).await;
+    let builder = keeps(Lab::memory().builder().redis(name.url()), MUCH);
+    let [near, far] = [start(builder.clone()).await, start(builder).await];
+    let alice = read(far.client("alice").await);
+    let to_alice = || near.broadcaster.to_user("alice");
+    for number in 0..5 {
+        to_alice().send(format!("near {number}")).await.unwrap();
+    }
+    let kept = || new.cli(&["LLEN", "cluster:h:u:alice"]);
+    until("control: replication", async || kept() == "5").await;
+    new.freeze();
+    // What is sent later stays behind this.
+    let fill = "for n = 1, 2000 do redis.call('SET', 'fill', string.rep('x', 8192)) end";
+    old.cli(&["EVAL", fill, "0"]);
+    for number in 5..5 + LATE {
+        to_alice().send(format!("near {number}")).await.unwrap();
+    }
+    old.kill();
+    new.thaw();
+    assert_eq!(new.cli(&["REPLICAOF", "NO", "ONE"]), "OK");
+    assert_eq!(kept(), "5", "control");
+    name.lead_to(new.port());
+    near.until_up().await;
+    far.until_up().await;
+    for number in 5 + LATE..10 + LATE {
+        let text = format!("near {number}");
+        until("a send", async || to_alice().send(text.clone()).await.is_ok()).await;
+    }
+    assert_eq!(near.cluster.stats().history_rolled_back, LATE as u64);
+    fence(&near.broadcaster).await;
+    let expected: Vec<String> = (0..10 + LATE).map(|number| format!("near {number}")).collect();
+    assert_eq!(alice.await.unwrap(), expected, "once each");
+}
+
+/// T9, T12: in a Redis Cluster whose slots move and whose primaries change.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_moves_in_a_cluster_costs_nothing() {
+    const PRIMARIES: usize = 3;
+    let redis = RedisCluster::start(PRIMARIES, 1);
+    let builder = keeps(Lab::memory().builder().redis(redis.url()), MUCH);
+    let builder = builder.publish_timeout(Duration::from_secs(20));
+    let [near, far] = [start(builder.clone()).await, start(builder).await];
+    let rooms = ["x", "y", "z"];
+    let alice = read(joined(&far, "alice", &rooms).await);
+    let mut gaps = far.cluster.gaps();
+    let sender = Sender::start(&near.broadcaster, "near");
+    let part = part("u:alice");
+    let owner = |asked| redis.owner(slot_of(part), asked).unwrap();
+    for round in 1..=2 {
+        let to = (owner(0) + round) % PRIMARIES;
+        redis.move_slots([slot_of(part)], to);
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        until("all is well", async || {
+            near.cluster.health() == Health::Up && far.cluster.health() == Health::Up
+        })
+        .await;
+        assert_eq!(owner(0), to, "control");
+    }
+    let old = owner(0);
+    redis.fail_over(old + PRIMARIES);
+    until("control: the old one is its replica", async || {
+        !redis.is_primary(old)
+    })
+    .await;
+    until("a send", async || {
+        near.broadcaster.to_user("alice").send("near x").await.is_ok()
+    })
+    .await;
+    near.until_up().await;
+    far.until_up().await;
+    let mut sent = [sender.end().await];
+    fence(&near.broadcaster).await;
+    let mut heard = alice.await.unwrap();
+    heard.retain(|text| text != "near x");
+    sent[0].retain(|(_, to, _)| *to != To::Union);
+    let union: HashSet<String> = heard.iter().cloned().collect();
+    heard.retain(|text| sent[0].iter().any(|(sent, ..)| sent == text));
+    assert!(union.len() >= heard.len());
+    let of = |to: To| {
+        let sent: Vec<_> = sent[0].iter().filter(|(_, one, _)| *one == to).cloned().collect();
+        let heard: Vec<String> = heard.iter().filter(|text| sent.iter().any(|(one, ..)| one == *text)).cloned().collect();
+        lost(&heard, &[sent], &[to])
+    };
+    for to in [To::Alice, To::Room, To::All] {
+        assert_eq!(of(to), [""; 0], "{to:?}");
+    }
+    while let Some(Some(gap)) = gaps.next().now_or_never() {
+        println!("{gap:?}");
+    }
 }

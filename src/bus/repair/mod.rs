@@ -216,7 +216,15 @@ impl Repair {
         self.spilled.extend(found);
         if let Some(cut) = reading.cut {
             let cuts = reading.cuts.iter();
-            let marks = cuts.map(|(topic, number)| (topic.clone(), Mark { number: *number, ..cut }));
+            let marks = cuts.map(|(topic, number)| {
+                (
+                    topic.clone(),
+                    Mark {
+                        number: *number,
+                        ..cut
+                    },
+                )
+            });
             self.spills.extend(marks);
         }
     }
@@ -231,10 +239,12 @@ impl Repair {
             topics.sort_by_cached_key(|topic| since(topic).map(|mark| (mark.run, mark.number)));
         }
         let alike = topics.chunk_by(|one, other| since(one) == since(other));
-        let reads = alike.flat_map(|alike| alike.chunks(at_once)).map(|topics| Read {
-            topics: topics.to_vec(),
-            since: since(&topics[0]),
-        });
+        let reads = alike
+            .flat_map(|alike| alike.chunks(at_once))
+            .map(|topics| Read {
+                topics: topics.to_vec(),
+                since: since(&topics[0]),
+            });
         let mut reads: Vec<Read> = reads.collect();
         if reads.is_empty() {
             // How far the clock has come is to be known all the same.
@@ -327,7 +337,8 @@ impl Repair {
             return;
         }
         for (topic, number) in take(&mut reading.dropped) {
-            if let (Some(topic), false) = (TopicRef::of(&topic), reading.cuts.contains_key(&*topic)) {
+            if let (Some(topic), false) = (TopicRef::of(&topic), reading.cuts.contains_key(&*topic))
+            {
                 let number = Number(number.0.saturating_sub(1));
                 reading.reads.push(Read {
                     topics: vec![topic.to_topic()],

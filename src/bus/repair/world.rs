@@ -183,7 +183,11 @@ impl Redis {
         let mut numbers: Vec<Number> = numbers.map(|(number, _)| *number).collect();
         numbers.sort_unstable();
         let mut rolled_back = Vec::new();
-        if let Some(first) = numbers.len().checked_sub(lost).and_then(|at| numbers.get(at)) {
+        if let Some(first) = numbers
+            .len()
+            .checked_sub(lost)
+            .and_then(|at| numbers.get(at))
+        {
             for list in self.lists.values_mut() {
                 let lost = list.entries.iter().filter(|(number, _)| number >= first);
                 rolled_back.extend(lost.map(|(_, id)| *id));
@@ -476,7 +480,9 @@ impl World {
                 self.take(Step::Hear(node, 1));
             }
             let is_done = |at: usize| {
-                let is_empty = self.redis.connections[at].as_ref().is_some_and(|(_, out)| out.is_empty());
+                let is_empty = self.redis.connections[at]
+                    .as_ref()
+                    .is_some_and(|(_, out)| out.is_empty());
                 is_empty && self.nodes[at].repair.is_live()
             };
             if (0..NODES).all(is_done) {
@@ -495,11 +501,16 @@ impl World {
             for socket in &node.sockets {
                 let since = socket.since.expect("all is confirmed");
                 let got: HashSet<u64> = socket.got.iter().copied().collect();
-                let sent = self.sent.iter().enumerate().map(|(id, to)| (id as u64, *to));
-                let lost = sent.filter(|(id, to)| {
-                    *to == socket.topic && *id >= since && !got.contains(id)
-                });
-                let lost = lost.map(|(id, _)| id).find(|id| !self.rolled_back.contains(id));
+                let sent = self
+                    .sent
+                    .iter()
+                    .enumerate()
+                    .map(|(id, to)| (id as u64, *to));
+                let lost = sent
+                    .filter(|(id, to)| *to == socket.topic && *id >= since && !got.contains(id));
+                let lost = lost
+                    .map(|(id, _)| id)
+                    .find(|id| !self.rolled_back.contains(id));
                 if let Some(lost) = lost {
                     return Err(format!("{lost} is lost: {:?} since {since}", socket.got));
                 }

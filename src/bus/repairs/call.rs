@@ -45,7 +45,10 @@ impl Call {
                 false => topics.extend_from_slice(&part.read.topics),
             }
         }
-        let since = self.parts.iter().map(|part| Some((part.clock, part.read.since?)));
+        let since = self
+            .parts
+            .iter()
+            .map(|part| Some((part.clock, part.read.since?)));
         let since: Option<Marks> = since.collect();
         let past = bus.read(&topics, since.as_ref(), Self::LIMITS).await?;
         match past.topics.len() == topics.len() {

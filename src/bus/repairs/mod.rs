@@ -35,8 +35,8 @@ use super::repair::{Due, Fate, HELD, Repair};
 use crate::counts::Counters;
 use crate::model::history::Histories;
 use crate::model::history::mark::{Clock, Mark, Number};
-use crate::model::partition::{Partition, PartitionSet};
 use crate::model::id::UserId;
+use crate::model::partition::{Partition, PartitionSet};
 use crate::model::topic::{Topic, TopicKind};
 
 /// Topics that are read at once, 500 in a command: 100,000 of which nothing is new take 0.2 s of Redis, 1 ms at a time (measured).
@@ -142,7 +142,9 @@ impl Repairs {
     pub(crate) fn came(&self, topic: &str, number: Number, envelope: &[u8]) -> Fate {
         let mut state = self.state.lock();
         let State { clocks, places, .. } = &mut *state;
-        let place = places.get(Partition::of(topic).index()).and_then(Option::as_ref);
+        let place = places
+            .get(Partition::of(topic).index())
+            .and_then(Option::as_ref);
         let heard = place.and_then(|(clock, _)| clocks.get_mut(clock));
         heard.map_or(Fate::Due, |heard| {
             heard.repair.came(topic, number, envelope)
@@ -242,6 +244,10 @@ impl Repairs {
         let is_done = match answer {
             Ok(past) if call.is_tick => state.ticked(call, past),
             Ok(past) => state.answered(call, past),
+            Err(reason) if call.is_tick => {
+                tracing::debug!(%reason, "how far the histories have come cannot be asked");
+                state.gave_up(&call)
+            }
             Err(reason) => {
                 tracing::warn!(%reason, "what was kept cannot be read: what was missed is told as a gap");
                 state.gave_up(&call)
@@ -374,7 +380,11 @@ impl State {
     }
 
     fn next_call(&mut self) -> Option<Call> {
-        let links: Vec<_> = self.links.iter().map(|(link, line)| (*link, line.partitions)).collect();
+        let links: Vec<_> = self
+            .links
+            .iter()
+            .map(|(link, line)| (*link, line.partitions))
+            .collect();
         links.into_iter().find_map(|(link, partitions)| {
             let (mut parts, mut room, mut since) = (Vec::new(), self.at_once, None);
             for clock in self.clocks_of(partitions) {
@@ -393,7 +403,11 @@ impl State {
                 }
             }
             let is_tick = false;
-            (!parts.is_empty()).then_some(Call { link, is_tick, parts })
+            (!parts.is_empty()).then_some(Call {
+                link,
+                is_tick,
+                parts,
+            })
         })
     }
 
@@ -417,7 +431,11 @@ impl State {
                 nobody: self.nobody(clock)?,
             })
         };
-        let parts = self.clocks_of(partitions).into_iter().filter_map(part).collect();
+        let parts = self
+            .clocks_of(partitions)
+            .into_iter()
+            .filter_map(part)
+            .collect();
         Some(Call {
             link,
             is_tick: true,
@@ -443,7 +461,11 @@ impl State {
         let current = marks.filter(|(part, _)| self.is_current(part));
         let marks = current.filter_map(|(part, told)| Some((part.clock, told.cut?)));
         let marks = marks.collect();
-        let Some(line) = self.links.get_mut(&call.link).filter(|line| line.ticking.is_asked) else {
+        let Some(line) = self
+            .links
+            .get_mut(&call.link)
+            .filter(|line| line.ticking.is_asked)
+        else {
             return false;
         };
         line.ticking.is_asked = false;
@@ -453,7 +475,10 @@ impl State {
 
     /// The same.
     fn answered(&mut self, call: Call, past: Past) -> bool {
-        let entries = past.topics.iter().flat_map(|topic| topic.entries.iter().flatten());
+        let entries = past
+            .topics
+            .iter()
+            .flat_map(|topic| topic.entries.iter().flatten());
         let bytes: usize = entries.map(|entry| entry.envelope.len()).sum();
         self.at_once = match bytes > MUCH {
             true => LARGE,
@@ -502,7 +527,11 @@ impl State {
     /// And how many topics cannot be told.
     fn next_due(&mut self, most: usize) -> (Vec<Due>, usize) {
         let (mut all, mut count) = (Vec::new(), 0);
-        let links: Vec<_> = self.links.iter().map(|(link, line)| (*link, line.partitions)).collect();
+        let links: Vec<_> = self
+            .links
+            .iter()
+            .map(|(link, line)| (*link, line.partitions))
+            .collect();
         for (link, partitions) in links {
             for clock in self.clocks_of(partitions) {
                 let Some(heard) = self.clocks.get_mut(&clock) else {
