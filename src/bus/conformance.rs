@@ -569,7 +569,7 @@ async fn copies_of_a_union_have_one_number_of_each_clock(backend: Backend) {
         );
     }
     let many: Vec<Topic> = (0..300).map(|n| room(&n.to_string())).collect();
-    a.keep(&[], "silent", Keep::Union(many.iter().cloned().collect()))
+    a.keep(&[], "silent", Keep::Silent(many.iter().cloned().collect()))
         .await;
     let past = a.read(&many, None, 10).await;
     assert!(told(&past).iter().all(|it| *it == Ok(vec!["silent"])));
@@ -792,4 +792,161 @@ on_every_bus! {
     the_oldest_seat_goes_to_the_newest_socket
     seats_of_a_stopped_node_are_free
     seats_are_what_a_list_of_sockets_by_age_says
+}
+
+/// What happens to what Redis keeps (rows H12, H13, H15, H18, H30).
+#[cfg(feature = "redis")]
+mod kept_by_redis {
+    use super::*;
+
+    async fn start(options: &[&str]) -> (RedisServer, End) {
+        let server = RedisServer::with_options(options);
+        let backend = Backend::redis(server.url()).unwrap();
+        let end = End::keeping(&backend, "x", History::default()).await;
+        (server, end)
+    }
+
+    const LIST: &str = "x:h:r:r";
+
+    async fn keep(end: &End, texts: &[&str]) {
+        for text in texts {
+            end.keep(&[&room("r")], text, Keep::Each).await;
+        }
+    }
+
+    async fn cuts(end: &End) -> Marks {
+        end.read(&[room("r")], None, 100).await.cuts()
+    }
+
+    async fn since(end: &End, marks: &Marks) -> Result<Vec<String>, Missed> {
+        let past = end.read(&[room("r")], Some(marks), 100).await;
+        let texts = told(&past).remove(0)?;
+        Ok(texts.into_iter().map(str::to_owned).collect())
+    }
+
+    /// Sends until it is kept again.
+    async fn keep_again(end: &End, text: &str) {
+        let kept = async {
+            loop {
+                let topics = [room("r")].into_iter().collect();
+                let bytes = Bytes::copy_from_slice(text.as_bytes());
+                let keep = Some(Keep::Each);
+                match end.bus.publish(topics, bytes, Size::Small, keep).await {
+                    Ok(_) => return,
+                    Err(error) => assert!(!error.maybe_sent, "{}", error.reason),
+                }
+            }
+        };
+        timeout(PATIENCE, kept).await.expect("it is kept again");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn who_empties_it_makes_every_position_forgotten() {
+        let (server, end) = start(&[]).await;
+        keep(&end, &["1"]).await;
+        let before = cuts(&end).await;
+        assert_eq!(since(&end, &before).await, Ok(vec![]), "control");
+        let run = server.cli(&["INFO", "server"]);
+        assert_eq!(server.cli(&["FLUSHALL"]), "OK");
+        keep(&end, &["2"]).await;
+        assert_eq!(since(&end, &before).await, Err(Missed::Forgotten));
+        let after = cuts(&end).await;
+        keep(&end, &["3"]).await;
+        assert_eq!(since(&end, &after).await, Ok(vec!["3".into()]));
+        let run_id = |info: &str| {
+            info.split_once("run_id:")
+                .map(|(_, id)| id[..40].to_owned())
+        };
+        assert_eq!(
+            run_id(&run),
+            run_id(&server.cli(&["INFO", "server"])),
+            "control"
+        );
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_older_state_is_continued_from_where_it_ends() {
+        let (mut server, end) = start(&[]).await;
+        keep(&end, &["1"]).await;
+        let first = cuts(&end).await;
+        keep(&end, &["2"]).await;
+        assert_eq!(server.cli(&["SAVE"]), "OK");
+        keep(&end, &["lost"]).await;
+        let beyond = cuts(&end).await;
+        assert_eq!(server.cli(&["LLEN", LIST]), "3", "control");
+        server.kill();
+        server.restart();
+        assert_eq!(server.cli(&["LLEN", LIST]), "2", "control");
+        keep_again(&end, "3").await;
+        let new = || Ok(vec!["3".to_owned()]);
+        assert_eq!(
+            since(&end, &beyond).await,
+            new(),
+            "all that the reader lacks"
+        );
+        let both = Ok(vec!["2".to_owned(), "3".to_owned()]);
+        assert_eq!(since(&end, &first).await, both);
+        server.kill();
+        std::fs::remove_file(server.unix_socket().with_file_name("dump.rdb")).unwrap();
+        server.restart();
+        keep_again(&end, "4").await;
+        assert_eq!(since(&end, &beyond).await, Err(Missed::Forgotten));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_is_evicted_is_no_silence() {
+        let options = ["--maxmemory", "3mb", "--maxmemory-policy", "allkeys-lru"];
+        let (server, end) = start(&options).await;
+        keep(&end, &["1"]).await;
+        let before = cuts(&end).await;
+        keep(&end, &["2"]).await;
+        assert_eq!(since(&end, &before).await, Ok(vec!["2".into()]), "control");
+        let fill = "for i = 1, 3000 do redis.call('SET', 'filler' .. i, string.rep('x', 2000)) end";
+        for _ in 0..20 {
+            server.cli(&["EVAL", fill, "0"]);
+            if server.cli(&["EXISTS", LIST]) == "0" {
+                break;
+            }
+        }
+        assert_eq!(server.cli(&["EXISTS", LIST]), "0", "control");
+        assert_eq!(since(&end, &before).await, Err(Missed::Forgotten));
+    }
+
+    /// As a script sees it: its last number is beyond the time.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn who_sets_the_time_back_changes_neither_order_nor_age() {
+        let (server, end) = start(&[]).await;
+        keep(&end, &["1"]).await;
+        let last: u64 = server.cli(&["HGET", "x:h", "n"]).parse().unwrap();
+        let ahead = Number(last + 3_600_000_000).to_string();
+        server.cli(&["HSET", "x:h", "n", &ahead]);
+        let before = cuts(&end).await;
+        keep(&end, &["2", "3"]).await;
+        assert_eq!(since(&end, &before).await, Ok(vec!["2".into(), "3".into()]));
+        let after = cuts(&end).await;
+        let number = |marks: &Marks| marks.iter().next().map(|(_, mark)| mark.number.0).unwrap();
+        let begun = std::time::Instant::now();
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let later = number(&cuts(&end).await);
+        assert!(number(&before) > last + 3_600_000_000);
+        let passed = later - number(&after);
+        assert!(passed >= 300_000, "time goes on: {passed}");
+        assert!(passed <= begun.elapsed().as_micros() as u64 + 100_000);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn nothing_outlives_what_it_keeps() {
+        let (server, end) = start(&[]).await;
+        keep(&end, &["1"]).await;
+        let most = History::default().lifetime_millis();
+        let lives = || server.cli(&["PTTL", LIST]).parse::<u64>().unwrap();
+        assert!((most - 60_000..=most).contains(&lives()), "{}", lives());
+        server.cli(&["PEXPIRE", LIST, "1000000"]);
+        keep(&end, &["2"]).await;
+        assert!(lives() > most, "control: it is not said with each");
+        let keys = server.cli(&["KEYS", "*"]);
+        let mut keys: Vec<&str> = keys.lines().collect();
+        keys.sort_unstable();
+        assert_eq!(keys, ["x:h", LIST]);
+    }
 }

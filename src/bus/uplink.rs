@@ -372,9 +372,10 @@ impl Uplink {
         close: &Close,
     ) -> Option<BoxFuture<'static, Result<Published, PublishError>>> {
         let Course { keep, .. } = self.course(selection, false);
-        let kept = match keep? {
-            Keep::Each => selection.filter(|_| true),
-            Keep::Union(kept) => kept,
+        // Where each copy is for its own topic alone, none names the others.
+        let (keep, is_union) = match keep? {
+            Keep::Each => (Keep::Silent(selection.filter(|_| true)), false),
+            keep => (keep, true),
         };
         let number = self.next_union.fetch_add(1, Relaxed);
         let action = Action::Close {
@@ -382,11 +383,10 @@ impl Uplink {
             reason: close.wire_reason().into(),
         };
         let (scope, manner) = (selection.scope(), Manner::InTurn);
-        let lasting = Lasting::Kept(number);
-        let envelope = wire::encode_as(lasting, self.node, Some(number), &scope, &manner, &action);
+        let (lasting, union) = (Lasting::Kept(number), is_union.then_some(number));
+        let envelope = wire::encode_as(lasting, self.node, union, &scope, &manner, &action);
         let (nowhere, size) = (SmallVec::new(), selection.size());
-        let keep = Some(Keep::Union(kept));
-        Some(self.bus.publish(nowhere, envelope, size, keep))
+        Some(self.bus.publish(nowhere, envelope, size, Some(keep)))
     }
 
     /// Whether this node's own message, come back, is for its own sockets.

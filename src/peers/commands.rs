@@ -10,6 +10,8 @@ use tokio::task::yield_now;
 use super::gather::Answers;
 use super::nodes::Nodes;
 use super::questions::{Asked, Questions};
+use super::turns::Turns;
+use crate::bus::Confirmation;
 use crate::bus::control::Ask;
 use crate::bus::scope::{Reach, Selection};
 use crate::counts::Counters;
@@ -28,6 +30,8 @@ pub(crate) struct Commands {
     questions: Arc<Questions>,
     nodes: Arc<Mutex<Nodes>>,
     sockets: Sockets,
+    /// Where messages are kept.
+    turns: Option<Arc<Turns>>,
 }
 
 impl Commands {
@@ -36,12 +40,14 @@ impl Commands {
         questions: &Arc<Questions>,
         nodes: &Arc<Mutex<Nodes>>,
         sockets: Sockets,
+        keeps: bool,
     ) -> Self {
         Self {
             home: ground.home.clone(),
             counters: ground.counters.clone(),
             questions: questions.clone(),
             nodes: nodes.clone(),
+            turns: keeps.then(|| Arc::new(Turns::new(sockets.clone()))),
             sockets,
         }
     }
@@ -57,6 +63,9 @@ impl Commands {
             return Err(SendError::down());
         }
         self.counters.sent.fetch_add(1, Relaxed);
+        if let Some(turns) = self.turns.as_ref().filter(|_| reach == Reach::Everywhere) {
+            return self.run_in_turn(turns, selection, what).await;
+        }
         let (local, confirmation) = self.sockets.carry_out(&selection.scope(), &what);
         // Queued by this call, so that it keeps its place among what else is sent.
         let asked = match reach {
@@ -83,6 +92,68 @@ impl Commands {
             nodes: (reach == Reach::Everywhere).then(|| self.count_nodes(&answers)),
             unanswered: answers.missing.len(),
         })
+    }
+
+    /// The same, but that it is carried out here when it comes back; at once, where it does not.
+    async fn run_in_turn(
+        &self,
+        turns: &Arc<Turns>,
+        selection: &Selection,
+        what: Ask,
+    ) -> Result<Outcome, SendError> {
+        let id = self.questions.number();
+        let mut carried_out = turns.open(id, selection, &what);
+        let waiting = Waiting {
+            id,
+            turns: turns.clone(),
+            home: self.home.clone(),
+            sockets: self.sockets.clone(),
+        };
+        let asked = self.questions.begin_as(id, selection, what);
+        let sockets = self.sockets.clone();
+        let asking = self.home.run(async move {
+            let asked = match asked {
+                Ok(Some(asked)) => asked,
+                otherwise => {
+                    waiting.come().await;
+                    return otherwise.map(|_| Answers::of_nobody());
+                }
+            };
+            let turns = waiting.turns.clone();
+            let asked = asked.when_published(move |comes_back| {
+                if !comes_back {
+                    turns.come(id);
+                }
+            });
+            let answers = Asked::answers(Some(asked)).await;
+            waiting.come().await;
+            answers
+        });
+        let answers = match asking.await {
+            None => Err(PublishError::maybe_sent(self.home.unfinished())),
+            Some(answers) => answers,
+        };
+        self.flush().await;
+        let (local, confirmation) = carried_out
+            .try_recv()
+            .unwrap_or((0, Confirmation::NotAwaited));
+        sockets.wait_confirmed(confirmation).await;
+        let answers = answers.map_err(|error| {
+            self.counters.record_failed_publish(error.maybe_sent);
+            SendError::bus(local, error)
+        })?;
+        Ok(Outcome {
+            local,
+            nodes: Some(self.count_nodes(&answers)),
+            unanswered: answers.missing.len(),
+        })
+    }
+
+    /// A question of this node has come back.
+    pub(super) fn came_back(&self, id: u64) {
+        if let Some(turns) = &self.turns {
+            turns.come(id);
+        }
     }
 
     /// Closes these sockets of other nodes, whose seats newer ones took. Should it not arrive, their nodes learn it
@@ -112,6 +183,31 @@ impl Commands {
         let nodes = self.nodes.lock();
         let parts = answers.parts.keys();
         parts.filter(|id| !nodes.is_worker(**id)).count()
+    }
+}
+
+/// A command that is carried out here however whoever commanded it ends.
+struct Waiting {
+    id: u64,
+    turns: Arc<Turns>,
+    home: Arc<Home>,
+    sockets: Sockets,
+}
+
+impl Waiting {
+    /// It has come back, or will not any more.
+    async fn come(self) {
+        if self.turns.come(self.id) {
+            flush_all(self.sockets.clone()).await;
+        }
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        if self.turns.come(self.id) {
+            self.home.spawn(flush_all(self.sockets.clone()));
+        }
     }
 }
 

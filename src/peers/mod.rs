@@ -14,6 +14,7 @@ mod question;
 mod questions;
 mod share;
 mod task;
+mod turns;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -109,7 +110,13 @@ impl Peers {
                 introduction,
                 sockets.clone(),
             )),
-            commands: Arc::new(Commands::new(ground, &questions, &nodes, sockets)),
+            commands: Arc::new(Commands::new(
+                ground,
+                &questions,
+                &nodes,
+                sockets,
+                !settings.histories.is_off(),
+            )),
             messages: Messages::new(ground),
             questions,
             nodes,
@@ -170,6 +177,7 @@ impl Peers {
 
     /// What this node published as well: its own copy of a question proves that it hears the answers.
     pub(crate) fn heard_itself(&self, id: u64) {
+        self.commands.came_back(id);
         self.questions
             .tell(id, |question| question.gathering().came_back());
     }

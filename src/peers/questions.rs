@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
+use futures::FutureExt;
 use futures::future::{BoxFuture, OptionFuture, join, join_all};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -94,11 +95,25 @@ impl Questions {
         selection: &Selection,
         what: Ask,
     ) -> Result<Option<Asked>, PublishError> {
+        self.begin_as(self.number(), selection, what)
+    }
+
+    /// That of a question to come.
+    pub(super) fn number(&self) -> u64 {
+        self.next.fetch_add(1, Relaxed)
+    }
+
+    pub(super) fn begin_as(
+        self: &Arc<Self>,
+        id: u64,
+        selection: &Selection,
+        what: Ask,
+    ) -> Result<Option<Asked>, PublishError> {
         let carrier = selection.question_carrier();
         let Some(carrier) = carrier.filter(|topic| *topic != self.own) else {
             return Ok(None);
         };
-        let (id, scope) = (self.next.fetch_add(1, Relaxed), selection.scope());
+        let scope = selection.scope();
         let ask = Control::Ask { id, what };
         let envelope = self.uplink.write_word(&scope, id, &ask);
         if envelope.len() > MAX_ENVELOPE {
@@ -187,6 +202,20 @@ impl SharedQuestion {
 }
 
 impl Asked {
+    /// Calls this when it is published; whether it comes back.
+    pub(super) fn when_published(self, call: impl FnOnce(bool) + Send + 'static) -> Self {
+        let publishing = self.publishing;
+        let publishing = async move {
+            let published = publishing.await;
+            call(matches!(&published, Ok(published) if published.comes_back));
+            published
+        };
+        Self {
+            publishing: publishing.boxed(),
+            ..self
+        }
+    }
+
     /// At the deadline what is there must do.
     pub(super) async fn answers(asked: Option<Self>) -> Result<Answers, PublishError> {
         let Some(Self {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use axum_cluster::{Broadcaster, Cluster, Health, OverLimit};
+use axum_cluster::{Broadcaster, Cluster, Health, History, OverLimit};
 
 use crate::bus::Watch;
 use crate::gaps::until_degraded_by;
@@ -14,6 +14,12 @@ const NODE: &str = "resetchannels &cluster:* +subscribe +unsubscribe +publish +p
 /// Only what a process without sockets needs; what others send stays unreadable.
 const WORKER: &str = "resetchannels &cluster:u:* &cluster:r:* &cluster:all &cluster:n:* &cluster:nodes +publish \
      (+subscribe resetchannels &cluster:n:* &cluster:nodes)";
+/// What keeping takes besides, of a node …
+const KEEPING: &str = "~cluster:h* +info +script|load +evalsha +time +hget +hmget +hset +hdel +hgetall +rpushx +rpush \
+     +pexpire +ltrim +lindex +lrange";
+/// … and of another program.
+const KEEPER: &str = "resetchannels &cluster:u:* &cluster:r:* &cluster:all +publish ~cluster:h* +info +script|load +evalsha +time \
+     +hget +hmget +hset +hdel +hgetall +rpushx +rpush +pexpire +ltrim";
 const FOREIGN: &str = "resetchannels &cluster:u:* &cluster:r:* &cluster:all +publish";
 
 /// Creates a user with these rules; returns the user's URL.
@@ -73,6 +79,112 @@ async fn a_node_needs_its_line_and_can_do_nothing_else() {
     assert_eq!(client.ask("leave tea").await, "left");
     assert_refused(lab.server(), "node", &NEVER);
     assert_refused(lab.server(), "node", &[&["SUBSCRIBE", "other:u:alice"]]);
+}
+
+/// Each of its rights is needed: without it, what is kept is refused, or not told.
+#[tokio::test(flavor = "multi_thread")]
+async fn keeping_takes_its_line_and_nothing_else() {
+    let mut lab = Lab::redis();
+    let url = grant(lab.server(), "node", &format!("{NODE} {KEEPING}"));
+    let builder = lab.builder().redis(&url).user_history(History::default());
+    let node = TestNode::start(builder.start()).await;
+    node.cluster.ready().await.unwrap();
+    let mut client = node.client("alice").await;
+    let alice = || node.broadcaster.to_user("alice");
+    for n in 0..200 {
+        alice().send(n.to_string()).await.unwrap();
+        assert_eq!(client.event().await, text(&n.to_string()));
+    }
+    let kept = alice().history().await.unwrap();
+    assert_eq!(kept.messages.len(), 100);
+    assert_refused(lab.server(), "node", &NEVER);
+    assert_refused(
+        lab.server(),
+        "node",
+        &[
+            &["LRANGE", "other:h:u:alice", "0", "-1"],
+            &["DEL", "cluster:h:u:alice"],
+        ],
+    );
+    for command in [
+        "info",
+        "script|load",
+        "evalsha",
+        "time",
+        "hmget",
+        "hset",
+        "rpushx",
+        "lrange",
+    ] {
+        let (without, with) = (format!("-{command}"), format!("+{command}"));
+        lab.server().cli(&["ACL", "SETUSER", "node", &without]);
+        // It asks anew who keeps.
+        lab.server().cli(&["SCRIPT", "FLUSH"]);
+        lab.server().cli(&["CLIENT", "KILL", "USER", "node"]);
+        node.until_up().await;
+        let (sent, told) = (alice().send("refused").await, alice().history().await);
+        let words = [
+            sent.err().map(|it| it.to_string()),
+            told.err().map(|it| it.to_string()),
+        ];
+        let said = words
+            .iter()
+            .flatten()
+            .any(|words| words.contains("grant it: ACL SETUSER node"));
+        assert!(said, "{command}: {words:?}");
+        lab.server().cli(&["ACL", "SETUSER", "node", &with]);
+    }
+}
+
+/// As `docs/guide/other-programs.md` says it.
+#[tokio::test(flavor = "multi_thread")]
+async fn another_program_keeps_what_it_sends_by_one_command() {
+    let mut lab = Lab::redis();
+    let builder = lab.builder().user_history(History::default());
+    let node = TestNode::start(builder.start()).await;
+    node.cluster.ready().await.unwrap();
+    let mut client = node.client("alice").await;
+    grant(lab.server(), "keeper", KEEPER);
+    let script = include_str!("../../src/bus/redis/past/append.lua");
+    let digest = ask(lab.server(), "keeper", &["SCRIPT", "LOAD", script]);
+    let message = r#"{"text": "hello"}"#;
+    let keep = |message| {
+        let keys = ["EVALSHA", &digest, "2", "cluster:h", "cluster:h:u:alice"];
+        let rest = [
+            "",
+            "PUBLISH",
+            "100",
+            "337500",
+            "r",
+            "cluster:u:alice",
+            message,
+        ];
+        ask(
+            lab.redis.as_ref().unwrap(),
+            "keeper",
+            &[&keys[..], &rest].concat(),
+        )
+    };
+    for n in 0..150 {
+        let told = keep(message);
+        assert!(told.ends_with("\n1") || told.ends_with('1'), "{n}: {told}");
+        assert_eq!(client.event().await, text("hello"));
+    }
+    let kept = node.broadcaster.to_user("alice").history().await.unwrap();
+    assert_eq!(kept.messages, vec!["hello".into(); 100]);
+    node.broadcaster
+        .to_user("alice")
+        .send("from a node")
+        .await
+        .unwrap();
+    assert_eq!(client.event().await, text("from a node"));
+    assert_eq!(node.cluster.stats().history_rolled_back, 0);
+    assert_refused(lab.server(), "keeper", &NEVER);
+    assert_refused(
+        lab.server(),
+        "keeper",
+        &[&["LRANGE", "cluster:h:u:alice", "0", "-1"]],
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

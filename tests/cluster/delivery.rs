@@ -33,6 +33,45 @@ on_every_bus! {
     presence_is_known_everywhere
 }
 
+/// The same, where everything is kept.
+mod kept {
+    macro_rules! on_every_bus {
+        ($($name:ident)*) => {
+            mod memory {
+                $(#[tokio::test(flavor = "multi_thread")]
+                async fn $name() {
+                    super::super::$name(crate::support::Lab::memory().keeping()).await;
+                })*
+            }
+
+            mod redis {
+                $(#[tokio::test(flavor = "multi_thread")]
+                async fn $name() {
+                    super::super::$name(crate::support::Lab::redis().keeping()).await;
+                })*
+            }
+        };
+    }
+
+    on_every_bus! {
+        every_socket_of_the_user_on_every_node_once
+        a_socket_matched_several_ways_gets_one_copy
+        many_rooms_in_one_audience_are_one_copy
+        text_stays_text_and_binary_binary
+        ten_thousand_messages_arrive_in_order
+        odd_ids_work_and_never_meet
+        local_reaches_only_this_node
+        an_audience_nobody_is_in_is_fine
+        a_send_right_after_the_upgrade_arrives
+        a_close_comes_after_the_message_before_it
+        a_close_of_very_many_comes_after_the_message_before_it
+        commands_keep_their_place_among_sends
+        exceptions_are_respected_everywhere
+        one_socket_is_reached_from_anywhere
+        rooms_are_joined_and_left
+    }
+}
+
 /// D1, with its control: the fence would show a second copy, and a stranger's message.
 async fn every_socket_of_the_user_on_every_node_once(lab: Lab) {
     let [a, b, c] = lab.nodes().await;

@@ -34,6 +34,7 @@ mod face;
 mod failover;
 mod faults;
 mod gaps;
+mod history;
 mod interop;
 mod lifecycle;
 mod links;

@@ -505,3 +505,23 @@ async fn what_moves_in_a_cluster_costs_nothing() {
         println!("{gap:?}");
     }
 }
+
+/// H4: everything that was kept is gone by then.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_was_away_for_too_long_is_told() {
+    let pair = Pair::with(history(100, 10)).await;
+    let mut alice = pair.far.client("alice").await;
+    let mut gaps = pair.far.cluster.gaps();
+    pair.cut().await;
+    let near = &pair.near.broadcaster;
+    near.to_user("alice").send("missed").await.unwrap();
+    until("control: what was kept is gone", async || {
+        pair.server.cli(&["EXISTS", "cluster:h:u:alice"]) == "0"
+    })
+    .await;
+    pair.heal().await;
+    let gap = soon("a gap is told", gaps.next()).await.unwrap();
+    assert!(gap.concerns_user(&"alice".into()), "{gap:?}");
+    near.to_user("alice").send("later").await.unwrap();
+    assert_eq!(alice.event().await, text("later"));
+}

@@ -138,6 +138,7 @@ async fn tls_is_verified_or_refused() {
         ))
         .unwrap(),
         redis: None,
+        keeps: false,
     };
     let [node] = lab.nodes().await;
     let mut client = node.client("alice").await;

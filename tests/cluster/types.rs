@@ -12,12 +12,13 @@ use axum_cluster::{
     Audience, Backend, BadMessage, BadMessageKind, Broadcaster, BroadcasterBuilder, Close,
     CloseCode, Closed, ClosedKind, Cluster, ClusterBuilder, ClusterLayer, ClusterRejection,
     ClusterService, ClusterSocket, ConnectError, ConnectErrorKind, Count, Delivery,
-    DescriptionError, DescriptionErrorKind, Gap, Gaps, Health, HealthChanges, InvalidId,
-    InvalidNodeId, InvalidSocketId, Message, Move, Moves, NodeId, NodeInfo, NodeMessage,
-    NodeMessages, Outcome, OverLimit, Presence, PresenceChange, QueryError, QueryErrorKind, Redis,
-    RoomError, RoomErrorKind, RoomId, Roster, SendError, SendErrorKind, SendJsonError,
-    SendJsonErrorKind, SlowConsumer, Socket, SocketId, SocketInfo, StatKind, Stats, SubscribeError,
-    SubscribeErrorKind, Subscription, ToNodes, Unauthenticated, UserId, Utf8Bytes,
+    DescriptionError, DescriptionErrorKind, Gap, Gaps, Health, HealthChanges, History, InvalidId,
+    InvalidNodeId, InvalidPosition, InvalidSocketId, Kept, Message, Missed, Move, Moves, NodeId,
+    NodeInfo, NodeMessage, NodeMessages, Outcome, OverLimit, Position, Presence, PresenceChange,
+    QueryError, QueryErrorKind, Redis, Resumed, RoomError, RoomErrorKind, RoomId, Roster,
+    SendError, SendErrorKind, SendJsonError, SendJsonErrorKind, SlowConsumer, Socket, SocketId,
+    SocketInfo, StatKind, Stats, SubscribeError, SubscribeErrorKind, Subscription, ToNodes,
+    Unauthenticated, UserId, Utf8Bytes,
 };
 use futures::{Sink, Stream};
 use serde::Serialize;
@@ -57,10 +58,14 @@ assert_impl! {
     Gaps,
     Health,
     HealthChanges,
+    History,
     InvalidId,
     InvalidNodeId,
+    InvalidPosition,
     InvalidSocketId,
+    Kept,
     Message,
+    Missed,
     Move,
     Moves,
     NodeId,
@@ -69,11 +74,13 @@ assert_impl! {
     NodeMessages,
     Outcome,
     OverLimit,
+    Position,
     Presence,
     PresenceChange,
     QueryError,
     QueryErrorKind,
     Redis,
+    Resumed,
     RoomError,
     RoomErrorKind,
     RoomId,
@@ -132,7 +139,10 @@ assert_impl! {
     BadMessage, Closed, ClusterRejection, ConnectError, DescriptionError, InvalidId, QueryError, RoomError, SendError,
     SendJsonError, SubscribeError: Error + IntoResponse
 }
-assert_impl! { InvalidNodeId, InvalidSocketId: Error }
+assert_impl! { InvalidNodeId, InvalidPosition, InvalidSocketId: Error }
+assert_impl! { History, Missed, Resumed: Copy + Eq + Hash }
+assert_impl! { Kept: Clone + PartialEq }
+assert_impl! { Position: Clone + Eq + Hash + Display + FromStr<Err = InvalidPosition> + Serialize + DeserializeOwned }
 assert_impl! { Gaps: Stream<Item = Gap> }
 assert_impl! { HealthChanges: Stream<Item = Health> }
 assert_impl! { Moves: Stream<Item = Move> }
@@ -162,6 +172,7 @@ fn every_future_is_send() {
         send(audience.clone().close(Close::new(4001, "out")));
         send(audience.clone().join("lobby"));
         send(audience.clone().leave(RoomId::from(7)));
+        send(audience.clone().history());
         send(audience.clone().sockets());
         send(audience.count());
     };

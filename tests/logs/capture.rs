@@ -63,6 +63,11 @@ impl Log {
         (log, listening)
     }
 
+    /// Whether these words were logged by now.
+    pub fn has(&self, words: &str) -> bool {
+        String::from_utf8_lossy(&self.0.lock().unwrap()).contains(words)
+    }
+
     pub fn take(&self) -> String {
         let bytes = std::mem::take(&mut *self.0.lock().unwrap());
         String::from_utf8(bytes).unwrap()

@@ -10,7 +10,9 @@ use axum::extract::ws::WebSocketUpgrade;
 use axum::response::Response;
 use axum::routing::any;
 use axum::{Extension, Router, middleware};
-use axum_cluster::{Broadcaster, Cluster, ClusterSocket, QueryError, SendError, Stats, UserId};
+use axum_cluster::{
+    Backend, Broadcaster, Cluster, ClusterSocket, History, QueryError, SendError, Stats, UserId,
+};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -135,6 +137,39 @@ async fn refused_channels_are_named_once_at_warn() {
         assert!(line.contains(part), "{part} is not in {line}");
     }
     assert!(!log.contains("the bus is down"), "{log}");
+}
+
+/// Whoever sends without keeping what others keep is named, once.
+#[tokio::test]
+async fn a_node_that_keeps_less_is_named_once_at_warn() {
+    let (log, _guard) = Log::capture_here();
+    let backend = Backend::memory();
+    let node = Cluster::builder()
+        .backend(backend.clone())
+        .user_history(History::default())
+        .start();
+    let _alice = node.broadcaster().subscribe("alice").await.unwrap();
+    let cron = Broadcaster::builder().backend(backend).name("cron");
+    let cron = cron.connect().await.unwrap();
+    until("it said hello", async || log.has("keeps other histories")).await;
+    for _ in 0..3 {
+        cron.to_user("alice").send("hi").await.unwrap();
+    }
+    assert_eq!(node.stats().history_unkept, 3);
+    let log = log.take();
+    let lines = |words| log.lines().filter(move |line| line.contains(words));
+    let [line] = lines("sends without keeping").collect::<Vec<_>>()[..] else {
+        panic!("{log}")
+    };
+    for part in ["WARN", "name=\"cron\"", "user_history"] {
+        assert!(line.contains(part), "{part} is not in {line}");
+    }
+    let differ: Vec<&str> = lines("keeps other histories").collect();
+    let named = differ.iter().any(|line| line.contains("user:100/300000"));
+    assert!(
+        named && differ.len() == 2,
+        "each names the other: {differ:?}"
+    );
 }
 
 /// A path, headers, the status, what the log says, and what counts it.

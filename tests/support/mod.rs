@@ -15,7 +15,7 @@ pub mod traffic;
 
 use std::time::Duration;
 
-use axum_cluster::{Backend, Cluster, ClusterBuilder};
+use axum_cluster::{Backend, Cluster, ClusterBuilder, History};
 
 pub use client::Client;
 pub use node::TestNode;
@@ -43,10 +43,21 @@ pub async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     soon(what, holds).await;
 }
 
+/// Keeps what is sent to whomever.
+pub fn keeping(builder: ClusterBuilder) -> ClusterBuilder {
+    let history = History::default();
+    builder
+        .user_history(history)
+        .room_history(history)
+        .all_history(history)
+}
+
 /// One kind of cluster: a backend, and the server behind it.
 pub struct Lab {
     pub backend: Backend,
     pub redis: Option<RedisServer>,
+    /// Its nodes keep everything.
+    pub keeps: bool,
 }
 
 impl Lab {
@@ -54,6 +65,7 @@ impl Lab {
         Self {
             backend: Backend::memory(),
             redis: None,
+            keeps: false,
         }
     }
 
@@ -63,6 +75,14 @@ impl Lab {
         Self {
             backend,
             redis: Some(server),
+            keeps: false,
+        }
+    }
+
+    pub fn keeping(self) -> Self {
+        Self {
+            keeps: true,
+            ..self
         }
     }
 
@@ -72,10 +92,14 @@ impl Lab {
 
     /// Settings of a node of this lab. Short times, since the tests wait for them.
     pub fn builder(&self) -> ClusterBuilder {
-        Cluster::builder()
+        let builder = Cluster::builder()
             .backend(self.backend.clone())
             .linger(Duration::from_millis(50))
-            .probe_interval(Duration::from_millis(500))
+            .probe_interval(Duration::from_millis(500));
+        match self.keeps {
+            true => keeping(builder),
+            false => builder,
+        }
     }
 
     pub async fn node(&self) -> TestNode {

@@ -35,7 +35,8 @@ enum Unheard {
     Message {
         topic: Topic,
         channel: String,
-        number: Number,
+        /// None, of what is not kept and keeps its place among what is.
+        number: Option<Number>,
         envelope: Bytes,
     },
     /// This node has heard what came before, if it is not cut off.
@@ -53,10 +54,13 @@ impl Archive {
             number,
             envelope: envelope.clone(),
         };
-        if let Keep::Union(_) = keep {
-            for (channel, history) in &parcel.kept {
-                state.store.append(channel, entry(number), history, now);
+        for (n, (key, history)) in parcel.kept.iter().enumerate() {
+            match keep {
+                Keep::Each => break,
+                Keep::Silent(_) if n > 0 => number = state.store.advance(run, now, 1),
+                Keep::Silent(_) | Keep::Union(_) => {}
             }
+            state.store.append(key, entry(number), history, now);
         }
         for (n, (topic, channel)) in parcel.topics.iter().enumerate() {
             if let (Keep::Each, Some((key, history))) = (keep, parcel.kept.get(n)) {
@@ -68,7 +72,7 @@ impl Archive {
             state.unheard.push_back(Unheard::Message {
                 topic: topic.clone(),
                 channel: channel.clone(),
-                number,
+                number: Some(number),
                 envelope: envelope.clone(),
             });
         }
@@ -81,6 +85,20 @@ impl Archive {
         let mut state = self.0.lock();
         let probe = Unheard::Probe(node, Instant::now());
         state.unheard.push_back(probe);
+        !std::mem::replace(&mut state.is_told, true)
+    }
+
+    /// What is not kept goes behind what is, its publisher hears it as well. Whether the caller has to tell what is unheard.
+    pub(super) fn pass(&self, parcel: &Parcel) -> bool {
+        let mut state = self.0.lock();
+        for (topic, channel) in &parcel.topics {
+            state.unheard.push_back(Unheard::Message {
+                topic: topic.clone(),
+                channel: channel.clone(),
+                number: None,
+                envelope: parcel.envelope.clone(),
+            });
+        }
         !std::mem::replace(&mut state.is_told, true)
     }
 
@@ -146,7 +164,7 @@ impl Hub {
                     envelope,
                 } => {
                     for listener in self.listeners(&channel) {
-                        listener.heard(topic.as_str(), Some(number), &envelope);
+                        listener.heard(topic.as_str(), number, &envelope);
                         while listener.flush() {}
                     }
                 }

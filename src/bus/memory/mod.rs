@@ -51,6 +51,8 @@ struct Parcel {
     topics: SmallVec<[(Topic, String); 1]>,
     envelope: Bytes,
     keep: Option<Keep>,
+    /// Its publisher keeps, so that it has its place among what is kept.
+    in_turn: bool,
     /// Where it is kept.
     kept: SmallVec<[(String, History); 1]>,
 }
@@ -63,19 +65,14 @@ impl Hub {
         }
         match &parcel.keep {
             Some(keep) => Ok(self.keep(parcel, keep)),
+            None if parcel.in_turn => Ok(self.pass_in_turn(parcel)),
             None => Ok(self.pass(parcel)),
         }
     }
 
     /// Keeps it, and tells all who want it, its publisher as well.
     fn keep(&self, parcel: &Parcel, keep: &Keep) -> Published {
-        let (mut nodes, mut comes_back) = (0, false);
-        for (_, channel) in &parcel.topics {
-            nodes += self.others(channel, parcel.from).len();
-            comes_back |= !self
-                .who_wants(channel, |it| it.node == parcel.from)
-                .is_empty();
-        }
+        let (nodes, comes_back) = self.count(parcel);
         let (mark, tells) = self.archive.add(parcel, keep);
         if tells {
             self.tell();
@@ -85,6 +82,30 @@ impl Hub {
             comes_back,
             mark: Some((Clock::default(), mark)),
         }
+    }
+
+    fn pass_in_turn(&self, parcel: &Parcel) -> Published {
+        let (nodes, comes_back) = self.count(parcel);
+        if self.archive.pass(parcel) {
+            self.tell();
+        }
+        Published {
+            nodes,
+            comes_back,
+            mark: None,
+        }
+    }
+
+    /// Who will hear it: so many others, and perhaps its publisher.
+    fn count(&self, parcel: &Parcel) -> (usize, bool) {
+        let (mut nodes, mut comes_back) = (0, false);
+        for (_, channel) in &parcel.topics {
+            nodes += self.others(channel, parcel.from).len();
+            comes_back |= !self
+                .who_wants(channel, |it| it.node == parcel.from)
+                .is_empty();
+        }
+        (nodes, comes_back)
     }
 
     fn pass(&self, parcel: &Parcel) -> Published {
@@ -276,7 +297,9 @@ impl Bus for MemoryBus {
         let kept = match &keep {
             None => SmallVec::new(),
             Some(Keep::Each) => topics.iter().filter_map(|it| self.place(it)).collect(),
-            Some(Keep::Union(kept)) => kept.iter().filter_map(|it| self.place(it)).collect(),
+            Some(Keep::Union(kept) | Keep::Silent(kept)) => {
+                kept.iter().filter_map(|it| self.place(it)).collect()
+            }
         };
         let named = topics.into_iter().map(|topic| {
             let channel = self.namespace.channel(&topic);
@@ -287,6 +310,7 @@ impl Bus for MemoryBus {
             topics: named.collect(),
             envelope,
             keep,
+            in_turn: !self.histories.is_off(),
             kept,
         };
         let posted = self.hub.faults.read().post(parcel);

@@ -18,6 +18,8 @@ pub(crate) enum Keep {
     /// Of these topics, under one number of each clock: whoever has heard one copy has heard it. It is published where
     /// it is said, whether it is kept there or not.
     Union(SmallVec<[Topic; 1]>),
+    /// Of these topics, under a number for each, and published nowhere.
+    Silent(SmallVec<[Topic; 1]>),
 }
 
 /// How much is read at once.

@@ -12,7 +12,8 @@
 //!    evicted, only what is there proves anything: else *Forgotten*.
 //!
 //! A server that was emptied, or was the primary before, and whose time was set back as well, cannot be told from one that has
-//! gone on.
+//! gone on. And where a server became the primary a second time, and then a state from before that is gone on with, those who left
+//! in its second time get again what came between its two.
 
 use std::collections::BTreeMap;
 

@@ -239,6 +239,9 @@ mod tests {
                     self.has_lost = true;
                     if let Some(earlier) = self.earlier.as_mut() {
                         std::mem::swap(earlier, &mut self.run);
+                        // What is from before that would take its numbers for those of its first time.
+                        self.store.advance(self.run, self.now(), 1);
+                        self.saved = (self.store.clone(), self.truth.clone());
                     }
                 }
                 Step::Flush => {

@@ -252,7 +252,7 @@ impl Placement {
             return shard.publish(topics, envelope.clone(), size, keep).boxed();
         }
         let kept = match &keep {
-            Some(Keep::Union(kept)) => spread.split(kept.clone()),
+            Some(Keep::Union(kept) | Keep::Silent(kept)) => spread.split(kept.clone()),
             _ => BTreeMap::new(),
         };
         let mut parts = spread.split(topics);
@@ -260,9 +260,11 @@ impl Placement {
             parts.entry(*place).or_default();
         }
         let publish = |(place, topics): ((usize, Option<Partition>), _)| {
+            let of_place = || kept.get(&place).cloned().unwrap_or_default();
             let keep = keep.as_ref().map(|keep| match keep {
                 Keep::Each => Keep::Each,
-                Keep::Union(_) => Keep::Union(kept.get(&place).cloned().unwrap_or_default()),
+                Keep::Union(_) => Keep::Union(of_place()),
+                Keep::Silent(_) => Keep::Silent(of_place()),
             });
             spread.shards[place.0].publish(topics, envelope.clone(), size, keep)
         };

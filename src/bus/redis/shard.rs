@@ -385,16 +385,17 @@ impl Shard {
                 lifetime: history.lifetime_millis(),
             })
         };
-        let (lists, is_union, kept) = match keep {
-            Keep::Each => (topics.iter().map(list).collect(), false, None),
-            Keep::Union(kept) => {
+        let is_union = matches!(keep, Keep::Union(_));
+        let (lists, kept) = match keep {
+            Keep::Each => (topics.iter().map(list).collect(), None),
+            Keep::Union(kept) | Keep::Silent(kept) => {
                 let of = |topic| kept.contains(topic).then(|| list(topic)).flatten();
                 let mut lists: SmallVec<[_; 1]> = topics.iter().map(of).collect();
                 for topic in kept.iter().filter(|topic| !topics.contains(topic)) {
                     lists.push(list(topic));
                     channels.push(String::new());
                 }
-                (lists, true, kept.into_iter().next())
+                (lists, kept.into_iter().next())
             }
         };
         let first = kept.or_else(|| topics.first().cloned());

@@ -96,10 +96,6 @@ impl Marks {
         self.0.iter().copied()
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
     fn place(&self, clock: Clock) -> Result<usize, usize> {
         self.0.binary_search_by_key(&clock, |(clock, _)| *clock)
     }
