@@ -8,9 +8,7 @@ use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::serve::ListenerExt;
 use axum::{Router, routing::any};
-use axum_cluster::{
-    Cluster, ClusterSocket, Health, History, OverLimit, Socket, SocketId, UserId,
-};
+use axum_cluster::{Cluster, ClusterSocket, Health, History, OverLimit, Socket, SocketId, UserId};
 use futures::StreamExt;
 use http::HeaderValue;
 use socket2::SockRef;

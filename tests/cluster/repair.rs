@@ -441,11 +441,16 @@ async fn what_a_late_replica_has_not_got_is_counted_and_nothing_comes_twice() {
     far.until_up().await;
     for number in 5 + LATE..10 + LATE {
         let text = format!("near {number}");
-        until("a send", async || to_alice().send(text.clone()).await.is_ok()).await;
+        until("a send", async || {
+            to_alice().send(text.clone()).await.is_ok()
+        })
+        .await;
     }
     assert_eq!(near.cluster.stats().history_rolled_back, LATE as u64);
     fence(&near.broadcaster).await;
-    let expected: Vec<String> = (0..10 + LATE).map(|number| format!("near {number}")).collect();
+    let expected: Vec<String> = (0..10 + LATE)
+        .map(|number| format!("near {number}"))
+        .collect();
     assert_eq!(alice.await.unwrap(), expected, "once each");
 }
 
@@ -480,7 +485,11 @@ async fn what_moves_in_a_cluster_costs_nothing() {
     })
     .await;
     until("a send", async || {
-        near.broadcaster.to_user("alice").send("near x").await.is_ok()
+        near.broadcaster
+            .to_user("alice")
+            .send("near x")
+            .await
+            .is_ok()
     })
     .await;
     near.until_up().await;
@@ -494,8 +503,16 @@ async fn what_moves_in_a_cluster_costs_nothing() {
     heard.retain(|text| sent[0].iter().any(|(sent, ..)| sent == text));
     assert!(union.len() >= heard.len());
     let of = |to: To| {
-        let sent: Vec<_> = sent[0].iter().filter(|(_, one, _)| *one == to).cloned().collect();
-        let heard: Vec<String> = heard.iter().filter(|text| sent.iter().any(|(one, ..)| one == *text)).cloned().collect();
+        let sent: Vec<_> = sent[0]
+            .iter()
+            .filter(|(_, one, _)| *one == to)
+            .cloned()
+            .collect();
+        let heard: Vec<String> = heard
+            .iter()
+            .filter(|text| sent.iter().any(|(one, ..)| one == *text))
+            .cloned()
+            .collect();
         lost(&heard, &[sent], &[to])
     };
     for to in [To::Alice, To::Room, To::All] {

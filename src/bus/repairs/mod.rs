@@ -265,8 +265,10 @@ impl Repairs {
         let (due, missed) = state.next_due(most);
         let live = state.released();
         drop(state);
-        let (repaired, missed) = (due.len() as u64, missed as u64);
+        let was_missed = |due: &&Due| due.older_than.is_some();
+        let repaired = due.iter().filter(was_missed).count() as u64;
         self.counters.history_repaired.fetch_add(repaired, Relaxed);
+        let missed = missed as u64;
         self.counters.history_missed.fetch_add(missed, Relaxed);
         live.into_iter().for_each(|link| self.bus.probe(link));
         due
