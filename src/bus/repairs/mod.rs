@@ -14,37 +14,30 @@
 //! how far it has come; the node has heard it so far when a probe that was published later is back.
 
 mod call;
+mod state;
 mod task;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::mem::take;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use self::call::{Call, Part};
+use self::call::Call;
+use self::state::{State, Ticking};
 pub(crate) use self::task::{Repairing, Task};
 use super::Bus;
 use super::outage::LinkId;
 use super::past::Past;
-use super::repair::{Due, Fate, HELD, Repair};
+use super::repair::{Due, Fate};
 use crate::counts::Counters;
 use crate::model::history::Histories;
-use crate::model::history::mark::{Clock, Mark, Number};
+use crate::model::history::mark::{Clock, Number};
 use crate::model::id::UserId;
 use crate::model::partition::{Partition, PartitionSet};
 use crate::model::topic::{Topic, TopicKind};
 
-/// Topics that are read at once, 500 in a command: 100,000 of which nothing is new take 0.2 s of Redis, 1 ms at a time (measured).
-const AT_ONCE: usize = 2000;
-/// The same where much came to them, since Redis serves nobody else meanwhile …
-const LARGE: usize = 400;
-/// … which an answer of so many bytes shows.
-const MUCH: usize = 1024 * 1024;
 /// So often a clock is asked how far it has come, within the time that it keeps.
 const TICKS: u32 = 8;
 
@@ -57,44 +50,6 @@ pub(crate) struct Repairs {
     state: Mutex<State>,
     /// There is something to do.
     news: Arc<Notify>,
-}
-
-#[derive(Debug)]
-struct State {
-    clocks: BTreeMap<Clock, Heard>,
-    links: BTreeMap<LinkId, Line>,
-    /// Of each partition: its clock, and a topic that nobody uses.
-    places: Vec<Option<(Clock, Topic)>>,
-    at_once: usize,
-}
-
-#[derive(Debug)]
-struct Heard {
-    repair: Repair,
-    /// Raised when what was asked before is of no use any more.
-    turn: u64,
-    /// All was read by then.
-    read_at: Option<Instant>,
-}
-
-/// A link, as far as repairs go.
-#[derive(Debug, Default)]
-struct Line {
-    partitions: PartitionSet,
-    /// It was up since something was missed there: that may be read.
-    is_up: bool,
-    /// That it is up was not told.
-    is_withheld: bool,
-    ticking: Ticking,
-    repaired: Repaired,
-}
-
-/// How far the clocks have come.
-#[derive(Debug, Default)]
-struct Ticking {
-    asked_at: Option<Instant>,
-    is_asked: bool,
-    told: Option<(Instant, Vec<(Clock, Mark)>)>,
 }
 
 /// What became of what was missed on a link.
@@ -110,26 +65,15 @@ pub(crate) struct Repaired {
 
 impl Repairs {
     pub(crate) fn new(bus: Arc<dyn Bus>, histories: Histories, counters: Arc<Counters>) -> Self {
-        let mut state = State {
-            clocks: BTreeMap::new(),
-            links: BTreeMap::new(),
-            places: Vec::new(),
-            at_once: AT_ONCE,
+        let (links, places) = match histories.is_off() {
+            true => (Vec::new(), Vec::new()),
+            false => (bus.links(), places(&histories, &*bus)),
         };
-        if !histories.is_off() {
-            state.places = places(&histories, &*bus);
-            for (clock, _) in state.places.iter().flatten() {
-                state.clocks.entry(*clock).or_insert_with(Heard::new);
-            }
-            for (link, partitions) in bus.links() {
-                state.links.entry(link).or_default().partitions = partitions;
-            }
-        }
         Self {
             bus,
             histories,
             counters,
-            state: Mutex::new(state),
+            state: Mutex::new(State::new(links, places)),
             news: Arc::default(),
         }
     }
@@ -140,15 +84,7 @@ impl Repairs {
 
     /// What came on a topic's channel.
     pub(crate) fn came(&self, topic: &str, number: Number, envelope: &[u8]) -> Fate {
-        let mut state = self.state.lock();
-        let State { clocks, places, .. } = &mut *state;
-        let place = places
-            .get(Partition::of(topic).index())
-            .and_then(Option::as_ref);
-        let heard = place.and_then(|(clock, _)| clocks.get_mut(clock));
-        heard.map_or(Fate::Due, |heard| {
-            heard.repair.came(topic, number, envelope)
-        })
+        self.state.lock().came(topic, number, envelope)
     }
 
     /// Something may be missed on a link. Sockets that come from now on have this number or later ones.
@@ -168,20 +104,11 @@ impl Repairs {
     }
 
     /// Partitions went from one link to another.
-    pub(crate) fn moved(&self, moved: PartitionSet, (from, to): (LinkId, LinkId), newcomers: u64) {
+    pub(crate) fn moved(&self, moved: PartitionSet, links: (LinkId, LinkId), newcomers: u64) {
         if self.are_off() {
             return;
         }
-        let mut state = self.state.lock();
-        if let Some(line) = state.links.get_mut(&from) {
-            line.partitions = line.partitions - moved;
-            if line.partitions.is_empty() {
-                state.links.remove(&from);
-            }
-        }
-        let line = state.links.entry(to).or_default();
-        line.partitions = line.partitions | moved;
-        state.lose(to, moved, newcomers);
+        self.state.lock().moved(moved, links, newcomers);
     }
 
     /// A link is usable, proven by what was published then. What became of what was missed there, as soon as all of it is
@@ -292,301 +219,6 @@ impl Repairs {
 impl Drop for Repairs {
     fn drop(&mut self) {
         self.news.notify_one();
-    }
-}
-
-impl State {
-    fn clocks_of(&self, partitions: PartitionSet) -> BTreeSet<Clock> {
-        let of = |partition: Partition| self.places.get(partition.index())?.as_ref();
-        let places = partitions.iter().filter_map(of);
-        places.map(|(clock, _)| *clock).collect()
-    }
-
-    fn lose(&mut self, link: LinkId, partitions: PartitionSet, newcomers: u64) {
-        let clocks = self.clocks_of(partitions);
-        let Some(line) = self.links.get_mut(&link) else {
-            return;
-        };
-        (line.is_up, line.is_withheld) = (false, false);
-        line.ticking = Ticking::default();
-        for clock in clocks {
-            if let Some(heard) = self.clocks.get_mut(&clock) {
-                heard.lose(newcomers);
-                line.repaired.newcomers.get_or_insert(newcomers);
-            }
-        }
-    }
-
-    fn up(&mut self, link: LinkId, proven: Instant) -> Option<Repaired> {
-        let carried = self.links.get(&link).map(|line| line.partitions)?;
-        let clocks = self.clocks_of(carried);
-        let line = self.links.get_mut(&link)?;
-        line.is_up = true;
-        let ticked = line.ticking.told.take_if(|(at, _)| *at <= proven);
-        for (clock, mark) in ticked.into_iter().flat_map(|(_, told)| told) {
-            if let Some(heard) = self.clocks.get_mut(&clock)
-                && !heard.repair.advance(mark)
-            {
-                heard.lose(u64::MAX);
-            }
-        }
-        let mut are_live = true;
-        for clock in clocks {
-            if let Some(heard) = self.clocks.get_mut(&clock) {
-                if heard.read_at.take_if(|at| *at <= proven).is_some() {
-                    heard.repair.came_back();
-                }
-                are_live &= heard.repair.is_live();
-            }
-        }
-        line.is_withheld = !are_live;
-        are_live.then(|| take(&mut line.repaired))
-    }
-
-    /// The clocks that may be read.
-    fn wanted(&self) -> Vec<(LinkId, Clock)> {
-        let mut wanted = Vec::new();
-        for (link, line) in self.links.iter().filter(|(_, line)| line.is_up) {
-            let clocks = self.clocks_of(line.partitions).into_iter();
-            let is_deaf = |clock: &Clock| {
-                let heard = self.clocks.get(clock);
-                heard.is_some_and(|heard| heard.repair.is_deaf())
-            };
-            wanted.extend(clocks.filter(is_deaf).map(|clock| (*link, clock)));
-        }
-        wanted
-    }
-
-    fn begin(&mut self, wanted: Vec<(LinkId, Clock)>, topics: Vec<Topic>) {
-        let mut by_clock: HashMap<Clock, Vec<Topic>> = HashMap::new();
-        for topic in topics {
-            let place = self.places.get(Partition::of(topic.as_str()).index());
-            if let Some((clock, _)) = place.and_then(Option::as_ref) {
-                by_clock.entry(*clock).or_default().push(topic);
-            }
-        }
-        for (link, clock) in wanted {
-            let (Some(line), Some(heard)) =
-                (self.links.get_mut(&link), self.clocks.get_mut(&clock))
-            else {
-                continue;
-            };
-            // It may have gone down again.
-            if line.is_up && heard.repair.is_deaf() {
-                line.repaired.gave_up |= heard.repair.heard_until().is_none();
-                heard.turn += 1;
-                let topics = by_clock.remove(&clock).unwrap_or_default();
-                heard.repair.begin(topics, AT_ONCE);
-            }
-        }
-    }
-
-    fn next_call(&mut self) -> Option<Call> {
-        let links: Vec<_> = self
-            .links
-            .iter()
-            .map(|(link, line)| (*link, line.partitions))
-            .collect();
-        links.into_iter().find_map(|(link, partitions)| {
-            let (mut parts, mut room, mut since) = (Vec::new(), self.at_once, None);
-            for clock in self.clocks_of(partitions) {
-                let nobody = self.nobody(clock)?;
-                let heard = self.clocks.get_mut(&clock)?;
-                if let Some((at, read)) = heard.repair.next_read(room, since) {
-                    since = Some(read.since.is_some());
-                    room = room.saturating_sub(read.topics.len().max(1));
-                    parts.push(Part {
-                        clock,
-                        turn: heard.turn,
-                        at,
-                        read,
-                        nobody,
-                    });
-                }
-            }
-            let is_tick = false;
-            (!parts.is_empty()).then_some(Call {
-                link,
-                is_tick,
-                parts,
-            })
-        })
-    }
-
-    /// Asks how far the clocks of a link have come, if that is long ago.
-    fn next_tick(&mut self, every: Duration) -> Option<Call> {
-        let now = Instant::now();
-        let is_due = |line: &Line| {
-            let ticking = &line.ticking;
-            let is_old = ticking.asked_at.is_none_or(|at| now >= at + every);
-            line.is_up && !line.is_withheld && is_old && !ticking.is_asked
-        };
-        let (link, line) = self.links.iter_mut().find(|(_, line)| is_due(line))?;
-        (line.ticking.asked_at, line.ticking.is_asked) = (Some(now), true);
-        let (link, partitions) = (*link, line.partitions);
-        let part = |clock| {
-            Some(Part {
-                clock,
-                turn: self.clocks.get(&clock)?.turn,
-                at: 0,
-                read: super::repair::Read::default(),
-                nobody: self.nobody(clock)?,
-            })
-        };
-        let parts = self
-            .clocks_of(partitions)
-            .into_iter()
-            .filter_map(part)
-            .collect();
-        Some(Call {
-            link,
-            is_tick: true,
-            parts,
-        })
-    }
-
-    /// A topic of this clock that nobody uses.
-    fn nobody(&self, clock: Clock) -> Option<Topic> {
-        let mut places = self.places.iter().flatten();
-        let place = places.find(|(one, _)| *one == clock);
-        place.map(|(_, topic)| topic.clone())
-    }
-
-    fn is_current(&self, part: &Part) -> bool {
-        let heard = self.clocks.get(&part.clock);
-        heard.is_some_and(|heard| heard.turn == part.turn)
-    }
-
-    /// Whether a probe is to be published now.
-    fn ticked(&mut self, call: Call, past: Past) -> bool {
-        let marks = call.parts.iter().zip(&past.topics);
-        let current = marks.filter(|(part, _)| self.is_current(part));
-        let marks = current.filter_map(|(part, told)| Some((part.clock, told.cut?)));
-        let marks = marks.collect();
-        let Some(line) = self
-            .links
-            .get_mut(&call.link)
-            .filter(|line| line.ticking.is_asked)
-        else {
-            return false;
-        };
-        line.ticking.is_asked = false;
-        line.ticking.told = Some((Instant::now(), marks));
-        true
-    }
-
-    /// The same.
-    fn answered(&mut self, call: Call, past: Past) -> bool {
-        let entries = past
-            .topics
-            .iter()
-            .flat_map(|topic| topic.entries.iter().flatten());
-        let bytes: usize = entries.map(|entry| entry.envelope.len()).sum();
-        self.at_once = match bytes > MUCH {
-            true => LARGE,
-            false => AT_ONCE,
-        };
-        let mut told = past.topics.into_iter();
-        let mut is_done = true;
-        for part in call.parts {
-            let past = told.by_ref().take(part.read.topics.len().max(1)).collect();
-            if !self.is_current(&part) {
-                continue;
-            }
-            let Some(heard) = self.clocks.get_mut(&part.clock) else {
-                continue;
-            };
-            if !heard.repair.answered(part.at, past) {
-                // Another process answers by now.
-                heard.lose(u64::MAX);
-            }
-            heard.read_at = heard.repair.is_read().then(Instant::now);
-            is_done &= heard.read_at.is_some();
-        }
-        is_done
-    }
-
-    fn gave_up(&mut self, call: &Call) -> bool {
-        let Some(line) = self.links.get_mut(&call.link) else {
-            return false;
-        };
-        line.ticking.is_asked = false;
-        if call.is_tick {
-            return false;
-        }
-        for part in &call.parts {
-            if let Some(heard) = self.clocks.get_mut(&part.clock)
-                && heard.turn == part.turn
-            {
-                line.repaired.gave_up = true;
-                heard.turn += 1;
-                heard.repair.give_up();
-            }
-        }
-        false
-    }
-
-    /// And how many topics cannot be told.
-    fn next_due(&mut self, most: usize) -> (Vec<Due>, usize) {
-        let (mut all, mut count) = (Vec::new(), 0);
-        let links: Vec<_> = self
-            .links
-            .iter()
-            .map(|(link, line)| (*link, line.partitions))
-            .collect();
-        for (link, partitions) in links {
-            for clock in self.clocks_of(partitions) {
-                let Some(heard) = self.clocks.get_mut(&clock) else {
-                    continue;
-                };
-                heard.repair.delivered();
-                let missed = heard.repair.take_missed();
-                count += missed.len();
-                if let Some(line) = self.links.get_mut(&link) {
-                    let topics = missed.into_iter().map(|(topic, _)| topic);
-                    line.repaired.missed.extend(topics);
-                }
-                while all.len() < most
-                    && let Some(due) = heard.repair.next()
-                {
-                    all.push(due);
-                }
-            }
-        }
-        (all, count)
-    }
-
-    /// Links whose up was withheld, and may be told.
-    fn released(&mut self) -> Vec<LinkId> {
-        let withheld = self.links.iter().filter(|(_, line)| line.is_withheld);
-        let is_live = |clock: &Clock| {
-            let heard = self.clocks.get(clock);
-            heard.is_some_and(|heard| heard.repair.is_live())
-        };
-        let live = withheld.filter(|(_, line)| self.clocks_of(line.partitions).iter().all(is_live));
-        let live: Vec<LinkId> = live.map(|(link, _)| *link).collect();
-        for link in &live {
-            if let Some(line) = self.links.get_mut(link) {
-                line.is_withheld = false;
-            }
-        }
-        live
-    }
-}
-
-impl Heard {
-    fn new() -> Self {
-        Self {
-            repair: Repair::new(HELD),
-            turn: 0,
-            read_at: None,
-        }
-    }
-
-    fn lose(&mut self, newcomers: u64) {
-        self.turn += 1;
-        self.read_at = None;
-        self.repair.lost(newcomers);
     }
 }
 
