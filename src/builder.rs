@@ -280,6 +280,11 @@ impl ClusterBuilder {
     ///
     /// A send that is kept costs Redis about five times what another does, and its sender's own sockets get it when it comes back
     /// from Redis, in the one order that all get. [`Audience::ephemeral`](crate::Audience::ephemeral) leaves one out.
+    ///
+    /// With an ACL, the node's user needs more than for the rest:
+    /// `~<namespace>:h* +info +script|load +evalsha +time +hget +hmget +hset +hdel +hgetall +rpushx +rpush +pexpire +ltrim +lindex
+    /// +lrange`, in a Redis Cluster `~<namespace>:{*}:h*`. Without it what should be kept fails, saying so, and reaches the sockets
+    /// of the sender's node alone.
     pub fn user_history(mut self, history: History) -> Self {
         self.config.histories.user = Some(history);
         self

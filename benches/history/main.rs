@@ -26,6 +26,9 @@ const ALONE: usize = 4_000;
 /// Users that get one message each, for what is kept of them.
 const ONCE: usize = 20_000;
 
+/// One of them.
+type Of = fn(&Figures) -> f64;
+
 struct Figures {
     /// CPU of Redis, in µs a message.
     redis: f64,
@@ -59,7 +62,7 @@ async fn main() {
         plain.push(measure(&pairs[0].0.broadcaster(), &server).await);
         kept.push(measure(&pairs[1].0.broadcaster(), &server).await);
     }
-    let median = |figures: &[Figures], of: fn(&Figures) -> f64| {
+    let median = |figures: &[Figures], of: Of| {
         let mut values: Vec<f64> = figures.iter().map(of).collect();
         values.sort_by(f64::total_cmp);
         values[values.len() / 2]
@@ -68,7 +71,7 @@ async fn main() {
         "{:34} {:>9} {:>9} {:>7}",
         "medians of 5", "plain", "kept", "ratio"
     );
-    let rows: [(&str, fn(&Figures) -> f64); 3] = [
+    let rows: [(&str, Of); 3] = [
         ("Redis, µs of CPU a message", |it| it.redis),
         ("both nodes, µs of CPU a message", |it| it.nodes),
         ("p50 of a send alone, µs", |it| it.p50),

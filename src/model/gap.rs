@@ -17,6 +17,11 @@ use super::topic::{Kinds, Topic, TopicKind};
 /// A send of another node that returned before `from`, or began after `until`, is not affected, by the
 /// clock of this node. Where Redis refused some channels only, nobody else missed anything.
 ///
+/// What is kept ([`user_history`](crate::ClusterBuilder::user_history) and its siblings) was missed only for a moment: it came
+/// before the gap was told, in order, and concerns nobody any more. If it could not be told (more than is kept, or older; Redis
+/// has lost it), its user or room is concerned, and so is everybody if nothing could be read. What is kept of nobody, such as
+/// messages to single nodes, is in every gap.
+///
 /// As JSON: `from`, `until` (milliseconds since 1970).
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize)]
 #[non_exhaustive]

@@ -117,21 +117,22 @@ async fn keeping_takes_its_line_and_nothing_else() {
         "lrange",
     ] {
         let (without, with) = (format!("-{command}"), format!("+{command}"));
-        lab.server().cli(&["ACL", "SETUSER", "node", &without]);
+        if lab.server().cli(&["ACL", "SETUSER", "node", &without]) != "OK" {
+            // Redis 6 takes a part of a command from nobody.
+            assert_eq!(command, "script|load");
+            continue;
+        }
         // It asks anew who keeps.
         lab.server().cli(&["SCRIPT", "FLUSH"]);
         lab.server().cli(&["CLIENT", "KILL", "USER", "node"]);
-        node.until_up().await;
-        let (sent, told) = (alice().send("refused").await, alice().history().await);
-        let words = [
-            sent.err().map(|it| it.to_string()),
-            told.err().map(|it| it.to_string()),
-        ];
-        let said = words
-            .iter()
-            .flatten()
-            .any(|words| words.contains("grant it: ACL SETUSER node"));
-        assert!(said, "{command}: {words:?}");
+        until(&format!("{command} is refused"), async || {
+            let (sent, told) = (alice().send("refused").await, alice().history().await);
+            let (sent, told) = (sent.err(), told.err());
+            let words = [sent.map(|it| it.to_string()), told.map(|it| it.to_string())];
+            let fix = "grant it: ACL SETUSER node";
+            words.iter().flatten().any(|words| words.contains(fix))
+        })
+        .await;
         lab.server().cli(&["ACL", "SETUSER", "node", &with]);
     }
 }

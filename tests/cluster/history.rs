@@ -36,6 +36,88 @@ on_every_bus! {
     a_close_ends_every_socket_once_and_is_no_message
 }
 
+/// The same, where several Redises share the topics.
+mod several {
+    use axum_cluster::Backend;
+
+    use crate::support::redis::redis_cluster::RedisCluster;
+    use crate::support::{Lab, RedisServer};
+
+    macro_rules! on_several {
+        ($($name:ident)*) => {
+            mod cluster {
+                $(#[tokio::test(flavor = "multi_thread")]
+                async fn $name() {
+                    let cluster = super::RedisCluster::start(3, 0);
+                    let backend = super::Backend::redis(cluster.url()).unwrap();
+                    super::super::$name(super::lab(backend)).await;
+                })*
+            }
+
+            mod shards {
+                $(#[tokio::test(flavor = "multi_thread")]
+                async fn $name() {
+                    let servers = [(); 3].map(|()| super::RedisServer::start());
+                    let urls = servers.each_ref().map(super::RedisServer::url);
+                    let backend = super::Backend::shards(urls).unwrap();
+                    super::super::$name(super::lab(backend)).await;
+                })*
+            }
+        };
+    }
+
+    fn lab(backend: Backend) -> Lab {
+        Lab {
+            backend,
+            redis: None,
+            keeps: false,
+        }
+    }
+
+    on_several! {
+        all_sockets_get_what_is_kept_in_one_order
+        the_history_of_an_audience_is_what_was_sent_to_it
+        a_sender_that_does_not_keep_is_counted
+        two_namespaces_keep_apart
+        a_close_ends_every_socket_once_and_is_no_message
+        a_union_over_several_redises_comes_once
+    }
+}
+
+/// Its copies come by several links: none has a place among the others.
+async fn a_union_over_several_redises_comes_once(lab: Lab) {
+    let [a, b] = nodes(&lab).await;
+    let mut clients = [a.client("alice").await, b.client("alice").await];
+    for client in &mut clients {
+        for room in 0..20 {
+            assert_eq!(client.ask(&format!("join {room}")).await, "joined");
+        }
+    }
+    let mut audience = a.broadcaster.to_user("alice");
+    for room in 0..20 {
+        audience = audience.to_room(room.to_string());
+    }
+    for n in 0..20 {
+        let sent = audience.clone().send(n.to_string()).await.unwrap();
+        assert_eq!((sent.local(), sent.position()), (1, None));
+    }
+    for client in &mut clients {
+        let mut heard = Vec::new();
+        for _ in 0..20 {
+            heard.push(client.event().await);
+        }
+        // Whatever comes twice would come before the answer.
+        assert_eq!(client.ask("join last").await, "joined");
+        heard.sort_unstable_by_key(|event| format!("{event:?}"));
+        heard.dedup();
+        assert_eq!(heard.len(), 20);
+    }
+    for room in 0..20 {
+        let kept = b.broadcaster.to_room(room.to_string()).history().await;
+        assert_eq!(kept.unwrap().messages.len(), 20);
+    }
+}
+
 async fn what_is_kept_reaches_every_socket_once(lab: Lab) {
     let [a, b] = nodes(&lab).await;
     let mut clients = Vec::new();

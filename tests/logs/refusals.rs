@@ -172,6 +172,38 @@ async fn a_node_that_keeps_less_is_named_once_at_warn() {
     );
 }
 
+/// Said at the start, before anything is lost by it.
+#[tokio::test]
+async fn a_redis_that_cannot_keep_or_may_evict_is_named_at_the_start() {
+    let server =
+        RedisServer::with_options(&["--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru"]);
+    let rules = "ACL SETUSER app on >pass resetchannels &cluster:* +subscribe +unsubscribe +publish +pubsub";
+    assert_eq!(server.cli(&rules.split(' ').collect::<Vec<_>>()), "OK");
+    let (log, _guard) = Log::capture_here();
+    let refused = format!("redis://app:pass@127.0.0.1:{}", server.port());
+    let start = |url: String, history| {
+        let builder = Cluster::builder().redis(url);
+        match history {
+            true => builder.user_history(History::default()).start(),
+            false => builder.start(),
+        }
+    };
+    let silent = start(server.url(), false);
+    silent.ready().await.unwrap();
+    assert!(
+        !log.has("WARN"),
+        "control: where nothing is kept, nobody minds"
+    );
+    let evicts = start(server.url(), true);
+    until("it is said", async || log.has("may evict")).await;
+    let refuses = start(refused, true);
+    until("it is said", async || log.has("grant it: ACL SETUSER app")).await;
+    refuses.ready().await.unwrap();
+    evicts.ready().await.unwrap();
+    let sent = refuses.broadcaster().to_user("alice").send("hi").await;
+    assert!(!sent.unwrap_err().maybe_sent());
+}
+
 /// A path, headers, the status, what the log says, and what counts it.
 type Case<'a> = (
     &'a str,

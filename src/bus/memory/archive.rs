@@ -7,7 +7,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::{Hub, Parcel};
+use super::{Hub, Parcel, Places};
 use crate::bus::outage::LinkId;
 use crate::bus::past::store::Store;
 use crate::bus::past::{Entry, Keep, Past, ReadLimits, TopicPast};
@@ -45,7 +45,7 @@ enum Unheard {
 
 impl Archive {
     /// Numbers and keeps it. The last of its marks, and whether the caller has to [tell](Hub::tell) what is unheard.
-    pub(super) fn add(&self, parcel: &Parcel, keep: &Keep) -> (Mark, bool) {
+    pub(super) fn add(&self, parcel: &Parcel, keep: &Keep, places: &Places) -> (Mark, bool) {
         let (mut state, now) = (self.0.lock(), micros());
         let run = state.run();
         let mut number = state.store.advance(run, now, 1);
@@ -54,7 +54,7 @@ impl Archive {
             number,
             envelope: envelope.clone(),
         };
-        for (n, (key, history)) in parcel.kept.iter().enumerate() {
+        for (n, (key, history)) in places.iter().enumerate() {
             match keep {
                 Keep::Each => break,
                 Keep::Silent(_) if n > 0 => number = state.store.advance(run, now, 1),
@@ -63,7 +63,7 @@ impl Archive {
             state.store.append(key, entry(number), history, now);
         }
         for (n, (topic, channel)) in parcel.topics.iter().enumerate() {
-            if let (Keep::Each, Some((key, history))) = (keep, parcel.kept.get(n)) {
+            if let (Keep::Each, Some((key, history))) = (keep, places.get(n)) {
                 if n > 0 {
                     number = state.store.advance(run, now, 1);
                 }

@@ -50,12 +50,14 @@ struct Parcel {
     from: NodeId,
     topics: SmallVec<[(Topic, String); 1]>,
     envelope: Bytes,
-    keep: Option<Keep>,
+    /// How it is kept, and where.
+    keep: Option<Box<(Keep, Places)>>,
     /// Its publisher keeps, so that it has its place among what is kept.
     in_turn: bool,
-    /// Where it is kept.
-    kept: SmallVec<[(String, History); 1]>,
 }
+
+/// Lists, and what each keeps.
+type Places = SmallVec<[(String, History); 1]>;
 
 impl Hub {
     /// Tells all who want it, but for who published it and who is cut off.
@@ -64,16 +66,16 @@ impl Hub {
             return Err(PublishError::not_sent(CUT));
         }
         match &parcel.keep {
-            Some(keep) => Ok(self.keep(parcel, keep)),
+            Some(keep) => Ok(self.keep(parcel, &keep.0, &keep.1)),
             None if parcel.in_turn => Ok(self.pass_in_turn(parcel)),
             None => Ok(self.pass(parcel)),
         }
     }
 
     /// Keeps it, and tells all who want it, its publisher as well.
-    fn keep(&self, parcel: &Parcel, keep: &Keep) -> Published {
+    fn keep(&self, parcel: &Parcel, keep: &Keep, places: &Places) -> Published {
         let (nodes, comes_back) = self.count(parcel);
-        let (mark, tells) = self.archive.add(parcel, keep);
+        let (mark, tells) = self.archive.add(parcel, keep, places);
         if tells {
             self.tell();
         }
@@ -294,13 +296,15 @@ impl Bus for MemoryBus {
         _: Size,
         keep: Option<Keep>,
     ) -> BoxFuture<'static, Result<Published, PublishError>> {
-        let kept = match &keep {
-            None => SmallVec::new(),
-            Some(Keep::Each) => topics.iter().filter_map(|it| self.place(it)).collect(),
-            Some(Keep::Union(kept) | Keep::Silent(kept)) => {
-                kept.iter().filter_map(|it| self.place(it)).collect()
-            }
-        };
+        let keep = keep.map(|keep| {
+            let topics = match &keep {
+                Keep::Each => &topics,
+                Keep::Union(kept) | Keep::Silent(kept) => kept,
+            };
+            let places = topics.iter().filter_map(|topic| self.place(topic));
+            let places = places.collect();
+            Box::new((keep, places))
+        });
         let named = topics.into_iter().map(|topic| {
             let channel = self.namespace.channel(&topic);
             (topic, channel)
@@ -311,7 +315,6 @@ impl Bus for MemoryBus {
             envelope,
             keep,
             in_turn: !self.histories.is_off(),
-            kept,
         };
         let posted = self.hub.faults.read().post(parcel);
         match posted {
@@ -331,7 +334,8 @@ impl Bus for MemoryBus {
         limits: ReadLimits,
     ) -> BoxFuture<'a, Result<Past, Arc<str>>> {
         let places = topics.iter().map(|topic| self.place(topic));
-        let read = match self.hub.faults.read().is_cut(self.node) {
+        let is_cut = self.hub.faults.read().is_cut(self.node);
+        let read = match is_cut {
             false => Ok(self.hub.archive.read(places, since, limits)),
             true => Err(CUT.into()),
         };

@@ -284,10 +284,10 @@ mod tests {
             let away = self.away[n].clone();
             let now = self.now();
             self.store.advance(self.run, now, 1);
-            for topic in 0..2 {
+            for (topic, key) in TOPICS.into_iter().enumerate() {
                 let read = |since| {
-                    let (key, evicts) = (TOPICS[topic], self.evicts);
-                    self.store.read(key, since, &HISTORY, now, 1000, evicts)
+                    self.store
+                        .read(key, since, &HISTORY, now, 1000, self.evicts)
                 };
                 let sent =
                     |entry: &Entry| u64::from_be_bytes(entry.envelope[..].try_into().unwrap());

@@ -47,6 +47,9 @@ impl Advice {
         match known {
             Some((_, "")) => format!("{words} (grant it: {})", self.acl).into(),
             Some((_, fix)) => format!("{words} ({fix})").into(),
+            None if NOPERM_IN_SCRIPT.iter().any(|said| words.contains(said)) => {
+                format!("{words} (grant it: {})", self.acl).into()
+            }
             None => words.into(),
         }
     }
@@ -57,15 +60,19 @@ pub(crate) fn without_arguments(words: &str) -> &str {
     words.split(", with args").next().unwrap_or(words)
 }
 
+/// A missing permission that a script met, as Redis 6 and Valkey 9 say it.
+const NOPERM_IN_SCRIPT: [&str; 2] = [
+    "The user executing the script can't",
+    "ACL failure in script",
+];
+
 /// What keeping takes beside the rest.
 const KEEPING: &str = "+info +script|load +evalsha +time +hget +hmget +hset +hdel +hgetall +rpushx +rpush +pexpire +ltrim \
      +lindex +lrange";
 
 /// How an answer begins, and the fix; none where the ACL line is it.
-const FIXES: [(&str, &str); 16] = [
+const FIXES: [(&str, &str); 15] = [
     ("NOPERM", ""),
-    // What a script met, as Redis 6 says it.
-    ("ERR The user executing the script can't", ""),
     (
         "WRONGTYPE",
         "another program uses a key of this namespace: choose another namespace, or delete that key",

@@ -82,6 +82,8 @@ pub(crate) struct Pipeline {
     batches: VecDeque<Answers>,
     /// Who keeps, once it is prepared for that.
     keeper: Option<Keeper>,
+    /// It was asked whether it keeps.
+    is_asked: bool,
     /// What was kept, until it is looked at.
     taken: Vec<(Run, Arc<str>, Number)>,
 }
@@ -122,6 +124,7 @@ impl Pipeline {
             first: None,
             batches: VecDeque::new(),
             keeper: None,
+            is_asked: false,
             taken: Vec::new(),
         };
         if let Some(auth) = auth {
@@ -172,6 +175,11 @@ impl Pipeline {
         self.keeper
     }
 
+    /// Whether it was asked to keep since it was opened.
+    pub(super) fn is_asked(&self) -> bool {
+        self.is_asked
+    }
+
     /// Makes it keep; why it cannot. To be called before anything is added. After an error, or cancelled, the connection is
     /// useless.
     pub(super) async fn prepare(&mut self) -> Result<Result<Keeper, Arc<str>>, Unusable> {
@@ -192,6 +200,7 @@ impl Pipeline {
             keeper.ok_or_else(|| NO_RUN.into())
         });
         self.keeper = keeper.as_ref().ok().copied();
+        self.is_asked = true;
         Ok(keeper)
     }
 
@@ -475,6 +484,7 @@ mod tests {
             first: None,
             batches: VecDeque::new(),
             keeper: None,
+            is_asked: false,
             taken: Vec::new(),
         }
     }

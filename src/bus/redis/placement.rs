@@ -50,6 +50,9 @@ const AGAIN: Duration = Duration::from_millis(50);
 
 const UNSETTLED: &str = "its channel moves to another primary of the cluster, and who hears it cannot be told meanwhile";
 
+/// What is asked of each shard, with its place among all that is.
+type Places<'a> = BTreeMap<LinkId, (Arc<Shard>, Vec<(usize, &'a Topic)>)>;
+
 /// Several shards, and to which of them each partition belongs.
 #[derive(Debug)]
 pub(super) struct Spread {
@@ -279,7 +282,7 @@ impl Placement {
         since: Option<&Marks>,
         limits: ReadLimits,
     ) -> Result<Past, Arc<str>> {
-        let mut places: BTreeMap<LinkId, (Arc<Shard>, Vec<(usize, &Topic)>)> = BTreeMap::new();
+        let mut places: Places<'_> = BTreeMap::new();
         for (n, topic) in topics.iter().enumerate() {
             let shard = self.on(topic, |shard| shard.clone());
             let place = places.entry(shard.link).or_insert((shard, Vec::new()));

@@ -83,6 +83,7 @@ pub(crate) struct PublishQueue {
     /// How long a pipeline may take.
     deadline: Duration,
     keeping: AppendState,
+    pub(super) will_keep: bool,
     /// Who is told how much is lost.
     pub(super) listener: Option<Weak<dyn Listener>>,
 }
@@ -108,6 +109,7 @@ impl Publisher {
                 advice,
                 deadline,
                 keeping: AppendState::default(),
+                will_keep: false,
                 listener: None,
             },
         )
@@ -287,14 +289,17 @@ impl PublishQueue {
     ) -> Result<(), Unusable> {
         let Self {
             keeping,
+            will_keep,
             listener,
             topology,
             ..
         } = self;
         let (route, publications) = (open.route, &turn.publications);
         let keeps = publications.iter().any(|one| one.keep.is_some());
+        // Whoever will keep is told at once what is wrong.
+        let prepares = keeps || *will_keep && !open.is_asked();
         let publishing = async {
-            let refused = match keeps {
+            let refused = match prepares {
                 true => keeping.prepare(open, listener.as_ref()).await?,
                 false => None,
             };

@@ -185,6 +185,7 @@ impl Shard {
         };
         // It ends by itself, when it has handed over what it had.
         queue.listener = Some(listener.clone());
+        queue.will_keep = !self.common.settings.histories.is_off();
         let (ended, told) = (self.common.ended.clone(), listener.clone());
         self.common
             .tasks

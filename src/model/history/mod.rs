@@ -103,7 +103,7 @@ impl Histories {
     }
 
     pub(crate) fn is_off(&self) -> bool {
-        *self == Self::default()
+        self.user.is_none() && self.room.is_none() && self.all.is_none()
     }
 
     /// What makes no sense, if anything.

@@ -9,7 +9,8 @@
 --   envelope  '' where it is the same as before
 -- Returns the first number, then for each message how many heard it, or why it was refused, the others were not: 'KEPT ..' where it is
 -- kept all the same.
-local call, digits = redis.call, '%.0f'
+local call, pcall, format, digits = redis.call, redis.pcall, string.format, '%.0f'
+local ARGV, KEYS, tonumber = ARGV, KEYS, tonumber
 local run, publish = ARGV[1], ARGV[2]
 local clock = call('HMGET', KEYS[1], 'run', 'n', 'ahead')
 local time = call('TIME')
@@ -18,13 +19,13 @@ local n = time[1] * 1000000 + time[2] + ahead
 if n <= last then
   -- Somebody set the time back: numbers go on from where they were.
   if last - n >= 1000000 then
-    call('HSET', KEYS[1], 'ahead', string.format(digits, ahead + last + 1 - n))
+    call('HSET', KEYS[1], 'ahead', format(digits, ahead + last + 1 - n))
   end
   n = last + 1
 end
 if run == '' then run = string.match(call('INFO', 'server'), 'run_id:(%w%w%w%w%w%w%w%w%w%w%w%w)') end
 if clock[1] ~= run then
-  local first = string.format(digits, n)
+  local first = format(digits, n)
   if clock[1] then
     local began = call('HGET', KEYS[1], 'began')
     local ends = {}
@@ -40,20 +41,25 @@ if clock[1] ~= run then
   end
 end
 local count = #KEYS - 1
-call('HSET', KEYS[1], 'n', string.format(digits, n + (count > 0 and count - 1 or 0)))
-local out = { string.format(digits, n) }
-local envelope
+call('HSET', KEYS[1], 'n', format(digits, n + (count > 0 and count - 1 or 0)))
+local out = { format(digits, n) }
+local envelope, length_of = nil, {}
 for i = 1, count do
   local a, key = 5 * i - 2, KEYS[i + 1]
-  local length, flags, channel = tonumber(ARGV[a]), ARGV[a + 2], ARGV[a + 3]
-  if i > 1 and flags ~= 's' and flags ~= 'rs' then n = n + 1 end
-  if ARGV[a + 4] ~= '' then envelope = ARGV[a + 4] end
-  local rest = string.format(digits, n) .. envelope
+  local said, flags, channel, given = ARGV[a], ARGV[a + 2], ARGV[a + 3], ARGV[a + 4]
+  local length = length_of[said]
+  if not length then
+    length = tonumber(said)
+    length_of[said] = length
+  end
+  if i > 1 and (flags == '' or flags == 'r') then n = n + 1 end
+  if given ~= '' then envelope = given end
+  local kept = '\2' .. format(digits, n) .. envelope
   local held = 0
   if length > 0 then
-    held = redis.pcall('RPUSHX', key, '\2' .. rest)
+    held = pcall('RPUSHX', key, kept)
     if held == 0 then
-      held = redis.pcall('RPUSH', key, '\3' .. rest)
+      held = pcall('RPUSH', key, '\3' .. format(digits, n) .. envelope)
       if held == 1 then call('PEXPIRE', key, ARGV[a + 1]) end
     elseif type(held) == 'number' then
       if held > length * 5 / 4 then call('LTRIM', key, -length, -1) end
@@ -65,7 +71,7 @@ for i = 1, count do
   elseif channel == '' then
     out[i + 1] = 0
   else
-    local heard = redis.pcall(publish, channel, '\2' .. rest)
+    local heard = pcall(publish, channel, kept)
     if type(heard) ~= 'number' and held > 0 then heard = { err = 'KEPT ' .. heard.err } end
     out[i + 1] = heard
   end

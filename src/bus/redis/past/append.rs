@@ -17,6 +17,7 @@ pub(in crate::bus::redis) struct AppendState {
     refreshes: Refreshes,
     acknowledged: Acknowledged,
     said_that_it_evicts: bool,
+    said_that_it_refuses: bool,
 }
 
 impl AppendState {
@@ -32,8 +33,15 @@ impl AppendState {
         self.refreshes.forget();
         let keeper = match open.prepare().await? {
             Ok(keeper) => keeper,
-            Err(reason) => return Ok(Some(reason)),
+            Err(reason) => {
+                if !self.said_that_it_refuses {
+                    self.said_that_it_refuses = true;
+                    tracing::warn!(%reason, "redis does not keep what is sent: what should be kept fails until it does");
+                }
+                return Ok(Some(reason));
+            }
         };
+        self.said_that_it_refuses = false;
         if keeper.may_evict && !self.said_that_it_evicts {
             self.said_that_it_evicts = true;
             tracing::warn!("{EVICTS}");
