@@ -24,6 +24,8 @@ use tokio::time::Instant;
 const MISSES: u32 = 2;
 /// A probe is missed after this part of the interval, so that a fault is found within two intervals.
 const PATIENCE: u32 = 2;
+/// After a probe that came back while another was asked for, that follows.
+const SOON: Duration = Duration::from_millis(1);
 /// After a probe that could not be published, the next follows after this part of the interval.
 const RETRY: u32 = 5;
 
@@ -79,7 +81,7 @@ impl Probe {
     pub(crate) fn returned(&mut self, now: Instant) {
         (self.sent, self.misses) = (None, 0);
         self.next = match std::mem::take(&mut self.hurried) {
-            true => now,
+            true => now + SOON,
             false => now + self.interval,
         };
     }
@@ -141,9 +143,10 @@ mod tests {
         probe.hurry(start);
         assert_eq!(probe.poll(start), Next::Wait(start + 2 * S));
         probe.returned(start + S);
-        assert_eq!(probe.poll(start + S), Next::Send);
-        probe.returned(start + S);
-        assert_eq!(probe.poll(start + S), Next::Wait(start + 5 * S));
+        assert_eq!(probe.poll(start + S), Next::Wait(start + S + SOON));
+        assert_eq!(probe.poll(start + 2 * S), Next::Send);
+        probe.returned(start + 2 * S);
+        assert_eq!(probe.poll(start + 2 * S), Next::Wait(start + 6 * S));
     }
 
     #[test]
