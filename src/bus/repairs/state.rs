@@ -17,6 +17,8 @@ use crate::model::topic::Topic;
 
 /// Topics that are read at once, 500 in a command: 100,000 of which nothing is new take 0.2 s of Redis, 1 ms at a time (measured).
 const AT_ONCE: usize = 2000;
+/// What may be held is shared by so many clocks; where there are more, each may hold as much as one of these.
+const MANY: usize = 16;
 /// The same where much came to them, since Redis serves nobody else meanwhile …
 const LARGE: usize = 400;
 /// … which an answer of so many bytes shows.
@@ -66,13 +68,17 @@ impl State {
         links: Vec<(LinkId, PartitionSet)>,
         places: Vec<Option<(Clock, Topic)>>,
     ) -> Self {
-        let clocks = places.iter().flatten();
+        let clocks: BTreeSet<Clock> = places.iter().flatten().map(|(clock, _)| *clock).collect();
+        let bound = HELD / clocks.len().clamp(1, MANY);
         let line = |partitions| Line {
             partitions,
             ..Line::default()
         };
         Self {
-            clocks: clocks.map(|(clock, _)| (*clock, Heard::new())).collect(),
+            clocks: clocks
+                .into_iter()
+                .map(|clock| (clock, Heard::new(bound)))
+                .collect(),
             links: links
                 .into_iter()
                 .map(|(link, all)| (link, line(all)))
@@ -389,9 +395,9 @@ impl State {
 }
 
 impl Heard {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(bound: usize) -> Self {
         Self {
-            repair: Repair::new(HELD),
+            repair: Repair::new(bound),
             turn: 0,
             read_at: None,
         }
