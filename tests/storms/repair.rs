@@ -18,6 +18,7 @@ const SPARSE: usize = 100;
 const MEMORY: usize = 16 * 1024 * 1024;
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement, for a release build"]
 async fn a_hundred_thousand_histories_are_read_again_and_newcomers_are_served() {
     for away in [Duration::ZERO, Duration::from_millis(10)] {
         repair(away).await;
