@@ -117,6 +117,9 @@ impl Cluster {
     /// have been missed; none for a Redis that was absent from the start. A stream that begins in an
     /// outage tells of that outage. A reader misses none; one that lags more than 16 behind is told
     /// of the oldest as one gap that spans them. Ends with the node.
+    ///
+    /// Histories make none of them less, since what is sent to nodes is never kept; but whom one
+    /// [concerns](crate::Gap::concerns_user), and with that [`Socket::gaps`](crate::Socket::gaps).
     pub fn gaps(&self) -> Gaps {
         self.node.ground.reception.gaps()
     }

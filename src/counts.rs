@@ -164,6 +164,10 @@ counts! {
     bus_gaps: counter,
     /// The length of all gaps that are over, in milliseconds.
     bus_gap_millis: counter,
+    /// Messages of such gaps that were kept, and delivered when the bus was back.
+    history_repaired: counter,
+    /// Times that it could not be told what was missed on a topic of which something is kept.
+    history_missed: counter,
     /// Messages from the bus that made no sense.
     bus_garbage: counter,
     /// What came from another node behind what it had published later, since a primary that had lost its place passed it on:

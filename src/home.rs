@@ -15,6 +15,7 @@ use crate::bus::Bus;
 use crate::bus::reception::Reception;
 use crate::counts::Counters;
 use crate::model::error::PublishError;
+use crate::model::history::Histories;
 use crate::model::id::NodeId;
 use crate::tasks::supervise;
 
@@ -34,9 +35,19 @@ pub(crate) struct Ground {
 
 impl Ground {
     /// Must be called within a tokio runtime.
-    pub(crate) fn here(node: NodeId, bus: Arc<dyn Bus>, publish_timeout: Duration) -> Self {
+    pub(crate) fn here(
+        node: NodeId,
+        bus: Arc<dyn Bus>,
+        publish_timeout: Duration,
+        histories: &Histories,
+    ) -> Self {
         let counters = Arc::new(Counters::default());
-        let reception = Arc::new(Reception::new(node, bus.clone(), counters.clone()));
+        let reception = Arc::new(Reception::new(
+            node,
+            bus.clone(),
+            histories,
+            counters.clone(),
+        ));
         let home = Home::here(node, reception.clone(), counters.clone(), publish_timeout);
         Self {
             node,
@@ -204,7 +215,6 @@ mod tests {
 
     use super::*;
     use crate::bus::{Backend, BusSettings};
-    use crate::model::history::Histories;
     use crate::model::topic::Namespace;
 
     /// With a task that runs as it says.
@@ -220,7 +230,7 @@ mod tests {
             histories: Histories::default(),
         };
         let bus = Backend::memory().open(node, settings);
-        let home = Ground::here(node, bus.into(), timeout).home;
+        let home = Ground::here(node, bus.into(), timeout, &Histories::default()).home;
         let (runs, seen) = watch::channel(0);
         home.keep("test", runs, move |runs| async move { run(runs) }.boxed());
         (home, seen)

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
+use futures::FutureExt;
 use futures::future::join;
 use tokio::task::coop::consume_budget;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -14,6 +15,8 @@ use tracing::field::Empty;
 
 use crate::bus::inbound::Inbound;
 use crate::bus::outage::LinkId;
+use crate::bus::repair::{Due, Fate};
+use crate::bus::repairs::{Repairing, Repairs, Task};
 use crate::bus::scope::Selection;
 use crate::bus::uplink::{Came, How, Sent, Uplink};
 use crate::bus::{Backend, Bus, Listener};
@@ -27,7 +30,7 @@ use crate::model::id::{NodeId, UserId};
 use crate::model::limits::LONGEST;
 use crate::model::manner::Manner;
 use crate::model::message::Message;
-use crate::model::partition::PartitionSet;
+use crate::model::partition::{Partition, PartitionSet};
 use crate::model::topic::{Topic, TopicKind, TopicRef};
 use crate::peers::Peers;
 use crate::presence::Mailbox;
@@ -44,6 +47,7 @@ pub(crate) struct Node {
     pub(crate) peers: Arc<Peers>,
     pub(crate) presence: Arc<Mailbox>,
     pub(crate) uplink: Arc<Uplink>,
+    pub(crate) repairs: Repairs,
     /// A type of user that was looked for and not there was said at warn.
     pub(crate) said_no_user: AtomicBool,
 }
@@ -53,7 +57,7 @@ impl Node {
     pub(crate) fn start(config: Config, backend: &Backend) -> Arc<Self> {
         let id = NodeId::random();
         let bus: Arc<dyn Bus> = backend.open(id, config.bus()).into();
-        let ground = Ground::here(id, bus, config.publish_timeout);
+        let ground = Ground::here(id, bus, config.publish_timeout, &config.histories);
         let presence = Arc::new(Mailbox::default());
         let uplink = Arc::new(Uplink::new(
             id,
@@ -65,6 +69,8 @@ impl Node {
         let local = Arc::new(Local::new(config.local(), &ground, &presence));
         let sockets = Sockets::of(&local);
         let peers = Peers::new(config.peers(), &ground, &uplink, sockets, &presence);
+        let (bus, counters) = (ground.bus.clone(), ground.counters.clone());
+        let repairs = Repairs::new(bus, config.histories, counters);
         let node = Arc::new(Self {
             config,
             ground,
@@ -72,6 +78,7 @@ impl Node {
             peers,
             presence,
             uplink,
+            repairs,
             said_no_user: AtomicBool::new(false),
         });
         tracing::info!(node = %id, namespace = node.config.namespace.as_str(), "node started");
@@ -81,8 +88,18 @@ impl Node {
         bus.want(&Topic::node(id));
         bus.want(&Topic::nodes());
         node.local.start();
+        node.start_repairs();
         node.peers.start(&node.config.peers());
         node
+    }
+
+    /// What is kept is read again where it was missed.
+    fn start_repairs(self: &Arc<Self>) {
+        if !self.repairs.are_off() {
+            let task = Task::new(self, self.config.publish_timeout);
+            let home = &self.ground.home;
+            home.keep("repairs", task, |task| task.run().boxed());
+        }
     }
 
     /// Takes a place for a socket of this user, for whom the cluster's messages then come here.
@@ -182,10 +199,9 @@ impl Node {
             tracing::info!(%node, "node stopped");
         }
     }
-}
 
-impl Listener for Node {
-    fn heard(&self, topic: &str, number: Option<Number>, bytes: &[u8]) {
+    /// Acts on what came: for all sockets, or only for those with smaller numbers.
+    fn hear(&self, topic: &str, number: Option<Number>, bytes: &[u8], older_than: Option<u64>) {
         match self.uplink.open(topic, number, bytes) {
             Inbound::Message(scope, content, manner) => {
                 if let Some(from) = self.uplink.take_unkept() {
@@ -195,10 +211,10 @@ impl Listener for Node {
                 let number = number
                     .map(|(number, topic)| (self.ground.bus.clock(&topic.to_topic()), number));
                 self.local
-                    .collect(&scope, number, &manner, || content.frame());
+                    .collect(&scope, number, older_than, &manner, || content.frame());
             }
             Inbound::Close(scope, close) => {
-                self.local.collect_close(&scope, &close);
+                self.local.collect_close(&scope, older_than, &close);
             }
             Inbound::ToNodes(from, content) => {
                 self.peers.messages().tell(from, content.message());
@@ -209,6 +225,16 @@ impl Listener for Node {
             Inbound::Watch(from, json) => self.presence.heard_request(from, json),
             Inbound::Echo(id) => self.peers.heard_itself(id),
             Inbound::Nothing => {}
+        }
+    }
+}
+
+impl Listener for Node {
+    fn heard(&self, topic: &str, number: Option<Number>, bytes: &[u8]) {
+        let fate = number.map(|number| self.repairs.came(topic, number, bytes));
+        match fate {
+            None | Some(Fate::Due) => self.hear(topic, number, bytes, None),
+            Some(Fate::Held | Fate::Known) => {}
         }
     }
 
@@ -226,7 +252,10 @@ impl Listener for Node {
 
     fn up(&self, link: LinkId, proven: Instant) {
         self.ground.counters.measures.probed(proven);
-        self.ground.reception.up(link, proven);
+        match self.repairs.up(link, proven) {
+            Some(repaired) => self.ground.reception.up(link, proven, repaired),
+            None => self.ground.reception.works(link, proven),
+        }
     }
 
     fn strayed(&self, link: LinkId, since: Option<Instant>) {
@@ -234,6 +263,9 @@ impl Listener for Node {
     }
 
     fn down(&self, link: LinkId, reason: Arc<str>, deaf: bool) {
+        if deaf {
+            self.repairs.down(link, self.local.newcomers());
+        }
         self.ground.reception.down(link, &reason, deaf);
     }
 
@@ -242,18 +274,30 @@ impl Listener for Node {
     }
 
     fn moved(&self, partitions: PartitionSet, links: (LinkId, LinkId), at: Instant) {
+        self.repairs
+            .moved(partitions, links, self.local.newcomers());
         self.ground.reception.moved(partitions, links, at);
+    }
+
+    fn stranded(&self, link: LinkId, partition: Partition) {
+        let newcomers = self.local.newcomers();
+        self.repairs.stranded(link, partition, newcomers);
     }
 
     fn works(&self, link: LinkId, proven: Instant) {
         self.ground.counters.measures.probed(proven);
         self.ground.reception.works(link, proven);
+        self.repairs.works(link, proven);
     }
 
     fn rolled_back(&self, messages: u64) {
         let counter = &self.ground.counters.history_rolled_back;
         counter.fetch_add(messages, Relaxed);
         if messages > 0 {
+            let reception = &self.ground.reception;
+            let since = reception.proven_at();
+            reception.still_strayed(since);
+            reception.others_strayed((since, Instant::now()));
             tracing::warn!(node = %self.ground.node, messages, "redis went on with an older state: the last messages that this node sent \
                 are in no history any more");
         }
@@ -261,5 +305,29 @@ impl Listener for Node {
 
     fn panicked(&self) {
         self.ground.counters.task_panics.fetch_add(1, Relaxed);
+    }
+}
+
+impl Repairing for Node {
+    fn repairs(&self) -> &Repairs {
+        &self.repairs
+    }
+
+    fn topics(&self) -> Vec<Topic> {
+        self.local.topics()
+    }
+
+    fn missed(&self, due: &Due) {
+        let Due {
+            topic,
+            number,
+            envelope,
+            older_than,
+        } = due;
+        self.hear(topic, Some(*number), envelope, *older_than);
+    }
+
+    fn flush(&self) -> bool {
+        self.local.flush()
     }
 }

@@ -276,7 +276,9 @@ impl Socket {
     }
 
     /// When messages for this socket may have been missed: each outage of the bus that is over, as a
-    /// [`Gap`](crate::Gap), but for those that concern neither its user nor a room that it is in. Tell the client, or send again what it may lack. The stream borrows nothing, so that it can
+    /// [`Gap`](crate::Gap), but for those that concern neither its user nor a room that it is in, and those in which everything
+    /// for it was kept and came after all. A socket that was opened in an outage is told of it: what came before it was there is
+    /// not told again. Tell the client, or send again what it may lack. The stream borrows nothing, so that it can
     /// stand beside [`recv`](Self::recv); a socket that does not ask pays nothing. More at
     /// [`Cluster::gaps`](crate::Cluster::gaps).
     ///

@@ -24,7 +24,8 @@ pub type Door = watch::Receiver<Option<(Life, SocketAddr)>>;
 pub struct NodeProcess {
     pub life: Life,
     redis_url: String,
-    sabotage: bool,
+    /// Further arguments.
+    words: Vec<&'static str>,
     referee: Arc<Mutex<Referee>>,
     door: watch::Sender<Option<(Life, SocketAddr)>>,
     running: Option<Running>,
@@ -43,13 +44,13 @@ impl NodeProcess {
     pub fn start(
         node: usize,
         redis_url: String,
-        sabotage: bool,
+        words: Vec<&'static str>,
         referee: Arc<Mutex<Referee>>,
     ) -> Self {
         let mut process = Self {
             life: Life { node, life: 0 },
             redis_url,
-            sabotage,
+            words,
             referee,
             door: watch::Sender::new(None),
             running: None,
@@ -63,9 +64,7 @@ impl NodeProcess {
         self.life.life += 1;
         let mut command = Command::new(std::env::current_exe().expect("we run"));
         command.args(["node", &self.life.to_string(), &self.redis_url]);
-        if self.sabotage {
-            command.arg("sabotage");
-        }
+        command.args(&self.words);
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -56,9 +56,10 @@ pub struct Pair {
 }
 
 impl Ground {
-    pub async fn start(topology: Topology) -> Self {
+    /// `durable`: a server that was killed comes back with what it had.
+    pub async fn start(topology: Topology, durable: bool) -> Self {
         match topology {
-            Topology::Single => Self::Single(Box::new(Pair::start().await)),
+            Topology::Single => Self::Single(Box::new(Pair::start(durable).await)),
             Topology::Sentinel => Self::Sentinel(block_in_place(|| Sentinels::start(1, 3))),
             Topology::Cluster => Self::Cluster(block_in_place(|| RedisCluster::start(3, 1))),
         }
@@ -188,10 +189,13 @@ impl Ground {
 }
 
 impl Pair {
-    async fn start() -> Self {
+    async fn start(durable: bool) -> Self {
         // A failover shall not wait for others who may want to follow.
-        let [redis, spare] =
-            ["0"; 2].map(|delay| RedisServer::with_options(&["--repl-diskless-sync-delay", delay]));
+        let mut options = vec!["--repl-diskless-sync-delay", "0"];
+        if durable {
+            options.extend(["--appendonly", "yes", "--appendfsync", "everysec"]);
+        }
+        let [redis, spare] = [(); 2].map(|()| RedisServer::with_options(&options));
         Self {
             link: Proxy::to(redis.port()).await,
             name: Proxy::to(redis.port()).await,

@@ -4,8 +4,8 @@
 //! faults; docs/soak.md says how it judges. Ends with a table, and unsuccessfully if a message was lost
 //! in silence, doubled, out of order or misdirected, an answer was wrongly complete, or a limit passed.
 //!
-//! Further arguments: `--topology single|sentinel|cluster`, `--seed N`, `--sockets N`, `--only NAME` (faults whose name contains it), and
-//! `--sabotage`, with which it has to fail.
+//! Further arguments: `--topology single|sentinel|cluster`, `--seed N`, `--sockets N`, `--only NAME` (faults whose name contains it),
+//! `--history`, with which what is kept may not be lost inside gaps either, and `--sabotage`, with which it has to fail.
 
 mod answer;
 mod crowd;
@@ -55,14 +55,15 @@ async fn main() -> ExitCode {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     if let ["node", life, redis_url, rest @ ..] = words.as_slice() {
         let life = life.parse().expect("our own argument");
-        node::run(life, redis_url, *rest == ["sabotage"]).await;
+        let is = |word| rest.contains(&word);
+        node::run(life, redis_url, is("sabotage"), is("history")).await;
         return ExitCode::SUCCESS;
     }
     match Plan::parse(&words) {
         Some(plan) => soak(plan).await,
         None => {
             eprintln!(
-                "usage: soak --minutes N [--topology single|sentinel|cluster] [--seed N] [--sockets N] [--only FAULT] [--sabotage]"
+                "usage: soak --minutes N [--topology single|sentinel|cluster] [--seed N] [--sockets N] [--only FAULT] [--history] [--sabotage]"
             );
             ExitCode::FAILURE
         }
@@ -78,6 +79,7 @@ struct Plan {
     sockets: usize,
     only: String,
     sabotage: bool,
+    history: bool,
 }
 
 impl Plan {
@@ -89,6 +91,7 @@ impl Plan {
             sockets: 300,
             only: String::new(),
             sabotage: false,
+            history: false,
         };
         let mut words = words.iter();
         while let Some(word) = words.next() {
@@ -102,6 +105,7 @@ impl Plan {
                 "--sockets" => plan.sockets = words.next()?.parse().ok()?,
                 "--only" => plan.only = (*words.next()?).to_owned(),
                 "--sabotage" => plan.sabotage = true,
+                "--history" => plan.history = true,
                 _ => return None,
             }
         }
@@ -112,9 +116,12 @@ impl Plan {
 async fn soak(plan: Plan) -> ExitCode {
     let start = Instant::now();
     let mut rng = fastrand::Rng::with_seed(plan.seed);
-    let referee = Arc::new(Mutex::new(Referee::new()));
-    let ground = Ground::start(plan.topology).await;
-    let start_node = |(node, url)| NodeProcess::start(node, url, plan.sabotage, referee.clone());
+    let referee = Arc::new(Mutex::new(Referee::new(plan.history)));
+    let ground = Ground::start(plan.topology, plan.history).await;
+    let mut words = Vec::new();
+    words.extend(plan.sabotage.then_some("sabotage"));
+    words.extend(plan.history.then_some("history"));
+    let start_node = |(node, url)| NodeProcess::start(node, url, words.clone(), referee.clone());
     let nodes: Vec<NodeProcess> = ground
         .urls()
         .into_iter()

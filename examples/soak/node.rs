@@ -8,7 +8,7 @@ use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::serve::ListenerExt;
 use axum::{Router, routing::any};
-use axum_cluster::{Cluster, ClusterSocket, Health, OverLimit, Socket, SocketId, UserId};
+use axum_cluster::{Cluster, ClusterSocket, Health, History, OverLimit, Socket, SocketId, UserId};
 use futures::StreamExt;
 use http::HeaderValue;
 use socket2::SockRef;
@@ -33,13 +33,23 @@ const SHORT: usize = 0;
 const SEND_BUFFER: usize = 32 * 1024;
 
 /// A life of a node, in this process.
-pub async fn run(life: Life, redis_url: &str, sabotage: bool) {
+pub async fn run(life: Life, redis_url: &str, sabotage: bool, history: bool) {
     let limit = LIMIT + if sabotage { 2 } else { 0 };
-    let cluster = Cluster::builder()
+    let mut builder = Cluster::builder()
         .redis(redis_url)
         .namespace("soak")
-        .max_sockets_per_user_in_cluster(limit, OverLimit::Refuse)
-        .start();
+        .max_sockets_per_user_in_cluster(limit, OverLimit::Refuse);
+    if history {
+        let kept = History {
+            messages: 2000,
+            ..History::default()
+        };
+        builder = builder
+            .user_history(kept)
+            .room_history(kept)
+            .all_history(kept);
+    }
+    let cluster = builder.start();
     let app = Router::new()
         .route("/ws", any(ws))
         .layer(cluster.layer())

@@ -79,6 +79,12 @@ impl Receiver {
         let died_cut_off = node.dead && !node.up && entry.done + NOTICE >= node.changed;
         self.gaps.iter().any(covers) || self.gone && (node.gaps.iter().any(covers) || died_cut_off)
     }
+
+    /// What is kept it need not get only if it came in a gap that covers it, and was told.
+    pub fn was_late(&self, since: u64, entry: &Entry) -> bool {
+        let covers = |(from, until): &(u64, u64)| entry.sent <= *until && since >= *from;
+        self.gaps.iter().any(covers)
+    }
 }
 
 /// A node cut off when it died would have told of a gap that began at most this long before it

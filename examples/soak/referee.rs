@@ -30,6 +30,7 @@ const DESCRIBED: usize = 12;
 
 #[derive(Debug)]
 pub struct Referee {
+    history: bool,
     audiences: Vec<Vec<Target>>,
     ledgers: HashMap<(Life, usize), Ledger>,
     sockets: HashMap<SocketId, Receiver>,
@@ -53,8 +54,10 @@ pub struct Referee {
 }
 
 impl Referee {
-    pub fn new() -> Self {
+    /// `history`: what is sent to users, rooms and everybody is kept.
+    pub fn new(history: bool) -> Self {
         Self {
+            history,
             audiences: audiences().into_iter().chain([wide_union()]).collect(),
             ledgers: HashMap::new(),
             sockets: HashMap::new(),

@@ -115,6 +115,8 @@ impl Listener for Recorder {
 
     fn works(&self, _: LinkId, _: Instant) {}
 
+    fn stranded(&self, _: LinkId, _: Partition) {}
+
     fn panicked(&self) {}
 }
 

@@ -50,7 +50,7 @@ impl News for Gap {
         {
             next.from = next.from.min(oldest.from);
             next.until = next.until.max(oldest.until);
-            next.partitions = next.partitions | oldest.partitions;
+            next.extent.widen(&oldest.extent);
         }
         false
     }
@@ -83,7 +83,7 @@ mod tests {
     use futures::{FutureExt, StreamExt};
 
     use super::*;
-    use crate::model::partition::PartitionSet;
+    use crate::model::gap::Extent;
     use crate::readers::Readers;
 
     const S: Duration = Duration::from_secs(1);
@@ -95,7 +95,7 @@ mod tests {
         let gap = |n: u32| Gap {
             from: until - n * S,
             until,
-            partitions: PartitionSet::all(),
+            extent: Extent::default().into(),
         };
         gaps.tell(&gap(1));
         let mut asked = gaps.read();
@@ -118,7 +118,7 @@ mod tests {
             .map(|n| Gap {
                 from: start + 2 * n * S,
                 until: start + (2 * n + 1) * S,
-                partitions: PartitionSet::all(),
+                extent: Extent::default().into(),
             })
             .collect();
         for gap in &told {

@@ -15,6 +15,8 @@ pub(crate) mod past;
 pub(crate) mod reception;
 #[cfg(feature = "redis")]
 pub(crate) mod redis;
+pub(crate) mod repair;
+pub(crate) mod repairs;
 pub(crate) mod scope;
 pub(crate) mod seen;
 pub(crate) mod uplink;
@@ -42,7 +44,7 @@ use crate::model::history::Histories;
 use crate::model::history::mark::{Clock, Mark, Marks, Number};
 use crate::model::history::token::Key;
 use crate::model::id::NodeId;
-use crate::model::partition::PartitionSet;
+use crate::model::partition::{Partition, PartitionSet};
 use crate::model::topic::{Namespace, Topic, TopicKind};
 use crate::quota::{SeatLimit, Seats};
 
@@ -255,6 +257,9 @@ pub(crate) trait Bus: fmt::Debug + Send + Sync {
     /// What positions are signed with, the same for all nodes of the namespace.
     fn key(&self) -> BoxFuture<'_, Result<Key, Arc<str>>>;
 
+    /// Says [`Listener::up`] once more for a link that is, proven by what is published from now on.
+    fn probe(&self, link: LinkId);
+
     /// How many nodes hear each of these topics.
     fn listening<'a>(&'a self, topics: &'a [Topic]) -> BoxFuture<'a, Result<Vec<usize>, Arc<str>>>;
 
@@ -318,6 +323,9 @@ pub(crate) trait Listener: Send + Sync {
     /// A topic of this kind is refused on a link: messages to it may be missed from now on, all others go on. Said
     /// each time it is asked for.
     fn refused(&self, link: LinkId, kind: TopicKind, reason: Arc<str>);
+
+    /// Nothing is heard of this partition on its link any more, which is as good as it was for all others.
+    fn stranded(&self, link: LinkId, partition: Partition);
 
     /// These partitions went from one link to another, on which they are heard when it is [`up`](Self::up), proven since
     /// then.

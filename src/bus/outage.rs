@@ -20,6 +20,7 @@
 //! ```
 
 use std::collections::BTreeMap;
+use std::mem::take;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -27,7 +28,7 @@ use tokio::time::Instant;
 
 use crate::model::health::Health;
 use crate::model::partition::PartitionSet;
-use crate::model::topic::TopicKind;
+use crate::model::topic::{Kinds, TopicKind};
 
 const MOVING: &str = "channels move to another redis";
 /// So long partitions may have been on their new link before the old one learnt of it, as primaries tell one another:
@@ -65,6 +66,8 @@ pub(crate) struct Missed {
     pub(crate) span: Span,
     /// On these.
     pub(crate) partitions: PartitionSet,
+    /// On topics of these kinds nothing was heard all the time, or not at the right place.
+    pub(crate) kinds: Kinds,
 }
 
 /// Partitions that were on another link.
@@ -136,7 +139,7 @@ impl Outage {
         let link = self.links.get_mut(&id)?;
         link.proven = Some(proven);
         link.works = None;
-        link.refused.clear();
+        let refused = take(&mut link.refused);
         if let Standing::Down { .. } = link.standing {
             link.standing = Standing::Up(proven);
         }
@@ -159,6 +162,10 @@ impl Outage {
             partitions: match strays {
                 Some(_) => PartitionSet::all(),
                 None => partitions,
+            },
+            kinds: match strays {
+                Some(_) => Kinds::ALL,
+                None => refused.into_iter().map(|(kind, _)| kind).collect(),
             },
         })
     }

@@ -23,12 +23,14 @@ use super::Bus;
 use super::gaps::Gaps;
 use super::health::{HealthCell, HealthChanges};
 use super::outage::{Deaf, LinkId, Missed, Outage, Span};
+use super::repairs::Repaired;
 use crate::counts::Counters;
-use crate::model::gap::Gap;
+use crate::model::gap::{Extent, Gap};
 use crate::model::health::Health;
+use crate::model::history::Histories;
 use crate::model::id::NodeId;
 use crate::model::partition::PartitionSet;
-use crate::model::topic::TopicKind;
+use crate::model::topic::{Kinds, TopicKind};
 use crate::readers::Readers;
 
 #[derive(Debug)]
@@ -41,13 +43,21 @@ pub(crate) struct Reception {
     /// Something is to be said of what strayed.
     astray: Arc<Notify>,
     counters: Arc<Counters>,
+    /// Of topics of these kinds nothing is kept.
+    unkept: Kinds,
     /// Nothing is heard any more, for good.
     lost: AtomicBool,
 }
 
 impl Reception {
     /// Nothing is known of the links yet.
-    pub(crate) fn new(node: NodeId, bus: Arc<dyn Bus>, counters: Arc<Counters>) -> Self {
+    pub(crate) fn new(
+        node: NodeId,
+        bus: Arc<dyn Bus>,
+        histories: &Histories,
+        counters: Arc<Counters>,
+    ) -> Self {
+        let is_unkept = |kind: &TopicKind| histories.of(*kind).is_none();
         let outage = Outage::new(bus.links(), Instant::now(), SystemTime::now());
         Self {
             node,
@@ -57,6 +67,7 @@ impl Reception {
             gaps: Readers::default(),
             astray: Arc::default(),
             counters,
+            unkept: TopicKind::EACH.into_iter().filter(is_unkept).collect(),
             lost: AtomicBool::new(false),
         }
     }
@@ -95,7 +106,8 @@ impl Reception {
         self.outage.lock().proven_at()
     }
 
-    pub(crate) fn up(&self, link: LinkId, proven: Instant) {
+    /// What was missed there is repaired, as far as that could be.
+    pub(crate) fn up(&self, link: LinkId, proven: Instant, repaired: Repaired) {
         if self.is_lost() {
             return;
         }
@@ -104,7 +116,7 @@ impl Reception {
         let reconnects = u64::from(missed.is_some());
         self.counters.bus_reconnects.fetch_add(reconnects, Relaxed);
         let is_up = self.follow_links() && self.health() == Health::Up;
-        let gap = missed.map(|missed| self.tell_gap(missed).span());
+        let gap = missed.map(|missed| self.tell_gap(missed, repaired).span());
         if is_up {
             tracing::info!(node = %self.node, ?gap, "the bus is up: messages travel between the nodes");
         }
@@ -186,10 +198,12 @@ impl Reception {
         let strays = self.outage.lock().take_strays();
         if let Some(strays) = strays {
             self.counters.bus_gaps.fetch_add(1, Relaxed);
-            self.tell_gap(Missed {
+            let missed = Missed {
                 span: strays,
                 partitions: PartitionSet::all(),
-            });
+                kinds: Kinds::ALL,
+            };
+            self.tell_gap(missed, Repaired::default());
         }
     }
 
@@ -224,9 +238,18 @@ impl Reception {
         is_news
     }
 
-    fn tell_gap(&self, missed: Missed) -> Gap {
-        let (span, partitions) = (missed.span, missed.partitions);
-        let gap = Gap::between(span, partitions, Instant::now(), SystemTime::now());
+    fn tell_gap(&self, missed: Missed, repaired: Repaired) -> Gap {
+        let kinds = match repaired.gave_up {
+            true => Kinds::ALL,
+            false => missed.kinds | self.unkept,
+        };
+        let extent = Extent {
+            partitions: missed.partitions,
+            kinds,
+            topics: repaired.missed,
+            newcomers: repaired.newcomers,
+        };
+        let gap = Gap::between(missed.span, extent, Instant::now(), SystemTime::now());
         let millis = gap.span().as_millis() as u64;
         self.counters.bus_gap_millis.fetch_add(millis, Relaxed);
         self.gaps.tell(&gap);

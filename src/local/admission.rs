@@ -200,11 +200,9 @@ impl Local {
 
     /// Whether messages for this socket may have been missed.
     pub(crate) fn is_concerned(&self, socket: &Sender, gap: &Gap) -> bool {
-        if gap.is_of_everything() {
-            return true;
-        }
-        let carriers = [&self.all, &Topic::node(self.node)];
-        carriers.into_iter().any(|topic| gap.concerns_topic(topic))
+        gap.is_news_for(socket.id().number)
+            || gap.concerns_topic(&self.all)
+            || gap.concerns_sockets_of(self.node)
             || gap.concerns_user(socket.user())
             || self
                 .rooms(socket)

@@ -50,15 +50,16 @@ impl Local {
     }
 
     /// The same for what the bus brought: collected, so that all of one wake leaves each socket in one
-    /// write.
+    /// write. What was missed is for those with smaller numbers alone.
     pub(crate) fn collect(
         &self,
         scope: &Scope<'_>,
         number: Option<(Clock, Number)>,
+        older_than: Option<u64>,
         manner: &Manner,
         frame: impl FnOnce() -> Frame,
     ) {
-        let wanted = Wanted::of(scope);
+        let wanted = Wanted::of(scope).older_than(older_than);
         let members = self.registry.read().select(&wanted);
         if members.is_empty() {
             return;
@@ -92,8 +93,9 @@ impl Local {
     }
 
     /// A Close, which leaves with the next [`flush`](Self::flush).
-    pub(crate) fn collect_close(&self, scope: &Scope<'_>, close: &Close) {
-        self.close_members(&self.members_of(scope), close);
+    pub(crate) fn collect_close(&self, scope: &Scope<'_>, older_than: Option<u64>, close: &Close) {
+        let wanted = Wanted::of(scope).older_than(older_than);
+        self.close_members(&self.members(&wanted), close);
     }
 
     pub(super) fn close_members(&self, members: &[Sender], close: &Close) {
@@ -117,8 +119,11 @@ impl Local {
 
     /// The sockets that are meant and have not ended.
     pub(super) fn members_of(&self, scope: &Scope<'_>) -> Vec<Sender> {
-        let wanted = Wanted::of(scope);
-        let members = self.registry.read().select(&wanted);
+        self.members(&Wanted::of(scope))
+    }
+
+    fn members(&self, wanted: &Wanted<'_>) -> Vec<Sender> {
+        let members = self.registry.read().select(wanted);
         let alive = members
             .into_iter()
             .filter(|socket| socket.close_reason().is_none());

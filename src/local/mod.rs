@@ -113,6 +113,21 @@ impl Local {
         }
     }
 
+    /// Sockets that come from now on have this number or later ones.
+    pub(crate) fn newcomers(&self) -> u64 {
+        self.next_socket.load(SeqCst)
+    }
+
+    /// Every topic on which there is a socket of this node.
+    pub(crate) fn topics(&self) -> Vec<Topic> {
+        let registry = self.registry.read();
+        let mut topics = registry.topics();
+        if registry.sockets() > 0 {
+            topics.push(self.all.clone());
+        }
+        topics
+    }
+
     pub(crate) fn outbox(&self) -> &OutboxLimits {
         &self.settings.outbox
     }

@@ -6,6 +6,7 @@
 
 use std::borrow::Borrow;
 use std::fmt;
+use std::ops::BitOr;
 use std::sync::Arc;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
@@ -35,6 +36,16 @@ pub(crate) enum TopicKind {
 }
 
 impl TopicKind {
+    pub(crate) const EACH: [Self; 7] = [
+        Self::All,
+        Self::User,
+        Self::Room,
+        Self::Socket,
+        Self::Node,
+        Self::Nodes,
+        Self::Presence,
+    ];
+
     /// What a name of this kind is, or begins with.
     pub(crate) const fn prefix(self) -> &'static str {
         match self {
@@ -73,6 +84,46 @@ impl TopicKind {
             _ => return None,
         };
         Some(kind)
+    }
+}
+
+/// Some kinds of topics.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Kinds(u8);
+
+impl Kinds {
+    pub(crate) const ALL: Self = Self(u8::MAX);
+
+    pub(crate) fn contains(self, kind: TopicKind) -> bool {
+        self.0 & bit(kind) != 0
+    }
+}
+
+fn bit(kind: TopicKind) -> u8 {
+    1 << kind as u8
+}
+
+/// Those of either.
+impl BitOr for Kinds {
+    type Output = Self;
+
+    fn bitor(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+impl FromIterator<TopicKind> for Kinds {
+    fn from_iter<I: IntoIterator<Item = TopicKind>>(kinds: I) -> Self {
+        Self(kinds.into_iter().map(bit).fold(0, BitOr::bitor))
+    }
+}
+
+impl fmt::Debug for Kinds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kinds = TopicKind::EACH.into_iter();
+        f.debug_set()
+            .entries(kinds.filter(|kind| self.contains(*kind)))
+            .finish()
     }
 }
 

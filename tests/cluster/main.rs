@@ -48,6 +48,7 @@ mod order;
 mod presence;
 mod programs;
 mod questions;
+mod repair;
 mod resume;
 mod roster;
 mod runtimes;

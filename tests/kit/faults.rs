@@ -3,7 +3,7 @@
 use std::time::SystemTime;
 
 use axum_cluster::testing::{App, MemoryHub};
-use axum_cluster::{Cluster, ClusterBuilder, Health, OverLimit};
+use axum_cluster::{Cluster, ClusterBuilder, Health, History, OverLimit};
 use futures::{FutureExt, StreamExt};
 use tokio::time::{Duration, Instant, sleep, timeout};
 
@@ -202,4 +202,30 @@ async fn cut_off_a_node_limits_its_own_sockets() {
 #[should_panic(expected = "is on this hub: start its cluster with")]
 async fn a_node_of_another_hub_cannot_be_cut_off() {
     MemoryHub::new().partition(Cluster::builder().start().id());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_kept_comes_when_the_partition_is_over() {
+    let hub = MemoryHub::new();
+    let [(app_a, a), (_, b)] = [(); 2].map(|()| echo(on(&hub).user_history(History::default())));
+    a.ready().await.unwrap();
+    b.ready().await.unwrap();
+    let mut alice = app_a.socket("/ws").user("alice").await.unwrap();
+    let mut gaps = a.gaps();
+    let to_alice = || b.broadcaster().to_user("alice");
+    to_alice().send("before").await.unwrap();
+    hub.partition(a.id());
+    for text in ["first", "second"] {
+        to_alice().send(text).await.unwrap();
+    }
+    to_alice().ephemeral().send("typing").await.unwrap();
+    hub.heal();
+    to_alice().send("after").await.unwrap();
+    for text in ["before", "first", "second", "after"] {
+        assert_eq!(alice.recv_text().await, text);
+    }
+    let gap = gaps.next().await.unwrap();
+    assert!(!gap.concerns_user(&"alice".into()), "{gap:?}");
+    assert!(gap.concerns_room(&"lobby".into()), "rooms are not kept");
+    assert_eq!(a.stats().history_repaired, 2);
 }

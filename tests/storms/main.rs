@@ -9,6 +9,7 @@ mod support;
 mod drain;
 mod flood;
 mod herd;
+mod repair;
 mod restore;
 
 use std::alloc::System;

@@ -13,8 +13,8 @@ use crate::support::proxy::Proxy;
 use crate::support::raw::{RawClient, Said};
 use crate::support::{Lab, soon, until};
 
-const SOCKETS: usize = 100;
-const ROOMS: usize = 1000;
+pub(crate) const SOCKETS: usize = 100;
+pub(crate) const ROOMS: usize = 1000;
 const SUBSCRIPTIONS: usize = SOCKETS * ROOMS;
 /// How far Redis is away from the node that restores.
 const AWAY: Duration = Duration::from_millis(10);
@@ -117,7 +117,7 @@ async fn a_hundred_thousand_subscriptions_return_in_batches_and_starve_nobody() 
 }
 
 /// Joins the thousand rooms of the number that the client says.
-async fn ws(socket: ClusterSocket) -> Response {
+pub(crate) async fn ws(socket: ClusterSocket) -> Response {
     socket.on_upgrade(|mut socket| async move {
         while let Some(message) = socket.recv().await {
             let n = message.as_text().unwrap().parse().unwrap();
@@ -129,10 +129,10 @@ async fn ws(socket: ClusterSocket) -> Response {
     })
 }
 
-fn room(n: usize, number: usize) -> String {
+pub(crate) fn room(n: usize, number: usize) -> String {
     format!("room-{n}-{number}")
 }
 
-fn is_degraded(cluster: &Cluster) -> bool {
+pub(crate) fn is_degraded(cluster: &Cluster) -> bool {
     matches!(cluster.health(), Health::Degraded { .. })
 }

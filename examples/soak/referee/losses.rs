@@ -6,7 +6,7 @@ use axum_cluster::SocketId;
 
 use super::{PATIENCE, Referee};
 use crate::missing::Missing;
-use crate::words::{Outcome, clock};
+use crate::words::{Kind, Outcome, clock, kind};
 
 /// A message may be lost to a fault that began this long after it was sent: it was on its way.
 const UNDER_WAY: u64 = 1_000_000;
@@ -87,7 +87,12 @@ impl Referee {
                 self.tally.sender_told += 1;
                 continue;
             }
-            let inside = !is_local && receiver.is_excused(node, entry);
+            let is_kept = self.history && kind(&self.audiences[missing.audience]) != Kind::Socket;
+            let inside = !is_local
+                && match is_kept && !receiver.gone {
+                    true => receiver.was_late(missing.since, entry),
+                    false => receiver.is_excused(node, entry),
+                };
             let blamed = self
                 .occasions
                 .iter_mut()

@@ -5,13 +5,16 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use super::{Hub, Parcel, Places};
+use crate::bus::outage::LinkId;
 use crate::bus::past::store::Store;
 use crate::bus::past::{Entry, Keep, Past, ReadLimits, TopicPast};
 use crate::model::history::mark::{Clock, Mark, Marks, Number, Run};
 use crate::model::history::token::Key;
 use crate::model::history::{History, Missed};
+use crate::model::id::NodeId;
 use crate::model::topic::Topic;
 
 #[derive(Debug, Default)]
@@ -23,19 +26,23 @@ struct State {
     run: Option<Run>,
     store: Store,
     key: Option<Key>,
-    /// What is numbered, and was not heard.
+    /// What was not heard yet.
     unheard: VecDeque<Unheard>,
     /// Somebody tells it at present, and will tell what comes meanwhile.
     is_told: bool,
 }
 
 #[derive(Debug)]
-struct Unheard {
-    topic: Topic,
-    channel: String,
-    /// None, of what is not kept and keeps its place among what is.
-    number: Option<Number>,
-    envelope: Bytes,
+enum Unheard {
+    Message {
+        topic: Topic,
+        channel: String,
+        /// None, of what is not kept and keeps its place among what is.
+        number: Option<Number>,
+        envelope: Bytes,
+    },
+    /// This node has heard what came before, if it is not cut off.
+    Probe(NodeId, Instant),
 }
 
 impl Archive {
@@ -69,7 +76,7 @@ impl Archive {
                 }
                 state.store.append(key, entry(number), history, now);
             }
-            state.unheard.push_back(Unheard {
+            state.unheard.push_back(Unheard::Message {
                 topic: topic.clone(),
                 channel: channel.clone(),
                 number: Some(number),
@@ -80,11 +87,19 @@ impl Archive {
         (Mark { run, number }, tells)
     }
 
+    /// A node is to be told that it has heard what was numbered until now. Whether the caller has to [tell](Hub::tell) it.
+    pub(super) fn probe(&self, node: NodeId) -> bool {
+        let mut state = self.0.lock();
+        let probe = Unheard::Probe(node, Instant::now());
+        state.unheard.push_back(probe);
+        !std::mem::replace(&mut state.is_told, true)
+    }
+
     /// What is not kept goes behind what is, its publisher hears it as well. Whether the caller has to tell what is unheard.
     pub(super) fn pass(&self, parcel: &Parcel) -> bool {
         let mut state = self.0.lock();
         for (topic, channel) in &parcel.topics {
-            state.unheard.push_back(Unheard {
+            state.unheard.push_back(Unheard::Message {
                 topic: topic.clone(),
                 channel: channel.clone(),
                 number: None,
@@ -148,11 +163,27 @@ impl Hub {
     /// Tells what is numbered, in that order, however many publish at once.
     pub(super) fn tell(&self) {
         while let Some(unheard) = self.archive.next() {
-            for listener in self.listeners(&unheard.channel) {
-                let topic = unheard.topic.as_str();
-                listener.heard(topic, unheard.number, &unheard.envelope);
-                while listener.flush() {}
+            match unheard {
+                Unheard::Message {
+                    topic,
+                    channel,
+                    number,
+                    envelope,
+                } => {
+                    for listener in self.listeners(&channel) {
+                        listener.heard(topic.as_str(), number, &envelope);
+                        while listener.flush() {}
+                    }
+                }
+                Unheard::Probe(node, at) => self.prove(node, at),
             }
+        }
+    }
+
+    fn prove(&self, node: NodeId, at: Instant) {
+        let is_cut = self.faults.read().is_cut(node);
+        if let Some(listener) = self.listener(node).filter(|_| !is_cut) {
+            listener.up(LinkId::ONLY, at);
         }
     }
 }

@@ -149,7 +149,6 @@ impl Hub {
     }
 
     /// A node wants its own topic at least.
-    #[cfg(feature = "testing")]
     fn listener(&self, node: NodeId) -> Option<Arc<dyn Listener>> {
         let channels = self.channels.read();
         let mut interests = channels.values().flatten();
@@ -351,6 +350,12 @@ impl Bus for MemoryBus {
             true => Err(CUT.into()),
         };
         future::ready(key).boxed()
+    }
+
+    fn probe(&self, _: LinkId) {
+        if self.hub.archive.probe(self.node) {
+            self.hub.tell();
+        }
     }
 
     fn listening<'a>(&'a self, topics: &'a [Topic]) -> BoxFuture<'a, Result<Vec<usize>, Arc<str>>> {

@@ -36,6 +36,7 @@ use super::shared::SharedSubscriptions;
 use super::subscriptions::{Answered, Refusal, Subscriptions};
 use crate::model::error::PublishError;
 use crate::model::id::NodeId;
+use crate::model::partition::Partition;
 use crate::model::topic::Topic;
 
 /// Topics in one SUBSCRIBE: 100,000 take 0.18 s in batches of 1,000 and 8 s one by one; all in one
@@ -133,8 +134,11 @@ pub(super) enum Event<'a> {
         topic: Topic,
         reason: Arc<str>,
     },
-    /// A partition is at another primary of the cluster: its place is to be found out.
-    Stranded,
+    /// A partition is at another primary of the cluster: its place is to be found out. This one is not heard any more, if it
+    /// was.
+    Stranded {
+        partition: Option<Partition>,
+    },
     /// Redis ended this subscription by itself. That the bus is down is told next.
     Moved {
         topic: &'a str,
@@ -247,7 +251,13 @@ impl Link {
                 self.because = Some(ENDED);
                 return Some(Event::Moved { topic });
             }
-            Answered::Stranded => return Some(Event::Stranded),
+            Answered::Stranded => {
+                let partition = match topic == self.own.as_str() {
+                    true => subscriptions.with(|table| table.probed()),
+                    false => Some(Partition::of(topic)),
+                };
+                return Some(Event::Stranded { partition });
+            }
             Answered::OutOfTurn | Answered::Stray => {}
         }
         None
@@ -295,9 +305,9 @@ impl Link {
     fn misplaced(&mut self, words: &str, now: Instant) -> Option<Event<'static>> {
         let slot = words.split(' ').nth(1)?.parse().ok()?;
         let subscriptions = &self.context.subscriptions;
-        subscriptions.with(|table| table.misplaced(slot))?;
+        let partition = Some(subscriptions.with(|table| table.misplaced(slot))?);
         self.answered_at = now;
-        Some(Event::Stranded)
+        Some(Event::Stranded { partition })
     }
 
     /// Whether this is the tag of the channel on which the link is probed.
@@ -430,7 +440,8 @@ impl Link {
             }),
             Err(error) if self.is_elsewhere(&error.reason) => {
                 self.proof.failed(now);
-                Ok(Some(Event::Stranded))
+                let partition = None;
+                Ok(Some(Event::Stranded { partition }))
             }
             Err(error) => {
                 self.proof.failed(now);
@@ -532,7 +543,7 @@ mod tests {
                 Event::Down { reason, deaf } => Self::Down(reason.as_ref().into(), deaf),
                 Event::Refused { topic, .. } => Self::Refused(topic),
                 Event::Moved { topic } => Self::Moved(topic.into()),
-                Event::Stranded => Self::Stranded,
+                Event::Stranded { .. } => Self::Stranded,
             }
         }
     }

@@ -244,6 +244,13 @@ impl Bus for RedisBus {
         self.placement.key().boxed()
     }
 
+    fn probe(&self, link: LinkId) {
+        let shards = self.placement.shards();
+        if let Some(shard) = shards.iter().find(|shard| shard.link == link) {
+            shard.probe_now();
+        }
+    }
+
     fn listening<'a>(&'a self, topics: &'a [Topic]) -> BoxFuture<'a, Result<Vec<usize>, Arc<str>>> {
         self.placement.listening(topics).boxed()
     }

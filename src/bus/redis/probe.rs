@@ -24,6 +24,8 @@ use tokio::time::Instant;
 const MISSES: u32 = 2;
 /// A probe is missed after this part of the interval, so that a fault is found within two intervals.
 const PATIENCE: u32 = 2;
+/// After a probe that came back while another was asked for, that follows.
+const SOON: Duration = Duration::from_millis(1);
 /// After a probe that could not be published, the next follows after this part of the interval.
 const RETRY: u32 = 5;
 
@@ -43,6 +45,8 @@ pub(crate) struct Probe {
     next: Instant,
     sent: Option<Instant>,
     misses: u32,
+    /// While one was out, another was asked for.
+    hurried: bool,
 }
 
 impl Probe {
@@ -53,6 +57,7 @@ impl Probe {
             next: now,
             sent: None,
             misses: 0,
+            hurried: false,
         }
     }
 
@@ -75,7 +80,10 @@ impl Probe {
     /// The probe came back.
     pub(crate) fn returned(&mut self, now: Instant) {
         (self.sent, self.misses) = (None, 0);
-        self.next = now + self.interval;
+        self.next = match std::mem::take(&mut self.hurried) {
+            true => now + SOON,
+            false => now + self.interval,
+        };
     }
 
     /// The probe could not be published, which says nothing about the subscriber's connection.
@@ -87,6 +95,7 @@ impl Probe {
     /// Something looks wrong: probe now rather than later.
     pub(crate) fn hurry(&mut self, now: Instant) {
         self.next = self.next.min(now);
+        self.hurried = self.sent.is_some();
     }
 }
 
@@ -124,6 +133,20 @@ mod tests {
             Next::Send,
             "the earlier miss is forgotten"
         );
+    }
+
+    #[test]
+    fn who_asks_while_one_is_out_gets_one_that_is_sent_later() {
+        let start = Instant::now();
+        let mut probe = Probe::new(4 * S, start);
+        assert_eq!(probe.poll(start), Next::Send);
+        probe.hurry(start);
+        assert_eq!(probe.poll(start), Next::Wait(start + 2 * S));
+        probe.returned(start + S);
+        assert_eq!(probe.poll(start + S), Next::Wait(start + S + SOON));
+        assert_eq!(probe.poll(start + 2 * S), Next::Send);
+        probe.returned(start + 2 * S);
+        assert_eq!(probe.poll(start + 2 * S), Next::Wait(start + 6 * S));
     }
 
     #[test]

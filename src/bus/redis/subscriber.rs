@@ -246,7 +246,12 @@ impl Subscriber {
                 tracing::debug!(topic = topic.as_str(), %reason, "redis refuses a subscription: it is asked for again");
                 listener.refused(self.link, topic.kind(), self.told(reason));
             }
-            Event::Stranded => self.topology.missed(),
+            Event::Stranded { partition } => {
+                if let Some(partition) = partition {
+                    listener.stranded(self.link, partition);
+                }
+                self.topology.missed();
+            }
             Event::Moved { topic } => {
                 tracing::debug!(topic, "redis ended a subscription unasked");
             }
@@ -306,7 +311,7 @@ mod tests {
     use crate::bus::redis::supervise;
     use crate::model::history::mark::Number;
     use crate::model::id::NodeId;
-    use crate::model::partition::PartitionSet;
+    use crate::model::partition::{Partition, PartitionSet};
     use crate::model::topic::{Namespace, Topic, TopicKind};
 
     #[derive(Debug, PartialEq)]
@@ -346,6 +351,8 @@ mod tests {
         fn moved(&self, _: PartitionSet, _: (LinkId, LinkId), _: Instant) {}
 
         fn works(&self, _: LinkId, _: Instant) {}
+
+        fn stranded(&self, _: LinkId, _: Partition) {}
 
         fn refused(&self, _: LinkId, _: TopicKind, _: Arc<str>) {
             let _ = self.0.send(Told::Refused);

@@ -184,7 +184,9 @@ impl<M: Member> Registry<M> {
         let mut seen = HashSet::new();
         for topic in wanted.targets.iter() {
             self.each_on(*topic, |member| {
-                if wanted.except.contains(&member.id())
+                let is_newer = |number| member.id().number >= number;
+                if wanted.older_than.is_some_and(is_newer)
+                    || wanted.except.contains(&member.id())
                     || wanted.except_users.contains(&member.user().as_str())
                     || union && !seen.insert(member.id())
                 {
@@ -241,6 +243,12 @@ impl<M: Member> Registry<M> {
     /// Every socket.
     pub(crate) fn members(&self) -> impl Iterator<Item = &M> {
         self.sockets.values().map(|entry| &entry.member)
+    }
+
+    /// Every topic on which there is a socket.
+    pub(crate) fn topics(&self) -> Vec<Topic> {
+        let used = self.groups.iter().filter(|(_, group)| !group.is_empty());
+        used.map(|(topic, _)| topic.clone()).collect()
     }
 
     /// Whether a user has a socket here.

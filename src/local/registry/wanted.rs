@@ -15,6 +15,8 @@ pub(crate) struct Wanted<'a> {
     pub(super) targets: Cow<'a, [TopicRef<'a>]>,
     pub(super) except: Lookup<'a, SocketId>,
     pub(super) except_users: Lookup<'a, &'a str>,
+    /// Only sockets with smaller numbers.
+    pub(super) older_than: Option<u64>,
 }
 
 impl<'a> Wanted<'a> {
@@ -28,6 +30,15 @@ impl<'a> Wanted<'a> {
             targets,
             except: Lookup::of(&scope.except),
             except_users: Lookup::of(&scope.except_users),
+            older_than: None,
+        }
+    }
+
+    /// Of these only the sockets with smaller numbers.
+    pub(crate) fn older_than(self, number: Option<u64>) -> Self {
+        Self {
+            older_than: number,
+            ..self
         }
     }
 }
