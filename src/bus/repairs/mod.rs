@@ -97,7 +97,6 @@ impl Repairs {
     }
 
     /// Nothing is heard of a partition, and nobody knows where it is.
-    #[cfg(feature = "redis")]
     pub(crate) fn stranded(&self, link: LinkId, partition: Partition, newcomers: u64) {
         let partitions = [partition].into_iter().collect();
         self.state.lock().lose(link, partitions, newcomers);

@@ -24,7 +24,9 @@ use std::borrow::Cow;
 
 use bytes::Bytes;
 
-pub(crate) use self::stamp::{STAMP, stamp, unstamped};
+pub(crate) use self::stamp::unstamped;
+#[cfg(feature = "redis")]
+pub(crate) use self::stamp::{STAMP, stamp};
 use crate::bus::scope::Scope;
 use crate::model::id::{NodeId, SocketId};
 use crate::model::manner::Manner;
