@@ -161,7 +161,7 @@ impl FanOut {
         let members = self.registry.read().select(&wanted);
         let frame = Frame::message(message);
         members
-            .iter()
+            .into_iter()
             .filter(|socket| {
                 socket
                     .send(&frame, &Manner::InTurn, &self.limits)

@@ -37,7 +37,7 @@ impl Local {
             let is_meant = !is_excepted(socket, scope);
             is_meant && self.record(socket, socket.send(&frame, manner, limits))
         };
-        let taken = in_chunks(&members, take).await;
+        let taken = in_chunks(members, take).await;
         self.counters.delivered.fetch_add(taken as u64, Relaxed);
         self.counters.measures.fanned_out(taken as u64);
         taken
@@ -165,13 +165,14 @@ fn is_excepted(socket: &Sender, scope: &Scope<'_>) -> bool {
     !scope.except.is_empty() && formerly().is_some_and(|it| scope.except.contains(&it))
 }
 
-async fn in_chunks(members: &[Sender], serve: impl Fn(&Sender) -> bool) -> usize {
+/// Each is let go as soon as it is served, while it is near.
+async fn in_chunks(members: SmallVec<[Sender; 4]>, serve: impl Fn(&Sender) -> bool) -> usize {
     let mut served = 0;
-    for (n, chunk) in members.chunks(CHUNK).enumerate() {
-        if n > 0 {
+    for (n, socket) in members.into_iter().enumerate() {
+        if n > 0 && n % CHUNK == 0 {
             yield_now().await;
         }
-        served += chunk.iter().filter(|socket| serve(socket)).count();
+        served += usize::from(serve(&socket));
     }
     served
 }

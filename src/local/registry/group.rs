@@ -3,6 +3,7 @@
 use std::mem::replace;
 
 use indexmap::IndexMap;
+use indexmap::map::Values;
 
 use super::{Member, is_roomy};
 
@@ -65,11 +66,12 @@ impl<M: Member> Group<M> {
         is_last
     }
 
-    pub(super) fn each<'a>(&'a self, mut visit: impl FnMut(&'a M)) {
+    /// The one, and the many.
+    pub(super) fn members(&self) -> (Option<&M>, Values<'_, u64, M>) {
         match self {
-            Self::None { .. } => {}
-            Self::One { member, .. } => visit(member),
-            Self::Many { members, .. } => members.values().for_each(visit),
+            Self::None { .. } => (None, Values::default()),
+            Self::One { member, .. } => (Some(member), Values::default()),
+            Self::Many { members, .. } => (None, members.values()),
         }
     }
 

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use indexmap::IndexMap;
+use indexmap::map::Values;
 use smallvec::SmallVec;
 
 use self::group::Group;
@@ -180,15 +181,16 @@ impl<M: Member> Registry<M> {
     /// not for the exceptions.
     pub(crate) fn select(&self, wanted: &Wanted<'_>) -> SmallVec<[M; 4]> {
         let mut selected = SmallVec::new();
-        let union = wanted.targets.len() > 1;
-        let mut seen = HashSet::new();
+        let mut seen = (wanted.targets.len() > 1).then(HashSet::new);
         for topic in wanted.targets.iter() {
-            self.each_on(*topic, |member| {
+            let members = self.on(*topic);
+            selected.reserve(members.size_hint().0);
+            members.for_each(|member| {
                 let is_newer = |number| member.id().number >= number;
                 if wanted.older_than.is_some_and(is_newer)
-                    || wanted.except.contains(&member.id())
-                    || wanted.except_users.contains(&member.user().as_str())
-                    || union && !seen.insert(member.id())
+                    || wanted.except.contains(|| member.id())
+                    || wanted.except_users.contains(|| member.user().as_str())
+                    || seen.as_mut().is_some_and(|seen| !seen.insert(member.id()))
                 {
                     return;
                 }
@@ -223,21 +225,16 @@ impl<M: Member> Registry<M> {
 
     /// Every user with a socket on a topic.
     pub(crate) fn users_on(&self, topic: &Topic) -> HashSet<UserId> {
-        let mut users = HashSet::new();
-        self.each_on(topic.into(), |member| {
-            users.insert(member.user().clone());
-        });
-        users
+        let users = self.on(topic.into()).map(|member| member.user().clone());
+        users.collect()
     }
 
     /// Whether a user has a socket on a topic.
     pub(crate) fn has_user_on(&self, user: &Topic, topic: &Topic) -> bool {
-        let mut found = false;
-        self.each_on(user.into(), |member| {
+        self.on(user.into()).any(|member| {
             let entry = self.entry(member.id());
-            found |= entry.is_some_and(|entry| entry.is_on(topic));
-        });
-        found
+            entry.is_some_and(|entry| entry.is_on(topic))
+        })
     }
 
     /// Every socket.
@@ -257,21 +254,25 @@ impl<M: Member> Registry<M> {
         group.is_some_and(|group| !group.is_empty())
     }
 
-    fn each_on<'a>(&'a self, topic: TopicRef<'_>, mut visit: impl FnMut(&'a M)) {
+    /// The sockets on a topic. Says at least how many, so that whoever gathers them makes room once.
+    fn on(&self, topic: TopicRef<'_>) -> impl Iterator<Item = &M> {
+        let (mut one, mut many, mut all) = (None, Values::default(), Values::default());
         match topic.kind() {
-            TopicKind::All => self.members().for_each(visit),
+            TopicKind::All => all = self.sockets.values(),
             TopicKind::Socket => {
                 let entry = topic.as_socket().and_then(|id| self.entry(id));
-                entry.into_iter().for_each(|entry| visit(&entry.member));
+                one = entry.map(|entry| &entry.member);
             }
             TopicKind::User | TopicKind::Room => {
                 if let Some(group) = self.groups.get(topic.as_str()) {
-                    group.each(visit);
+                    (one, many) = group.members();
                 }
             }
             // No socket is on those.
             TopicKind::Node | TopicKind::Nodes | TopicKind::Presence => {}
         }
+        let all = all.map(|entry: &Entry<M>| &entry.member);
+        one.into_iter().chain(many).chain(all)
     }
 
     fn entry(&self, id: SocketId) -> Option<&Entry<M>> {

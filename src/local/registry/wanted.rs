@@ -21,13 +21,12 @@ pub(crate) struct Wanted<'a> {
 
 impl<'a> Wanted<'a> {
     pub(crate) fn of(scope: &'a Scope<'_>) -> Self {
-        let mut targets = Cow::Borrowed(scope.targets.as_slice());
-        if targets.len() > 1 {
-            let mut seen = HashSet::with_capacity(targets.len());
-            targets.to_mut().retain(|topic| seen.insert(*topic));
-        }
+        let targets = scope.targets.as_slice();
         Self {
-            targets,
+            targets: match targets {
+                [] | [_] => targets.into(),
+                _ => distinct(targets).into(),
+            },
             except: Lookup::of(&scope.except),
             except_users: Lookup::of(&scope.except_users),
             older_than: None,
@@ -41,6 +40,12 @@ impl<'a> Wanted<'a> {
             ..self
         }
     }
+}
+
+fn distinct<'a>(targets: &[TopicRef<'a>]) -> Vec<TopicRef<'a>> {
+    let mut seen = HashSet::with_capacity(targets.len());
+    let targets = targets.iter().copied();
+    targets.filter(|topic| seen.insert(*topic)).collect()
 }
 
 /// What is asked for once per socket.
@@ -58,10 +63,12 @@ impl<'a, T: Eq + Hash> Lookup<'a, T> {
         }
     }
 
-    pub(super) fn contains(&self, value: &T) -> bool {
+    /// Most messages except nobody: then nothing of a socket is read for it.
+    pub(super) fn contains(&self, value: impl FnOnce() -> T) -> bool {
         match self {
-            Self::Few(values) => values.contains(value),
-            Self::Many(values) => values.contains(value),
+            Self::Few([]) => false,
+            Self::Few(values) => values.contains(&value()),
+            Self::Many(values) => values.contains(&value()),
         }
     }
 }

@@ -39,9 +39,6 @@ impl Queue {
     /// Of frames with the same key only the newest counts.
     pub(crate) fn push_keyed(&mut self, frame: Frame, key: Option<Arc<str>>) {
         self.bytes += frame.len();
-        if self.frames.capacity() == 0 {
-            self.frames.reserve_exact(FIRST);
-        }
         self.frames.push_back(Queued { frame, key });
     }
 
@@ -243,8 +240,6 @@ impl Queue {
     }
 }
 
-/// Room for so many frames at first: mostly it is enough, and so small a piece of memory comes and goes at least cost.
-const FIRST: usize = 2;
 /// So many frames wait before a pong replaces another; more than one, so that none is begun.
 const PONGS: usize = 16;
 /// Where only the socket's task writes, so many times the limits may wait for its next turn.

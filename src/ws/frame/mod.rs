@@ -3,7 +3,10 @@
 
 mod decoder;
 
+use std::sync::Arc;
+
 use bytes::Bytes;
+use smallvec::{SmallVec, smallvec};
 
 pub(crate) use self::decoder::{Decoder, Heard, Violation};
 use crate::model::close::Close;
@@ -23,9 +26,10 @@ const MASKED: u8 = 0x80;
 /// What begins the texts that are no app's, where a client is told positions.
 pub(crate) const MARK: char = '\u{1}';
 
-/// A frame as it goes onto the wire: encoded once, shared by all who get it.
+/// A frame as it goes onto the wire: encoded once, shared by all who get it. No `Bytes`, of which each clone is a call
+/// through a table and twice as large: there is one for every recipient.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Frame(Bytes);
+pub(crate) struct Frame(Arc<[u8]>);
 
 impl Frame {
     pub(crate) fn text(text: &str) -> Self {
@@ -62,7 +66,7 @@ impl Frame {
         }
         let digits = std::str::from_utf8(&whole[3..mark]).ok();
         let number = digits.and_then(|digits| digits.parse().ok()).map(Number);
-        (number, Self(whole.slice(mark..)))
+        (number, Self(whole[mark..].into()))
     }
 
     /// A text of the app as a client gets it that is told positions.
@@ -90,7 +94,7 @@ impl Frame {
     }
 
     pub(crate) fn ping() -> Self {
-        Self(Bytes::from_static(&[FIN | PING, 0]))
+        Self::new(PING, &[])
     }
 
     /// Answers a ping with its own payload, at most 125 bytes.
@@ -118,8 +122,9 @@ impl Frame {
             127 => 10,
             _ => 2,
         };
-        let payload = self.0.slice(header..);
-        match self.0.first()? & !FIN {
+        let kind = self.0.first()? & !FIN;
+        let payload = Bytes::from_owner(self.0).slice(header..);
+        match kind {
             TEXT => {
                 let text = Utf8Bytes::try_from(payload).expect("it was made of text");
                 Some(Message::Text(text))
@@ -139,26 +144,26 @@ impl Frame {
 
     fn new(opcode: u8, parts: &[&[u8]]) -> Self {
         let length: usize = parts.iter().map(|part| part.len()).sum();
-        // Exact: with room to spare, turning it into `Bytes` would allocate once more.
-        let header = match length {
-            0..=125 => 2,
-            126..=0xffff => 4,
-            _ => 10,
-        };
-        let mut frame = Vec::with_capacity(header + length);
-        frame.push(FIN | opcode);
+        let mut header: SmallVec<[u8; 10]> = smallvec![FIN | opcode];
         match length {
-            0..=125 => frame.push(length as u8),
+            0..=125 => header.push(length as u8),
             126..=0xffff => {
-                frame.push(126);
-                frame.extend((length as u16).to_be_bytes());
+                header.push(126);
+                header.extend((length as u16).to_be_bytes());
             }
             _ => {
-                frame.push(127);
-                frame.extend((length as u64).to_be_bytes());
+                header.push(127);
+                header.extend((length as u64).to_be_bytes());
             }
         }
-        parts.iter().for_each(|part| frame.extend(*part));
-        Self(frame.into())
+        // Of zeros first: an `Arc` of a `Vec` would be allocated and copied once more.
+        let mut frame: Arc<[u8]> = (0..header.len() + length).map(|_| 0).collect();
+        let mut rest = Arc::get_mut(&mut frame).expect("nobody else has it yet");
+        for part in [header.as_slice()].iter().chain(parts) {
+            let (place, left) = rest.split_at_mut(part.len());
+            place.copy_from_slice(part);
+            rest = left;
+        }
+        Self(frame)
     }
 }
