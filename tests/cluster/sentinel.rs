@@ -355,3 +355,73 @@ async fn sentinels_have_users_and_passwords_of_their_own() {
     })
     .await;
 }
+
+/// T7: what is missing without each right. Who may not listen finds a failover by asking.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_right_at_the_sentinels_what_it_is_for_is_missing() {
+    /// And whether a node finds no primary without it.
+    const RIGHTS: [(&str, bool); 7] = [
+        ("&+switch-master", false),
+        ("+subscribe", false),
+        ("+ping", false),
+        ("+sentinel|sentinels", false),
+        ("+sentinel|myid", false),
+        ("+sentinel|master", true),
+        ("+sentinel|get-master-addr-by-name", true),
+    ];
+    let redis = Sentinels::start(1, SENTINELS);
+    let start = async |user: &str, lack: &str| {
+        let rules = RIGHTS.iter().map(|(right, _)| *right);
+        let rules: Vec<_> = rules.filter(|right| *right != lack).collect();
+        for sentinel in &redis.sentinels {
+            let granting = ["ACL", "SETUSER", user, "on", ">pass", "resetchannels"];
+            assert_eq!(sentinel.cli(&[&granting[..], &rules].concat()), "OK");
+        }
+        let query = format!("?sentinelUsername={user}&sentinelPassword=pass");
+        let builder = Lab::memory().builder().redis(redis.url() + &query);
+        TestNode::start(builder.start()).await
+    };
+    let listens = |user: &str| {
+        let user = format!("user={user} ");
+        redis.sentinels.iter().any(|sentinel| {
+            let listeners = sentinel.cli(&["CLIENT", "LIST", "TYPE", "pubsub"]);
+            let mut listeners = listeners.lines();
+            listeners.any(|line| line.contains("sub=1") && line.contains(&user))
+        })
+    };
+    let refused = |user: &str| {
+        let mut logs = redis.sentinels.iter().map(|s| s.cli(&["ACL", "LOG"]));
+        logs.any(|log| log.lines().any(|line| line == user))
+    };
+    let mut lacking = Vec::new();
+    for (n, (right, is_needed)) in RIGHTS.into_iter().enumerate() {
+        let user = format!("lacks{n}");
+        let node = start(&user, right).await;
+        if is_needed {
+            let reason = until_degraded_by(&node, "NOPERM").await;
+            assert!(reason.contains(right), "{right}: {reason}");
+            continue;
+        }
+        node.until_up().await;
+        until(&format!("control: {right} is refused"), async || {
+            refused(&user)
+        })
+        .await;
+        let client = node.client(&user).await;
+        lacking.push((right, user, node, client));
+    }
+    let whole = start("whole", "").await;
+    whole.until_up().await;
+    until("control: who may listens", async || listens("whole")).await;
+    assert!(!refused("whole"), "control: it needs no other right");
+    redis.fail_over();
+    let new = &redis.servers[1];
+    for (right, user, ..) in &lacking {
+        until(&format!("it follows without {right}"), async || {
+            new.cli(&["PUBSUB", "NUMSUB", &format!("cluster:u:{user}")])
+                .ends_with('1')
+        })
+        .await;
+    }
+    assert!(!listens("lacks0") && !listens("lacks1"), "control: unheard");
+}

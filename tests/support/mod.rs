@@ -5,6 +5,7 @@
 pub mod arguments;
 pub mod balancer;
 pub mod client;
+pub mod concern;
 pub mod events;
 pub mod figures;
 pub mod node;

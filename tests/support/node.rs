@@ -11,6 +11,7 @@ use axum_cluster::{
     Broadcaster, Close, Cluster, ClusterEvents, ClusterSocket, Health, NodeId, Socket, SocketId,
     UserId,
 };
+use futures::StreamExt;
 use serde_json::json;
 use tokio::net::TcpSocket;
 use tokio::sync::mpsc;
@@ -41,6 +42,7 @@ impl TestNode {
         let app = Router::new()
             .route("/ws", any(ws))
             .route("/events", any(events))
+            .route("/gaps", any(gaps))
             .with_state(sender);
         let app = app
             .layer(cluster.layer())
@@ -139,6 +141,30 @@ async fn ws(State(ended): State<mpsc::UnboundedSender<Ended>>, socket: ClusterSo
 
 async fn events(events: ClusterEvents) -> Response {
     events.stream()
+}
+
+/// Tells its client of its gaps, and joins the rooms that this names.
+async fn gaps(socket: ClusterSocket) -> Response {
+    socket.on_upgrade(|mut socket| async move {
+        let mut gaps = socket.gaps();
+        loop {
+            let told = tokio::select! {
+                biased;
+                Some(gap) = gaps.next() => json!(gap).to_string(),
+                message = socket.recv() => {
+                    let Some(room) = message else {
+                        return;
+                    };
+                    let room = room.as_text().unwrap_or_default();
+                    socket.join(room).await.expect("a good name");
+                    "joined".to_owned()
+                }
+            };
+            if socket.send(told).await.is_err() {
+                return;
+            }
+        }
+    })
 }
 
 /// Does what the client says, and echoes what is no command.

@@ -1,8 +1,8 @@
 //! A TCP link that can be swallowed, or led to another server.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -17,6 +17,8 @@ enum Mode {
     BlackHole,
     /// Links end, new ones too.
     Cut,
+    /// What is said waits.
+    Held,
     /// Only answers vanish …
     Deaf,
     /// … or only those of links that have subscribed, and what these say.
@@ -30,6 +32,8 @@ pub struct Proxy {
     target: Arc<AtomicU16>,
     /// Bytes a second of each link towards the server; 0: without a limit.
     bandwidth: Arc<AtomicU64>,
+    /// What waits because links are held.
+    held: Arc<Mutex<Vec<u8>>>,
     accepting: JoinHandle<()>,
 }
 
@@ -54,11 +58,13 @@ impl Proxy {
         let mode = Arc::new(watch::Sender::new(Mode::Forward));
         let target = Arc::new(AtomicU16::new(port));
         let bandwidth = Arc::new(AtomicU64::new(0));
+        let held = Arc::<Mutex<Vec<u8>>>::default();
         let (modes, targets, width) = (mode.clone(), target.clone(), bandwidth.clone());
+        let holding = held.clone();
         let accepting = tokio::spawn(async move {
             while let Ok((from, _)) = listener.accept().await {
                 let (mode, port) = (modes.subscribe(), targets.load(SeqCst));
-                let width = width.clone();
+                let (width, holding) = (width.clone(), holding.clone());
                 tokio::spawn(async move {
                     let answers = mode.clone();
                     tokio::time::sleep(connecting).await;
@@ -76,7 +82,8 @@ impl Proxy {
                             &[Mode::BlackHole],
                             &subscribed,
                             delay,
-                            &width
+                            &width,
+                            &holding
                         ),
                         pump(
                             to_read,
@@ -85,7 +92,8 @@ impl Proxy {
                             &[Mode::BlackHole, Mode::Deaf],
                             &subscribed,
                             delay,
-                            &wide
+                            &wide,
+                            &holding
                         )
                     );
                 });
@@ -96,6 +104,7 @@ impl Proxy {
             mode,
             target,
             bandwidth,
+            held,
             accepting,
         }
     }
@@ -135,7 +144,19 @@ impl Proxy {
         self.bandwidth.store(bytes_per_second, SeqCst);
     }
 
-    /// New links work again; what was swallowed is gone, and old links stay dead.
+    /// From now on what either side says waits until this is healed, on old links and new ones.
+    pub fn hold(&self) {
+        self.held.lock().expect("nothing panics here").clear();
+        self.mode.send_replace(Mode::Held);
+    }
+
+    /// Whether something that contains this waits.
+    pub fn holds(&self, part: &str) -> bool {
+        let held = self.held.lock().expect("nothing panics here");
+        String::from_utf8_lossy(&held).contains(part)
+    }
+
+    /// New links work again, and what was held passes; what was swallowed is gone, and those links stay dead.
     pub fn heal(&self) {
         self.mode.send_replace(Mode::Forward);
     }
@@ -155,6 +176,7 @@ async fn pump(
     subscribed: &AtomicBool,
     delay: Duration,
     width: &AtomicU64,
+    held: &Mutex<Vec<u8>>,
 ) {
     let is_faulty = |mode: &Mode| match mode {
         Mode::Cut => true,
@@ -176,6 +198,11 @@ async fn pump(
             }
             count = from.read(&mut buffer) => count.unwrap_or(0),
         };
+        if *mode.borrow() == Mode::Held {
+            let mut held = held.lock().expect("nothing panics here");
+            held.extend_from_slice(&buffer[..count]);
+        }
+        let _ = mode.wait_for(|mode| *mode != Mode::Held).await;
         if delay > Duration::ZERO {
             tokio::time::sleep(delay).await;
         }

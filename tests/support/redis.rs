@@ -140,6 +140,17 @@ impl RedisServer {
             .unwrap_or(0)
     }
 
+    /// How often a command was refused before it was run.
+    pub fn refused(&self, command: &str) -> u64 {
+        let stats = self.cli(&["INFO", "commandstats"]);
+        let prefix = format!("cmdstat_{command}:");
+        let line = stats.lines().find_map(|line| line.strip_prefix(&prefix));
+        let count = line.and_then(|line| line.split("rejected_calls=").nth(1)?.split(',').next());
+        count
+            .and_then(|count| count.trim().parse().ok())
+            .unwrap_or(0)
+    }
+
     /// Connections of nodes; `redis-cli` asks with one of its own.
     pub fn connections(&self) -> usize {
         let clients = self.cli(&["CLIENT", "LIST"]);
