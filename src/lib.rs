@@ -260,6 +260,10 @@ pub mod guide {
     #[doc = ""]
     #[doc = include_str!("../docs/guide/missed.md")]
     pub mod missed {}
+    #[doc = "[trust]: crate::docs::security"]
+    #[doc = ""]
+    #[doc = include_str!("../docs/guide/other-programs.md")]
+    pub mod other_programs {}
     #[doc = "[front end]: self::front_end"]
     #[doc = "[upgrades first and then reads]: self::missed"]
     #[doc = ""]

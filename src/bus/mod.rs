@@ -121,7 +121,7 @@ impl Backend {
 
     /// Several Redises that know nothing of each other and share the topics: each user, room and node is at one of them, which
     /// their names decide, and a union goes to each that is concerned. Each is a URL in any of the forms that
-    /// [`redis`](Self::redis) knows, or a [`Redis`] with options. One that is away takes its own topics with it and no
+    /// [`redis`](Self::redis) knows but that of a Redis Cluster, which spreads topics by itself, or a [`Redis`] with options. One that is away takes its own topics with it and no
     /// others: [`health`](crate::Cluster::health) names it, and [`Gap::concerns_user`](crate::Gap::concerns_user) tells whom
     /// it concerns.
     ///
@@ -141,7 +141,7 @@ impl Backend {
     ///
     /// # Errors
     /// A [`ConnectError`] as those of [`redis`](Self::redis) and of the options of [`Redis`]; or of kind `Setting` where the
-    /// list is empty or names one twice.
+    /// list is empty, names one twice, or has a Redis Cluster among several.
     #[cfg(feature = "redis")]
     pub fn shards<R>(redises: impl IntoIterator<Item = R>) -> Result<Self, ConnectError>
     where

@@ -191,6 +191,7 @@ fn links_lead_to_files_of_the_package() {
         "docs/guide/from-websocketupgrade.md",
         "docs/guide/front-end.md",
         "docs/guide/missed.md",
+        "docs/guide/other-programs.md",
         "docs/guide/proxies.md",
         "docs/guide/rooms.md",
         "docs/guide/sizing.md",

@@ -173,7 +173,7 @@ impl Redis {
     }
 
     /// Where a host and port are reached from here, for NAT and forwarded ports: asked before each connect, of the
-    /// URL's own hosts and of what sentinels tell. It must not block. Default: where they say. Certificates are still
+    /// URL's own hosts and of what sentinels and nodes of a Redis Cluster tell. It must not block. Default: where they say. Certificates are still
     /// verified against the name that was told.
     ///
     /// ```
