@@ -792,7 +792,10 @@ mod tests {
         assert!(is_heard(br#"{"text":"hi"}"#, "r:x"), "of no node");
         assert_ne!(Partition::of("r:x"), Partition::of("r:y"), "control");
         assert!(is_heard(&plain, "r:y"), "it has not moved");
-        assert_eq!(uplink.open("r:x", None, &wire::stamp(era(3))), Inbound::Nothing);
+        assert_eq!(
+            uplink.open("r:x", None, &wire::stamp(era(3))),
+            Inbound::Nothing
+        );
         assert_eq!(garbage(&uplink), 1);
     }
 
