@@ -76,35 +76,56 @@ fn read_folder(folder: &Path, name: &str, modules: &mut Vec<Module>) {
     }
 }
 
-/// The lines without comments and without what is for tests only: their module, which stands last, and single lines.
+/// The lines without comments and without what is for tests only: their module, which stands last, and single items.
 fn code(text: &str) -> Vec<(usize, String)> {
-    let mut lines = (1..).zip(text.lines()).peekable();
+    let mut lines = (1..).zip(text.lines());
     let mut code = Vec::new();
     while let Some((number, line)) = lines.next() {
         if line.trim() == "#[cfg(test)]" {
-            match lines.next() {
-                Some((_, next)) if next.ends_with('{') => break,
-                _ => continue,
+            let mut item = lines.by_ref().map(|(_, line)| uncommented(line));
+            if is_left_open(&mut item) {
+                break;
             }
+            continue;
         }
-        code.push((
-            number,
-            line.split("//").next().unwrap_or_default().to_owned(),
-        ));
+        code.push((number, uncommented(line).to_owned()));
     }
     code
 }
 
+fn uncommented(line: &str) -> &str {
+    line.split("//").next().unwrap_or_default()
+}
+
+/// Takes the lines of one item. A module in braces is not taken: all that follows is its own.
+fn is_left_open<'a>(lines: &mut impl Iterator<Item = &'a str>) -> bool {
+    let mut depth = 0;
+    for line in lines.map(str::trim_end).filter(|line| !line.is_empty()) {
+        if depth == 0 && line.starts_with("mod ") && line.ends_with('{') {
+            return true;
+        }
+        let opened = line.matches(['{', '(', '[']).count();
+        depth = depth + opened - line.matches(['}', ')', ']']).count();
+        if depth == 0 && line.ends_with([';', ',', '}']) {
+            return false;
+        }
+    }
+    panic!("an item for tests has no end");
+}
+
 impl Module {
-    /// What it defines, but for what belongs to a trait.
+    /// What it defines, but for what belongs to a trait: an indented `type`.
     pub fn types(&self) -> impl Iterator<Item = &str> {
-        self.code.iter().filter_map(|(_, line)| {
-            let line = match line.strip_prefix("pub(") {
-                Some(line) => line.split_once(") ")?.1,
-                None => line.strip_prefix("pub ").unwrap_or(line),
+        self.code.iter().filter_map(|(_, code)| {
+            let indented = code.starts_with(' ');
+            let code = code.trim_start();
+            let code = match code.strip_prefix("pub(") {
+                Some(code) => code.split_once(") ")?.1,
+                None => code.strip_prefix("pub ").unwrap_or(code),
             };
             let kinds = ["struct ", "enum ", "trait ", "type "];
-            let name = kinds.iter().find_map(|kind| line.strip_prefix(kind))?;
+            let kinds = &kinds[..kinds.len() - usize::from(indented)];
+            let name = kinds.iter().find_map(|kind| code.strip_prefix(kind))?;
             name.split(|c: char| !c.is_alphanumeric()).next()
         })
     }
@@ -258,6 +279,27 @@ mod tests {
                 .imports
                 .is_empty()
         );
+    }
+
+    #[test]
+    fn only_items_for_tests_are_passed_over() {
+        for item in [
+            "fn f(&self) {\n    if true {\n    }\n}",
+            "fn f(\n    a: A,\n) -> B {\n}",
+            "    count: u64,",
+            "let a =\n    f(1);",
+            "use b::{\n    C,\n};",
+            "mod world;",
+            "impl A {\n    fn f() {}\n}",
+            "#[derive(Debug)]\n// {\nstruct A;",
+        ] {
+            let text = format!("a\n#[cfg(test)]\n{item}\nb\n#[cfg(test)]\nmod tests {{\n    c\n}}");
+            let read: Vec<String> = super::code(&text)
+                .into_iter()
+                .map(|(_, line)| line)
+                .collect();
+            assert_eq!(read, ["a", "b"], "{item}");
+        }
     }
 
     #[test]

@@ -1,0 +1,149 @@
+//! The node, as the bus sees it: who acts on what is heard.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use tokio::time::Instant;
+
+use super::Node;
+use crate::bus::Listener;
+use crate::bus::inbound::Inbound;
+use crate::bus::outage::LinkId;
+use crate::bus::repair::{Due, Fate};
+use crate::bus::repairs::{Repairing, Repairs};
+use crate::model::history::mark::Number;
+use crate::model::partition::{Partition, PartitionSet};
+use crate::model::topic::{Topic, TopicKind, TopicRef};
+
+impl Listener for Node {
+    fn heard(&self, topic: &str, number: Option<Number>, bytes: &[u8]) {
+        let fate = number.map(|number| self.repairs.came(topic, number, bytes));
+        match fate {
+            None | Some(Fate::Due) => self.hear(topic, number, bytes, None),
+            Some(Fate::Held | Fate::Known) => {}
+        }
+    }
+
+    fn flush(&self) -> bool {
+        self.local.flush()
+    }
+
+    fn garbage(&self) {
+        self.uplink.garbage();
+    }
+
+    fn replaced(&self, number: u64) {
+        self.local.replaced(number);
+    }
+
+    fn up(&self, link: LinkId, proven: Instant) {
+        self.ground.counters.measures.probed(proven);
+        match self.repairs.up(link, proven) {
+            Some(repaired) => self.ground.reception.up(link, proven, repaired),
+            None => self.ground.reception.works(link, proven),
+        }
+    }
+
+    fn strayed(&self, link: LinkId, since: Option<Instant>) {
+        self.ground.reception.strayed(link, since);
+    }
+
+    fn down(&self, link: LinkId, reason: Arc<str>, deaf: bool) {
+        if deaf {
+            self.repairs.down(link, self.local.newcomers());
+        }
+        self.ground.reception.down(link, &reason, deaf);
+    }
+
+    fn refused(&self, link: LinkId, kind: TopicKind, reason: Arc<str>) {
+        self.ground.reception.refused(link, kind, &reason);
+    }
+
+    fn moved(&self, partitions: PartitionSet, links: (LinkId, LinkId), at: Instant) {
+        self.repairs
+            .moved(partitions, links, self.local.newcomers());
+        self.ground.reception.moved(partitions, links, at);
+    }
+
+    fn stranded(&self, link: LinkId, partition: Partition) {
+        let newcomers = self.local.newcomers();
+        self.repairs.stranded(link, partition, newcomers);
+    }
+
+    fn works(&self, link: LinkId, proven: Instant) {
+        self.ground.counters.measures.probed(proven);
+        self.ground.reception.works(link, proven);
+        self.repairs.works(link, proven);
+    }
+
+    fn rolled_back(&self, messages: u64) {
+        let counter = &self.ground.counters.history_rolled_back;
+        counter.fetch_add(messages, Relaxed);
+        if messages > 0 {
+            let reception = &self.ground.reception;
+            let since = reception.proven_at();
+            reception.still_strayed(since);
+            reception.others_strayed((since, Instant::now()));
+            tracing::warn!(node = %self.ground.node, messages, "redis went on with an older state: the last messages that this node sent \
+                are in no history any more");
+        }
+    }
+
+    fn panicked(&self) {
+        self.ground.counters.task_panics.fetch_add(1, Relaxed);
+    }
+}
+
+impl Repairing for Node {
+    fn repairs(&self) -> &Repairs {
+        &self.repairs
+    }
+
+    fn topics(&self) -> Vec<Topic> {
+        self.local.topics()
+    }
+
+    fn missed(&self, due: &Due) {
+        let Due {
+            topic,
+            number,
+            envelope,
+            older_than,
+        } = due;
+        self.hear(topic, Some(*number), envelope, *older_than);
+    }
+
+    fn flush(&self) -> bool {
+        self.local.flush()
+    }
+}
+
+impl Node {
+    /// Acts on what came: for all sockets, or only for those with smaller numbers.
+    fn hear(&self, topic: &str, number: Option<Number>, bytes: &[u8], older_than: Option<u64>) {
+        match self.uplink.open(topic, number, bytes) {
+            Inbound::Message(scope, content, manner) => {
+                if let Some(from) = self.uplink.take_unkept() {
+                    self.peers.tell_unkept(from);
+                }
+                let number = number.zip(TopicRef::of(topic));
+                let number = number
+                    .map(|(number, topic)| (self.ground.bus.clock(&topic.to_topic()), number));
+                self.local
+                    .collect(&scope, number, older_than, &manner, || content.frame());
+            }
+            Inbound::Close(scope, close) => {
+                self.local.collect_close(&scope, older_than, &close);
+            }
+            Inbound::ToNodes(from, content) => {
+                self.peers.messages().tell(from, content.message());
+            }
+            Inbound::Peer(word) => self.peers.heard_word(word),
+            Inbound::Answer(part) => self.peers.heard_answer(&part),
+            Inbound::Report(from, json) => self.presence.heard_report(from, json),
+            Inbound::Watch(from, json) => self.presence.heard_request(from, json),
+            Inbound::Echo(id) => self.peers.heard_itself(id),
+            Inbound::Nothing => {}
+        }
+    }
+}
