@@ -101,7 +101,7 @@ async fn held_at_will(
     }
     let ports = redis.nodes.iter().map(RedisServer::port);
     let led: Vec<_> = ports.zip(ways.iter().map(|way| way.addr.port())).collect();
-    let redis = Redis::at(&redis.url())
+    let redis = Redis::at(redis.url())
         .unwrap()
         .addresses(move |name, port| {
             let way = led.iter().find(|(to, _)| *to == port);
@@ -384,7 +384,7 @@ async fn messages_to_others_are_as_quick_while_slots_move() {
         redis,
         nodes: [a, b],
     } = fleet;
-    let is_used = |n: usize| n / MOVES % 2 == 0;
+    let is_used = |n: usize| (n / MOVES).is_multiple_of(2);
     let mut clients = Vec::new();
     for (n, part) in parts.iter().enumerate() {
         if is_used(n) {

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -76,8 +77,7 @@ impl Proxy {
                     let (subscribed, wide) = (AtomicBool::new(false), AtomicU64::new(0));
                     tokio::join!(
                         pump(
-                            from_read,
-                            to_write,
+                            (from_read, to_write),
                             mode,
                             &[Mode::BlackHole],
                             &subscribed,
@@ -86,8 +86,7 @@ impl Proxy {
                             &holding
                         ),
                         pump(
-                            to_read,
-                            from_write,
+                            (to_read, from_write),
                             answers,
                             &[Mode::BlackHole, Mode::Deaf],
                             &subscribed,
@@ -169,8 +168,7 @@ impl Drop for Proxy {
 }
 
 async fn pump(
-    mut from: tokio::net::tcp::OwnedReadHalf,
-    mut to: tokio::net::tcp::OwnedWriteHalf,
+    (mut from, mut to): (OwnedReadHalf, OwnedWriteHalf),
     mut mode: watch::Receiver<Mode>,
     swallow: &[Mode],
     subscribed: &AtomicBool,
