@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use log::{Audience, Log};
 use node::{NEWS, Node};
 use page::{Habit, Page, Tale};
-use support::balancer::{Balancer, Brand, HAPROXY, NGINX};
+use support::balancer::{Balancer, Brand, ENVOY, HAPROXY, NGINX};
 use support::redis::free_port;
 use support::{Client, RedisServer, soon, until};
 
@@ -50,6 +50,11 @@ async fn a_roll_behind_the_documented_nginx_refuses_nobody_and_loses_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_roll_behind_the_documented_haproxy_refuses_nobody_and_loses_nothing() {
     roll_behind(&HAPROXY).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_roll_behind_the_documented_envoy_refuses_nobody_and_loses_nothing() {
+    roll_behind(&ENVOY).await;
 }
 
 async fn roll_behind(brand: &Brand) {

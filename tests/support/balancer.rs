@@ -11,12 +11,16 @@ use super::until;
 
 const MANUAL: &str = include_str!("../../docs/guide/proxies.md");
 /// The manual's nodes.
-const NODES: [&str; 2] = ["10.0.0.1:3001", "10.0.0.2:3001"];
+const NODES: [(&str, u16); 2] = [("10.0.0.1", 3001), ("10.0.0.2", 3001)];
 
 /// A program, and how its configuration is made one of a test.
 #[derive(Debug)]
 pub struct Brand {
     pub name: &'static str,
+    /// The language of its configuration in the manual, of which it has the first block.
+    fence: &'static str,
+    /// How it writes an address.
+    address: &'static str,
     /// What the manual's configuration listens on, and what stands there for an address.
     door: [&'static str; 2],
     arguments: fn(&Path) -> Vec<String>,
@@ -28,6 +32,8 @@ pub struct Brand {
 
 pub const NGINX: Brand = Brand {
     name: "nginx",
+    fence: "nginx",
+    address: "HOST:PORT",
     door: ["listen 80;", "listen ADDRESS;"],
     arguments: |dir| {
         let dir = dir.display();
@@ -65,6 +71,8 @@ scgi_temp_path {dir}/scgi;
 
 pub const HAPROXY: Brand = Brand {
     name: "haproxy",
+    fence: "haproxy",
+    address: "HOST:PORT",
     door: ["bind :80", "bind ADDRESS"],
     arguments: |dir| {
         ["-db", "-f", &format!("{}/conf", dir.display())]
@@ -77,6 +85,29 @@ pub const HAPROXY: Brand = Brand {
         format!("{global}{}", replace(sections, "defaults\n", log))
     },
     retried: &[("101 +1", "nodes met that drained or were absent")],
+};
+
+pub const ENVOY: Brand = Brand {
+    name: "envoy",
+    fence: "yaml",
+    address: "address: HOST, port_value: PORT",
+    door: ["address: 0.0.0.0, port_value: 80", "ADDRESS"],
+    arguments: |dir| {
+        let conf = format!("{}/conf.yaml", dir.display());
+        let quick = "--disable-hot-restart --file-flush-interval-msec 10";
+        let arguments = format!("{quick} --concurrency 2 --log-level error -c {conf}");
+        arguments.split(' ').map(str::to_owned).collect()
+    },
+    around: |_, resources| {
+        let log = "stat_prefix: door
+                access_log:
+                  - name: envoy.access_loggers.stdout
+                    typed_config:
+                      \"@type\": type.googleapis.com/envoy.extensions.access_loggers.stream.v3.StdoutAccessLog
+                      log_format: { text_format_source: { inline_string: \"%RESPONSE_CODE% %UPSTREAM_REQUEST_ATTEMPT_COUNT%\\n\" } }";
+        replace(resources, "stat_prefix: door", log)
+    },
+    retried: &[("101 2", "nodes met that drained or were absent")],
 };
 
 #[derive(Debug)]
@@ -104,7 +135,10 @@ impl Balancer {
             std::env::temp_dir().join(format!("{name}-of-test-{}-{port}", std::process::id()));
         fs::create_dir_all(&dir).expect("a directory for it");
         let configuration = (brand.around)(&dir, &documented(brand, port, nodes));
-        fs::write(dir.join("conf"), configuration).expect("it is ours");
+        // Envoy reads the form off the name.
+        for conf in ["conf", "conf.yaml"] {
+            fs::write(dir.join(conf), &configuration).expect("it is ours");
+        }
         let file = |name| fs::File::create(dir.join(name)).expect("it is ours");
         let mut command = Command::new(program);
         command.args((brand.arguments)(&dir));
@@ -151,13 +185,18 @@ impl Drop for Balancer {
     }
 }
 
-/// Debian keeps such programs where only root looks.
+/// Debian keeps such programs where only root looks; the last is where `tests/engines` does.
 fn installed(name: &str) -> Option<String> {
-    let runs = |program: &String| {
-        let version = Command::new(program).arg("-v").output();
+    let says = |program: &String, word: &str| {
+        let version = Command::new(program).arg(word).output();
         version.is_ok_and(|version| version.status.success())
     };
-    ["", "/usr/sbin/", "/usr/local/sbin/"]
+    let runs = |program: &String| says(program, "-v") || says(program, "--version");
+    let fetched = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/target/engines/envoy-1.40/envoy/_bin/"
+    );
+    ["", "/usr/sbin/", "/usr/local/sbin/", fetched]
         .map(|dir| format!("{dir}{name}"))
         .into_iter()
         .find(runs)
@@ -165,14 +204,19 @@ fn installed(name: &str) -> Option<String> {
 
 /// The manual's configuration, on these ports.
 fn documented(brand: &Brand, port: u16, nodes: [u16; 2]) -> String {
-    let fence = format!("```{}\n", brand.name);
+    let fence = format!("```{}\n", brand.fence);
     let (_, block) = MANUAL.split_once(&fence).expect("it is there");
     let (block, _) = block.split_once("```").expect("it ends");
     let [documented, ours] = brand.door;
-    let ours = ours.replace("ADDRESS", &format!("127.0.0.1:{port}"));
+    let address = |host: &str, port: u16| {
+        let address = brand.address.replace("HOST", host);
+        address.replace("PORT", &port.to_string())
+    };
+    let ours = ours.replace("ADDRESS", &address("127.0.0.1", port));
     let mut block = replace(block, documented, &ours);
-    for (documented, node) in NODES.into_iter().zip(nodes) {
-        block = replace(&block, documented, &format!("127.0.0.1:{node}"));
+    for ((host, documented), node) in NODES.into_iter().zip(nodes) {
+        let ours = address("127.0.0.1", node);
+        block = replace(&block, &address(host, documented), &ours);
     }
     block
 }
