@@ -423,5 +423,7 @@ async fn without_a_right_at_the_sentinels_what_it_is_for_is_missing() {
         })
         .await;
     }
+    // Nor has anything else told: connections to it end when it is none any more.
+    assert_calls_itself_primary(&redis.servers[0]);
     assert!(!listens("lacks0") && !listens("lacks1"), "control: unheard");
 }
