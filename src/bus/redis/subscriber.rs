@@ -76,9 +76,6 @@ impl Subscriber {
                 () = sleep(pause) => {}
                 () = self.topology.left(route) => {}
             }
-            if let Some(since) = self.topology.take_astray() {
-                self.tell(|listener| listener.strayed(self.link, Some(since)));
-            }
         }
     }
 
@@ -86,6 +83,10 @@ impl Subscriber {
     async fn listen(&self, backoff: &mut Backoff) -> Result<Infallible, Lost> {
         let opened_until = Instant::now() + OPENING;
         let Opened { dialed, route } = self.open(opened_until).await?;
+        // Of every route before this one, which a change after it ends.
+        if let Some(since) = self.topology.take_astray() {
+            self.tell(|listener| listener.strayed(self.link, Some(since)));
+        }
         if let Some(seats) = &self.seats {
             seats.verify(&self.topology);
         }
@@ -303,9 +304,11 @@ mod tests {
 
     use super::*;
     use crate::bus::conformance::redis_server::{self, RedisServer};
+    use crate::bus::redis::address::Host;
     use crate::bus::redis::advice::Advice;
     use crate::bus::redis::channels::Channels;
     use crate::bus::redis::command::Dialect;
+    use crate::bus::redis::endpoint::{Addr, Endpoint};
     use crate::bus::redis::link::{SILENCE, UNANSWERED};
     use crate::bus::redis::shared::SharedSubscriptions;
     use crate::bus::redis::supervise;
@@ -319,6 +322,7 @@ mod tests {
         Up,
         Down { deaf: bool },
         Refused,
+        Strayed,
         Panicked,
     }
 
@@ -342,7 +346,9 @@ mod tests {
             let _ = self.0.send(Told::Up);
         }
 
-        fn strayed(&self, _: LinkId, _: Option<Instant>) {}
+        fn strayed(&self, _: LinkId, _: Option<Instant>) {
+            let _ = self.0.send(Told::Strayed);
+        }
 
         fn down(&self, _: LinkId, _: Arc<str>, deaf: bool) {
             let _ = self.0.send(Told::Down { deaf });
@@ -427,6 +433,24 @@ mod tests {
             assert_eq!(more, Told::Refused, "it is never up");
         }
         assert_eq!(backoff.ended(Instant::now() + LONGEST_PAUSE, 1.0), first);
+    }
+
+    /// It is on the new route then, and nothing would tell of the change before the next loss.
+    #[tokio::test]
+    async fn a_change_right_before_the_connect_is_told_before_it_is_up() {
+        let server = RedisServer::start();
+        let (sender, mut told) = mpsc::unbounded_channel();
+        let listener = Arc::new(Fragile(sender));
+        let mut subscriber = subscriber(&server, &listener);
+        for _ in 0..2 {
+            let host = Host::new("127.0.0.1", server.port());
+            let primary = Endpoint::new(Addr::Tcp(host), Arc::default());
+            subscriber.topology.lead_to(primary, Instant::now());
+        }
+        tokio::select! {
+            () = subscriber.run() => panic!("it goes on for ever"),
+            first = told.recv() => assert_eq!(first, Some(Told::Strayed)),
+        }
     }
 
     /// As TLS does when the kernel's buffer is full, and without a kernel's help.
