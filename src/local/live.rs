@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 
 use super::CHUNK;
 use super::moves::{Move, Moves};
+use super::registry::take_out;
 use super::socket::{Sender, SweepEnd};
 use crate::model::id::SocketId;
 use crate::readers::Readers;
@@ -28,7 +29,7 @@ impl Live {
     /// Its stream is gone.
     pub(super) fn remove(&self, number: u64) {
         // Dropped afterwards: with the last of it its stream is closed.
-        let gone = self.sockets.lock().swap_remove(&number);
+        let gone = take_out(&mut self.sockets.lock(), number);
         drop(gone);
         let readers = self.moves.lock().remove(&number);
         drop(readers);
@@ -93,8 +94,29 @@ fn walk<T: Clone>(live: &Mutex<IndexMap<u64, T>>, slept: Duration, mut visit: im
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::local::socket::Ends;
+    use crate::model::id::NodeId;
+    use crate::model::topic::Topic;
 
     const SLEPT: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn what_a_crowd_had_is_given_back() {
+        let live = Live::default();
+        for number in 0..5_000 {
+            let id = SocketId {
+                node: NodeId(1),
+                number,
+            };
+            let ends = Ends::new(id, "alice".into(), Topic::all(), None);
+            live.insert(number, ends.sweep);
+        }
+        let room = || live.sockets.lock().capacity();
+        assert!(room() >= 5_000);
+        (10..5_000).for_each(|number| live.remove(number));
+        assert!(room() < 2_000, "{}", room());
+        assert_eq!(live.all().len(), 10);
+    }
 
     #[test]
     fn who_leaves_meanwhile_hides_nobody_from_an_excuse() {

@@ -5,7 +5,7 @@ use std::mem::replace;
 use indexmap::IndexMap;
 use indexmap::map::Values;
 
-use super::{Member, is_roomy};
+use super::{Member, take_out};
 
 /// For a user its places are its sockets and reservations; for a room there are none. Beside the members' kind they cost
 /// nothing.
@@ -53,10 +53,7 @@ impl<M: Member> Group<M> {
             Self::None { .. } => false,
             Self::One { member, .. } => member.id().number == number,
             Self::Many { members, .. } => {
-                members.swap_remove(&number);
-                if is_roomy(members.len(), members.capacity()) {
-                    members.shrink_to(2 * members.len());
-                }
+                take_out(members, number);
                 members.is_empty()
             }
         };

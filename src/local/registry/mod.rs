@@ -141,10 +141,7 @@ impl<M: Member> Registry<M> {
     /// Takes a socket off every topic; its place stays.
     pub(crate) fn remove(&mut self, id: SocketId) -> Option<Removed<M>> {
         self.entry(id)?;
-        let entry = self.sockets.swap_remove(&id.number)?;
-        if is_roomy(self.sockets.len(), self.sockets.capacity()) {
-            self.sockets.shrink_to(2 * self.sockets.len());
-        }
+        let entry = take_out(&mut self.sockets, id.number)?;
         for topic in entry.rooms.iter().chain([entry.member.topic()]) {
             self.remove_from(topic, id);
         }
@@ -343,6 +340,15 @@ impl<M: Member> Entry<M> {
     }
 }
 
+/// Takes one out of a table, which then may give back what it had for others.
+pub(super) fn take_out<T>(table: &mut IndexMap<u64, T>, number: u64) -> Option<T> {
+    let taken = table.swap_remove(&number);
+    if is_roomy(table.len(), table.capacity()) {
+        table.shrink_to(2 * table.len());
+    }
+    taken
+}
+
 /// Whether a table gives back what it had for a crowd that is gone: at a quarter, so that it costs each who left little.
 fn is_roomy(len: usize, capacity: usize) -> bool {
     capacity > 1024 && len < capacity / 4
@@ -476,6 +482,31 @@ mod tests {
         assert_eq!(info.rooms, ["a b"]);
         assert_eq!(info.description.unwrap()["device"], "phone");
         assert_eq!(registry.describe(id(2)), None);
+    }
+
+    #[test]
+    fn what_a_crowd_had_is_given_back() {
+        let mut registry = Registry::new();
+        for number in 0..10_000 {
+            connect(&mut registry, number, &number.to_string());
+            registry.join(id(number), &room("x"));
+        }
+        let sizes = |registry: &Registry<Fake>| {
+            let Some(Group::Many { members, .. }) = registry.groups.get(&room("x")) else {
+                panic!("they are many");
+            };
+            let tables = (registry.sockets.capacity(), registry.groups.capacity());
+            [tables.0, tables.1, members.capacity()]
+        };
+        let crowded = sizes(&registry);
+        assert!(crowded.iter().all(|size| *size >= 10_000), "{crowded:?}");
+        for number in 10..10_000 {
+            drop(registry.remove(id(number)));
+            registry.give_place_back(&user(&number.to_string()));
+        }
+        let left = sizes(&registry);
+        assert!(left.iter().all(|size| *size < 2_000), "{left:?}");
+        assert_eq!(numbers(&registry, &targets(["r:x"])), Vec::from_iter(0..10));
     }
 
     /// Notes at its end whether the registry is free, as that of a socket would close a stream.
