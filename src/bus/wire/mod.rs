@@ -24,9 +24,11 @@ use std::borrow::Cow;
 
 use bytes::Bytes;
 
-pub(crate) use self::stamp::unstamped;
 #[cfg(feature = "redis")]
-pub(crate) use self::stamp::{STAMP, stamp};
+pub(crate) use self::stamp::STAMP;
+#[cfg(any(test, feature = "redis"))]
+pub(crate) use self::stamp::stamp;
+pub(crate) use self::stamp::unstamped;
 use crate::bus::scope::Scope;
 use crate::model::id::{NodeId, SocketId};
 use crate::model::manner::Manner;
