@@ -156,8 +156,13 @@ impl Frame {
                 header.extend((length as u64).to_be_bytes());
             }
         }
-        // Of zeros first: an `Arc` of a `Vec` would be allocated and copied once more.
-        let mut frame: Arc<[u8]> = (0..header.len() + length).map(|_| 0).collect();
+        let length = header.len() + length;
+        // Of zeros first: an `Arc` of a `Vec` is allocated and copied once more. Of a large one that is little, and byte by byte is
+        // much where nothing is optimised.
+        let mut frame: Arc<[u8]> = match length {
+            0..1024 => (0..length).map(|_| 0).collect(),
+            _ => vec![0; length].into(),
+        };
         let mut rest = Arc::get_mut(&mut frame).expect("nobody else has it yet");
         for part in [header.as_slice()].iter().chain(parts) {
             let (place, left) = rest.split_at_mut(part.len());
