@@ -23,7 +23,6 @@ use tokio::time::timeout;
 use super::address::{Host, Login};
 use super::command;
 use super::dial::dial;
-use super::explained::Explained;
 use super::tls::Tls;
 
 /// The longest that opening a connection may take, from the name to the login and the role: five round trips of
@@ -122,7 +121,7 @@ impl Endpoint {
                 guard_against_silence(&stream)?;
                 match &self.access.tls {
                     Some(tls) => Ok(Box::pin(tls.secure(&host.name, stream).await?)),
-                    None => Ok(Box::pin(Explained::plain(stream))),
+                    None => Ok(Box::pin(stream)),
                 }
             }
         }

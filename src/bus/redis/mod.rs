@@ -10,7 +10,6 @@ mod command;
 mod connection;
 mod dial;
 mod endpoint;
-mod explained;
 mod fields;
 mod link;
 mod options;
@@ -39,13 +38,12 @@ mod tls;
 mod topology;
 
 use std::error::Error as _;
-use std::pin::pin;
 use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 use futures::FutureExt;
-use futures::future::{BoxFuture, Either, select};
-use redis::{ErrorKind, RedisError, RedisResult, Value};
+use futures::future::BoxFuture;
+use redis::{ErrorKind, RedisError};
 use smallvec::SmallVec;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -310,21 +308,6 @@ async fn supervise<T>(
         }
     };
     tasks::supervise(name, &ended, panicked, &mut state, run).await;
-}
-
-/// The answers to a question, or why there are none: the driver of the connection tells that before it ends.
-async fn until_answered(
-    asking: impl Future<Output = RedisResult<Vec<RedisResult<Value>>>>,
-    driver: impl Future<Output = ()> + Unpin,
-) -> Result<Vec<RedisResult<Value>>, String> {
-    let answers = match select(pin!(asking), driver).await {
-        Either::Left((answers, _)) => answers,
-        Either::Right(((), asking)) => match asking.await {
-            Ok(_) => return Err("it closed the connection".into()),
-            failed => failed,
-        },
-    };
-    answers.map_err(|error| words(&error))
 }
 
 /// A failure in Redis' own words, and what to do about it where that is known.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Cmd};
+use redis::{AsyncConnectionConfig, Cmd, RedisResult, Value};
 use tokio::time::timeout;
 
 use super::answer::{Answer, advise, read};
@@ -15,7 +15,7 @@ use crate::bus::redis::address::Host;
 use crate::bus::redis::command;
 use crate::bus::redis::endpoint::{Dialed, nobody};
 use crate::bus::redis::options::ClusterTarget;
-use crate::bus::redis::{until_answered, words};
+use crate::bus::redis::words;
 
 /// For the login and the answer: four round trips of 1.2 s, since a slow link is no dead one. Connecting has a deadline
 /// of its own.
@@ -70,8 +70,11 @@ impl Witness {
         for command in auth.into_iter().chain(command::cluster()) {
             question.add_command(command);
         }
-        let asking = question.query_async(&mut self.connection);
-        let answers = until_answered(asking, &mut self.driver).await?.into_iter();
+        let answers: RedisResult<Vec<RedisResult<Value>>> = tokio::select! {
+            answers = question.query_async(&mut self.connection) => answers,
+            () = &mut self.driver => return Err(closed(target)),
+        };
+        let answers = answers.map_err(|error| words(&error))?.into_iter();
         let mut answers = answers.map(|answer| answer.map_err(|error| words(&error)));
         if logs_in && let Some(Err(refused)) = answers.next() {
             return Err(refused);
@@ -83,6 +86,15 @@ impl Witness {
         let answer = read(answers.collect(), asked)?;
         Ok((self, answer))
     }
+}
+
+/// A certificate that is refused is told by an alert, which is lost where the question meets the end before.
+fn closed(target: &ClusterTarget) -> String {
+    let why = match target.is_secured() {
+        true => ": it may want a certificate, or another one, by Redis::client_certificate",
+        false => "",
+    };
+    format!("it closed the connection{why}")
 }
 
 async fn in_time(

@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use redis::AsyncConnectionConfig;
 use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, RedisResult, Value};
 use tokio::time::{sleep, timeout};
 
 use super::answer::{Answer, advise, read};
 use crate::bus::redis::command;
 use crate::bus::redis::endpoint::{Dialed, Endpoint, nobody};
-use crate::bus::redis::{until_answered, words};
+use crate::bus::redis::words;
 
 /// From the connect to the answer: four round trips of 1.2 s, since a slow link is no dead one.
 const ASKING: Duration = Duration::from_secs(5);
@@ -56,8 +56,11 @@ async fn exchange(sentinel: &Endpoint, service: &str) -> Result<Answer, String> 
     for command in auth.into_iter().chain(command::sentinel(service)) {
         question.add_command(command);
     }
-    let asking = question.query_async(&mut connection);
-    let answers = until_answered(asking, pin!(driver)).await?.into_iter();
+    let answers: RedisResult<Vec<RedisResult<Value>>> = tokio::select! {
+        answers = question.query_async(&mut connection) => answers,
+        () = driver => return Err("it closed the connection".into()),
+    };
+    let answers = answers.map_err(|error| words(&error))?.into_iter();
     let mut answers = answers.map(|answer| answer.map_err(|error| words(&error)));
     if logs_in && let Some(Err(refused)) = answers.next() {
         return Err(refused);
