@@ -261,7 +261,7 @@ async fn a_primary_that_is_gone_takes_only_its_own_users_with_it() {
     assert_eq!(neither, 0, "it is none of theirs");
 }
 
-/// T16: no probe is due.
+/// T16.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_primary_on_the_minority_s_side_is_left_and_that_is_a_gap() {
     leave_the_minority("no").await;
@@ -276,7 +276,7 @@ async fn a_primary_on_the_minority_s_side_that_takes_everything_is_left_too() {
 /// Whether a primary that is cut off takes whatever it is told.
 async fn leave_the_minority(takes: &str) {
     let options = ["--cluster-allow-pubsubshard-when-down", takes];
-    let fleet = Fleet::unprobed(RedisCluster::severable(3, 1, &options)).await;
+    let fleet = Fleet::at(RedisCluster::severable(3, 1, &options)).await;
     let line = fleet.line_at(0).await;
     let topic = format!("u:{}", line.user);
     let mut figures = Figures::of("T16");
