@@ -440,6 +440,10 @@ async fn what_a_late_replica_has_not_got_is_counted_and_nothing_comes_twice() {
     for number in 5..5 + LATE {
         to_alice().send(format!("near {number}")).await.unwrap();
     }
+    until("all of it is heard", async || {
+        far.cluster.stats().delivered >= 5 + LATE as u64
+    })
+    .await;
     old.kill();
     new.thaw();
     assert_eq!(new.cli(&["REPLICAOF", "NO", "ONE"]), "OK");
