@@ -1,8 +1,9 @@
 //! This node's end of the bus, as messages see it: what is sent is written and queued here, and what came is read
 //! here, once, into what the parts of a node act on.
 
-use std::collections::HashSet;
-use std::slice;
+mod keeping;
+mod sending;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -11,25 +12,26 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use serde::de::IgnoredAny;
-use smallvec::{SmallVec, smallvec};
+use smallvec::smallvec;
 
+use self::keeping::Unkept;
+pub(crate) use self::keeping::read_entry;
+pub(crate) use self::sending::{Came, How, Sent};
 use crate::bus::control::Control;
 use crate::bus::echoes::Echoes;
 use crate::bus::eras::Eras;
 use crate::bus::inbound::{Content, Hearers, Inbound, Part, PeerWord};
 use crate::bus::keyring::Keyring;
-use crate::bus::past::{Keep, ReadLimits};
-use crate::bus::scope::{Reach, Route, Scope, Selection, Size};
+use crate::bus::scope::{Scope, Size};
 use crate::bus::seen::Seen;
 use crate::bus::wire::{self, Action, Envelope, Lasting, MAX_ENVELOPE, ONE_COPY};
 use crate::bus::{Bus, Published};
 use crate::counts::Counters;
 use crate::measures::Since;
 use crate::model::close::Close;
-use crate::model::error::{PublishError, QueryError, SendError};
-use crate::model::history::mark::{Clock, Mark, Number};
-use crate::model::history::token::{self, Key, Parts};
-use crate::model::history::{Histories, Kept};
+use crate::model::error::{PublishError, SendError};
+use crate::model::history::Histories;
+use crate::model::history::mark::Number;
 use crate::model::id::NodeId;
 use crate::model::manner::Manner;
 use crate::model::message::Message;
@@ -55,13 +57,6 @@ pub(crate) struct Uplink {
     unkept: Mutex<Unkept>,
 }
 
-/// Nodes that do not keep what this one would.
-#[derive(Debug, Default)]
-struct Unkept {
-    known: HashSet<NodeId>,
-    news: Option<NodeId>,
-}
-
 impl Uplink {
     pub(crate) fn new(
         node: NodeId,
@@ -84,52 +79,6 @@ impl Uplink {
             echoes: Mutex::new(Echoes::new(node)),
             unkept: Mutex::default(),
         }
-    }
-
-    /// Publishes a message: queued by the call, so that sends keep the order of the calls. What is kept comes back to this node's
-    /// own sockets; everything else is for the other nodes alone.
-    pub(crate) fn send<'a>(
-        &'a self,
-        selection: &Selection,
-        scope: &Scope<'_>,
-        message: &Message,
-        manner: &Manner,
-        how: How,
-    ) -> Result<Sending<'a>, SendError> {
-        let Course {
-            mut topics,
-            union,
-            keep,
-        } = match how.reach {
-            Reach::Here => Course::default(),
-            Reach::Everywhere => self.course(selection, how.is_ephemeral),
-        };
-        if keep.is_none() {
-            topics.retain(|topic| *topic != self.own);
-        }
-        let kept = keep.as_ref().map(|_| self.next_union.fetch_add(1, Relaxed));
-        let lasting = match kept {
-            Some(number) => Lasting::Kept(number),
-            None if how.is_ephemeral => Lasting::Ephemeral,
-            None => Lasting::Unsaid,
-        };
-        let envelope = match topics.is_empty() {
-            true => None,
-            false => Some(self.write_message(lasting, union, scope, message, manner)?),
-        };
-        self.counters.sent.fetch_add(1, Relaxed);
-        let begun = kept.map(|number| Begun::of(self, number));
-        let since = Since::now();
-        let size = selection.size();
-        let publish = |envelope| self.bus.publish(topics, envelope, size, keep);
-        Ok(Sending {
-            uplink: self,
-            since,
-            publishing: envelope.map(publish),
-            is_known: scope.targets.len() == 1 && how.reach == Reach::Everywhere,
-            is_union: union.is_some(),
-            begun,
-        })
     }
 
     /// Publishes a message for the other nodes themselves; queued by the call. Resolves to how many took it.
@@ -158,43 +107,6 @@ impl Uplink {
         published: Result<Published, PublishError>,
     ) -> Result<Published, PublishError> {
         published.inspect(|_| self.counters.measures.published(since))
-    }
-
-    /// How a message travels.
-    fn course(&self, selection: &Selection, is_ephemeral: bool) -> Course {
-        let is_kept = |topic: &Topic| self.histories.of(topic.kind()).is_some();
-        let kept = match is_ephemeral || self.histories.is_off() {
-            true => SmallVec::new(),
-            false => selection.filter(is_kept),
-        };
-        let (topics, union, keep) = match selection.route() {
-            // They are of one kind.
-            Route::Separate(topics) => (topics, None, Keep::Each),
-            Route::Union(topics) if topics.len() == 1 && kept.is_empty() => {
-                (topics, Some(ONE_COPY), Keep::Each)
-            }
-            Route::Union(topics) => {
-                let number = self.next_union.fetch_add(1, Relaxed);
-                let keep = Keep::Union(kept.clone());
-                match self.are_at_one_clock(&topics, &kept) {
-                    true => (topics, Some(number), keep),
-                    false => (selection.carriers(), Some(number), keep),
-                }
-            }
-        };
-        Course {
-            topics,
-            union,
-            keep: (!kept.is_empty()).then_some(keep),
-        }
-    }
-
-    /// Whether whoever hears a copy hears with it up to where each history of the union is known to him: where the one copy for
-    /// all nodes has another clock, the others' would stand still.
-    fn are_at_one_clock(&self, topics: &[Topic], kept: &[Topic]) -> bool {
-        let [carrier] = topics else { return true };
-        let clock = self.bus.clock(carrier);
-        kept.iter().all(|topic| self.bus.clock(topic) == clock)
     }
 
     fn write_message(
@@ -362,107 +274,6 @@ impl Uplink {
         self.eras.lock().is_behind(origin, partition, era)
     }
 
-    /// Whether a node should have kept this.
-    fn look_whether_kept(
-        &self,
-        origin: Option<NodeId>,
-        topic: TopicRef<'_>,
-        scope: &Scope<'_>,
-        action: &Action<'_>,
-    ) {
-        let is_kept = |topic: &TopicRef<'_>| self.histories.of(topic.kind()).is_some();
-        let concerns = match scope.targets.as_slice() {
-            [] => is_kept(&topic),
-            targets => targets.iter().any(is_kept),
-        };
-        let (Some(from), Action::Text(_) | Action::Binary(_)) = (origin, action) else {
-            return;
-        };
-        if from == self.node || !concerns {
-            return;
-        }
-        self.counters.history_unkept.fetch_add(1, Relaxed);
-        let mut unkept = self.unkept.lock();
-        if unkept.known.len() < MOST_UNKEPT && unkept.known.insert(from) {
-            unkept.news = Some(from);
-        }
-    }
-
-    /// A node that was just found not to keep what it should, once.
-    pub(crate) fn take_unkept(&self) -> Option<NodeId> {
-        if self.histories.is_off() {
-            return None;
-        }
-        self.unkept.lock().news.take()
-    }
-
-    /// Keeps a Close, so that it reaches those who are cut off; whoever is there was told otherwise. Queued by the call; nothing, where
-    /// nothing is kept.
-    pub(crate) fn keep_close(
-        &self,
-        selection: &Selection,
-        close: &Close,
-    ) -> Option<BoxFuture<'static, Result<Published, PublishError>>> {
-        let Course { keep, .. } = self.course(selection, false);
-        // Where each copy is for its own topic alone, none names the others.
-        let (keep, is_union) = match keep? {
-            Keep::Each => (Keep::Silent(selection.filter(|_| true)), false),
-            keep => (keep, true),
-        };
-        let number = self.next_union.fetch_add(1, Relaxed);
-        let action = Action::Close {
-            code: close.code.0,
-            reason: close.wire_reason().into(),
-        };
-        let (scope, manner) = (selection.scope(), Manner::InTurn);
-        let (lasting, union) = (Lasting::Kept(number), is_union.then_some(number));
-        let envelope = wire::encode_as(lasting, self.node, union, &scope, &manner, &action);
-        let (nowhere, size) = (SmallVec::new(), selection.size());
-        Some(self.bus.publish(nowhere, envelope, size, Some(keep)))
-    }
-
-    /// Whether this node's own message, come back, is for its own sockets.
-    fn comes_back(&self, topic: TopicRef<'_>, number: Option<Number>, lasting: Lasting) -> bool {
-        match (number, lasting) {
-            (Some(_), Lasting::Kept(number)) => self.echoes.lock().came(number, topic),
-            _ => false,
-        }
-    }
-
-    /// What is kept of one topic.
-    pub(crate) async fn kept(&self, selection: &Selection) -> Result<Kept, QueryError> {
-        let Some(topic) = selection.only() else {
-            return Err(QueryError::not_kept(NOT_ONE));
-        };
-        let Some(history) = self.histories.of(topic.kind()) else {
-            return Err(QueryError::not_kept(OFF));
-        };
-        let limits = ReadLimits {
-            entries: history.most(),
-            bytes: usize::MAX,
-        };
-        let topics = slice::from_ref(topic);
-        let past = self.bus.read(topics, None, limits).await;
-        let past = past.map_err(QueryError::bus)?;
-        let key = self.keyring.key().await.map_err(QueryError::bus)?;
-        let parts = Parts {
-            clock: self.bus.clock(topic),
-            marks: past.cuts(),
-            ..Parts::default()
-        };
-        let entries = past.topics.into_iter().find_map(|topic| topic.entries.ok());
-        let entries = entries.unwrap_or_default();
-        let messages = entries
-            .iter()
-            .filter_map(|entry| read_kept(&entry.envelope));
-        let mut messages: Vec<Message> = messages.collect();
-        messages.drain(..messages.len().saturating_sub(history.messages));
-        Ok(Kept {
-            messages,
-            position: token::write(&parts, &key),
-        })
-    }
-
     /// Whether a union was acted on already.
     fn is_another_copy(&self, origin: Option<NodeId>, union: Option<u64>) -> bool {
         match (origin, union) {
@@ -485,136 +296,6 @@ impl Uplink {
         self.eras.lock().forget(node);
     }
 }
-
-/// What a send is told beside the message.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct How {
-    pub(crate) reach: Reach,
-    /// Not kept, whatever is.
-    pub(crate) is_ephemeral: bool,
-}
-
-/// How a message travels: on which topics, its number where it names its targets, and how it is kept.
-#[derive(Debug, Default)]
-struct Course {
-    topics: SmallVec<[Topic; 1]>,
-    union: Option<u64>,
-    keep: Option<Keep>,
-}
-
-/// A message that is queued.
-#[must_use = "it is queued, and what becomes of it is told to whoever waits"]
-pub(crate) struct Sending<'a> {
-    uplink: &'a Uplink,
-    since: Since,
-    publishing: Option<BoxFuture<'static, Result<Published, PublishError>>>,
-    is_known: bool,
-    /// The first copy is for all of it.
-    is_union: bool,
-    begun: Option<Begun<'a>>,
-}
-
-/// What became of one.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Sent {
-    /// Other nodes that took it, where that can be known.
-    pub(crate) nodes: Option<usize>,
-    pub(crate) mark: Option<(Clock, Mark)>,
-    pub(crate) key: Option<Key>,
-}
-
-/// What of a message that the bus refused this node's own sockets have already.
-#[derive(Debug)]
-pub(crate) enum Came {
-    Whole,
-    /// What came back on these topics.
-    On(SmallVec<[Topic; 1]>),
-}
-
-impl Sending<'_> {
-    /// Whether this node's own sockets get it when it comes back.
-    pub(crate) fn is_kept(&self) -> bool {
-        self.begun.is_some()
-    }
-
-    /// What became of it; and where it failed, what has come back all the same.
-    pub(crate) async fn end(self) -> Result<Sent, (PublishError, Came)> {
-        let published = match self.publishing {
-            None => Ok(Published::default()),
-            Some(publishing) => self.uplink.published(self.since, publishing.await),
-        };
-        match published {
-            Ok(published) => Ok(Sent {
-                nodes: self.is_known.then_some(published.nodes),
-                mark: published.mark,
-                key: match published.mark {
-                    Some(_) => self.uplink.keyring.signing().await,
-                    None => None,
-                },
-            }),
-            Err(error) => {
-                let counters = &self.uplink.counters;
-                counters.record_failed_publish(error.maybe_sent);
-                let came = match self.begun {
-                    None => Came::Whole,
-                    Some(begun) => match begun.fail() {
-                        came if self.is_union && !came.is_empty() => Came::Whole,
-                        came => Came::On(came),
-                    },
-                };
-                Err((error, came))
-            }
-        }
-    }
-}
-
-/// A kept message, until it is known what became of it.
-struct Begun<'a> {
-    uplink: &'a Uplink,
-    number: u64,
-}
-
-impl<'a> Begun<'a> {
-    fn of(uplink: &'a Uplink, number: u64) -> Self {
-        uplink.echoes.lock().begin(number);
-        Self { uplink, number }
-    }
-
-    fn fail(self) -> SmallVec<[Topic; 1]> {
-        self.uplink.echoes.lock().fail(self.number)
-    }
-}
-
-impl Drop for Begun<'_> {
-    fn drop(&mut self) {
-        self.uplink.echoes.lock().end(self.number);
-    }
-}
-
-/// The message in an envelope, if there is one.
-fn read_kept(envelope: &[u8]) -> Option<Message> {
-    match wire::decode(envelope).ok()?.action {
-        Action::Text(text) => Some(Content::Text(text).message()),
-        Action::Binary(bytes) => Some(Content::Binary(bytes).message()),
-        _ => None,
-    }
-}
-
-/// What is kept, as those get it who missed it.
-pub(crate) fn read_entry(envelope: &[u8]) -> Option<(Scope<'_>, Content<'_>)> {
-    let Envelope { scope, action, .. } = wire::decode(envelope).ok()?;
-    match action {
-        Action::Text(text) => Some((scope, Content::Text(text))),
-        Action::Binary(bytes) => Some((scope, Content::Binary(bytes))),
-        _ => None,
-    }
-}
-
-/// Most nodes that are remembered for that.
-const MOST_UNKEPT: usize = 1024;
-
-const NOT_ONE: &str = "history is told of one audience at a time: one user, one room, or all";
-const OFF: &str = "nothing is kept of such an audience: set `user_history`, `room_history` or `all_history` when the cluster is built";
 
 /// Of what this node said itself: its own copy of a question proves that it hears the answers.
 fn echo<'a>(number: Option<u64>, action: &Action<'_>) -> Inbound<'a> {
