@@ -2,7 +2,7 @@
 //!
 //! In a Redis Cluster a primary that has lost its place passes what it is still given on to the one that took it, by a way of
 //! its own: that may come behind what the same node has published at the new one by then. (Seen after a graceful failover: 30
-//! ms later, as Redis leaves Nagle's algorithm on between its servers; and ten seconds later, where the old one was frozen in
+//! ms later, probably since its servers wait for more to send at once; and ten seconds later, where the old one was frozen in
 //! between.) So a node counts how often anything has moved, and publishes with that number; a partition has one number as long as
 //! it is at one primary, and a higher one at the next, where nothing is published before all is answered or given up at the
 //! last. Whoever hears of the higher one hears nothing of a lower one any more: it is in the gap that the move is anyway.
