@@ -1,12 +1,8 @@
 //! Which shard carries a topic.
 //!
-//! Where there are several, each carries some of the 256 partitions of the topics. Of several independent Redises a
-//! partition belongs to the one that is highest in an order of its own (rendezvous hashing, Thaler and Ravishankar 1998):
-//! it depends on their names only, not on the order in which they are listed, and with one more of them only what moves
-//! there moves.
+//! Where there are several, each carries some of the 256 partitions of the topics.
 
 use std::collections::BTreeMap;
-use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,10 +10,11 @@ use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::{BoxFuture, join_all};
 use parking_lot::RwLock;
-use sha1::{Digest, Sha1};
 use smallvec::SmallVec;
 use tokio::time::{Instant, sleep};
 
+use self::parts::all_published;
+use self::spread::Spread;
 use super::advice::Advice;
 use super::connection::Connector;
 use super::quota::SharedLedgers;
@@ -33,6 +30,10 @@ use crate::model::partition::{Partition, PartitionSet};
 use crate::model::topic::Topic;
 use crate::quota::SeatLimit;
 
+mod owners;
+mod parts;
+mod spread;
+
 /// Partitions whose users are one group at the cluster-wide limit: enough groups that they are spread over the primaries, and
 /// few enough that looking after them costs little.
 const SEAT_GROUP: usize = Partition::COUNT / 16;
@@ -44,9 +45,6 @@ pub(super) enum Placement {
     Spread(RwLock<Arc<Spread>>),
 }
 
-/// So long after a partition has moved whoever hears it may not have followed: the nodes are at a new primary within a
-/// second.
-const SETTLING: Duration = Duration::from_secs(1);
 /// How soon a question is asked again that found nobody where nobody can be yet.
 const AGAIN: Duration = Duration::from_millis(50);
 
@@ -54,17 +52,6 @@ const UNSETTLED: &str = "its channel moves to another primary of the cluster, an
 
 /// What is asked of each shard, with its place among all that is.
 type Places<'a> = BTreeMap<LinkId, (Arc<Shard>, Vec<(usize, &'a Topic)>)>;
-
-/// Several shards, and to which of them each partition belongs.
-#[derive(Debug)]
-pub(super) struct Spread {
-    pub(super) shards: Vec<Arc<Shard>>,
-    pub(super) owners: [usize; Partition::COUNT],
-    /// When partitions moved from one primary to another.
-    moved: BTreeMap<Partition, Instant>,
-    /// How often any did.
-    era: Option<NonZeroU32>,
-}
 
 impl Placement {
     /// Of several, each with the name by which all nodes know it.
@@ -74,25 +61,12 @@ impl Placement {
         {
             return Self::One(shard);
         }
-        let names: Vec<&str> = shards.iter().map(|(name, _)| &**name).collect();
-        let owners = owners(&names);
-        let shards = shards.into_iter().map(|(_, shard)| shard).collect();
-        Self::spread(Spread {
-            shards,
-            owners,
-            moved: BTreeMap::new(),
-            era: None,
-        })
+        Self::spread(Spread::over(shards))
     }
 
     /// Where nobody knows yet who carries what: all is with this one for now.
     pub(super) fn unknown(nowhere: Arc<Shard>) -> Self {
-        Self::spread(Spread {
-            shards: vec![nowhere],
-            owners: [0; Partition::COUNT],
-            moved: BTreeMap::new(),
-            era: None,
-        })
+        Self::spread(Spread::at(nowhere))
     }
 
     fn spread(spread: Spread) -> Self {
@@ -348,239 +322,5 @@ impl Placement {
             }
             sleep(AGAIN).await;
         }
-    }
-}
-
-impl Spread {
-    fn place(&self, topic: &Topic) -> usize {
-        self.owners[Partition::of(topic.as_str()).index()]
-    }
-
-    fn shard(&self, partition: Partition) -> &Arc<Shard> {
-        &self.shards[self.owners[partition.index()]]
-    }
-
-    pub(super) fn carried(&self, at: usize) -> PartitionSet {
-        let carried = |one: &Partition| self.owners[one.index()] == at;
-        Partition::all().filter(carried).collect()
-    }
-
-    fn followed_by(&self, primaries: &[(Arc<Shard>, PartitionSet)], patience: bool) -> Self {
-        let mut heard = BTreeMap::new();
-        let mut is_heard = |shard: &Arc<Shard>, partition| {
-            let heard = heard.entry(shard.link).or_insert_with(|| shard.heard());
-            heard.contains(partition)
-        };
-        let mut next = Self {
-            shards: primaries.iter().map(|(shard, _)| shard.clone()).collect(),
-            owners: [0; Partition::COUNT],
-            moved: self.moved.clone(),
-            era: self.era,
-        };
-        let mut has_moved = false;
-        let now = Instant::now();
-        next.moved.retain(|_, at| now < *at + SETTLING);
-        for partition in Partition::all() {
-            let carries = |(_, partitions): &(_, PartitionSet)| partitions.contains(partition);
-            let owner = primaries.iter().position(carries);
-            let before = self.shard(partition);
-            let ready = owner.filter(|at| {
-                let owner = &primaries[*at].0;
-                let is_here = owner.link == before.link;
-                is_here
-                    || !(owner.is_departing(partition) || patience && is_heard(before, partition))
-            });
-            next.owners[partition.index()] = ready.unwrap_or_else(|| next.place_of(before));
-            if next.shard(partition).link != before.link && before.was_primary() {
-                next.moved.insert(partition, now);
-                has_moved = true;
-            }
-        }
-        if has_moved {
-            let era = self
-                .era
-                .map_or(NonZeroU32::MIN, |era| era.saturating_add(1));
-            next.era = Some(era);
-        }
-        next
-    }
-
-    fn place_of(&mut self, shard: &Arc<Shard>) -> usize {
-        let known = self.shards.iter().position(|one| one.link == shard.link);
-        known.unwrap_or_else(|| {
-            self.shards.push(shard.clone());
-            self.shards.len() - 1
-        })
-    }
-
-    /// From where to where.
-    fn moves_to(&self, next: &Self) -> Vec<(Arc<Shard>, Arc<Shard>, PartitionSet)> {
-        let mut moves = BTreeMap::<_, PartitionSet>::new();
-        for partition in Partition::all() {
-            let places = (
-                self.owners[partition.index()],
-                next.owners[partition.index()],
-            );
-            if self.shards[places.0].link != next.shards[places.1].link {
-                moves.entry(places).or_default().insert(partition);
-            }
-        }
-        let shards = |((from, to), partitions): ((usize, usize), _)| {
-            (
-                self.shards[from].clone(),
-                next.shards[to].clone(),
-                partitions,
-            )
-        };
-        moves.into_iter().map(shards).collect()
-    }
-
-    /// What may be published together.
-    fn split(
-        &self,
-        topics: SmallVec<[Topic; 1]>,
-    ) -> BTreeMap<(usize, Option<Partition>), SmallVec<[Topic; 1]>> {
-        let mut parts = BTreeMap::<_, SmallVec<_>>::new();
-        for topic in topics {
-            let at = self.place(&topic);
-            let partition = self.shards[at].partition(&topic);
-            parts.entry((at, partition)).or_default().push(topic);
-        }
-        parts
-    }
-
-    /// How long a question may take.
-    fn patience(&self) -> Duration {
-        self.shards[0].publish_timeout()
-    }
-
-    /// Also the partitions of which nobody may be found though somebody hears them.
-    async fn listening(&self, topics: &[Topic]) -> Result<(Vec<usize>, PartitionSet), Arc<str>> {
-        let begun = Instant::now();
-        let unsettled = |(_, at): &(&Partition, &Instant)| begun < **at + SETTLING;
-        let unsettled = self.moved.iter().filter(unsettled);
-        let mut doubted: PartitionSet = unsettled.map(|(partition, _)| *partition).collect();
-        let mut places: Vec<Vec<usize>> = vec![Vec::new(); self.shards.len()];
-        for (n, topic) in topics.iter().enumerate() {
-            places[self.place(topic)].push(n);
-        }
-        let concerned = self.shards.iter().zip(&places);
-        let concerned = concerned.filter(|(_, places)| !places.is_empty());
-        let asking = concerned.map(async |(shard, places)| {
-            let topics = places.iter().map(|n| &topics[*n]);
-            let (counts, gone) = shard.listening(topics).await?;
-            Ok::<_, Arc<str>>((places.iter().copied().zip(counts), gone))
-        });
-        let mut listening = vec![0; topics.len()];
-        for answer in join_all(asking).await {
-            let (counts, gone) = answer?;
-            counts.for_each(|(n, count)| listening[n] = count);
-            doubted = doubted | gone;
-        }
-        Ok((listening, doubted))
-    }
-}
-
-/// Waits for all parts of what was published. One that failed fails all, and what the others did is not lost with it.
-async fn all_published(
-    parts: Vec<impl Future<Output = Result<Published, PublishError>>>,
-) -> Result<Published, PublishError> {
-    let mut parts = join_all(parts).await.into_iter();
-    let first = parts.next().unwrap_or(Ok(Published::default()));
-    parts.fold(first, and)
-}
-
-fn and(
-    all: Result<Published, PublishError>,
-    part: Result<Published, PublishError>,
-) -> Result<Published, PublishError> {
-    match (all, part) {
-        (Ok(all), Ok(part)) => Ok(Published {
-            nodes: all.nodes + part.nodes,
-            comes_back: all.comes_back || part.comes_back,
-            // Each part has a clock of its own.
-            mark: None,
-        }),
-        (Ok(_), Err(error)) | (Err(error), Ok(_)) => Err(PublishError {
-            maybe_sent: true,
-            ..error
-        }),
-        (Err(error), Err(other)) => Err(PublishError {
-            maybe_sent: error.maybe_sent || other.maybe_sent,
-            ..error
-        }),
-    }
-}
-
-/// To which of these names each partition belongs.
-fn owners(names: &[&str]) -> [usize; Partition::COUNT] {
-    let weight =
-        |partition: Partition, name: &str| Sha1::digest(format!("{} {name}", partition.index()));
-    let owner = |partition| {
-        let named = names.iter().enumerate();
-        let highest = named.max_by_key(|(_, name)| weight(partition, name));
-        highest.map_or(0, |(at, _)| at)
-    };
-    let mut owners = [0; Partition::COUNT];
-    for partition in Partition::all() {
-        owners[partition.index()] = owner(partition);
-    }
-    owners
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const NAMES: [&str; 4] = ["a:6379", "b:6379", "c:6379", "d:6379"];
-
-    fn named(names: &[&str]) -> Vec<String> {
-        owners(names).map(|owner| names[owner].to_owned()).to_vec()
-    }
-
-    #[test]
-    fn the_order_of_the_list_means_nothing() {
-        let mut reversed = NAMES;
-        reversed.reverse();
-        assert_eq!(named(&NAMES), named(&reversed));
-    }
-
-    #[test]
-    fn with_one_more_only_what_moves_there_moves() {
-        let (before, after) = (named(&NAMES[..3]), named(&NAMES));
-        let moved: Vec<_> = before.iter().zip(&after).filter(|(b, a)| b != a).collect();
-        assert!(moved.iter().all(|(_, after)| *after == NAMES[3]));
-        assert!((32..=96).contains(&moved.len()), "{}", moved.len());
-        for name in &NAMES[..3] {
-            let share = before.iter().filter(|owner| owner == name).count();
-            assert!((57..=114).contains(&share), "{name}: {share} of 256");
-        }
-    }
-
-    /// What other languages compute: `python3 -c 'import hashlib; print(max(names, key=lambda n:
-    /// hashlib.sha1(f"{p} {n}".encode()).digest()))'`.
-    #[test]
-    fn others_can_compute_it() {
-        let owners = named(&NAMES);
-        assert_eq!([&owners[0], &owners[1], &owners[255]], EXPECTED);
-    }
-
-    const EXPECTED: [&str; 3] = ["c:6379", "c:6379", "d:6379"];
-
-    #[test]
-    fn a_part_that_failed_fails_all_and_says_what_may_be_sent() {
-        let ok = || {
-            Ok(Published {
-                nodes: 2,
-                comes_back: false,
-                mark: None,
-            })
-        };
-        let failed = || Err(PublishError::not_sent("no"));
-        let both = and(ok(), ok()).unwrap();
-        assert_eq!((both.nodes, both.comes_back), (4, false));
-        assert!(and(ok(), failed()).unwrap_err().maybe_sent);
-        assert!(and(failed(), ok()).unwrap_err().maybe_sent);
-        assert!(!and(failed(), failed()).unwrap_err().maybe_sent);
     }
 }
