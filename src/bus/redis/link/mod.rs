@@ -26,10 +26,11 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
 
+pub(super) use self::event::{Event, Lost};
 use super::advice::{Advice, is_unfit, is_wrong_server, tells_no_role, without_arguments};
 use super::channels::Channels;
-use super::command::{self, HELLO};
-use super::outstanding::{Request, Verb};
+use super::command::HELLO;
+use super::outstanding::Verb;
 use super::proof::Proof;
 use super::resp::Reply;
 use super::shared::SharedSubscriptions;
@@ -38,6 +39,9 @@ use crate::model::error::PublishError;
 use crate::model::id::NodeId;
 use crate::model::partition::Partition;
 use crate::model::topic::Topic;
+
+mod event;
+mod timing;
 
 /// Topics in one SUBSCRIBE: 100,000 take 0.18 s in batches of 1,000 and 8 s one by one; all in one
 /// command would get the connection killed.
@@ -83,14 +87,6 @@ pub(super) struct Link {
     wake: Instant,
 }
 
-/// How the subscriptions stand.
-#[derive(Debug, Clone, Copy)]
-struct Stand {
-    restored: bool,
-    arrived: bool,
-    refused: bool,
-}
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
     /// AUTH is not answered.
@@ -101,65 +97,6 @@ enum Stage {
     Restoring,
     /// All of it is: probes prove something.
     Proving,
-}
-
-/// What is to be told.
-#[derive(Debug, PartialEq)]
-pub(super) enum Event<'a> {
-    /// Redis is no replica, or does not tell its role; then in these words.
-    Greeted {
-        untold: Option<Arc<str>>,
-    },
-    Heard {
-        topic: &'a str,
-        payload: &'a [u8],
-    },
-    /// This cannot be a message.
-    Garbage,
-    /// Everything that is wanted is heard, and was when the probe was published that came back.
-    Up {
-        proven: Instant,
-    },
-    /// The link works, but Redis refuses a topic: the bus is not up. `proven` unless that topic is the nodes'.
-    Works {
-        proven: Option<Instant>,
-    },
-    /// The bus is not usable. `deaf`: messages may be missed.
-    Down {
-        reason: Arc<str>,
-        deaf: bool,
-    },
-    /// Redis refuses this topic: messages to it are missed, all others go on.
-    Refused {
-        topic: Topic,
-        reason: Arc<str>,
-    },
-    /// A partition is at another primary of the cluster: its place is to be found out. This one is not heard any more, if it
-    /// was.
-    Stranded {
-        partition: Option<Partition>,
-    },
-    /// Redis ended this subscription by itself. That the bus is down is told next.
-    Moved {
-        topic: &'a str,
-    },
-}
-
-/// Why a connection is of no use, or no longer.
-#[derive(Debug, PartialEq)]
-pub(super) struct Lost {
-    pub(super) reason: Arc<str>,
-    /// What was published may have reached only a part of the cluster.
-    pub(super) strayed: bool,
-}
-
-impl<T: Into<Arc<str>>> From<T> for Lost {
-    fn from(reason: T) -> Self {
-        Self {
-            reason: reason.into(),
-            strayed: false,
-        }
-    }
 }
 
 impl Link {
@@ -316,100 +253,10 @@ impl Link {
         probed.is_none_or(|partition| partition.tag() == tag)
     }
 
-    /// What is to be written now, behind what is there already. While something is, nothing is added.
-    pub(super) fn poll_transmit(&mut self, out: &mut BytesMut, now: Instant) {
-        out.unsplit(std::mem::take(&mut self.greeting));
-        let is_greeted = matches!(self.stage, Stage::Restoring | Stage::Proving);
-        let may_write = is_greeted && out.is_empty();
-        let requests = self.context.subscriptions.with(|table| {
-            if table.unanswered() == 0 {
-                self.answered_at = now;
-            }
-            let limit = match may_write && table.unanswered() <= UNANSWERED - BATCH {
-                true => BATCH,
-                false => 0,
-            };
-            table.step(now, limit)
-        });
-        let (channels, dialect) = (&self.context.channels, self.context.channels.dialect());
-        for Request {
-            verb,
-            topics,
-            partition,
-        } in requests
-        {
-            let channels = topics.iter().map(|topic| channels.at(partition, topic));
-            match verb {
-                Verb::Subscribe => command::subscribe(out, dialect, channels),
-                Verb::Unsubscribe => command::unsubscribe(out, dialect, channels),
-            }
-        }
-    }
-
     /// The channel on which the link is probed.
     pub(super) fn probed(&self) -> String {
         let partition = self.context.subscriptions.with(|table| table.probed());
         self.context.channels.at(partition, &self.own)
-    }
-
-    /// Does what is due by now, or because something else is wanted. To be called after
-    /// [`poll_transmit`](Self::poll_transmit).
-    pub(super) fn handle_timeout(&mut self, now: Instant) -> Result<Option<Event<'static>>, Lost> {
-        let (stand, owed, expiry) = self.context.subscriptions.with(|table| {
-            let stand = Stand {
-                restored: table.is_restored(),
-                arrived: table.has_arrived(),
-                refused: table.has_refused(now),
-            };
-            (stand, table.unanswered() > 0, table.next_expiry())
-        });
-        let event = self.observe(stand, now);
-        let answered_until = match self.stage {
-            Stage::Login | Stage::Greeting => Some(self.opened_until),
-            Stage::Restoring | Stage::Proving => owed.then_some(self.answered_at + SILENCE),
-        };
-        if answered_until.is_some_and(|end| end <= now) {
-            return Err("redis does not answer".into());
-        }
-        let probe = match self.stage {
-            Stage::Proving => match self.proof.advance(now) {
-                None => return Err("the probe did not come back: redis is silent".into()),
-                until => until,
-            },
-            _ => None,
-        };
-        let due = answered_until.into_iter().chain(probe).min();
-        let due = due.unwrap_or(now + SILENCE);
-        self.wake = expiry.map_or(due, |expiry| expiry.min(due));
-        Ok(event)
-    }
-
-    /// How the subscriptions stand.
-    fn observe(&mut self, stand: Stand, now: Instant) -> Option<Event<'static>> {
-        let over = self.refused && !stand.refused || self.expects && stand.arrived;
-        self.refused &= stand.refused;
-        self.expects = !stand.arrived;
-        if over {
-            // What was published before proves nothing for those who were not heard.
-            self.proof.begin_anew(now);
-        }
-        match (self.stage, stand.restored) {
-            (Stage::Restoring, true) => self.stage = Stage::Proving,
-            (Stage::Proving, false) => {
-                self.stage = Stage::Restoring;
-                self.proof.begin_anew(now);
-                let reason = self.because.take().unwrap_or(IMPATIENT).into();
-                return Some(Event::Down { reason, deaf: true });
-            }
-            _ => {}
-        }
-        self.because = None;
-        None
-    }
-
-    /// When to look again, by [`handle_timeout`](Self::handle_timeout).
-    pub(super) fn poll_timeout(&self) -> Instant {
-        self.wake
     }
 
     /// A probe to be published on the node's own channel. What becomes of it is told by
@@ -491,7 +338,7 @@ mod tests {
 
     use super::*;
     use crate::bus::Confirmation;
-    use crate::bus::redis::command::Dialect;
+    use crate::bus::redis::command::{self, Dialect};
     use crate::model::topic::Namespace;
 
     const MS: Duration = Duration::from_millis(1);

@@ -28,16 +28,19 @@
 //!  any of them --> Patchy, where it has lost what this node wrote
 //! ```
 
-use std::collections::{HashMap, VecDeque};
-use std::fmt::Write;
+use std::collections::VecDeque;
 
 use indexmap::IndexSet;
-use smallvec::SmallVec;
 use tokio::sync::oneshot;
 
+pub(super) use self::batch::{Batch, Verdict, Writes};
+use self::seats::{SeatStage, Seats};
 use crate::model::id::{NodeId, SocketId};
 use crate::model::topic::Topic;
 use crate::quota::{Decision, SeatLimit};
+
+mod batch;
+mod seats;
 
 /// Most users written in one command: 1,000 take Redis about a millisecond.
 const WRITES: usize = 1000;
@@ -48,49 +51,12 @@ const QUEUE: usize = 64 * 1024;
 /// Users remembered for Redis during an outage; with more, all is written anew.
 const REMEMBERED: usize = 64 * 1024;
 
-/// Users and their seats as they are written.
-pub(super) type Writes = Vec<(Topic, String)>;
-
-/// What Redis says to a claim.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
-    Granted {
-        since: u64,
-        replaced: Vec<SocketId>,
-        /// No node was missing.
-        whole: bool,
-    },
-    /// By those that are known, so that it holds whoever is missing.
-    Refused { whole: bool },
-    /// Not decided: Redis has lost the seats of these nodes. And its time, in milliseconds.
-    Missing { nodes: Vec<String>, millis: u64 },
-}
-
-/// What Redis is asked and told in one pipeline: first the truth, then the claims.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Batch {
-    pub(super) writes: Writes,
-    /// With them everything is written.
-    pub(super) whole: bool,
-    pub(super) claims: VecDeque<(Topic, u64)>,
-}
-
-impl Batch {
-    pub(super) fn is_empty(&self) -> bool {
-        !self.has_writes() && self.claims.is_empty()
-    }
-
-    pub(super) fn has_writes(&self) -> bool {
-        self.whole || !self.writes.is_empty()
-    }
-}
-
 #[derive(Debug)]
 pub(super) struct Ledger {
     node: NodeId,
     limit: SeatLimit,
     stage: Stage,
-    users: HashMap<Topic, SmallVec<[Seat; 1]>>,
+    seats: Seats,
     /// Users of whom Redis may know something else.
     dirty: IndexSet<Topic>,
     /// Redis has to forget all it knows of this node.
@@ -135,36 +101,13 @@ enum Stage {
     Outage,
 }
 
-#[derive(Debug)]
-struct Seat {
-    number: u64,
-    stage: SeatStage,
-}
-
-#[derive(Debug)]
-enum SeatStage {
-    Waiting(oneshot::Sender<Decision>),
-    /// Since when, in microseconds: by Redis' clock, or in an outage by this machine's.
-    Held(u64),
-    Lost,
-}
-
-impl Seat {
-    fn held_since(&self) -> Option<u64> {
-        match self.stage {
-            SeatStage::Held(since) => Some(since),
-            SeatStage::Waiting(_) | SeatStage::Lost => None,
-        }
-    }
-}
-
 impl Ledger {
     pub(super) fn new(node: NodeId, limit: SeatLimit) -> Self {
         Self {
             node,
             limit,
             stage: Stage::Starting,
-            users: HashMap::new(),
+            seats: Seats::default(),
             dirty: IndexSet::new(),
             anew: true,
             unwritten: true,
@@ -184,9 +127,7 @@ impl Ledger {
         now: u64,
     ) -> oneshot::Receiver<Decision> {
         let (reply, answer) = oneshot::channel();
-        let stage = SeatStage::Waiting(reply);
-        let seats = self.users.entry(user.clone()).or_default();
-        seats.push(Seat { number, stage });
+        self.seats.insert(user, number, SeatStage::Waiting(reply));
         if self.stage == Stage::Outage || self.queue.len() >= QUEUE {
             self.decide_here(user, number, now);
         } else {
@@ -198,17 +139,12 @@ impl Ledger {
     /// Answers a claim that Redis has not answered, by the sockets of this node. Not where Redis answers others:
     /// then it is refused.
     pub(super) fn decide_here(&mut self, user: &Topic, number: u64, now: u64) {
-        let Some(reply) = self.take_waiting(user, number) else {
+        let Some(reply) = self.seats.take_waiting(user, number) else {
             return;
         };
         // Redis may have granted it all the same.
         self.mark(user);
-        let mut held: Vec<(u64, u64)> = self
-            .seats(user)
-            .iter()
-            .filter_map(|seat| Some((seat.held_since()?, seat.number)))
-            .collect();
-        held.sort_unstable();
+        let mut held = self.seats.held(user);
         let room = match self.stage {
             Stage::Patchy => None,
             _ => self.limit.make_room(held.len()),
@@ -217,7 +153,7 @@ impl Ledger {
             held.truncate(over);
             held.iter()
                 .for_each(|(_, number)| self.lose(user.as_str(), *number));
-            self.hold(user, number, now);
+            self.seats.insert(user, number, SeatStage::Held(now));
         }
         let (granted, checked) = (room.map(|_| Vec::new()), false);
         self.news
@@ -226,7 +162,7 @@ impl Ledger {
     }
 
     pub(super) fn release(&mut self, user: &Topic, number: u64) {
-        match self.remove(user, number) {
+        match self.seats.remove(user, number) {
             Some(SeatStage::Waiting(reply)) => self.news.dropped.push(reply),
             Some(SeatStage::Held(_) | SeatStage::Lost) => self.mark(user),
             None => {}
@@ -234,18 +170,13 @@ impl Ledger {
     }
 
     pub(super) fn holds(&self, user: &Topic, number: u64) -> bool {
-        let seat = self.seats(user).iter().find(|seat| seat.number == number);
-        seat.is_some_and(|seat| seat.held_since().is_some())
+        self.seats.holds(user, number)
     }
 
     /// A socket of this node has lost its seat to a newer one.
     pub(super) fn lose(&mut self, user: &str, number: u64) {
-        let seats = self.users.get_mut(user).into_iter().flatten();
-        for seat in seats.filter(|seat| seat.number == number) {
-            if let SeatStage::Held(_) = seat.stage {
-                seat.stage = SeatStage::Lost;
-                self.news.lost.push(number);
-            }
+        if self.seats.lose(user, number) {
+            self.news.lost.push(number);
         }
     }
 
@@ -270,7 +201,7 @@ impl Ledger {
         self.anew = false;
         self.unwritten = created;
         if created {
-            self.dirty = self.users.keys().cloned().collect();
+            self.dirty = self.seats.users().cloned().collect();
         }
         let before = self.stage;
         if before != Stage::Patchy {
@@ -304,7 +235,7 @@ impl Ledger {
         while batch.writes.len() < WRITES
             && let Some(user) = self.dirty.pop()
         {
-            let seats = self.written(&user);
+            let seats = self.seats.written(&user);
             batch.writes.push((user, seats));
         }
         // A claim counts what was written: not before all is.
@@ -327,7 +258,7 @@ impl Ledger {
         while batch.claims.len() < most
             && let Some((user, number)) = self.queue.pop_front()
         {
-            if self.is_waiting(&user, number) {
+            if self.seats.is_waiting(&user, number) {
                 batch.claims.push_back((user, number));
             }
         }
@@ -343,7 +274,7 @@ impl Ledger {
                 self.stage = Stage::Joined
             }
         }
-        let Some(reply) = self.take_waiting(user, number) else {
+        let Some(reply) = self.seats.take_waiting(user, number) else {
             // Its socket is gone, or was answered here meanwhile.
             return self.mark(user);
         };
@@ -353,7 +284,7 @@ impl Ledger {
                 replaced,
                 whole,
             } => {
-                self.hold(user, number, since);
+                self.seats.insert(user, number, SeatStage::Held(since));
                 let node = self.node;
                 let (own, others): (Vec<SocketId>, _) =
                     replaced.into_iter().partition(|socket| socket.node == node);
@@ -386,63 +317,18 @@ impl Ledger {
         }
     }
 
-    fn seats(&self, user: &Topic) -> &[Seat] {
-        self.users.get(user).map_or(&[], |seats| seats)
-    }
-
-    fn is_waiting(&self, user: &Topic, number: u64) -> bool {
-        let waiting =
-            |seat: &Seat| seat.number == number && matches!(seat.stage, SeatStage::Waiting(_));
-        self.seats(user).iter().any(waiting)
-    }
-
-    fn take_waiting(&mut self, user: &Topic, number: u64) -> Option<oneshot::Sender<Decision>> {
-        if !self.is_waiting(user, number) {
-            return None;
-        }
-        match self.remove(user, number)? {
-            SeatStage::Waiting(reply) => Some(reply),
-            SeatStage::Held(_) | SeatStage::Lost => None,
-        }
-    }
-
-    fn hold(&mut self, user: &Topic, number: u64, since: u64) {
-        let stage = SeatStage::Held(since);
-        let seats = self.users.entry(user.clone()).or_default();
-        seats.push(Seat { number, stage });
-    }
-
-    fn remove(&mut self, user: &Topic, number: u64) -> Option<SeatStage> {
-        let seats = self.users.get_mut(user)?;
-        let at = seats.iter().position(|seat| seat.number == number)?;
-        let seat = seats.swap_remove(at);
-        if seats.is_empty() {
-            self.users.remove(user);
-        }
-        Some(seat.stage)
-    }
-
     fn mark(&mut self, user: &Topic) {
         // Else everyone will be written.
         if !self.anew {
             self.dirty.insert(user.clone());
         }
     }
-
-    /// A user's seats here, as Redis keeps them.
-    fn written(&self, user: &Topic) -> String {
-        let mut text = String::new();
-        for seat in self.seats(user) {
-            if let Some(since) = seat.held_since() {
-                let _ = write!(text, "{since}:{:x},", seat.number);
-            }
-        }
-        text
-    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -512,7 +398,9 @@ mod tests {
         let mut ledger = joined(1, OverLimit::Refuse);
         let topic = |number: u64| Topic::room(&number.to_string()).unwrap();
         for number in 0..WRITES as u64 + 1 {
-            ledger.hold(&topic(number), number, 0);
+            ledger
+                .seats
+                .insert(&topic(number), number, SeatStage::Held(0));
             ledger.release(&topic(number), number);
         }
         let _waits = ledger.claim(&topic(0), u64::MAX, 0);
@@ -609,7 +497,11 @@ mod tests {
     fn all_is_written_before_redis_calls_it_whole() {
         let mut ledger = joined(1, OverLimit::Refuse);
         for number in 0..WRITES as u64 + 1 {
-            ledger.hold(&Topic::room(&number.to_string()).unwrap(), number, 0);
+            ledger.seats.insert(
+                &Topic::room(&number.to_string()).unwrap(),
+                number,
+                SeatStage::Held(0),
+            );
         }
         ledger.joined(true);
         let first = ledger.next_batch(true);
@@ -765,7 +657,7 @@ mod tests {
             let known = redis.0.iter().map(|(user, seats)| (user.clone(), seats.matches(',').count()));
             prop_assert_eq!(known.filter(|(_, held)| *held > 0).collect::<HashMap<_, _>>(), truth);
             for user in (0..3).map(user) {
-                prop_assert_eq!(redis.0.get(&user).cloned().unwrap_or_default().len(), ledger.written(&user).len());
+                prop_assert_eq!(redis.0.get(&user).cloned().unwrap_or_default().len(), ledger.seats.written(&user).len());
             }
         }
     }

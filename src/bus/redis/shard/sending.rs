@@ -1,0 +1,92 @@
+//! What is published on a shard, and how it is kept there.
+
+use bytes::Bytes;
+use smallvec::SmallVec;
+
+use super::Shard;
+use crate::bus::Published;
+use crate::bus::past::Keep;
+use crate::bus::redis::past::{Keeping, KeptList};
+use crate::bus::redis::publication::Taken;
+use crate::bus::scope::Size;
+use crate::model::error::PublishError;
+use crate::model::history::mark::Clock;
+use crate::model::topic::Topic;
+
+impl Shard {
+    /// Queued by the call. In a Redis Cluster they are of one partition.
+    pub(in crate::bus::redis) fn publish(
+        &self,
+        mut topics: SmallVec<[Topic; 1]>,
+        envelope: Bytes,
+        size: Size,
+        keep: Option<Keep>,
+    ) -> impl Future<Output = Result<Published, PublishError>> + Send + use<> {
+        let mut channels: SmallVec<[String; 1]> =
+            topics.iter().map(|topic| self.channels.of(topic)).collect();
+        let kept = keep.map(|keep| self.keeping(&topics, keep, &mut channels));
+        let (first, keep) = kept.unzip();
+        let first = first.as_ref().or(topics.first());
+        let partition = first.and_then(|topic| self.channels.partition(topic));
+        let clock = first.map_or(Clock::default(), |topic| self.clock(topic));
+        let (subscriptions, topology) = (self.subscriptions.clone(), self.topology.clone());
+        topics.retain(|topic| subscriptions.is_confirmed(topic));
+        let publishing = self
+            .publisher
+            .publish(channels, envelope, size, partition, keep);
+        async move {
+            let published = publishing.await;
+            if published.is_err() {
+                topology.probe_now();
+            }
+            let Taken { receivers, mark } = published?;
+            // Those that heard it surely: who subscribed meanwhile perhaps did not.
+            topics.retain(|topic| subscriptions.is_confirmed(topic));
+            Ok(Published {
+                nodes: receivers.saturating_sub(topics.len()),
+                comes_back: !topics.is_empty(),
+                mark: mark.map(|mark| (clock, mark)),
+            })
+        }
+    }
+
+    /// How what is sent to these is kept, with empty channels for what is kept without being published. And a topic that is.
+    fn keeping(
+        &self,
+        topics: &[Topic],
+        keep: Keep,
+        channels: &mut SmallVec<[String; 1]>,
+    ) -> (Topic, Box<Keeping>) {
+        let histories = self.common.settings.histories;
+        let list = |topic: &Topic| {
+            let history = histories.of(topic.kind())?;
+            Some(KeptList {
+                key: self.channels.list(topic),
+                messages: history.messages,
+                lifetime: history.lifetime_millis(),
+            })
+        };
+        let is_union = matches!(keep, Keep::Union(_));
+        let (lists, kept) = match keep {
+            Keep::Each => (topics.iter().map(list).collect(), None),
+            Keep::Union(kept) | Keep::Silent(kept) => {
+                let of = |topic| kept.contains(topic).then(|| list(topic)).flatten();
+                let mut lists: SmallVec<[_; 1]> = topics.iter().map(of).collect();
+                for topic in kept.iter().filter(|topic| !topics.contains(topic)) {
+                    lists.push(list(topic));
+                    channels.push(String::new());
+                }
+                (lists, kept.into_iter().next())
+            }
+        };
+        let first = kept.or_else(|| topics.first().cloned());
+        let first = first.unwrap_or_else(Topic::all);
+        let clock = self.channels.clock(&first);
+        let keeping = Keeping {
+            clock,
+            lists,
+            is_union,
+        };
+        (first, Box::new(keeping))
+    }
+}
