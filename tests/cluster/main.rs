@@ -67,6 +67,7 @@ macro_rules! on_every_topology {
 
 mod acl;
 mod bus;
+mod census;
 mod clients;
 mod delivery;
 mod engine;
