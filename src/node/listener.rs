@@ -39,7 +39,10 @@ impl Listener for Node {
     fn up(&self, link: LinkId, proven: Instant) {
         self.ground.counters.measures.probed(proven);
         match self.repairs.up(link, proven) {
-            Some(repaired) => self.ground.reception.up(link, proven, repaired),
+            Some(repaired) => {
+                self.settle(link, proven);
+                self.ground.reception.up(link, proven, repaired);
+            }
             None => self.ground.reception.works(link, proven),
         }
     }
@@ -74,6 +77,7 @@ impl Listener for Node {
         self.ground.counters.measures.probed(proven);
         self.ground.reception.works(link, proven);
         self.repairs.works(link, proven);
+        self.settle(link, proven);
     }
 
     fn rolled_back(&self, messages: u64) {
@@ -113,15 +117,52 @@ impl Repairing for Node {
         self.hear(topic, Some(*number), envelope, *older_than);
     }
 
+    fn let_go(&self, now: Instant) -> Option<Instant> {
+        let (overdue, next) = self.uplink.overdue(now);
+        self.deliver_own(&overdue);
+        next
+    }
+
     fn flush(&self) -> bool {
         self.local.flush()
     }
 }
 
 impl Node {
+    /// A link is proven: what was taken before, and has not come back if all is repaired, will not.
+    fn settle(&self, link: LinkId, proven: Instant) {
+        let Some(heard) = self.repairs.heard_on(link) else {
+            return;
+        };
+        let is_settled =
+            |topic: &Topic, at| at <= proven && heard.contains(Partition::of(topic.as_str()));
+        let own = self.uplink.settle(is_settled);
+        if !own.is_empty() {
+            self.deliver_own(&own);
+            // It flushes.
+            self.repairs.look();
+        }
+    }
+
     /// Acts on what came: for all sockets, or only for those with smaller numbers.
     fn hear(&self, topic: &str, number: Option<Number>, bytes: &[u8], older_than: Option<u64>) {
-        match self.uplink.open(topic, number, bytes) {
+        let inbound = self.uplink.open(topic, number, bytes);
+        self.act_on(inbound, topic, number, older_than);
+    }
+
+    fn act_on(
+        &self,
+        inbound: Inbound<'_>,
+        topic: &str,
+        number: Option<Number>,
+        older_than: Option<u64>,
+    ) {
+        match inbound {
+            Inbound::Amid(amid) => {
+                self.deliver_own(&amid.before);
+                self.act_on(amid.inbound, topic, number, older_than);
+                self.deliver_own(&amid.after);
+            }
             Inbound::Message(scope, content, manner) => {
                 if let Some(from) = self.uplink.take_unkept() {
                     self.peers.tell_unkept(from);
