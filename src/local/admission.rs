@@ -122,13 +122,7 @@ impl Local {
         self.bus.release(&self.all);
     }
 
-    /// Puts a socket into a room; returns when the cluster's messages for the room come here.
-    pub(crate) async fn join(&self, socket: &Sender, room: &Topic) -> Option<()> {
-        let joined = self.begin_join(socket, room)?;
-        self.wait_confirmed(joined.confirmation).await;
-        Some(())
-    }
-
+    /// Puts a socket into a room.
     pub(crate) fn begin_join(&self, socket: &Sender, room: &Topic) -> Option<Joined> {
         // Wanted before it is joined: the end of the socket releases every room it has joined.
         let confirmation = self.bus.want(room);
