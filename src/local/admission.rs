@@ -214,13 +214,21 @@ impl Local {
         }
     }
 
-    /// What rosters tell of a socket from now on, if it is registered.
+    /// What rosters and presence tell of a socket from now on, if it is registered.
     pub(crate) fn redescribe(&self, socket: &Sender, description: Description) -> Option<()> {
-        let before = self
-            .registry
-            .write()
-            .redescribe(socket.id(), description.0)?;
+        let (before, rooms) = {
+            let mut registry = self.registry.write();
+            let before = registry.redescribe(socket.id(), description)?;
+            let rooms = registry.rooms_of(socket.id()).into_iter();
+            let rooms: Vec<Topic> = match self.presence.is_watched() {
+                true => rooms.flat_map(Rooms::iter).cloned().collect(),
+                false => Vec::new(),
+            };
+            (before, rooms)
+        };
         drop(before);
+        self.presence
+            .touch(socket.user(), rooms.iter().chain([&self.all]));
         Some(())
     }
 }
@@ -297,7 +305,7 @@ impl Reservation {
         local.live.insert(number, sweep);
         let about = About {
             connected_at: SystemTime::now(),
-            description: description.map(|description| description.0),
+            description,
         };
         local.registry.write().insert(sender.clone(), about);
         local.presence.touch(sender.user(), [&local.all]);

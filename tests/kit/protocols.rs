@@ -3,7 +3,7 @@
 use axum::response::Response;
 use axum::{Router, routing::any};
 use axum_cluster::testing::App;
-use axum_cluster::{ClusterBuilder, ClusterSocket, Cluster, History};
+use axum_cluster::{Cluster, ClusterBuilder, ClusterSocket, History};
 
 use crate::echo;
 
@@ -24,14 +24,34 @@ fn keeping() -> ClusterBuilder {
 async fn resuming_comes_before_the_apps_own_unless_the_app_names_its_place() {
     let cases: [(ClusterBuilder, &str, Option<&str>); 8] = [
         (keeping(), "chat, resume.v1", Some("resume.v1")),
-        (keeping().protocols(["chat"]), "chat, resume.v1", Some("resume.v1")),
+        (
+            keeping().protocols(["chat"]),
+            "chat, resume.v1",
+            Some("resume.v1"),
+        ),
         (keeping().protocols(["chat"]), "chat", Some("chat")),
         (keeping().protocols(["chat"]), "token", None),
-        (keeping().protocols(["chat", "resume.v1"]), "resume.v1, chat", Some("chat")),
-        (keeping().protocols(["chat", "resume.v1"]), "resume.v1", Some("resume.v1")),
-        (Cluster::builder().protocols(["chat"]), "resume.v1, chat", Some("chat")),
+        (
+            keeping().protocols(["chat", "resume.v1"]),
+            "resume.v1, chat",
+            Some("chat"),
+        ),
+        (
+            keeping().protocols(["chat", "resume.v1"]),
+            "resume.v1",
+            Some("resume.v1"),
+        ),
+        (
+            Cluster::builder().protocols(["chat"]),
+            "resume.v1, chat",
+            Some("chat"),
+        ),
         // Where nothing is kept it would be a lie.
-        (Cluster::builder().protocols(["resume.v1"]), "resume.v1", None),
+        (
+            Cluster::builder().protocols(["resume.v1"]),
+            "resume.v1",
+            None,
+        ),
     ];
     for (n, (builder, offer, expected)) in cases.into_iter().enumerate() {
         let (app, _cluster) = echo(builder);
