@@ -141,7 +141,8 @@ impl ClusterSocket {
         self
     }
 
-    /// Says what kind of device this is, for [`Audience::sockets`](crate::Audience::sockets): anything
+    /// Says what kind of device this is, for [`Audience::sockets`](crate::Audience::sockets) and
+    /// [`Presence::described`](crate::Presence::described): anything
     /// small that can be written as JSON, at most 1 KiB and 100 levels deep. Default: nothing. What is
     /// more, or cannot be written, is answered with 500 by [`on_upgrade`](Self::on_upgrade).
     ///

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use futures::Stream;
+use serde::Serialize;
 use tokio::task::coop::consume_budget;
 
 use crate::broadcast::Broadcaster;
@@ -14,7 +15,8 @@ use crate::local::registry::Full;
 use crate::local::socket::resuming::{Telling, Told};
 use crate::local::subscription::Streamed;
 use crate::model::close::{Close, reason};
-use crate::model::error::{RoomError, SubscribeError};
+use crate::model::description::Description;
+use crate::model::error::{DescriptionError, RoomError, SubscribeError};
 use crate::model::history::mark::Number;
 use crate::model::history::position::Position;
 use crate::model::history::{Missed, Resumed};
@@ -278,6 +280,19 @@ impl Subscription {
     /// The rooms it is in, in no order; when it has ended, those it was in at its end.
     pub fn rooms(&self) -> Vec<RoomId> {
         self.node.local.rooms(&self.streamed.end.sender())
+    }
+
+    /// Says what kind of device this is, for [`Audience::sockets`](crate::Audience::sockets) and
+    /// [`Presence::described`](crate::Presence::described), as [`Socket::describe`](crate::Socket::describe) does. Default: nothing.
+    ///
+    /// # Errors
+    /// A [`DescriptionError`] when it is more than 1 KiB or 100 levels of JSON, or cannot be written so, and what was said
+    /// before stays; or when the subscription has ended.
+    pub fn describe(&self, description: impl Serialize) -> Result<(), DescriptionError> {
+        let description = Description::of(&description)?;
+        let socket = self.streamed.end.sender();
+        let described = self.node.local.redescribe(&socket, description);
+        described.ok_or_else(|| DescriptionError::closed(self.ending()))
     }
 
     /// What ended it, whoever began it. `None` while it lives. The stream may still have messages that came before.
