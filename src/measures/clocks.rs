@@ -48,7 +48,7 @@ impl Clocks {
         // No round trip takes less than nothing: a clock was changed.
         came.checked_add(went)
             .filter(|round_trip| *round_trip >= 0)?;
-        let ahead = (came - went) / 2;
+        let ahead = came.checked_sub(went)? / 2;
         u64::try_from(took.checked_sub(ahead)?).ok()
     }
 
