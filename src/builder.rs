@@ -154,7 +154,8 @@ impl ClusterBuilder {
 
     /// The subprotocols that the app speaks, best first; [`ClusterSocket::protocols`] names others for one
     /// handler. Default: none. Name them here when clients offer any: a browser gives up on an upgrade
-    /// that chooses none of its offers, and would never see the 4403 of a missing user.
+    /// that chooses none of its offers, and would never see the 4403 of a missing user. Where `resume.v1` stands among them
+    /// says [`ClusterSocket::protocols`].
     ///
     /// [`ClusterSocket::protocols`]: crate::ClusterSocket::protocols
     pub fn protocols<P: Into<String>>(mut self, protocols: impl IntoIterator<Item = P>) -> Self {

@@ -93,8 +93,8 @@ impl ClusterSocket {
     /// ([`ClusterBuilder::user_history`](crate::ClusterBuilder::user_history)) since then for the user, and for the rooms in which it
     /// was then and is again, comes first, in order and once. [`Socket::resumed`] says whether it is whole.
     ///
-    /// A client that offers the subprotocol `resume.v1` is told its position with each message, and is given that protocol where no
-    /// other is chosen.
+    /// A client that offers the subprotocol `resume.v1` is told its position with each message. It is given that protocol before
+    /// those of the app, or where the app [names it among them](Self::protocols).
     pub fn since(mut self, position: Option<Position>) -> Self {
         self.newcomer.since(position);
         self
@@ -104,12 +104,26 @@ impl ClusterSocket {
     /// [`ClusterBuilder::protocols`](crate::ClusterBuilder::protocols). The first that the client offers is chosen
     /// and echoed (RFC 6455, section 4.2.2); nothing else that the client offered is, so a token may
     /// be offered beside. An upgrade without a user never gets here: see `ClusterBuilder::protocols`.
+    ///
+    /// With a history there is one more, `resume.v1`, with which a client goes on where it was; one that offers it beside the
+    /// app's own speaks that within it. So it is the first, unless the app says otherwise: where it is named here, that is its place.
+    /// An app that tells several protocols apart by what was chosen names it last, and clients that offer one of those do not resume.
+    ///
+    /// ```
+    /// # use axum::response::Response;
+    /// # use axum_cluster::ClusterSocket;
+    /// async fn ws(socket: ClusterSocket) -> Response {
+    ///     let socket = socket.protocols(["chat.v2", "chat.v1", "resume.v1"]);
+    ///     let speaks_v2 = socket.protocol() == Some("chat.v2");
+    ///     socket.on_upgrade(async move |mut socket| {
+    ///         let _ = socket.send(if speaks_v2 { "welcome" } else { "hello" }).await;
+    ///     })
+    /// }
+    /// ```
     pub fn protocols<P: AsRef<str>>(mut self, known: impl IntoIterator<Item = P>) -> Self {
         let known: Vec<P> = known.into_iter().collect();
-        let known = known.iter().map(AsRef::as_ref);
-        let resumes = resumes(self.newcomer.node());
-        self.handshake
-            .choose_protocol(&self.offered, known.chain(resumes));
+        let spoken = spoken(self.newcomer.node(), known.iter().map(AsRef::as_ref));
+        self.handshake.choose_protocol(&self.offered, spoken);
         self
     }
 
@@ -127,7 +141,8 @@ impl ClusterSocket {
         self
     }
 
-    /// Says what kind of device this is, for [`Audience::sockets`](crate::Audience::sockets): anything
+    /// Says what kind of device this is, for [`Audience::sockets`](crate::Audience::sockets) and
+    /// [`Presence::described`](crate::Presence::described): anything
     /// small that can be written as JSON, at most 1 KiB and 100 levels deep. Default: nothing. What is
     /// more, or cannot be written, is answered with 500 by [`on_upgrade`](Self::on_upgrade).
     ///
@@ -274,7 +289,7 @@ impl ClusterSocket {
         door::check(node, parts)?;
         let mut handshake = Handshake::check(parts).map_err(RejectionKind::Handshake)?;
         let protocols = config.protocols.iter().map(String::as_str);
-        handshake.choose_protocol(&parts.headers, protocols.chain(resumes(node)));
+        handshake.choose_protocol(&parts.headers, spoken(node, protocols));
         let upgrade = take_upgrade(parts)?;
         let user = match config.identify.user(&parts.extensions) {
             Ok(user) => user,
@@ -305,8 +320,16 @@ impl ClusterSocket {
 /// The subprotocol of clients that are told positions.
 const RESUME: &str = "resume.v1";
 
-fn resumes(node: &Node) -> Option<&'static str> {
-    node.resumes().then_some(RESUME)
+/// The subprotocols of a node, best first. That by which clients go on is no app's, so that it excludes none; a node
+/// that keeps nothing does not speak it, whoever names it.
+fn spoken<'a>(node: &Node, app: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+    let mut spoken: Vec<&str> = app.collect();
+    match node.resumes() {
+        true if !spoken.contains(&RESUME) => spoken.insert(0, RESUME),
+        true => {}
+        false => spoken.retain(|protocol| *protocol != RESUME),
+    }
+    spoken
 }
 
 fn take_upgrade(parts: &mut Parts) -> Result<OnUpgrade, RejectionKind> {

@@ -25,6 +25,10 @@ use crate::model::topic::{Namespace, Topic};
 use crate::ws::frame::{Decoder, Frame};
 use crate::ws::handshake::Handshake;
 
+/// Another node, of whose clock something is known.
+#[cfg(feature = "metrics")]
+const OTHER: NodeId = NodeId(2);
+
 /// Writes the envelope of a message to one topic.
 pub fn encode(message: &Message) -> Bytes {
     wire::encode(
@@ -125,6 +129,12 @@ impl FanOut {
             #[cfg(feature = "metrics")]
             measures: Measures::default(),
         };
+        #[cfg(feature = "metrics")]
+        {
+            let sent = fan_out.measures.stamp().unwrap_or_default();
+            let _ = fan_out.measures.heard(OTHER, sent);
+            fan_out.measures.told_by(OTHER, Some(0));
+        }
         for number in 0..rooms {
             let room = Topic::room(&number.to_string()).expect("a number is a valid name");
             (0..sockets).for_each(|_| fan_out.connect(&room));
@@ -174,9 +184,12 @@ impl FanOut {
     #[cfg(feature = "metrics")]
     pub fn deliver_measured(&self, room: usize, message: &Message) -> usize {
         let since = Since::now();
+        let sent = self.measures.stamp();
+        let sent = sent.and_then(|at| self.measures.heard(OTHER, at));
         let taken = self.deliver(room, message);
         self.measures.fanned_out(taken as u64);
         self.measures.published(since);
+        sent.map_or((), |sent| self.measures.delivered(sent));
         taken
     }
 

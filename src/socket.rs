@@ -259,7 +259,8 @@ impl Socket {
     }
 
     /// Says anew what kind of device this is, for [`Audience::sockets`](crate::Audience::sockets), as
-    /// [`ClusterSocket::describe`](crate::ClusterSocket::describe) does: rosters that are asked for from now on show it.
+    /// [`ClusterSocket::describe`](crate::ClusterSocket::describe) does: rosters that are asked for from now on show it, and
+    /// who asks presence for it is told ([`Presence::described`](crate::Presence::described)).
     ///
     /// # Errors
     /// A [`DescriptionError`] when it is more than 1 KiB or 100 levels of JSON, or cannot be written so, and what was said

@@ -5,19 +5,26 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use futures::Stream;
+use serde::Serialize;
 use tokio::task::coop::consume_budget;
 
 use crate::broadcast::Broadcaster;
 use crate::counts::Counted;
 use crate::local::admission::Refused;
 use crate::local::registry::Full;
+use crate::local::socket::resuming::{Telling, Told};
 use crate::local::subscription::Streamed;
 use crate::model::close::{Close, reason};
-use crate::model::error::{RoomError, SubscribeError};
+use crate::model::description::Description;
+use crate::model::error::{DescriptionError, RoomError, SubscribeError};
+use crate::model::history::mark::Number;
+use crate::model::history::position::Position;
+use crate::model::history::{Missed, Resumed};
 use crate::model::id::{RoomId, SocketId, UserId};
 use crate::model::message::Message;
 use crate::model::topic::Topic;
 use crate::node::Node;
+use crate::ws::frame::Frame;
 
 /// A socket of a user without a WebSocket: what is sent to her, on whichever node, comes as a stream of messages. For
 /// bots, bridges (GraphQL, MQTT) and tests; made by [`Broadcaster::subscribe`]. For server-sent events there is
@@ -35,6 +42,8 @@ use crate::node::Node;
 /// kept: neither a heartbeat nor a `write_timeout`, and no expiry.
 ///
 /// Dropping it closes it, with 1000, or 1011 while panicking, and gives everything back at once.
+///
+/// With a history, [`Broadcaster::subscribe_since`] goes on where another one's reader was.
 ///
 /// A bot:
 ///
@@ -63,6 +72,17 @@ use crate::node::Node;
 pub struct Subscription {
     node: Arc<Node>,
     streamed: Streamed,
+    resumed: Resumed,
+    reading: Option<Reading>,
+}
+
+/// Up to where a reader has taken what is kept: it may stop here, and whatever waits comes to whoever goes on.
+#[derive(Debug)]
+struct Reading {
+    base: Position,
+    number: Option<Number>,
+    /// What came first, and was no position.
+    next: Option<Message>,
 }
 
 impl Broadcaster {
@@ -80,36 +100,108 @@ impl Broadcaster {
     /// # Cancel safety
     /// Cancelled, nothing is left behind.
     pub async fn subscribe(&self, user: impl Into<UserId>) -> Result<Subscription, SubscribeError> {
-        let subscribed = subscribe(self.node(), user.into()).await;
-        subscribed.inspect_err(|error| {
-            let node = self.node().ground.node;
-            tracing::debug!(%node, reason = %error, "subscription refused");
-        })
+        let subscribed = subscribe(self.node(), user.into(), None).await;
+        subscribed.map_err(|error| self.noted(error))
+    }
+
+    /// Subscribes a user and goes on from this position, as a client does that comes back with one
+    /// ([`ClusterSocket::since`](crate::ClusterSocket::since)): what was kept since then
+    /// ([`ClusterBuilder::user_history`](crate::ClusterBuilder::user_history)) comes first, in order and once; of a room in which it
+    /// was, when it is joined again within 30 s. [`Subscription::resumed`] says whether it is whole. Without a position it begins
+    /// now. Either way [`Subscription::position`] says from then on how far its reader is, for your own store.
+    ///
+    /// In all else it is as [`subscribe`](Self::subscribe) does, but for a reader that lags: nothing of what is kept is dropped for
+    /// it, so that it ends with 1013, whatever [`slow_consumer`](crate::ClusterBuilder::slow_consumer) says, and goes on from its
+    /// position.
+    ///
+    /// A bridge that loses nothing when it is restarted:
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use axum_cluster::{Cluster, History, Position};
+    /// use futures::StreamExt;
+    ///
+    /// let cluster = Cluster::builder().user_history(History::default()).start();
+    /// let to = cluster.broadcaster();
+    /// # fn read() -> Option<Position> { None }
+    /// # fn write(position: Position) {}
+    /// let stored: Option<Position> = read(); // nothing, the first time
+    /// let mut bridge = to.subscribe_since("bridge", stored).await?;
+    /// # to.to_user("bridge").send("x").await?;
+    /// while let Some(message) = bridge.next().await {
+    ///     println!("{message:?}"); // whatever a bridge does with it
+    ///     write(bridge.position());
+    /// #   cluster.shutdown(std::time::Duration::ZERO).await;
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`subscribe`](Self::subscribe). A position that is of no use is none: [`Resumed::Missed`] says why.
+    ///
+    /// # Cancel safety
+    /// Cancelled, nothing is left behind.
+    pub async fn subscribe_since(
+        &self,
+        user: impl Into<UserId>,
+        position: impl Into<Option<Position>>,
+    ) -> Result<Subscription, SubscribeError> {
+        let since = Some(position.into());
+        let subscribed = subscribe(self.node(), user.into(), since).await;
+        subscribed.map_err(|error| self.noted(error))
+    }
+
+    fn noted(&self, error: SubscribeError) -> SubscribeError {
+        let node = self.node().ground.node;
+        tracing::debug!(%node, reason = %error, "subscription refused");
+        error
     }
 }
 
-async fn subscribe(node: &Arc<Node>, user: UserId) -> Result<Subscription, SubscribeError> {
+/// Of one that goes on, since when, if it says so.
+async fn subscribe(
+    node: &Arc<Node>,
+    user: UserId,
+    since: Option<Option<Position>>,
+) -> Result<Subscription, SubscribeError> {
     if node.config.worker {
         return Err(SubscribeError::worker());
     }
-    let home = &node.ground.home;
     // At home, since the caller may have no timer.
-    let reserving = home.run({
+    let reserving = {
         let node = node.clone();
         async move { node.reserve(user).await }
-    });
-    let reserved = match home.has_lost_its_runtime() {
-        true => None,
-        false => reserving.await,
     };
-    let unfinished = || {
+    let reservation = at_home(node, reserving).await?;
+    let reservation = reservation.map_err(|why| refused(node, why))?;
+    let holding = since.as_ref().map(|_| Telling::Told);
+    let holding = holding.filter(|_| node.resumes());
+    let mut subscription = Subscription {
+        node: node.clone(),
+        streamed: reservation.subscribe(holding),
+        resumed: Resumed::New,
+        reading: None,
+    };
+    if let Some(since) = since {
+        subscription.go_on(holding, since).await?;
+    }
+    Ok(subscription)
+}
+
+async fn at_home<T: Send + 'static>(
+    node: &Node,
+    task: impl Future<Output = T> + Send + 'static,
+) -> Result<T, SubscribeError> {
+    let home = &node.ground.home;
+    let done = match home.has_lost_its_runtime() {
+        true => None,
+        false => home.run(task).await,
+    };
+    done.ok_or_else(|| {
         node.ground.counters.record_refusal(Counted::Draining);
         SubscribeError::runtime_ended(home.unfinished())
-    };
-    let reservation = reserved.ok_or_else(unfinished)?;
-    Ok(Subscription {
-        node: node.clone(),
-        streamed: reservation.map_err(|why| refused(node, why))?.subscribe(),
     })
 }
 
@@ -145,6 +237,21 @@ impl Subscription {
         self.streamed.end.user()
     }
 
+    /// Whether one that [goes on](Broadcaster::subscribe_since) has everything since its position. What it had missed comes before
+    /// anything newer that is kept. A hole that is found later, in a room that it joins again or when the bus is back, is told here when
+    /// its reader comes to it.
+    pub fn resumed(&self) -> Resumed {
+        self.resumed
+    }
+
+    /// Up to where its reader has taken what is kept: whatever waits in it yet comes again to whoever goes on from here. Only of
+    /// one that [goes on](Broadcaster::subscribe_since) itself, where a history is kept; that of any other is one by which nothing is
+    /// missed honestly: [`Missed::Foreign`].
+    pub fn position(&self) -> Position {
+        let reading = self.reading.as_ref();
+        reading.map_or_else(Position::nothing, Reading::position)
+    }
+
     /// Joins a room, as [`Socket::join`](crate::Socket::join) does: when it returns, messages to the room from any node come
     /// here.
     ///
@@ -155,12 +262,10 @@ impl Subscription {
     /// Cancelled, it is in the room, though perhaps not yet for other nodes.
     pub async fn join(&self, room: impl Into<RoomId>) -> Result<(), RoomError> {
         let room = Topic::room(room.into().as_str()).map_err(RoomError::invalid)?;
-        let local = &self.node.local;
-        let joined = local.begin_join(&self.streamed.end.sender(), &room);
-        let joined = joined.ok_or_else(|| RoomError::closed(self.ending()))?;
-        let local = local.clone();
-        let heard = async move { local.wait_confirmed(joined.confirmation).await };
-        self.node.ground.home.run(heard).await;
+        let (node, socket) = (self.node.clone(), self.streamed.end.sender());
+        let joining = node.begin_join(&socket, &room);
+        let joined = joining.ok_or_else(|| RoomError::closed(self.ending()))?;
+        self.node.ground.home.run(joined).await;
         Ok(())
     }
 
@@ -177,6 +282,19 @@ impl Subscription {
         self.node.local.rooms(&self.streamed.end.sender())
     }
 
+    /// Says what kind of device this is, for [`Audience::sockets`](crate::Audience::sockets) and
+    /// [`Presence::described`](crate::Presence::described), as [`Socket::describe`](crate::Socket::describe) does. Default: nothing.
+    ///
+    /// # Errors
+    /// A [`DescriptionError`] when it is more than 1 KiB or 100 levels of JSON, or cannot be written so, and what was said
+    /// before stays; or when the subscription has ended.
+    pub fn describe(&self, description: impl Serialize) -> Result<(), DescriptionError> {
+        let description = Description::of(&description)?;
+        let socket = self.streamed.end.sender();
+        let described = self.node.local.redescribe(&socket, description);
+        described.ok_or_else(|| DescriptionError::closed(self.ending()))
+    }
+
     /// What ended it, whoever began it. `None` while it lives. The stream may still have messages that came before.
     pub fn close_reason(&self) -> Option<Close> {
         self.streamed.end.close_reason()
@@ -184,6 +302,70 @@ impl Subscription {
 
     fn ending(&self) -> Close {
         self.close_reason().unwrap_or(reason::DONE)
+    }
+
+    /// Reads what it missed, before anybody has it.
+    async fn go_on(
+        &mut self,
+        holding: Option<Telling>,
+        since: Option<Position>,
+    ) -> Result<(), SubscribeError> {
+        let (node, socket) = (self.node.clone(), self.streamed.end.sender());
+        let brought = since.clone();
+        let resuming = async move { node.resumed(&socket, holding, &[], brought).await };
+        self.resumed = at_home(&self.node, resuming).await?;
+        if holding.is_some() {
+            self.reading = Some(Reading {
+                base: since.unwrap_or_else(Position::nothing),
+                number: None,
+                next: None,
+            });
+            // Where it begins is known before it is read.
+            let first = self.streamed.end.next_waiting();
+            let message = first.and_then(|frame| self.heard(frame)).flatten();
+            if let Some(reading) = &mut self.reading {
+                reading.next = message;
+            }
+        }
+        Ok(())
+    }
+
+    /// What a frame says to the reader, if anything; nothing any more after the last one, the Close.
+    fn heard(&mut self, frame: Frame) -> Option<Option<Message>> {
+        let reading = self.reading.as_mut()?;
+        let (number, frame) = frame.unmarked();
+        let message = frame.into_message()?;
+        let own = match message.as_text().and_then(Told::read) {
+            None => None,
+            Some(Told::Text(text)) => Some(text.into()),
+            Some(Told::Position(position)) => {
+                reading.go_on_from(position);
+                return Some(None);
+            }
+            Some(Told::Missed { why, position }) => {
+                reading.go_on_from(position);
+                let missed = Missed::read(why).map(Resumed::Missed);
+                self.resumed = missed.unwrap_or(self.resumed);
+                return Some(None);
+            }
+        };
+        reading.number = number.or(reading.number);
+        Some(Some(own.unwrap_or(message)))
+    }
+}
+
+impl Reading {
+    fn go_on_from(&mut self, position: &str) {
+        self.base = position.parse().unwrap_or_else(|_| Position::nothing());
+        self.number = None;
+    }
+
+    fn position(&self) -> Position {
+        let numbered = self.number.map(|Number(number)| {
+            let position = format!("{}~{number}", self.base);
+            position.parse().unwrap_or_else(|_| Position::nothing())
+        });
+        numbered.unwrap_or_else(|| self.base.clone())
     }
 }
 
@@ -203,6 +385,20 @@ impl Stream for Subscription {
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Message>> {
         // Who reads what never ends must let others run.
         ready!(pin!(consume_budget()).poll(cx));
-        self.streamed.end.poll_recv(cx)
+        let this = self.get_mut();
+        let Some(reading) = &mut this.reading else {
+            return this.streamed.end.poll_recv(cx);
+        };
+        if let Some(first) = reading.next.take() {
+            return Poll::Ready(Some(first));
+        }
+        loop {
+            let frame = ready!(this.streamed.end.poll_frame(cx));
+            match frame.and_then(|frame| this.heard(frame)) {
+                Some(None) => {}
+                Some(message) => return Poll::Ready(message),
+                None => return Poll::Ready(None),
+            }
+        }
     }
 }

@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::model::close::Close;
+use crate::model::id::NodeId;
 use crate::model::roster::{NodeInfo, SocketInfo};
 use crate::model::vitals::Vitals;
 
@@ -58,6 +59,9 @@ pub(crate) struct Hello {
     /// What it keeps of what is sent to whom; none, where it keeps nothing.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) histories: Vec<String>,
+    /// Where it measures: how long what others said took at the least, in microseconds from their clock to its own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) heard: Vec<(NodeId, i64)>,
 }
 
 fn always() -> u64 {

@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use crate::bus::control::Control;
 use crate::bus::scope::Scope;
+use crate::measures::Since;
 use crate::model::close::Close;
 use crate::model::id::NodeId;
 use crate::model::manner::Manner;
@@ -16,7 +17,8 @@ use crate::ws::frame::Frame;
 /// What came, and for whom. Whatever changes the order of what is delivered stands between this and the sockets.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Inbound<'a> {
-    Message(Scope<'a>, Content<'a>, Manner),
+    /// Perhaps with when it was sent.
+    Message(Scope<'a>, Content<'a>, Manner, Option<Since>),
     Close(Scope<'a>, Close),
     /// For the nodes themselves.
     ToNodes(Option<NodeId>, Content<'a>),

@@ -13,13 +13,13 @@ use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
+use crate::local::socket::resuming::Told;
 use crate::local::subscription::{Ending, Streamed};
 use crate::model::close::reason;
 use crate::model::history::Resumed;
 use crate::model::history::mark::Number;
-use crate::model::message::Message;
 use crate::sse;
-use crate::ws::frame::{Frame, MARK};
+use crate::ws::frame::Frame;
 
 /// Pulled by whoever writes the response, so that a client that does not read fills the outbox. Dropping it is how the
 /// client leaves.
@@ -115,10 +115,10 @@ impl Written {
         }
         let (number, frame) = frame.unmarked();
         match frame.into_message() {
-            Some(Message::Text(text)) if self.position.is_some() && text.starts_with(MARK) => {
-                self.write_marked(&text[1..], number, out);
-            }
-            Some(message) => sse::write_message(&message, self.id(number).as_deref(), out),
+            Some(message) => match message.as_text().and_then(Told::read) {
+                Some(told) if self.position.is_some() => self.write_told(&told, number, out),
+                _ => sse::write_message(&message, self.id(number).as_deref(), out),
+            },
             None => {
                 let close = self.streamed.end.close_reason().unwrap_or(reason::DONE);
                 sse::write_close(&close, sse::retry(fastrand::f64()), out);
@@ -129,19 +129,19 @@ impl Written {
 }
 
 impl Written {
-    /// What this node says of positions, or a text of the app that begins so.
-    fn write_marked(&mut self, said: &str, number: Option<Number>, out: &mut Vec<u8>) {
-        if let Some(position) = said.strip_prefix('=') {
-            self.position = Some(position.to_owned());
-            sse::write_position(position, out);
-        } else if let Some((why, position)) = said
-            .strip_prefix("! ")
-            .and_then(|said| said.split_once(' '))
-        {
-            self.position = Some(position.to_owned());
-            sse::write_missed(why, position, out);
-        } else {
-            sse::write_message(&said.into(), self.id(number).as_deref(), out);
+    fn write_told(&mut self, told: &Told<'_>, number: Option<Number>, out: &mut Vec<u8>) {
+        match *told {
+            Told::Position(position) => {
+                self.position = Some(position.to_owned());
+                sse::write_position(position, out);
+            }
+            Told::Missed { why, position } => {
+                self.position = Some(position.to_owned());
+                sse::write_missed(why, position, out);
+            }
+            Told::Text(text) => {
+                sse::write_message(&text.into(), self.id(number).as_deref(), out);
+            }
         }
     }
 

@@ -122,13 +122,7 @@ impl Local {
         self.bus.release(&self.all);
     }
 
-    /// Puts a socket into a room; returns when the cluster's messages for the room come here.
-    pub(crate) async fn join(&self, socket: &Sender, room: &Topic) -> Option<()> {
-        let joined = self.begin_join(socket, room)?;
-        self.wait_confirmed(joined.confirmation).await;
-        Some(())
-    }
-
+    /// Puts a socket into a room.
     pub(crate) fn begin_join(&self, socket: &Sender, room: &Topic) -> Option<Joined> {
         // Wanted before it is joined: the end of the socket releases every room it has joined.
         let confirmation = self.bus.want(room);
@@ -220,13 +214,21 @@ impl Local {
         }
     }
 
-    /// What rosters tell of a socket from now on, if it is registered.
+    /// What rosters and presence tell of a socket from now on, if it is registered.
     pub(crate) fn redescribe(&self, socket: &Sender, description: Description) -> Option<()> {
-        let before = self
-            .registry
-            .write()
-            .redescribe(socket.id(), description.0)?;
+        let (before, rooms) = {
+            let mut registry = self.registry.write();
+            let before = registry.redescribe(socket.id(), description)?;
+            let rooms = registry.rooms_of(socket.id()).into_iter();
+            let rooms: Vec<Topic> = match self.presence.is_watched() {
+                true => rooms.flat_map(Rooms::iter).cloned().collect(),
+                false => Vec::new(),
+            };
+            (before, rooms)
+        };
         drop(before);
+        self.presence
+            .touch(socket.user(), rooms.iter().chain([&self.all]));
         Some(())
     }
 }
@@ -303,7 +305,7 @@ impl Reservation {
         local.live.insert(number, sweep);
         let about = About {
             connected_at: SystemTime::now(),
-            description: description.map(|description| description.0),
+            description,
         };
         local.registry.write().insert(sender.clone(), about);
         local.presence.touch(sender.user(), [&local.all]);
@@ -417,7 +419,7 @@ mod tests {
         let socket = handler.sender();
         let (room, left) = (Topic::room("tea").unwrap(), Topic::room("milk").unwrap());
         for joined in [&room, &left] {
-            local.join(&socket, joined).await.unwrap();
+            local.begin_join(&socket, joined).unwrap();
         }
         assert!(local.leave(&socket, &left));
         let (user, own) = (socket.topic().clone(), Topic::node(local.node));

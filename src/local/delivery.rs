@@ -50,7 +50,7 @@ impl Local {
     }
 
     /// The same for what the bus brought: collected, so that all of one wake leaves each socket in one
-    /// write. What was missed is for those with smaller numbers alone.
+    /// write. What was missed is for those with smaller numbers alone. Returns how many took it.
     pub(crate) fn collect(
         &self,
         scope: &Scope<'_>,
@@ -58,11 +58,11 @@ impl Local {
         older_than: Option<u64>,
         manner: &Manner,
         frame: impl FnOnce() -> Frame,
-    ) {
+    ) -> u64 {
         let wanted = Wanted::of(scope).older_than(older_than);
         let members = self.registry.read().select(&wanted);
         if members.is_empty() {
-            return;
+            return 0;
         }
         let (frame, marked) = (frame(), OnceCell::new());
         let limits = &self.settings.outbox;
@@ -90,6 +90,7 @@ impl Local {
         }
         self.counters.delivered.fetch_add(taken, Relaxed);
         self.counters.measures.fanned_out(taken);
+        taken
     }
 
     /// A Close, which leaves with the next [`flush`](Self::flush).

@@ -1,6 +1,6 @@
 //! The sockets of this node as its peers see them: who is meant, and what is done to them.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use tokio::task::yield_now;
@@ -13,6 +13,7 @@ use crate::bus::Confirmation;
 use crate::bus::control::Ask;
 use crate::bus::scope::Scope;
 use crate::model::close::Close;
+use crate::model::description::Descriptions;
 use crate::model::id::UserId;
 use crate::model::roster::SocketInfo;
 use crate::model::topic::Topic;
@@ -30,14 +31,14 @@ impl Sockets {
         self.0.sizes()
     }
 
-    /// Every user with a socket on a topic.
-    pub(crate) fn users_on(&self, topic: &Topic) -> HashSet<UserId> {
+    /// Every user with a socket on a topic, and what they are described as.
+    pub(crate) fn users_on(&self, topic: &Topic) -> HashMap<UserId, Descriptions> {
         self.0.registry.read().users_on(topic)
     }
 
-    /// Whether a user has a socket on a topic.
-    pub(crate) fn has_user_on(&self, user: &Topic, topic: &Topic) -> bool {
-        self.0.registry.read().has_user_on(user, topic)
+    /// As what a user is described that has a socket on a topic.
+    pub(crate) fn user_on(&self, user: &Topic, topic: &Topic) -> Option<Descriptions> {
+        self.0.registry.read().user_on(user, topic)
     }
 
     /// Which of these users have a socket here.

@@ -45,8 +45,8 @@ enum Held {
 impl Reservation {
     /// From now on the socket is reachable from every node; what comes waits for its reader. It is so until something
     /// ends it, at the latest the end of the reader.
-    pub(crate) fn subscribe(self) -> Streamed {
-        self.stream(None, None, false, None).0
+    pub(crate) fn subscribe(self, holding: Option<Telling>) -> Streamed {
+        self.stream(None, None, false, holding).0
     }
 
     /// The same for a reader that hands on to a client.

@@ -1,14 +1,22 @@
 //! One table of everything that is measured; each row a histogram.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use super::clocks::Clocks;
 use super::histogram::{Histogram, Told};
+use crate::model::id::NodeId;
 use crate::model::vitals::Quantiles;
 
+/// The least that is known of another node's clock is from this long at least: longer than a hello is apart from the next, or as
+/// long, where these are rarer.
+const TURN: Duration = Duration::from_secs(4);
+
 /// When something began.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Since(Instant);
 
 impl Since {
@@ -47,6 +55,8 @@ macro_rules! measures {
     ($($(#[doc = $doc:literal])+ $name:ident: $measured:ident as $exported:literal,)+) => {
         #[derive(Debug, Default)]
         pub(crate) struct Measures {
+            own: Own,
+            others: Mutex<Clocks>,
             $($(#[doc = $doc])+ $name: Histogram,)+
         }
 
@@ -93,6 +103,9 @@ measures! {
     /// The way of a probe through the bus: from this node through its queue to Redis, and back through all that it is hearing,
     /// with Redis' answer to it. About what a message takes to another node, by one clock.
     probe: Time as "axum_cluster_probe_seconds",
+    /// From a send on another node until the sockets here had the message, by what hellos tell of the clocks of both: right to within
+    /// half of the shortest round trip between the two. Of nodes that do not measure, and of programs in other languages, there is none.
+    delivery: Time as "axum_cluster_delivery_seconds",
     /// Sockets of this node that took a message, for each message that was for any of them.
     fan_out: Sockets as "axum_cluster_fan_out_sockets",
 }
@@ -113,6 +126,80 @@ impl Measures {
 
     pub(crate) fn fanned_out(&self, sockets: u64) {
         self.fan_out.record(sockets);
+    }
+
+    /// When this is said, by this node's own clock.
+    pub(crate) fn stamp(&self) -> Option<u64> {
+        Some(self.own.now())
+    }
+
+    /// Something came that another node sent then, by its clock: when that was, if it can be told.
+    pub(crate) fn heard(&self, from: NodeId, sent: u64) -> Option<Since> {
+        let now = Instant::now();
+        let took = self.others.lock().came(from, sent, self.own.at(now))?;
+        Some(Since(now.checked_sub(Duration::from_micros(took))?))
+    }
+
+    /// What was sent then has been handed to the sockets here.
+    pub(crate) fn delivered(&self, sent: Since) {
+        self.delivery.record(micros(sent.0));
+    }
+
+    /// What this node says of others' clocks in its hello.
+    pub(crate) fn heard_of_others(&self) -> Vec<(NodeId, i64)> {
+        let mut others = self.others.lock();
+        match self.own.takes_turn() {
+            true => others.turn(),
+            false => others.told(),
+        }
+    }
+
+    /// What another node says so of this one's.
+    pub(crate) fn told_by(&self, node: NodeId, of_us: Option<i64>) {
+        self.others.lock().told_by(node, of_us);
+    }
+
+    pub(crate) fn forget(&self, node: NodeId) {
+        self.others.lock().forget(node);
+    }
+}
+
+/// The clock of this node, which nobody sets.
+#[derive(Debug)]
+struct Own {
+    started: Instant,
+    /// When the last turn began.
+    turned: Mutex<Instant>,
+}
+
+impl Own {
+    fn now(&self) -> u64 {
+        self.at(Instant::now())
+    }
+
+    fn at(&self, moment: Instant) -> u64 {
+        let since = moment.saturating_duration_since(self.started);
+        since.as_micros().try_into().unwrap_or(u64::MAX)
+    }
+
+    /// Hellos are said in between as well, to whoever is new.
+    fn takes_turn(&self) -> bool {
+        let mut turned = self.turned.lock();
+        let takes = turned.elapsed() >= TURN;
+        if takes {
+            *turned = Instant::now();
+        }
+        takes
+    }
+}
+
+impl Default for Own {
+    fn default() -> Self {
+        let started = Instant::now();
+        Self {
+            started,
+            turned: started.into(),
+        }
     }
 }
 

@@ -2,6 +2,8 @@
 //! there: the same names do nothing.
 
 #[cfg(feature = "metrics")]
+mod clocks;
+#[cfg(feature = "metrics")]
 mod histogram;
 #[cfg(feature = "metrics")]
 mod measured;

@@ -163,15 +163,19 @@ impl Node {
                 self.act_on(amid.inbound, topic, number, older_than);
                 self.deliver_own(&amid.after);
             }
-            Inbound::Message(scope, content, manner) => {
+            Inbound::Message(scope, content, manner, sent) => {
                 if let Some(from) = self.uplink.take_unkept() {
                     self.peers.tell_unkept(from);
                 }
                 let number = number.zip(TopicRef::of(topic));
                 let number = number
                     .map(|(number, topic)| (self.ground.bus.clock(&topic.to_topic()), number));
-                self.local
+                let taken = self
+                    .local
                     .collect(&scope, number, older_than, &manner, || content.frame());
+                if let Some(sent) = sent.filter(|_| taken > 0) {
+                    self.ground.counters.measures.delivered(sent);
+                }
             }
             Inbound::Close(scope, close) => {
                 self.local.collect_close(&scope, older_than, &close);

@@ -6,6 +6,8 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use futures::FutureExt;
+use futures::future::Either;
 use tokio::time::{Instant, sleep};
 
 use super::Node;
@@ -182,27 +184,50 @@ impl Node {
     }
 
     /// Puts a socket into a room, and gives it what it missed there if it was in it.
-    pub(crate) async fn join(&self, socket: &Sender, room: &Topic) -> Option<()> {
+    pub(crate) async fn join(self: &Arc<Self>, socket: &Sender, room: &Topic) -> Option<()> {
+        self.begin_join(socket, room)?.await;
+        Some(())
+    }
+
+    /// The same: it is in the room at once, and resolves when what is sent there comes here. What it missed is read though nobody
+    /// waits for it: until then what comes is held.
+    pub(crate) fn begin_join(
+        self: &Arc<Self>,
+        socket: &Sender,
+        room: &Topic,
+    ) -> Option<impl Future<Output = ()> + Send + use<>> {
         let owed = socket.resuming(|resuming| resuming.owes(room.as_str()));
-        let joined = self.local.join(socket, room).await;
-        if let Some(since) = owed {
-            let topics = std::slice::from_ref(room);
-            let past = self.past(topics, Some(&since)).await;
-            let missed = match &past {
-                Ok(past) => {
-                    let formerly = socket.resuming(|resuming| resuming.formerly());
-                    past.topics.first().map_or(Ok(Vec::new()), |past| {
-                        let entries = past.entries.as_ref().map_err(|why| *why)?;
-                        let entries = entries.iter();
-                        let entries = entries.map(|it| (past.clock, it.number, &it.envelope));
-                        in_order(socket, formerly, entries.collect())
-                    })
-                }
-                Err(_) => Err(Missed::Forgotten),
-            };
+        let joined = self.local.begin_join(socket, room)?;
+        let (node, socket, room) = (self.clone(), socket.clone(), room.clone());
+        let Some(since) = owed else {
+            let heard = async move { node.local.wait_confirmed(joined.confirmation).await };
+            return Some(Either::Left(heard));
+        };
+        let reading = self.ground.home.spawn(async move {
+            node.local.wait_confirmed(joined.confirmation).await;
+            let missed = node.missed_in(&socket, &room, &since).await;
             socket.release(|resuming| resuming.release_room(missed));
-        }
-        joined
+        });
+        Some(Either::Right(reading.map(drop)))
+    }
+
+    /// What came to a room since.
+    async fn missed_in(
+        &self,
+        socket: &Sender,
+        room: &Topic,
+        since: &Marks,
+    ) -> Result<Vec<(Clock, Number, Frame)>, Missed> {
+        let past = self.past(std::slice::from_ref(room), Some(since)).await;
+        let past = past.map_err(|_| Missed::Forgotten)?;
+        let Some(past) = past.topics.first() else {
+            return Ok(Vec::new());
+        };
+        let formerly = socket.resuming(|resuming| resuming.formerly());
+        let entries = past.entries.as_ref().map_err(|why| *why)?;
+        let entries = entries.iter();
+        let entries = entries.map(|it| (past.clock, it.number, &it.envelope));
+        in_order(socket, formerly, entries.collect())
     }
 }
 

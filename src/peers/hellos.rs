@@ -81,9 +81,13 @@ impl Hellos {
             refused,
             shards,
             histories,
+            heard,
         } = hello;
         let (id, name) = (info.id, info.name.clone());
         let (lease, now) = (Duration::from_millis(lease), Instant::now());
+        let of_us = heard.into_iter().find(|(node, _)| *node == self.node);
+        let of_us = of_us.map(|(_, micros)| micros);
+        self.counters.measures.told_by(id, of_us);
         let is_new = {
             let mut nodes = self.nodes.lock();
             let is_new = nodes.heard(info, lease, worker, now);

@@ -1,6 +1,6 @@
 //! What presence is handed of the node: who is here, and a way to say words.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -13,6 +13,7 @@ use crate::bus::uplink::Uplink;
 use crate::bus::wire::Action;
 use crate::home::Ground;
 use crate::local::Sockets;
+use crate::model::description::Descriptions;
 use crate::model::id::{NodeId, UserId};
 use crate::model::topic::Topic;
 use crate::presence::{Here, Host, Mailbox, Word};
@@ -47,7 +48,7 @@ impl PresenceHost {
 }
 
 impl Here for PresenceHost {
-    fn watch(&self, topic: &Topic) -> HashSet<UserId> {
+    fn watch(&self, topic: &Topic) -> HashMap<UserId, Descriptions> {
         self.mailbox.watch(topic, true);
         self.sockets.users_on(topic)
     }
@@ -56,9 +57,8 @@ impl Here for PresenceHost {
         self.mailbox.watch(topic, false);
     }
 
-    fn is_on(&self, user: &UserId, topic: &Topic) -> bool {
-        let user = Topic::user(user);
-        user.is_ok_and(|user| self.sockets.has_user_on(&user, topic))
+    fn user_on(&self, user: &UserId, topic: &Topic) -> Option<Descriptions> {
+        self.sockets.user_on(&Topic::user(user).ok()?, topic)
     }
 
     fn knows(&self, node: NodeId) -> bool {

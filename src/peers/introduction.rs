@@ -129,6 +129,7 @@ impl Introduction {
             refused: refused.collect(),
             shards: self.shards.clone(),
             histories: self.histories.clone(),
+            heard: self.counters.measures.heard_of_others(),
         })
     }
 }

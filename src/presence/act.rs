@@ -21,10 +21,20 @@ pub(super) enum Input {
     /// We could not keep all that was told.
     Missed,
     Report(NodeId, Report),
-    /// Whether another node wants to be told of a topic.
-    Request(NodeId, Topic, bool),
+    /// What another node wants to be told of a topic.
+    Request(NodeId, Topic, Watching),
     /// These users' sockets on a topic may be others than before.
     Touched(Topic, HashSet<UserId>),
+}
+
+/// What a node wants to be told of a topic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Watching {
+    Nothing,
+    /// Who comes and goes.
+    Users,
+    /// As what they are described as well.
+    Described,
 }
 
 /// What is to be done.
@@ -65,11 +75,14 @@ pub(super) enum Ticket {
 
 impl Act {
     /// Asks, on a channel, to be told of a topic.
-    pub(super) fn ask(to: Topic, topic: Topic) -> Self {
+    pub(super) fn ask(to: Topic, topic: Topic, described: bool) -> Self {
         let name = topic.as_str().to_owned();
         Self::Say(Say {
             to: to.clone(),
-            word: Word::Request(WatchRequest::Watch { topic: name }),
+            word: Word::Request(WatchRequest::Watch {
+                topic: name,
+                described,
+            }),
             ticket: Ticket::Ask { to, topic },
         })
     }

@@ -5,8 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::PresenceChange;
-use super::directory::Directory;
+use super::directory::{Change, Directory};
 use super::reader::Reader;
 use super::told::Told;
 use super::word::Report;
@@ -16,25 +15,30 @@ use crate::model::id::NodeId;
 pub(super) struct Feed {
     directory: Directory,
     readers: Vec<Weak<Reader>>,
+    /// The others are asked as what users are described. They are until nobody reads any more.
+    described: bool,
 }
 
 impl Feed {
     /// What this node told is known, and no change.
-    pub(super) fn new(me: NodeId, grace: Duration, told: &Told) -> Self {
+    pub(super) fn new(me: NodeId, grace: Duration, told: &Told, now: Instant) -> Self {
         let mut directory = Directory::new(grace);
-        for user in told.users() {
-            directory.came(me, user.clone());
+        for report in told.everybody(true) {
+            directory.heard(me, report, now);
         }
         directory.take_changes();
-        let readers = Vec::new();
-        Self { directory, readers }
+        Self {
+            directory,
+            readers: Vec::new(),
+            described: false,
+        }
     }
 
     /// Begins with everybody who is online.
     pub(super) fn add(&mut self, reader: Weak<Reader>) {
         if let Some(reader) = reader.upgrade() {
             for user in self.directory.online() {
-                reader.push(&PresenceChange::Online(user.clone()));
+                reader.push(&Change::Online(user.clone()));
             }
         }
         self.readers.push(reader);
@@ -61,6 +65,23 @@ impl Feed {
         self.inform();
         self.readers.retain(|reader| reader.strong_count() > 0);
         !self.readers.is_empty()
+    }
+
+    /// Tells readers that ask for descriptions from now on what is known of those. Whether the others are to be asked as
+    /// well, which they are once.
+    pub(super) fn describe(&mut self) -> bool {
+        let asking: Vec<Arc<Reader>> = self.read_by().filter(|it| it.begins_described()).collect();
+        for reader in &asking {
+            for (user, descriptions) in self.directory.described() {
+                reader.push(&Change::Described(user.clone(), descriptions.clone()));
+            }
+        }
+        !asking.is_empty() && !std::mem::replace(&mut self.described, true)
+    }
+
+    /// Whether the others are asked as what users are described.
+    pub(super) fn is_described(&self) -> bool {
+        self.described
     }
 
     /// When the next grace period ends.

@@ -32,7 +32,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Here;
-use super::act::{Act, Input, Say, Ticket};
+use super::act::{Act, Input, Say, Ticket, Watching};
 use super::feed::Feed;
 use super::reader::Reader;
 use super::told::Told;
@@ -64,8 +64,8 @@ enum Errand {
 #[derive(Debug)]
 struct Watched {
     told: Told,
-    /// Other nodes that are told.
-    watchers: HashSet<NodeId>,
+    /// Other nodes that are told, and whether also as what users are described.
+    watchers: HashMap<NodeId, bool>,
     /// For readers of this node.
     feed: Option<Feed>,
 }
@@ -85,7 +85,7 @@ impl Machine {
     /// Something happened. Readers are told at once, before anything is said to others.
     pub(super) fn handle(&mut self, input: Input, here: &impl Here, now: Instant) {
         match input {
-            Input::Reader(topic, reader) => self.add_reader(topic, reader, here),
+            Input::Reader(topic, reader) => self.add_reader(topic, reader, here, now),
             Input::Joined(other) => self.ask(&Topic::node(other)),
             Input::Left(other) => self.forget(other, now),
             Input::Returned => {
@@ -103,15 +103,17 @@ impl Machine {
                 self.unsaid.ask_one_by_one();
             }
             Input::Report(from, report) => self.heard(from, report, here, now),
-            Input::Request(from, topic, true) => {
-                self.watched(&topic, here).watchers.insert(from);
-                let to = from;
-                self.errands.push_back(Errand::Answer { to, topic });
-            }
-            Input::Request(from, topic, false) => {
+            Input::Request(from, topic, Watching::Nothing) => {
                 if let Some(watched) = self.topics.get_mut(&topic) {
                     watched.watchers.remove(&from);
                 }
+            }
+            Input::Request(from, topic, watching) => {
+                let described = watching == Watching::Described;
+                let watched = self.watched(&topic, here);
+                watched.watchers.insert(from, described);
+                let to = from;
+                self.errands.push_back(Errand::Answer { to, topic });
             }
             Input::Touched(topic, users) => self.touched(&topic, users, here, now),
         }
@@ -121,9 +123,14 @@ impl Machine {
     pub(super) fn advance(&mut self, here: &impl Here, now: Instant) {
         let mut ended = HashSet::new();
         for (topic, watched) in &mut self.topics {
-            if watched.feed.as_mut().is_some_and(|feed| !feed.advance(now)) {
+            let Some(feed) = &mut watched.feed else {
+                continue;
+            };
+            if !feed.advance(now) {
                 watched.feed = None;
                 ended.insert(topic.clone());
+            } else if feed.describe() {
+                self.unsaid.ask(Topic::nodes(), topic.clone());
             }
         }
         if !ended.is_empty() {
@@ -161,7 +168,11 @@ impl Machine {
             let act = match self.errands.pop_front() {
                 Some(errand) => self.begin(errand),
                 None => match self.unsaid.poll(now)? {
-                    Next::Ask { to, topic } => Some(Act::ask(to, topic)),
+                    Next::Ask { to, topic } => {
+                        let feed = self.topics.get(&topic).and_then(|it| it.feed.as_ref());
+                        let described = feed.is_some_and(Feed::is_described);
+                        Some(Act::ask(to, topic, described))
+                    }
                     Next::Tell(topic) => self.begin(Errand::Again(topic)),
                 },
             };
@@ -217,19 +228,19 @@ impl Machine {
     fn watched(&mut self, topic: &Topic, here: &impl Here) -> &mut Watched {
         self.topics.entry(topic.clone()).or_insert_with(|| Watched {
             told: Told::new(topic.clone(), here.watch(topic)),
-            watchers: HashSet::new(),
+            watchers: HashMap::new(),
             feed: None,
         })
     }
 
-    fn add_reader(&mut self, topic: Topic, reader: Weak<Reader>, here: &impl Here) {
+    fn add_reader(&mut self, topic: Topic, reader: Weak<Reader>, here: &impl Here, now: Instant) {
         let (me, grace) = (self.me, self.grace);
         let watched = self.watched(&topic, here);
         let is_new = watched.feed.is_none();
         let told = &watched.told;
         let feed = watched
             .feed
-            .get_or_insert_with(|| Feed::new(me, grace, told));
+            .get_or_insert_with(|| Feed::new(me, grace, told, now));
         feed.add(reader);
         if is_new {
             self.errands
@@ -278,12 +289,18 @@ impl Machine {
         let Some(watched) = self.topics.get_mut(topic) else {
             return;
         };
-        let changes = watched.told.changes(users, |user| here.is_on(user, topic));
+        let changes = watched
+            .told
+            .changes(users, |user| here.user_on(user, topic));
         for report in changes {
             if let Some(feed) = &mut watched.feed {
                 feed.heard(self.me, report.clone(), now);
             }
-            if !watched.watchers.is_empty() {
+            let report = match watched.is_described() {
+                true => Some(report),
+                false => report.undescribed(),
+            };
+            if let Some(report) = report.filter(|_| !watched.watchers.is_empty()) {
                 let topic = topic.clone();
                 self.errands.push_back(Errand::Changes { topic, report });
             }
@@ -302,15 +319,16 @@ impl Machine {
             }
             Errand::Answer { to, topic } => {
                 let watched = self.topics.get(&topic)?;
-                if watched.watchers.contains(&to) {
-                    self.list = watched.list(&Topic::node(to), &Ticket::Answer { to, topic });
-                }
+                let described = *watched.watchers.get(&to)?;
+                let ticket = Ticket::Answer { to, topic };
+                self.list = watched.list(&Topic::node(to), described, &ticket);
                 None
             }
             Errand::Again(topic) => {
                 let watched = self.topics.get(&topic)?;
                 if !watched.watchers.is_empty() {
-                    self.list = watched.list(&topic.presence(), &Ticket::Again(topic));
+                    let described = watched.is_described();
+                    self.list = watched.list(&topic.presence(), described, &Ticket::Again(topic));
                 }
                 None
             }
@@ -319,9 +337,14 @@ impl Machine {
 }
 
 impl Watched {
+    /// Whether anybody else is told as what users are described.
+    fn is_described(&self) -> bool {
+        self.watchers.values().any(|described| *described)
+    }
+
     /// Everybody, in parts.
-    fn list(&self, to: &Topic, ticket: &Ticket) -> VecDeque<Say> {
-        let parts = self.told.everybody().into_iter();
+    fn list(&self, to: &Topic, described: bool, ticket: &Ticket) -> VecDeque<Say> {
+        let parts = self.told.everybody(described).into_iter();
         let said = |part| Say::report(to.clone(), part, ticket.clone());
         parts.map(said).collect()
     }
@@ -336,6 +359,7 @@ mod tests {
     use super::*;
     use crate::presence::told::PART;
     use crate::presence::unsaid::{PORTION, RETRY};
+    use crate::presence::word::Word;
     use crate::presence::world::Outside;
     use crate::presence::{Presence, PresenceChange};
 
@@ -430,6 +454,7 @@ mod tests {
             topic: topic.as_str().to_owned(),
             online: users(online),
             offline: users(offline),
+            described: Vec::new(),
         }
     }
 
@@ -437,6 +462,7 @@ mod tests {
         Report::Everybody {
             topic: topic.as_str().to_owned(),
             users: names.iter().map(|name| user(name)).collect(),
+            described: None,
             first: true,
             last: true,
         }
@@ -472,7 +498,7 @@ mod tests {
         assert_eq!(told(&mut first), [online("x")]);
         let asked = [
             Act::Hear(all.clone()),
-            Act::ask(Topic::nodes(), all.clone()),
+            Act::ask(Topic::nodes(), all.clone(), false),
         ];
         assert_eq!(rig.acts(Some(2)), asked);
         rig.handle(Input::Report(A, everybody(&all, &["y"])));
@@ -490,7 +516,10 @@ mod tests {
         let [first, last] = readers;
         drop(first);
         rig.now += RETRY;
-        assert_eq!(rig.acts(None), [Act::ask(Topic::nodes(), all.clone())]);
+        assert_eq!(
+            rig.acts(None),
+            [Act::ask(Topic::nodes(), all.clone(), false)]
+        );
         drop(last);
         rig.now += RETRY;
         assert_eq!(
@@ -508,12 +537,12 @@ mod tests {
         let (mut rig, all) = (Rig::new(), Topic::all());
         rig.touch(&all, &["x"], true);
         assert_eq!(rig.acts(Some(1)), [], "nobody watches");
-        rig.handle(Input::Request(A, all.clone(), true));
+        rig.handle(Input::Request(A, all.clone(), Watching::Users));
         assert_eq!(rig.acts(Some(1)), [answer(A, &all, &["x"])]);
         rig.touch(&all, &["x"], true);
         assert_eq!(rig.acts(Some(1)), [], "no change");
         rig.touch(&all, &["y"], true);
-        rig.handle(Input::Request(B, all.clone(), true));
+        rig.handle(Input::Request(B, all.clone(), Watching::Users));
         rig.touch(&all, &["x"], false);
         let order = [
             changed(&all, &["y"], &[]),
@@ -521,8 +550,8 @@ mod tests {
             changed(&all, &[], &["x"]),
         ];
         assert_eq!(rig.acts(Some(1)), order, "as it came");
-        rig.handle(Input::Request(A, all.clone(), false));
-        rig.handle(Input::Request(B, all.clone(), false));
+        rig.handle(Input::Request(A, all.clone(), Watching::Nothing));
+        rig.handle(Input::Request(B, all.clone(), Watching::Nothing));
         rig.touch(&all, &["z"], true);
         assert_eq!(rig.acts(Some(1)), []);
         assert!(!rig.watched(&all) && !rig.outside.is_watched(&all));
@@ -532,7 +561,7 @@ mod tests {
     fn nothing_comes_between_the_parts_of_a_list() {
         let (mut rig, all) = (Rig::new(), Topic::all());
         rig.crowd(&all, 2 * PART + 1);
-        rig.handle(Input::Request(A, all.clone(), true));
+        rig.handle(Input::Request(A, all.clone(), Watching::Users));
         rig.touch(&all, &["x"], true);
         let acts = rig.acts(Some(1));
         let is_part = |act: &Act| {
@@ -553,13 +582,13 @@ mod tests {
     fn who_has_left_is_told_no_more_and_the_topic_is_given_up() {
         let (mut rig, all) = (Rig::new(), Topic::all());
         rig.crowd(&all, 2 * PART);
-        rig.handle(Input::Request(A, all.clone(), true));
+        rig.handle(Input::Request(A, all.clone(), Watching::Users));
         assert_eq!(rig.acts(Some(0)).len(), 1, "nobody takes the second part");
         assert_eq!(rig.acts(Some(0)), []);
         assert!(!rig.watched(&all));
 
         for other in [A, B] {
-            rig.handle(Input::Request(other, all.clone(), true));
+            rig.handle(Input::Request(other, all.clone(), Watching::Users));
         }
         assert_eq!(rig.acts(Some(1)).len(), 4);
         rig.handle(Input::Left(A));
@@ -578,11 +607,11 @@ mod tests {
     #[test]
     fn an_answer_for_whom_nobody_waits_any_more_is_not_put_together() {
         let (mut rig, all) = (Rig::new(), Topic::all());
-        rig.handle(Input::Request(A, all.clone(), true));
+        rig.handle(Input::Request(A, all.clone(), Watching::Users));
         rig.handle(Input::Left(A));
         assert_eq!(rig.acts(Some(1)), []);
-        rig.handle(Input::Request(A, all.clone(), true));
-        rig.handle(Input::Request(B, all.clone(), true));
+        rig.handle(Input::Request(A, all.clone(), Watching::Users));
+        rig.handle(Input::Request(B, all.clone(), Watching::Users));
         rig.handle(Input::Left(A));
         assert_eq!(rig.acts(Some(1)), [answer(B, &all, &[])]);
     }
@@ -590,7 +619,7 @@ mod tests {
     #[test]
     fn what_may_be_lost_is_mended_by_everybody_once_more() {
         let (mut rig, all) = (Rig::new(), Topic::all());
-        rig.handle(Input::Request(A, all.clone(), true));
+        rig.handle(Input::Request(A, all.clone(), Watching::Users));
         assert_eq!(rig.acts(Some(1)).len(), 1);
         rig.touch(&all, &["x"], true);
         let said = [changed(&all, &["x"], &[]), again(&all, &["x"])];
@@ -601,7 +630,7 @@ mod tests {
         rig.now += RETRY;
         assert_eq!(rig.acts(Some(1)), [again(&all, &[])]);
         assert_eq!(rig.machine.poll_timeout(), None);
-        rig.handle(Input::Request(B, all.clone(), true));
+        rig.handle(Input::Request(B, all.clone(), Watching::Users));
         let said = [answer(B, &all, &[]), again(&all, &[])];
         assert_eq!(rig.acts(None), said, "so is an answer");
     }
@@ -610,7 +639,7 @@ mod tests {
     fn a_list_of_which_a_part_may_be_lost_is_not_gone_on_with() {
         let (mut rig, all) = (Rig::new(), Topic::all());
         rig.crowd(&all, 2 * PART);
-        rig.handle(Input::Request(A, all.clone(), true));
+        rig.handle(Input::Request(A, all.clone(), Watching::Users));
         assert_eq!(
             rig.acts(None).len(),
             2,
@@ -626,7 +655,7 @@ mod tests {
         let mut rig = Rig::new();
         let readers: Vec<Presence> = (0..PORTION + 1).map(|n| rig.read(&room(n))).collect();
         for n in 0..PORTION + 1 {
-            rig.handle(Input::Request(A, room(n), true));
+            rig.handle(Input::Request(A, room(n), Watching::Users));
         }
         while !rig.acts(Some(1)).is_empty() {}
         rig.handle(Input::Returned);
@@ -689,7 +718,7 @@ mod tests {
         rig.handle(Input::Joined(A));
         rig.handle(Input::Joined(B));
         rig.handle(Input::Left(B));
-        assert_eq!(rig.acts(Some(1)), [Act::ask(Topic::node(A), all)]);
+        assert_eq!(rig.acts(Some(1)), [Act::ask(Topic::node(A), all, false)]);
     }
 
     #[test]
@@ -726,7 +755,7 @@ mod tests {
     fn readers_here_are_told_of_this_nodes_users_whatever_the_bus_does() {
         let (mut rig, all) = (Rig::new(), Topic::all());
         let mut reader = rig.read(&all);
-        rig.handle(Input::Request(A, all.clone(), true));
+        rig.handle(Input::Request(A, all.clone(), Watching::Users));
         rig.touch(&all, &["x"], true);
         assert_eq!(told(&mut reader), [online("x")], "before anything is said");
         rig.touch(&all, &["x"], false);
@@ -744,6 +773,7 @@ mod tests {
         let part = |first, last| Report::Everybody {
             topic: all.as_str().to_owned(),
             users: Vec::new(),
+            described: None,
             first,
             last,
         };
@@ -755,6 +785,70 @@ mod tests {
         rig.now += GRACE;
         rig.acts(Some(1));
         assert_eq!(told(&mut reader), [online("x")]);
+    }
+
+    #[test]
+    fn descriptions_are_said_to_who_asks_for_them_and_nothing_while_nobody_does() {
+        let (mut rig, all) = (Rig::new(), Topic::all());
+        rig.touch(&all, &["x"], true);
+        let describe = |rig: &mut Rig, json: &str| {
+            rig.outside.describe(&all, &user("x"), json);
+            rig.handle(Input::Touched(all.clone(), [user("x")].into()));
+        };
+        let are = |json: &str| vec![(user("x"), vec![json.to_owned()].into())];
+        rig.handle(Input::Request(A, all.clone(), Watching::Users));
+        describe(&mut rig, "1");
+        assert_eq!(rig.acts(Some(1)), [answer(A, &all, &["x"])]);
+        describe(&mut rig, "2");
+        assert_eq!(rig.acts(Some(1)), [], "A does not ask");
+        rig.handle(Input::Request(B, all.clone(), Watching::Described));
+        let [Act::Say(said)] = &rig.acts(Some(1))[..] else {
+            panic!("an answer")
+        };
+        let Word::Report(Report::Everybody { described, .. }) = &said.word else {
+            panic!("{said:?}")
+        };
+        assert_eq!(*described, Some(are("2")));
+        describe(&mut rig, "3");
+        let [Act::Say(said)] = &rig.acts(Some(1))[..] else {
+            panic!("a change")
+        };
+        let Word::Report(Report::Changes { described, .. }) = &said.word else {
+            panic!("{said:?}")
+        };
+        assert_eq!(*described, are("3"));
+        rig.handle(Input::Request(B, all.clone(), Watching::Nothing));
+        describe(&mut rig, "4");
+        assert_eq!(rig.acts(Some(1)), [], "B does not either");
+    }
+
+    #[test]
+    fn a_reader_that_asks_for_descriptions_has_the_others_asked_for_them_once() {
+        let (mut rig, all) = (Rig::new(), Topic::all());
+        rig.outside.describe(&all, &user("x"), "1");
+        let plain = rig.read(&all);
+        assert_eq!(rig.acts(Some(2)).len(), 2, "control");
+        let is = |name: &str, json: i32| PresenceChange::Described {
+            user: user(name),
+            descriptions: vec![json.into()],
+        };
+        let mut first = rig.read(&all).described();
+        let asked = [Act::ask(Topic::nodes(), all.clone(), true)];
+        assert_eq!(rig.acts(Some(2)), asked);
+        assert_eq!(told(&mut first), [online("x"), is("x", 1)]);
+        let mut second = rig.read(&all).described();
+        assert_eq!(rig.acts(Some(2)), []);
+        assert_eq!(told(&mut second).len(), 2);
+        let mut report = changes(&all, &["y"], &[]);
+        if let Report::Changes { described, .. } = &mut report {
+            described.push((user("y"), vec!["2".to_owned()].into()));
+        }
+        rig.handle(Input::Report(A, report));
+        for reader in [&mut first, &mut second] {
+            assert_eq!(told(reader), [online("y"), is("y", 2)]);
+        }
+        let mut plain = plain;
+        assert_eq!(told(&mut plain).len(), 2, "it did not ask");
     }
 
     #[test]

@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::Presence;
-use super::act::Input;
+use super::act::{Input, Watching};
 use super::reader::Reader;
 use super::word::WatchRequest;
 use crate::model::id::{NodeId, UserId};
@@ -54,7 +54,7 @@ pub(super) struct Mail {
     letters: VecDeque<Letter>,
     /// Bytes of the reports among the letters.
     reports: usize,
-    requests: HashMap<(NodeId, Topic), bool>,
+    requests: HashMap<(NodeId, Topic), Watching>,
     touched: HashMap<Topic, HashSet<UserId>>,
 }
 
@@ -71,7 +71,7 @@ enum Letter {
 impl Mailbox {
     /// A user's sockets on these topics may be others than before.
     pub(crate) fn touch<'a>(&self, user: &UserId, topics: impl IntoIterator<Item = &'a Topic>) {
-        if !self.watched.load(SeqCst) {
+        if !self.is_watched() {
             return;
         }
         let mut touched = false;
@@ -137,9 +137,17 @@ impl Mailbox {
             return tracing::debug!(other = %from, "a watch request that makes no sense here");
         };
         if let Some(topic) = Topic::with_presence(request.topic()) {
-            let watches = matches!(request, WatchRequest::Watch { .. });
+            let watching = match request {
+                WatchRequest::Unwatch { .. } => Watching::Nothing,
+                WatchRequest::Watch {
+                    described: false, ..
+                } => Watching::Users,
+                WatchRequest::Watch {
+                    described: true, ..
+                } => Watching::Described,
+            };
             self.tell(|mail| {
-                mail.requests.insert((from, topic), watches);
+                mail.requests.insert((from, topic), watching);
             });
         }
     }
@@ -166,6 +174,11 @@ impl Mailbox {
             state.mail.touched.remove(topic);
         }
         self.watched.store(!state.watched.is_empty(), SeqCst);
+    }
+
+    /// Whether anything is watched at all.
+    pub(crate) fn is_watched(&self) -> bool {
+        self.watched.load(SeqCst)
     }
 
     pub(super) fn arrived(&self) -> Arc<Notify> {
@@ -226,7 +239,7 @@ impl Mail {
         let readers = self.readers.into_iter();
         let readers = readers.map(|(topic, reader)| Input::Reader(topic, reader));
         let requests = self.requests.into_iter();
-        let requests = requests.map(|((from, topic), on)| Input::Request(from, topic, on));
+        let requests = requests.map(|((from, topic), what)| Input::Request(from, topic, what));
         let touched = self.touched.into_iter();
         let touched = touched.map(|(topic, users)| Input::Touched(topic, users));
         let letters = self.letters.into_iter().filter_map(Letter::read);
@@ -278,7 +291,10 @@ mod tests {
     fn request(topic: &Topic, watches: bool) -> Vec<u8> {
         let topic = topic.as_str().to_owned();
         let request = match watches {
-            true => WatchRequest::Watch { topic },
+            true => WatchRequest::Watch {
+                topic,
+                described: false,
+            },
             false => WatchRequest::Unwatch { topic },
         };
         Word::Request(request).to_json()
@@ -289,6 +305,7 @@ mod tests {
             topic: Topic::all().as_str().to_owned(),
             online: vec!["x".into()],
             offline: Vec::new(),
+            described: Vec::new(),
         }
     }
 
@@ -345,7 +362,7 @@ mod tests {
         let [
             Input::Missed,
             Input::Report(OTHER, read),
-            Input::Request(OTHER, topic, true),
+            Input::Request(OTHER, topic, Watching::Users),
         ] = &inputs[..]
         else {
             panic!("{inputs:?}")
@@ -365,7 +382,10 @@ mod tests {
         assert!(
             matches!(
                 inputs[..],
-                [Input::Left(NodeId(2)), Input::Request(OTHER, _, false)]
+                [
+                    Input::Left(NodeId(2)),
+                    Input::Request(OTHER, _, Watching::Nothing)
+                ]
             ),
             "{inputs:?}"
         );

@@ -27,7 +27,7 @@ mod word;
 #[cfg(test)]
 mod world;
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -35,15 +35,18 @@ use std::task::{Context, Poll};
 
 use futures::Stream;
 use serde::Serialize;
+use serde_json::Value;
 
 pub(crate) use self::mailbox::Mailbox;
 use self::reader::Reader;
 pub(crate) use self::task::Task;
 pub(crate) use self::word::Word;
+use crate::model::description::Descriptions;
 use crate::model::id::{NodeId, UserId};
 use crate::model::topic::Topic;
 
-/// A user came or went. As JSON: `{"online": ".."}` or `{"offline": ".."}`.
+/// A user came or went, or is described anew. As JSON: `{"online": ".."}`, `{"offline": ".."}`, or
+/// `{"described": {"user": "..", "descriptions": [..]}}`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -52,19 +55,29 @@ pub enum PresenceChange {
     Online(UserId),
     /// The user's last socket ended, and for the grace period none followed.
     Offline(UserId),
+    /// What the user's sockets are said to be ([`Socket::describe`](crate::Socket::describe)) is new. Only where it is
+    /// [asked for](Presence::described).
+    #[non_exhaustive]
+    Described {
+        /// Who is online.
+        user: UserId,
+        /// What her sockets on all nodes are described as, each description once, in no order of theirs; nothing, if no socket is
+        /// described any more. Of more than 16 the first by their JSON.
+        descriptions: Vec<Value>,
+    },
 }
 
 impl PresenceChange {
     /// Whose change it is.
     pub fn user(&self) -> &UserId {
         match self {
-            Self::Online(user) | Self::Offline(user) => user,
+            Self::Online(user) | Self::Offline(user) | Self::Described { user, .. } => user,
         }
     }
 
     /// Whether the user is online now.
     pub fn is_online(&self) -> bool {
-        matches!(self, Self::Online(_))
+        matches!(self, Self::Online(_) | Self::Described { .. })
     }
 }
 
@@ -88,6 +101,41 @@ pub struct Presence {
 impl Presence {
     fn new(reader: Arc<Reader>) -> Self {
         Self { reader }
+    }
+
+    /// Tells also what the users' sockets are said to be: [`PresenceChange::Described`] follows the
+    /// [`Online`](PresenceChange::Online) of everybody who is described, and comes again whenever that is new, by
+    /// [`Socket::describe`](crate::Socket::describe) or since a device came or went. In a room it is about the sockets there.
+    ///
+    /// Costs a message per change, to the nodes that ask for it, and nothing while no node does. Who is away for less than the grace
+    /// period and comes back as what she was is no news. Nodes of a version before this word tell nothing of it.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let cluster = axum_cluster::Cluster::builder().start();
+    /// use axum_cluster::PresenceChange;
+    /// use futures::StreamExt;
+    ///
+    /// let mut lobby = cluster.broadcaster().presence_in("lobby").described();
+    /// # cluster.shutdown(std::time::Duration::ZERO).await;
+    /// while let Some(change) = lobby.next().await {
+    ///     match change {
+    ///         PresenceChange::Online(user) => println!("{user} is here"),
+    ///         PresenceChange::Offline(user) => println!("{user} has left"),
+    ///         PresenceChange::Described { user, descriptions, .. } => {
+    ///             let away = descriptions.iter().all(|device| device["away"] == true);
+    ///             println!("{user} is {}", if away { "away" } else { "at her desk" });
+    ///         }
+    ///         _ => {} // what later versions may tell
+    ///     }
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn described(self) -> Self {
+        self.reader.ask_described();
+        self
     }
 
     /// Of a room that cannot be.
@@ -116,13 +164,13 @@ impl fmt::Debug for Presence {
 pub(crate) trait Here {
     /// From now on the mailbox is told of who comes to a topic and goes; and who is on it now. First the one, then the
     /// other, or somebody falls in between.
-    fn watch(&self, topic: &Topic) -> HashSet<UserId>;
+    fn watch(&self, topic: &Topic) -> HashMap<UserId, Descriptions>;
 
     /// The mailbox is told of it no more.
     fn unwatch(&self, topic: &Topic);
 
-    /// Whether a user has a socket on a topic.
-    fn is_on(&self, user: &UserId, topic: &Topic) -> bool;
+    /// As what a user is described that has a socket on a topic.
+    fn user_on(&self, user: &UserId, topic: &Topic) -> Option<Descriptions>;
 
     /// Whether another node says hello, so that its end will be noticed.
     fn knows(&self, node: NodeId) -> bool;

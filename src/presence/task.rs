@@ -80,7 +80,7 @@ impl<N: Host> Task<N> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashSet;
+    use std::collections::{HashMap, HashSet};
     use std::sync::Arc;
 
     use futures::{FutureExt, StreamExt};
@@ -91,6 +91,7 @@ mod tests {
     use tokio_util::sync::CancellationToken;
 
     use super::*;
+    use crate::model::description::Descriptions;
     use crate::model::id::UserId;
     use crate::model::topic::Topic;
     use crate::presence::word::{Report, WatchRequest};
@@ -151,18 +152,20 @@ mod tests {
     }
 
     impl Here for Fake {
-        fn watch(&self, topic: &Topic) -> HashSet<UserId> {
+        fn watch(&self, topic: &Topic) -> HashMap<UserId, Descriptions> {
             self.mailbox.watch(topic, true);
-            self.users.lock().clone()
+            let users = self.users.lock();
+            let users = users.iter().cloned();
+            users.map(|user| (user, Descriptions::default())).collect()
         }
 
         fn unwatch(&self, topic: &Topic) {
             self.mailbox.watch(topic, false);
         }
 
-        fn is_on(&self, user: &UserId, _: &Topic) -> bool {
+        fn user_on(&self, user: &UserId, _: &Topic) -> Option<Descriptions> {
             assert_ne!(user.as_str(), "who makes it panic");
-            self.users.lock().contains(user)
+            self.users.lock().get(user).map(|_| Descriptions::default())
         }
 
         fn knows(&self, _: NodeId) -> bool {
@@ -197,6 +200,7 @@ mod tests {
     fn watch() -> WatchRequest {
         WatchRequest::Watch {
             topic: Topic::all().as_str().to_owned(),
+            described: false,
         }
     }
 
@@ -205,6 +209,7 @@ mod tests {
         let report = Report::Everybody {
             topic: Topic::all().as_str().to_owned(),
             users: names.iter().map(|name| UserId::from(*name)).collect(),
+            described: None,
             first: true,
             last: true,
         };

@@ -9,11 +9,13 @@ use std::time::Duration;
 
 use futures::{FutureExt, StreamExt};
 use proptest::prelude::*;
+use serde_json::Value;
 use tokio::time::Instant;
 
 use super::act::Act;
 use super::machine::Machine;
 use super::{Here, Mailbox, Presence, PresenceChange, Word};
+use crate::model::description::Descriptions;
 use crate::model::id::{NodeId, UserId};
 use crate::model::topic::Topic;
 
@@ -26,7 +28,7 @@ const STEP: Duration = Duration::from_secs(1);
 pub(super) struct Outside {
     mailbox: Mailbox,
     watched: RefCell<HashSet<Topic>>,
-    users: HashSet<(Topic, UserId)>,
+    users: HashMap<(Topic, UserId), Descriptions>,
     members: HashSet<NodeId>,
 }
 
@@ -41,9 +43,15 @@ impl Outside {
     pub(super) fn put(&mut self, topic: &Topic, user: &UserId, here: bool) {
         let place = (topic.clone(), user.clone());
         match here {
-            true => self.users.insert(place),
-            false => self.users.remove(&place),
-        };
+            true => _ = self.users.entry(place).or_default(),
+            false => _ = self.users.remove(&place),
+        }
+    }
+
+    pub(super) fn describe(&mut self, topic: &Topic, user: &UserId, json: &str) {
+        let description = Descriptions::from(vec![json.to_owned()]);
+        self.users
+            .insert((topic.clone(), user.clone()), description);
     }
 
     pub(super) fn is_watched(&self, topic: &Topic) -> bool {
@@ -52,11 +60,13 @@ impl Outside {
 }
 
 impl Here for Outside {
-    fn watch(&self, topic: &Topic) -> HashSet<UserId> {
+    fn watch(&self, topic: &Topic) -> HashMap<UserId, Descriptions> {
         assert!(self.watched.borrow_mut().insert(topic.clone()), "twice");
         self.mailbox.watch(topic, true);
-        let users = self.users.iter().filter(|(on, _)| on == topic);
-        users.map(|(_, user)| user.clone()).collect()
+        let users = self.users.iter().filter(|((on, _), _)| on == topic);
+        users
+            .map(|((_, user), it)| (user.clone(), it.clone()))
+            .collect()
     }
 
     fn unwatch(&self, topic: &Topic) {
@@ -64,8 +74,8 @@ impl Here for Outside {
         self.mailbox.watch(topic, false);
     }
 
-    fn is_on(&self, user: &UserId, topic: &Topic) -> bool {
-        self.users.contains(&(topic.clone(), user.clone()))
+    fn user_on(&self, user: &UserId, topic: &Topic) -> Option<Descriptions> {
+        self.users.get(&(topic.clone(), user.clone())).cloned()
     }
 
     fn knows(&self, node: NodeId) -> bool {
@@ -83,8 +93,10 @@ impl Here for Outside {
 enum Event {
     Join(usize, usize, u8),
     Leave(usize, usize, u8),
-    /// Somebody begins to read a topic on a node.
-    Open(usize, usize),
+    /// What a user is on a node who is there, which may be nothing.
+    Describe(usize, usize, u8, u8),
+    /// Somebody begins to read a topic on a node, perhaps with what users are described as.
+    Open(usize, usize, bool),
     /// The oldest reader of a node goes.
     Close(usize),
     /// A node looks at what came.
@@ -116,7 +128,8 @@ fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
         8 => (n.clone(), t.clone(), u.clone()).prop_map(|(n, t, u)| Event::Join(n, t, u)),
         6 => (n.clone(), t.clone(), u).prop_map(|(n, t, u)| Event::Leave(n, t, u)),
-        2 => (n.clone(), t).prop_map(|(n, t)| Event::Open(n, t)),
+        5 => (n.clone(), t.clone(), 0u8..5, 0u8..3).prop_map(|(n, t, u, d)| Event::Describe(n, t, u, d)),
+        2 => (n.clone(), t, any::<bool>()).prop_map(|(n, t, described)| Event::Open(n, t, described)),
         1 => n.clone().prop_map(Event::Close),
         6 => n.clone().prop_map(Event::Look),
         6 => n.clone().prop_map(Event::Deliver),
@@ -165,6 +178,8 @@ struct Screen {
     topic: Topic,
     presence: Presence,
     shown: HashSet<UserId>,
+    /// As what; none, if it does not ask.
+    described: Option<HashMap<UserId, Vec<Value>>>,
 }
 
 struct Node {
@@ -231,14 +246,18 @@ impl World {
         match event {
             Event::Join(n, t, u) => self.put(n, t, u, true),
             Event::Leave(n, t, u) => self.put(n, t, u, false),
-            Event::Open(n, t) => {
+            Event::Describe(n, t, u, d) => self.describe(n, t, u, d),
+            Event::Open(n, t, described) => {
                 let (node, topic) = (&mut self.nodes[n], self.topics[t].clone());
                 let presence = node.outside.mailbox.reader(topic.clone(), None);
-                let shown = HashSet::new();
                 node.screens.push_back(Screen {
                     topic,
-                    presence,
-                    shown,
+                    presence: match described {
+                        true => presence.described(),
+                        false => presence,
+                    },
+                    shown: HashSet::new(),
+                    described: described.then(HashMap::new),
                 });
             }
             Event::Close(n) => drop(self.nodes[n].screens.pop_front()),
@@ -302,6 +321,22 @@ impl World {
         }
     }
 
+    fn describe(&mut self, n: usize, t: usize, u: u8, d: u8) {
+        let (topic, user) = (&self.topics[t], UserId::from(u64::from(u)));
+        let outside = &mut self.nodes[n].outside;
+        if outside.user_on(&user, topic).is_none() {
+            return;
+        }
+        match d {
+            0 => {
+                outside.put(topic, &user, false);
+                outside.put(topic, &user, true);
+            }
+            d => outside.describe(topic, &user, &format!("\"device {d}\"")),
+        }
+        outside.mailbox.touch(&user, [topic]);
+    }
+
     /// The others do not know a node any more.
     fn lose(&mut self, n: usize) {
         self.disturbed = true;
@@ -325,7 +360,7 @@ impl World {
 
     fn notice(&mut self, n: usize) {
         let node = &mut self.nodes[n];
-        node.noticed = node.outside.users.clone();
+        node.noticed = node.outside.users.keys().cloned().collect();
         let seen = node.noticed.iter().map(|place| (place.clone(), self.now));
         self.seen.extend(seen);
     }
@@ -455,8 +490,18 @@ impl World {
             while let Some(change) = screen.presence.next().now_or_never() {
                 match change.expect("the node lives") {
                     PresenceChange::Online(user) => assert!(screen.shown.insert(user), "twice"),
+                    PresenceChange::Described { user, descriptions } => {
+                        assert!(screen.shown.contains(&user), "of nobody");
+                        let described = screen.described.as_mut().expect("it asked");
+                        let before = match descriptions.is_empty() {
+                            true => described.remove(&user),
+                            false => described.insert(user, descriptions.clone()),
+                        };
+                        assert_ne!(before, Some(descriptions), "twice");
+                    }
                     PresenceChange::Offline(user) => {
                         assert!(screen.shown.remove(&user), "twice");
+                        screen.described.as_mut().map(|it| it.remove(&user));
                         let seen = self.seen[&(screen.topic.clone(), user)];
                         assert!(self.disturbed || seen + GRACE <= self.now, "a flap");
                     }
@@ -466,9 +511,30 @@ impl World {
     }
 
     fn truth(&self, topic: &Topic) -> HashSet<UserId> {
-        let users = self.nodes.iter().flat_map(|node| &node.outside.users);
+        let users = self.nodes.iter().flat_map(|node| node.outside.users.keys());
         let on = users.filter(|(on, _)| on == topic);
         on.map(|(_, user)| user.clone()).collect()
+    }
+
+    /// As what those are described who are there.
+    fn described(&self, topic: &Topic) -> HashMap<UserId, Vec<Value>> {
+        let mut described: HashMap<UserId, Descriptions> = HashMap::new();
+        let users = self.nodes.iter().flat_map(|node| &node.outside.users);
+        for ((_, user), it) in users.filter(|((on, _), _)| on == topic) {
+            described.entry(user.clone()).or_default().extend(it);
+        }
+        described.retain(|_, it| !it.is_empty());
+        let values = described.into_iter();
+        values.map(|(user, it)| (user, it.values())).collect()
+    }
+
+    /// What is shown of those who are there.
+    fn check_described(&self, screen: &Screen) {
+        let truth = self.truth(&screen.topic);
+        if let Some(mut shown) = screen.described.clone() {
+            shown.retain(|user, _| truth.contains(user));
+            assert_eq!(shown, self.described(&screen.topic));
+        }
     }
 
     /// While all goes well, what is shown is the truth, and who left within the grace period.
@@ -480,6 +546,7 @@ impl World {
         for screen in self.nodes.iter().flat_map(|node| &node.screens) {
             let truth = self.truth(&screen.topic);
             assert!(truth.is_subset(&screen.shown), "somebody is not shown");
+            self.check_described(screen);
             for user in screen.shown.difference(&truth) {
                 let seen = self.seen[&(screen.topic.clone(), user.clone())];
                 assert!(seen + GRACE > self.now, "somebody is shown too long");
@@ -518,6 +585,7 @@ impl World {
         for node in &self.nodes {
             for screen in &node.screens {
                 assert_eq!(screen.shown, self.truth(&screen.topic));
+                self.check_described(screen);
             }
             assert_eq!(node.machine.poll_timeout(), None);
         }
@@ -530,7 +598,10 @@ impl World {
         // Who could not say that it no longer reads is found out by the next change, and the one after it is none.
         for _ in 0..2 {
             for (n, t) in [(0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (2, 1)] {
-                let joined = self.nodes[n].outside.is_on(&0.into(), &self.topics[t]);
+                let joined = self.nodes[n]
+                    .outside
+                    .user_on(&0.into(), &self.topics[t])
+                    .is_some();
                 self.put(n, t, 0, !joined);
             }
             self.settle();

@@ -20,12 +20,7 @@ async fn prometheus_scrapes_every_number() {
     let settings = [("REDIS_URL", &*url)];
     let _node = program::node("metrics", port, &settings).await;
     let addr = SocketAddr::from(([127, 0, 0, 1], port));
-    let value = async |name: &str| {
-        let name = format!("axum_cluster_{name}{{namespace=\"cluster\"}} ");
-        let scraped = scrape(addr).await;
-        let mut values = scraped.lines().filter_map(|line| line.strip_prefix(&name));
-        values.next().map(|value| value.parse::<f64>().unwrap())
-    };
+    let value = async |name: &str| value_at(addr, name).await;
     // Then it waits for what comes to be confirmed.
     until("it is up", async || value("up").await == Some(1.0)).await;
     let mut client = Client::try_connect(addr, "/ws", &[]).await.unwrap();
@@ -57,6 +52,62 @@ async fn prometheus_scrapes_every_number() {
     ] {
         assert!(value(positive).await > Some(0.0), "{positive} in {scraped}");
     }
+}
+
+/// From a send at one node to its delivery at the other, as that one tells it.
+#[tokio::test(flavor = "multi_thread")]
+async fn prometheus_is_told_how_long_a_message_takes_to_another_node() {
+    let server = RedisServer::start();
+    let url = server.url();
+    let settings = [("REDIS_URL", &*url)];
+    let ports = [free_port(), free_port()];
+    let [a, b] = ports.map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
+    let mut nodes = Vec::new();
+    for port in ports {
+        nodes.push(program::node("metrics", port, &settings).await);
+    }
+    for addr in [a, b] {
+        until("the nodes know each other", async || {
+            value_at(addr, "nodes").await == Some(2.0)
+        })
+        .await;
+    }
+    let mut sender = Client::try_connect(a, "/ws", &[]).await.unwrap();
+    let mut receiver = Client::try_connect(b, "/ws", &[]).await.unwrap();
+    let mut exchanged = 0;
+    let mut exchange = async || {
+        exchanged += 1;
+        sender.send("x").await;
+        for client in [&mut sender, &mut receiver] {
+            assert_eq!(client.event().await, text("x"));
+        }
+        exchanged
+    };
+    // Hellos tell of the clocks, and are said every 5 s.
+    until("the first is measured", async || {
+        exchange().await;
+        value_at(b, "delivery_seconds_count").await > Some(0.0)
+    })
+    .await;
+    let before = value_at(b, "delivery_seconds_count").await.unwrap();
+    for _ in 0..10 {
+        exchange().await;
+    }
+    let count = value_at(b, "delivery_seconds_count").await;
+    assert_eq!(count, Some(before + 10.0), "each");
+    assert!(value_at(b, "delivery_seconds_sum").await > Some(0.0));
+    assert_eq!(
+        value_at(a, "delivery_seconds_count").await,
+        None,
+        "nobody sent there"
+    );
+}
+
+async fn value_at(addr: SocketAddr, name: &str) -> Option<f64> {
+    let name = format!("axum_cluster_{name}{{namespace=\"cluster\"}} ");
+    let scraped = scrape(addr).await;
+    let mut values = scraped.lines().filter_map(|line| line.strip_prefix(&name));
+    values.next().map(|value| value.parse::<f64>().unwrap())
 }
 
 async fn scrape(addr: SocketAddr) -> String {

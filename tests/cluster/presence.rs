@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use axum_cluster::{ClusterBuilder, Health, Presence, PresenceChange};
 use futures::{FutureExt, StreamExt};
+use serde_json::{Value, json};
 
 use crate::support::node::NEVER;
 use crate::support::program::ticker;
@@ -17,6 +18,7 @@ on_every_bus! {
     everybody_is_told_once_wherever_it_happens
     a_reconnect_within_the_grace_period_is_no_change
     some_users_or_a_room_can_be_followed
+    what_devices_are_is_told_to_who_asks_for_it
     a_node_that_leaves_takes_its_users_along
     readers_come_and_go_and_leave_nothing
 }
@@ -157,6 +159,58 @@ async fn some_users_or_a_room_can_be_followed(lab: Lab) {
     assert_eq!(next(&mut room).await, online("bob"), "by a command");
     let _carol = a.client("carol").await;
     assert_eq!(before(&mut friends, "carol").await, []);
+}
+
+async fn what_devices_are_is_told_to_who_asks_for_it(lab: Lab) {
+    let grace = Duration::from_millis(300);
+    let [a, b] = [
+        start(lab.builder().presence_grace(grace)).await,
+        start(lab.builder().presence_grace(grace)).await,
+    ];
+    let nodes = [a, b];
+    acquainted(&nodes).await;
+    let [a, b] = nodes;
+    let (away, phone) = (
+        |away: bool| json!({ "away": away }),
+        json!({ "device": "phone" }),
+    );
+    let is =
+        |all: &[Value]| json!({ "described": { "user": "alice", "descriptions": all.to_vec() } });
+    let mut plain = b.broadcaster.presence_in("desk");
+    let mut asking = b.broadcaster.presence_in("desk").described();
+    let mut told = async || json!(next(&mut asking).await);
+    let first = a.broadcaster.subscribe("alice").await.unwrap();
+    first.describe(away(false)).unwrap();
+    first.join("desk").await.unwrap();
+    assert_eq!(told().await, json!({ "online": "alice" }));
+    assert_eq!(told().await, is(&[away(false)]));
+    first.describe(away(true)).unwrap();
+    assert_eq!(told().await, is(&[away(true)]));
+    let second = b.broadcaster.subscribe("alice").await.unwrap();
+    second.describe(&phone).unwrap();
+    second.join("desk").await.unwrap();
+    assert_eq!(told().await, is(&[away(true), phone.clone()]));
+    first.leave("desk");
+    assert_eq!(told().await, is(std::slice::from_ref(&phone)));
+    // Who comes later is told what holds; the same elsewhere, who knows of no device here.
+    for node in [&a, &b] {
+        let mut late = node.broadcaster.presence_in("desk").described();
+        assert_eq!(json!(next(&mut late).await), json!({ "online": "alice" }));
+        assert_eq!(
+            json!(next(&mut late).await),
+            is(std::slice::from_ref(&phone))
+        );
+    }
+    drop(second);
+    assert_eq!(told().await, json!({ "offline": "alice" }));
+    assert_eq!(
+        next(&mut plain).await,
+        PresenceChange::Online("alice".into())
+    );
+    assert_eq!(
+        next(&mut plain).await,
+        PresenceChange::Offline("alice".into())
+    );
 }
 
 async fn a_node_that_leaves_takes_its_users_along(lab: Lab) {

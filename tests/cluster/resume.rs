@@ -2,8 +2,11 @@
 
 use std::time::Duration;
 
-use axum_cluster::{ClusterBuilder, Health, History, SlowConsumer};
+use axum_cluster::{
+    ClusterBuilder, Health, History, Missed, Position, Resumed, SlowConsumer, Subscription,
+};
 use futures::future::join_all;
+use futures::{FutureExt, StreamExt};
 
 use crate::support::client::{Event, user_header};
 use crate::support::events::EventSource;
@@ -20,6 +23,8 @@ on_every_bus! {
     more_than_is_kept_is_told_and_not_sent_in_part
     what_was_missed_of_a_room_comes_when_it_is_joined_again
     a_stream_of_events_goes_on_by_the_last_event_id
+    a_subscription_goes_on_where_its_reader_was
+    a_join_for_which_nobody_waits_brings_what_was_missed
     plain_clients_get_what_they_always_did
 }
 
@@ -389,6 +394,82 @@ async fn a_stream_of_events_goes_on_by_the_last_event_id(lab: Lab) {
     assert_eq!((&*missed.kind, &*missed.data), ("missed", "foreign"));
     send(&a, "alice", 6..7).await;
     assert_eq!(page.message().await, "6");
+}
+
+async fn next_text(subscription: &mut Subscription) -> String {
+    let message = soon("a message", subscription.next()).await;
+    message.expect("it lives").into_text().unwrap().into()
+}
+
+/// Whatever waited in it comes again.
+async fn a_subscription_goes_on_where_its_reader_was(lab: Lab) {
+    let [a, b] = nodes(&lab).await;
+    let since = async |node: &TestNode, user: &str, since: Option<Position>| {
+        let subscribed = node.broadcaster.subscribe_since(user, since).await;
+        subscribed.unwrap()
+    };
+    let mut bot = since(&a, "bot", None).await;
+    assert_eq!(bot.resumed(), Resumed::New);
+    let start = bot.position();
+    bot.join("tea").await.unwrap();
+    let odd = format!("{MARK}=odd");
+    let to = b.broadcaster.to_user("bot");
+    to.clone().send(odd.as_str()).await.unwrap();
+    send(&b, "bot", 0..5).await;
+    until("all of it waits", async || a.cluster.stats().delivered == 6).await;
+    assert_eq!(next_text(&mut bot).await, odd);
+    for text in numbers(0..3) {
+        assert_eq!(next_text(&mut bot).await, text);
+    }
+    let stored = bot.position().to_string();
+    drop(bot);
+    send(&b, "bot", 5..7).await;
+    let tea = a.broadcaster.to_room("tea");
+    tea.send("tea").await.unwrap();
+
+    let mut bot = since(&b, "bot", Some(stored.parse().unwrap())).await;
+    assert_eq!(bot.resumed(), Resumed::Complete { replayed: 4 });
+    for text in numbers(3..7) {
+        assert_eq!(next_text(&mut bot).await, text);
+    }
+    assert_eq!(bot.next().now_or_never(), None, "it is in no room yet");
+    bot.join("tea").await.unwrap();
+    assert_eq!(next_text(&mut bot).await, "tea");
+    let mut again = since(&a, "bot", Some(start)).await;
+    assert_eq!(again.resumed(), Resumed::Complete { replayed: 8 });
+    assert_eq!(next_text(&mut again).await, odd);
+    send(&b, "bot", 7..8).await;
+    for text in numbers(0..8) {
+        assert_eq!(next_text(&mut again).await, text);
+    }
+    assert_eq!(next_text(&mut bot).await, "7");
+    let mut alice = since(&a, "alice", Some(bot.position())).await;
+    assert_eq!(alice.resumed(), Resumed::Missed(Missed::Foreign));
+    let since_then = alice.position();
+    send(&b, "alice", 0..1).await;
+    assert_eq!(next_text(&mut alice).await, "0");
+    let alice = since(&b, "alice", Some(since_then)).await;
+    assert_eq!(alice.resumed(), Resumed::Complete { replayed: 1 });
+}
+
+async fn a_join_for_which_nobody_waits_brings_what_was_missed(lab: Lab) {
+    let [a, b] = nodes(&lab).await;
+    let bot = a.broadcaster.subscribe_since("bot", None).await;
+    let mut bot = bot.unwrap();
+    bot.join("tea").await.unwrap();
+    send(&b, "bot", 0..1).await;
+    assert_eq!(next_text(&mut bot).await, "0");
+    let stored = bot.position();
+    drop(bot);
+    let to = a.broadcaster.to_room("tea");
+    to.clone().send("missed").await.unwrap();
+    let bot = b.broadcaster.subscribe_since("bot", stored).await;
+    let mut bot = bot.unwrap();
+    let joined = bot.join("tea").now_or_never();
+    assert!(joined.is_none(), "control: it would have waited");
+    assert_eq!(next_text(&mut bot).await, "missed");
+    to.send("later").await.unwrap();
+    assert_eq!(next_text(&mut bot).await, "later");
 }
 
 async fn plain_clients_get_what_they_always_did(lab: Lab) {

@@ -9,6 +9,7 @@ mod faults;
 mod guide;
 mod inbound;
 mod promises;
+mod protocols;
 mod subscriptions;
 mod suite;
 mod typed;

@@ -118,7 +118,8 @@ impl Uplink {
         manner: &Manner,
     ) -> Result<Bytes, SendError> {
         let action = Action::from(message);
-        let envelope = wire::encode_as(lasting, self.node, union, scope, manner, &action);
+        let how = (lasting, self.counters.measures.stamp());
+        let envelope = wire::encode_as(how, self.node, union, scope, manner, &action);
         let (bytes, limit) = (envelope.len(), MAX_ENVELOPE);
         match bytes > limit {
             true => Err(SendError::too_large(bytes, limit)),
@@ -132,7 +133,8 @@ impl Uplink {
         scope: &Scope<'_>,
         action: &Action<'_>,
     ) -> Bytes {
-        wire::encode(self.node, union, scope, &Manner::InTurn, action)
+        let how = (Lasting::Unsaid, self.counters.measures.stamp());
+        wire::encode_as(how, self.node, union, scope, &Manner::InTurn, action)
     }
 
     /// An envelope that names its whole scope, on whatever channel it travels.
@@ -213,9 +215,13 @@ impl Uplink {
             union,
             scope,
             manner,
+            sent,
             action,
             ..
         } = envelope;
+        let others = origin.filter(|origin| *origin != self.node);
+        let sent = others.zip(sent);
+        let sent = sent.and_then(|(from, at)| self.counters.measures.heard(from, at));
         match (origin, action) {
             (Some(from), Action::Control(json)) => self.read_word(from, topic, scope, json),
             (Some(from), Action::Answer { id, more, part }) => Inbound::Answer(Part {
@@ -238,10 +244,11 @@ impl Uplink {
                 Inbound::ToNodes(origin, Content::Binary(bytes))
             }
             (_, Action::Text(text)) => {
-                Inbound::Message(whom(topic, union, scope), Content::Text(text), manner)
+                Inbound::Message(whom(topic, union, scope), Content::Text(text), manner, sent)
             }
             (_, Action::Binary(bytes)) => {
-                Inbound::Message(whom(topic, union, scope), Content::Binary(bytes), manner)
+                let content = Content::Binary(bytes);
+                Inbound::Message(whom(topic, union, scope), content, manner, sent)
             }
             (_, Action::Close { code, reason }) => {
                 Inbound::Close(whom(topic, union, scope), Close::new(code, &*reason))
@@ -312,6 +319,7 @@ impl Uplink {
     pub(crate) fn forget(&self, node: NodeId) {
         self.unions.lock().forget(node);
         self.eras.lock().forget(node);
+        self.counters.measures.forget(node);
     }
 }
 
@@ -397,7 +405,7 @@ mod tests {
             let opened = uplink.open("r:x", None, bytes);
             assert_eq!(
                 opened,
-                Inbound::Message(scope(&["r:x"]), hi(), Manner::InTurn)
+                Inbound::Message(scope(&["r:x"]), hi(), Manner::InTurn, None)
             );
             let again = uplink.open("r:x", None, bytes);
             assert_eq!(again, opened, "it has no number");
@@ -414,6 +422,7 @@ mod tests {
             scope(&["r:x", "u:a"]),
             Content::Text("hi".into()),
             Manner::InTurn,
+            None,
         );
         assert_eq!(uplink.open("r:x", None, &union), message);
         assert_eq!(uplink.open("u:a", None, &union), Inbound::Nothing);

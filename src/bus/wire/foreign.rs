@@ -58,6 +58,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Envelope<'_>, Garbage> {
         scope: Scope::default(),
         manner: Manner::InTurn,
         lasting: Lasting::Unsaid,
+        sent: None,
         action,
     })
 }

@@ -10,7 +10,7 @@
 //! sockets      u32 count, then sockets (u64 node, u64 number)
 //! users        u32 count, then user ids (u16 length, bytes)
 //! extension    u16 length, then fields of u8 tag, u16 length, bytes; those of later versions are skipped:
-//!              1 volatile, 2 latest and its key
+//!              1 volatile, 2 latest and its key, 3 u64 when it was sent, by the origin's own clock, in microseconds
 //! rest         the payload: for an answer u64 id and u8 more, then JSON; for control and both of presence JSON; for a close
 //!              u16 code and the reason
 //! ```
@@ -62,6 +62,7 @@ const NUMBER: u8 = 32;
 
 const VOLATILE: u8 = 1;
 const LATEST: u8 = 2;
+const SENT: u8 = 3;
 
 /// One message between nodes.
 #[derive(Clone, Debug, PartialEq)]
@@ -76,6 +77,8 @@ pub(crate) struct Envelope<'a> {
     /// How a message waits for slow clients.
     pub(crate) manner: Manner,
     pub(crate) lasting: Lasting,
+    /// When it was, by the origin's own clock, where it measures.
+    pub(crate) sent: Option<u64>,
     pub(crate) action: Action<'a>,
 }
 
@@ -139,12 +142,13 @@ pub(crate) fn encode(
     manner: &Manner,
     action: &Action<'_>,
 ) -> Bytes {
-    encode_as(Lasting::Unsaid, origin, union, scope, manner, action)
+    let how = (Lasting::Unsaid, None);
+    encode_as(how, origin, union, scope, manner, action)
 }
 
-/// The same of whatever is to be kept, or is said not to be.
+/// The same of whatever is to be kept, or is said not to be, or says when it was sent.
 pub(crate) fn encode_as(
-    lasting: Lasting,
+    (lasting, sent): (Lasting, Option<u64>),
     origin: NodeId,
     union: Option<u64>,
     scope: &Scope<'_>,
@@ -165,7 +169,7 @@ pub(crate) fn encode_as(
     let flags = flag(union.is_some(), UNION)
         | flag(!scope.except.is_empty(), EXCEPT)
         | flag(!scope.except_users.is_empty(), EXCEPT_USERS)
-        | flag(*manner != Manner::InTurn, EXTENSION)
+        | flag(*manner != Manner::InTurn || sent.is_some(), EXTENSION)
         | flag(lasting == Lasting::Ephemeral, EPHEMERAL)
         | flag(matches!(lasting, Lasting::Kept(_)), NUMBER);
 
@@ -180,16 +184,13 @@ pub(crate) fn encode_as(
         Lasting::Unsaid | Lasting::Ephemeral => None,
     };
     let kept = number.map_or(0, |number| number.len());
-    let mut out = Vec::with_capacity(11 + kept + head + payload.len());
+    let stated = sent.map_or(0, |_| 13);
+    let mut out = Vec::with_capacity(11 + kept + stated + head + payload.len());
     out.extend([VERSION, kind, flags]);
     out.extend(origin.0.to_be_bytes());
     out.extend(number.into_iter().flatten());
     put_scope(&mut out, union, scope);
-    match manner {
-        Manner::InTurn => {}
-        Manner::Volatile => put_extension(&mut out, VOLATILE, &[]),
-        Manner::Latest(key) => put_extension(&mut out, LATEST, key.as_bytes()),
-    }
+    put_extension(&mut out, manner, sent);
     match action {
         Action::Answer { id, more, .. } => {
             out.extend(id.to_be_bytes());
@@ -228,12 +229,25 @@ fn put_names<'a>(out: &mut Vec<u8>, names: impl ExactSizeIterator<Item = &'a str
     }
 }
 
-/// Of one field, whose bytes are checked to be few.
-fn put_extension(out: &mut Vec<u8>, tag: u8, bytes: &[u8]) {
-    out.extend((bytes.len() as u16 + 3).to_be_bytes());
-    out.push(tag);
-    out.extend((bytes.len() as u16).to_be_bytes());
-    out.extend(bytes);
+/// Of fields whose bytes are checked to be few.
+fn put_extension(out: &mut Vec<u8>, manner: &Manner, sent: Option<u64>) {
+    let manner: Option<(u8, &[u8])> = match manner {
+        Manner::InTurn => None,
+        Manner::Volatile => Some((VOLATILE, &[])),
+        Manner::Latest(key) => Some((LATEST, key.as_bytes())),
+    };
+    let sent = sent.map(u64::to_be_bytes);
+    let sent = sent.as_ref().map(|at| (SENT, at.as_slice()));
+    let fields = [manner, sent].into_iter().flatten();
+    let length: usize = fields.clone().map(|(_, bytes)| bytes.len() + 3).sum();
+    if length > 0 {
+        out.extend((length as u16).to_be_bytes());
+    }
+    for (tag, bytes) in fields {
+        out.push(tag);
+        out.extend((bytes.len() as u16).to_be_bytes());
+        out.extend(bytes);
+    }
 }
 
 /// Reads what came on a channel. Allocates no more than a small multiple of the input.
@@ -257,10 +271,10 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Envelope<'_>, Garbage> {
         () => Lasting::Unsaid,
     };
     let (union, scope) = scoped(&mut input, flags)?;
-    let mut manner = Manner::InTurn;
+    let (mut manner, mut sent) = (Manner::InTurn, None);
     if flags & EXTENSION != 0 {
         let length = input.u16()?;
-        manner = extension(Input(input.take(length.into())?))?;
+        (manner, sent) = extension(Input(input.take(length.into())?))?;
     }
     let action = match kind {
         PROBE => Action::Probe,
@@ -286,6 +300,7 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Envelope<'_>, Garbage> {
         scope,
         manner,
         lasting,
+        sent,
         action,
     })
 }
@@ -316,18 +331,19 @@ fn scoped<'a>(input: &mut Input<'a>, flags: u8) -> Result<(Option<u64>, Scope<'a
     Ok((union, scope))
 }
 
-fn extension(mut fields: Input<'_>) -> Result<Manner, Garbage> {
-    let mut manner = Manner::InTurn;
+fn extension(mut fields: Input<'_>) -> Result<(Manner, Option<u64>), Garbage> {
+    let (mut manner, mut sent) = (Manner::InTurn, None);
     while !fields.0.is_empty() {
         let (tag, length) = (fields.byte()?, fields.u16()?);
         let bytes = fields.take(length.into())?;
         match tag {
             VOLATILE => manner = Manner::Volatile,
             LATEST => manner = Manner::Latest(text(bytes)?.into()),
+            SENT => sent = Some(Input(bytes).u64()?),
             _ => {}
         }
     }
-    Ok(manner)
+    Ok((manner, sent))
 }
 
 fn text(bytes: &[u8]) -> Result<&str, Garbage> {
@@ -414,6 +430,7 @@ mod tests {
                 Just(Lasting::Ephemeral),
                 any::<u64>().prop_map(Lasting::Kept),
             ],
+            sent: Option<u64>,
             action in action(),
         ) {
             let origin = NodeId(origin);
@@ -422,8 +439,8 @@ mod tests {
                 except: except.iter().map(|&(node, number)| SocketId { node: NodeId(node), number }).collect(),
                 except_users: users.iter().map(String::as_str).collect(),
             };
-            let bytes = encode_as(lasting, origin, union, &scope, &manner, &action);
-            let written = Envelope { origin: Some(origin), union, scope, manner, lasting, action };
+            let bytes = encode_as((lasting, sent), origin, union, &scope, &manner, &action);
+            let written = Envelope { origin: Some(origin), union, scope, manner, lasting, sent, action };
             prop_assert_eq!(decode(&bytes), Ok(written));
         }
 

@@ -17,6 +17,7 @@ use smallvec::SmallVec;
 use self::group::Group;
 pub(crate) use self::rooms::Rooms;
 pub(crate) use self::wanted::Wanted;
+use crate::model::description::{Description, Descriptions};
 use crate::model::id::{SocketId, UserId};
 use crate::model::roster::SocketInfo;
 use crate::model::topic::{Topic, TopicKind, TopicRef};
@@ -57,8 +58,7 @@ pub(crate) struct Registry<M> {
 #[derive(Debug)]
 pub(crate) struct About {
     pub(crate) connected_at: SystemTime,
-    /// JSON.
-    pub(crate) description: Option<Box<str>>,
+    pub(crate) description: Option<Description>,
 }
 
 #[derive(Debug)]
@@ -200,13 +200,13 @@ impl<M: Member> Registry<M> {
     /// What a roster tells of a socket; `None` when it is not registered.
     pub(crate) fn describe(&self, id: SocketId) -> Option<SocketInfo> {
         let entry = self.entry(id)?;
-        let description = entry.about.description.as_deref();
+        let description = entry.about.description.as_ref();
         Some(SocketInfo {
             id,
             user: entry.member.user().clone(),
             connected_at: entry.about.connected_at,
             rooms: entry.rooms.iter().filter_map(Topic::as_room).collect(),
-            description: description.and_then(|json| serde_json::from_str(json).ok()),
+            description: description.and_then(Description::value),
         })
     }
 
@@ -215,23 +215,40 @@ impl<M: Member> Registry<M> {
     }
 
     /// Describes a socket anew; what was said before is to be dropped without the lock.
-    pub(crate) fn redescribe(&mut self, id: SocketId, json: Box<str>) -> Option<Option<Box<str>>> {
+    pub(crate) fn redescribe(
+        &mut self,
+        id: SocketId,
+        description: Description,
+    ) -> Option<Option<Description>> {
         let entry = self.entry_mut(id)?;
-        Some(entry.about.description.replace(json))
+        Some(entry.about.description.replace(description))
     }
 
-    /// Every user with a socket on a topic.
-    pub(crate) fn users_on(&self, topic: &Topic) -> HashSet<UserId> {
-        let users = self.on(topic.into()).map(|member| member.user().clone());
-        users.collect()
+    /// Every user with a socket on a topic, and what they are described as.
+    pub(crate) fn users_on(&self, topic: &Topic) -> HashMap<UserId, Descriptions> {
+        let mut users: HashMap<UserId, Descriptions> = HashMap::new();
+        for member in self.on(topic.into()) {
+            let descriptions = users.entry(member.user().clone()).or_default();
+            let about = self.entry(member.id()).map(|entry| &entry.about);
+            if let Some(description) = about.and_then(|about| about.description.as_ref()) {
+                descriptions.insert(description.clone());
+            }
+        }
+        users
     }
 
-    /// Whether a user has a socket on a topic.
-    pub(crate) fn has_user_on(&self, user: &Topic, topic: &Topic) -> bool {
-        self.on(user.into()).any(|member| {
-            let entry = self.entry(member.id());
-            entry.is_some_and(|entry| entry.is_on(topic))
-        })
+    /// As what a user is described that has a socket on a topic.
+    pub(crate) fn user_on(&self, user: &Topic, topic: &Topic) -> Option<Descriptions> {
+        let mut found = None;
+        let entries = self.on(user.into());
+        let entries = entries.filter_map(|member| self.entry(member.id()));
+        for entry in entries.filter(|entry| entry.is_on(topic)) {
+            let descriptions: &mut Descriptions = found.get_or_insert_default();
+            if let Some(description) = &entry.about.description {
+                descriptions.insert(description.clone());
+            }
+        }
+        found
     }
 
     /// Every socket.
@@ -362,6 +379,7 @@ mod tests {
 
     use parking_lot::RwLock;
     use proptest::prelude::*;
+    use serde_json::json;
     use smallvec::smallvec;
 
     use super::*;
@@ -410,7 +428,7 @@ mod tests {
     fn about() -> About {
         About {
             connected_at: SystemTime::UNIX_EPOCH,
-            description: Some(r#"{"device":"phone"}"#.into()),
+            description: Some(Description::of(&json!({"device": "phone"})).unwrap()),
         }
     }
 
@@ -639,7 +657,7 @@ mod tests {
                     assert_eq!(registry.join(id(1), room), Some(true));
                 }
                 for room in rooms.iter().rev() {
-                    assert!(registry.has_user_on(&user("alice"), room));
+                    assert!(registry.user_on(&user("alice"), room).is_some());
                 }
                 for room in &rooms {
                     assert!(registry.leave(id(1), room));
@@ -729,10 +747,10 @@ mod tests {
                 let users_in: HashSet<UserId> = model.iter().filter(|m| m.2.contains(&n)).map(|m| UserId::from(m.1.to_string())).collect();
                 for u in 0u8..3 {
                     let (name, of_user) = (UserId::from(u.to_string()), user(&u.to_string()));
-                    prop_assert_eq!(registry.has_user_on(&of_user, &room(&n.to_string())), users_in.contains(&name));
-                    prop_assert_eq!(registry.has_user_on(&of_user, &Topic::all()), model.iter().any(|m| m.1 == u));
+                    prop_assert_eq!(registry.user_on(&of_user, &room(&n.to_string())).is_some(), users_in.contains(&name));
+                    prop_assert_eq!(registry.user_on(&of_user, &Topic::all()).is_some(), model.iter().any(|m| m.1 == u));
                 }
-                prop_assert_eq!(registry.users_on(&room(&n.to_string())), users_in);
+                prop_assert_eq!(registry.users_on(&room(&n.to_string())).into_keys().collect::<HashSet<_>>(), users_in);
             }
             let users: HashSet<u8> = model.iter().map(|m| m.1).collect();
             let rooms: HashSet<u8> = model.iter().flat_map(|m| m.2.clone()).collect();

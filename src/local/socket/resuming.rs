@@ -37,6 +37,31 @@ pub(crate) enum Telling {
     Untold,
 }
 
+/// What a text says that begins with U+0001, to whoever is told positions.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Told<'a> {
+    Position(&'a str),
+    Missed {
+        why: &'a str,
+        position: &'a str,
+    },
+    /// The app's own, which began so.
+    Text(&'a str),
+}
+
+impl<'a> Told<'a> {
+    /// Of a text without its number.
+    pub(crate) fn read(text: &'a str) -> Option<Self> {
+        let said = text.strip_prefix(MARK)?;
+        let missed = said.strip_prefix("! ").and_then(|it| it.split_once(' '));
+        Some(match (said.strip_prefix('='), missed) {
+            (Some(position), _) => Self::Position(position),
+            (None, Some((why, position))) => Self::Missed { why, position },
+            (None, None) => Self::Text(said),
+        })
+    }
+}
+
 /// Boxed, since most sockets have none.
 #[derive(Debug)]
 pub(crate) struct Resuming {

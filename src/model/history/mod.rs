@@ -171,6 +171,12 @@ impl Missed {
             Self::Foreign => "foreign",
         }
     }
+
+    /// Of such a word.
+    pub(crate) fn read(word: &str) -> Option<Self> {
+        let all = [Self::Late, Self::TooMany, Self::Forgotten, Self::Foreign];
+        all.into_iter().find(|missed| missed.word() == word)
+    }
 }
 
 /// Most messages that may be kept of an audience.
