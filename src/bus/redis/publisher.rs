@@ -430,11 +430,15 @@ impl Unusable {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::AsyncWriteExt;
+    use std::num::NonZeroU32;
+
+    use bytes::BytesMut;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
     use super::*;
-    use crate::bus::redis::command::Dialect;
+    use crate::bus::redis::command::{self, Dialect, HELLO};
+    use crate::bus::wire;
     use crate::model::topic::Namespace;
 
     /// An answer that is late for one is not for the other.
@@ -471,6 +475,37 @@ mod tests {
         assert!(late.maybe_sent, "it was: {}", late.reason);
         redis.write_all(b":7\r\n:1\r\n").await.unwrap();
         assert_eq!(patient.await.unwrap().receivers, 1);
+    }
+
+    #[tokio::test]
+    async fn what_is_published_where_its_partition_came_tells_the_era() {
+        let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let topology = Topology::at(&format!("redis://{}", server.local_addr().unwrap()));
+        let (namespace, dialect) = (Namespace::new("x").unwrap(), Dialect::Plain);
+        let advice = Arc::new(Advice::new(None, &namespace, dialect));
+        let long = Duration::from_secs(20);
+        let (publisher, mut task) = Publisher::new(Arc::new(topology), advice, long);
+        let (partition, era) = (Partition::of("r:1"), NonZeroU32::MIN);
+        let (old, new) = (Arc::new(Queue::default()), publisher.queue());
+        new.hold(partition, Some(era));
+        old.depart(partition, new);
+        let (_, departures) = old.take(&mut Vec::new());
+        old.hand_over(&departures[0], Vec::new());
+        let (channels, envelope) = (smallvec!["x".to_owned()], Bytes::from_static(b"hello"));
+        let publishing = publisher.publish(channels, envelope, Size::Small, Some(partition), None);
+        tokio::spawn(async move { task.run().await });
+        let (mut redis, _) = server.accept().await.unwrap();
+        redis.write_all(b"-ERR unknown command\r\n").await.unwrap();
+        let mut expected = BytesMut::from(HELLO);
+        let stamped = (&wire::stamp(era)[..], &b"hello"[..]);
+        command::publish(&mut expected, dialect, "x", stamped);
+        let mut read = BytesMut::new();
+        while !read.ends_with(b"hello\r\n") {
+            redis.read_buf(&mut read).await.unwrap();
+        }
+        assert_eq!(read, expected);
+        redis.write_all(b":1\r\n").await.unwrap();
+        assert_eq!(publishing.await.unwrap().receivers, 1);
     }
 
     /// Whichever of both the task learns first.
