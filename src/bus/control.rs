@@ -86,6 +86,16 @@ pub(crate) enum Ask {
     Leave { room: String },
 }
 
+impl Ask {
+    /// Whether it may come before what was sent earlier: it changes nothing.
+    pub(crate) fn may_overtake(&self) -> bool {
+        match self {
+            Self::Sockets | Self::Count | Self::Node => true,
+            Self::Close { .. } | Self::Join { .. } | Self::Leave { .. } => false,
+        }
+    }
+}
+
 impl From<&Close> for Ask {
     fn from(close: &Close) -> Self {
         Self::Close {

@@ -221,6 +221,17 @@ pub(crate) trait Bus: fmt::Debug + Send + Sync {
         &[]
     }
 
+    /// The topics on which all nodes are counted. Every node wants each of them, and who is counted on one is reached by
+    /// whatever else goes the same way.
+    fn censuses(&self) -> Vec<Topic> {
+        vec![Topic::nodes()]
+    }
+
+    /// That of them which goes the way of this topic.
+    fn census(&self, _topic: &Topic) -> Topic {
+        Topic::nodes()
+    }
+
     /// One more reason to hear a topic. Every call is paired with a [`release`](Self::release).
     fn want(&self, topic: &Topic) -> Confirmation;
 

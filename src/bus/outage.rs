@@ -304,7 +304,12 @@ impl Outage {
 
     /// Since when all links have worked, and until when they are known to; none while one does not.
     pub(crate) fn hearing(&self) -> Option<Span> {
-        self.all(|link| match link.standing {
+        self.hearing_of(PartitionSet::all())
+    }
+
+    /// The same of those that carry these.
+    pub(crate) fn hearing_of(&self, partitions: PartitionSet) -> Option<Span> {
+        self.all(partitions, |link| match link.standing {
             Standing::Up(since) => Some((since, link.proven?)),
             Standing::Down { .. } => None,
         })
@@ -312,16 +317,26 @@ impl Outage {
 
     /// The same of what nodes say to each other, which goes on while the channels of others are refused.
     pub(crate) fn hearing_nodes(&self) -> Option<Span> {
-        self.all(|link| match link.standing {
+        self.all(PartitionSet::all(), |link| match link.standing {
             Standing::Up(since) => Some((since, link.proven?)),
             Standing::Down { .. } => link.works,
         })
     }
 
-    fn all(&self, span: impl Fn(&LinkHealth) -> Option<Span>) -> Option<Span> {
-        let links = self.links.values().map(span);
+    fn all(
+        &self,
+        partitions: PartitionSet,
+        span: impl Fn(&LinkHealth) -> Option<Span>,
+    ) -> Option<Span> {
+        let is_meant = |carried: PartitionSet| !(carried & partitions).is_empty();
+        let mut moves = self.on_their_way.iter();
+        if moves.any(|one| is_meant(one.partitions)) {
+            return None;
+        }
+        let links = self.links.values();
         links
-            .filter(|_| self.on_their_way.is_empty())
+            .filter(|link| is_meant(link.partitions))
+            .map(span)
             .reduce(|all, link| {
                 let ((since, until), (from, proven)) = (all?, link?);
                 Some((since.max(from), until.min(proven)))
@@ -737,6 +752,11 @@ mod tests {
                 let (last, first) = (since.iter().flatten().max(), proven.iter().flatten().min());
                 let whole = works.then(|| (*last.unwrap(), *first.unwrap()));
                 prop_assert_eq!(outage.hearing(), whole);
+                for (id, carried) in carrying((0..3).map(LinkId)) {
+                    let at = id.0 as usize;
+                    let one = since[at].and_then(|since| Some((since, proven[at]?)));
+                    prop_assert_eq!(outage.hearing_of(carried), one);
+                }
             }
         }
     }

@@ -86,14 +86,20 @@ impl Reception {
 
     /// Since when, and until when, this node has heard whatever the others said; none while the bus is down.
     pub(crate) fn hearing(&self) -> Option<Span> {
-        let (since, proven) = self.outage.lock().hearing()?;
-        Some((since, self.bus.heard_until(proven)))
+        let span = self.outage.lock().hearing();
+        self.heard(span)
+    }
+
+    /// The same of what they said in these partitions.
+    pub(crate) fn hearing_of(&self, partitions: PartitionSet) -> Option<Span> {
+        let span = self.outage.lock().hearing_of(partitions);
+        self.heard(span)
     }
 
     /// The same of what nodes say to each other, which goes on while the channels of others are refused.
     pub(crate) fn hearing_nodes(&self) -> Option<Span> {
-        let (since, proven) = self.outage.lock().hearing_nodes()?;
-        Some((since, self.bus.heard_until(proven)))
+        let span = self.outage.lock().hearing_nodes();
+        self.heard(span)
     }
 
     /// The kinds of what is refused, on any link.
@@ -236,6 +242,11 @@ impl Reception {
         self.health.end();
         self.gaps.end();
         is_news
+    }
+
+    fn heard(&self, span: Option<Span>) -> Option<Span> {
+        let (since, proven) = span?;
+        Some((since, self.bus.heard_until(proven)))
     }
 
     fn tell_gap(&self, missed: Missed, repaired: Repaired) -> Gap {

@@ -78,7 +78,9 @@ impl Outcome {
         self.nodes
     }
 
-    /// Other nodes that are there and did not say within `publish_timeout` that they carried it out; they may have.
+    /// Other nodes that are there and did not say within `publish_timeout` that they carried it out; they may have. At least 1
+    /// where somebody did not and it is not known who, such as a node that hears one of several Redises no more and has not
+    /// noticed yet.
     pub fn unanswered(&self) -> usize {
         self.unanswered
     }

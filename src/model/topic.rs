@@ -1,7 +1,7 @@
 //! What is addressable, and its one injective name.
 //!
 //! A topic's name is the part of a Redis channel after the namespace: `all`, `u:{user}`, `r:{room}`;
-//! `nodes` and `n:{node}` for what concerns nodes, `p:{topic}` for who comes and goes. Bytes of a user id or room outside `A-Z a-z 0-9 - . _ ~` are written as upper-case
+//! `nodes`, where several Redises share the topics `n:all{number}` as well, and `n:{node}` for what concerns nodes, `p:{topic}` for who comes and goes. Bytes of a user id or room outside `A-Z a-z 0-9 - . _ ~` are written as upper-case
 //! `%XX` (RFC 3986, section 2.1), so two ids never share a name, and none can forge another kind.
 
 use std::borrow::Borrow;
@@ -12,6 +12,7 @@ use std::sync::Arc;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
 use crate::model::id::{InvalidId, NodeId, RoomId, SocketId, UserId, check_name};
+use crate::model::partition::Partition;
 
 const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
@@ -77,6 +78,8 @@ impl TopicKind {
             [b'u', b':', ..] => Self::User,
             [b'r', b':', ..] => Self::Room,
             [b's', b':', ..] => Self::Socket,
+            // No node is called so, since `l` is no hexadecimal digit.
+            [b'n', b':', b'a', b'l', b'l', ..] => Self::Nodes,
             [b'n', b':', ..] => Self::Node,
             [b'p', b':', ..] => Self::Presence,
             b"all" => Self::All,
@@ -157,6 +160,21 @@ impl Topic {
 
     pub(crate) fn nodes() -> Self {
         Self::of(TopicKind::Nodes, "")
+    }
+
+    /// One of all nodes in each partition; in its own that is [`nodes`](Self::nodes). The names of the others begin as those of
+    /// single nodes do, so that whoever may hear and tell these may hear and tell them.
+    pub(crate) fn nodes_by_partition() -> [Self; Partition::COUNT] {
+        let mut topics: [Option<Self>; Partition::COUNT] = [const { None }; Partition::COUNT];
+        let (mut topic, mut missing, mut number) = (Self::nodes(), Partition::COUNT, 0u32);
+        while missing > 0 {
+            let place = &mut topics[Partition::of(topic.as_str()).index()];
+            missing -= usize::from(place.is_none());
+            place.get_or_insert(topic);
+            topic = Self(format!("n:all{number}").into());
+            number += 1;
+        }
+        topics.map(|topic| topic.expect("none is missing"))
     }
 
     /// A topic whose users can be watched, by its name.
@@ -403,10 +421,20 @@ mod tests {
             assert_eq!(heard, TopicRef::from(&topic));
             assert_eq!(heard.to_topic(), topic);
         }
-        for later in ["", "u", "alle", "node", "x:1", ":", "é:"] {
+        for later in ["", "u", "alle", "node", "nodes:", "n", "x:1", ":", "é:"] {
             assert_eq!(TopicRef::of(later), None, "{later}");
         }
         assert_eq!(TopicRef::of("s:nonsense").unwrap().as_socket(), None);
+    }
+
+    #[test]
+    fn every_partition_has_a_topic_of_all_nodes() {
+        let topics = Topic::nodes_by_partition();
+        for (partition, topic) in Partition::all().zip(&topics) {
+            assert_eq!(Partition::of(topic.as_str()), partition);
+            assert_eq!(topic.kind(), TopicKind::Nodes);
+        }
+        assert!(topics.contains(&Topic::nodes()));
     }
 
     #[test]

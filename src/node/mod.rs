@@ -76,7 +76,9 @@ impl Node {
         bus.start(listener);
         // Single sockets are reached through it. Never released: it lives as long as the bus.
         bus.want(&Topic::node(id));
-        bus.want(&Topic::nodes());
+        bus.censuses()
+            .iter()
+            .for_each(|topic| drop(bus.want(topic)));
         node.local.start();
         node.start_repairs();
         node.peers.start(&node.config.peers());

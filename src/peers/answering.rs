@@ -90,7 +90,9 @@ impl Answering {
         scope: &Scope<'_>,
         what: Ask,
     ) {
-        self.heard.lock().insert(asker, id);
+        if self.came_before(asker, id) {
+            return;
+        }
         let (count, confirmation) = self.sockets.carry_out(scope, &what);
         let Some(open) = self.open(asker, id) else {
             self.counters.questions_refused.fetch_add(1, Relaxed);
@@ -114,6 +116,14 @@ impl Answering {
                 });
             }
         }
+    }
+
+    /// Whether a question was heard on its channel, and is repeated by name.
+    fn came_before(&self, asker: NodeId, id: u64) -> bool {
+        let mut heard = self.heard.lock();
+        let came = heard.contains_lately(asker, id);
+        heard.insert(asker, id);
+        came
     }
 
     /// Somebody looks at a dashboard there.

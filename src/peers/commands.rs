@@ -90,7 +90,7 @@ impl Commands {
         Ok(Outcome {
             local,
             nodes: (reach == Reach::Everywhere).then(|| self.count_nodes(&answers)),
-            unanswered: answers.missing.len(),
+            unanswered: count_unanswered(&answers),
         })
     }
 
@@ -145,7 +145,7 @@ impl Commands {
         Ok(Outcome {
             local,
             nodes: Some(self.count_nodes(&answers)),
-            unanswered: answers.missing.len(),
+            unanswered: count_unanswered(&answers),
         })
     }
 
@@ -184,6 +184,11 @@ impl Commands {
         let parts = answers.parts.keys();
         parts.filter(|id| !nodes.is_worker(**id)).count()
     }
+}
+
+/// How many have not answered; one at least, where it is not known who.
+fn count_unanswered(answers: &Answers) -> usize {
+    answers.missing.len().max(usize::from(answers.partial))
 }
 
 /// A command that is carried out here however whoever commanded it ends.

@@ -6,7 +6,8 @@
 //!
 //! That a question never came is proof of nothing where it may have been missed: a node that is told of it says
 //! for how long it has heard everything, which must be longer than the question is old when that arrives. So the
-//! way there and back counts against it, and no two clocks are compared.
+//! way there and back counts against it, and no two clocks are compared. It may not know yet that it hears one Redis of
+//! several no more: so of those that the bus counts there, no more may say so than did not take the question.
 //!
 //! ```text
 //!  of a node:
@@ -41,6 +42,8 @@ pub(crate) struct Gathering {
     came_back: bool,
     /// A node has left meanwhile, and nobody knows whether it was one of those.
     uncertain: bool,
+    /// How many nodes that hold sockets hear whatever goes the way of the question, as the bus counts.
+    present: usize,
     answers: HashMap<NodeId, Vec<Bytes>>,
     finished: HashSet<NodeId>,
     /// Nodes that have nothing to do with the question.
@@ -115,10 +118,16 @@ impl Gathering {
         }
     }
 
-    /// So many other nodes are on the bus, of so many that are known: with fewer, somebody is cut off, and counting
-    /// cannot tell whom the question did not reach.
-    pub(crate) fn present(&mut self, present: usize, known: usize) {
+    /// So many others hear whatever goes the way of the question, of so many that are known, workers among them: with
+    /// fewer, somebody is cut off, and counting cannot tell whom the question did not reach.
+    pub(crate) fn present(&mut self, present: usize, known: usize, workers: usize) {
         self.uncertain |= present < known;
+        self.present = present.saturating_sub(workers);
+    }
+
+    /// Whether counting cannot end it.
+    pub(crate) fn is_uncertain(&self) -> bool {
+        self.uncertain
     }
 
     /// Redis refuses somebody channels such as that of the question.
@@ -166,6 +175,7 @@ impl Gathering {
         let counted = self.is_counted();
         // Somebody took the question and did not answer, and nobody knows who it was.
         let unknown = self.owed() > self.gone;
+        let is_whole = counted || !self.is_denied_by_too_many();
         let mut missing = self.refused;
         missing.extend(self.deaf);
         if !counted {
@@ -177,17 +187,28 @@ impl Gathering {
         self.answers.retain(|node, _| self.finished.contains(node));
         Answers {
             parts: self.answers,
-            partial: !missing.is_empty() || self.late || unknown,
+            partial: !missing.is_empty() || self.late || unknown || !is_whole,
             missing,
         }
     }
 
-    /// How many took the question and have not answered, ourselves aside.
+    /// How many took the question and have not answered.
     fn owed(&self) -> usize {
+        let accounted = self.finished.len() + self.refused.len();
+        self.taken().saturating_sub(accounted)
+    }
+
+    /// How many took the question, ourselves aside.
+    fn taken(&self) -> usize {
         let promised = self.promised.unwrap_or_default();
         let ourselves = usize::from(self.came_back && !promised.comes_back);
-        let accounted = self.finished.len() + self.refused.len() + ourselves;
-        promised.nodes.saturating_sub(accounted)
+        promised.nodes.saturating_sub(ourselves)
+    }
+
+    /// Of those that are counted some took the question. If more than the rest say that it never came, somebody of them hears
+    /// less than it knows.
+    fn is_denied_by_too_many(&self) -> bool {
+        !self.unasked.is_empty() && self.unasked.len() + self.taken() > self.present
     }
 
     /// Whether we hear what is answered, as far as can be told.
@@ -457,14 +478,33 @@ mod tests {
     fn with_fewer_on_the_bus_than_are_known_counting_ends_nothing() {
         let mut gathering = promised(1);
         answer(&mut gathering, A);
-        gathering.present(2, 2);
+        gathering.present(2, 2, 0);
         assert!(gathering.is_complete(), "control");
-        gathering.present(1, 2);
+        gathering.present(1, 2, 0);
         assert!(!gathering.is_complete() && gathering.needs_names());
         gathering.follow_up([A, B]);
         gathering.unreachable(B);
         assert!(gathering.is_complete());
         let answers = gathering.into_answers();
         assert_eq!((answers.missing, answers.partial), (vec![B], true));
+    }
+
+    #[test]
+    fn who_says_that_it_never_came_and_is_not_counted_is_not_believed() {
+        let of_three = |present, workers| {
+            let mut gathering = promised(1);
+            gathering.present(present, 3 + workers, workers);
+            answer(&mut gathering, A);
+            gathering.follow_up([A, B, C]);
+            unasked(&mut gathering, B);
+            unasked(&mut gathering, C);
+            assert!(gathering.is_complete(), "nobody is waited for");
+            let answers = gathering.into_answers();
+            (answers.missing, answers.partial)
+        };
+        assert_eq!(of_three(3, 0), (vec![], false), "control");
+        assert_eq!(of_three(2, 0), (vec![], true), "one of both is deaf");
+        assert_eq!(of_three(4, 1), (vec![], false), "control");
+        assert_eq!(of_three(3, 1), (vec![], true), "a worker stands for nobody");
     }
 }

@@ -2,18 +2,24 @@
 //! of what was answered ([`gather`](super::gather)).
 //!
 //! ```text
-//!  asked --> published --> wait --> complete ------------------> answers
-//!               |          ^  |                                    ^
-//!               | fails    |  |  100 ms, or counting is no use:    |
-//!               v          +--+  who is silent is asked by name    |
-//!             error           |                                    |
-//!                             +--> the deadline: what is there ----+
+//!  asked --> published --> wait --> complete ------------------------------> answers
+//!               |          ^  |                                                ^
+//!               | fails    |  |  100 ms: who is silent is asked by name        |
+//!               |          +--+  whether it came; once, where counting is no   |
+//!               v             |  use, and then at once: for the same           |
+//!             error           +--> the deadline: what is there ----------------+
 //! ```
 //! Counting ends nearly every question, at the price of one number that the bus tells anyhow. It proves something only
 //! while those that took the question are those that are known: so it is looked at first whether somebody is cut off,
 //! refused channels, or unknown, and then nobody waits in vain until names are asked for. Asked by name, and again and
 //! again, a node shows by its silence that an answer is under way.
+//!
+//! Those that are known are counted where the question travels: who hears one Redis may be deaf to another, and need not
+//! know that yet. So it is no proof either that such a node says it was never asked; and it is asked by name for what the
+//! others were asked for. Only then, since as many answers as took the question end it while counting proves something: those
+//! of others must not stand for them.
 
+use std::mem::replace;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -34,17 +40,20 @@ pub(super) struct Question {
     /// When names are asked for, if counting has not ended it.
     follow_up: Instant,
     gathering: Gathering,
+    is_repeated: bool,
 }
 
 /// Who is there, as far as this node can tell once its question is published.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Census {
-    /// How many others took what all nodes hear; none if that could not be published.
+    /// How many others took what all nodes hear who hear the question; none if that could not be published.
     pub(super) counted: Option<usize>,
-    /// Since when this node has heard everything itself.
+    /// Since when this node has heard everything that goes the way of the question.
     pub(super) hearing: Option<Span>,
-    /// How many others are known.
+    /// How many others are known, …
     pub(super) known: usize,
+    /// … and of them workers, whom nobody asks by name.
+    pub(super) workers: usize,
     /// Whether a question on such a channel comes to all who have to hear it.
     pub(super) all_hear: bool,
 }
@@ -52,8 +61,10 @@ pub(super) struct Census {
 /// What is to be done now.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Next {
+    /// These are asked by name for what the others were asked for: who was counted does not say whom it reached.
+    Repeat(Vec<NodeId>),
     /// These are asked by name whether there is something to wait for.
-    Ask(Vec<NodeId>),
+    Ping(Vec<NodeId>),
     /// Until something comes, or until then.
     Wait(Instant),
     Over,
@@ -66,6 +77,7 @@ impl Question {
             deadline: now + timeout,
             follow_up: now + FOLLOW_UP,
             gathering: Gathering::default(),
+            is_repeated: false,
         }
     }
 
@@ -91,7 +103,8 @@ impl Question {
             .hearing
             .is_some_and(|(since, _)| since <= self.asked_at);
         let present = census.counted.filter(|_| hears).unwrap_or(0);
-        self.gathering.present(present, census.known);
+        self.gathering
+            .present(present, census.known, census.workers);
         if !census.all_hear {
             self.gathering.not_all_hear();
         }
@@ -106,7 +119,13 @@ impl Question {
         }
         if self.gathering.needs_names() || self.follow_up <= now {
             self.follow_up = now + FOLLOW_UP;
-            return Next::Ask(self.gathering.follow_up(known()));
+            let silent = self.gathering.follow_up(known());
+            let is_repeated =
+                !self.gathering.is_uncertain() || replace(&mut self.is_repeated, true);
+            return match is_repeated {
+                true => Next::Ping(silent),
+                false => Next::Repeat(silent),
+            };
         }
         Next::Wait(self.follow_up.min(self.deadline))
     }
@@ -144,6 +163,7 @@ mod tests {
             counted: Some(nodes),
             hearing: Some((since, since)),
             known: nodes,
+            workers: 0,
             all_hear: true,
         }
     }
@@ -175,14 +195,23 @@ mod tests {
         question.next(|| vec![A, B], now)
     }
 
-    fn names(question: &mut Question, now: Instant) -> Vec<NodeId> {
+    fn pinged(question: &mut Question, now: Instant) -> Vec<NodeId> {
         match next(question, now) {
-            Next::Ask(mut names) => {
-                names.sort_unstable();
-                names
-            }
+            Next::Ping(names) => sorted(names),
             other => panic!("{other:?}"),
         }
+    }
+
+    fn repeated_to(question: &mut Question, now: Instant) -> Vec<NodeId> {
+        match next(question, now) {
+            Next::Repeat(names) => sorted(names),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn sorted(mut names: Vec<NodeId>) -> Vec<NodeId> {
+        names.sort_unstable();
+        names
     }
 
     #[test]
@@ -207,7 +236,7 @@ mod tests {
         let mut now = start + 5 * MS + FOLLOW_UP;
         assert_eq!(next(&mut question, now - MS), Next::Wait(now));
         for _ in 0..3 {
-            assert_eq!(names(&mut question, now), [B]);
+            assert_eq!(pinged(&mut question, now), [B]);
             // The pings took some time.
             question.followed_up(&[], now + 30 * MS);
             now += 30 * MS + FOLLOW_UP;
@@ -233,14 +262,33 @@ mod tests {
         for change in changes {
             let mut question = published(start, change);
             answer(&mut question, A);
-            assert_eq!(names(&mut question, start + 6 * MS), [B]);
+            assert_eq!(repeated_to(&mut question, start + 6 * MS), [B]);
             let then = start + 6 * MS + FOLLOW_UP;
             assert_eq!(
                 next(&mut question, start + 6 * MS),
                 Next::Wait(then),
                 "once"
             );
+            assert_eq!(pinged(&mut question, then), [B], "that is repeated once");
         }
+    }
+
+    /// Who did not take it would answer instead of those who did, and nobody would wait for these.
+    #[test]
+    fn a_slow_question_is_not_repeated_where_counting_ends_it() {
+        let start = Instant::now();
+        let known = |census: &mut Census| (census.known, census.counted) = (4, Some(4));
+        let mut question = published(start, known);
+        let due = start + 5 * MS + FOLLOW_UP;
+        assert_eq!(pinged(&mut question, due), [A, B]);
+        question.gathering().left(NodeId(3), true);
+        let due = due + FOLLOW_UP;
+        assert_eq!(
+            repeated_to(&mut question, due),
+            [A, B],
+            "now it proves nothing"
+        );
+        assert_eq!(pinged(&mut question, due + FOLLOW_UP), [A, B]);
     }
 
     #[test]
@@ -250,7 +298,7 @@ mod tests {
         let mut question = published(start, late(start));
         assert!(matches!(next(&mut question, start + 5 * MS), Next::Wait(_)));
         let mut question = published(start, late(start + MS));
-        assert_eq!(names(&mut question, start + 5 * MS), [A, B]);
+        assert_eq!(repeated_to(&mut question, start + 5 * MS), [A, B]);
     }
 
     #[test]
@@ -258,7 +306,7 @@ mod tests {
         let start = Instant::now();
         let mut question = published(start, |census| census.known = 3);
         answer(&mut question, A);
-        assert_eq!(names(&mut question, start + 6 * MS), [B]);
+        assert_eq!(repeated_to(&mut question, start + 6 * MS), [B]);
         question.followed_up(&[B], start + 7 * MS);
         assert_eq!(next(&mut question, start + 7 * MS), Next::Over);
         assert_eq!(question.end([A, B]).missing, [B]);
@@ -269,7 +317,7 @@ mod tests {
         let start = Instant::now();
         let mut question = published(start, |census| census.known = 3);
         answer(&mut question, A);
-        assert_eq!(names(&mut question, start + 6 * MS), [B]);
+        assert_eq!(repeated_to(&mut question, start + 6 * MS), [B]);
         question.unasked(B, 9 * MS, start + 10 * MS);
         assert!(
             matches!(next(&mut question, start + 10 * MS), Next::Wait(_)),
@@ -337,7 +385,7 @@ mod tests {
             loop {
                 match question.next(ids, now) {
                     Next::Over => break,
-                    Next::Ask(names) => {
+                    Next::Repeat(names) | Next::Ping(names) => {
                         prop_assert!(names.iter().all(|node| !answered.contains(node)));
                         question.followed_up(&[], now);
                         asked.push(now);

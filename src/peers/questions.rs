@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::{BoxFuture, OptionFuture, join, join_all};
 use parking_lot::Mutex;
@@ -24,7 +25,11 @@ use crate::bus::wire::MAX_ENVELOPE;
 use crate::home::Ground;
 use crate::model::error::PublishError;
 use crate::model::id::NodeId;
+use crate::model::partition::Partition;
 use crate::model::topic::{Topic, TopicKind};
+
+/// Most bytes of a question that are said once more to each node by name.
+const REPEATED: usize = 64 * 1024;
 
 #[derive(Debug)]
 pub(super) struct Questions {
@@ -51,16 +56,18 @@ struct OpenQuestion {
     questions: Arc<Questions>,
     id: u64,
     shared: Arc<SharedQuestion>,
+    /// What it is where it may be said by name.
+    repeated: Option<Bytes>,
 }
 
 /// A question whose publication is queued already.
 pub(super) struct Asked {
     open: OpenQuestion,
     publishing: BoxFuture<'static, Result<Published, PublishError>>,
-    /// Tells how many nodes are on the bus at all, where the question itself does not.
+    /// Tells how many nodes hear what goes the same way, where the question itself does not.
     census: OptionFuture<BoxFuture<'static, Result<Published, PublishError>>>,
-    /// Of the channel on which it travels.
-    kind: TopicKind,
+    /// On which it travels.
+    carrier: Topic,
 }
 
 impl Questions {
@@ -113,7 +120,7 @@ impl Questions {
         let Some(carrier) = carrier.filter(|topic| *topic != self.own) else {
             return Ok(None);
         };
-        let scope = selection.scope();
+        let (scope, may_overtake) = (selection.scope(), what.may_overtake());
         let ask = Control::Ask { id, what };
         let envelope = self.uplink.write_word(&scope, id, &ask);
         if envelope.len() > MAX_ENVELOPE {
@@ -122,15 +129,16 @@ impl Questions {
                 envelope.len()
             )));
         }
-        let open = self.open(id);
-        let (kind, is_census) = (carrier.kind(), carrier == Topic::nodes());
-        let publishing = self.uplink.ask(carrier, envelope, selection.size());
-        let census = (!is_census).then(|| self.uplink.probe());
+        let may_repeat = may_overtake && envelope.len() <= REPEATED;
+        let open = self.open(id, may_repeat.then(|| envelope.clone()));
+        let publishing = (self.uplink).ask(carrier.clone(), envelope, selection.size());
+        let is_census = carrier.kind() == TopicKind::Nodes;
+        let census = (!is_census).then(|| self.uplink.probe(&carrier));
         Ok(Some(Asked {
             open,
             publishing,
             census: census.into(),
-            kind,
+            carrier,
         }))
     }
 
@@ -150,7 +158,7 @@ impl Questions {
         }
     }
 
-    fn open(self: &Arc<Self>, id: u64) -> OpenQuestion {
+    fn open(self: &Arc<Self>, id: u64, repeated: Option<Bytes>) -> OpenQuestion {
         let question = Question::asked(Instant::now(), self.publish_timeout);
         let shared = Arc::new(SharedQuestion {
             question: Mutex::new(question),
@@ -161,6 +169,7 @@ impl Questions {
             questions: self.clone(),
             id,
             shared,
+            repeated,
         }
     }
 
@@ -168,28 +177,34 @@ impl Questions {
         self.nodes.lock().ids().collect()
     }
 
-    fn census(&self, counted: Option<Published>, kind: TopicKind) -> Census {
-        let hearing = self.reception.hearing();
+    fn census(&self, counted: Option<Published>, carrier: &Topic) -> Census {
+        // Where nodes say hello too: a stranger would be counted for one that is known.
+        let heard = [carrier, &Topic::nodes()].map(|topic| Partition::of(topic.as_str()));
+        let hearing = self.reception.hearing_of(heard.into_iter().collect());
         let nodes = self.nodes.lock();
         Census {
             counted: counted.map(|counted| counted.nodes),
             hearing,
             known: nodes.len(),
-            all_hear: nodes.hear(kind),
+            workers: nodes.len() - nodes.ids().count(),
+            all_hear: nodes.hear(carrier.kind()),
         }
     }
 
-    /// Asks each of them whether there is something to wait for; those who are not on the bus.
-    async fn ping(&self, id: u64, silent: Vec<NodeId>) -> Vec<NodeId> {
+    /// Asks whether there is something to wait for.
+    fn ping(&self, id: u64) -> Bytes {
         let ping = Control::Ping { id };
-        let ping = self.uplink.write_word(&Scope::default(), id, &ping);
-        let pings = silent.into_iter().map(|node| {
-            let pinging = self.uplink.say(Topic::node(node), ping.clone());
-            async move { (node, pinging.await) }
+        self.uplink.write_word(&Scope::default(), id, &ping)
+    }
+
+    /// Tells each of them; those who are not on the bus.
+    async fn tell_by_name(&self, word: &Bytes, silent: Vec<NodeId>) -> Vec<NodeId> {
+        let telling = silent.into_iter().map(|node| {
+            let telling = self.uplink.say(Topic::node(node), word.clone());
+            async move { (node, telling.await) }
         });
-        let pinged = join_all(pings).await.into_iter();
-        let unreachable =
-            pinged.filter(|(_, pinged)| pinged.as_ref().is_ok_and(|pinged| pinged.nodes == 0));
+        let told = join_all(telling).await.into_iter();
+        let unreachable = told.filter(|(_, told)| told.as_ref().is_ok_and(|told| told.nodes == 0));
         unreachable.map(|(node, _)| node).collect()
     }
 }
@@ -222,7 +237,7 @@ impl Asked {
             open,
             publishing,
             census,
-            kind,
+            carrier,
         }) = asked
         else {
             return Ok(Answers::of_nobody());
@@ -230,7 +245,7 @@ impl Asked {
         let (published, counted) = join(publishing, census).await;
         let published = published?;
         let counted = counted.unwrap_or(Ok(published));
-        let census = open.questions.census(counted.ok(), kind);
+        let census = open.questions.census(counted.ok(), &carrier);
         let now = Instant::now();
         open.shared
             .update(|question| question.published(published, census, now));
@@ -247,20 +262,24 @@ impl OpenQuestion {
         loop {
             let known = || self.questions.known();
             let next = question.lock().next(known, Instant::now());
-            match next {
+            let (word, silent) = match next {
                 Next::Over => return,
-                Next::Ask(silent) => {
-                    let pinging = self.questions.ping(self.id, silent);
-                    let Ok(unreachable) = timeout_at(deadline, pinging).await else {
-                        return;
-                    };
-                    question.lock().followed_up(&unreachable, Instant::now());
+                Next::Wait(until) => {
+                    tokio::select! {
+                        () = changed.notified() => {}
+                        () = sleep_until(until) => {}
+                    }
+                    continue;
                 }
-                Next::Wait(until) => tokio::select! {
-                    () = changed.notified() => {}
-                    () = sleep_until(until) => {}
-                },
-            }
+                Next::Repeat(silent) => (self.repeated.clone(), silent),
+                Next::Ping(silent) => (None, silent),
+            };
+            let word = word.unwrap_or_else(|| self.questions.ping(self.id));
+            let telling = self.questions.tell_by_name(&word, silent);
+            let Ok(unreachable) = timeout_at(deadline, telling).await else {
+                return;
+            };
+            question.lock().followed_up(&unreachable, Instant::now());
         }
     }
 }

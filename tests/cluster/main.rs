@@ -26,6 +26,7 @@ macro_rules! on_every_bus {
 
 mod acl;
 mod bus;
+mod census;
 mod clients;
 mod delivery;
 mod engine;

@@ -254,7 +254,7 @@ async fn a_node_that_is_coming_back_is_missing_until_it_hears_everything() {
         half_back += usize::from((1..USERS).contains(&back));
         let counts = counts().await;
         wrong += counts.iter().filter(|count| **count == (0, true)).count();
-        counts == [(1, true); USERS]
+        b.cluster.health() == Health::Up && counts == [(1, true); USERS]
     })
     .await;
     assert!(half_back > 0, "control: it came back at once");
@@ -295,6 +295,38 @@ async fn who_is_deaf_without_knowing_calls_nothing_whole() {
     let deaf = count().await;
     assert_eq!((deaf.sockets(), deaf.is_complete()), (1, false));
     assert_eq!(deaf.missing(), [b.id()]);
+}
+
+/// One that is cut off makes the question be repeated to the others, by name: at once, while they hear it anyhow.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_asked_twice_answers_once() {
+    const SOCKETS: usize = 40;
+    const ROOMS: usize = 30;
+    let mut lab = Lab::redis();
+    let link = Proxy::to(lab.server().port()).await;
+    let [a, b] = lab.nodes().await;
+    let cut = TestNode::start(lab.builder().redis(link.url()).start()).await;
+    cut.until_up().await;
+    until("all know one another", async || {
+        a.cluster.stats().nodes == 3
+    })
+    .await;
+    let clients = join_all((0..SOCKETS).map(|_| b.client("alice"))).await;
+    // An answer of several parts.
+    let alice = || b.broadcaster.to_user("alice").local();
+    join_all((0..ROOMS).map(|n| alice().join(format!("{n:0>250}")))).await;
+    link.cut();
+    until("its link is gone", async || {
+        cut.cluster.health() != Health::Up
+    })
+    .await;
+    for _ in 0..20 {
+        let roster = a.broadcaster.to_user("alice").sockets().await.unwrap();
+        assert_eq!(roster.missing(), [cut.id()], "control");
+        let sockets: HashSet<SocketId> = roster.sockets().iter().map(|it| it.id).collect();
+        assert_eq!((sockets.len(), roster.sockets().len()), (SOCKETS, SOCKETS));
+    }
+    drop(clients);
 }
 
 /// Redis counts no node whose link is cut, and nobody else tells that it is there.

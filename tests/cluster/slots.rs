@@ -434,7 +434,7 @@ async fn messages_to_others_are_as_quick_while_slots_move() {
     assert!(median < 3.0, "{median:.2}x");
 }
 
-/// T9: who asks is the only one that nobody tells of the move.
+/// T9: who asks has not heard of the move at first, nor has who is asked.
 #[tokio::test(flavor = "multi_thread")]
 async fn who_is_online_is_so_while_a_slot_moves() {
     let fleet = Fleet::start(0, |builder| builder.probe_interval(RARELY)).await;
@@ -458,6 +458,9 @@ async fn who_is_online_is_so_while_a_slot_moves() {
                 Ok(online) => assert!(online, "after {:?}", flipped.elapsed()),
                 Err(error) => assert!(error.to_string().contains("moves"), "{error}"),
             }
+            let count = b.broadcaster.to_user("alice").count().await.unwrap();
+            let is_told = count.sockets() == 1 || !count.is_complete();
+            assert!(is_told, "left out in silence after {:?}", flipped.elapsed());
         }
         assert!(b.broadcaster.is_online("alice").await.unwrap());
         assert!(!b.broadcaster.is_online("nobody").await.unwrap());

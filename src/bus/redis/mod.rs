@@ -4,6 +4,7 @@ mod address;
 mod advice;
 mod backlog;
 mod backoff;
+mod census;
 mod channels;
 mod cluster;
 mod command;
@@ -49,6 +50,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use self::advice::Advice;
+use self::census::CensusTopics;
 #[cfg(any(fuzzing, axum_cluster_internals))]
 pub(crate) use self::cluster::read_view;
 use self::cluster::{Cartographer, Follower};
@@ -68,7 +70,7 @@ use crate::model::error::PublishError;
 use crate::model::history::mark::{Clock, Marks};
 use crate::model::history::token::Key;
 use crate::model::id::NodeId;
-use crate::model::partition::PartitionSet;
+use crate::model::partition::{Partition, PartitionSet};
 use crate::model::topic::Topic;
 use crate::quota::Seats;
 use crate::tasks;
@@ -78,6 +80,7 @@ use crate::tasks;
 pub(crate) struct RedisBus {
     common: Arc<Common>,
     placement: Arc<Placement>,
+    census: CensusTopics,
     /// The names that decide who carries what, where they do.
     names: Vec<String>,
     /// Where sockets per user are limited.
@@ -104,6 +107,11 @@ impl RedisBus {
             }
             targets => (Self::place(targets, &common), None),
         };
+        let census = match (targets, &cluster) {
+            (_, Some(_)) => CensusTopics::by_partition(),
+            ([_], None) => CensusTopics::one(),
+            (_, None) => CensusTopics::by_shard(placement.links().into_iter().map(|(_, all)| all)),
+        };
         let seats = |limit| Arc::new(placement.seats(limit, &common));
         let mut names = Vec::new();
         if targets.len() > 1 {
@@ -114,6 +122,7 @@ impl RedisBus {
             names,
             seats: common.settings.seats.map(seats),
             placement: Arc::new(placement),
+            census,
             cluster,
             common,
         }
@@ -201,6 +210,14 @@ impl Bus for RedisBus {
 
     fn shared_by(&self) -> &[String] {
         &self.names
+    }
+
+    fn censuses(&self) -> Vec<Topic> {
+        self.census.all()
+    }
+
+    fn census(&self, topic: &Topic) -> Topic {
+        self.census.of(Partition::of(topic.as_str()))
     }
 
     fn want(&self, topic: &Topic) -> Confirmation {

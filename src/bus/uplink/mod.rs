@@ -160,10 +160,13 @@ impl Uplink {
         self.bus.publish(smallvec![on], question, size, None)
     }
 
-    /// Says nothing, to learn how many nodes hear it.
-    pub(crate) fn probe(&self) -> BoxFuture<'static, Result<Published, PublishError>> {
+    /// Says nothing, to learn how many nodes hear what goes the way of this topic.
+    pub(crate) fn probe(
+        &self,
+        topic: &Topic,
+    ) -> BoxFuture<'static, Result<Published, PublishError>> {
         let probe = self.write(None, &Scope::default(), &Action::Probe);
-        self.say(Topic::nodes(), probe)
+        self.say(self.bus.census(topic), probe)
     }
 
     /// Reads what came on a topic's channel.

@@ -153,6 +153,7 @@ impl Subscriptions {
         moves.stranded = moves.stranded - back;
         let probed = moves.probed;
         let is_connected = self.is_connected();
+        let mut topics = Vec::new();
         for (topic, interest) in &mut self.interests {
             let partition = match *topic == self.own {
                 true => probed,
@@ -165,9 +166,10 @@ impl Subscriptions {
                 && !interest.queued
             {
                 interest.queued = true;
-                self.restoring.push_back(topic.clone());
+                topics.push(topic.clone());
             }
         }
+        self.restore(topics);
         self.arrive();
     }
 
@@ -245,6 +247,7 @@ impl Subscriptions {
     /// Takes in the topics of partitions whose place is here now.
     pub(in crate::bus::redis) fn take_in(&mut self, moving: Vec<Moving>) {
         let connected = self.is_connected();
+        let mut topics = Vec::new();
         for Moving {
             topic,
             reasons,
@@ -255,7 +258,7 @@ impl Subscriptions {
             interest.reasons += reasons;
             if connected && interest.reasons > 0 && !interest.subscribed && !interest.queued {
                 interest.queued = true;
-                self.restoring.push_back(topic.clone());
+                topics.push(topic.clone());
             }
             match (interest.is_confirmed(), self.phase) {
                 (true, _) => self.news.confirmed.extend(waiting),
@@ -264,6 +267,7 @@ impl Subscriptions {
             }
             self.forget_if_unused(topic.as_str());
         }
+        self.restore(topics);
         self.arrive();
     }
 

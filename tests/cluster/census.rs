@@ -1,0 +1,263 @@
+//! Questions where several Redises share the topics, and somebody hears only some of them (rows T26 and T27).
+
+use std::collections::HashSet;
+
+use axum_cluster::{Backend, Health, Redis};
+
+use crate::support::node::NEVER;
+use crate::support::proxy::Proxy;
+use crate::support::redis::redis_cluster::RedisCluster;
+use crate::support::{Client, Lab, RedisServer, TestNode, until};
+
+/// Two nodes at their Redises, and one that reaches each by a way of its own and finds nothing out by itself.
+struct Trio<'a> {
+    servers: &'a [RedisServer],
+    is_heard: &'a dyn Fn(usize, &str) -> bool,
+    asker: TestNode,
+    bystander: TestNode,
+    other: TestNode,
+    ways: Vec<Proxy>,
+    /// Who listens at each Redis beside the other node.
+    listeners: Vec<HashSet<String>>,
+}
+
+impl<'a> Trio<'a> {
+    async fn start(
+        servers: &'a [RedisServer],
+        is_heard: &'a dyn Fn(usize, &str) -> bool,
+        backend: impl Fn(&dyn Fn(&str) -> Redis) -> Backend,
+    ) -> Self {
+        let mut ways = Vec::new();
+        for server in servers {
+            ways.push(Proxy::to(server.port()).await);
+        }
+        let ports = servers.iter().map(RedisServer::port);
+        let detours = ports.zip(ways.iter().map(|way| way.addr.port()));
+        let detours: Vec<(u16, u16)> = detours.collect();
+        let direct = |url: &str| Redis::at(url).unwrap();
+        let detour = move |url: &str| {
+            let detours = detours.clone();
+            direct(url).addresses(move |name, port| {
+                let way = detours.iter().find(|(to, _)| *to == port);
+                (name.to_owned(), way.map_or(port, |(_, way)| *way))
+            })
+        };
+        let builder = || Lab::memory().builder();
+        let start = async |builder: axum_cluster::ClusterBuilder| {
+            let node = TestNode::start(builder.start()).await;
+            node.until_up().await;
+            node
+        };
+        let asker = start(builder().backend(backend(&direct))).await;
+        let bystander = start(builder().backend(backend(&direct))).await;
+        let listeners = servers.iter().map(listeners).collect();
+        let other = builder().backend(backend(&detour)).probe_interval(NEVER);
+        let other = start(other).await;
+        until("they know one another", async || {
+            let nodes = [&asker, &bystander, &other];
+            nodes.iter().all(|node| node.cluster.stats().nodes == 3)
+        })
+        .await;
+        Self {
+            servers,
+            is_heard,
+            asker,
+            bystander,
+            other,
+            ways,
+            listeners,
+        }
+    }
+
+    /// Somebody at the other node for each Redis, and whoever came with them: nobody leaves, so that nothing is owed to that
+    /// node when it becomes deaf.
+    async fn users(&self) -> (Vec<String>, Vec<Client>) {
+        let (mut users, mut clients) = (vec![None; self.servers.len()], Vec::new());
+        for n in 0.. {
+            let user = format!("user-{n}");
+            clients.push(self.other.client(&user).await);
+            let topic = format!("u:{user}");
+            let at = (0..self.servers.len()).find(|at| (self.is_heard)(*at, &topic));
+            users[at.expect("it is heard somewhere")].get_or_insert(user);
+            if users.iter().all(Option::is_some) {
+                break;
+            }
+        }
+        (users.into_iter().flatten().collect(), clients)
+    }
+
+    /// Whether the other node told of this user. If not, it is named.
+    async fn is_told(&self, user: &str) -> bool {
+        let audience = self.asker.broadcaster.to_user(user);
+        let (count, roster) = tokio::join!(audience.clone().count(), audience.sockets());
+        let (count, roster) = (count.unwrap(), roster.unwrap());
+        let (other, mut told) = (self.other.id(), true);
+        for (sockets, missing, is_complete) in [
+            (
+                count.sockets() as usize,
+                count.missing(),
+                count.is_complete(),
+            ),
+            (
+                roster.sockets().len(),
+                roster.missing(),
+                roster.is_complete(),
+            ),
+        ] {
+            match sockets {
+                1 => assert_eq!((missing, is_complete), (&[][..], true), "{user}"),
+                _ => assert_eq!((sockets, missing), (0, &[other][..]), "{user}: left out"),
+            }
+            told &= sockets == 1;
+        }
+        told
+    }
+
+    /// Nothing that is for the user arrives, and what is said of that is true.
+    async fn is_out_of_reach(&self, user: &str) {
+        let broadcaster = &self.asker.broadcaster;
+        let joined = broadcaster.to_user(user).join("room").await.unwrap();
+        assert_eq!(joined.nodes(), Some(0), "{user}");
+        assert!(joined.unanswered() > 0, "{user}: {joined:?}");
+        let sent = broadcaster.to_user(user).send("hello").await.unwrap();
+        assert_eq!(sent.nodes(), Some(0), "{user}");
+        assert!(!broadcaster.is_online(user).await.unwrap(), "{user}");
+    }
+
+    async fn until_in_reach(&self, user: &str) {
+        until("it is in reach", async || {
+            let joined = self.asker.broadcaster.to_user(user).join("room").await;
+            let joined = joined.is_ok_and(|it| (it.nodes(), it.unanswered()) == (Some(1), 0));
+            joined && self.is_told(user).await
+        })
+        .await;
+        assert!(self.asker.broadcaster.is_online(user).await.unwrap());
+    }
+
+    /// Redis has cut off what the other node listens to there, which does not learn it.
+    async fn deafen(&self, at: usize, user: &str) {
+        self.ways[at].deafen_subscribers();
+        let (server, known) = (&self.servers[at], &self.listeners[at]);
+        let listeners = listeners(server);
+        let others: Vec<_> = listeners.difference(known).collect();
+        assert_eq!(others.len(), 1, "control: {others:?}");
+        server.cli(&["CLIENT", "KILL", "ID", others[0]]);
+        let topic = format!("u:{user}");
+        until("nobody hears it", async || !(self.is_heard)(at, &topic)).await;
+    }
+
+    /// Whatever becomes of any of its links, the other node is not left out in silence.
+    async fn is_never_left_out(self) {
+        let all = self.ways.len();
+        let (users, clients) = self.users().await;
+        let mut told = 0;
+        for (at, user) in users.iter().enumerate() {
+            self.until_in_reach(user).await;
+            self.deafen(at, user).await;
+            told += usize::from(self.is_told(user).await);
+            self.is_out_of_reach(user).await;
+            assert_eq!(self.other.cluster.health(), Health::Up, "control: unaware");
+
+            self.ways[at].cut();
+            until("a link of one is down", async || {
+                self.other.cluster.stats().bus_shards_up == all as u64 - 1
+            })
+            .await;
+            self.is_told(user).await;
+            self.is_out_of_reach(user).await;
+            for node in [&self.asker, &self.bystander] {
+                assert_eq!(node.cluster.health(), Health::Up, "control: of it alone");
+            }
+            self.ways[at].heal();
+            self.other.until_up().await;
+            self.until_in_reach(user).await;
+        }
+        assert_eq!(told, all - 1, "but where it is asked by name it tells");
+        drop(clients);
+    }
+}
+
+/// The connections that listen, by their numbers.
+fn listeners(server: &RedisServer) -> HashSet<String> {
+    let clients = server.cli(&["CLIENT", "LIST", "TYPE", "pubsub"]);
+    let number = |line: &str| {
+        line.split(' ')
+            .find_map(|part| part.strip_prefix("id=").map(str::to_owned))
+    };
+    clients.lines().filter_map(number).collect()
+}
+
+fn is_heard_at(server: &RedisServer, topic: &str) -> bool {
+    let heard = server.cli(&["PUBSUB", "NUMSUB", &format!("cluster:{topic}")]);
+    !heard.ends_with('0')
+}
+
+/// T26.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_hears_only_some_of_several_redises_is_not_left_out_in_silence() {
+    let servers = [(); 2].map(|()| RedisServer::start());
+    let urls = servers.each_ref().map(RedisServer::url);
+    let is_heard = |at: usize, topic: &str| is_heard_at(&servers[at], topic);
+    let trio = Trio::start(&servers, &is_heard, |at| {
+        Backend::shards(urls.each_ref().map(|url| at(url))).unwrap()
+    });
+    trio.await.is_never_left_out().await;
+}
+
+/// T26.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_hears_only_some_primaries_of_a_cluster_is_not_left_out_in_silence() {
+    let redis = RedisCluster::start(3, 0);
+    let is_heard = |at: usize, topic: &str| redis.is_heard_at(at, topic);
+    let trio = Trio::start(&redis.nodes, &is_heard, |at| at(&redis.url()).into());
+    trio.await.is_never_left_out().await;
+}
+
+/// T27: nobody else has to be asked for that. Where nodes meet is up, since else somebody may have come of whom nobody knows.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_is_whole_while_another_redis_is_down() {
+    let mut servers = [(); 2].map(|()| RedisServer::start());
+    let urls = servers.each_ref().map(RedisServer::url);
+    let backend = Backend::shards(&urls).unwrap();
+    let start = || TestNode::start(Lab::memory().builder().backend(backend.clone()).start());
+    let (a, b) = (start().await, start().await);
+    until("they know one another", async || {
+        let stats = [&a, &b].map(|node| node.cluster.stats());
+        let known = |stats: &axum_cluster::Stats| (stats.nodes, stats.bus_shards_up) == (2, 2);
+        stats.iter().all(known)
+    })
+    .await;
+    let meeting = servers
+        .iter()
+        .position(|server| is_heard_at(server, "nodes"));
+    let meeting = meeting.expect("they meet somewhere");
+    let (mut users, mut clients) = ([None, None], Vec::new());
+    for n in 0.. {
+        let user = format!("user-{n}");
+        clients.push(a.client(&user).await);
+        let at = usize::from(!is_heard_at(&servers[0], &format!("u:{user}")));
+        users[at].get_or_insert(user);
+        if users.iter().all(Option::is_some) {
+            break;
+        }
+    }
+    servers[1 - meeting].kill();
+    until("both have noticed", async || {
+        let up = [&a, &b].map(|node| node.cluster.stats().bus_shards_up);
+        up == [1, 1]
+    })
+    .await;
+    let count = async |at: usize| {
+        let user = users[at].as_deref().unwrap();
+        a.broadcaster.to_user(user).count().await.unwrap()
+    };
+    let there = count(1 - meeting).await;
+    assert_eq!(
+        (there.sockets(), there.missing()),
+        (1, &[b.id()][..]),
+        "control"
+    );
+    let here = count(meeting).await;
+    assert_eq!((here.sockets(), here.is_complete()), (1, true));
+    drop(clients);
+}
