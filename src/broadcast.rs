@@ -65,11 +65,15 @@ impl Broadcaster {
         self.audience().to_all()
     }
 
-    /// Whether the user has a socket anywhere, at the price of one question to Redis when it has none
-    /// here. For the linger (2 s) after the user's last socket it may still be true. Exact on a single
+    /// Whether the user has a socket anywhere that a message would reach now, at the price of one question to Redis when it
+    /// has none here. For the linger (2 s) after the user's last socket it may still be true. Exact on a single
     /// Redis, which forgets a dead process's subscriptions by itself, and those of a machine that vanished
     /// after its `tcp-keepalive` (300 s by default); another program that subscribes to the user's channel
     /// counts as well.
+    ///
+    /// A node whose link to the user's Redis is down just now serves the user and hears nobody: to all others the user is
+    /// offline, as no message of theirs arrives. [`count`](Audience::count) asks the nodes themselves, and names as missing those
+    /// that cannot be asked.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]

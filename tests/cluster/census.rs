@@ -2,14 +2,14 @@
 
 use std::collections::HashSet;
 
-use axum_cluster::{Backend, Health, Redis};
+use axum_cluster::{Backend, ClusterBuilder, Health, Redis, Stats};
 
 use crate::support::node::NEVER;
 use crate::support::proxy::Proxy;
 use crate::support::redis::redis_cluster::RedisCluster;
 use crate::support::{Client, Lab, RedisServer, TestNode, until};
 
-/// Two nodes at their Redises, and one that reaches each by a way of its own and finds nothing out by itself.
+/// Two nodes at their Redises, and one that reaches each by a way of its own. None finds anything out by a probe.
 struct Trio<'a> {
     servers: &'a [RedisServer],
     is_heard: &'a dyn Fn(usize, &str) -> bool,
@@ -42,8 +42,8 @@ impl<'a> Trio<'a> {
                 (name.to_owned(), way.map_or(port, |(_, way)| *way))
             })
         };
-        let builder = || Lab::memory().builder();
-        let start = async |builder: axum_cluster::ClusterBuilder| {
+        let builder = || Lab::memory().builder().probe_interval(NEVER);
+        let start = async |builder: ClusterBuilder| {
             let node = TestNode::start(builder.start()).await;
             node.until_up().await;
             node
@@ -51,8 +51,7 @@ impl<'a> Trio<'a> {
         let asker = start(builder().backend(backend(&direct))).await;
         let bystander = start(builder().backend(backend(&direct))).await;
         let listeners = servers.iter().map(listeners).collect();
-        let other = builder().backend(backend(&detour)).probe_interval(NEVER);
-        let other = start(other).await;
+        let other = start(builder().backend(backend(&detour))).await;
         until("they know one another", async || {
             let nodes = [&asker, &bystander, &other];
             nodes.iter().all(|node| node.cluster.stats().nodes == 3)
@@ -223,7 +222,7 @@ async fn an_answer_is_whole_while_another_redis_is_down() {
     let (a, b) = (start().await, start().await);
     until("they know one another", async || {
         let stats = [&a, &b].map(|node| node.cluster.stats());
-        let known = |stats: &axum_cluster::Stats| (stats.nodes, stats.bus_shards_up) == (2, 2);
+        let known = |stats: &Stats| (stats.nodes, stats.bus_shards_up) == (2, 2);
         stats.iter().all(known)
     })
     .await;
