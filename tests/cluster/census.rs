@@ -2,11 +2,11 @@
 
 use std::collections::HashSet;
 
-use axum_cluster::{Backend, ClusterBuilder, Health, Redis, Stats};
+use axum_cluster::{Backend, ClusterBuilder, Health, Redis};
 
 use crate::support::node::NEVER;
 use crate::support::proxy::Proxy;
-use crate::support::redis::redis_cluster::RedisCluster;
+use crate::support::redis::redis_cluster::{RedisCluster, part, prefix_of, slot_of};
 use crate::support::{Client, Lab, RedisServer, TestNode, until};
 
 /// Two nodes at their Redises, and one that reaches each by a way of its own. None finds anything out by a probe.
@@ -52,11 +52,7 @@ impl<'a> Trio<'a> {
         let bystander = start(builder().backend(backend(&direct))).await;
         let listeners = servers.iter().map(listeners).collect();
         let other = start(builder().backend(backend(&detour))).await;
-        until("they know one another", async || {
-            let nodes = [&asker, &bystander, &other];
-            nodes.iter().all(|node| node.cluster.stats().nodes == 3)
-        })
-        .await;
+        until_they_know_one_another(&[&asker, &bystander, &other]).await;
         Self {
             servers,
             is_heard,
@@ -186,6 +182,16 @@ fn listeners(server: &RedisServer) -> HashSet<String> {
     clients.lines().filter_map(number).collect()
 }
 
+async fn until_they_know_one_another(nodes: &[&TestNode]) {
+    until("they know one another", async || {
+        let known = |node: &&TestNode| node.cluster.stats().nodes == nodes.len() as u64;
+        nodes
+            .iter()
+            .all(|node| node.cluster.health() == Health::Up && known(node))
+    })
+    .await;
+}
+
 fn is_heard_at(server: &RedisServer, topic: &str) -> bool {
     let heard = server.cli(&["PUBSUB", "NUMSUB", &format!("cluster:{topic}")]);
     !heard.ends_with('0')
@@ -212,6 +218,88 @@ async fn who_hears_only_some_primaries_of_a_cluster_is_not_left_out_in_silence()
     trio.await.is_never_left_out().await;
 }
 
+/// T26: the slot of its user has moved, and it is not at the new primary yet.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_has_not_followed_a_slot_is_not_left_out_in_silence() {
+    let redis = RedisCluster::start(3, 0);
+    let is_heard = |at: usize, topic: &str| redis.is_heard_at(at, topic);
+    let trio = Trio::start(&redis.nodes, &is_heard, |at| at(&redis.url()).into()).await;
+    let moving = part("u:alice");
+    let slot = slot_of(moving);
+    let from = redis.owner(slot, 0).unwrap();
+    let to = (from + 1) % 3;
+    let client = trio.other.client("alice").await;
+    trio.until_in_reach("alice").await;
+    trio.ways[to].hold();
+    redis.begin_move(slot, to);
+    redis.flip(slot, to);
+    until("the others have followed", async || {
+        let census = redis.heard_at(to, &format!("{}n:all", prefix_of(moving)));
+        let counted = |channel: &String| redis.ask(to, &format!("PUBSUB SHARDNUMSUB {channel}"));
+        census.first().is_some_and(|it| counted(it).ends_with('2'))
+    })
+    .await;
+    assert!(!is_heard(to, "u:alice"), "control: it has not");
+    trio.is_told("alice").await;
+    assert!(!is_heard(to, "u:alice"), "control: it had not");
+    trio.ways[to].heal();
+    trio.until_in_reach("alice").await;
+    drop(client);
+}
+
+/// T26: where nodes meet is down, so that nobody knows who has come, and others count it for one of those that are known.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stranger_is_not_counted_for_who_is_cut_off() {
+    let mut servers = [(); 2].map(|()| RedisServer::start());
+    let urls = servers.each_ref().map(RedisServer::url);
+    let ways = [
+        Proxy::to(servers[0].port()).await,
+        Proxy::to(servers[1].port()).await,
+    ];
+    let detours = servers.each_ref().map(RedisServer::port);
+    let detours: Vec<_> = detours
+        .into_iter()
+        .zip(ways.each_ref().map(|way| way.addr.port()))
+        .collect();
+    let detour = |url: &String| {
+        let detours = detours.clone();
+        Redis::at(url).unwrap().addresses(move |name, port| {
+            let way = detours.iter().find(|(to, _)| *to == port);
+            (name.to_owned(), way.map_or(port, |(_, way)| *way))
+        })
+    };
+    let backend = || Backend::shards(&urls).unwrap();
+    let start = |backend| TestNode::start(Lab::memory().builder().backend(backend).start());
+    let a = start(backend()).await;
+    let b = start(Backend::shards(urls.iter().map(detour)).unwrap()).await;
+    until_they_know_one_another(&[&a, &b]).await;
+    let meeting = servers
+        .iter()
+        .position(|server| is_heard_at(server, "nodes"));
+    let meeting = meeting.expect("they meet somewhere");
+    let other = 1 - meeting;
+    let (mut user, mut clients) = (String::new(), Vec::new());
+    while user.is_empty() || !is_heard_at(&servers[other], &format!("u:{user}")) {
+        user = format!("user-{}", clients.len());
+        clients.push(b.client(&user).await);
+    }
+    servers[meeting].kill();
+    let stranger = start(backend()).await;
+    let census = servers[other].cli(&["PUBSUB", "CHANNELS", "cluster:n:all*"]);
+    let counted = || servers[other].cli(&["PUBSUB", "NUMSUB", &census]);
+    until("a stranger has come", async || counted().ends_with('3')).await;
+    ways[other].cut();
+    until("one is cut off", async || counted().ends_with('2')).await;
+    assert_eq!(
+        a.cluster.stats().nodes,
+        2,
+        "control: nobody knows the stranger"
+    );
+    let count = a.broadcaster.to_user(&*user).count().await.unwrap();
+    assert_eq!((count.sockets(), count.missing()), (0, &[b.id()][..]));
+    drop((clients, stranger));
+}
+
 /// T27: nobody else has to be asked for that. Where nodes meet is up, since else somebody may have come of whom nobody knows.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_is_whole_while_another_redis_is_down() {
@@ -220,12 +308,7 @@ async fn an_answer_is_whole_while_another_redis_is_down() {
     let backend = Backend::shards(&urls).unwrap();
     let start = || TestNode::start(Lab::memory().builder().backend(backend.clone()).start());
     let (a, b) = (start().await, start().await);
-    until("they know one another", async || {
-        let stats = [&a, &b].map(|node| node.cluster.stats());
-        let known = |stats: &Stats| (stats.nodes, stats.bus_shards_up) == (2, 2);
-        stats.iter().all(known)
-    })
-    .await;
+    until_they_know_one_another(&[&a, &b]).await;
     let meeting = servers
         .iter()
         .position(|server| is_heard_at(server, "nodes"));
