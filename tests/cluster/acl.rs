@@ -208,6 +208,40 @@ async fn a_worker_sends_and_reads_nothing() {
     assert!(worker.is_online("alice").await.unwrap());
 }
 
+/// It is counted at each, on channels that its line names.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_at_several_redises_needs_the_line_of_one() {
+    let servers = [RedisServer::start(), RedisServer::start()];
+    let urls = servers.each_ref().map(RedisServer::url);
+    let builder = Lab::memory()
+        .builder()
+        .backend(Backend::shards(&urls).unwrap());
+    let node = TestNode::start(builder.start()).await;
+    node.until_up().await;
+    let _client = node.client("alice").await;
+    let urls = servers
+        .each_ref()
+        .map(|server| grant(server, "worker", WORKER));
+    let worker = Broadcaster::builder().backend(Backend::shards(&urls).unwrap());
+    let worker = worker.connect().await.unwrap();
+    until("it is told the whole", async || {
+        let count = worker.to_user("alice").count().await.unwrap();
+        (count.sockets(), count.is_complete()) == (1, true)
+    })
+    .await;
+    let counted = servers.each_ref().map(|server| {
+        let census = server.cli(&["PUBSUB", "CHANNELS", "cluster:n:all*"]);
+        let count = |channel| server.cli(&["PUBSUB", "NUMSUB", channel]);
+        census.lines().map(count).collect::<String>()
+    });
+    let counted = counted.iter().filter(|counted| counted.ends_with('2'));
+    assert_eq!(
+        counted.count(),
+        1,
+        "control: there, and at the other where nodes meet"
+    );
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_foreign_publisher_sends_and_is_no_node() {
     let mut lab = Lab::redis();
