@@ -93,11 +93,7 @@ impl<'a> Trio<'a> {
         let (count, roster) = (count.unwrap(), roster.unwrap());
         let (other, mut told) = (self.other.id(), true);
         for (sockets, missing, is_complete) in [
-            (
-                count.sockets() as usize,
-                count.missing(),
-                count.is_complete(),
-            ),
+            (count.sockets(), count.missing(), count.is_complete()),
             (
                 roster.sockets().len(),
                 roster.missing(),
@@ -147,7 +143,7 @@ impl<'a> Trio<'a> {
     }
 
     /// Whatever becomes of any of its links, the other node is not left out in silence.
-    async fn is_never_left_out(self) {
+    async fn is_never_left_out(&self) {
         let all = self.ways.len();
         let (users, clients) = self.users().await;
         let mut told = 0;
