@@ -1,7 +1,8 @@
 //! On which topics all nodes are counted: one for each part of the bus that may fail by itself.
 //!
 //! Whoever is counted at one Redis may be cut off from another. So there is one where a single Redis carries all, one at each
-//! of several, and one in each partition of a Redis Cluster, since those move.
+//! of several, and one in each partition of a Redis Cluster: these move one by one, and who hears one of a primary's has not
+//! followed every other to it yet.
 
 use crate::model::partition::{Partition, PartitionSet};
 use crate::model::topic::Topic;
