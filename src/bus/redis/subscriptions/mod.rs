@@ -31,8 +31,6 @@
 //!     +---------------> Down --------------------------------------------------+
 //! ```
 
-mod moves;
-
 use std::collections::{HashMap, VecDeque};
 use std::mem::{replace, take};
 use std::time::Duration;
@@ -40,11 +38,18 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+pub(super) use self::answers::{Answered, Refusal};
+use self::interest::Interest;
 use self::moves::Moves;
-use super::outstanding::{Outstanding, Request, Verb};
+use super::outstanding::Outstanding;
 use super::refusals::Refusals;
 use crate::bus::Confirmation;
 use crate::model::topic::{Topic, TopicKind};
+
+mod answers;
+mod asking;
+mod interest;
+mod moves;
 
 #[derive(Debug)]
 pub(super) struct Subscriptions {
@@ -101,63 +106,6 @@ enum Phase {
     /// Something was missed, and is told as a gap when all is confirmed: nobody waits.
     Restoring,
     Up,
-}
-
-#[derive(Debug, Default)]
-struct Interest {
-    /// Below zero for a moment, where one ends before it has come from another primary.
-    reasons: isize,
-    /// Until when it stays subscribed although nobody wants it.
-    linger_until: Option<Instant>,
-    /// Whether the topic is in `changed`, in `restoring` or in a group.
-    queued: bool,
-    /// Whether the last command sent was a SUBSCRIBE that is not refused.
-    subscribed: bool,
-    /// How many commands are unanswered.
-    unanswered: usize,
-    /// The place of the topic among the refused: somebody goes on unheard.
-    refused: Option<u64>,
-    waiting: Vec<oneshot::Sender<()>>,
-}
-
-impl Interest {
-    fn is_wanted(&self, now: Instant) -> bool {
-        self.reasons > 0 || self.subscribed && self.linger_until.is_some_and(|end| now < end)
-    }
-
-    fn is_confirmed(&self) -> bool {
-        self.subscribed && self.unanswered == 0
-    }
-
-    fn is_unused(&self) -> bool {
-        self.reasons == 0 && !self.subscribed && self.unanswered == 0 && !self.queued
-    }
-}
-
-/// What Redis said of one topic.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Answered {
-    /// What was to be answered next.
-    InTurn,
-    /// An answer before it was lost.
-    OutOfTurn,
-    /// Redis ended, unasked, a subscription that is wanted. It is asked for anew.
-    Ended,
-    /// The same in a Redis Cluster: its partition is at another primary.
-    Stranded,
-    /// Nothing that concerns us.
-    Stray,
-}
-
-/// What Redis refused.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Refusal {
-    /// What the connection cannot do without.
-    Vital,
-    /// This topic. Whoever waited does not any longer; it is asked for again after a pause.
-    Topic(Topic),
-    /// What nobody waits for, or some of several topics, which are asked for apart.
-    Undecided,
 }
 
 impl Subscriptions {
@@ -240,113 +188,6 @@ impl Subscriptions {
         self.forget_if_unused(topic.as_str());
     }
 
-    /// What to write now, at most `limit` topics; empty when there is nothing to do.
-    pub(super) fn step(&mut self, now: Instant, limit: usize) -> Vec<Request> {
-        self.look_again(now);
-        let (mut requests, mut room) = (Vec::new(), limit);
-        while let Some(group) = self.refusals.next_group(room) {
-            room -= group.len();
-            let wanted = |topic: &Topic| self.turn(topic, now).is_some();
-            let group = group.into_iter().filter(wanted).collect();
-            self.send(Verb::Subscribe, group, &mut requests);
-        }
-        let (mut subscribe, mut unsubscribe) = (Vec::new(), Vec::new());
-        while subscribe.len() + unsubscribe.len() < room {
-            let next = self.changed.pop_front();
-            let Some(topic) = next.or_else(|| self.restoring.pop_front()) else {
-                break;
-            };
-            match self.turn(&topic, now) {
-                Some(Verb::Subscribe) => subscribe.push(topic),
-                Some(Verb::Unsubscribe) => unsubscribe.push(topic),
-                None => {}
-            }
-        }
-        self.send(Verb::Subscribe, subscribe, &mut requests);
-        self.send(Verb::Unsubscribe, unsubscribe, &mut requests);
-        let is_sent = self.changed.is_empty() && self.restoring.is_empty();
-        if self.is_connected() && is_sent && !self.refusals.has_groups() {
-            self.mark_restored();
-        }
-        requests
-    }
-
-    /// Whose linger ended, and who was refused long enough ago, has its turn.
-    fn look_again(&mut self, now: Instant) {
-        while self.lingering.front().is_some_and(|(end, _)| *end <= now) {
-            let Some((_, topic)) = self.lingering.pop_front() else {
-                break;
-            };
-            let Some(interest) = self.interests.get_mut(&topic) else {
-                continue;
-            };
-            if !interest.is_wanted(now) && !replace(&mut interest.queued, true) {
-                self.changed.push_back(topic);
-            }
-        }
-        for (place, topic) in self.refusals.again(now) {
-            let Some(interest) = self.interests.get_mut(&topic) else {
-                continue;
-            };
-            interest.refused = Some(place);
-            if !interest.subscribed && !replace(&mut interest.queued, true) {
-                self.refusals.group(vec![topic]);
-            }
-        }
-    }
-
-    /// What to send for a topic now, if anything.
-    fn turn(&mut self, topic: &Topic, now: Instant) -> Option<Verb> {
-        let partition = self.partition(topic);
-        let interest = self.interests.get_mut(topic)?;
-        interest.queued = false;
-        if let (Some(partition), Some(moves)) = (partition, &self.moves)
-            && !moves.is_here(partition)
-        {
-            self.forget_if_unused(topic.as_str());
-            return None;
-        }
-        let wanted = interest.is_wanted(now);
-        if wanted == interest.subscribed {
-            self.forget_if_unused(topic.as_str());
-            return None;
-        }
-        interest.subscribed = wanted;
-        interest.unanswered += 1;
-        Some(match wanted {
-            true => Verb::Subscribe,
-            false => Verb::Unsubscribe,
-        })
-    }
-
-    fn send(&mut self, verb: Verb, topics: Vec<Topic>, requests: &mut Vec<Request>) {
-        if topics.is_empty() {
-            return;
-        }
-        for (partition, topics) in self.by_partition(topics) {
-            let request = Request {
-                verb,
-                topics,
-                partition,
-            };
-            self.outstanding.push(&request);
-            requests.push(request);
-        }
-    }
-
-    /// Everything wanted is sent. Nobody waits behind a long restore: only when that is answered, and for
-    /// no longer than it takes to confirm those who came meanwhile.
-    fn mark_restored(&mut self) {
-        let sent = self.outstanding.sent();
-        if let Some(moves) = &mut self.moves {
-            moves.sent(sent);
-        }
-        let restored_at = *self.restored_at.get_or_insert(sent);
-        if self.phase == Phase::Restoring && self.outstanding.answered_through() >= restored_at {
-            (self.phase, self.restored_at) = (Phase::Up, Some(sent));
-        }
-    }
-
     /// Topics sent on this connection that Redis has not answered yet.
     pub(super) fn unanswered(&self) -> usize {
         self.outstanding.unanswered()
@@ -361,120 +202,6 @@ impl Subscriptions {
     pub(super) fn next_expiry(&self) -> Option<Instant> {
         let linger = self.lingering.front().map(|(end, _)| *end);
         linger.into_iter().chain(self.refusals.next_at()).min()
-    }
-
-    /// Redis said that a topic is subscribed, or is not any longer.
-    pub(super) fn answered(&mut self, verb: Verb, topic: &str, now: Instant) -> Answered {
-        let unanswered = self
-            .interests
-            .get(topic)
-            .map_or(0, |interest| interest.unanswered);
-        let Some((in_turn, struck)) = self.outstanding.strike(verb, topic, unanswered) else {
-            return self.unasked(verb, topic);
-        };
-        if let Some(interest) = self.interests.get_mut(topic) {
-            interest.unanswered -= struck;
-            // It was taken out meanwhile, and its end is not told any more.
-            interest.subscribed &= interest.reasons > 0 || interest.linger_until.is_some();
-            if interest.is_confirmed() {
-                let waiting = take(&mut interest.waiting);
-                self.news.confirmed.extend(waiting);
-                if let Some(place) = interest.refused.take() {
-                    self.refusals.grant(place, now);
-                }
-            }
-        }
-        self.forget_if_unused(topic);
-        match in_turn {
-            true => Answered::InTurn,
-            false => Answered::OutOfTurn,
-        }
-    }
-
-    /// Redis said what answers nothing. While something is unanswered for the topic, that answer will tell.
-    fn unasked(&mut self, verb: Verb, topic: &str) -> Answered {
-        let Some((key, interest)) = self.interests.get_key_value(topic) else {
-            return Answered::Stray;
-        };
-        if verb == Verb::Subscribe || !interest.is_confirmed() {
-            return Answered::Stray;
-        }
-        let (key, is_wanted) = (key.clone(), interest.reasons > 0);
-        let asks_here = is_wanted && self.moves.is_none();
-        if let Some(interest) = self.interests.get_mut(topic) {
-            interest.subscribed = false;
-            if asks_here && !replace(&mut interest.queued, true) {
-                self.changed.push_back(key.clone());
-            }
-        }
-        if !is_wanted {
-            self.forget_if_unused(topic);
-            return Answered::Stray;
-        }
-        match self.partition(&key) {
-            Some(partition) => {
-                self.strand(partition);
-                Answered::Stranded
-            }
-            None => {
-                self.confirm_anew();
-                Answered::Ended
-            }
-        }
-    }
-
-    /// Redis refused a command: the first of which it has answered nothing.
-    pub(super) fn refused(&mut self, now: Instant) -> Refusal {
-        let was_restored = self.is_restored();
-        let Some(Request { verb, topics, .. }) = self.outstanding.refuse() else {
-            return Refusal::Vital;
-        };
-        let alone = topics.len() == 1;
-        if verb == Verb::Unsubscribe || alone && topics[0] == self.own {
-            return Refusal::Vital;
-        }
-        let mut unheard = Vec::new();
-        for topic in topics {
-            if let Some(interest) = self.interests.get_mut(&topic) {
-                interest.unanswered -= 1;
-                // Else what was sent later decides.
-                if interest.unanswered == 0 {
-                    interest.subscribed = false;
-                    unheard.push(topic);
-                }
-            }
-        }
-        if alone {
-            return unheard
-                .pop()
-                .map_or(Refusal::Undecided, |topic| self.refuse(topic, now));
-        }
-        if !was_restored {
-            // Among them may be some for whom nobody waited.
-            self.confirm_anew();
-        }
-        unheard.retain(|topic| {
-            let interest = self.interests.get_mut(topic);
-            interest.is_some_and(|interest| !replace(&mut interest.queued, true))
-        });
-        self.refusals.halve(unheard);
-        Refusal::Undecided
-    }
-
-    fn refuse(&mut self, topic: Topic, now: Instant) -> Refusal {
-        let Some(interest) = self.interests.get_mut(&topic) else {
-            return Refusal::Undecided;
-        };
-        if interest.reasons == 0 {
-            self.forget_if_unused(topic.as_str());
-            return Refusal::Undecided;
-        }
-        let waiting = take(&mut interest.waiting);
-        self.news.given_up.extend(waiting);
-        if interest.refused.is_none() {
-            interest.refused = Some(self.refusals.refuse(topic.clone(), now));
-        }
-        Refusal::Topic(topic)
     }
 
     /// A new connection: nothing is subscribed on it.
@@ -574,6 +301,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::bus::redis::outstanding::{Request, Verb};
 
     const LINGER: Duration = Duration::from_secs(2);
 

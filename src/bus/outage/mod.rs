@@ -26,9 +26,12 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
+use self::standing::{LinkHealth, Standing};
 use crate::model::health::Health;
 use crate::model::partition::PartitionSet;
 use crate::model::topic::{Kinds, TopicKind};
+
+mod standing;
 
 const MOVING: &str = "channels move to another redis";
 /// So long partitions may have been on their new link before the old one learnt of it, as primaries tell one another:
@@ -80,31 +83,6 @@ struct Move {
     at: Instant,
     /// When they were heard last, if ever.
     heard: Option<Instant>,
-}
-
-#[derive(Debug)]
-struct LinkHealth {
-    /// What it carries.
-    partitions: PartitionSet,
-    /// When it was last known to work.
-    proven: Option<Instant>,
-    standing: Standing,
-    /// Messages may have been missed in its present outage, since then.
-    gap: Option<Instant>,
-    /// The link is down only since something on it is refused: since when and until when the rest was heard.
-    works: Option<Span>,
-    /// Of these kinds something was refused since it was up, the last time for this reason.
-    refused: Vec<(TopicKind, Arc<str>)>,
-}
-
-#[derive(Debug)]
-enum Standing {
-    /// The link works, and has without a break since what was published then.
-    Up(Instant),
-    Down {
-        since: SystemTime,
-        reason: Arc<str>,
-    },
 }
 
 /// Whether messages may be missed while a link is down. Who never heard anything misses nothing.
@@ -384,57 +362,6 @@ impl Outage {
 
     pub(crate) fn take_strays(&mut self) -> Option<Span> {
         self.strays.take()
-    }
-}
-
-impl LinkHealth {
-    fn new(partitions: PartitionSet, now: SystemTime) -> Self {
-        Self {
-            partitions,
-            proven: None,
-            standing: Standing::Down {
-                since: now,
-                reason: "connecting to the bus".into(),
-            },
-            gap: None,
-            works: None,
-            refused: Vec::new(),
-        }
-    }
-
-    /// A topic of this kind is refused; since when and until when the rest was heard, if it was.
-    fn refuse(&mut self, kind: TopicKind, reason: Arc<str>) -> Option<Span> {
-        match self.refused.iter_mut().find(|(it, _)| *it == kind) {
-            Some((_, before)) => *before = reason,
-            None => self.refused.push((kind, reason)),
-        }
-        match kind {
-            // Whom it does not hear of is not there for it.
-            TopicKind::Nodes => None,
-            TopicKind::All
-            | TopicKind::User
-            | TopicKind::Room
-            | TopicKind::Socket
-            | TopicKind::Node
-            | TopicKind::Presence => match self.standing {
-                Standing::Up(since) => Some((since, self.proven?)),
-                Standing::Down { .. } => self.works,
-            },
-        }
-    }
-
-    /// What is refused, and why: each reason once.
-    fn refusal(&self) -> Arc<str> {
-        let mut reasons: Vec<(&str, String)> = Vec::new();
-        for (kind, reason) in &self.refused {
-            match reasons.iter_mut().find(|(it, _)| *it == &**reason) {
-                Some((_, kinds)) => *kinds += &format!(", {}", kind.whose()),
-                None => reasons.push((reason, kind.whose().to_owned())),
-            }
-        }
-        let refusal = |(reason, kinds)| format!("the channels of {kinds} are refused: {reason}");
-        let refusals: Vec<String> = reasons.into_iter().map(refusal).collect();
-        refusals.join("; ").into()
     }
 }
 
