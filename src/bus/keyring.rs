@@ -6,7 +6,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::{Instant, timeout};
 
-use super::Bus;
+use super::Archive;
 use crate::model::history::Missed;
 use crate::model::history::position::Position;
 use crate::model::history::token::{self, Key, Parts};
@@ -14,7 +14,7 @@ use crate::model::history::token::{self, Key, Parts};
 /// The key, and when it was asked for.
 #[derive(Debug)]
 pub(crate) struct Keyring {
-    bus: Arc<dyn Bus>,
+    archive: Arc<dyn Archive>,
     known: Mutex<Known>,
     /// One asks for all.
     asking: tokio::sync::Mutex<()>,
@@ -30,9 +30,9 @@ struct Known {
 }
 
 impl Keyring {
-    pub(crate) fn new(bus: Arc<dyn Bus>, publish_timeout: Duration) -> Self {
+    pub(crate) fn new(archive: Arc<dyn Archive>, publish_timeout: Duration) -> Self {
         Self {
-            bus,
+            archive,
             known: Mutex::default(),
             asking: tokio::sync::Mutex::default(),
             publish_timeout,
@@ -83,7 +83,7 @@ impl Keyring {
                 _ => {}
             }
         }
-        let asked = self.bus.key().await;
+        let asked = self.archive.key().await;
         let mut known = self.known.lock();
         let now = Instant::now();
         match &asked {

@@ -206,20 +206,10 @@ pub(crate) struct BusSettings {
     pub(crate) histories: Histories,
 }
 
-/// One node's end of the bus. Dropping it leaves the bus.
-pub(crate) trait Bus: fmt::Debug + Send + Sync {
+/// One node's end of the bus, of which each part sees what it needs. Dropping it leaves the bus.
+pub(crate) trait Bus: Interests + Publish + Archive + Links + Hearing {
     /// The bus begins; from now on the listener is called. Called once.
     fn start(&self, listener: Weak<dyn Listener>);
-
-    /// The links of which the listener is told, and what each carries.
-    fn links(&self) -> Vec<(LinkId, PartitionSet)> {
-        vec![(LinkId::ONLY, PartitionSet::all())]
-    }
-
-    /// Between whom the topics are shared by their names, which has to be the same on every node: sorted, none where nothing is.
-    fn shared_by(&self) -> &[String] {
-        &[]
-    }
 
     /// The topics on which all nodes are counted. Every node wants each of them, and who is counted on one is reached by
     /// whatever else goes the same way.
@@ -227,11 +217,12 @@ pub(crate) trait Bus: fmt::Debug + Send + Sync {
         vec![Topic::nodes()]
     }
 
-    /// That of them which goes the way of this topic.
-    fn census(&self, _topic: &Topic) -> Topic {
-        Topic::nodes()
-    }
+    /// Leaves the bus; resolves when nothing of this node is left there.
+    fn stop(&self) -> BoxFuture<'_, ()>;
+}
 
+/// What sockets need: to be reached, and a seat.
+pub(crate) trait Interests: fmt::Debug + Send + Sync {
     /// One more reason to hear a topic. Every call is paired with a [`release`](Self::release).
     fn want(&self, topic: &Topic) -> Confirmation;
 
@@ -242,6 +233,12 @@ pub(crate) trait Bus: fmt::Debug + Send + Sync {
     /// [`Listener::up`] only when that topic is heard.
     fn prove_anew(&self);
 
+    /// The seats of users, where their sockets in the cluster are limited.
+    fn seats(&self) -> Option<&dyn Seats>;
+}
+
+/// What is said.
+pub(crate) trait Publish: fmt::Debug + Send + Sync {
     /// Publishes the same bytes on the channel of each topic, and keeps them if it is said how: then each hears them with
     /// their number, the node that publishes too, all nodes in one order. Queued by the call, so that the order of calls is
     /// the order in which they are published, among those of one size.
@@ -253,6 +250,17 @@ pub(crate) trait Bus: fmt::Debug + Send + Sync {
         keep: Option<Keep>,
     ) -> BoxFuture<'static, Result<Published, PublishError>>;
 
+    /// That of the [topics on which nodes are counted](Bus::censuses) which goes the way of this topic.
+    fn census(&self, _topic: &Topic) -> Topic {
+        Topic::nodes()
+    }
+
+    /// How much waits to be published, in publications of 1 KiB.
+    fn queued(&self) -> usize;
+}
+
+/// What is kept.
+pub(crate) trait Archive: fmt::Debug + Send + Sync {
     /// Who numbers what is kept of a topic.
     fn clock(&self, topic: &Topic) -> Clock;
 
@@ -267,27 +275,34 @@ pub(crate) trait Bus: fmt::Debug + Send + Sync {
 
     /// What positions are signed with, the same for all nodes of the namespace.
     fn key(&self) -> BoxFuture<'_, Result<Key, Arc<str>>>;
+}
+
+/// The links of which the listener is told.
+pub(crate) trait Links: fmt::Debug + Send + Sync {
+    /// The links of which the listener is told, and what each carries.
+    fn links(&self) -> Vec<(LinkId, PartitionSet)> {
+        vec![(LinkId::ONLY, PartitionSet::all())]
+    }
+
+    /// Between whom the topics are shared by their names, which has to be the same on every node: sorted, none where nothing is.
+    fn shared_by(&self) -> &[String] {
+        &[]
+    }
 
     /// Says [`Listener::up`] once more for a link that is, proven by what is published from now on.
     fn probe(&self, link: LinkId);
-
-    /// How many nodes hear each of these topics.
-    fn listening<'a>(&'a self, topics: &'a [Topic]) -> BoxFuture<'a, Result<Vec<usize>, Arc<str>>>;
 
     /// Until when everything was heard that others published, if the last probe that came back was published
     /// at `proven`.
     fn heard_until(&self, proven: Instant) -> Instant {
         proven
     }
+}
 
-    /// How much waits to be published, in publications of 1 KiB.
-    fn queued(&self) -> usize;
-
-    /// The seats of users, where their sockets in the cluster are limited.
-    fn seats(&self) -> Option<&dyn Seats>;
-
-    /// Leaves the bus; resolves when nothing of this node is left there.
-    fn stop(&self) -> BoxFuture<'_, ()>;
+/// Who hears.
+pub(crate) trait Hearing: fmt::Debug + Send + Sync {
+    /// How many nodes hear each of these topics.
+    fn listening<'a>(&'a self, topics: &'a [Topic]) -> BoxFuture<'a, Result<Vec<usize>, Arc<str>>>;
 }
 
 /// What became of a publication.

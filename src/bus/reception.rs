@@ -19,7 +19,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::Bus;
+use super::Links;
 use super::gaps::Gaps;
 use super::health::{HealthCell, HealthChanges};
 use super::outage::{Deaf, LinkId, Missed, Outage, Span};
@@ -36,7 +36,7 @@ use crate::readers::Readers;
 #[derive(Debug)]
 pub(crate) struct Reception {
     node: NodeId,
-    bus: Arc<dyn Bus>,
+    links: Arc<dyn Links>,
     outage: Mutex<Outage>,
     health: HealthCell,
     gaps: Readers<Gap>,
@@ -53,15 +53,15 @@ impl Reception {
     /// Nothing is known of the links yet.
     pub(crate) fn new(
         node: NodeId,
-        bus: Arc<dyn Bus>,
+        links: Arc<dyn Links>,
         histories: &Histories,
         counters: Arc<Counters>,
     ) -> Self {
         let is_unkept = |kind: &TopicKind| histories.of(*kind).is_none();
-        let outage = Outage::new(bus.links(), Instant::now(), SystemTime::now());
+        let outage = Outage::new(links.links(), Instant::now(), SystemTime::now());
         Self {
             node,
-            bus,
+            links,
             health: HealthCell::new(outage.health()),
             outage: Mutex::new(outage),
             gaps: Readers::default(),
@@ -246,7 +246,7 @@ impl Reception {
 
     fn heard(&self, span: Option<Span>) -> Option<Span> {
         let (since, proven) = span?;
-        Some((since, self.bus.heard_until(proven)))
+        Some((since, self.links.heard_until(proven)))
     }
 
     fn tell_gap(&self, missed: Missed, repaired: Repaired) -> Gap {

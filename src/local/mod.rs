@@ -29,7 +29,7 @@ use self::registry::{Limits, Registry};
 use self::socket::{Sender, SweepEnd};
 pub(crate) use self::sockets::Sockets;
 use self::sweeper::sweep;
-use crate::bus::Bus;
+use crate::bus::Interests;
 use crate::counts::Counters;
 use crate::home::{Ground, Home};
 use crate::model::close::reason;
@@ -67,7 +67,7 @@ pub(crate) struct Local {
     all: Topic,
     settings: LocalSettings,
     home: Arc<Home>,
-    bus: Arc<dyn Bus>,
+    bus: Arc<dyn Interests>,
     counters: Arc<Counters>,
     registry: RwLock<Registry<Sender>>,
     next_socket: AtomicU64,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::nodes::Nodes;
-use crate::bus::Bus;
+use crate::bus::Interests;
 use crate::bus::reception::Reception;
 use crate::bus::scope::Scope;
 use crate::bus::uplink::Uplink;
@@ -20,7 +20,7 @@ use crate::presence::{Here, Host, Mailbox, Word};
 
 #[derive(Debug)]
 pub(super) struct PresenceHost {
-    bus: Arc<dyn Bus>,
+    bus: Arc<dyn Interests>,
     reception: Arc<Reception>,
     uplink: Arc<Uplink>,
     nodes: Arc<Mutex<Nodes>>,

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::PeerSettings;
 use super::nodes::Nodes;
-use crate::bus::Bus;
+use crate::bus::Publish;
 use crate::bus::control::{Control, Hello};
 use crate::bus::reception::Reception;
 use crate::counts::{Counters, Gauges, Stats};
@@ -32,7 +32,7 @@ pub(super) struct Introduction {
     histories: Vec<String>,
     started_at: SystemTime,
     started: Instant,
-    bus: Arc<dyn Bus>,
+    bus: Arc<dyn Publish>,
     reception: Arc<Reception>,
     counters: Arc<Counters>,
     nodes: Arc<Mutex<Nodes>>,

@@ -10,7 +10,7 @@ use super::introduction::Introduction;
 use super::nodes::Nodes;
 use super::questions::Questions;
 use super::share::{Flight, Share};
-use crate::bus::Bus;
+use crate::bus::Hearing;
 use crate::bus::control::{Answer, Ask};
 use crate::bus::scope::{Reach, Selection};
 use crate::home::{Ground, Home};
@@ -23,7 +23,7 @@ use crate::model::topic::Topic;
 #[derive(Debug)]
 pub(crate) struct Queries {
     home: Arc<Home>,
-    bus: Arc<dyn Bus>,
+    bus: Arc<dyn Hearing>,
     questions: Arc<Questions>,
     nodes: Arc<Mutex<Nodes>>,
     introduction: Arc<Introduction>,

@@ -64,7 +64,10 @@ use self::quota::{SeatWriter, SharedLedgers};
 #[cfg(any(fuzzing, axum_cluster_internals))]
 pub(crate) use self::resp::RespReader;
 use self::shard::{Common, Shard};
-use super::{Bus, BusSettings, Confirmation, Listener, Published};
+use super::{
+    Archive, Bus, BusSettings, Confirmation, Hearing, Interests, Links, Listener, Publish,
+    Published,
+};
 use crate::bus::outage::LinkId;
 use crate::bus::past::{Keep, Past, ReadLimits};
 use crate::bus::scope::Size;
@@ -206,22 +209,17 @@ impl Bus for RedisBus {
         self.common.tasks.close();
     }
 
-    fn links(&self) -> Vec<(LinkId, PartitionSet)> {
-        self.placement.links()
-    }
-
-    fn shared_by(&self) -> &[String] {
-        &self.names
-    }
-
     fn censuses(&self) -> Vec<Topic> {
         self.census.all()
     }
 
-    fn census(&self, topic: &Topic) -> Topic {
-        self.census.of(Partition::of(topic.as_str()))
+    fn stop(&self) -> BoxFuture<'_, ()> {
+        self.common.ended.cancel();
+        self.common.tasks.wait().boxed()
     }
+}
 
+impl Interests for RedisBus {
     fn want(&self, topic: &Topic) -> Confirmation {
         self.placement.want(topic)
     }
@@ -236,6 +234,12 @@ impl Bus for RedisBus {
         }
     }
 
+    fn seats(&self) -> Option<&dyn Seats> {
+        self.seats.as_deref().map(|seats| seats as &dyn Seats)
+    }
+}
+
+impl Publish for RedisBus {
     fn publish(
         &self,
         topics: SmallVec<[Topic; 1]>,
@@ -246,6 +250,20 @@ impl Bus for RedisBus {
         self.placement.publish(topics, &envelope, size, keep)
     }
 
+    fn census(&self, topic: &Topic) -> Topic {
+        self.census.of(Partition::of(topic.as_str()))
+    }
+
+    fn queued(&self) -> usize {
+        self.placement
+            .shards()
+            .iter()
+            .map(|shard| shard.queued())
+            .sum()
+    }
+}
+
+impl Archive for RedisBus {
     fn clock(&self, topic: &Topic) -> Clock {
         self.placement.clock(topic)
     }
@@ -262,6 +280,16 @@ impl Bus for RedisBus {
     fn key(&self) -> BoxFuture<'_, Result<Key, Arc<str>>> {
         self.placement.key().boxed()
     }
+}
+
+impl Links for RedisBus {
+    fn links(&self) -> Vec<(LinkId, PartitionSet)> {
+        self.placement.links()
+    }
+
+    fn shared_by(&self) -> &[String] {
+        &self.names
+    }
 
     fn probe(&self, link: LinkId) {
         let shards = self.placement.shards();
@@ -269,26 +297,11 @@ impl Bus for RedisBus {
             shard.probe_now();
         }
     }
+}
 
+impl Hearing for RedisBus {
     fn listening<'a>(&'a self, topics: &'a [Topic]) -> BoxFuture<'a, Result<Vec<usize>, Arc<str>>> {
         self.placement.listening(topics).boxed()
-    }
-
-    fn queued(&self) -> usize {
-        self.placement
-            .shards()
-            .iter()
-            .map(|shard| shard.queued())
-            .sum()
-    }
-
-    fn seats(&self) -> Option<&dyn Seats> {
-        self.seats.as_deref().map(|seats| seats as &dyn Seats)
-    }
-
-    fn stop(&self) -> BoxFuture<'_, ()> {
-        self.common.ended.cancel();
-        self.common.tasks.wait().boxed()
     }
 }
 

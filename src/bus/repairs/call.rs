@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::bus::Bus;
+use crate::bus::Archive;
 use crate::bus::outage::LinkId;
 use crate::bus::past::{Past, ReadLimits};
 use crate::bus::repair::Read;
@@ -37,7 +37,7 @@ impl Call {
     };
 
     /// Asks once.
-    pub(super) async fn ask(&self, bus: &dyn Bus) -> Result<Past, Arc<str>> {
+    pub(super) async fn ask(&self, archive: &dyn Archive) -> Result<Past, Arc<str>> {
         let mut topics = Vec::new();
         for part in &self.parts {
             match part.read.topics.is_empty() {
@@ -50,7 +50,7 @@ impl Call {
             .iter()
             .map(|part| Some((part.clock, part.read.since?)));
         let since: Option<Marks> = since.collect();
-        let past = bus.read(&topics, since.as_ref(), Self::LIMITS).await?;
+        let past = archive.read(&topics, since.as_ref(), Self::LIMITS).await?;
         match past.topics.len() == topics.len() {
             true => Ok(past),
             false => Err("not all topics were answered".into()),

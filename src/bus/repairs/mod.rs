@@ -27,10 +27,10 @@ use tokio::time::Instant;
 use self::call::Call;
 use self::state::{State, Ticking};
 pub(crate) use self::task::{Repairing, Task};
-use super::Bus;
 use super::outage::LinkId;
 use super::past::Past;
 use super::repair::{Due, Fate};
+use super::{Archive, Bus, Links};
 use crate::counts::Counters;
 use crate::model::history::Histories;
 use crate::model::history::mark::{Clock, Number};
@@ -44,7 +44,8 @@ const TICKS: u32 = 8;
 /// All clocks of a node, as it hears them.
 #[derive(Debug)]
 pub(crate) struct Repairs {
-    bus: Arc<dyn Bus>,
+    archive: Arc<dyn Archive>,
+    links: Arc<dyn Links>,
     histories: Histories,
     counters: Arc<Counters>,
     state: Mutex<State>,
@@ -70,7 +71,8 @@ impl Repairs {
             false => (bus.links(), places(&histories, &*bus)),
         };
         Self {
-            bus,
+            archive: bus.clone(),
+            links: bus,
             histories,
             counters,
             state: Mutex::new(State::new(links, places)),
@@ -191,7 +193,7 @@ impl Repairs {
         };
         drop(state);
         if is_done {
-            self.bus.probe(link);
+            self.links.probe(link);
         }
     }
 
@@ -206,7 +208,7 @@ impl Repairs {
         self.counters.history_repaired.fetch_add(repaired, Relaxed);
         let missed = missed as u64;
         self.counters.history_missed.fetch_add(missed, Relaxed);
-        live.into_iter().for_each(|link| self.bus.probe(link));
+        live.into_iter().for_each(|link| self.links.probe(link));
         due
     }
 
@@ -232,13 +234,13 @@ impl Drop for Repairs {
 }
 
 /// Of each partition in which something may be kept: the clock, and a topic that nobody uses.
-fn places(histories: &Histories, bus: &dyn Bus) -> Vec<Option<(Clock, Topic)>> {
+fn places(histories: &Histories, archive: &dyn Archive) -> Vec<Option<(Clock, Topic)>> {
     let mut places = vec![None; Partition::COUNT];
     let mut put = |topic: Topic| {
         let place = &mut places[Partition::of(topic.as_str()).index()];
         let is_new = place.is_none();
         if is_new {
-            *place = Some((bus.clock(&topic), topic));
+            *place = Some((archive.clock(&topic), topic));
         }
         is_new
     };

@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::Repairs;
 use super::call::Call;
-use crate::bus::Bus;
+use crate::bus::Archive;
 use crate::bus::past::Past;
 use crate::bus::repair::Due;
 use crate::model::topic::Topic;
@@ -46,7 +46,7 @@ pub(crate) trait Repairing: Send + Sync + 'static {
 pub(crate) struct Task<N> {
     node: Weak<N>,
     news: Arc<Notify>,
-    bus: Weak<dyn Bus>,
+    archive: Weak<dyn Archive>,
     /// So long what was missed is asked for in vain.
     patience: Duration,
 }
@@ -58,7 +58,7 @@ impl<N: Repairing> Task<N> {
         let repairs = node.repairs();
         Self {
             news: repairs.news.clone(),
-            bus: Arc::downgrade(&repairs.bus),
+            archive: Arc::downgrade(&repairs.archive),
             node: Arc::downgrade(node),
             patience,
         }
@@ -99,11 +99,11 @@ impl<N: Repairing> Task<N> {
         let deadline = Instant::now() + self.patience;
         let mut pause = PAUSE;
         loop {
-            let Some(bus) = self.bus.upgrade() else {
+            let Some(archive) = self.archive.upgrade() else {
                 return (call, Err("the node is gone".into()));
             };
-            let answer = call.ask(&*bus).await;
-            drop(bus);
+            let answer = call.ask(&*archive).await;
+            drop(archive);
             let is_of_use = || {
                 let node = self.node.upgrade();
                 node.is_some_and(|node| node.repairs().is_current(&call))

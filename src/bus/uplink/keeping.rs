@@ -149,11 +149,11 @@ impl Uplink {
             bytes: usize::MAX,
         };
         let topics = slice::from_ref(topic);
-        let past = self.bus.read(topics, None, limits).await;
+        let past = self.archive.read(topics, None, limits).await;
         let past = past.map_err(QueryError::bus)?;
         let key = self.keyring.key().await.map_err(QueryError::bus)?;
         let parts = Parts {
-            clock: self.bus.clock(topic),
+            clock: self.archive.clock(topic),
             marks: past.cuts(),
             ..Parts::default()
         };

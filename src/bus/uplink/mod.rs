@@ -25,7 +25,7 @@ use crate::bus::keyring::Keyring;
 use crate::bus::scope::{Scope, Size};
 use crate::bus::seen::Seen;
 use crate::bus::wire::{self, Action, Envelope, Lasting, MAX_ENVELOPE, ONE_COPY};
-use crate::bus::{Bus, Published};
+use crate::bus::{Archive, Bus, Publish, Published};
 use crate::counts::Counters;
 use crate::measures::Since;
 use crate::model::close::Close;
@@ -42,7 +42,8 @@ use crate::model::topic::{Topic, TopicKind, TopicRef};
 pub(crate) struct Uplink {
     node: NodeId,
     own: Topic,
-    bus: Arc<dyn Bus>,
+    bus: Arc<dyn Publish>,
+    archive: Arc<dyn Archive>,
     counters: Arc<Counters>,
     /// Unions of which a copy came.
     unions: Mutex<Seen>,
@@ -69,6 +70,7 @@ impl Uplink {
             keyring: Keyring::new(bus.clone(), publish_timeout),
             node,
             own: Topic::node(node),
+            archive: bus.clone(),
             bus,
             counters,
             unions: Mutex::default(),

@@ -266,7 +266,7 @@ impl Uplink {
     /// all nodes has another clock, the others' would stand still.
     fn are_at_one_clock(&self, topics: &[Topic], kept: &[Topic]) -> bool {
         let [carrier] = topics else { return true };
-        let clock = self.bus.clock(carrier);
-        kept.iter().all(|topic| self.bus.clock(topic) == clock)
+        let clock = self.archive.clock(carrier);
+        kept.iter().all(|topic| self.archive.clock(topic) == clock)
     }
 }

@@ -17,7 +17,10 @@ use super::{Hub, Interest, Parcel};
 use crate::bus::outage::LinkId;
 use crate::bus::past::{Keep, Past, ReadLimits};
 use crate::bus::scope::Size;
-use crate::bus::{Bus, BusSettings, Confirmation, Listener, Published};
+use crate::bus::{
+    Archive, Bus, BusSettings, Confirmation, Hearing, Interests, Links, Listener, Publish,
+    Published,
+};
 use crate::model::error::PublishError;
 use crate::model::history::mark::{Clock, Marks};
 use crate::model::history::token::Key;
@@ -107,6 +110,14 @@ impl Bus for MemoryBus {
         }
     }
 
+    fn stop(&self) -> BoxFuture<'_, ()> {
+        *self.listener.write() = None;
+        self.leave();
+        future::ready(()).boxed()
+    }
+}
+
+impl Interests for MemoryBus {
     fn want(&self, topic: &Topic) -> Confirmation {
         let Some(listener) = self.listener.read().clone() else {
             return Confirmation::NotAwaited;
@@ -147,6 +158,12 @@ impl Bus for MemoryBus {
 
     fn prove_anew(&self) {}
 
+    fn seats(&self) -> Option<&dyn Seats> {
+        self.limit.map(|_| self as &dyn Seats)
+    }
+}
+
+impl Publish for MemoryBus {
     fn publish(
         &self,
         topics: SmallVec<[Topic; 1]>,
@@ -181,6 +198,12 @@ impl Bus for MemoryBus {
         }
     }
 
+    fn queued(&self) -> usize {
+        0
+    }
+}
+
+impl Archive for MemoryBus {
     fn clock(&self, _: &Topic) -> Clock {
         Clock::default()
     }
@@ -208,13 +231,21 @@ impl Bus for MemoryBus {
         };
         future::ready(key).boxed()
     }
+}
 
+impl Links for MemoryBus {
     fn probe(&self, _: LinkId) {
         if self.hub.archive.probe(self.node) {
             self.hub.tell();
         }
     }
 
+    fn heard_until(&self, _proven: Instant) -> Instant {
+        self.hub.faults.read().heard_until(Instant::now())
+    }
+}
+
+impl Hearing for MemoryBus {
     fn listening<'a>(&'a self, topics: &'a [Topic]) -> BoxFuture<'a, Result<Vec<usize>, Arc<str>>> {
         let (channels, faults) = (self.hub.channels.read(), self.hub.faults.read());
         let nodes = topics.iter().map(|topic| {
@@ -227,24 +258,6 @@ impl Bus for MemoryBus {
             true => Err(CUT.into()),
         };
         future::ready(answer).boxed()
-    }
-
-    fn heard_until(&self, _proven: Instant) -> Instant {
-        self.hub.faults.read().heard_until(Instant::now())
-    }
-
-    fn queued(&self) -> usize {
-        0
-    }
-
-    fn seats(&self) -> Option<&dyn Seats> {
-        self.limit.map(|_| self as &dyn Seats)
-    }
-
-    fn stop(&self) -> BoxFuture<'_, ()> {
-        *self.listener.write() = None;
-        self.leave();
-        future::ready(()).boxed()
     }
 }
 
