@@ -129,16 +129,8 @@ impl Endpoint {
                 let stream = dial(&name, port).await?;
                 guard_against_silence(&stream)?;
                 match &self.access.tls {
-                    Some(tls) => {
-                        let stream = tls.secure(&host.name, stream).await?;
-                        let ending = stream.ending();
-                        Ok((Box::pin(stream), ending))
-                    }
-                    None => {
-                        let stream = Explained::plain(stream);
-                        let ending = stream.ending();
-                        Ok((Box::pin(stream), ending))
-                    }
+                    Some(tls) => Ok(told(tls.secure(&host.name, stream).await?)),
+                    None => Ok(told(Explained::plain(stream))),
                 }
             }
         }
@@ -187,6 +179,11 @@ pub(super) fn nobody() -> RedisConnectionInfo {
         .set_db(0)
         .set_skip_set_lib_name()
         .set_protocol(ProtocolVersion::RESP2)
+}
+
+fn told(stream: Explained<impl Stream + Unpin + 'static>) -> (Pin<Box<dyn Stream>>, Ending) {
+    let ending = stream.ending();
+    (Box::pin(stream), ending)
 }
 
 fn guard_against_silence(stream: &TcpStream) -> io::Result<()> {
