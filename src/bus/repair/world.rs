@@ -441,9 +441,10 @@ impl World {
                     since: None,
                     ..socket
                 }));
-                // Nobody is there any more when what is on its way has come.
+                // It lingers until what is on its way has come.
                 if let Some((channels, out)) = &mut self.redis.connections[node]
                     && out.is_empty()
+                    && self.nodes[node].repair.is_live()
                 {
                     channels.remove(&topic);
                     self.nodes[node].confirmed.remove(&topic);
