@@ -53,7 +53,7 @@ impl Node {
             true => self.local.count(&scope),
             false => self.local.deliver(&scope, message, manner).await,
         };
-        let sent = sending.end(local > 0).await;
+        let sent = sending.end(local, || self.local.newcomers()).await;
         // Who sends in a loop that never waits would keep the tasks that write from running.
         consume_budget().await;
         match sent {
@@ -81,7 +81,8 @@ impl Node {
         for own in own {
             if let Some((scope, content, manner)) = own.read() {
                 let frame = || content.frame();
-                self.local.collect(&scope, None, None, &manner, frame);
+                let older_than = Some(own.older_than);
+                self.local.collect(&scope, None, older_than, &manner, frame);
             }
         }
     }

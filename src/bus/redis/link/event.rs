@@ -18,6 +18,12 @@ pub(in crate::bus::redis) enum Event<'a> {
         topic: &'a str,
         payload: &'a [u8],
     },
+    /// A topic is heard from now on that was not before, on whatever connection.
+    Confirmed {
+        topic: &'a str,
+    },
+    /// What is kept came from a primary that has lost its place.
+    Superseded,
     /// This cannot be a message.
     Garbage,
     /// Everything that is wanted is heard, and was when the probe was published that came back.

@@ -68,6 +68,12 @@ impl Subscriptions {
         }
     }
 
+    /// Whether a topic is confirmed that was not before, on whatever connection: said once.
+    pub(in crate::bus::redis) fn is_newly_heard(&mut self, topic: &str) -> bool {
+        let interest = self.interests.get_mut(topic);
+        interest.is_some_and(|it| it.is_confirmed() && !replace(&mut it.known, true))
+    }
+
     /// Redis said what answers nothing. While something is unanswered for the topic, that answer will tell.
     fn unasked(&mut self, verb: Verb, topic: &str) -> Answered {
         let Some((key, interest)) = self.interests.get_key_value(topic) else {

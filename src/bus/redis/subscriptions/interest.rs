@@ -18,6 +18,8 @@ pub(super) struct Interest {
     /// The place of the topic among the refused: somebody goes on unheard.
     pub(super) refused: Option<u64>,
     pub(super) waiting: Vec<oneshot::Sender<()>>,
+    /// It was confirmed since somebody wants it, on whatever connection.
+    pub(super) known: bool,
 }
 
 impl Interest {

@@ -251,6 +251,7 @@ impl Subscriptions {
             self.news.given_up.append(&mut interest.waiting);
             *interest = Interest {
                 reasons: interest.reasons,
+                known: interest.known,
                 ..Interest::default()
             };
             interest.reasons > 0
