@@ -11,6 +11,8 @@ use crate::bus::inbound::Inbound;
 use crate::bus::outage::LinkId;
 use crate::bus::repair::{Due, Fate};
 use crate::bus::repairs::{Repairing, Repairs};
+use crate::bus::wire::{self, Formerly};
+use crate::local::registry::EVERY;
 use crate::model::history::mark::Number;
 use crate::model::partition::{Partition, PartitionSet};
 use crate::model::topic::{Topic, TopicKind, TopicRef};
@@ -89,6 +91,19 @@ impl Listener for Node {
         }
     }
 
+    fn kept_again(&self, messages: u64) {
+        let counter = &self.ground.counters.history_again;
+        counter.fetch_add(messages, Relaxed);
+    }
+
+    fn spool_dropped(&self, messages: u64, was_lost: bool) {
+        let counter = &self.ground.counters.spool_dropped;
+        counter.fetch_add(messages, Relaxed);
+        if was_lost {
+            self.rolled_back(messages);
+        }
+    }
+
     fn panicked(&self) {
         self.ground.counters.task_panics.fetch_add(1, Relaxed);
     }
@@ -121,19 +136,37 @@ impl Repairing for Node {
 impl Node {
     /// Acts on what came: for all sockets, or only for those with smaller numbers.
     fn hear(&self, topic: &str, number: Option<Number>, bytes: &[u8], older_than: Option<u64>) {
+        let (formerly, bytes) = match number {
+            None => (Formerly::new(), bytes),
+            Some(_) => match wire::formerly(bytes) {
+                Ok(read) => read,
+                Err(_) => return self.garbage(),
+            },
+        };
+        let mut numbers = EVERY.start..older_than.unwrap_or(EVERY.end);
+        if !formerly.is_empty()
+            && let Some(newcomers) = self.repairs.had(topic, &formerly)
+        {
+            numbers.start = newcomers;
+            if numbers.is_empty() {
+                return;
+            }
+        }
         match self.uplink.open(topic, number, bytes) {
             Inbound::Message(scope, content, manner) => {
                 if let Some(from) = self.uplink.take_unkept() {
                     self.peers.tell_unkept(from);
                 }
                 let number = number.zip(TopicRef::of(topic));
-                let number = number
-                    .map(|(number, topic)| (self.ground.bus.clock(&topic.to_topic()), number));
+                let number = number.map(|(number, topic)| {
+                    let clock = self.ground.bus.clock(&topic.to_topic());
+                    (clock, number, &*formerly)
+                });
                 self.local
-                    .collect(&scope, number, older_than, &manner, || content.frame());
+                    .collect(&scope, number, numbers, &manner, || content.frame());
             }
             Inbound::Close(scope, close) => {
-                self.local.collect_close(&scope, older_than, &close);
+                self.local.collect_close(&scope, numbers, &close);
             }
             Inbound::ToNodes(from, content) => {
                 self.peers.messages().tell(from, content.message());

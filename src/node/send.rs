@@ -28,7 +28,7 @@ impl Node {
             return sending.await;
         }
         let sent = sending.instrument(span.clone()).await;
-        if let Ok((local, Sent { nodes, .. })) = sent {
+        if let Ok((local, Sent { nodes, .. })) = &sent {
             span.record("local", local).record("nodes", nodes);
         }
         sent

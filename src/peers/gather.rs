@@ -184,7 +184,7 @@ impl Gathering {
 
     /// How many took the question and have not answered, ourselves aside.
     fn owed(&self) -> usize {
-        let promised = self.promised.unwrap_or_default();
+        let promised = self.promised.clone().unwrap_or_default();
         let ourselves = usize::from(self.came_back && !promised.comes_back);
         let accounted = self.finished.len() + self.refused.len() + ourselves;
         promised.nodes.saturating_sub(accounted)
@@ -192,7 +192,7 @@ impl Gathering {
 
     /// Whether we hear what is answered, as far as can be told.
     fn is_heard(&self) -> bool {
-        self.came_back || !self.promised.is_some_and(|promised| promised.comes_back)
+        self.came_back || !self.promised.as_ref().is_some_and(|promised| promised.comes_back)
     }
 
     fn is_over_for(&self, node: &NodeId) -> bool {
@@ -201,7 +201,7 @@ impl Gathering {
     }
 
     fn is_counted(&self) -> bool {
-        let promised = self.promised.filter(|_| !self.uncertain);
+        let promised = self.promised.as_ref().filter(|_| !self.uncertain);
         let accounted = self.finished.len() + self.refused.len();
         promised.is_some_and(|promised| accounted >= promised.nodes) && self.is_heard()
     }
@@ -265,11 +265,9 @@ mod tests {
     }
 
     fn of(nodes: usize) -> Published {
-        let comes_back = false;
         Published {
             nodes,
-            comes_back,
-            mark: None,
+            ..Published::default()
         }
     }
 
@@ -418,7 +416,7 @@ mod tests {
         gathering.promise(Published {
             nodes: 0,
             comes_back: true,
-            mark: None,
+            ..Published::default()
         });
         assert!(!gathering.is_complete());
         gathering.follow_up([]);
@@ -430,7 +428,7 @@ mod tests {
         deaf.promise(Published {
             nodes: 0,
             comes_back: true,
-            mark: None,
+            ..Published::default()
         });
         deaf.end([A]);
         let answers = deaf.into_answers();

@@ -158,7 +158,7 @@ mod tests {
             Published {
                 nodes,
                 comes_back,
-                mark: None,
+                ..Published::default()
             },
             census,
             start + 5 * MS,
@@ -330,7 +330,7 @@ mod tests {
             question.published(Published {
             nodes: took,
             comes_back,
-            mark: None,
+            ..Published::default()
         }, census, start);
             let (mut now, mut asked) = (start, Vec::new());
             let mut events = events.into_iter();

@@ -84,6 +84,7 @@ impl Hub {
             nodes,
             comes_back,
             mark: Some((Clock::default(), mark)),
+            later: None,
         }
     }
 
@@ -95,7 +96,7 @@ impl Hub {
         Published {
             nodes,
             comes_back,
-            mark: None,
+            ..Published::default()
         }
     }
 

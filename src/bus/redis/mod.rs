@@ -263,6 +263,19 @@ impl Bus for RedisBus {
             .sum()
     }
 
+    fn spooled(&self) -> usize {
+        self.common.room.as_ref().map_or(0, |room| room.messages())
+    }
+
+    fn drained(&self) -> BoxFuture<'_, ()> {
+        async {
+            if let Some(room) = &self.common.room {
+                room.emptied().await;
+            }
+        }
+        .boxed()
+    }
+
     fn seats(&self) -> Option<&dyn Seats> {
         self.seats.as_deref().map(|seats| seats as &dyn Seats)
     }

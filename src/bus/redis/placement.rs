@@ -25,7 +25,7 @@ use super::shard::{Common, Shard};
 use crate::bus::outage::LinkId;
 use crate::bus::past::{Keep, Past, ReadLimits, TopicPast};
 use crate::bus::scope::Size;
-use crate::bus::{Confirmation, Listener, Published};
+use crate::bus::{Confirmation, Later, Listener, Published};
 use crate::model::error::PublishError;
 use crate::model::history::mark::{Clock, Marks};
 use crate::model::history::token::Key;
@@ -495,12 +495,7 @@ fn and(
     part: Result<Published, PublishError>,
 ) -> Result<Published, PublishError> {
     match (all, part) {
-        (Ok(all), Ok(part)) => Ok(Published {
-            nodes: all.nodes + part.nodes,
-            comes_back: all.comes_back || part.comes_back,
-            // Each part has a clock of its own.
-            mark: None,
-        }),
+        (Ok(all), Ok(part)) => Ok(together(all, part)),
         (Ok(_), Err(error)) | (Err(error), Ok(_)) => Err(PublishError {
             maybe_sent: true,
             ..error
@@ -509,6 +504,37 @@ fn and(
             maybe_sent: error.maybe_sent || other.maybe_sent,
             ..error
         }),
+    }
+}
+
+fn together(mut all: Published, mut part: Published) -> Published {
+    let (all_later, part_later) = (all.later.take(), part.later.take());
+    if all_later.is_none() && part_later.is_none() {
+        return Published {
+            nodes: all.nodes + part.nodes,
+            comes_back: all.comes_back || part.comes_back,
+            // Each part has a clock of its own.
+            mark: None,
+            later: None,
+        };
+    }
+    let later = async move {
+        let all = at_last(all, all_later).await;
+        and(all, at_last(part, part_later).await)
+    };
+    Published {
+        later: Some(Later::new(later)),
+        ..Published::default()
+    }
+}
+
+async fn at_last(
+    published: Published,
+    later: Option<Later>,
+) -> Result<Published, PublishError> {
+    match later {
+        Some(Later(later)) => later.await,
+        None => Ok(published),
     }
 }
 
@@ -572,8 +598,7 @@ mod tests {
         let ok = || {
             Ok(Published {
                 nodes: 2,
-                comes_back: false,
-                mark: None,
+                ..Published::default()
             })
         };
         let failed = || Err(PublishError::not_sent("no"));

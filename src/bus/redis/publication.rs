@@ -3,8 +3,10 @@
 use std::num::NonZeroU32;
 
 use bytes::Bytes;
-use smallvec::SmallVec;
+use smallvec::{SmallVec, smallvec};
+use tokio::sync::oneshot;
 
+use super::past::spool::Doubt;
 use super::past::{Keeping, KeptList};
 use crate::bus::scope::Size;
 use crate::model::error::PublishError;
@@ -85,7 +87,11 @@ impl Publication {
         &self.channels[self.begin..self.end]
     }
 
+    /// A part that may be there already has its turn once more.
     pub(super) fn advance(&mut self) {
+        if self.is_in_doubt() && self.begin < self.end {
+            return;
+        }
         self.begin = self.end;
         let most = match self.is_large() {
             _ if self.keep.as_ref().is_some_and(|keeping| keeping.is_union) => self.channels.len(),
@@ -97,7 +103,65 @@ impl Publication {
 
     /// So many of the part were taken; what follows is to be published again, elsewhere or later.
     pub(super) fn keep(&mut self, taken: usize) {
-        self.end = self.begin + taken;
+        self.begin += taken;
+        self.end = self.begin;
+    }
+
+    /// Whether it waits for Redis, if that is away.
+    pub(super) fn spools(&self) -> bool {
+        self.keep.as_ref().is_some_and(|keeping| keeping.spools)
+    }
+
+    /// Whether its part, or all of it, may be there already.
+    pub(super) fn is_in_doubt(&self) -> bool {
+        let keeping = self.keep.as_ref();
+        keeping.is_some_and(|keeping| keeping.doubt.since.is_some())
+    }
+
+    pub(super) fn doubt_mut(&mut self) -> Option<&mut Doubt> {
+        Some(&mut self.keep.as_mut()?.doubt)
+    }
+
+    /// In how many lists it is kept.
+    pub(super) fn kept_lists(&self) -> usize {
+        let keeping = self.keep.as_ref();
+        keeping.map_or(0, |keeping| keeping.lists.iter().flatten().count())
+    }
+
+    /// Redis took the first channels of the part, each under its number. As publications of one number each; what is left is of no
+    /// use any more.
+    pub(super) fn take_units(&mut self, marks: &[Option<Mark>]) -> SmallVec<[(Mark, Self); 1]> {
+        let Some(keeping) = &mut self.keep else {
+            return SmallVec::new();
+        };
+        if marks.len() == self.end - self.begin {
+            keeping.doubt.since = None;
+        }
+        if keeping.is_union || self.channels.len() == 1 {
+            let whole = marks.len() == self.channels.len();
+            let Some(mark) = marks.iter().flatten().next().filter(|_| whole) else {
+                return SmallVec::new();
+            };
+            let (channels, keep) = (std::mem::take(&mut self.channels), self.keep.take());
+            (self.begin, self.end) = (0, 0);
+            let unit = Self::new(channels, self.envelope.clone(), self.size, self.partition);
+            return smallvec![(*mark, unit.kept(keep))];
+        }
+        let taken = marks.iter().enumerate().filter_map(|(n, mark)| {
+            let place = self.begin + n;
+            let (mark, list) = ((*mark)?, keeping.lists[place].take()?);
+            let keep = Keeping {
+                clock: keeping.clock.clone(),
+                lists: smallvec![Some(list)],
+                is_union: false,
+                spools: true,
+                doubt: Doubt::default(),
+            };
+            let channels = smallvec![std::mem::take(&mut self.channels[place])];
+            let unit = Self::new(channels, self.envelope.clone(), Size::Small, self.partition);
+            Some((mark, unit.kept(Some(Box::new(keep)))))
+        });
+        taken.collect()
     }
 
     pub(super) fn is_finished(&self) -> bool {
@@ -122,3 +186,25 @@ impl From<usize> for Taken {
 
 /// What becomes of one.
 pub(super) type Receivers = Result<Taken, PublishError>;
+
+/// What is told to whoever publishes one: what became of it, or that it waits.
+pub(super) type Answer = Result<Told, PublishError>;
+
+#[derive(Debug, Default)]
+pub(super) struct Told {
+    pub(super) receivers: usize,
+    pub(super) mark: Option<Mark>,
+    /// Of what waits for Redis to be back.
+    pub(super) later: Option<oneshot::Receiver<Receivers>>,
+}
+
+impl From<Taken> for Told {
+    fn from(Taken { receivers, mark }: Taken) -> Self {
+        let later = None;
+        Self {
+            receivers,
+            mark,
+            later,
+        }
+    }
+}

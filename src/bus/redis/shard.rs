@@ -21,9 +21,10 @@ use super::endpoint::OPENING;
 use super::link::LinkContext;
 use super::options::Target;
 use super::past::read::{ReadCall, Readings, Wanted};
+use super::past::spool::{Doubt, Room};
 use super::past::{Keeping, KeptList};
-use super::publication::Taken;
-use super::publisher::{PublishQueue, Publisher};
+use super::publication::{Taken, Told};
+use super::publisher::{PublishQueue, Publisher, shut_down};
 use super::quota::SharedLedgers;
 use super::sentinel::{Seeker, Sentinels, Watcher};
 use super::shared::SharedSubscriptions;
@@ -34,9 +35,9 @@ use super::{explain, supervise, words};
 use crate::bus::outage::LinkId;
 use crate::bus::past::{Keep, ReadLimits, TopicPast};
 use crate::bus::scope::Size;
-use crate::bus::{BusSettings, Confirmation, Listener, Published};
+use crate::bus::{BusSettings, Confirmation, Later, Listener, Published};
 use crate::model::error::PublishError;
-use crate::model::history::mark::{Clock, Marks};
+use crate::model::history::mark::{Clock, Mark, Marks};
 use crate::model::history::token::Key;
 use crate::model::id::NodeId;
 use crate::model::partition::{Partition, PartitionSet};
@@ -52,12 +53,16 @@ pub(super) struct Common {
     pub(super) settings: BusSettings,
     pub(super) tasks: TaskTracker,
     pub(super) ended: CancellationToken,
+    /// For what waits for Redis to be back, where it does.
+    pub(super) room: Option<Arc<Room>>,
 }
 
 impl Common {
     pub(super) fn new(node: NodeId, settings: BusSettings) -> Self {
+        let room = settings.spool.map(|limits| Arc::new(Room::new(limits)));
         Self {
             node,
+            room,
             settings,
             tasks: TaskTracker::new(),
             ended: CancellationToken::new(),
@@ -151,8 +156,9 @@ impl Shard {
         let dialect = topology.dialect();
         let advice = Advice::new(user, &settings.namespace, dialect);
         let advice = Arc::new(advice.keeping(!settings.histories.is_off()));
-        let (publisher, queue) =
+        let (publisher, mut queue) =
             Publisher::new(topology.clone(), advice.clone(), settings.publish_timeout);
+        queue.room = common.room.clone();
         Self {
             link,
             name: None,
@@ -187,6 +193,9 @@ impl Shard {
         };
         // It ends by itself, when it has handed over what it had.
         queue.listener = Some(listener.clone());
+        if let Some(room) = &self.common.room {
+            room.count_by(listener);
+        }
         queue.will_keep = !self.common.settings.histories.is_off();
         let (ended, told) = (self.common.ended.clone(), listener.clone());
         self.common
@@ -361,13 +370,31 @@ impl Shard {
             if published.is_err() {
                 topology.probe_now();
             }
-            let Taken { receivers, mark } = published?;
+            let Told {
+                receivers,
+                mark,
+                later,
+            } = published?;
             // Those that heard it surely: who subscribed meanwhile perhaps did not.
-            topics.retain(|topic| subscriptions.is_confirmed(topic));
+            let mut told = move |receivers: usize, mark: Option<Mark>| {
+                topics.retain(|topic| subscriptions.is_confirmed(topic));
+                Published {
+                    nodes: receivers.saturating_sub(topics.len()),
+                    comes_back: !topics.is_empty(),
+                    mark: mark.map(|mark| (clock, mark)),
+                    later: None,
+                }
+            };
+            let Some(later) = later else {
+                return Ok(told(receivers, mark));
+            };
+            let later = async move {
+                let Taken { receivers, mark } = later.await.unwrap_or_else(|_| Err(shut_down()))?;
+                Ok(told(receivers, mark))
+            };
             Ok(Published {
-                nodes: receivers.saturating_sub(topics.len()),
-                comes_back: !topics.is_empty(),
-                mark: mark.map(|mark| (clock, mark)),
+                later: Some(Later::new(later)),
+                ..Published::default()
             })
         }
     }
@@ -389,6 +416,7 @@ impl Shard {
             })
         };
         let is_union = matches!(keep, Keep::Union(_));
+        let spools = self.common.room.is_some() && !matches!(keep, Keep::Silent(_));
         let (lists, kept) = match keep {
             Keep::Each => (topics.iter().map(list).collect(), None),
             Keep::Union(kept) | Keep::Silent(kept) => {
@@ -408,6 +436,8 @@ impl Shard {
             clock,
             lists,
             is_union,
+            spools,
+            doubt: Doubt::default(),
         };
         (first, Box::new(keeping))
     }
@@ -601,6 +631,7 @@ mod tests {
             linger: Duration::ZERO,
             seats: None,
             histories: Histories::default(),
+            spool: None,
         };
         let common = Common::new(NodeId::random(), settings);
         let target = Redis::at(url).unwrap().target().unwrap();

@@ -22,6 +22,7 @@
 //! though not between topics, and each topic is read again from its cut. So a node that hears more than it can hold while it
 //! reads goes on by reading.
 
+mod former;
 #[cfg(test)]
 mod world;
 
@@ -30,6 +31,7 @@ use std::mem::take;
 
 use bytes::Bytes;
 
+pub(crate) use self::former::Former;
 use super::past::{Entry, TopicPast};
 use crate::model::history::Missed;
 use crate::model::history::mark::{Mark, Number};
@@ -59,6 +61,8 @@ pub(crate) struct Repair {
     /// The latest that was delivered before anything was proven.
     began: Number,
     missed: Vec<(Topic, Missed)>,
+    /// The runs before.
+    former: Former,
 }
 
 #[derive(Debug)]
@@ -132,6 +136,7 @@ impl Repair {
             newcomers: None,
             began: Number::default(),
             missed: Vec::new(),
+            former: Former::default(),
         }
     }
 
@@ -146,6 +151,11 @@ impl Repair {
     /// How far the clock was heard.
     pub(crate) fn heard_until(&self) -> Option<Mark> {
         self.heard
+    }
+
+    /// What was heard of runs that are over.
+    pub(crate) fn former(&self) -> &Former {
+        &self.former
     }
 
     /// Something may be missed from now on. Sockets that come from now on have this number or later ones.
@@ -380,6 +390,11 @@ impl Repair {
     }
 
     fn flush(&mut self, cut: Option<Mark>) {
+        if let Some(heard) = self.heard
+            && cut.is_none_or(|cut| cut.run != heard.run)
+        {
+            self.former.add(heard, self.newcomers.unwrap_or(u64::MAX));
+        }
         let (mut queue, mut cuts) = (Vec::new(), HashMap::new());
         if let Stage::Reading(reading) = &mut self.stage {
             queue = take(&mut reading.found);

@@ -33,7 +33,7 @@ use super::past::Past;
 use super::repair::{Due, Fate};
 use crate::counts::Counters;
 use crate::model::history::Histories;
-use crate::model::history::mark::{Clock, Number};
+use crate::model::history::mark::{Clock, Mark, Number};
 use crate::model::id::UserId;
 use crate::model::partition::{Partition, PartitionSet};
 use crate::model::topic::{Topic, TopicKind};
@@ -85,6 +85,11 @@ impl Repairs {
     /// What came on a topic's channel.
     pub(crate) fn came(&self, topic: &str, number: Number, envelope: &[u8]) -> Fate {
         self.state.lock().came(topic, number, envelope)
+    }
+
+    /// Of what was kept under one of these marks of a topic's clock before: which sockets have it not, if some have.
+    pub(crate) fn had(&self, topic: &str, marks: &[Mark]) -> Option<u64> {
+        self.state.lock().had(topic, marks)
     }
 
     /// Something may be missed on a link. Sockets that come from now on have this number or later ones.

@@ -90,12 +90,21 @@ impl State {
 
     /// What came on a topic's channel.
     pub(super) fn came(&mut self, topic: &str, number: Number, envelope: &[u8]) -> Fate {
-        let place = self.places.get(Partition::of(topic).index());
-        let place = place.and_then(Option::as_ref);
-        let heard = place.and_then(|(clock, _)| self.clocks.get_mut(clock));
+        let clock = self.clock_of(topic);
+        let heard = clock.and_then(|clock| self.clocks.get_mut(&clock));
         heard.map_or(Fate::Due, |heard| {
             heard.repair.came(topic, number, envelope)
         })
+    }
+
+    pub(super) fn had(&self, topic: &str, marks: &[Mark]) -> Option<u64> {
+        let heard = self.clocks.get(&self.clock_of(topic)?)?;
+        heard.repair.former().had(marks)
+    }
+
+    fn clock_of(&self, topic: &str) -> Option<Clock> {
+        let place = self.places.get(Partition::of(topic).index())?;
+        place.as_ref().map(|(clock, _)| *clock)
     }
 
     /// Partitions went from one link to another.

@@ -148,6 +148,7 @@ impl Uplink {
 
 /// What is kept, as those get it who missed it.
 pub(crate) fn read_entry(envelope: &[u8]) -> Option<(Scope<'_>, Content<'_>)> {
+    let (_, envelope) = wire::formerly(envelope).ok()?;
     let Envelope { scope, action, .. } = wire::decode(envelope).ok()?;
     match action {
         Action::Text(text) => Some((scope, Content::Text(text))),

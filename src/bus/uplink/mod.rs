@@ -51,7 +51,7 @@ pub(crate) struct Uplink {
     has_moved: AtomicBool,
     eras: Mutex<Eras>,
     histories: Histories,
-    pub(crate) keyring: Keyring,
+    pub(crate) keyring: Arc<Keyring>,
     /// Where something is kept.
     echoes: Mutex<Echoes>,
     unkept: Mutex<Unkept>,
@@ -66,7 +66,7 @@ impl Uplink {
         publish_timeout: Duration,
     ) -> Self {
         Self {
-            keyring: Keyring::new(bus.clone(), publish_timeout),
+            keyring: Arc::new(Keyring::new(bus.clone(), publish_timeout)),
             node,
             own: Topic::node(node),
             bus,
@@ -335,6 +335,7 @@ mod tests {
             linger: Duration::ZERO,
             seats: None,
             histories: Histories::default(),
+            spool: None,
         };
         let bus = Backend::memory().open(US, settings);
         Uplink::new(

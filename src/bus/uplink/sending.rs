@@ -2,15 +2,17 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
+use futures::FutureExt;
 use futures::future::BoxFuture;
 use smallvec::SmallVec;
 
 use super::Uplink;
-use crate::bus::Published;
+use crate::bus::{Later, Published};
 use crate::bus::past::Keep;
 use crate::bus::scope::{Reach, Route, Scope, Selection};
 use crate::bus::wire::{Lasting, ONE_COPY};
 use crate::measures::Since;
+use crate::model::delivery::{Settled, Spooled};
 use crate::model::error::{PublishError, SendError};
 use crate::model::history::mark::{Clock, Mark};
 use crate::model::history::token::Key;
@@ -47,12 +49,14 @@ pub(crate) struct Sending<'a> {
 }
 
 /// What became of one.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Sent {
     /// Other nodes that took it, where that can be known.
     pub(crate) nodes: Option<usize>,
     pub(crate) mark: Option<(Clock, Mark)>,
     pub(crate) key: Option<Key>,
+    /// It waits for the bus to be back.
+    pub(crate) spooled: Option<Spooled>,
 }
 
 /// What of a message that the bus refused this node's own sockets have already.
@@ -69,6 +73,29 @@ impl Sending<'_> {
         self.begun.is_some()
     }
 
+    /// It waits for the bus to be back, and comes back to this node's own sockets whenever that is.
+    fn spooled(uplink: &Uplink, is_known: bool, later: Later) -> Sent {
+        uplink.counters.spooled.fetch_add(1, Relaxed);
+        let keyring = uplink.keyring.clone();
+        let settled = async move {
+            let published = later.0.await?;
+            Ok(Settled {
+                nodes: is_known.then_some(published.nodes),
+                mark: published.mark,
+                key: match published.mark {
+                    Some(_) => keyring.signing().await,
+                    None => None,
+                },
+            })
+        };
+        Sent {
+            nodes: None,
+            mark: None,
+            key: None,
+            spooled: Some(Spooled::new(settled.boxed())),
+        }
+    }
+
     /// What became of it; and where it failed, what has come back all the same.
     pub(crate) async fn end(self) -> Result<Sent, (PublishError, Came)> {
         let published = match self.publishing {
@@ -76,7 +103,11 @@ impl Sending<'_> {
             Some(publishing) => self.uplink.published(self.since, publishing.await),
         };
         match published {
+            Ok(Published {
+                later: Some(later), ..
+            }) => Ok(Self::spooled(self.uplink, self.is_known, later)),
             Ok(published) => Ok(Sent {
+                spooled: None,
                 nodes: self.is_known.then_some(published.nodes),
                 mark: published.mark,
                 key: match published.mark {

@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::bus::wire::Formerly;
 use crate::model::history::Missed;
 use crate::model::history::mark::{Clock, Mark, Marks, Number};
 use crate::model::history::position::Position;
@@ -49,7 +50,7 @@ pub(crate) struct Resuming {
     had: Marks,
     /// What was read for it, in order.
     replayed: Vec<(Clock, Number)>,
-    held: Option<Vec<(Clock, Number, Frame)>>,
+    held: Option<Vec<Held>>,
     /// In which it was, and what it has of them.
     owed: Vec<Tag>,
     /// Until when it may join them again.
@@ -61,9 +62,20 @@ pub(crate) struct Resuming {
 pub(crate) struct Numbered<'a> {
     pub(crate) clock: Clock,
     pub(crate) number: Number,
+    /// Where it was kept before, if it was lost there.
+    pub(crate) formerly: &'a [Mark],
     pub(crate) frame: &'a Frame,
     /// With its number before it: written once for all.
     pub(crate) marked: &'a OnceCell<Frame>,
+}
+
+/// One that waits.
+#[derive(Debug)]
+struct Held {
+    clock: Clock,
+    number: Number,
+    formerly: Formerly,
+    frame: Frame,
 }
 
 /// What was found for a socket.
@@ -125,22 +137,27 @@ impl Resuming {
 
     /// One came that is kept.
     pub(crate) fn came(&mut self, numbered: &Numbered<'_>) -> Due {
-        let Numbered { clock, number, .. } = *numbered;
-        if self.has(clock, number) {
+        if self.has(numbered) {
             return Due::Known;
         }
         match &mut self.held {
             Some(held) => {
-                held.push((clock, number, numbered.frame.clone()));
+                held.push(Held {
+                    clock: numbered.clock,
+                    number: numbered.number,
+                    formerly: numbered.formerly.into(),
+                    frame: numbered.frame.clone(),
+                });
                 Due::Held
             }
             None => Due::Now(self.written(numbered)),
         }
     }
 
-    fn has(&mut self, clock: Clock, number: Number) -> bool {
+    fn has(&mut self, numbered: &Numbered<'_>) -> bool {
+        let Numbered { clock, number, .. } = *numbered;
         let had = self.had.of(clock);
-        if had.is_some_and(|had| number <= had.number) {
+        if had.is_some_and(|had| number <= had.number || had.covers(numbered.formerly)) {
             return true;
         }
         let is_replayed = self.replayed.binary_search(&(clock, number)).is_ok();
@@ -255,6 +272,7 @@ impl Resuming {
             let numbered = Numbered {
                 clock,
                 number,
+                formerly: &[],
                 frame: &frame,
                 marked: &OnceCell::new(),
             };
@@ -281,16 +299,17 @@ impl Resuming {
     fn let_go(&mut self) -> Vec<Frame> {
         let held = self.held.take().unwrap_or_default();
         let mut frames = Vec::with_capacity(held.len());
-        for (clock, number, frame) in held {
-            if self.has(clock, number) {
-                continue;
-            }
-            frames.extend(self.written(&Numbered {
-                clock,
-                number,
-                frame: &frame,
+        for held in held {
+            let numbered = Numbered {
+                clock: held.clock,
+                number: held.number,
+                formerly: &held.formerly,
+                frame: &held.frame,
                 marked: &OnceCell::new(),
-            }));
+            };
+            if !self.has(&numbered) {
+                frames.extend(self.written(&numbered));
+            }
         }
         frames
     }
@@ -386,6 +405,7 @@ mod tests {
         let due = resuming.came(&Numbered {
             clock,
             number,
+            formerly: &[],
             frame: &frame,
             marked: &OnceCell::new(),
         });
