@@ -192,7 +192,11 @@ impl Gathering {
 
     /// Whether we hear what is answered, as far as can be told.
     fn is_heard(&self) -> bool {
-        self.came_back || !self.promised.as_ref().is_some_and(|promised| promised.comes_back)
+        self.came_back
+            || !self
+                .promised
+                .as_ref()
+                .is_some_and(|promised| promised.comes_back)
     }
 
     fn is_over_for(&self, node: &NodeId) -> bool {

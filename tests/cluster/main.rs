@@ -55,6 +55,7 @@ mod runtimes;
 mod seats;
 mod sentinel;
 mod slots;
+mod spool;
 mod subscriptions;
 mod tls;
 mod topologies;

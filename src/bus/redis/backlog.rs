@@ -84,7 +84,10 @@ impl Backlog {
 
     pub(super) fn admit(&mut self, (mut publication, mut waiter): (Publication, Waiter)) {
         if let Some(spool) = self.spool.as_mut().filter(|_| publication.spools()) {
-            if publication.doubt_mut().is_some_and(|doubt| doubt.taken.is_some()) {
+            if publication
+                .doubt_mut()
+                .is_some_and(|doubt| doubt.taken.is_some())
+            {
                 spool.take_over(publication);
                 return;
             }
@@ -257,13 +260,14 @@ impl Backlog {
         };
         let probes = self.probes.drain(..);
         probes.for_each(|(publication, waiter)| turn.push(publication, waiter));
-        if spool.rests_until.is_some_and(|until| Instant::now() < until) {
+        if spool
+            .rests_until
+            .is_some_and(|until| Instant::now() < until)
+        {
             return false;
         }
         let mut is_full = false;
-        while !is_full
-            && let Some((publication, waiter)) = spool.pop()
-        {
+        while !is_full && let Some((publication, waiter)) = spool.pop() {
             let is_large = publication.is_large();
             turn.push(publication, waiter);
             is_full = is_large || turn.publications.len() >= BATCH;
@@ -564,7 +568,7 @@ mod tests {
     use tokio::sync::oneshot;
 
     use super::*;
-    use crate::bus::redis::publication::PART;
+    use crate::bus::redis::publication::{Answer, PART};
     use crate::bus::scope::Size;
 
     #[test]

@@ -12,9 +12,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::advice::{Advice, REPLICA, is_unfit, passes, tells_no_role};
 use super::command::{self, Appended, Dialect, HELLO};
 use super::endpoint::Stream;
+use super::past::keeper::{Keeper, NO_RUN, end_of};
 use super::past::lately::Ends;
 use super::past::{AGAIN, APPEND};
-use super::past::keeper::{Keeper, NO_RUN, end_of};
 use super::publication::Taken;
 use super::resp::{Item, Items, Reply, RespReader};
 use super::topology::{Opened, Topology};
@@ -551,7 +551,9 @@ impl Answers {
                 for (is_kept, was_lost) in messages {
                     let (told, heard) = (items.next()?, items.next()?);
                     let (number, heard) = match (told, heard) {
-                        (Item::Bulk(number), Item::Integer(heard)) => (Number::read(number)?, heard),
+                        (Item::Bulk(number), Item::Integer(heard)) => {
+                            (Number::read(number)?, heard)
+                        }
                         (Item::Error(words), _) => {
                             answers.push(Err(refused_alone(words, advice)));
                             continue;

@@ -528,10 +528,7 @@ fn together(mut all: Published, mut part: Published) -> Published {
     }
 }
 
-async fn at_last(
-    published: Published,
-    later: Option<Later>,
-) -> Result<Published, PublishError> {
+async fn at_last(published: Published, later: Option<Later>) -> Result<Published, PublishError> {
     match later {
         Some(Later(later)) => later.await,
         None => Ok(published),

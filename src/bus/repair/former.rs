@@ -20,7 +20,7 @@ struct Heard {
 
 impl Former {
     /// A run is over, and was heard up to here.
-    pub(super) fn add(&mut self, until: Mark, newcomers: u64) {
+    pub(crate) fn add(&mut self, until: Mark, newcomers: u64) {
         self.0.push_back(Heard { until, newcomers });
         if self.0.len() > MOST {
             self.0.pop_front();

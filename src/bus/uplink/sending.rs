@@ -7,10 +7,10 @@ use futures::future::BoxFuture;
 use smallvec::SmallVec;
 
 use super::Uplink;
-use crate::bus::{Later, Published};
 use crate::bus::past::Keep;
 use crate::bus::scope::{Reach, Route, Scope, Selection};
 use crate::bus::wire::{Lasting, ONE_COPY};
+use crate::bus::{Later, Published};
 use crate::measures::Since;
 use crate::model::delivery::{Settled, Spooled};
 use crate::model::error::{PublishError, SendError};

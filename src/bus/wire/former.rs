@@ -88,7 +88,12 @@ mod tests {
         };
         assert_eq!(write_formerly(&[mark]), "0123456789ab0000000000000007");
         let five = write_formerly(&[mark; MOST_FORMER + 1]);
-        for garbage in ["x", "0123456789ab000000000000000", "0123456789abx000000000000007", &five] {
+        for garbage in [
+            "x",
+            "0123456789ab000000000000000",
+            "0123456789abx000000000000007",
+            &five,
+        ] {
             assert_eq!(formerly(garbage.as_bytes()), Err(Garbage), "{garbage}");
         }
     }

@@ -79,7 +79,9 @@ impl<T> Lately<T> {
         self.held += taken.bytes;
         self.taken.push_back(taken);
         while let Some(first) = self.taken.front()
-            && (first.at + LATELY < at || self.taken.len() > self.messages || self.held > self.bytes)
+            && (first.at + LATELY < at
+                || self.taken.len() > self.messages
+                || self.held > self.bytes)
         {
             self.held -= first.bytes;
             self.taken.pop_front();
@@ -158,9 +160,8 @@ mod tests {
     }
 
     fn ends(ends: &[(&str, Option<u64>)]) -> Ends {
-        let end = |(letter, end): &(&str, Option<u64>)| {
-            (("c".into(), run(letter)), end.map(Number))
-        };
+        let end =
+            |(letter, end): &(&str, Option<u64>)| (("c".into(), run(letter)), end.map(Number));
         ends.iter().map(end).collect()
     }
 

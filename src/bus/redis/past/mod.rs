@@ -8,6 +8,8 @@ pub(super) mod lately;
 pub(super) mod read;
 pub(super) mod refresh;
 pub(super) mod spool;
+#[cfg(test)]
+mod world;
 
 use std::sync::{Arc, LazyLock};
 
@@ -87,6 +89,7 @@ pub(super) const PREFIX: usize = 1 + Number::DIGITS + MOST_FORMER * FORMER;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bus::wire;
 
     #[test]
     fn what_is_kept_begins_with_its_number() {
@@ -99,10 +102,10 @@ mod tests {
             numbered(b"\x030000000000000007"),
             (Some(Number(7)), &b""[..])
         );
-        let again = b"\x040000000000000008abcdefabcdef0000000000000007hi";
+        let again = b"\x040000000000000008abcdefabcdef0000000000000007{}";
         let (number, rest) = numbered(again);
         assert_eq!(number, Some(Number(8)));
-        assert_eq!(crate::bus::wire::formerly(rest).unwrap().1, b"hi");
+        assert_eq!(wire::formerly(rest).unwrap().1, b"{}");
         for plain in [&b""[..], b"\x01hi", b"{}", b"\x02000000000000007", b"\x02x"] {
             assert_eq!(numbered(plain), (None, plain));
         }

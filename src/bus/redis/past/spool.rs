@@ -452,7 +452,11 @@ impl Drop for Permit {
         }
         if let Some((messages @ 1.., why)) = dropped {
             let why = why.as_deref().unwrap_or("the node ended");
-            tracing::warn!(messages, reason = why, "messages that waited for redis in the spool were dropped");
+            tracing::warn!(
+                messages,
+                reason = why,
+                "messages that waited for redis in the spool were dropped"
+            );
         }
         if is_empty {
             self.room.emptied.notify_waiters();
