@@ -325,8 +325,8 @@ impl ClusterBuilder {
     /// # }
     /// ```
     ///
-    /// Only for audiences with a history, since what comes late needs its place in the order. Such a send returns `Ok` at once, or when
-    /// [`publish_timeout`](Self::publish_timeout) is over without an answer, and says
+    /// Only for audiences with a history, since what comes late needs its place in the order. Such a send returns `Ok` as soon as
+    /// Redis is known to be away, or when [`publish_timeout`](Self::publish_timeout) is over without an answer, and says
     /// [`Delivery::spooled`](crate::Delivery::spooled). Nobody gets it before Redis is back, the sockets of its own node neither: then
     /// all leave in the order in which they were sent, each once. What had no answer is looked for among what is kept, and kept
     /// only where it is not there. While something waits, what is sent goes behind it.

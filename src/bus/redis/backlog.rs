@@ -82,12 +82,9 @@ impl Backlog {
         }
     }
 
-    pub(super) fn admit(&mut self, (mut publication, mut waiter): (Publication, Waiter)) {
+    pub(super) fn admit(&mut self, (publication, mut waiter): (Publication, Waiter)) {
         if let Some(spool) = self.spool.as_mut().filter(|_| publication.spools()) {
-            if publication
-                .doubt_mut()
-                .is_some_and(|doubt| doubt.taken.is_some())
-            {
+            if publication.doubt().is_some_and(|it| it.taken.is_some()) {
                 spool.take_over(publication);
                 return;
             }
@@ -103,8 +100,12 @@ impl Backlog {
             && publication.spools()
             && (waiter.waits() || !spool.is_empty())
         {
+            let was_empty = spool.is_empty();
             spool.push((publication, waiter));
-            return self.gather();
+            if was_empty {
+                self.gather();
+            }
+            return;
         }
         let queue = match (publication.is_probe, publication.is_large()) {
             (true, _) => &mut self.probes,
@@ -121,7 +122,7 @@ impl Backlog {
         }
     }
 
-    /// Whatever could wait in the spool begins to.
+    /// Whatever could wait goes to the spool.
     fn spool_all(&mut self) {
         let Some(spool) = &mut self.spool else { return };
         for queue in [&mut self.small, &mut self.large] {
@@ -266,6 +267,7 @@ impl Backlog {
         {
             return false;
         }
+        spool.is_back();
         let mut is_full = false;
         while !is_full && let Some((publication, waiter)) = spool.pop() {
             let is_large = publication.is_large();
@@ -297,8 +299,7 @@ impl Backlog {
         if self.next_deadline().is_none_or(|next| now < next) {
             return;
         }
-        if let Some(spool) = &mut self.spool {
-            spool.expire(now);
+        if self.spool.is_some() {
             let all = [&self.small, &self.large].into_iter().flatten();
             let is_late = |(publication, waiter): &(Publication, Waiter)| {
                 publication.spools() && waiter.deadline <= now
@@ -306,6 +307,9 @@ impl Backlog {
             if all.into_iter().any(is_late) {
                 self.spool_all();
             }
+        }
+        if let Some(spool) = &mut self.spool {
+            spool.expire(now);
         }
         let here = [&mut self.probes, &mut self.small, &mut self.large];
         let here = here.into_iter().map(|queue| (queue, late));
@@ -326,6 +330,7 @@ impl Backlog {
             self.again_at = Some(Instant::now());
             self.retry(Instant::now());
             self.spool_all();
+            self.is_away();
         }
         for queue in self.queues() {
             for (_, mut waiter) in queue.drain(..) {
@@ -333,6 +338,13 @@ impl Backlog {
             }
         }
         (self.again_at, self.stalled) = (None, BTreeMap::new());
+    }
+
+    /// Redis takes nothing for now.
+    fn is_away(&mut self) {
+        if let Some(spool) = &mut self.spool {
+            spool.is_away();
+        }
     }
 
     /// What is in the spool rests, and is not tried before.
@@ -458,6 +470,9 @@ impl Turn {
             false => unknown.extend(returned),
         }
         backlog.put_back(unknown);
+        if is_away {
+            backlog.is_away();
+        }
         let is_elsewhere = !elsewhere.is_empty();
         match is_elsewhere {
             true => backlog.stall(elsewhere, Instant::now()),
@@ -485,6 +500,7 @@ impl Turn {
             }
         }
         backlog.return_to_spool(returned);
+        backlog.is_away();
     }
 }
 

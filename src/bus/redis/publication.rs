@@ -114,12 +114,15 @@ impl Publication {
 
     /// Whether its part, or all of it, may be there already.
     pub(super) fn is_in_doubt(&self) -> bool {
-        let keeping = self.keep.as_ref();
-        keeping.is_some_and(|keeping| keeping.doubt.since.is_some())
+        self.doubt().is_some_and(|doubt| doubt.since.is_some())
+    }
+
+    pub(super) fn doubt(&self) -> Option<&Doubt> {
+        self.keep.as_ref()?.doubt.as_deref()
     }
 
     pub(super) fn doubt_mut(&mut self) -> Option<&mut Doubt> {
-        Some(&mut self.keep.as_mut()?.doubt)
+        Some(self.keep.as_mut()?.doubt.get_or_insert_default())
     }
 
     /// In how many lists it is kept.
@@ -134,8 +137,10 @@ impl Publication {
         let Some(keeping) = &mut self.keep else {
             return SmallVec::new();
         };
-        if marks.len() == self.end - self.begin {
-            keeping.doubt.since = None;
+        if marks.len() == self.end - self.begin
+            && let Some(doubt) = &mut keeping.doubt
+        {
+            doubt.since = None;
         }
         if keeping.is_union || self.channels.len() == 1 {
             let whole = marks.len() == self.channels.len();
@@ -155,7 +160,7 @@ impl Publication {
                 lists: smallvec![Some(list)],
                 is_union: false,
                 spools: true,
-                doubt: Doubt::default(),
+                doubt: None,
             };
             let channels = smallvec![std::mem::take(&mut self.channels[place])];
             let unit = Self::new(channels, self.envelope.clone(), Size::Small, self.partition);
@@ -206,5 +211,80 @@ impl From<Taken> for Told {
             mark,
             later,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::history::mark::{Number, Run};
+
+    fn kept(channels: usize, is_union: bool) -> Publication {
+        let list = |n: usize| KeptList {
+            key: n.to_string(),
+            messages: 1,
+            lifetime: 1,
+        };
+        let keeping = Keeping {
+            clock: "clock".into(),
+            lists: (0..channels).map(|n| Some(list(n))).collect(),
+            is_union,
+            spools: true,
+            doubt: None,
+        };
+        let channels = (0..channels).map(|n| n.to_string()).collect();
+        let publication = Publication::new(channels, Bytes::new(), Size::Small, None);
+        publication.kept(Some(Box::new(keeping)))
+    }
+
+    fn mark(number: u64) -> Mark {
+        Mark {
+            run: Run::of("abcdefabcdef").unwrap(),
+            number: Number(number),
+        }
+    }
+
+    #[test]
+    fn what_has_a_number_of_its_own_may_be_kept_again_by_itself() {
+        let mut each = kept(3, false);
+        each.advance();
+        let units = each.take_units(&[Some(mark(1)), None, Some(mark(3))]);
+        let told = units
+            .iter()
+            .map(|(mark, one)| (mark.number.0, one.channels.concat()));
+        let told: Vec<_> = told.collect();
+        assert_eq!(told, [(1, "0".to_owned()), (3, "2".to_owned())]);
+        for (_, mut one) in units {
+            assert_eq!((one.kept_lists(), one.is_finished()), (1, false));
+            one.advance();
+            assert_eq!((one.part().len(), one.is_finished()), (1, true));
+        }
+        let mut union = kept(3, true);
+        union.advance();
+        assert!(
+            union.take_units(&[Some(mark(1))]).is_empty(),
+            "only as a whole"
+        );
+        let units = union.take_units(&[Some(mark(1)); 3]);
+        assert_eq!((units.len(), units[0].1.kept_lists()), (1, 3));
+    }
+
+    #[test]
+    fn what_may_be_there_has_its_turn_again_as_it_was() {
+        let mut each = kept(3, false);
+        each.advance();
+        each.keep(1);
+        each.advance();
+        assert_eq!(each.part(), ["1", "2"]);
+        if let Some(doubt) = each.doubt_mut() {
+            doubt.since = Some(mark(1));
+        }
+        each.advance();
+        assert_eq!(each.part(), ["1", "2"]);
+        each.keep(1);
+        each.advance();
+        assert_eq!(each.part(), ["2"]);
+        each.take_units(&[Some(mark(7))]);
+        assert!(!each.is_in_doubt(), "it is known");
     }
 }

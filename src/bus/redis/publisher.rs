@@ -340,7 +340,10 @@ impl PublishQueue {
             return match prepared {
                 Some(reason) if passes(reason.as_bytes()) => Err(reason.into()),
                 // What should be kept is refused, each for that reason.
-                _ => Ok(()),
+                _ => {
+                    backlog.rest_until(Instant::now() + LONGEST_PAUSE);
+                    Ok(())
+                }
             };
         };
         let asked = spool.unproven(keeper.run);

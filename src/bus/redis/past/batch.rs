@@ -125,8 +125,10 @@ impl<'a> Again<'a> {
         {
             return false;
         }
-        let formerly = write_formerly(&keeping.doubt.formerly);
-        let since = keeping.doubt.since.map(|since| since.number);
+        let doubt = publication.doubt();
+        let formerly = doubt.map_or_else(String::new, |doubt| write_formerly(&doubt.formerly));
+        let since = doubt.and_then(|doubt| doubt.since);
+        let since = since.map(|since| since.number);
         self.clock = Some(&keeping.clock);
         self.since = match self.since {
             Some(earliest) => Some(earliest.min(since.unwrap_or_default())),

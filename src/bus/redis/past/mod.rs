@@ -57,7 +57,7 @@ pub(super) struct Keeping {
     pub(super) is_union: bool,
     /// It waits for Redis, if that is away.
     pub(super) spools: bool,
-    pub(super) doubt: Doubt,
+    pub(super) doubt: Option<Box<Doubt>>,
 }
 
 /// Where something is kept, and how much.

@@ -8,8 +8,9 @@
 //!       v                                                                              |    v  be there already
 //!    lately -------------------------------------------------------------------------->+   taken: lately
 //! ```
-//! Whoever sent it is told when it begins to wait, and later what became of it. Where something waits, what comes goes behind it;
-//! and before anything leaves on another process, what that has lost comes first.
+//! Whoever sent it is told that it waits as soon as Redis is known to be away, or when it has waited as long as a send does; and later
+//! what became of it. Where something waits, what comes goes behind it; and before anything leaves on another process, what that
+//! has lost comes first.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::mem::take;
@@ -53,6 +54,8 @@ pub(in crate::bus::redis) struct Spool {
     pub(in crate::bus::redis) rests_until: Option<Instant>,
     /// Another process may be there by now.
     is_unsettled: bool,
+    /// Redis takes nothing for now.
+    is_away: bool,
 }
 
 impl Spool {
@@ -66,6 +69,7 @@ impl Spool {
             lately: Lately::new(messages, bytes),
             rests_until: None,
             is_unsettled: false,
+            is_away: false,
         }
     }
 
@@ -87,14 +91,40 @@ impl Spool {
     }
 
     pub(in crate::bus::redis) fn next_deadline(&self) -> Option<Instant> {
-        self.waiting.front().map(|(_, waiter)| waiter.deadline)
+        let of = |at| self.waiting.get(at).map(|(_, waiter)| waiter.deadline);
+        of(0).into_iter().chain(of(self.told())).min()
+    }
+
+    /// How many of those that wait have been told so: the first.
+    fn told(&self) -> usize {
+        self.waiting.partition_point(|(_, waiter)| waiter.waits())
+    }
+
+    /// Redis takes nothing for now: whoever waits, and whoever comes, is told so at once, as long as there is room.
+    pub(in crate::bus::redis) fn is_away(&mut self) {
+        self.is_away = true;
+        self.tell_all();
+    }
+
+    /// Something leaves: who comes waits for the answer again, so that none sends more than Redis takes.
+    pub(in crate::bus::redis) fn is_back(&mut self) {
+        self.is_away = false;
+    }
+
+    fn tell_all(&mut self) {
+        if self.told() < self.waiting.len() {
+            self.waiting
+                .retain_mut(|(_, waiter)| waiter.begins_to_wait());
+        }
     }
 
     /// Behind what waits. Where there is no room for it, its sender is told so.
-    pub(in crate::bus::redis) fn push(&mut self, (publication, mut waiter): (Publication, Waiter)) {
-        if waiter.begins_to_wait() {
-            self.is_unsettled |= publication.is_in_doubt();
-            self.waiting.push_back((publication, waiter));
+    pub(in crate::bus::redis) fn push(&mut self, (publication, waiter): (Publication, Waiter)) {
+        self.is_unsettled |= publication.is_in_doubt();
+        let tells = self.is_away || waiter.waits();
+        self.waiting.push_back((publication, waiter));
+        if tells {
+            self.tell_all();
         }
     }
 
@@ -104,13 +134,11 @@ impl Spool {
         first: impl DoubleEndedIterator<Item = (Publication, Waiter)>,
     ) {
         // There is room first for what is older.
-        let first: Vec<_> = first
-            .filter_map(|(publication, mut waiter)| {
-                waiter.begins_to_wait().then_some((publication, waiter))
-            })
-            .collect();
-        first
-            .into_iter()
+        let told = first.filter_map(|(publication, mut waiter)| {
+            waiter.begins_to_wait().then_some((publication, waiter))
+        });
+        let told: Vec<_> = told.collect();
+        told.into_iter()
             .rev()
             .for_each(|one| self.waiting.push_front(one));
     }
@@ -119,9 +147,10 @@ impl Spool {
         self.waiting.pop_front()
     }
 
-    /// Tells those that have waited too long.
+    /// Tells those that have waited too long, and those that wait by now.
     pub(in crate::bus::redis) fn expire(&mut self, now: Instant) {
         while let Some((publication, waiter)) = self.waiting.front_mut()
+            && waiter.waits()
             && waiter.deadline <= now
         {
             let error = match publication.is_in_doubt() {
@@ -130,6 +159,13 @@ impl Spool {
             };
             waiter.fail(&error);
             self.waiting.pop_front();
+        }
+        while let Some((_, waiter)) = self.waiting.get_mut(self.told())
+            && waiter.deadline <= now
+        {
+            if !waiter.begins_to_wait() {
+                self.waiting.remove(self.told());
+            }
         }
     }
 
@@ -217,7 +253,8 @@ impl Spool {
     pub(in crate::bus::redis) fn unproven(&self, run: Run) -> BTreeSet<(Arc<str>, Run)> {
         let doubted = self.waiting.iter().filter_map(|(publication, _)| {
             let keeping = publication.keep.as_ref()?;
-            let since = keeping.doubt.since.filter(|since| since.run != run)?;
+            let since = publication.doubt()?.since;
+            let since = since.filter(|since| since.run != run)?;
             Some((keeping.clock.clone(), since.run))
         });
         let mut unproven: BTreeSet<_> = doubted.collect();
@@ -238,7 +275,8 @@ impl Spool {
             let Some(keeping) = &mut publication.keep else {
                 continue;
             };
-            let since = keeping.doubt.since.as_mut();
+            let doubt = keeping.doubt.as_mut();
+            let since = doubt.and_then(|doubt| doubt.since.as_mut());
             if let Some(since) = since.filter(|since| since.run != run) {
                 let end = ends.get(&(keeping.clock.clone(), since.run));
                 let end = end.copied().flatten().unwrap_or_default();

@@ -17,7 +17,7 @@ use super::super::pipeline::PublishReply;
 use super::super::publication::{Answer, Publication, Receivers, Taken};
 use super::super::queue::{Queue, Queued, Waiter};
 use super::lately::Ends;
-use super::spool::{Doubt, Room};
+use super::spool::Room;
 use super::{Keeping, KeptList};
 use crate::bus::repair::Former;
 use crate::bus::scope::Size;
@@ -210,7 +210,7 @@ impl Sender {
             lists: smallvec![Some(list)],
             is_union: false,
             spools: true,
-            doubt: Doubt::default(),
+            doubt: None,
         };
         let publication = Publication::new(smallvec!["x".into()], envelope, Size::Small, None);
         let publication = publication.kept(Some(Box::new(keeping)));
@@ -377,8 +377,9 @@ impl World {
     }
 
     fn publish(&mut self, publication: &Publication) -> u64 {
-        let (id, doubt) = (id(publication), &publication.keep.as_ref().unwrap().doubt);
-        let mut formerly = doubt.formerly.clone();
+        let (id, doubt) = (id(publication), publication.doubt().cloned());
+        let doubt = doubt.unwrap_or_default();
+        let mut formerly = doubt.formerly;
         if let Some(since) = doubt.since
             && self.without != Without::Looking
         {

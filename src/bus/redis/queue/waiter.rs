@@ -39,7 +39,7 @@ enum Reply {
 enum Spooling {
     Never,
     Perhaps(spool::Claim),
-    Waits(spool::Permit),
+    Waits(Box<spool::Permit>),
 }
 
 impl Waiter {
@@ -73,7 +73,7 @@ impl Waiter {
                 units: Units::default(),
                 queue: queue.clone(),
             },
-            spooling: permit.map_or(Spooling::Never, Spooling::Waits),
+            spooling: permit.map_or(Spooling::Never, |permit| Spooling::Waits(Box::new(permit))),
         }
     }
 
@@ -110,7 +110,7 @@ impl Waiter {
                     }));
                 }
                 self.deadline += wait;
-                self.spooling = Spooling::Waits(permit);
+                self.spooling = Spooling::Waits(Box::new(permit));
                 // What waits in the queue has room again.
                 drop(Permit {
                     units: take(&mut self.permit.units),
