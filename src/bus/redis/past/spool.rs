@@ -112,9 +112,18 @@ impl Spool {
     }
 
     fn tell_all(&mut self) {
-        if self.told() < self.waiting.len() {
-            self.waiting
-                .retain_mut(|(_, waiter)| waiter.begins_to_wait());
+        self.tell_while(|_| true);
+    }
+
+    fn tell_while(&mut self, is_told: impl Fn(&Waiter) -> bool) {
+        let mut told = self.told();
+        while let Some((_, waiter)) = self.waiting.get_mut(told)
+            && is_told(waiter)
+        {
+            match waiter.begins_to_wait() {
+                true => told += 1,
+                false => drop(self.waiting.remove(told)),
+            }
         }
     }
 
@@ -160,13 +169,7 @@ impl Spool {
             waiter.fail(&error);
             self.waiting.pop_front();
         }
-        while let Some((_, waiter)) = self.waiting.get_mut(self.told())
-            && waiter.deadline <= now
-        {
-            if !waiter.begins_to_wait() {
-                self.waiting.remove(self.told());
-            }
-        }
+        self.tell_while(|waiter| waiter.deadline <= now);
     }
 
     /// Takes out what is of a partition that departs: the oldest first.
