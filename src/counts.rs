@@ -190,6 +190,9 @@ counts! {
     /// Nodes heard that share the topics between other Redises than this node ([`Backend::shards`](crate::Backend::shards)), so
     /// that they miss each other's messages. Each is named in the log.
     nodes_on_other_shards: counter,
+    /// Messages of this node that failed, and were delivered here before older ones that did not: those were still to come, and too
+    /// much waited for them, or for more than 30 s.
+    history_unordered: counter,
     /// Messages of nodes that do not keep what this node says should be kept, or keep it otherwise
     /// ([`ClusterBuilder::user_history`](crate::ClusterBuilder::user_history)); each such node is named in the log once.
     history_unkept: counter,

@@ -25,6 +25,13 @@ pub enum Report {
         from: u64,
         until: u64,
     },
+    /// How many messages of its own it has counted as lost by Redis since it began, and of how many topics it has missed
+    /// something that was kept.
+    Lost {
+        at: u64,
+        rolled_back: u64,
+        missed: u64,
+    },
     Ended {
         socket: SocketId,
         code: u16,
@@ -51,6 +58,11 @@ impl fmt::Display for Report {
             Self::Up(at) => write!(f, "up {at}"),
             Self::Degraded(at) => write!(f, "degraded {at}"),
             Self::Gap { from, until } => write!(f, "gap {from} {until}"),
+            Self::Lost {
+                at,
+                rolled_back,
+                missed,
+            } => write!(f, "lost {at} {rolled_back} {missed}"),
             Self::Ended { socket, code } => write!(f, "ended {socket} {code}"),
             Self::Answered(answer) => answer.fmt(f),
             Self::Done => f.write_str("done"),
@@ -83,6 +95,11 @@ impl FromStr for Report {
             "gap" => Self::Gap {
                 from: next(&mut words)?,
                 until: next(&mut words)?,
+            },
+            "lost" => Self::Lost {
+                at: next(&mut words)?,
+                rolled_back: next(&mut words)?,
+                missed: next(&mut words)?,
             },
             "ended" => Self::Ended {
                 socket: next(&mut words)?,

@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::crowd::Crowd;
 use crate::fleet::NodeProcess;
-use crate::ground::{Ground, Pair, Topology};
+use crate::ground::{Ground, Pair, Topology, until_written};
 use crate::redis::RedisServer;
 use crate::referee::Referee;
 use crate::words::{NODES, now};
@@ -137,6 +137,17 @@ impl Fault {
         }
     }
 
+    /// Whether a Redis may lose what it had taken: another one is in its place, to which it was still to be replicated, or it goes
+    /// on as a primary when it is none any more. A Redis that is killed comes back with all that it had; and a failover that a
+    /// replica of a Redis Cluster asks for waits until that has everything.
+    pub fn destroys(self, topology: Topology) -> bool {
+        match self {
+            Self::NameMoved | Self::PrimaryKilled | Self::PrimaryFrozen => true,
+            Self::FailedOver => topology != Topology::Cluster,
+            _ => false,
+        }
+    }
+
     /// Whether Redis or a node is away, so that a user may get more sockets than allowed.
     pub fn excuses_limits(self) -> bool {
         matches!(
@@ -255,6 +266,7 @@ const GARBAGE: [&str; 6] = [
 impl Lab {
     async fn redis_is_gone(&mut self, lasts: Duration) {
         let redis = &mut self.ground.pair().redis;
+        until_written(redis).await;
         redis.kill();
         sleep(lasts).await;
         block_in_place(|| redis.restart());

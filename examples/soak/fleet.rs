@@ -185,6 +185,11 @@ async fn listen(
             Report::Up(at) => referee.health(life, true, at),
             Report::Degraded(at) => referee.health(life, false, at),
             Report::Gap { from, until } => referee.node_gap(life, from, until),
+            Report::Lost {
+                at,
+                rolled_back,
+                missed,
+            } => referee.redis_lost(life, at, rolled_back, missed),
             Report::Ended { socket, code } => referee.ended(socket, code),
             Report::Answered(answer) => referee.answered(life, answer),
             answer @ (Report::Done | Report::Stats(_)) => {

@@ -193,7 +193,8 @@ impl Pair {
         // A failover shall not wait for others who may want to follow.
         let mut options = vec!["--repl-diskless-sync-delay", "0"];
         if durable {
-            options.extend(["--appendonly", "yes", "--appendfsync", "everysec"]);
+            // What is written survives it: the machine does not die. With `everysec` writes may wait for the disk.
+            options.extend(["--appendonly", "yes", "--appendfsync", "no"]);
         }
         let [redis, spare] = [(); 2].map(|()| RedisServer::with_options(&options));
         Self {
@@ -203,6 +204,16 @@ impl Pair {
             spare,
         }
     }
+}
+
+/// Until a server has written what it took over: killed before, it would come back with what it had before that.
+pub async fn until_written(redis: &RedisServer) {
+    until(|| {
+        let state = redis.cli(&["INFO", "persistence"]);
+        let is_over = |field| !state.contains(&format!("{field}:1"));
+        is_over("aof_rewrite_in_progress") && is_over("aof_rewrite_scheduled")
+    })
+    .await;
 }
 
 fn primary_of(redis: &Sentinels) -> usize {

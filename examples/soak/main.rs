@@ -5,7 +5,8 @@
 //! in silence, doubled, out of order or misdirected, an answer was wrongly complete, or a limit passed.
 //!
 //! Further arguments: `--topology single|sentinel|cluster`, `--seed N`, `--sockets N`, `--only NAME` (faults whose name contains it),
-//! `--history`, with which what is kept may not be lost inside gaps either, and `--sabotage`, with which it has to fail.
+//! `--history`, with which what is kept may not be lost inside gaps either, `--log`, with which nodes say what they do, and
+//! `--sabotage`, with which it has to fail.
 
 mod answer;
 mod crowd;
@@ -47,15 +48,19 @@ use crate::ground::{Ground, Topology};
 use crate::referee::Referee;
 use crate::report::NodeFigures;
 use crate::tally::Occasion;
-use crate::words::{NODES, now};
+use crate::words::{Life, NODES, clock, now};
 
 #[tokio::main]
 async fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     if let ["node", life, redis_url, rest @ ..] = words.as_slice() {
-        let life = life.parse().expect("our own argument");
+        let life: Life = life.parse().expect("our own argument");
         let is = |word| rest.contains(&word);
+        if is("log") {
+            let log = tracing_subscriber::fmt().with_writer(std::io::stderr);
+            log.with_target(false).init();
+        }
         node::run(life, redis_url, is("sabotage"), is("history")).await;
         return ExitCode::SUCCESS;
     }
@@ -63,7 +68,7 @@ async fn main() -> ExitCode {
         Some(plan) => soak(plan).await,
         None => {
             eprintln!(
-                "usage: soak --minutes N [--topology single|sentinel|cluster] [--seed N] [--sockets N] [--only FAULT] [--history] [--sabotage]"
+                "usage: soak --minutes N [--topology single|sentinel|cluster] [--seed N] [--sockets N] [--only FAULT] [--history] [--log] [--sabotage]"
             );
             ExitCode::FAILURE
         }
@@ -80,6 +85,7 @@ struct Plan {
     only: String,
     sabotage: bool,
     history: bool,
+    log: bool,
 }
 
 impl Plan {
@@ -92,6 +98,7 @@ impl Plan {
             only: String::new(),
             sabotage: false,
             history: false,
+            log: false,
         };
         let mut words = words.iter();
         while let Some(word) = words.next() {
@@ -106,6 +113,7 @@ impl Plan {
                 "--only" => plan.only = (*words.next()?).to_owned(),
                 "--sabotage" => plan.sabotage = true,
                 "--history" => plan.history = true,
+                "--log" => plan.log = true,
                 _ => return None,
             }
         }
@@ -121,6 +129,7 @@ async fn soak(plan: Plan) -> ExitCode {
     let mut words = Vec::new();
     words.extend(plan.sabotage.then_some("sabotage"));
     words.extend(plan.history.then_some("history"));
+    words.extend(plan.log.then_some("log"));
     let start_node = |(node, url)| NodeProcess::start(node, url, words.clone(), referee.clone());
     let nodes: Vec<NodeProcess> = ground
         .urls()
@@ -204,9 +213,10 @@ async fn break_things(
             }
             false => deck.pop().expect("some fault has this name"),
         };
-        eprintln!("{}", fault.name());
+        eprintln!("{:.3} {}", clock(now()), fault.name());
         let occasion = Occasion {
             name: fault.name(),
+            destroys: fault.destroys(plan.topology),
             from: now(),
             noticed: None,
             healed: None,
@@ -277,13 +287,14 @@ async fn watch(referee: Arc<Mutex<Referee>>, start: Instant) {
         if n % 10 == 0 {
             let tally = &referee.tally;
             eprintln!(
-                "{:4} s: {} sockets, {} sent, {} delivered, {} lost inside gaps, outside {}, twice {}, out of order {}; {} answers, wrong {}; over the limit {}",
+                "{:4} s: {} sockets, {} sent, {} delivered, {} lost inside gaps, {} by redis, outside {}, twice {}, out of order {}; {} answers, wrong {}; over the limit {}",
                 start.elapsed().as_secs(),
                 referee.sockets(),
                 tally.taken,
                 tally.delivered,
                 tally.inside,
-                tally.outside,
+                tally.destroyed,
+                tally.outside + tally.uncounted,
                 tally.duplicates,
                 tally.disorder,
                 tally.answers,

@@ -16,6 +16,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::sleep;
 
 use crate::dispatch::Report;
 use crate::inquirer::Inquirer;
@@ -29,8 +30,13 @@ const PADDED: usize = 256;
 /// Of those to a union of many rooms, and of those to single sockets in bursts.
 const BIG: usize = 100 * 1024;
 const SHORT: usize = 0;
+/// Longer than any fault: nothing is lost for being old.
+const KEPT: Duration = Duration::from_secs(15 * 60);
 /// The kernel's send buffer of a socket: small, for the same reason.
 const SEND_BUFFER: usize = 32 * 1024;
+
+/// So often it looks whether something was lost.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// A life of a node, in this process.
 pub async fn run(life: Life, redis_url: &str, sabotage: bool, history: bool) {
@@ -42,7 +48,7 @@ pub async fn run(life: Life, redis_url: &str, sabotage: bool, history: bool) {
     if history {
         let kept = History {
             messages: 2000,
-            ..History::default()
+            keep: KEPT,
         };
         builder = builder
             .user_history(kept)
@@ -67,6 +73,7 @@ pub async fn run(life: Life, redis_url: &str, sabotage: bool, history: bool) {
     tokio::spawn(async move { axum::serve(listener, app).await });
     tokio::spawn(report_health(cluster.clone()));
     tokio::spawn(report_gaps(cluster.clone()));
+    tokio::spawn(report_losses(cluster.clone()));
 
     let (speaking, speak) = watch::channel(true);
     let series = |audience, targets, length| Series {
@@ -173,6 +180,24 @@ async fn report_gaps(cluster: Cluster) {
             from: micros(gap.from),
             until: micros(gap.until),
         });
+    }
+}
+
+async fn report_losses(cluster: Cluster) {
+    let mut last = (0, 0);
+    loop {
+        sleep(LOOK).await;
+        let stats = cluster.stats();
+        let lost = (stats.history_rolled_back, stats.history_missed);
+        if lost != last {
+            let (rolled_back, missed) = lost;
+            say(&Report::Lost {
+                at: now(),
+                rolled_back,
+                missed,
+            });
+            last = lost;
+        }
     }
 }
 

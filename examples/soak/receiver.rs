@@ -51,6 +51,10 @@ pub struct Node {
     pub gaps: Vec<(u64, u64)>,
     /// When it was degraded, as far as that is over.
     pub outages: Vec<(u64, u64)>,
+    /// How many of its messages it has counted as lost by Redis.
+    pub rolled_back: u64,
+    /// When it has found that of something that was kept it cannot be told.
+    pub missed: Vec<u64>,
 }
 
 impl Receiver {
@@ -74,19 +78,24 @@ impl Receiver {
 
     /// Whether it was told that it may have missed this. A client that is gone could no longer be told
     /// what its node told later, or would have told had it lived.
-    pub fn is_excused(&self, node: &Node, entry: &Entry) -> bool {
+    pub fn was_told(&self, node: &Node, entry: &Entry) -> bool {
         let covers = |&(from, until): &(u64, u64)| entry.sent <= until && entry.done >= from;
         let died_cut_off = node.dead && !node.up && entry.done + NOTICE >= node.changed;
         self.gaps.iter().any(covers) || self.gone && (node.gaps.iter().any(covers) || died_cut_off)
     }
 
-    /// What is kept it need not get only if it came in a gap that covers it, and was told.
-    pub fn was_late(&self, since: u64, entry: &Entry) -> bool {
+    /// What is kept it need not get if it came in an outage, and was told of the gap.
+    pub fn was_late(&self, node: &Node, since: u64, entry: &Entry) -> bool {
+        let present = (!node.up).then_some((node.changed, u64::MAX));
+        let is_in = |(down, up): (u64, u64)| since + SAID >= down && since <= up;
+        let mut outages = node.outages.iter().copied().chain(present);
         let covers = |(from, until): &(u64, u64)| entry.sent <= *until && since >= *from;
-        self.gaps.iter().any(covers)
+        self.gaps.iter().any(covers) && outages.any(is_in)
     }
 }
 
+/// So long it may take a node to say that it is degraded, and a client to hear its welcome.
+const SAID: u64 = 1_000_000;
 /// A node cut off when it died would have told of a gap that began at most this long before it
 /// noticed: two intervals of the probe.
 const NOTICE: u64 = 10_000_000;

@@ -26,7 +26,7 @@ use crate::words::{
 /// Missing messages are judged after this long, in microseconds: late ones have come, and gaps are told.
 const PATIENCE: u64 = 20_000_000;
 /// Of each kind of failure, so many are described.
-const DESCRIBED: usize = 12;
+const DESCRIBED: usize = 24;
 
 #[derive(Debug)]
 pub struct Referee {
@@ -36,6 +36,8 @@ pub struct Referee {
     sockets: HashMap<SocketId, Receiver>,
     nodes: HashMap<Life, Node>,
     missing: VecDeque<Missing>,
+    /// By sender: what Redis lost, as far as it can be seen from here, by audience and number.
+    destroyed: HashMap<Life, HashSet<(usize, u64)>>,
     /// When the last message was sent that came from a node to a node, by kind of audience.
     heard: [[[u64; 4]; NODES]; NODES],
     /// Sockets whose client fell silent, until their node gives them up.
@@ -50,7 +52,7 @@ pub struct Referee {
     pub tally: Tally,
     pub occasions: Vec<Occasion>,
     /// How often each thing that must not happen was described.
-    described: HashMap<&'static str, usize>,
+    described: HashMap<&'static str, HashSet<(Life, usize, u64)>>,
 }
 
 impl Referee {
@@ -63,6 +65,7 @@ impl Referee {
             sockets: HashMap::new(),
             nodes: HashMap::new(),
             missing: VecDeque::new(),
+            destroyed: HashMap::new(),
             heard: Default::default(),
             silent: HashSet::new(),
             answers: VecDeque::new(),
@@ -86,7 +89,8 @@ impl Referee {
         let ledger = self.ledgers.entry((sender, audience)).or_default();
         if ledger.note(entry) {
             self.tally.refused_arrived += 1;
-            self.describe(REFUSED, &format!("{sender} {audience} {entry:?}"));
+            let which = (sender, audience, entry.number);
+            self.describe(REFUSED, which, &format!("{sender} {audience} {entry:?}"));
         }
     }
 
@@ -109,6 +113,15 @@ impl Referee {
 
     pub fn node_gap(&mut self, life: Life, from: u64, until: u64) {
         self.nodes.entry(life).or_default().gaps.push((from, until));
+    }
+
+    /// It has counted so many of its messages as lost by Redis, and of so many topics it cannot tell what it missed.
+    pub fn redis_lost(&mut self, life: Life, at: u64, rolled_back: u64, missed: u64) {
+        let node = self.nodes.entry(life).or_default();
+        node.rolled_back = rolled_back;
+        if missed > 0 {
+            node.missed.push(at);
+        }
     }
 
     pub fn died(&mut self, life: Life) {
@@ -273,7 +286,7 @@ impl Referee {
                 self.audiences[audience],
                 clock(at)
             );
-            self.describe(what, &details);
+            self.describe(what, (sender, audience, number), &details);
         }
     }
 
@@ -339,12 +352,15 @@ impl Referee {
     pub fn judge(&mut self, now: u64, at_the_end: bool) {
         self.judge_answers(now, at_the_end);
         self.judge_missing(now, at_the_end);
+        if at_the_end {
+            self.judge_destroyed();
+        }
     }
 
-    fn describe(&mut self, what: &'static str, details: &str) {
+    /// Of this message, once: it is missing at many sockets.
+    fn describe(&mut self, what: &'static str, which: (Life, usize, u64), details: &str) {
         let described = self.described.entry(what).or_default();
-        *described += 1;
-        if *described <= DESCRIBED {
+        if described.insert(which) && described.len() <= DESCRIBED {
             eprintln!("{what}: {details}");
         }
     }

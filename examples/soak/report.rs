@@ -39,7 +39,15 @@ fn print_messages(referee: &Referee) {
         ("gaps told to sockets", tally.gaps_told),
         ("not delivered, the sender had an error", tally.sender_told),
         ("lost inside announced gaps", tally.inside),
+        (
+            "… and by a Redis that lost it, and counted",
+            tally.destroyed,
+        ),
         ("**lost outside gaps**", tally.outside),
+        (
+            "**lost by a Redis, and counted by nobody**",
+            tally.uncounted,
+        ),
         ("**duplicated**", tally.duplicates),
         ("**out of order**", tally.disorder),
         (

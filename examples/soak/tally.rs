@@ -13,6 +13,8 @@ pub struct Tally {
     pub gaps_told: u64,
     /// Not delivered, and the receiver was told of a gap.
     pub inside: u64,
+    /// The same of what is kept: Redis lost it after it was taken, which is counted.
+    pub destroyed: u64,
     /// Not delivered, and the sender was told that other nodes do not have it, or may not.
     pub sender_told: u64,
     /// Questions that were answered, and those of them that were not whole.
@@ -27,6 +29,8 @@ pub struct Tally {
     // What must not happen.
     /// Not delivered, and nobody was told.
     pub outside: u64,
+    /// Said to be lost by Redis, and counted by no node as such.
+    pub uncounted: u64,
     pub duplicates: u64,
     pub disorder: u64,
     /// Delivered elsewhere though its sender was told that it was not sent.
@@ -49,6 +53,7 @@ impl Tally {
     pub fn is_clean(&self) -> bool {
         let wrong = [
             self.outside,
+            self.uncounted,
             self.duplicates,
             self.disorder,
             self.refused_arrived,
@@ -59,7 +64,7 @@ impl Tally {
             self.unanswered,
             self.over_limit,
         ];
-        wrong == [0; 10]
+        wrong == [0; 11]
     }
 }
 
@@ -67,6 +72,8 @@ impl Tally {
 #[derive(Clone, Debug)]
 pub struct Occasion {
     pub name: &'static str,
+    /// Redis may lose what it had taken.
+    pub destroys: bool,
     pub from: u64,
     /// The first node that said it was degraded, after the beginning.
     pub noticed: Option<Duration>,

@@ -10,6 +10,7 @@ use crate::model::close::Close;
 use crate::model::id::NodeId;
 use crate::model::manner::Manner;
 use crate::model::message::Message;
+use crate::model::topic::Topic;
 use crate::ws::frame::Frame;
 
 /// What came, and for whom. Whatever changes the order of what is delivered stands between this and the sockets.
@@ -27,8 +28,25 @@ pub(crate) enum Inbound<'a> {
     Watch(NodeId, &'a [u8]),
     /// This node's own question, come back.
     Echo(u64),
+    /// This node's own message, come back, and what waited for it.
+    Amid(Box<Amid<'a>>),
     /// Nothing to act on: another copy, an echo, a kind that a later version knows, or garbage, which is counted.
     Nothing,
+}
+
+/// What came back, amid what did not.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Amid<'a> {
+    pub(crate) before: Vec<Own>,
+    pub(crate) inbound: Inbound<'a>,
+    pub(crate) after: Vec<Own>,
+}
+
+/// Of this node's own message, what is for one topic, or all of a union.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Own {
+    pub(crate) topic: Topic,
+    pub(crate) envelope: Bytes,
 }
 
 /// A word of another node, and the sockets that it is about.

@@ -86,7 +86,7 @@ impl Delivery {
     /// [`spool`](crate::ClusterBuilder::spool) lets it wait, and what Redis takes to answer. [`local`](Self::local) is then how many sockets it had when it was sent.
     ///
     /// # Errors
-    /// A [`SendError`] of kind [`Bus`](crate::SendErrorKind::Bus) says why it was dropped: it waited too long, the node ended, or
+    /// A [`SendError`] of kind [`Dropped`](crate::SendErrorKind::Dropped) says why: it waited too long, the node ended, or
     /// Redis refused it; and whether it may be kept all the same, since Redis gave no answer.
     ///
     /// # Cancel safety
@@ -103,7 +103,7 @@ impl Delivery {
                 key,
                 spooled: None,
             }),
-            Err(error) => Err(SendError::bus(0, error)),
+            Err(error) => Err(SendError::dropped(error)),
         }
     }
 

@@ -1,5 +1,6 @@
 //! The node, as the bus sees it: who acts on what is heard.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -13,7 +14,7 @@ use crate::bus::repair::{Due, Fate};
 use crate::bus::repairs::{Repairing, Repairs};
 use crate::bus::wire::{self, Formerly};
 use crate::local::registry::EVERY;
-use crate::model::history::mark::Number;
+use crate::model::history::mark::{Mark, Number};
 use crate::model::partition::{Partition, PartitionSet};
 use crate::model::topic::{Topic, TopicKind, TopicRef};
 
@@ -41,7 +42,10 @@ impl Listener for Node {
     fn up(&self, link: LinkId, proven: Instant) {
         self.ground.counters.measures.probed(proven);
         match self.repairs.up(link, proven) {
-            Some(repaired) => self.ground.reception.up(link, proven, repaired),
+            Some(repaired) => {
+                self.settle(link, proven);
+                self.ground.reception.up(link, proven, repaired);
+            }
             None => self.ground.reception.works(link, proven),
         }
     }
@@ -76,6 +80,7 @@ impl Listener for Node {
         self.ground.counters.measures.probed(proven);
         self.ground.reception.works(link, proven);
         self.repairs.works(link, proven);
+        self.settle(link, proven);
     }
 
     fn rolled_back(&self, messages: u64) {
@@ -128,12 +133,33 @@ impl Repairing for Node {
         self.hear(topic, Some(*number), envelope, *older_than);
     }
 
+    fn let_go(&self, now: Instant) -> Option<Instant> {
+        let (overdue, next) = self.uplink.overdue(now);
+        self.deliver_own(&overdue);
+        next
+    }
+
     fn flush(&self) -> bool {
         self.local.flush()
     }
 }
 
 impl Node {
+    /// A link is proven: what was taken before, and has not come back if all is repaired, will not.
+    fn settle(&self, link: LinkId, proven: Instant) {
+        let Some(heard) = self.repairs.heard_on(link) else {
+            return;
+        };
+        let is_settled =
+            |topic: &Topic, at| at <= proven && heard.contains(Partition::of(topic.as_str()));
+        let own = self.uplink.settle(is_settled);
+        if !own.is_empty() {
+            self.deliver_own(&own);
+            // It flushes.
+            self.repairs.look();
+        }
+    }
+
     /// Acts on what came: for all sockets, or only for those with smaller numbers.
     fn hear(&self, topic: &str, number: Option<Number>, bytes: &[u8], older_than: Option<u64>) {
         let (formerly, bytes) = match number {
@@ -152,7 +178,23 @@ impl Node {
                 return;
             }
         }
-        match self.uplink.open(topic, number, bytes) {
+        let inbound = self.uplink.open(topic, number, bytes);
+        self.act_on(inbound, topic, (number, &formerly), numbers);
+    }
+
+    fn act_on(
+        &self,
+        inbound: Inbound<'_>,
+        topic: &str,
+        (number, formerly): (Option<Number>, &[Mark]),
+        numbers: Range<u64>,
+    ) {
+        match inbound {
+            Inbound::Amid(amid) => {
+                self.deliver_own(&amid.before);
+                self.act_on(amid.inbound, topic, (number, formerly), numbers);
+                self.deliver_own(&amid.after);
+            }
             Inbound::Message(scope, content, manner) => {
                 if let Some(from) = self.uplink.take_unkept() {
                     self.peers.tell_unkept(from);
@@ -160,7 +202,7 @@ impl Node {
                 let number = number.zip(TopicRef::of(topic));
                 let number = number.map(|(number, topic)| {
                     let clock = self.ground.bus.clock(&topic.to_topic());
-                    (clock, number, &*formerly)
+                    (clock, number, formerly)
                 });
                 self.local
                     .collect(&scope, number, numbers, &manner, || content.frame());

@@ -5,8 +5,10 @@ use tracing::Instrument;
 use tracing::field::Empty;
 
 use super::Node;
+use crate::bus::inbound::Own;
 use crate::bus::scope::Selection;
 use crate::bus::uplink::{Came, How, Sent};
+use crate::local::registry::EVERY;
 use crate::model::error::SendError;
 use crate::model::manner::Manner;
 use crate::model::message::Message;
@@ -52,21 +54,35 @@ impl Node {
             true => self.local.count(&scope),
             false => self.local.deliver(&scope, message, manner).await,
         };
-        let sent = sending.end().await;
+        let sent = sending.end(local > 0).await;
         // Who sends in a loop that never waits would keep the tasks that write from running.
         consume_budget().await;
         match sent {
             Ok(sent) => Ok((local, sent)),
-            Err((error, came)) => {
-                match came {
-                    // Delivered already: meanwhile, or when it came back.
+            Err(refused) => {
+                self.deliver_own(&refused.let_go);
+                if refused.waits {
+                    self.repairs.look();
+                }
+                match refused.came {
+                    // Delivered already, meanwhile or when it came back; or it will be.
                     Came::Whole => {}
                     Came::On(topics) => {
                         let rest = scope.without(&topics);
                         self.local.deliver(&rest, message, manner).await;
                     }
                 }
-                Err(SendError::bus(local, home.explain(error)))
+                Err(SendError::bus(local, home.explain(refused.error)))
+            }
+        }
+    }
+
+    /// Delivers what failed, by the next flush: it has no number.
+    pub(super) fn deliver_own(&self, own: &[Own]) {
+        for own in own {
+            if let Some((scope, content, manner)) = own.read() {
+                let frame = || content.frame();
+                self.local.collect(&scope, None, EVERY, &manner, frame);
             }
         }
     }

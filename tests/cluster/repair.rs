@@ -253,6 +253,77 @@ async fn who_listens_is_killed_again_and_again_and_misses_nothing() {
     }
 }
 
+/// H2: Redis kills those who send. What it took is heard everywhere, what failed at most once, and where it was sent all of it in order.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_sends_is_killed_again_and_again_and_keeps_the_order() {
+    let server = RedisServer::start();
+    let builder = keeps(Lab::memory().builder().redis(server.url()), MUCH);
+    let [near, far] = [start(builder.clone()).await, start(builder).await];
+    let alice = read(joined(&far, "alice", &["x"]).await);
+    let bob = read(joined(&near, "bob", &["x"]).await);
+    let sender = Sender::start(&near.broadcaster, "near");
+    let end = Instant::now() + Duration::from_secs(5);
+    while Instant::now() < end {
+        tokio::time::sleep(Duration::from_millis(fastrand::u64(50..300))).await;
+        server.cli(&["CLIENT", "KILL", "TYPE", "normal"]);
+    }
+    let sent = [sender.end().await];
+    let failed = sent[0].iter().filter(|(.., is_sent)| !is_sent).count();
+    assert!(failed > 0, "control: nothing failed");
+    near.until_up().await;
+    fence(&near.broadcaster).await;
+    let (alice, bob) = (alice.await.unwrap(), bob.await.unwrap());
+    assert_eq!(lost(&alice, &sent, &EACH), [""; 0]);
+    let concerns = sent[0].iter().filter(|(_, to, _)| *to != To::Alice);
+    let all: Vec<&String> = concerns.map(|(text, ..)| text).collect();
+    assert_eq!(bob.iter().collect::<Vec<_>>(), all);
+}
+
+/// What fails while the node hears nothing comes behind what was taken before it, and everything else at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_failed_comes_behind_what_was_taken_before_it() {
+    let server = RedisServer::start();
+    let node = start(keeps(Lab::memory().builder().redis(server.url()), MUCH)).await;
+    let (mut alice, mut bob) = (node.client("alice").await, node.client("bob").await);
+    let to = |user: &str| node.broadcaster.to_user(user);
+    to("alice").send("1").await.unwrap();
+    assert_eq!(alice.event().await, text("1"));
+    // Whoever is logged in stays, and nobody else comes in.
+    server.cli(&["CONFIG", "SET", "requirepass", "locked"]);
+    let locked =
+        |words: &[&str]| server.cli(&[&["--no-auth-warning", "-a", "locked"], words].concat());
+    assert_eq!(locked(&["CLIENT", "KILL", "TYPE", "pubsub"]), "1");
+    until("the outage is noticed", async || {
+        matches!(node.cluster.health(), Health::Degraded { .. })
+    })
+    .await;
+    to("alice")
+        .send("2")
+        .await
+        .expect("it is taken, and unheard");
+    assert_eq!(
+        locked(&["CONFIG", "SET", "min-replicas-to-write", "1"]),
+        "OK"
+    );
+    for user in ["alice", "bob"] {
+        let refused = to(user).send("3").await.unwrap_err();
+        assert!(!refused.maybe_sent(), "{refused}");
+    }
+    assert_eq!(bob.event().await, text("3"), "at once");
+    // It is refused as well, and is kept nowhere.
+    let _ = to("alice").ephemeral().send("meanwhile").await;
+    assert_eq!(alice.event().await, text("meanwhile"));
+    locked(&["CONFIG", "SET", "min-replicas-to-write", "0"]);
+    locked(&["CONFIG", "SET", "requirepass", ""]);
+    node.until_up().await;
+    to("alice").send("4").await.unwrap();
+    for number in ["2", "3", "4"] {
+        assert_eq!(alice.event().await, text(number));
+    }
+    let stats = node.cluster.stats();
+    assert_eq!((stats.history_repaired, stats.history_unordered), (1, 0));
+}
+
 /// H3: nothing arrives, and nobody is told.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_black_hole_costs_nothing() {

@@ -340,6 +340,7 @@ async fn what_the_spool_does_not_take_or_gives_up_is_told_and_counted() {
         let error = soon("it is given up", delivery.settled())
             .await
             .unwrap_err();
+        assert_eq!(error.kind(), SendErrorKind::Dropped);
         assert!(error.to_string().contains("as long as `spool`"), "{error}");
     }
     let stats = node.cluster.stats();

@@ -91,7 +91,7 @@ impl Referee {
                 answer.verdict,
                 clock(answer.told)
             );
-            self.describe(what, &details);
+            self.describe(what, (asker, 0, answer.asked), &details);
         }
     }
 

@@ -5,9 +5,24 @@ use std::collections::{HashSet, VecDeque};
 use axum_cluster::SocketId;
 
 use super::{PATIENCE, Referee};
+use crate::ledger::Entry;
 use crate::missing::Missing;
+use crate::tally::Occasion;
 use crate::words::{Kind, Outcome, clock, kind};
 
+/// What of what is missing somebody was told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Loss {
+    Inside,
+    /// Redis had taken it, and lost it.
+    Destroyed,
+    /// Redis lost so much that the receiver's node cannot tell what it missed, and has counted that.
+    Untellable,
+    Outside,
+}
+
+/// After a fault has healed, it may take a node so long to say what it has lost.
+const TOLD: u64 = 1_000_000;
 /// A message may be lost to a fault that began this long after it was sent: it was on its way.
 const UNDER_WAY: u64 = 1_000_000;
 
@@ -70,6 +85,38 @@ impl Referee {
         }
     }
 
+    /// What is kept is lost only with the Redis that had taken it: in a fault in which that may be, as this socket was told.
+    fn lost_by_redis(&self, missing: &Missing, entry: &Entry) -> Loss {
+        let receiver = &self.sockets[&missing.socket];
+        let node = &self.nodes[&receiver.node];
+        let span = |one: &Occasion| {
+            let until = one.until.unwrap_or(u64::MAX);
+            let is_then = one.from <= entry.done + UNDER_WAY && entry.sent <= until;
+            (one.destroys && is_then).then_some((one.from, until.saturating_add(TOLD)))
+        };
+        let mut spans = self.occasions.iter().filter_map(span);
+        let (Some((from, until)), true) = (spans.next(), receiver.was_told(node, entry)) else {
+            return Loss::Outside;
+        };
+        match node.missed.iter().any(|at| (from..until).contains(at)) {
+            true => Loss::Untellable,
+            false => Loss::Destroyed,
+        }
+    }
+
+    /// Whatever a Redis lost has been counted by its sender.
+    pub(super) fn judge_destroyed(&mut self) {
+        for (sender, lost) in std::mem::take(&mut self.destroyed) {
+            let counted = self.nodes.get(&sender).map_or(0, |node| node.rolled_back);
+            let uncounted = (lost.len() as u64).saturating_sub(counted);
+            self.tally.uncounted += uncounted;
+            if uncounted > 0 {
+                let details = format!("{sender} lost {}, and counted {counted}", lost.len());
+                self.describe("uncounted", (sender, 0, 0), &details);
+            }
+        }
+    }
+
     fn decide(&mut self, missing: &Missing) {
         let receiver = &self.sockets[&missing.socket];
         let node = &self.nodes[&receiver.node];
@@ -88,18 +135,25 @@ impl Referee {
                 continue;
             }
             let is_kept = self.history && kind(&self.audiences[missing.audience]) != Kind::Socket;
-            let inside = !is_local
-                && match is_kept && !receiver.gone {
-                    true => receiver.was_late(missing.since, entry),
-                    false => receiver.is_excused(node, entry),
-                };
+            let loss = match is_kept {
+                true if receiver.was_late(node, missing.since, entry) => Loss::Inside,
+                true => self.lost_by_redis(missing, entry),
+                false if !is_local && receiver.was_told(node, entry) => Loss::Inside,
+                false => Loss::Outside,
+            };
+            let inside = loss != Loss::Outside;
+            if loss == Loss::Destroyed {
+                let of_sender = self.destroyed.entry(missing.sender).or_default();
+                of_sender.insert((missing.audience, entry.number));
+            }
             let blamed = self
                 .occasions
                 .iter_mut()
                 .rfind(|occasion| occasion.from <= entry.done + UNDER_WAY);
-            match inside {
-                true => self.tally.inside += 1,
-                false => {
+            match loss {
+                Loss::Inside => self.tally.inside += 1,
+                Loss::Destroyed | Loss::Untellable => self.tally.destroyed += 1,
+                Loss::Outside => {
                     self.tally.outside += 1;
                     lost.push(*entry);
                 }
@@ -132,7 +186,7 @@ impl Referee {
                 .map(|(from, until)| (clock(*from), clock(*until)))
                 .collect();
             let details = format!(
-                "{} messages from {} to {:?} at socket {} of {}, {} ({}) to {} ({}), retired {}, told of {gaps:?}",
+                "{} messages from {} to {:?} at socket {} of {}, {} ({}) to {} ({}), owed since {} and until {}, told of {gaps:?}",
                 lost.len(),
                 missing.sender,
                 self.audiences[missing.audience],
@@ -142,9 +196,11 @@ impl Referee {
                 clock(first.sent),
                 last.number,
                 clock(last.done),
+                clock(missing.since),
                 clock(missing.until),
             );
-            self.describe("lost", &details);
+            let which = (missing.sender, missing.audience, first.number);
+            self.describe("lost", which, &details);
         }
     }
 }

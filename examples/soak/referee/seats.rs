@@ -87,7 +87,8 @@ impl Referee {
                 clock(seat.begun),
                 clock(seat.entered)
             );
-            self.describe("over the limit", &details);
+            let which = (seat.node, usize::from(user), seat.entered);
+            self.describe("over the limit", which, &details);
         }
     }
 

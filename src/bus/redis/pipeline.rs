@@ -353,7 +353,11 @@ impl Pipeline {
         let place = (&**clock, spoken, since);
         command::append_again(&mut self.output, dialect, digest, place, messages);
         let again = messages.iter();
-        let again = again.map(|(message, formerly)| (message.list.is_some(), !formerly.is_empty()));
+        // A union is one message, kept of several topics.
+        let again = again.map(|(message, formerly)| {
+            let was_lost = !formerly.is_empty() && !message.same_number;
+            (message.list.is_some(), was_lost)
+        });
         let again = Messages::Again(again.collect());
         self.expect(clock, run, again, None);
         if self.output.len() >= KEPT {
@@ -560,7 +564,7 @@ impl Answers {
                         }
                         _ => return None,
                     };
-                    *again += u64::from(is_kept && was_lost && heard > 0);
+                    *again += u64::from(was_lost && heard > 0);
                     if let Some(run) = self.run.filter(|_| is_kept) {
                         taken.push((run, self.clock.clone(), number));
                     }

@@ -2,7 +2,8 @@
 //! whatever order, each socket gets everything once and in order, or is told that it does not.
 //!
 //! Answers, what is published and what is said on a connection pass at moments of their own. The process may be replaced by
-//! one that knows less. And where one of the rules is left out, the world finds it.
+//! one that knows less. Nodes send too, each on a topic one after the other, and what fails they deliver themselves. And where one of
+//! the rules is left out, the world finds it.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
@@ -11,8 +12,12 @@ use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
+use tokio::time::Instant;
+
 use super::*;
+use crate::bus::echoes::Echoes;
 use crate::model::history::mark::{Clock, Run};
+use crate::model::id::NodeId;
 
 const TOPICS: u8 = 6;
 const NODES: usize = 2;
@@ -27,6 +32,25 @@ enum Without {
     /// What is held is not compared with what was read.
     Cuts,
     Repair,
+    /// What failed does not wait for what was taken before it.
+    Order,
+}
+
+/// What becomes of what a node sends.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Fate {
+    Taken,
+    /// It fails, and is kept all the same.
+    Unsure,
+    Refused,
+}
+
+/// A message: where it goes, and which node sent it, if one of these did.
+#[derive(Clone, Copy, Debug)]
+struct Sent {
+    to: u8,
+    from: Option<usize>,
+    fate: Fate,
 }
 
 /// How much there is room for.
@@ -49,6 +73,9 @@ const ENOUGH: Room = Room {
 #[derive(Clone, Debug)]
 enum Step {
     Send(u8),
+    Say(usize, u8, Fate),
+    /// A node learns what became of what it sent.
+    Told(usize),
     /// So many pass on the connection of a node.
     Hear(usize, u8),
     /// Redis does what it was asked for.
@@ -64,8 +91,13 @@ enum Step {
 
 fn step() -> impl Strategy<Value = Step> {
     let node = || 0..NODES;
+    let fate =
+        prop_oneof![5 => Just(Fate::Taken), 1 => Just(Fate::Unsure), 1 => Just(Fate::Refused)];
+    let says = (node(), 0..TOPICS, fate);
     prop_oneof![
         10 => (0..TOPICS).prop_map(Step::Send),
+        6 => says.prop_map(|(node, topic, fate)| Step::Say(node, topic, fate)),
+        8 => node().prop_map(Step::Told),
         10 => (node(), 1..4u8).prop_map(|(node, count)| Step::Hear(node, count)),
         6 => (node(), any::<u8>()).prop_map(|(node, which)| Step::Execute(node, which)),
         6 => (node(), any::<u8>()).prop_map(|(node, which)| Step::Answer(node, which)),
@@ -218,6 +250,9 @@ enum Asked {
 
 struct Node {
     repair: Repair,
+    echoes: Echoes<u64>,
+    /// What it has sent, and has not been told of.
+    untold: VecDeque<(u64, Sent)>,
     sockets: Vec<Socket>,
     next_socket: u64,
     confirmed: HashSet<u8>,
@@ -245,6 +280,51 @@ impl Node {
         }
     }
 
+    /// What came, of this node itself or of others.
+    fn hear(&mut self, to: &str, envelope: &[u8], (is_own, older_than): (bool, Option<u64>)) {
+        if !is_own {
+            return self.deliver(to, envelope, older_than);
+        }
+        let id = u64::from_be_bytes(envelope.try_into().unwrap());
+        let came = self.echoes.came(id, &[to]);
+        let own = |own: u64| (own.to_be_bytes(), None);
+        let itself = came.is_due.then_some((id.to_be_bytes(), older_than));
+        let before = came.before.into_iter().map(own);
+        let after = came.after.into_iter().map(own);
+        for (envelope, older_than) in before.chain(itself).chain(after) {
+            self.deliver(to, &envelope, older_than);
+        }
+    }
+
+    /// What it sent failed, or did not.
+    fn told(&mut self, without: Without) {
+        let Some((id, sent)) = self.untold.pop_front() else {
+            return;
+        };
+        let (topics, now) = ([topic(sent.to)], Instant::now());
+        if sent.fate == super::world::Fate::Taken {
+            if self.wanted().contains(&sent.to) {
+                self.echoes.took(id, &topics, now);
+            }
+            return;
+        }
+        let failed = self.echoes.fail(id, &topics, false, now, |_| (1, id));
+        assert!(failed.let_go.is_empty(), "there is room for all");
+        let waits = failed.waits && without != Without::Order;
+        if waits || !failed.waits && failed.elsewhere.contains(&topics[0]) {
+            return;
+        }
+        self.deliver(topics[0].as_str(), &id.to_be_bytes(), None);
+    }
+
+    /// All that was taken has come back, or will not.
+    fn settle(&mut self, sent: &[Sent]) {
+        for id in self.echoes.settle(|_, _| true) {
+            let to = topic(sent[id as usize].to);
+            self.deliver(to.as_str(), &id.to_be_bytes(), None);
+        }
+    }
+
     fn disconnected(&mut self) {
         self.confirmed.clear();
         self.asked.clear();
@@ -258,7 +338,7 @@ struct World {
     without: Without,
     redis: Redis,
     nodes: Vec<Node>,
-    sent: Vec<u8>,
+    sent: Vec<Sent>,
     rolled_back: HashSet<u64>,
     gone: Vec<Socket>,
     missed: usize,
@@ -267,8 +347,10 @@ struct World {
 
 impl World {
     fn new(without: Without, room: Room) -> Self {
-        let node = || Node {
+        let node = |at: usize| Node {
             repair: Repair::new(room.bound),
+            echoes: Echoes::new(NodeId(at as u64)),
+            untold: VecDeque::new(),
             sockets: Vec::new(),
             next_socket: 0,
             confirmed: HashSet::new(),
@@ -290,7 +372,7 @@ impl World {
                 lists: BTreeMap::new(),
                 connections: vec![None; NODES],
             },
-            nodes: (0..NODES).map(|_| node()).collect(),
+            nodes: (0..NODES).map(node).collect(),
             sent: Vec::new(),
             rolled_back: HashSet::new(),
             gone: Vec::new(),
@@ -309,10 +391,13 @@ impl World {
     fn take(&mut self, step: Step) {
         self.redis.now += 1;
         match step {
-            Step::Send(topic) => {
-                self.redis.send(topic, self.sent.len() as u64);
-                self.sent.push(topic);
-            }
+            Step::Send(to) => self.send(Sent {
+                to,
+                from: None,
+                fate: Fate::Taken,
+            }),
+            Step::Say(node, to, fate) => self.say(node, to, fate),
+            Step::Told(node) => self.nodes[node].told(self.without),
             Step::Hear(node, count) => (0..count).for_each(|_| self.hear(node)),
             Step::Execute(node, which) => self.execute(node, which.into()),
             Step::Answer(node, which) => self.answer(node, which.into()),
@@ -347,6 +432,25 @@ impl World {
         (0..NODES).for_each(|node| self.turn(node));
     }
 
+    fn send(&mut self, sent: Sent) {
+        if sent.fate != Fate::Refused {
+            self.redis.send(sent.to, self.sent.len() as u64);
+        }
+        self.sent.push(sent);
+    }
+
+    /// One after the other.
+    fn say(&mut self, at: usize, to: u8, fate: Fate) {
+        let (id, from) = (self.sent.len() as u64, Some(at));
+        let node = &mut self.nodes[at];
+        if node.untold.iter().all(|(_, sent)| sent.to != to) {
+            let sent = Sent { to, from, fate };
+            node.echoes.begin(id);
+            node.untold.push_back((id, sent));
+            self.send(sent);
+        }
+    }
+
     fn hear(&mut self, at: usize) {
         let Some((_, out)) = &mut self.redis.connections[at] else {
             return;
@@ -357,8 +461,9 @@ impl World {
             Said::Subscribed(topic) => _ = node.confirmed.insert(topic),
             Said::Message(to, number, id) => {
                 let (to, envelope) = (topic(to), id.to_be_bytes());
-                if node.repair.came(to.as_str(), number, &envelope) == Fate::Due {
-                    node.deliver(to.as_str(), &envelope, None);
+                let is_own = self.sent[id as usize].from == Some(at);
+                if node.repair.came(to.as_str(), number, &envelope) == super::Fate::Due {
+                    node.hear(to.as_str(), &envelope, (is_own, None));
                 }
             }
             Said::Probe(number) if node.probe == Some(number) => {
@@ -401,7 +506,7 @@ impl World {
                     });
                 }
                 Without::Repair => topic.entries = Ok(Vec::new()),
-                Without::Barrier | Without::Nothing => {}
+                Without::Barrier | Without::Order | Without::Nothing => {}
             }
         }
         let read = |topic: &TopicPast| topic.entries.as_ref().map_or(0, Vec::len);
@@ -417,7 +522,11 @@ impl World {
         if out.is_empty() {
             let number = self.redis.number();
             let run = self.redis.run();
-            self.nodes[at].repair.advance(Mark { run, number });
+            let node = &mut self.nodes[at];
+            node.repair.advance(Mark { run, number });
+            if node.repair.is_live() {
+                node.settle(&self.sent);
+            }
         }
     }
 
@@ -459,7 +568,9 @@ impl World {
             }
         }
         while let Some(due) = node.repair.next() {
-            node.deliver(&due.topic, &due.envelope, due.older_than);
+            let id = u64::from_be_bytes(due.envelope[..].try_into().unwrap());
+            let is_own = self.sent[id as usize].from == Some(at);
+            node.hear(&due.topic, &due.envelope, (is_own, due.older_than));
         }
         node.repair.delivered();
         if node.repair.is_live() {
@@ -478,12 +589,15 @@ impl World {
                 self.take(Step::Execute(node, 0));
                 self.take(Step::Answer(node, 0));
                 self.take(Step::Hear(node, 1));
+                self.take(Step::Told(node));
+                self.take(Step::Advance(node));
             }
             let is_done = |at: usize| {
                 let is_empty = self.redis.connections[at]
                     .as_ref()
                     .is_some_and(|(_, out)| out.is_empty());
-                is_empty && self.nodes[at].repair.is_live()
+                let node = &self.nodes[at];
+                is_empty && node.repair.is_live() && node.untold.is_empty()
             };
             if (0..NODES).all(is_done) {
                 return;
@@ -494,36 +608,51 @@ impl World {
 
     /// What is wrong, if anything.
     fn judge(&self, one_order: bool) -> Result<(), String> {
-        for node in &self.nodes {
-            if one_order && !node.got.is_sorted_by(|one, next| one < next) {
+        for (at, node) in self.nodes.iter().enumerate() {
+            if one_order && !is_rising(node.got.iter().filter(|id| self.is_taken(**id))) {
                 return Err(format!("twice or out of order: {:?}", node.got));
             }
             for socket in &node.sockets {
-                let since = socket.since.expect("all is confirmed");
-                let got: HashSet<u64> = socket.got.iter().copied().collect();
-                let sent = self
-                    .sent
-                    .iter()
-                    .enumerate()
-                    .map(|(id, to)| (id as u64, *to));
-                let lost = sent
-                    .filter(|(id, to)| *to == socket.topic && *id >= since && !got.contains(id));
-                let lost = lost
-                    .map(|(id, _)| id)
-                    .find(|id| !self.rolled_back.contains(id));
-                if let Some(lost) = lost {
-                    return Err(format!("{lost} is lost: {:?} since {since}", socket.got));
-                }
+                self.find_lost(at, socket)?;
             }
         }
         let sockets = self.nodes.iter().flat_map(|node| &node.sockets);
         for socket in sockets.chain(&self.gone) {
-            if !socket.got.is_sorted_by(|one, next| one < next) {
+            let once: HashSet<&u64> = socket.got.iter().collect();
+            let in_order = (0..NODES).all(|from| {
+                let is_of = |id: &&u64| self.sent[**id as usize].from == Some(from);
+                is_rising(socket.got.iter().filter(is_of))
+            });
+            let taken = socket.got.iter().filter(|id| self.is_taken(**id));
+            if once.len() < socket.got.len() || !in_order || !is_rising(taken) {
                 return Err(format!("twice or out of order: {:?}", socket.got));
             }
         }
         Ok(())
     }
+
+    /// What failed has its place among what its node sent, and no other.
+    fn is_taken(&self, id: u64) -> bool {
+        self.sent[id as usize].fate == Fate::Taken
+    }
+
+    fn find_lost(&self, at: usize, socket: &Socket) -> Result<(), String> {
+        let since = socket.since.expect("all is confirmed");
+        let sent = (0..).zip(&self.sent).skip(since as usize);
+        let lost = sent.filter(|(id, sent)| {
+            let is_owed = self.is_taken(*id) || sent.from == Some(at);
+            let is_lost = self.is_taken(*id) && self.rolled_back.contains(id);
+            sent.to == socket.topic && is_owed && !is_lost && !socket.got.contains(id)
+        });
+        match lost.map(|(id, _)| id).next() {
+            Some(lost) => Err(format!("{lost} is lost: {:?} since {since}", socket.got)),
+            None => Ok(()),
+        }
+    }
+}
+
+fn is_rising<'a>(ids: impl Iterator<Item = &'a u64>) -> bool {
+    ids.is_sorted_by(|one, next| one < next)
 }
 
 fn live(steps: Vec<Step>, without: Without, room: Room) -> World {
@@ -579,7 +708,12 @@ fn each_rule_is_needed() {
     let (failed, repaired) = wrong(Without::Nothing);
     assert_eq!(failed, 0);
     assert!(repaired > 200, "control: {repaired} were missed");
-    for without in [Without::Barrier, Without::Cuts, Without::Repair] {
+    for without in [
+        Without::Barrier,
+        Without::Cuts,
+        Without::Repair,
+        Without::Order,
+    ] {
         let (failed, _) = wrong(without);
         assert!(failed > 3, "{without:?}: {failed}");
     }

@@ -140,6 +140,16 @@ impl Repairs {
         self.news.notify_one();
     }
 
+    /// The partitions of a link, if nothing that was missed of them is still to come.
+    pub(crate) fn heard_on(&self, link: LinkId) -> Option<PartitionSet> {
+        self.state.lock().heard_on(link)
+    }
+
+    /// There is something to be flushed, or let go later.
+    pub(crate) fn look(&self) {
+        self.news.notify_one();
+    }
+
     /// Whether something is kept of what comes on a topic.
     fn is_kept(&self, topic: &Topic) -> bool {
         self.histories.of(topic.kind()).is_some()

@@ -172,6 +172,16 @@ impl State {
         are_live.then(|| take(&mut line.repaired))
     }
 
+    pub(super) fn heard_on(&self, link: LinkId) -> Option<PartitionSet> {
+        let carried = self.links.get(&link)?.partitions;
+        let is_live = |clock| {
+            let heard = self.clocks.get(&clock);
+            heard.is_some_and(|heard| heard.repair.is_live())
+        };
+        let clocks = self.clocks_of(carried);
+        clocks.into_iter().all(is_live).then_some(carried)
+    }
+
     /// The clocks that may be read.
     pub(super) fn wanted(&self) -> Vec<(LinkId, Clock)> {
         let mut wanted = Vec::new();

@@ -8,7 +8,7 @@ use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
 use tokio::sync::Notify;
 use tokio::task::yield_now;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::Repairs;
 use super::call::Call;
@@ -34,6 +34,9 @@ pub(crate) trait Repairing: Send + Sync + 'static {
 
     /// Something that was missed. It is delivered by the next [`flush`](Self::flush).
     fn missed(&self, due: &Due);
+
+    /// Lets go what has waited too long for what is missed, by the next [`flush`](Self::flush). When there is more.
+    fn let_go(&self, now: Instant) -> Option<Instant>;
 
     /// As [`Listener::flush`](crate::bus::Listener::flush).
     fn flush(&self) -> bool;
@@ -76,6 +79,7 @@ impl<N: Repairing> Task<N> {
             {
                 flight.push(self.ask(call).boxed());
             }
+            let until = node.let_go(Instant::now());
             deliver(&*node).await;
             drop(node);
             tokio::select! {
@@ -85,6 +89,7 @@ impl<N: Repairing> Task<N> {
                     }
                 }
                 () = self.news.notified() => {}
+                () = sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => {}
             }
         }
     }

@@ -5,12 +5,14 @@ use std::slice;
 use std::sync::atomic::Ordering::Relaxed;
 
 use futures::future::BoxFuture;
-use smallvec::SmallVec;
+use smallvec::{SmallVec, smallvec};
+use tokio::time::Instant;
 
-use super::Uplink;
 use super::sending::Course;
+use super::{Uplink, whom};
 use crate::bus::Published;
-use crate::bus::inbound::Content;
+use crate::bus::echoes::Came;
+use crate::bus::inbound::{Content, Own};
 use crate::bus::past::{Keep, ReadLimits};
 use crate::bus::scope::{Scope, Selection};
 use crate::bus::wire::{self, Action, Envelope, Lasting};
@@ -22,7 +24,7 @@ use crate::model::history::token::{self, Parts};
 use crate::model::id::NodeId;
 use crate::model::manner::Manner;
 use crate::model::message::Message;
-use crate::model::topic::TopicRef;
+use crate::model::topic::{Topic, TopicRef};
 
 /// Most nodes that are remembered for that.
 const MOST_UNKEPT: usize = 1024;
@@ -39,22 +41,18 @@ pub(super) struct Unkept {
 
 impl Uplink {
     /// Whether a node should have kept this.
-    pub(super) fn look_whether_kept(
-        &self,
-        origin: Option<NodeId>,
-        topic: TopicRef<'_>,
-        scope: &Scope<'_>,
-        action: &Action<'_>,
-    ) {
+    pub(super) fn look_whether_kept(&self, topic: TopicRef<'_>, envelope: &Envelope<'_>) {
         let is_kept = |topic: &TopicRef<'_>| self.histories.of(topic.kind()).is_some();
-        let concerns = match scope.targets.as_slice() {
+        let concerns = match envelope.scope.targets.as_slice() {
             [] => is_kept(&topic),
             targets => targets.iter().any(is_kept),
         };
-        let (Some(from), Action::Text(_) | Action::Binary(_)) = (origin, action) else {
+        let (Some(from), Lasting::Unsaid, Action::Text(_) | Action::Binary(_)) =
+            (envelope.origin, envelope.lasting, &envelope.action)
+        else {
             return;
         };
-        if from == self.node || !concerns {
+        if !concerns {
             return;
         }
         self.counters.history_unkept.fetch_add(1, Relaxed);
@@ -97,17 +95,44 @@ impl Uplink {
         Some(self.bus.publish(nowhere, envelope, size, Some(keep)))
     }
 
-    /// Whether this node's own message, come back, is for its own sockets.
+    /// What becomes of this node's own message that came back.
     pub(super) fn comes_back(
         &self,
         topic: TopicRef<'_>,
         number: Option<Number>,
-        lasting: Lasting,
-    ) -> bool {
-        match (number, lasting) {
-            (Some(_), Lasting::Kept(number)) => self.echoes.lock().came(number, topic),
-            _ => false,
+        envelope: &Envelope<'_>,
+    ) -> Came<Own> {
+        match (number, envelope.lasting) {
+            (Some(_), Lasting::Kept(number)) => {
+                let union = envelope.scope.targets.iter().map(|target| target.as_str());
+                let topics: SmallVec<[&str; 1]> = match envelope.union {
+                    Some(_) => union.collect(),
+                    None => smallvec![topic.as_str()],
+                };
+                self.echoes.lock().came(number, &topics)
+            }
+            _ => Came::nothing(),
         }
+    }
+
+    /// What was taken by then on such topics has come back, or will not: what waited for it.
+    pub(crate) fn settle(&self, is_settled: impl Fn(&Topic, Instant) -> bool) -> Vec<Own> {
+        match self.histories.is_off() {
+            true => Vec::new(),
+            false => self.echoes.lock().settle(is_settled),
+        }
+    }
+
+    /// What has waited too long for what was sent before it, and is to be delivered; and when there is more.
+    pub(crate) fn overdue(&self, now: Instant) -> (Vec<Own>, Option<Instant>) {
+        let (overdue, next) = self.echoes.lock().overdue(now);
+        self.record_unordered(overdue.len());
+        (overdue, next)
+    }
+
+    pub(super) fn record_unordered(&self, count: usize) {
+        let counter = &self.counters.history_unordered;
+        counter.fetch_add(count as u64, Relaxed);
     }
 
     /// What is kept of one topic.
@@ -146,13 +171,27 @@ impl Uplink {
     }
 }
 
+impl Own {
+    /// As sockets get it.
+    pub(crate) fn read(&self) -> Option<(Scope<'_>, Content<'_>, Manner)> {
+        let topic = TopicRef::from(&self.topic);
+        let envelope = wire::decode(&self.envelope).ok()?;
+        let scope = whom(topic, envelope.union, envelope.scope);
+        Some((scope, content(envelope.action)?, envelope.manner))
+    }
+}
+
 /// What is kept, as those get it who missed it.
 pub(crate) fn read_entry(envelope: &[u8]) -> Option<(Scope<'_>, Content<'_>)> {
     let (_, envelope) = wire::formerly(envelope).ok()?;
     let Envelope { scope, action, .. } = wire::decode(envelope).ok()?;
+    Some((scope, content(action)?))
+}
+
+fn content(action: Action<'_>) -> Option<Content<'_>> {
     match action {
-        Action::Text(text) => Some((scope, Content::Text(text))),
-        Action::Binary(bytes) => Some((scope, Content::Binary(bytes))),
+        Action::Text(text) => Some(Content::Text(text)),
+        Action::Binary(bytes) => Some(Content::Binary(bytes)),
         _ => None,
     }
 }

@@ -20,7 +20,7 @@ pub(crate) use self::sending::{Came, How, Sent};
 use crate::bus::control::Control;
 use crate::bus::echoes::Echoes;
 use crate::bus::eras::Eras;
-use crate::bus::inbound::{Content, Hearers, Inbound, Part, PeerWord};
+use crate::bus::inbound::{Amid, Content, Hearers, Inbound, Own, Part, PeerWord};
 use crate::bus::keyring::Keyring;
 use crate::bus::scope::{Scope, Size};
 use crate::bus::seen::Seen;
@@ -53,7 +53,7 @@ pub(crate) struct Uplink {
     histories: Histories,
     pub(crate) keyring: Arc<Keyring>,
     /// Where something is kept.
-    echoes: Mutex<Echoes>,
+    echoes: Mutex<Echoes<Own>>,
     unkept: Mutex<Unkept>,
 }
 
@@ -182,23 +182,38 @@ impl Uplink {
             self.counters.bus_late.fetch_add(1, Relaxed);
             return Inbound::Nothing;
         }
+        if envelope.origin == Some(self.node) {
+            let came = self.comes_back(topic, number, &envelope);
+            let inbound = match came.is_due {
+                true => self.act_on(topic, envelope),
+                false => echo(envelope.union, &envelope.action),
+            };
+            return match came.is_alone() {
+                true => inbound,
+                false => Inbound::Amid(Box::new(Amid {
+                    before: came.before,
+                    inbound,
+                    after: came.after,
+                })),
+            };
+        }
+        if !self.histories.is_off() && number.is_none() {
+            self.look_whether_kept(topic, &envelope);
+        }
+        self.act_on(topic, envelope)
+    }
+
+    /// What is to be done about what came.
+    fn act_on<'a>(&self, topic: TopicRef<'a>, envelope: Envelope<'a>) -> Inbound<'a> {
         let Envelope {
             origin,
             union,
             scope,
             manner,
-            lasting,
             action,
+            ..
         } = envelope;
-        if !self.histories.is_off() && number.is_none() && lasting == Lasting::Unsaid {
-            self.look_whether_kept(origin, topic, &scope, &action);
-        }
         match (origin, action) {
-            (Some(origin), action)
-                if origin == self.node && !self.comes_back(topic, number, lasting) =>
-            {
-                echo(union, &action)
-            }
             (Some(from), Action::Control(json)) => self.read_word(from, topic, scope, json),
             (Some(from), Action::Answer { id, more, part }) => Inbound::Answer(Part {
                 from,

@@ -2,11 +2,14 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
+use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use smallvec::SmallVec;
+use tokio::time::Instant;
 
 use super::Uplink;
+use crate::bus::inbound::Own;
 use crate::bus::past::Keep;
 use crate::bus::scope::{Reach, Route, Scope, Selection};
 use crate::bus::wire::{Lasting, ONE_COPY};
@@ -43,8 +46,6 @@ pub(crate) struct Sending<'a> {
     since: Since,
     publishing: Option<BoxFuture<'static, Result<Published, PublishError>>>,
     is_known: bool,
-    /// The first copy is for all of it.
-    is_union: bool,
     begun: Option<Begun<'a>>,
 }
 
@@ -59,11 +60,22 @@ pub(crate) struct Sent {
     pub(crate) spooled: Option<Spooled>,
 }
 
-/// What of a message that the bus refused this node's own sockets have already.
+/// What became of one that the bus refused.
+#[derive(Debug)]
+pub(crate) struct Refused {
+    pub(crate) error: PublishError,
+    pub(crate) came: Came,
+    /// Some of it waits for what was sent before it, …
+    pub(crate) waits: bool,
+    /// … and so much does that this is to be delivered now.
+    pub(crate) let_go: Vec<Own>,
+}
+
+/// What of a message that the bus refused this node's own sockets have already, or will have.
 #[derive(Debug)]
 pub(crate) enum Came {
     Whole,
-    /// What came back on these topics.
+    /// What came back on these topics, or waits.
     On(SmallVec<[Topic; 1]>),
 }
 
@@ -96,8 +108,8 @@ impl Sending<'_> {
         }
     }
 
-    /// What became of it; and where it failed, what has come back all the same.
-    pub(crate) async fn end(self) -> Result<Sent, (PublishError, Came)> {
+    /// What became of it; and where it failed, what has come back all the same. `is_here`: some of this node's own sockets are meant.
+    pub(crate) async fn end(self, is_here: bool) -> Result<Sent, Refused> {
         let published = match self.publishing {
             None => Ok(Published::default()),
             Some(publishing) => self.uplink.published(self.since, publishing.await),
@@ -106,27 +118,39 @@ impl Sending<'_> {
             Ok(Published {
                 later: Some(later), ..
             }) => Ok(Self::spooled(self.uplink, self.is_known, later)),
-            Ok(published) => Ok(Sent {
-                spooled: None,
-                nodes: self.is_known.then_some(published.nodes),
-                mark: published.mark,
-                key: match published.mark {
-                    Some(_) => self.uplink.keyring.signing().await,
-                    None => None,
-                },
-            }),
+            Ok(published) => {
+                if let Some(begun) = self.begun.filter(|_| is_here) {
+                    begun.take();
+                }
+                Ok(Sent {
+                    nodes: self.is_known.then_some(published.nodes),
+                    mark: published.mark,
+                    key: match published.mark {
+                        Some(_) => self.uplink.keyring.signing().await,
+                        None => None,
+                    },
+                    spooled: None,
+                })
+            }
             Err(error) => {
                 let counters = &self.uplink.counters;
                 counters.record_failed_publish(error.maybe_sent);
-                let came = match self.begun {
-                    None => Came::Whole,
-                    Some(begun) => match begun.fail() {
-                        came if self.is_union && !came.is_empty() => Came::Whole,
-                        came => Came::On(came),
-                    },
-                };
-                Err((error, came))
+                Err(match self.begun {
+                    None => Refused::of(error, Came::Whole),
+                    Some(begun) => begun.fail(error),
+                })
             }
+        }
+    }
+}
+
+impl Refused {
+    fn of(error: PublishError, came: Came) -> Self {
+        Self {
+            error,
+            came,
+            waits: false,
+            let_go: Vec::new(),
         }
     }
 }
@@ -135,16 +159,43 @@ impl Sending<'_> {
 struct Begun<'a> {
     uplink: &'a Uplink,
     number: u64,
+    selection: &'a Selection,
+    /// The first copy is for all of it.
+    is_union: bool,
+    envelope: Bytes,
 }
 
-impl<'a> Begun<'a> {
-    fn of(uplink: &'a Uplink, number: u64) -> Self {
-        uplink.echoes.lock().begin(number);
-        Self { uplink, number }
+impl Begun<'_> {
+    fn take(self) {
+        let (topics, now) = (self.topics(), Instant::now());
+        let mut echoes = self.uplink.echoes.lock();
+        echoes.took(self.number, &topics, now);
     }
 
-    fn fail(self) -> SmallVec<[Topic; 1]> {
-        self.uplink.echoes.lock().fail(self.number)
+    fn fail(self, error: PublishError) -> Refused {
+        let own = |topic: &Topic| {
+            let (topic, envelope) = (topic.clone(), self.envelope.clone());
+            (envelope.len(), Own { topic, envelope })
+        };
+        let (topics, now) = (self.topics(), Instant::now());
+        let mut echoes = self.uplink.echoes.lock();
+        let failed = echoes.fail(self.number, &topics, self.is_union, now, own);
+        drop(echoes);
+        self.uplink.record_unordered(failed.let_go.len());
+        Refused {
+            error,
+            came: match self.is_union && !failed.elsewhere.is_empty() {
+                true => Came::Whole,
+                false => Came::On(failed.elsewhere),
+            },
+            waits: failed.waits,
+            let_go: failed.let_go,
+        }
+    }
+
+    /// Where it is kept.
+    fn topics(&self) -> SmallVec<[Topic; 1]> {
+        self.uplink.kept_of(self.selection)
     }
 }
 
@@ -159,7 +210,7 @@ impl Uplink {
     /// own sockets; everything else is for the other nodes alone.
     pub(crate) fn send<'a>(
         &'a self,
-        selection: &Selection,
+        selection: &'a Selection,
         scope: &Scope<'_>,
         message: &Message,
         manner: &Manner,
@@ -187,7 +238,16 @@ impl Uplink {
             false => Some(self.write_message(lasting, union, scope, message, manner)?),
         };
         self.counters.sent.fetch_add(1, Relaxed);
-        let begun = kept.map(|number| Begun::of(self, number));
+        let begun = kept.zip(envelope.clone()).map(|(number, envelope)| {
+            self.echoes.lock().begin(number);
+            Begun {
+                uplink: self,
+                number,
+                selection,
+                is_union: union.is_some(),
+                envelope,
+            }
+        });
         let since = Since::now();
         let size = selection.size();
         let publish = |envelope| self.bus.publish(topics, envelope, size, keep);
@@ -196,17 +256,15 @@ impl Uplink {
             since,
             publishing: envelope.map(publish),
             is_known: scope.targets.len() == 1 && how.reach == Reach::Everywhere,
-            is_union: union.is_some(),
             begun,
         })
     }
 
     /// How a message travels.
     pub(super) fn course(&self, selection: &Selection, is_ephemeral: bool) -> Course {
-        let is_kept = |topic: &Topic| self.histories.of(topic.kind()).is_some();
         let kept = match is_ephemeral || self.histories.is_off() {
             true => SmallVec::new(),
-            false => selection.filter(is_kept),
+            false => self.kept_of(selection),
         };
         let (topics, union, keep) = match selection.route() {
             // They are of one kind.
@@ -228,6 +286,11 @@ impl Uplink {
             union,
             keep: (!kept.is_empty()).then_some(keep),
         }
+    }
+
+    /// Those of its topics of which something is kept.
+    fn kept_of(&self, selection: &Selection) -> SmallVec<[Topic; 1]> {
+        selection.filter(|topic| self.histories.of(topic.kind()).is_some())
     }
 
     /// Whether whoever hears a copy hears with it up to where each history of the union is known to him: where the one copy for

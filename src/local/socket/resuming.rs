@@ -244,6 +244,8 @@ impl Resuming {
                 frames.extend(self.told());
             }
             Err(why) => {
+                // What is older and comes late is of what it was told that it missed.
+                self.had = cuts.clone();
                 self.go_on_from(cuts);
                 frames.extend(self.told_missed(why));
             }
@@ -459,8 +461,11 @@ mod tests {
     fn what_cannot_be_told_is_said_before_anything_newer() {
         let mut resuming = Resuming::new(ID, Telling::Told);
         let mut page = Page::default();
-        page.take(came(&mut resuming, 12));
+        for number in [9, 12] {
+            page.take(came(&mut resuming, number));
+        }
         page.take(resuming.release(found(Some(3), Err(Missed::Late), 10), Instant::now()));
+        page.take(came(&mut resuming, 10));
         assert_eq!((page.missed, &page.heard[..]), (1, &[12][..]));
         assert_eq!(page.position(), 12);
         page.take(came(&mut resuming, 13));

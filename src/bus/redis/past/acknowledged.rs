@@ -30,7 +30,10 @@ impl Acknowledged {
         let Some(numbers) = self.numbers.get_mut(clock) else {
             return;
         };
-        numbers.push_back(number);
+        // A union is kept of several topics, under one number.
+        if numbers.back() != Some(&number) {
+            numbers.push_back(number);
+        }
         let is_old = |first: &Number| first.0 + LATELY < number.0;
         while numbers.len() > MOST || numbers.front().is_some_and(is_old) {
             numbers.pop_front();
@@ -62,6 +65,7 @@ mod tests {
         let mut acknowledged = Acknowledged::default();
         assert_eq!(acknowledged.of_another(run("x")), None);
         (1..=10).for_each(|n| acknowledged.add(run("x"), &a, Number(n)));
+        acknowledged.add(run("x"), &a, Number(10));
         acknowledged.add(run("x"), &b, Number(11));
         assert_eq!(acknowledged.of_another(run("x")), None);
         let before = acknowledged.of_another(run("y"));

@@ -307,7 +307,7 @@ impl Spool {
                 }
                 doubt.formerly.push(taken.mark);
             }
-            messages += kept as u64;
+            messages += 1;
             again.push((
                 publication,
                 Waiter::nobody(queue, taken.at + wait, Some(permit)),
