@@ -339,7 +339,7 @@ impl ClusterBuilder {
     /// What finds no room fails at once, and reaches the sockets of its own node alone, as without a spool. What waits too long is dropped, and so is what waits when the node
     /// ends: [`Cluster::shutdown`] waits for it at most its window.
     /// [`Delivery::settled`](crate::Delivery::settled) tells its sender, [`Stats::spool_dropped`](crate::Stats::spool_dropped) counts
-    /// it. What Redis refuses (rights, memory) fails as ever.
+    /// it. What Redis refuses (rights, memory) fails as ever. Closes do not wait, and [`Backend::memory`] is never away.
     pub fn spool(mut self, messages: usize, bytes: usize, wait: Duration) -> Self {
         self.config.spool = Some(SpoolLimits {
             messages,

@@ -35,7 +35,7 @@ use super::pipeline::{PublishReply, Refused, Unusable};
 use super::publication::{Publication, Receivers, Taken};
 use super::queue::{Permit, Queue, Waiter};
 use crate::model::error::PublishError;
-use crate::model::history::mark::Run;
+use crate::model::history::mark::{Mark, Run};
 use crate::model::partition::Partition;
 
 /// Most publications in one pipeline.
@@ -394,94 +394,43 @@ impl Turn {
         backlog: &mut Backlog,
     ) -> Answered {
         let mut permits: Option<Permit> = None;
-        let (mut is_astray, mut elsewhere, mut unknown) = (false, Vec::new(), Vec::new());
-        let (mut returned, mut is_away) = (Vec::new(), false);
+        let (mut is_astray, mut rest) = (false, Rest::default());
         let waiters = self.waiters.0.drain(..);
         for (mut publication, mut waiter) in self.publications.drain(..).zip(waiters) {
-            let mut sum = replace(&mut waiter.sum, Ok(Taken::default()));
-            let (mut taken, mut refused, mut is_unknown) = (0, None, false);
-            let (mut comes_again, mut marks) = (false, SmallVec::<[_; 1]>::new());
+            let sum = replace(&mut waiter.sum, Ok(Taken::default()));
             let spools = backlog.spool.is_some() && publication.spools();
-            for reply in replies.by_ref().take(publication.part().len()) {
-                match (reply, publication.partition) {
-                    // All that follows is refused alike.
-                    (Err(Refused::Elsewhere(_)), Some(partition)) => refused = Some(partition),
-                    (Err(Refused::Unknown), _) if waiter.is_there() => is_unknown = true,
-                    (Err(Refused::Away(_)), _) if spools && waiter.is_there() => {
-                        (is_away, comes_again) = (true, true);
-                    }
-                    (reply, _) => {
-                        if spools {
-                            marks.push(reply.as_ref().ok().and_then(|taken| taken.mark));
-                        }
-                        sum = and(sum, reply);
-                        taken += 1;
-                    }
-                }
-            }
+            let replies = replies.by_ref().take(publication.part().len());
+            let told = Told::by(replies, sum, publication.partition, spools);
             let is_finished = publication.is_finished();
-            if let Some(spool) = backlog.spool.as_mut().filter(|_| !marks.is_empty()) {
-                spool.took(&mut publication, &marks, Instant::now());
+            if let Some(spool) = backlog.spool.as_mut().filter(|_| !told.marks.is_empty()) {
+                spool.took(&mut publication, &told.marks, Instant::now());
             }
-            if let Some(partition) = refused
-                && waiter.is_there()
-            {
-                publication.keep(taken);
-                (waiter.sum, waiter.begun) = (sum, waiter.begun || taken > 0);
-                elsewhere.push((partition, publication, waiter));
-                continue;
-            }
-            if is_unknown {
-                publication.keep(taken);
-                (waiter.sum, waiter.begun) = (sum, waiter.begun || taken > 0);
-                match spools {
-                    true => returned.push((publication, waiter)),
-                    false => unknown.push((publication, waiter)),
-                }
-                continue;
-            }
-            if comes_again {
-                publication.keep(taken);
-                (waiter.sum, waiter.begun) = (sum, waiter.begun || taken > 0);
-                returned.push((publication, waiter));
+            if let Some(again) = told.again.filter(|_| waiter.is_there()) {
+                publication.keep(told.taken);
+                (waiter.sum, waiter.begun) = (told.sum, waiter.begun || told.taken > 0);
+                rest.add(again, spools, (publication, waiter));
                 continue;
             }
             if !is_finished && waiter.is_there() {
-                (waiter.sum, waiter.begun) = (sum, true);
+                (waiter.sum, waiter.begun) = (told.sum, true);
                 match waiter.waits() {
-                    true => returned.push((publication, waiter)),
+                    true => rest.spooled.push((publication, waiter)),
                     false => backlog.large.push_front((publication, waiter)),
                 }
                 continue;
             }
-            let is_unheard = matches!(sum, Ok(Taken { receivers: 0, .. }));
+            let is_unheard = matches!(told.sum, Ok(Taken { receivers: 0, .. }));
             is_astray |= publication.is_probe && is_unheard;
-            waiter.answer(sum);
+            waiter.answer(told.sum);
             // Given back all at once: each time takes a lock.
             match &mut permits {
                 Some(permits) => permits.merge(waiter.permit),
                 None => permits = Some(waiter.permit),
             }
         }
-        let waits = |(_, waiter): &(Publication, Waiter)| waiter.waits();
-        match is_away || backlog.is_spooling() || returned.iter().any(waits) {
-            true => backlog.return_to_spool(returned),
-            // Redis has forgotten the script.
-            false => unknown.extend(returned),
-        }
-        backlog.put_back(unknown);
-        if is_away {
-            backlog.is_away();
-        }
-        let is_elsewhere = !elsewhere.is_empty();
-        match is_elsewhere {
-            true => backlog.stall(elsewhere, Instant::now()),
-            false => backlog.failures = 0,
-        }
         Answered {
             is_astray,
-            is_elsewhere,
-            is_away,
+            ..rest.wait(backlog)
         }
     }
 
@@ -501,6 +450,108 @@ impl Turn {
         }
         backlog.return_to_spool(returned);
         backlog.is_away();
+    }
+}
+
+/// What Redis said to a part of a publication.
+struct Told {
+    sum: Receivers,
+    /// To so many of it.
+    taken: usize,
+    /// The others are to be published again.
+    again: Option<Again>,
+    /// Of those that are kept, where there is a spool.
+    marks: SmallVec<[Option<Mark>; 1]>,
+}
+
+/// Why something is to be published again.
+#[derive(Clone, Copy)]
+enum Again {
+    Elsewhere(Partition),
+    /// Redis has forgotten the script.
+    Unknown,
+    /// It takes nothing for now.
+    Away,
+}
+
+impl Told {
+    fn by(
+        replies: impl Iterator<Item = PublishReply>,
+        mut sum: Receivers,
+        partition: Option<Partition>,
+        spools: bool,
+    ) -> Self {
+        let (mut taken, mut again, mut marks) = (0, None, SmallVec::new());
+        for reply in replies {
+            match (reply, partition) {
+                // All that follows is refused alike.
+                (Err(Refused::Elsewhere(_)), Some(partition)) => {
+                    again = Some(Again::Elsewhere(partition));
+                }
+                (Err(Refused::Unknown), _) => again = again.or(Some(Again::Unknown)),
+                (Err(Refused::Away(_)), _) if spools => again = again.or(Some(Again::Away)),
+                (reply, _) => {
+                    if spools {
+                        marks.push(reply.as_ref().ok().and_then(|taken| taken.mark));
+                    }
+                    sum = and(sum, reply);
+                    taken += 1;
+                }
+            }
+        }
+        Self {
+            sum,
+            taken,
+            again,
+            marks,
+        }
+    }
+}
+
+/// What of a turn is to be published again.
+#[derive(Default)]
+struct Rest {
+    elsewhere: Vec<(Partition, Publication, Waiter)>,
+    unknown: Vec<(Publication, Waiter)>,
+    /// What may wait in the spool.
+    spooled: Vec<(Publication, Waiter)>,
+    is_away: bool,
+}
+
+impl Rest {
+    fn add(&mut self, again: Again, spools: bool, (publication, waiter): (Publication, Waiter)) {
+        match again {
+            Again::Elsewhere(partition) => self.elsewhere.push((partition, publication, waiter)),
+            Again::Unknown if !spools => self.unknown.push((publication, waiter)),
+            Again::Unknown => self.spooled.push((publication, waiter)),
+            Again::Away => {
+                self.is_away = true;
+                self.spooled.push((publication, waiter));
+            }
+        }
+    }
+
+    /// It waits for its next turn.
+    fn wait(mut self, backlog: &mut Backlog) -> Answered {
+        let waits = |(_, waiter): &(Publication, Waiter)| waiter.waits();
+        match self.is_away || backlog.is_spooling() || self.spooled.iter().any(waits) {
+            true => backlog.return_to_spool(self.spooled),
+            false => self.unknown.extend(self.spooled),
+        }
+        backlog.put_back(self.unknown);
+        if self.is_away {
+            backlog.is_away();
+        }
+        let is_elsewhere = !self.elsewhere.is_empty();
+        match is_elsewhere {
+            true => backlog.stall(self.elsewhere, Instant::now()),
+            false => backlog.failures = 0,
+        }
+        Answered {
+            is_astray: false,
+            is_elsewhere,
+            is_away: self.is_away,
+        }
     }
 }
 

@@ -495,6 +495,35 @@ fn refused(words: &[u8], advice: &Advice, dialect: Dialect) -> Refused {
     }
 }
 
+/// The same of messages that may have been there already.
+fn answer_again(
+    (run, clock): (Option<Run>, &Arc<str>),
+    messages: Vec<(bool, bool)>,
+    mut items: Items<'_>,
+    advice: &Advice,
+    (taken, again): (&mut Vec<(Run, Arc<str>, Number)>, &mut u64),
+) -> Option<Vec<PublishReply>> {
+    let mut answers = Vec::with_capacity(messages.len());
+    for (is_kept, was_lost) in messages {
+        let (number, heard) = match (items.next()?, items.next()?) {
+            (Item::Bulk(number), Item::Integer(heard)) => (Number::read(number)?, heard),
+            (Item::Error(words), _) => {
+                answers.push(Err(refused_alone(words, advice)));
+                continue;
+            }
+            _ => return None,
+        };
+        *again += u64::from(was_lost && heard > 0);
+        if let Some(run) = run.filter(|_| is_kept) {
+            taken.push((run, clock.clone(), number));
+        }
+        let mark = run.map(|run| Mark { run, number });
+        let receivers = heard.saturating_sub(1);
+        answers.push(Ok(Taken { receivers, mark }));
+    }
+    Some(answers)
+}
+
 /// Of one message of a script.
 fn refused_alone(words: &[u8], advice: &Advice) -> Refused {
     match words.strip_prefix(KEPT_ALL_THE_SAME) {
@@ -552,27 +581,8 @@ impl Answers {
         let messages = match self.messages {
             Messages::New(messages) => messages,
             Messages::Again(messages) => {
-                for (is_kept, was_lost) in messages {
-                    let (told, heard) = (items.next()?, items.next()?);
-                    let (number, heard) = match (told, heard) {
-                        (Item::Bulk(number), Item::Integer(heard)) => {
-                            (Number::read(number)?, heard)
-                        }
-                        (Item::Error(words), _) => {
-                            answers.push(Err(refused_alone(words, advice)));
-                            continue;
-                        }
-                        _ => return None,
-                    };
-                    *again += u64::from(was_lost && heard > 0);
-                    if let Some(run) = self.run.filter(|_| is_kept) {
-                        taken.push((run, self.clock.clone(), number));
-                    }
-                    let mark = self.run.map(|run| Mark { run, number });
-                    let receivers = heard.saturating_sub(1);
-                    answers.push(Ok(Taken { receivers, mark }));
-                }
-                return Some(answers);
+                let of = (self.run, &self.clock);
+                return answer_again(of, messages, items, advice, (taken, again));
             }
         };
         let Item::Bulk(first) = items.next()? else {

@@ -229,7 +229,6 @@ impl PublishQueue {
             pipeline = pipeline.filter(|pipeline| pipeline.route == route);
             let Some(open) = pipeline.as_mut().and_then(Pipeline::alive) else {
                 if pipeline.take().is_some() {
-                    backlog.unsettle();
                     self.pause(&mut backlog, &mut backoff).await;
                 }
                 pipeline = self.reopen(&mut backlog, &mut backoff, &mut failed).await;
@@ -239,7 +238,6 @@ impl PublishQueue {
             if let Err(Unusable { reason, .. }) = self.settle(open, &mut backlog).await {
                 tracing::debug!(%reason, "what waits for redis cannot leave yet");
                 drop(pipeline.take());
-                backlog.unsettle();
                 self.pause(&mut backlog, &mut backoff).await;
                 continue;
             }
@@ -263,7 +261,6 @@ impl PublishQueue {
                     let run = keeper.map(|keeper| keeper.run);
                     turn.fail(&unusable.into_error(true), &mut backlog, run);
                     replies.clear();
-                    backlog.unsettle();
                     self.pause(&mut backlog, &mut backoff).await;
                 }
             }
@@ -459,6 +456,7 @@ impl PublishQueue {
 
     /// The link was lost: whoever publishes waits until the next may be tried.
     async fn pause(&mut self, backlog: &mut Backlog, backoff: &mut Backoff) {
+        backlog.unsettle();
         let now = Instant::now();
         let until = now + backoff.ended(now, fastrand::f64());
         let late = "the connection to redis was lost";
