@@ -47,6 +47,8 @@ pub(crate) struct Amid<'a> {
 pub(crate) struct Own {
     pub(crate) topic: Topic,
     pub(crate) envelope: Bytes,
+    /// It failed when sockets with this number and later ones were not there.
+    pub(crate) older_than: u64,
 }
 
 /// A word of another node, and the sockets that it is about.

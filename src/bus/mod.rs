@@ -337,6 +337,14 @@ pub(crate) trait Listener: Send + Sync {
     /// of what came is heard.
     fn flush(&self) -> bool;
 
+    /// A topic is heard from now on that was not before an outage either: what was published there by now is for nobody here.
+    fn confirmed(&self, topic: &str) {
+        let _ = topic;
+    }
+
+    /// Something that is kept came from where its topic is no more, and was dropped.
+    fn superseded(&self) {}
+
     /// Something came that cannot be a message.
     fn garbage(&self);
 

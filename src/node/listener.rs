@@ -31,6 +31,14 @@ impl Listener for Node {
         self.local.flush()
     }
 
+    fn confirmed(&self, topic: &str) {
+        self.repairs.confirmed(topic);
+    }
+
+    fn superseded(&self) {
+        self.ground.counters.bus_late.fetch_add(1, Relaxed);
+    }
+
     fn garbage(&self) {
         self.uplink.garbage();
     }

@@ -54,7 +54,7 @@ impl Node {
             true => self.local.count(&scope),
             false => self.local.deliver(&scope, message, manner).await,
         };
-        let sent = sending.end(local > 0).await;
+        let sent = sending.end(local, || self.local.newcomers()).await;
         // Who sends in a loop that never waits would keep the tasks that write from running.
         consume_budget().await;
         match sent {
@@ -82,7 +82,8 @@ impl Node {
         for own in own {
             if let Some((scope, content, manner)) = own.read() {
                 let frame = || content.frame();
-                self.local.collect(&scope, None, EVERY, &manner, frame);
+                let numbers = EVERY.start..own.older_than;
+                self.local.collect(&scope, None, numbers, &manner, frame);
             }
         }
     }

@@ -26,6 +26,8 @@ use crate::model::topic::Topic;
 const MOST: usize = 8 * 1024 * 1024;
 /// Of so many topics something is awaited at most: beyond, what fails there waits for nothing.
 const MOST_TOPICS: usize = 64 * 1024;
+/// The same of what was sent where nobody is here: it concerns who comes meanwhile.
+const MOST_ELSEWHERE: usize = 4 * 1024;
 /// So long it waits: whoever is without a bus for longer has his sockets served in the order in which that is possible.
 const LONGEST: Duration = Duration::from_secs(30);
 
@@ -86,10 +88,15 @@ impl<T> Deferred<T> {
         &mut self,
         number: u64,
         topics: impl Iterator<Item = &'a Topic>,
+        is_here: bool,
         now: Instant,
     ) {
+        let most = match is_here {
+            true => MOST_TOPICS,
+            false => MOST_ELSEWHERE,
+        };
         for topic in topics {
-            if self.topics.len() < MOST_TOPICS || self.topics.contains_key(topic) {
+            if self.topics.len() < most || self.topics.contains_key(topic) {
                 let behind = self.topics.entry(topic.clone()).or_default();
                 let last = behind.awaited.get_or_insert((number, now));
                 *last = (*last).max((number, now));

@@ -105,11 +105,11 @@ impl<T> Echoes<T> {
         self.begun.remove(&number);
     }
 
-    /// The bus took it. Where it has not come back to these topics it is awaited.
-    pub(crate) fn took(&mut self, number: u64, topics: &[Topic], now: Instant) {
+    /// The bus took it. Where it has not come back to these topics it is awaited, whether or not somebody is here already.
+    pub(crate) fn took(&mut self, number: u64, topics: &[Topic], is_here: bool, now: Instant) {
         let came = self.begun.remove(&number).unwrap_or_default();
         let missing = topics.iter().filter(|topic| !came.contains(topic));
-        self.deferred.took(number, missing, now);
+        self.deferred.took(number, missing, is_here, now);
     }
 
     /// The bus refused it, or gave no answer. `of` says what of it is delivered on topics, and its size: on each alone, or of a union
@@ -192,7 +192,7 @@ mod tests {
         }
 
         fn took(&mut self, number: u64, names: &[&str]) {
-            self.0.took(number, &topics(names), Instant::now());
+            self.0.took(number, &topics(names), true, Instant::now());
         }
 
         /// Where it is not to be delivered at once.
@@ -291,7 +291,7 @@ mod tests {
     fn no_more_waits_than_there_is_room_for() {
         let mut echoes = Echoes::new(NodeId(1));
         let (topics, now) = (topics(&["r:x"]), Instant::now());
-        echoes.took(1, &topics, now);
+        echoes.took(1, &topics, true, now);
         let mut fail = |number| echoes.fail(number, &topics, false, now, |_| (3 << 20, number));
         assert!(fail(2).let_go.is_empty());
         assert!(fail(3).let_go.is_empty());

@@ -28,8 +28,9 @@ use tokio::time::Instant;
 
 use super::advice::{Advice, is_unfit, is_wrong_server, tells_no_role, without_arguments};
 use super::channels::Channels;
-use super::command::{self, HELLO};
+use super::command::{self, Dialect, HELLO};
 use super::outstanding::{Request, Verb};
+use super::past::unnumbered;
 use super::proof::Proof;
 use super::resp::Reply;
 use super::shared::SharedSubscriptions;
@@ -114,6 +115,12 @@ pub(super) enum Event<'a> {
         topic: &'a str,
         payload: &'a [u8],
     },
+    /// A topic is heard from now on that was not before, on whatever connection.
+    Confirmed {
+        topic: &'a str,
+    },
+    /// What is kept came from a primary that has lost its place.
+    Superseded,
     /// This cannot be a message.
     Garbage,
     /// Everything that is wanted is heard, and was when the probe was published that came back.
@@ -233,9 +240,21 @@ impl Link {
             return Some(Event::Garbage);
         };
         if topic != self.own.as_str() || !self.proof.returned(payload, now) {
-            return Some(Event::Heard { topic, payload });
+            return Some(match self.is_superseded(topic, payload) {
+                true => Event::Superseded,
+                false => Event::Heard { topic, payload },
+            });
         }
         self.prove()
+    }
+
+    /// What is kept and comes from where its partition is no more: what of it has survived is read at its new place, and
+    /// what has not would come behind what is newer.
+    fn is_superseded(&self, topic: &str, payload: &[u8]) -> bool {
+        let context = &self.context;
+        context.channels.dialect() == Dialect::Sharded
+            && unnumbered(payload).0.is_some()
+            && !context.subscriptions.with(|table| table.carries(topic))
     }
 
     fn answered<'r>(&mut self, verb: Verb, channel: &'r [u8], now: Instant) -> Option<Event<'r>> {
@@ -245,8 +264,16 @@ impl Link {
             // It is probed elsewhere by now.
             return None;
         }
-        match subscriptions.with(|table| table.answered(verb, topic, now)) {
-            Answered::InTurn => self.answered_at = now,
+        let answer = |table: &mut Subscriptions| {
+            let answered = table.answered(verb, topic, now);
+            (answered, table.is_newly_heard(topic))
+        };
+        let (answered, is_newly_heard) = subscriptions.with(answer);
+        match answered {
+            Answered::InTurn => {
+                self.answered_at = now;
+                return is_newly_heard.then_some(Event::Confirmed { topic });
+            }
             Answered::Ended => {
                 self.because = Some(ENDED);
                 return Some(Event::Moved { topic });
@@ -491,7 +518,7 @@ mod tests {
 
     use super::*;
     use crate::bus::Confirmation;
-    use crate::bus::redis::command::Dialect;
+    use crate::model::partition::PartitionSet;
     use crate::model::topic::Namespace;
 
     const MS: Duration = Duration::from_millis(1);
@@ -523,6 +550,8 @@ mod tests {
     enum Told {
         Greeted(bool),
         Heard(String, Vec<u8>),
+        /// Not noted: the table says it.
+        Confirmed,
         Garbage,
         Up(Instant),
         Works,
@@ -537,7 +566,8 @@ mod tests {
             match event {
                 Event::Greeted { untold } => Self::Greeted(untold.is_none()),
                 Event::Heard { topic, payload } => Self::Heard(topic.into(), payload.into()),
-                Event::Garbage => Self::Garbage,
+                Event::Garbage | Event::Superseded => Self::Garbage,
+                Event::Confirmed { .. } => Self::Confirmed,
                 Event::Up { proven } => Self::Up(proven),
                 Event::Works { .. } => Self::Works,
                 Event::Down { reason, deaf } => Self::Down(reason.as_ref().into(), deaf),
@@ -653,7 +683,9 @@ mod tests {
 
         fn note(&mut self, told: Result<Option<Told>, Lost>) {
             match told {
-                Ok(told) => self.told.extend(told),
+                Ok(told) => self
+                    .told
+                    .extend(told.filter(|told| *told != Told::Confirmed)),
                 Err(lost) => {
                     (self.lost, self.link) = (Some(lost), None);
                     self.out.clear();
@@ -751,6 +783,35 @@ mod tests {
 
     fn failed(words: &str) -> Result<usize, PublishError> {
         Err(PublishError::not_sent(words))
+    }
+
+    /// A primary that was frozen, and is none any more, says what it was told before.
+    #[test]
+    fn what_is_kept_and_comes_from_where_its_partition_is_no_more_is_dropped() {
+        let (node, namespace) = (NodeId(7), Namespace::new("x").unwrap());
+        let own = Topic::node(node);
+        let context = Arc::new(LinkContext {
+            node,
+            advice: Arc::new(Advice::new(None, &namespace, Dialect::Sharded)),
+            channels: Channels::new(namespace, Dialect::Sharded),
+            probe_interval: INTERVAL,
+            subscriptions: Arc::new(SharedSubscriptions::new(Subscriptions::sharded(
+                LINGER, own,
+            ))),
+        });
+        let (now, all) = (Instant::now(), PartitionSet::all());
+        let mut link = Link::new(context.clone(), None, 0, now + OPENING, now);
+        context.subscriptions.with(|table| table.expect(all));
+        let channel = context.channels.of(&topic(1));
+        let mut says = |payload: &[u8]| {
+            let channel = channel.as_bytes();
+            let told = link.handle(Reply::Message { channel, payload }, now);
+            matches!(told, Ok(Some(Event::Heard { .. })))
+        };
+        let (kept, plain) = (b"\x020000000000000007hi", b"\x01hi");
+        assert!(says(kept) && says(plain), "control");
+        context.subscriptions.with(|table| table.take_out(all, now));
+        assert_eq!((says(kept), says(plain)), (false, true));
     }
 
     #[test]
@@ -1424,6 +1485,7 @@ mod tests {
                     }
                     Told::Greeted(_)
                     | Told::Heard(..)
+                    | Told::Confirmed
                     | Told::Garbage
                     | Told::Works
                     | Told::Stranded => {}

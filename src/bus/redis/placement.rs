@@ -144,6 +144,10 @@ impl Placement {
                 "channels move to another primary"
             );
             to.expect(*partitions, next.era);
+            // What comes from there before all is said to have moved must not be taken for all that came.
+            partitions
+                .iter()
+                .for_each(|partition| listener.stranded(from.link, partition));
         }
         // Whoever comes from now on goes to the new place; and what was at the old one follows.
         let old = std::mem::replace(&mut *spread.write(), next.clone());

@@ -258,13 +258,13 @@ impl Shard {
     /// None where the topic has moved to another shard.
     pub(super) fn want(&self, topic: &Topic) -> Option<Confirmation> {
         self.subscriptions
-            .change(|table| table.carries(topic).then(|| table.want(topic)))
+            .change(|table| table.carries(topic.as_str()).then(|| table.want(topic)))
     }
 
     /// Whether it was here, and not on another shard.
     pub(super) fn release(&self, topic: &Topic) -> bool {
         self.subscriptions.change(|table| {
-            let is_here = table.carries(topic);
+            let is_here = table.carries(topic.as_str());
             if is_here {
                 table.release(topic, Instant::now());
             }

@@ -231,6 +231,8 @@ impl Subscriber {
                 let (number, envelope) = unnumbered(payload);
                 listener.heard(topic, number, envelope);
             }
+            Event::Confirmed { topic } => listener.confirmed(topic),
+            Event::Superseded => listener.superseded(),
             Event::Garbage => listener.garbage(),
             Event::Up { proven } => {
                 backoff.works(Instant::now());

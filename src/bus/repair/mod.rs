@@ -63,6 +63,12 @@ pub(crate) struct Repair {
     missed: Vec<(Topic, Missed)>,
     /// The runs before.
     former: Former,
+    /// Topics that are heard since the clock was heard last, in the order in which that began: what came to them before is for
+    /// nobody here, and cannot be told from what came since.
+    young: HashMap<Topic, u64>,
+    youngest: u64,
+    /// Such of which something may have been missed.
+    unread: Vec<Topic>,
 }
 
 #[derive(Debug)]
@@ -137,6 +143,9 @@ impl Repair {
             began: Number::default(),
             missed: Vec::new(),
             former: Former::default(),
+            young: HashMap::new(),
+            youngest: 0,
+            unread: Vec::new(),
         }
     }
 
@@ -174,6 +183,7 @@ impl Repair {
             (Stage::Live, Some(heard)) if number <= heard.number => return Fate::Known,
             (Stage::Live, Some(heard)) => {
                 heard.number = number;
+                self.young.clear();
                 return Fate::Due;
             }
             (Stage::Live | Stage::Deaf | Stage::Reading(_), None) => {
@@ -201,6 +211,21 @@ impl Repair {
             self.drop_held();
         }
         Fate::Held
+    }
+
+    /// A topic is heard from now on, behind what came before. Whether it is to be found out how far the clock has come, since what
+    /// comes to the topic is known from there.
+    pub(crate) fn confirmed(&mut self, topic: Topic) -> bool {
+        if self.heard.is_some() {
+            self.youngest += 1;
+            self.young.insert(topic, self.youngest);
+        }
+        self.is_live() && self.heard.is_some()
+    }
+
+    /// The last topic that is heard since the clock was heard last.
+    pub(crate) fn youngest(&self) -> Option<u64> {
+        (!self.young.is_empty()).then_some(self.youngest)
     }
 
     /// What was held will be read.
@@ -244,6 +269,7 @@ impl Repair {
         if self.heard.is_none() {
             topics.clear();
         }
+        topics.retain(|topic| !self.young.contains_key(topic));
         let since = |topic: &Topic| self.spills.get(topic).copied().or(self.heard);
         if !self.spills.is_empty() {
             topics.sort_by_cached_key(|topic| since(topic).map(|mark| (mark.run, mark.number)));
@@ -415,11 +441,13 @@ impl Repair {
         };
     }
 
-    /// A probe came back that was published when the clock had come so far. Whether this is the process that was heard.
-    pub(crate) fn advance(&mut self, cut: Mark) -> bool {
+    /// A probe came back that was published when the clock had come so far, and all topics up to that one were heard. Whether
+    /// this is the process that was heard.
+    pub(crate) fn advance(&mut self, cut: Mark, youngest: u64) -> bool {
         if !self.is_live() {
             return true;
         }
+        self.young.retain(|_, young| *young > youngest);
         let heard = self.heard.get_or_insert(Mark {
             number: self.began,
             ..cut
@@ -453,8 +481,15 @@ impl Repair {
             self.heard = *until;
             self.stage = Stage::Live;
             self.spills = HashMap::new();
+            let young = take(&mut self.young).into_keys();
+            self.unread.extend(young);
             (self.newcomers, self.began) = (None, Number::default());
         }
+    }
+
+    /// Topics of which it is not known what was missed, since nothing was known of them before.
+    pub(crate) fn take_unread(&mut self) -> Vec<Topic> {
+        take(&mut self.unread)
     }
 
     /// Which topics cannot be told in full.

@@ -34,6 +34,8 @@ enum Without {
     Repair,
     /// What failed does not wait for what was taken before it.
     Order,
+    /// What came to a topic before it was heard is taken for missed.
+    Floor,
 }
 
 /// What becomes of what a node sends.
@@ -86,6 +88,8 @@ enum Step {
     Replace(usize),
     Join(usize, u8),
     Leave(usize, u8),
+    /// Where nobody was, and something came before; and the connection breaks.
+    Enter(usize, u8),
     Advance(usize),
 }
 
@@ -105,6 +109,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0..4usize).prop_map(Step::Replace),
         1 => (node(), 0..TOPICS).prop_map(|(node, topic)| Step::Join(node, topic)),
         1 => (node(), 0..TOPICS).prop_map(|(node, topic)| Step::Leave(node, topic)),
+        1 => (node(), 0..TOPICS).prop_map(|(node, topic)| Step::Enter(node, topic)),
         1 => node().prop_map(Step::Advance),
     ]
 }
@@ -240,6 +245,8 @@ struct Socket {
     got: Vec<u64>,
     /// It has to get everything that is sent later than this; none while it waits.
     since: Option<u64>,
+    /// Of others, nothing that was sent before its topic was heard.
+    not_before: u64,
 }
 
 /// What a node asked for.
@@ -256,6 +263,8 @@ struct Node {
     sockets: Vec<Socket>,
     next_socket: u64,
     confirmed: HashSet<u8>,
+    /// They were confirmed since somebody wants them.
+    known: HashSet<u8>,
     asked: Vec<Asked>,
     answers: Vec<(usize, Vec<TopicPast>)>,
     probe: Option<u64>,
@@ -303,10 +312,7 @@ impl Node {
         };
         let (topics, now) = ([topic(sent.to)], Instant::now());
         if sent.fate == super::world::Fate::Taken {
-            if self.wanted().contains(&sent.to) {
-                self.echoes.took(id, &topics, now);
-            }
-            return;
+            return self.echoes.took(id, &topics, true, now);
         }
         let failed = self.echoes.fail(id, &topics, false, now, |_| (1, id));
         assert!(failed.let_go.is_empty(), "there is room for all");
@@ -326,6 +332,8 @@ impl Node {
     }
 
     fn disconnected(&mut self) {
+        let wanted = self.wanted();
+        self.known.retain(|topic| wanted.contains(topic));
         self.confirmed.clear();
         self.asked.clear();
         self.answers.clear();
@@ -354,6 +362,7 @@ impl World {
             sockets: Vec::new(),
             next_socket: 0,
             confirmed: HashSet::new(),
+            known: HashSet::new(),
             asked: Vec::new(),
             answers: Vec::new(),
             probe: None,
@@ -410,8 +419,14 @@ impl World {
                 self.nodes.iter_mut().for_each(Node::disconnected);
             }
             Step::Join(node, topic) => {
+                let is_heard = |(channels, _): &(HashSet<u8>, _)| channels.contains(&topic);
+                let is_heard = self.redis.connections[node].as_ref().is_some_and(is_heard);
                 let node = &mut self.nodes[node];
                 node.sockets.push(Socket {
+                    not_before: match is_heard {
+                        true => 0,
+                        false => self.sent.len() as u64,
+                    },
                     number: node.next_socket,
                     topic,
                     got: Vec::new(),
@@ -426,6 +441,21 @@ impl World {
                     since: None,
                     ..socket
                 }));
+                // It lingers until what is on its way has come.
+                if let Some((channels, out)) = &mut self.redis.connections[node]
+                    && out.is_empty()
+                    && self.nodes[node].repair.is_live()
+                {
+                    channels.remove(&topic);
+                    self.nodes[node].confirmed.remove(&topic);
+                    self.nodes[node].known.remove(&topic);
+                }
+            }
+            Step::Enter(node, topic) => {
+                let sent = Step::Send(topic);
+                let steps = [Step::Leave(node, topic), sent, Step::Join(node, topic)];
+                let steps = steps.into_iter().chain([Step::Kill(node)]);
+                steps.for_each(|step| self.take(step));
             }
             Step::Advance(node) => self.advance(node),
         }
@@ -458,7 +488,12 @@ impl World {
         let Some(said) = out.pop_front() else { return };
         let node = &mut self.nodes[at];
         match said {
-            Said::Subscribed(topic) => _ = node.confirmed.insert(topic),
+            Said::Subscribed(to) => {
+                node.confirmed.insert(to);
+                if node.known.insert(to) && self.without != Without::Floor {
+                    node.repair.confirmed(topic(to));
+                }
+            }
             Said::Message(to, number, id) => {
                 let (to, envelope) = (topic(to), id.to_be_bytes());
                 let is_own = self.sent[id as usize].from == Some(at);
@@ -506,7 +541,7 @@ impl World {
                     });
                 }
                 Without::Repair => topic.entries = Ok(Vec::new()),
-                Without::Barrier | Without::Order | Without::Nothing => {}
+                Without::Barrier | Without::Order | Without::Floor | Without::Nothing => {}
             }
         }
         let read = |topic: &TopicPast| topic.entries.as_ref().map_or(0, Vec::len);
@@ -523,7 +558,8 @@ impl World {
             let number = self.redis.number();
             let run = self.redis.run();
             let node = &mut self.nodes[at];
-            node.repair.advance(Mark { run, number });
+            let youngest = node.repair.youngest().unwrap_or_default();
+            node.repair.advance(Mark { run, number }, youngest);
             if node.repair.is_live() {
                 node.settle(&self.sent);
             }
@@ -548,7 +584,10 @@ impl World {
         while let Some((place, read)) = node.repair.next_read(AT_ONCE, None) {
             node.asked.push(Asked::Read(place, read));
         }
-        if node.repair.is_read() && node.probe.is_none() {
+        if !node.repair.is_read() {
+            // What was dropped meanwhile is read again: a probe from before proves nothing.
+            node.probe = None;
+        } else if node.probe.is_none() {
             node.probes += 1;
             match self.without {
                 Without::Barrier => _ = node.repair.came_back(),
@@ -573,6 +612,12 @@ impl World {
             node.hear(&due.topic, &due.envelope, (is_own, due.older_than));
         }
         node.repair.delivered();
+        for unread in node.repair.take_unread() {
+            let concerned = |socket: &&mut Socket| topic(socket.topic) == unread;
+            for socket in node.sockets.iter_mut().filter(concerned) {
+                socket.since = socket.since.and(sent);
+            }
+        }
         if node.repair.is_live() {
             for socket in &mut node.sockets {
                 if node.confirmed.contains(&socket.topic) {
@@ -623,6 +668,10 @@ impl World {
                 let is_of = |id: &&u64| self.sent[**id as usize].from == Some(from);
                 is_rising(socket.got.iter().filter(is_of))
             });
+            let too_old = |id: &&u64| self.is_taken(**id) && **id < socket.not_before;
+            if let Some(old) = socket.got.iter().find(too_old) {
+                return Err(format!("{old} is older than {}", socket.not_before));
+            }
             let taken = socket.got.iter().filter(|id| self.is_taken(**id));
             if once.len() < socket.got.len() || !in_order || !is_rising(taken) {
                 return Err(format!("twice or out of order: {:?}", socket.got));
@@ -713,6 +762,7 @@ fn each_rule_is_needed() {
         Without::Cuts,
         Without::Repair,
         Without::Order,
+        Without::Floor,
     ] {
         let (failed, _) = wrong(without);
         assert!(failed > 3, "{without:?}: {failed}");

@@ -25,6 +25,8 @@ pub(super) struct Part {
     /// The place of the read.
     pub(super) at: usize,
     pub(super) read: Read,
+    /// Where the clocks are asked how far they have come: the last topic that is heard by then.
+    pub(super) youngest: u64,
     /// Is asked for where no topic is, for the sake of the cut.
     pub(super) nobody: Topic,
 }

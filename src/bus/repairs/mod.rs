@@ -11,7 +11,8 @@
 //! Where Redis gives no answers, the node goes on without them, and tells a gap.
 //!
 //! A clock of which nothing is heard for long would stand so far back that what it kept is gone. So it is asked now and then
-//! how far it has come; the node has heard it so far when a probe that was published later is back.
+//! how far it has come; the node has heard it so far when a probe that was published later is back. And so it is, a moment later,
+//! when a topic is heard that was not before: or what came to it by then would be taken for missed.
 
 mod call;
 mod state;
@@ -36,7 +37,7 @@ use crate::model::history::Histories;
 use crate::model::history::mark::{Clock, Mark, Number};
 use crate::model::id::UserId;
 use crate::model::partition::{Partition, PartitionSet};
-use crate::model::topic::{Topic, TopicKind};
+use crate::model::topic::{Topic, TopicKind, TopicRef};
 
 /// So often a clock is asked how far it has come, within the time that it keeps.
 const TICKS: u32 = 8;
@@ -90,6 +91,21 @@ impl Repairs {
     /// Of what was kept under one of these marks of a topic's clock before: which sockets have it not, if some have.
     pub(crate) fn had(&self, topic: &str, marks: &[Mark]) -> Option<u64> {
         self.state.lock().had(topic, marks)
+    }
+
+    /// A topic is heard from now on.
+    pub(crate) fn confirmed(&self, topic: &str) {
+        let topic = TopicRef::of(topic).map(TopicRef::to_topic);
+        if let Some(topic) = topic.filter(|topic| self.is_kept(topic))
+            && self.state.lock().confirmed(topic)
+        {
+            self.news.notify_one();
+        }
+    }
+
+    /// When there is something to be asked, if it is not to be done now.
+    fn until(&self) -> Option<Instant> {
+        self.state.lock().until()
     }
 
     /// Something may be missed on a link. Sockets that come from now on have this number or later ones.

@@ -17,6 +17,8 @@ use crate::model::topic::Topic;
 
 /// Topics that are read at once, 500 in a command: 100,000 of which nothing is new take 0.2 s of Redis, 1 ms at a time (measured).
 const AT_ONCE: usize = 2000;
+/// When topics are heard that were not before, it is asked so much later how far their clocks have come, for all of them at once.
+const SOON: Duration = Duration::from_millis(100);
 /// What may be held is shared by so many clocks; where there are more, each may hold as much as one of these.
 const MANY: usize = 16;
 /// The same where much came to them, since Redis serves nobody else meanwhile …
@@ -58,8 +60,10 @@ pub(super) struct Line {
 #[derive(Debug, Default)]
 pub(super) struct Ticking {
     asked_at: Option<Instant>,
+    /// Of clocks with topics that were not heard before.
+    hurried_at: Option<Instant>,
     is_asked: bool,
-    told: Option<(Instant, Vec<(Clock, Mark)>)>,
+    told: Option<(Instant, Vec<(Clock, Mark, u64)>)>,
 }
 
 impl State {
@@ -152,9 +156,9 @@ impl State {
         let line = self.links.get_mut(&link)?;
         line.is_up = true;
         let ticked = line.ticking.told.take_if(|(at, _)| *at <= proven);
-        for (clock, mark) in ticked.into_iter().flat_map(|(_, told)| told) {
+        for (clock, mark, youngest) in ticked.into_iter().flat_map(|(_, told)| told) {
             if let Some(heard) = self.clocks.get_mut(&clock)
-                && !heard.repair.advance(mark)
+                && !heard.repair.advance(mark, youngest)
             {
                 heard.lose(u64::MAX);
             }
@@ -239,6 +243,7 @@ impl State {
                         turn: heard.turn,
                         at,
                         read,
+                        youngest: 0,
                         nobody,
                     });
                 }
@@ -255,33 +260,78 @@ impl State {
     /// Asks how far the clocks of a link have come, if that is long ago.
     pub(super) fn next_tick(&mut self, every: Duration) -> Option<Call> {
         let now = Instant::now();
-        let is_due = |line: &Line| {
-            let ticking = &line.ticking;
-            let is_old = ticking.asked_at.is_none_or(|at| now >= at + every);
-            line.is_up && !line.is_withheld && is_old && !ticking.is_asked
+        let is_due = |line: &&Line| {
+            let asked_at = line.ticking.asked_at;
+            line.may_tick() && asked_at.is_none_or(|at| now >= at + every)
         };
-        let (link, line) = self.links.iter_mut().find(|(_, line)| is_due(line))?;
-        (line.ticking.asked_at, line.ticking.is_asked) = (Some(now), true);
-        let (link, partitions) = (*link, line.partitions);
+        let young = self.young();
+        let hurries = |(link, line): &(&LinkId, &Line)| {
+            let is_due = line.ticking.hurried_at.is_none_or(|at| now >= at + SOON);
+            line.may_tick() && is_due && young.contains_key(link)
+        };
+        let due = self.links.iter().find(|(_, line)| is_due(line));
+        let is_all = due.is_some();
+        let (link, line) = due.or_else(|| self.links.iter().find(hurries))?;
+        let (link, clocks) = (*link, self.clocks_of(line.partitions));
+        let is_asked =
+            |clock: &Clock| is_all || young.get(&link).is_some_and(|it| it.contains(clock));
         let part = |clock| {
+            let heard = self.clocks.get(&clock)?;
             Some(Part {
                 clock,
-                turn: self.clocks.get(&clock)?.turn,
+                turn: heard.turn,
                 at: 0,
                 read: Read::default(),
+                youngest: heard.repair.youngest().unwrap_or_default(),
                 nobody: self.nobody(clock)?,
             })
         };
-        let parts = self
-            .clocks_of(partitions)
+        let parts = clocks
             .into_iter()
+            .filter(is_asked)
             .filter_map(part)
             .collect();
+        let ticking = &mut self.links.get_mut(&link)?.ticking;
+        ticking.is_asked = true;
+        ticking.hurried_at = Some(now);
+        if is_all {
+            ticking.asked_at = Some(now);
+        }
         Some(Call {
             link,
             is_tick: true,
             parts,
         })
+    }
+
+    /// The clocks of links with topics that are heard since they were heard last.
+    fn young(&self) -> BTreeMap<LinkId, BTreeSet<Clock>> {
+        let has_young = |heard: &Heard| heard.repair.youngest().is_some();
+        if !self.clocks.values().any(has_young) {
+            return BTreeMap::new();
+        }
+        let young = self.links.iter().map(|(link, line)| {
+            let mut clocks = self.clocks_of(line.partitions);
+            clocks.retain(|clock| self.clocks.get(clock).is_some_and(has_young));
+            (*link, clocks)
+        });
+        young.filter(|(_, clocks)| !clocks.is_empty()).collect()
+    }
+
+    pub(super) fn confirmed(&mut self, topic: Topic) -> bool {
+        let place = self.places.get(Partition::of(topic.as_str()).index());
+        let clock = place.and_then(Option::as_ref).map(|(clock, _)| *clock);
+        let heard = clock.and_then(|clock| self.clocks.get_mut(&clock));
+        heard.is_some_and(|heard| heard.repair.confirmed(topic))
+    }
+
+    /// When there is something to be asked soon.
+    pub(super) fn until(&self) -> Option<Instant> {
+        let young = self.young();
+        let lines = young.keys().filter_map(|link| self.links.get(link));
+        let lines = lines.filter(|line| line.may_tick());
+        let due = lines.filter_map(|line| Some(line.ticking.hurried_at? + SOON));
+        due.min()
     }
 
     /// A topic of this clock that nobody uses.
@@ -300,7 +350,7 @@ impl State {
     pub(super) fn ticked(&mut self, call: Call, past: Past) -> bool {
         let marks = call.parts.iter().zip(&past.topics);
         let current = marks.filter(|(part, _)| self.is_current(part));
-        let marks = current.filter_map(|(part, told)| Some((part.clock, told.cut?)));
+        let marks = current.filter_map(|(part, told)| Some((part.clock, told.cut?, part.youngest)));
         let marks = marks.collect();
         let Some(line) = self
             .links
@@ -384,6 +434,7 @@ impl State {
                 if let Some(line) = self.links.get_mut(&link) {
                     let topics = missed.into_iter().map(|(topic, _)| topic);
                     line.repaired.missed.extend(topics);
+                    line.repaired.missed.extend(heard.repair.take_unread());
                 }
                 while all.len() < most
                     && let Some(due) = heard.repair.next()
@@ -410,6 +461,12 @@ impl State {
             }
         }
         live
+    }
+}
+
+impl Line {
+    fn may_tick(&self) -> bool {
+        self.is_up && !self.is_withheld && !self.ticking.is_asked
     }
 }
 

@@ -80,6 +80,8 @@ impl<N: Repairing> Task<N> {
                 flight.push(self.ask(call).boxed());
             }
             let until = node.let_go(Instant::now());
+            let asks = node.repairs().until().filter(|_| flight.len() < IN_FLIGHT);
+            let until = until.into_iter().chain(asks).min();
             deliver(&*node).await;
             drop(node);
             tokio::select! {

@@ -108,8 +108,13 @@ impl Sending<'_> {
         }
     }
 
-    /// What became of it; and where it failed, what has come back all the same. `is_here`: some of this node's own sockets are meant.
-    pub(crate) async fn end(self, is_here: bool) -> Result<Sent, Refused> {
+    /// What became of it; and where it failed, what has come back all the same. `here`: how many of this node's own sockets are meant;
+    /// and the number of the next, the first being 1.
+    pub(crate) async fn end(
+        self,
+        here: usize,
+        newcomers: impl Fn() -> u64,
+    ) -> Result<Sent, Refused> {
         let published = match self.publishing {
             None => Ok(Published::default()),
             Some(publishing) => self.uplink.published(self.since, publishing.await),
@@ -119,8 +124,8 @@ impl Sending<'_> {
                 later: Some(later), ..
             }) => Ok(Self::spooled(self.uplink, self.is_known, later)),
             Ok(published) => {
-                if let Some(begun) = self.begun.filter(|_| is_here) {
-                    begun.take();
+                if let Some(begun) = self.begun.filter(|_| newcomers() > 1) {
+                    begun.take(here > 0);
                 }
                 Ok(Sent {
                     nodes: self.is_known.then_some(published.nodes),
@@ -137,7 +142,7 @@ impl Sending<'_> {
                 counters.record_failed_publish(error.maybe_sent);
                 Err(match self.begun {
                     None => Refused::of(error, Came::Whole),
-                    Some(begun) => begun.fail(error),
+                    Some(begun) => begun.fail(error, newcomers()),
                 })
             }
         }
@@ -166,16 +171,20 @@ struct Begun<'a> {
 }
 
 impl Begun<'_> {
-    fn take(self) {
+    fn take(self, is_here: bool) {
         let (topics, now) = (self.topics(), Instant::now());
         let mut echoes = self.uplink.echoes.lock();
-        echoes.took(self.number, &topics, now);
+        echoes.took(self.number, &topics, is_here, now);
     }
 
-    fn fail(self, error: PublishError) -> Refused {
+    fn fail(self, error: PublishError, older_than: u64) -> Refused {
         let own = |topic: &Topic| {
-            let (topic, envelope) = (topic.clone(), self.envelope.clone());
-            (envelope.len(), Own { topic, envelope })
+            let own = Own {
+                topic: topic.clone(),
+                envelope: self.envelope.clone(),
+                older_than,
+            };
+            (own.envelope.len(), own)
         };
         let (topics, now) = (self.topics(), Instant::now());
         let mut echoes = self.uplink.echoes.lock();

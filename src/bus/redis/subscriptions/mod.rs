@@ -118,6 +118,8 @@ struct Interest {
     /// The place of the topic among the refused: somebody goes on unheard.
     refused: Option<u64>,
     waiting: Vec<oneshot::Sender<()>>,
+    /// It was confirmed since somebody wants it, on whatever connection.
+    known: bool,
 }
 
 impl Interest {
@@ -391,6 +393,12 @@ impl Subscriptions {
         }
     }
 
+    /// Whether a topic is confirmed that was not before, on whatever connection: said once.
+    pub(super) fn is_newly_heard(&mut self, topic: &str) -> bool {
+        let interest = self.interests.get_mut(topic);
+        interest.is_some_and(|it| it.is_confirmed() && !replace(&mut it.known, true))
+    }
+
     /// Redis said what answers nothing. While something is unanswered for the topic, that answer will tell.
     fn unasked(&mut self, verb: Verb, topic: &str) -> Answered {
         let Some((key, interest)) = self.interests.get_key_value(topic) else {
@@ -519,6 +527,7 @@ impl Subscriptions {
             self.news.given_up.append(&mut interest.waiting);
             *interest = Interest {
                 reasons: interest.reasons,
+                known: interest.known,
                 ..Interest::default()
             };
             interest.reasons > 0

@@ -45,6 +45,7 @@ pub(in crate::bus::redis) struct Moving {
     topic: Topic,
     reasons: isize,
     waiting: Vec<oneshot::Sender<()>>,
+    known: bool,
 }
 
 impl Moves {
@@ -84,9 +85,9 @@ impl Moves {
 
 impl Subscriptions {
     /// Whether a topic is wanted here, and not at another primary.
-    pub(in crate::bus::redis) fn carries(&self, topic: &Topic) -> bool {
+    pub(in crate::bus::redis) fn carries(&self, topic: &str) -> bool {
         let moves = self.moves.as_ref();
-        moves.is_none_or(|moves| moves.carried.contains(Partition::of(topic.as_str())))
+        moves.is_none_or(|moves| moves.carried.contains(Partition::of(topic)))
     }
 
     /// The partition of a topic on this connection.
@@ -234,6 +235,7 @@ impl Subscriptions {
                     topic: topic.clone(),
                     reasons,
                     waiting,
+                    known: interest.known,
                 });
             }
         }
@@ -249,10 +251,12 @@ impl Subscriptions {
             topic,
             reasons,
             waiting,
+            known,
         } in moving
         {
             let interest = self.interests.entry(topic.clone()).or_default();
             interest.reasons += reasons;
+            interest.known |= known;
             if connected && interest.reasons > 0 && !interest.subscribed && !interest.queued {
                 interest.queued = true;
                 self.restoring.push_back(topic.clone());
@@ -530,7 +534,7 @@ mod tests {
             match step {
                 Step::Want(n) => {
                     let table = self.table(n);
-                    assert!(table.carries(&topic(n)));
+                    assert!(table.carries(topic(n).as_str()));
                     if let Confirmation::Pending(waiting) = table.want(&topic(n)) {
                         self.waiting.push(waiting);
                     }
@@ -588,7 +592,7 @@ mod tests {
                 }
                 for n in &self.wanted {
                     let (topic, home) = (topic(*n), of(&topic(*n)));
-                    if table.carries(&topic) && table.is_confirmed(&topic) {
+                    if table.carries(topic.as_str()) && table.is_confirmed(&topic) {
                         let heard = primary.subscribed.contains(&(home, topic.as_str().into()));
                         assert!(heard, "{topic:?} is deaf and confirmed");
                     }
