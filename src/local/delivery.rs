@@ -95,6 +95,14 @@ impl Local {
         self.counters.measures.fanned_out(taken);
     }
 
+    /// Whose clients may come back is told that its position is in another run.
+    pub(crate) fn go_on(&self, clocks: &[(Clock, Mark)]) {
+        let members: Vec<Sender> = self.registry.read().members().cloned().collect();
+        for socket in members {
+            socket.release(|resuming| resuming.goes_on(clocks).into_iter().collect());
+        }
+    }
+
     /// A Close, which leaves with the next [`flush`](Self::flush).
     pub(crate) fn collect_close(&self, scope: &Scope<'_>, numbers: Range<u64>, close: &Close) {
         let wanted = Wanted::of(scope).numbered(numbers);

@@ -14,7 +14,7 @@ use crate::bus::repair::{Due, Fate};
 use crate::bus::repairs::{Repairing, Repairs};
 use crate::bus::wire::{self, Formerly};
 use crate::local::registry::EVERY;
-use crate::model::history::mark::{Mark, Number};
+use crate::model::history::mark::{Clock, Mark, Number};
 use crate::model::partition::{Partition, PartitionSet};
 use crate::model::topic::{Topic, TopicKind, TopicRef};
 
@@ -145,6 +145,10 @@ impl Repairing for Node {
         let (overdue, next) = self.uplink.overdue(now);
         self.deliver_own(&overdue);
         next
+    }
+
+    fn go_on(&self, clocks: &[(Clock, Mark)]) {
+        self.local.go_on(clocks);
     }
 
     fn flush(&self) -> bool {

@@ -63,6 +63,8 @@ pub(crate) struct Repair {
     missed: Vec<(Topic, Missed)>,
     /// The runs before.
     former: Former,
+    /// Another run goes on from here, where all is delivered.
+    goes_on: Option<Mark>,
     /// Topics that are heard since the clock was heard last, in the order in which that began: what came to them before is for
     /// nobody here, and cannot be told from what came since.
     young: HashMap<Topic, u64>,
@@ -143,6 +145,7 @@ impl Repair {
             began: Number::default(),
             missed: Vec::new(),
             former: Former::default(),
+            goes_on: None,
             young: HashMap::new(),
             youngest: 0,
             unread: Vec::new(),
@@ -420,6 +423,7 @@ impl Repair {
             && cut.is_none_or(|cut| cut.run != heard.run)
         {
             self.former.add(heard, self.newcomers.unwrap_or(u64::MAX));
+            self.goes_on = cut;
         }
         let (mut queue, mut cuts) = (Vec::new(), HashMap::new());
         if let Stage::Reading(reading) = &mut self.stage {
@@ -485,6 +489,12 @@ impl Repair {
             self.unread.extend(young);
             (self.newcomers, self.began) = (None, Number::default());
         }
+    }
+
+    /// Another run goes on, and all is delivered up to here: told once.
+    pub(crate) fn take_goes_on(&mut self) -> Option<Mark> {
+        let is_live = self.is_live();
+        self.goes_on.take_if(|_| is_live)
     }
 
     /// Topics of which it is not known what was missed, since nothing was known of them before.

@@ -216,10 +216,11 @@ impl Repairs {
         }
     }
 
-    /// What is to be delivered next; what was next before is delivered.
-    fn next_due(&self, most: usize) -> Vec<Due> {
+    /// What is to be delivered next; what was next before is delivered. And the clocks that go on in another run, each delivered up
+    /// to here.
+    fn next_due(&self, most: usize) -> (Vec<Due>, Vec<(Clock, Mark)>) {
         let mut state = self.state.lock();
-        let (due, missed) = state.next_due(most);
+        let (due, missed, goes_on) = state.next_due(most);
         let live = state.released();
         drop(state);
         let was_missed = |due: &&Due| due.older_than.is_some();
@@ -228,7 +229,7 @@ impl Repairs {
         let missed = missed as u64;
         self.counters.history_missed.fetch_add(missed, Relaxed);
         live.into_iter().for_each(|link| self.bus.probe(link));
-        due
+        (due, goes_on)
     }
 
     /// The task that read has panicked, and knows of nothing that it has asked.

@@ -415,9 +415,9 @@ impl State {
         false
     }
 
-    /// And how many topics cannot be told.
-    pub(super) fn next_due(&mut self, most: usize) -> (Vec<Due>, usize) {
-        let (mut all, mut count) = (Vec::new(), 0);
+    /// And how many topics cannot be told, and which clocks go on in another run.
+    pub(super) fn next_due(&mut self, most: usize) -> (Vec<Due>, usize, Vec<(Clock, Mark)>) {
+        let (mut all, mut count, mut goes_on) = (Vec::new(), 0, Vec::new());
         let links: Vec<_> = self
             .links
             .iter()
@@ -429,6 +429,7 @@ impl State {
                     continue;
                 };
                 heard.repair.delivered();
+                goes_on.extend(heard.repair.take_goes_on().map(|mark| (clock, mark)));
                 let missed = heard.repair.take_missed();
                 count += missed.len();
                 if let Some(line) = self.links.get_mut(&link) {
@@ -443,7 +444,7 @@ impl State {
                 }
             }
         }
-        (all, count)
+        (all, count, goes_on)
     }
 
     /// Links whose up was withheld, and may be told.

@@ -292,6 +292,21 @@ impl Resuming {
         }
     }
 
+    /// These clocks go on in another run, and it has everything up to here: its position, if that changes it. In the run that is over it
+    /// would be taken for behind all that came since.
+    pub(crate) fn goes_on(&mut self, clocks: &[(Clock, Mark)]) -> Option<Frame> {
+        let mut is_changed = false;
+        for (clock, until) in clocks {
+            let mark = self.parts.marks.of(*clock);
+            if let Some(mark) = mark.filter(|mark| mark.run != until.run) {
+                let number = mark.number.max(until.number);
+                self.parts.marks.set(*clock, Mark { number, ..*until });
+                is_changed = true;
+            }
+        }
+        is_changed.then(|| self.told()).flatten()
+    }
+
     fn told_missed(&self, why: Missed) -> Option<Frame> {
         let position = self.position().filter(|_| self.is_told)?;
         Some(Frame::text(&format!("{MARK}! {} {position}", why.word())))
@@ -516,6 +531,58 @@ mod tests {
         assert!(resuming.forget_rooms(now + OWED).is_some(), "it is told");
         assert!(!resuming.parts.has_more_rooms && resuming.owes("r:tea").is_none());
         assert_eq!(resuming.forget_rooms(now + OWED * 2), None);
+    }
+
+    /// What is told in a run that is over would be read as behind all that came since.
+    #[test]
+    fn a_position_goes_on_in_the_run_that_goes_on() {
+        let mut resuming = Resuming::new(ID, Telling::Told);
+        let now = Instant::now();
+        resuming.release(found(None, Ok(Vec::new()), 10), now);
+        came(&mut resuming, 12);
+        let until = Mark {
+            run: Run::of("abcdefabcdef").unwrap(),
+            number: Number(20),
+        };
+        assert!(resuming.goes_on(&[(Clock(1), until)]).is_none());
+        assert!(resuming.goes_on(&[(Clock(0), until)]).is_some(), "told");
+        assert!(resuming.goes_on(&[(Clock(0), until)]).is_none(), "once");
+        let parts = token::read(&resuming.position().unwrap(), &key()).unwrap();
+        assert_eq!(parts.marks.of(Clock(0)), Some(until));
+        came(&mut resuming, 21);
+        let parts = token::read(&resuming.position().unwrap(), &key()).unwrap();
+        assert_eq!(parts.marks.of(Clock(0)).unwrap().number, Number(21));
+    }
+
+    /// Whoever has it from the run that lost it.
+    #[test]
+    fn what_is_kept_again_comes_to_those_alone_who_have_it_not() {
+        let (mark, now) = (marks(100).of(Clock(0)).unwrap(), Instant::now());
+        for (since, is_known) in [(99, false), (100, true)] {
+            for is_held in [false, true] {
+                let mut resuming = Resuming::new(ID, Telling::Untold);
+                let release = || found(Some(since), Ok(Vec::new()), 200);
+                let mut heard = Vec::new();
+                let frame = Frame::text("again");
+                let numbered = Numbered {
+                    clock: Clock(0),
+                    number: Number(300),
+                    formerly: &[mark],
+                    frame: &frame,
+                    marked: &OnceCell::new(),
+                };
+                if !is_held {
+                    heard.extend(resuming.release(release(), now));
+                }
+                if let Due::Now(frames) = resuming.came(&numbered) {
+                    heard.extend(frames);
+                }
+                if is_held {
+                    heard.extend(resuming.release(release(), now));
+                }
+                assert_eq!(heard.is_empty(), is_known, "{since} {is_held}");
+            }
+        }
     }
 
     proptest! {
