@@ -147,9 +147,11 @@ impl Spool {
             waiter.begins_to_wait().then_some((publication, waiter))
         });
         let told: Vec<_> = told.collect();
-        told.into_iter()
-            .rev()
-            .for_each(|one| self.waiting.push_front(one));
+        for (publication, waiter) in told.into_iter().rev() {
+            // It may have been away while another process came.
+            self.is_unsettled |= publication.is_in_doubt();
+            self.waiting.push_front((publication, waiter));
+        }
     }
 
     pub(in crate::bus::redis) fn pop(&mut self) -> Option<(Publication, Waiter)> {
@@ -273,7 +275,6 @@ impl Spool {
         queue: &Arc<Queue>,
         now: Instant,
     ) -> u64 {
-        self.is_unsettled = false;
         for (publication, _) in &mut self.waiting {
             let Some(keeping) = &mut publication.keep else {
                 continue;
@@ -314,6 +315,7 @@ impl Spool {
             ));
         }
         self.push_first(again.into_iter());
+        self.is_unsettled = false;
         messages
     }
 }
