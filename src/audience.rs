@@ -188,7 +188,8 @@ impl Audience {
     /// have got it. A send that may have gone out is not repeated, so there are no duplicates.
     ///
     /// # Cancel safety
-    /// Cancelled, any of the sockets may have it: those of a node are served in turns of 128.
+    /// Cancelled, any of the sockets may have it: those of a node are served in turns of 128. With a
+    /// [`spool`](crate::ClusterBuilder::spool) it may leave later.
     pub async fn send(self, message: impl Into<Message>) -> Result<Delivery, SendError> {
         let mut audience = self;
         audience.check().map_err(SendError::invalid)?;
@@ -211,6 +212,7 @@ impl Audience {
             nodes: sent.nodes,
             mark: sent.mark,
             key: sent.key,
+            spooled: sent.spooled,
         })
     }
 

@@ -11,7 +11,7 @@ use crate::local::origin::OriginPattern;
 use crate::model::error::{ConnectError, SendError};
 use crate::model::history::History;
 use crate::model::id::UserId;
-use crate::model::limits::SlowConsumer;
+use crate::model::limits::{SlowConsumer, SpoolLimits};
 use crate::model::topic::Namespace;
 use crate::node::Node;
 use crate::quota::{InboundLimit, OverLimit, SeatLimit};
@@ -300,6 +300,53 @@ impl ClusterBuilder {
     /// The same of what is sent to all ([`Broadcaster::to_all`](crate::Broadcaster::to_all)). Default: nothing is kept.
     pub fn all_history(mut self, history: History) -> Self {
         self.config.histories.all = Some(history);
+        self
+    }
+
+    /// What is kept of sends made while Redis is away waits here instead of failing: at most so many messages, so many bytes of
+    /// payload, and each so long. Default: none, such sends fail.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), axum_cluster::SendError> {
+    /// use std::time::Duration;
+    /// use axum_cluster::{Cluster, History};
+    ///
+    /// let cluster = Cluster::builder()
+    ///     .user_history(History::default())
+    ///     .spool(10_000, 16 * 1024 * 1024, Duration::from_secs(60))
+    ///     .start();
+    ///
+    /// let delivery = cluster.broadcaster().to_user("alice").send("hello").await?;
+    /// if delivery.spooled() {
+    ///     // Nobody has it yet. Whoever must know waits for it, or is told why it was dropped.
+    ///     delivery.settled().await?;
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// Only for audiences with a history, since what comes late needs its place in the order. Such a send returns `Ok` as soon as
+    /// Redis is known to be away, or when [`publish_timeout`](Self::publish_timeout) is over without an answer, and says
+    /// [`Delivery::spooled`](crate::Delivery::spooled). Nobody gets it before Redis is back, the sockets of its own node neither: then
+    /// all leave in the order in which they were sent, each once. What had no answer is looked for among what is kept, and kept
+    /// only where it is not there. While something waits, what is sent goes behind it.
+    ///
+    /// What Redis had taken within the 10 s before, up to as many messages and bytes once more for each primary, is remembered. If Redis goes on
+    /// with an older state, after a failover to a replica that lagged or a restart without the last moments, what is
+    /// missing there is kept again, before anything new; whoever has it already does not get it twice
+    /// ([`Stats::history_again`](crate::Stats::history_again)). So a failover loses nothing, as long as its sender lives.
+    ///
+    /// What finds no room fails at once, and reaches the sockets of its own node alone, as without a spool. What waits too long is dropped, and so is what waits when the node
+    /// ends: [`Cluster::shutdown`] waits for it at most its window.
+    /// [`Delivery::settled`](crate::Delivery::settled) tells its sender, [`Stats::spool_dropped`](crate::Stats::spool_dropped) counts
+    /// it. What Redis refuses (rights, memory) fails as ever. Closes do not wait, and [`Backend::memory`] is never away.
+    pub fn spool(mut self, messages: usize, bytes: usize, wait: Duration) -> Self {
+        self.config.spool = Some(SpoolLimits {
+            messages,
+            bytes,
+            wait,
+        });
         self
     }
 

@@ -15,7 +15,7 @@ use crate::local::registry::Limits;
 use crate::model::close::Close;
 use crate::model::history::Histories;
 use crate::model::id::UserId;
-use crate::model::limits::{LONGEST, OutboxLimits, SlowConsumer};
+use crate::model::limits::{LONGEST, OutboxLimits, SlowConsumer, SpoolLimits};
 use crate::model::topic::Namespace;
 use crate::peers::PeerSettings;
 use crate::quota::{InboundLimit, SeatLimit};
@@ -113,6 +113,7 @@ pub(crate) struct Config {
     pub(crate) limits: Limits,
     pub(crate) seats: Option<SeatLimit>,
     pub(crate) histories: Histories,
+    pub(crate) spool: Option<SpoolLimits>,
     pub(crate) max_message_size: usize,
     pub(crate) inbound: Option<InboundLimit>,
     pub(crate) outbox: OutboxLimits,
@@ -140,6 +141,7 @@ impl Config {
             linger: self.linger,
             seats: self.seats,
             histories: self.histories,
+            spool: self.spool,
         }
     }
 
@@ -178,6 +180,7 @@ impl Config {
             limits: Limits::default(),
             seats: None,
             histories: Histories::default(),
+            spool: None,
             max_message_size: 64 * 1024,
             inbound: None,
             outbox: OutboxLimits {
@@ -202,7 +205,26 @@ impl Config {
     pub(crate) fn problem(&self) -> Option<String> {
         let problem = self.problem_of_times();
         let problem = problem.or_else(|| self.problem_of_counts());
-        problem.or_else(|| self.histories.problem())
+        let problem = problem.or_else(|| self.histories.problem());
+        problem.or_else(|| self.problem_of_spool())
+    }
+
+    fn problem_of_spool(&self) -> Option<String> {
+        let SpoolLimits { wait, .. } = self.spool?;
+        if self.histories.is_off() {
+            return Some(
+                "spool is for what is kept, and nothing is: set `user_history`, `room_history` or `all_history` too".into(),
+            );
+        }
+        match wait {
+            wait if wait.is_zero() => {
+                Some("spool in wait is zero: it must be longer than nothing".into())
+            }
+            wait if wait > LONGEST => Some(format!(
+                "spool in wait is longer than a day: it must be at most {LONGEST:?}"
+            )),
+            _ => None,
+        }
     }
 
     fn problem_of_times(&self) -> Option<String> {
@@ -248,6 +270,8 @@ impl Config {
             ),
             ("outbox_messages", Some(self.outbox.messages)),
             ("outbox_bytes", Some(self.outbox.bytes)),
+            ("spool in messages", self.spool.map(|spool| spool.messages)),
+            ("spool in bytes", self.spool.map(|spool| spool.bytes)),
             ("max_sockets", self.limits.sockets),
             ("max_sockets_per_user", self.limits.sockets_per_user),
             (

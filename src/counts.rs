@@ -13,7 +13,7 @@ use crate::model::close::{Close, reason};
 macro_rules! counts {
     ($($(#[doc = $doc:literal])+ $name:ident: $kind:ident $(($($part:ident)+))?,)+) => {
         /// Plain numbers of one node. Counters grow from its start; `sockets`, `users`, `rooms`, `nodes`,
-        /// `bus_probe_age_millis`, `bus_shards`, `bus_shards_up` and `bus_publish_queue` are now. As JSON each is a field of this name.
+        /// `bus_probe_age_millis`, `bus_shards`, `bus_shards_up`, `spool_waiting` and `bus_publish_queue` are now. As JSON each is a field of this name.
         #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Serialize)]
         #[non_exhaustive]
         pub struct Stats {
@@ -199,6 +199,15 @@ counts! {
     /// Messages of this node that were kept and then lost, since Redis went on with an older state: a restart or a failover
     /// without the last moments.
     history_rolled_back: counter,
+    /// Messages of this node that were lost so, and kept again by its spool ([`ClusterBuilder::spool`](crate::ClusterBuilder::spool)).
+    history_again: counter,
+    /// Sends that waited in the spool for Redis to be back ([`Delivery::spooled`](crate::Delivery::spooled)).
+    spooled: counter,
+    /// Messages in the spool now.
+    spool_waiting: gauge,
+    /// Messages that the spool did not take, since it was full, or gave up: they had waited too long, the node ended, or Redis
+    /// refused them.
+    spool_dropped: counter,
     /// Times that topics moved from one primary of a Redis Cluster to another.
     bus_moves: counter,
     /// Publishes that failed, certainly or possibly: the sum of the next two.
@@ -350,6 +359,7 @@ mod tests {
             bus_shards: 1,
             bus_shards_up: 1,
             bus_publish_queue: 0,
+            spool_waiting: 0,
         })
     }
 

@@ -228,6 +228,7 @@ mod tests {
             linger: timeout,
             seats: None,
             histories: Histories::default(),
+            spool: None,
         };
         let bus = Backend::memory().open(node, settings);
         let home = Ground::here(node, bus.into(), timeout, &Histories::default()).home;

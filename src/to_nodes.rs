@@ -102,6 +102,7 @@ impl ToNodes {
         let nodes =
             published.map_err(|error| SendError::bus(local, node.ground.home.explain(error)))?;
         Ok(Delivery {
+            spooled: None,
             local,
             nodes: Some(nodes),
             mark: None,

@@ -164,6 +164,7 @@ impl End {
                 linger: Duration::from_millis(1),
                 seats,
                 histories,
+                spool: None,
             },
         );
         let (sender, told) = mpsc::unbounded_channel();

@@ -23,11 +23,13 @@ pub(crate) mod uplink;
 pub(crate) mod wire;
 
 use std::fmt;
+use std::future::ready;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::future::BoxFuture;
+use futures::FutureExt;
+use futures::future::{BoxFuture, Shared};
 use smallvec::SmallVec;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
@@ -44,6 +46,7 @@ use crate::model::history::Histories;
 use crate::model::history::mark::{Clock, Mark, Marks, Number};
 use crate::model::history::token::Key;
 use crate::model::id::NodeId;
+use crate::model::limits::SpoolLimits;
 use crate::model::partition::{Partition, PartitionSet};
 use crate::model::topic::{Namespace, Topic, TopicKind};
 use crate::quota::{SeatLimit, Seats};
@@ -204,6 +207,7 @@ pub(crate) struct BusSettings {
     pub(crate) linger: Duration,
     pub(crate) seats: Option<SeatLimit>,
     pub(crate) histories: Histories,
+    pub(crate) spool: Option<SpoolLimits>,
 }
 
 /// One node's end of the bus, of which each part sees what it needs. Dropping it leaves the bus.
@@ -257,6 +261,16 @@ pub(crate) trait Publish: fmt::Debug + Send + Sync {
 
     /// How much waits to be published, in publications of 1 KiB.
     fn queued(&self) -> usize;
+
+    /// How many messages wait for the bus to be back.
+    fn spooled(&self) -> usize {
+        0
+    }
+
+    /// Until none does.
+    fn drained(&self) -> BoxFuture<'_, ()> {
+        ready(()).boxed()
+    }
 }
 
 /// What is kept.
@@ -306,7 +320,7 @@ pub(crate) trait Hearing: fmt::Debug + Send + Sync {
 }
 
 /// What became of a publication.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Published {
     /// Other nodes that took it, in sum.
     pub(crate) nodes: usize,
@@ -315,6 +329,27 @@ pub(crate) struct Published {
     pub(crate) comes_back: bool,
     /// The highest number under which it is kept, if one clock gave them all.
     pub(crate) mark: Option<(Clock, Mark)>,
+    /// It waits for the bus to be back.
+    pub(crate) later: Option<Later>,
+}
+
+/// What becomes of a publication that waits for the bus to be back.
+#[derive(Clone)]
+pub(crate) struct Later(pub(crate) Shared<BoxFuture<'static, Result<Published, PublishError>>>);
+
+impl Later {
+    #[cfg(feature = "redis")]
+    pub(crate) fn new(
+        later: impl Future<Output = Result<Published, PublishError>> + Send + 'static,
+    ) -> Self {
+        Self(later.boxed().shared())
+    }
+}
+
+impl fmt::Debug for Later {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Later")
+    }
 }
 
 /// Who hears. Calls come from the bus's own task: they must neither block nor wait.
@@ -371,6 +406,16 @@ pub(crate) trait Listener: Send + Sync {
     /// Another process took over where this node published, and it does not know so many of what this node had kept there.
     fn rolled_back(&self, messages: u64) {
         let _ = messages;
+    }
+
+    /// So much of what was lost so is kept again.
+    fn kept_again(&self, messages: u64) {
+        let _ = messages;
+    }
+
+    /// So much that waited for the bus to be back was given up; it had been kept, and was lost, or never was.
+    fn spool_dropped(&self, messages: u64, was_lost: bool) {
+        let _ = (messages, was_lost);
     }
 
     /// A task of the bus panicked, and begins again.

@@ -1,6 +1,7 @@
 //! What reaches the sockets of this node.
 
 use std::cell::OnceCell;
+use std::ops::Range;
 use std::sync::atomic::Ordering::Relaxed;
 
 use smallvec::SmallVec;
@@ -12,7 +13,7 @@ use super::socket::{Flushed, Pushed, Sender};
 use super::{CHUNK, Local};
 use crate::bus::scope::Scope;
 use crate::model::close::Close;
-use crate::model::history::mark::{Clock, Number};
+use crate::model::history::mark::{Clock, Mark, Number};
 use crate::model::manner::Manner;
 use crate::model::message::Message;
 use crate::ws::frame::Frame;
@@ -50,16 +51,17 @@ impl Local {
     }
 
     /// The same for what the bus brought: collected, so that all of one wake leaves each socket in one
-    /// write. What was missed is for those with smaller numbers alone. Returns how many took it.
+    /// write. Only for sockets with these numbers: what was missed is for older ones alone, what is kept again for newer ones,
+    /// where the others have it. Returns how many took it.
     pub(crate) fn collect(
         &self,
         scope: &Scope<'_>,
-        number: Option<(Clock, Number)>,
-        older_than: Option<u64>,
+        number: Option<(Clock, Number, &[Mark])>,
+        numbers: Range<u64>,
         manner: &Manner,
         frame: impl FnOnce() -> Frame,
     ) -> u64 {
-        let wanted = Wanted::of(scope).older_than(older_than);
+        let wanted = Wanted::of(scope).numbered(numbers);
         let members = self.registry.read().select(&wanted);
         if members.is_empty() {
             return 0;
@@ -73,10 +75,11 @@ impl Local {
             }
             let collected = match number {
                 None => socket.collect(&frame, manner, limits),
-                Some((clock, number)) => {
+                Some((clock, number, formerly)) => {
                     let numbered = Numbered {
                         clock,
                         number,
+                        formerly,
                         frame: &frame,
                         marked: &marked,
                     };
@@ -93,9 +96,17 @@ impl Local {
         taken
     }
 
+    /// Whose clients may come back is told that its position is in another run.
+    pub(crate) fn go_on(&self, clocks: &[(Clock, Mark)]) {
+        let members: Vec<Sender> = self.registry.read().members().cloned().collect();
+        for socket in members {
+            socket.release(|resuming| resuming.goes_on(clocks).into_iter().collect());
+        }
+    }
+
     /// A Close, which leaves with the next [`flush`](Self::flush).
-    pub(crate) fn collect_close(&self, scope: &Scope<'_>, older_than: Option<u64>, close: &Close) {
-        let wanted = Wanted::of(scope).older_than(older_than);
+    pub(crate) fn collect_close(&self, scope: &Scope<'_>, numbers: Range<u64>, close: &Close) {
+        let wanted = Wanted::of(scope).numbered(numbers);
         self.close_members(&self.members(&wanted), close);
     }
 

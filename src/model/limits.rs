@@ -17,6 +17,14 @@ pub enum SlowConsumer {
     DropOldest,
 }
 
+/// How much may wait for the bus to be back, and how long.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct SpoolLimits {
+    pub(crate) messages: usize,
+    pub(crate) bytes: usize,
+    pub(crate) wait: Duration,
+}
+
 /// How much an outbox holds.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct OutboxLimits {

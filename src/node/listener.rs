@@ -1,5 +1,6 @@
 //! The node, as the bus sees it: who acts on what is heard.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -11,7 +12,9 @@ use crate::bus::inbound::Inbound;
 use crate::bus::outage::LinkId;
 use crate::bus::repair::{Due, Fate};
 use crate::bus::repairs::{Repairing, Repairs};
-use crate::model::history::mark::Number;
+use crate::bus::wire::{self, Formerly};
+use crate::local::registry::EVERY;
+use crate::model::history::mark::{Clock, Mark, Number};
 use crate::model::partition::{Partition, PartitionSet};
 use crate::model::topic::{Topic, TopicKind, TopicRef};
 
@@ -101,6 +104,19 @@ impl Listener for Node {
         }
     }
 
+    fn kept_again(&self, messages: u64) {
+        let counter = &self.ground.counters.history_again;
+        counter.fetch_add(messages, Relaxed);
+    }
+
+    fn spool_dropped(&self, messages: u64, was_lost: bool) {
+        let counter = &self.ground.counters.spool_dropped;
+        counter.fetch_add(messages, Relaxed);
+        if was_lost {
+            self.rolled_back(messages);
+        }
+    }
+
     fn panicked(&self) {
         self.ground.counters.task_panics.fetch_add(1, Relaxed);
     }
@@ -131,6 +147,10 @@ impl Repairing for Node {
         next
     }
 
+    fn go_on(&self, clocks: &[(Clock, Mark)]) {
+        self.local.go_on(clocks);
+    }
+
     fn flush(&self) -> bool {
         self.local.flush()
     }
@@ -154,21 +174,37 @@ impl Node {
 
     /// Acts on what came: for all sockets, or only for those with smaller numbers.
     fn hear(&self, topic: &str, number: Option<Number>, bytes: &[u8], older_than: Option<u64>) {
+        let (formerly, bytes) = match number {
+            None => (Formerly::new(), bytes),
+            Some(_) => match wire::formerly(bytes) {
+                Ok(read) => read,
+                Err(_) => return self.garbage(),
+            },
+        };
+        let mut numbers = EVERY.start..older_than.unwrap_or(EVERY.end);
+        if !formerly.is_empty()
+            && let Some(newcomers) = self.repairs.had(topic, &formerly)
+        {
+            numbers.start = newcomers;
+            if numbers.is_empty() {
+                return;
+            }
+        }
         let inbound = self.uplink.open(topic, number, bytes);
-        self.act_on(inbound, topic, number, older_than);
+        self.act_on(inbound, topic, (number, &formerly), numbers);
     }
 
     fn act_on(
         &self,
         inbound: Inbound<'_>,
         topic: &str,
-        number: Option<Number>,
-        older_than: Option<u64>,
+        (number, formerly): (Option<Number>, &[Mark]),
+        numbers: Range<u64>,
     ) {
         match inbound {
             Inbound::Amid(amid) => {
                 self.deliver_own(&amid.before);
-                self.act_on(amid.inbound, topic, number, older_than);
+                self.act_on(amid.inbound, topic, (number, formerly), numbers);
                 self.deliver_own(&amid.after);
             }
             Inbound::Message(scope, content, manner, sent) => {
@@ -176,17 +212,19 @@ impl Node {
                     self.peers.tell_unkept(from);
                 }
                 let number = number.zip(TopicRef::of(topic));
-                let number = number
-                    .map(|(number, topic)| (self.ground.bus.clock(&topic.to_topic()), number));
+                let number = number.map(|(number, topic)| {
+                    let clock = self.ground.bus.clock(&topic.to_topic());
+                    (clock, number, formerly)
+                });
                 let taken = self
                     .local
-                    .collect(&scope, number, older_than, &manner, || content.frame());
+                    .collect(&scope, number, numbers, &manner, || content.frame());
                 if let Some(sent) = sent.filter(|_| taken > 0) {
                     self.ground.counters.measures.delivered(sent);
                 }
             }
             Inbound::Close(scope, close) => {
-                self.local.collect_close(&scope, older_than, &close);
+                self.local.collect_close(&scope, numbers, &close);
             }
             Inbound::ToNodes(from, content) => {
                 self.peers.messages().tell(from, content.message());

@@ -114,7 +114,8 @@ impl Node {
         if reception.drains() {
             tracing::info!(%node, sockets = self.local.sizes().sockets, "draining");
         }
-        self.local.drain(window).await;
+        let spooled = timeout_at(start + window, self.ground.bus.drained());
+        let _ = join(self.local.drain(window), spooled).await;
         tasks.close();
         let answered = timeout_at(deadline - LEAVING, tasks.wait()).await;
         if answered.is_err() {

@@ -6,13 +6,15 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::Either;
 use tokio::time::{Instant, sleep};
 
 use super::Node;
-use crate::bus::past::{Past, ReadLimits};
+use crate::bus::past::{Entry, Past, ReadLimits};
 use crate::bus::uplink::read_entry;
+use crate::bus::wire;
 use crate::local::registry::Member;
 use crate::local::socket::Sender;
 use crate::local::socket::resuming::{Found, Telling};
@@ -174,11 +176,7 @@ impl Node {
                 return Err(Missed::Foreign);
             }
             let entries = past.entries.as_ref().map_err(|why| *why)?;
-            missed.extend(
-                entries
-                    .iter()
-                    .map(|entry| (past.clock, entry.number, &entry.envelope)),
-            );
+            missed.extend(unknown(entries, past.clock, since));
         }
         in_order(socket, parts.socket, missed)
     }
@@ -225,8 +223,7 @@ impl Node {
         };
         let formerly = socket.resuming(|resuming| resuming.formerly());
         let entries = past.entries.as_ref().map_err(|why| *why)?;
-        let entries = entries.iter();
-        let entries = entries.map(|it| (past.clock, it.number, &it.envelope));
+        let entries = unknown(entries, past.clock, since.of(past.clock));
         in_order(socket, formerly, entries.collect())
     }
 }
@@ -259,6 +256,20 @@ async fn resume_later(node: Weak<Node>, socket: Sender, brought: Option<Position
 /// Between two attempts, at least; twice that at most.
 const PAUSE: Duration = Duration::from_millis(250);
 
+/// Without what is kept again and came before it was lost.
+fn unknown(
+    entries: &[Entry],
+    clock: Clock,
+    since: Option<Mark>,
+) -> impl Iterator<Item = (Clock, Number, &Bytes)> {
+    let is_known = move |entry: &&Entry| {
+        let formerly = wire::formerly(&entry.envelope);
+        since.is_some_and(|since| formerly.is_ok_and(|(marks, _)| since.covers(&marks)))
+    };
+    let unknown = entries.iter().filter(move |entry| !is_known(entry));
+    unknown.map(move |entry| (clock, entry.number, &entry.envelope))
+}
+
 /// A number that was not given yet.
 fn is_ahead(since: Option<Mark>, cut: Option<Mark>) -> bool {
     since
@@ -270,7 +281,7 @@ fn is_ahead(since: Option<Mark>, cut: Option<Mark>) -> bool {
 fn in_order(
     socket: &Sender,
     formerly: Option<SocketId>,
-    mut entries: Vec<(Clock, Number, &bytes::Bytes)>,
+    mut entries: Vec<(Clock, Number, &Bytes)>,
 ) -> Result<Vec<(Clock, Number, Frame)>, Missed> {
     entries.sort_by(|(a, x, _), (b, y, _)| match x.cmp(y) {
         Ordering::Equal => a.cmp(b),

@@ -8,6 +8,7 @@ use super::Node;
 use crate::bus::inbound::Own;
 use crate::bus::scope::Selection;
 use crate::bus::uplink::{Came, How, Sent};
+use crate::local::registry::EVERY;
 use crate::model::error::SendError;
 use crate::model::manner::Manner;
 use crate::model::message::Message;
@@ -29,7 +30,7 @@ impl Node {
             return sending.await;
         }
         let sent = sending.instrument(span.clone()).await;
-        if let Ok((local, Sent { nodes, .. })) = sent {
+        if let Ok((local, Sent { nodes, .. })) = &sent {
             span.record("local", local).record("nodes", nodes);
         }
         sent
@@ -81,8 +82,8 @@ impl Node {
         for own in own {
             if let Some((scope, content, manner)) = own.read() {
                 let frame = || content.frame();
-                let older_than = Some(own.older_than);
-                self.local.collect(&scope, None, older_than, &manner, frame);
+                let numbers = EVERY.start..own.older_than;
+                self.local.collect(&scope, None, numbers, &manner, frame);
             }
         }
     }

@@ -200,7 +200,7 @@ impl Gathering {
 
     /// How many took the question, ourselves aside.
     fn taken(&self) -> usize {
-        let promised = self.promised.unwrap_or_default();
+        let promised = self.promised.clone().unwrap_or_default();
         let ourselves = usize::from(self.came_back && !promised.comes_back);
         promised.nodes.saturating_sub(ourselves)
     }
@@ -213,7 +213,11 @@ impl Gathering {
 
     /// Whether we hear what is answered, as far as can be told.
     fn is_heard(&self) -> bool {
-        self.came_back || !self.promised.is_some_and(|promised| promised.comes_back)
+        self.came_back
+            || !self
+                .promised
+                .as_ref()
+                .is_some_and(|promised| promised.comes_back)
     }
 
     fn is_over_for(&self, node: &NodeId) -> bool {
@@ -222,7 +226,7 @@ impl Gathering {
     }
 
     fn is_counted(&self) -> bool {
-        let promised = self.promised.filter(|_| !self.uncertain);
+        let promised = self.promised.as_ref().filter(|_| !self.uncertain);
         let accounted = self.finished.len() + self.refused.len();
         promised.is_some_and(|promised| accounted >= promised.nodes) && self.is_heard()
     }
@@ -286,11 +290,9 @@ mod tests {
     }
 
     fn of(nodes: usize) -> Published {
-        let comes_back = false;
         Published {
             nodes,
-            comes_back,
-            mark: None,
+            ..Published::default()
         }
     }
 
@@ -439,7 +441,7 @@ mod tests {
         gathering.promise(Published {
             nodes: 0,
             comes_back: true,
-            mark: None,
+            ..Published::default()
         });
         assert!(!gathering.is_complete());
         gathering.follow_up([]);
@@ -451,7 +453,7 @@ mod tests {
         deaf.promise(Published {
             nodes: 0,
             comes_back: true,
-            mark: None,
+            ..Published::default()
         });
         deaf.end([A]);
         let answers = deaf.into_answers();

@@ -96,6 +96,7 @@ impl Introduction {
             bus_shards: shards as u64,
             bus_shards_up: up as u64,
             bus_publish_queue: self.bus.queued() as u64,
+            spool_waiting: self.bus.spooled() as u64,
         })
     }
 

@@ -178,7 +178,7 @@ mod tests {
             Published {
                 nodes,
                 comes_back,
-                mark: None,
+                ..Published::default()
             },
             census,
             start + 5 * MS,
@@ -378,7 +378,7 @@ mod tests {
             question.published(Published {
             nodes: took,
             comes_back,
-            mark: None,
+            ..Published::default()
         }, census, start);
             let (mut now, mut asked) = (start, Vec::new());
             let mut events = events.into_iter();

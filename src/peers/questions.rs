@@ -244,7 +244,7 @@ impl Asked {
         };
         let (published, counted) = join(publishing, census).await;
         let published = published?;
-        let counted = counted.unwrap_or(Ok(published));
+        let counted = counted.unwrap_or_else(|| Ok(published.clone()));
         let census = open.questions.census(counted.ok(), &carrier);
         let now = Instant::now();
         open.shared

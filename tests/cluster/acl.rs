@@ -83,6 +83,25 @@ async fn a_node_needs_its_line_and_can_do_nothing_else() {
 
 /// Each of its rights is needed: without it, what is kept is refused, or not told.
 #[tokio::test(flavor = "multi_thread")]
+async fn a_spool_takes_nothing_that_keeping_does_not() {
+    let mut lab = Lab::redis();
+    let url = grant(lab.server(), "node", &format!("{NODE} {KEEPING}"));
+    let builder = lab.builder().redis(&url).user_history(History::default());
+    let builder = builder.publish_timeout(Duration::from_millis(300));
+    let node = TestNode::start(builder.spool(100, 1 << 20, PATIENCE).start()).await;
+    node.cluster.ready().await.unwrap();
+    let alice = || node.broadcaster.to_user("alice");
+    alice().send("0").await.unwrap();
+    lab.server().freeze();
+    let waits = alice().send("1").await.unwrap();
+    assert!(waits.spooled());
+    lab.server().thaw();
+    waits.settled().await.unwrap();
+    assert!(lab.server().calls("lrange") > 0, "control: looked for");
+    assert_eq!(alice().history().await.unwrap().messages.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn keeping_takes_its_line_and_nothing_else() {
     let mut lab = Lab::redis();
     let url = grant(lab.server(), "node", &format!("{NODE} {KEEPING}"));

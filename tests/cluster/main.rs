@@ -97,6 +97,7 @@ mod runtimes;
 mod seats;
 mod sentinel;
 mod slots;
+mod spool;
 mod subscriptions;
 mod tls;
 mod topologies;

@@ -571,3 +571,30 @@ async fn a_slow_client_is_closed_and_has_everything_when_it_is_back() {
     }
     assert_eq!(heard, sent + 1);
 }
+
+/// H13, H14: what it got from the process before and from the one after.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_position_leads_over_a_restart_of_redis() {
+    let mut lab = Lab::redis();
+    let here = node(kept(&lab)).await;
+    let send = async |text: &str| {
+        until("a send", async || {
+            let sent = here.broadcaster.to_user("alice").send(text).await;
+            sent.is_ok()
+        })
+        .await;
+    };
+    let mut page = Page::open(&here, "alice").await;
+    send("before").await;
+    assert_eq!(page.next().await, "before");
+    assert_eq!(lab.server().cli(&["SAVE"]), "OK");
+    lab.server().kill();
+    lab.server().restart();
+    here.until_up().await;
+    send("after").await;
+    assert_eq!(page.next().await, "after");
+    let mut page = page.back(&here).await;
+    send("later").await;
+    assert_eq!(page.next().await, "later", "it had the rest");
+    assert!(page.missed.is_empty());
+}

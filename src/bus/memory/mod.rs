@@ -76,6 +76,7 @@ impl Hub {
             nodes,
             comes_back,
             mark: Some((Clock::default(), mark)),
+            later: None,
         }
     }
 
@@ -87,7 +88,7 @@ impl Hub {
         Published {
             nodes,
             comes_back,
-            mark: None,
+            ..Published::default()
         }
     }
 

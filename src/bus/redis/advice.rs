@@ -164,6 +164,22 @@ pub(crate) fn tells_no_role(words: &str) -> bool {
     .any(|refusal| words.starts_with(refusal))
 }
 
+/// Whether a script is refused as a whole for now, and will not be when this server, or the one that takes its place, is ready.
+pub(super) fn passes(words: &[u8]) -> bool {
+    let words = String::from_utf8_lossy(words);
+    [
+        "LOADING",
+        "MASTERDOWN",
+        "CLUSTERDOWN",
+        "READONLY",
+        "NOREPLICAS",
+        "BUSY",
+    ]
+    .iter()
+    // What a script met, as Redis 6 says it.
+    .any(|refusal| words.starts_with(refusal) || words.contains(&format!("-{refusal} ")))
+}
+
 /// Whether this was said by a server that is not, or not yet, the primary: another one may be by now.
 pub(crate) fn is_wrong_server(words: &str) -> bool {
     [

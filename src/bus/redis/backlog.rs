@@ -11,6 +11,9 @@
 //!    ^                                   |  parts are left, and somebody still waits
 //!    +-----------------------------------+
 //! ```
+//! Where there is a spool, what is kept and had no answer, or could not be sent, goes there instead of failing. It has its turns
+//! before what is small and large; and while something is there, whatever else would go there goes behind it.
+//!
 //! In a Redis Cluster a primary may say that a partition is elsewhere, before anybody knows where. What it refused so is
 //! stalled, with all that follows of its partition, until the partition departs for another publisher, or a pause is over.
 //!
@@ -20,15 +23,19 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::mem::{replace, take};
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
+use smallvec::SmallVec;
 use tokio::time::{Instant, timeout_at};
 
 use super::backoff::LONGEST_PAUSE;
+use super::past::spool::{Room, Spool};
 use super::pipeline::{PublishReply, Refused, Unusable};
 use super::publication::{Publication, Receivers, Taken};
-use super::queue::{Permit, Waiter};
+use super::queue::{Permit, Queue, Waiter};
 use crate::model::error::PublishError;
+use crate::model::history::mark::{Mark, Run};
 use crate::model::partition::Partition;
 
 /// Most publications in one pipeline.
@@ -52,6 +59,7 @@ pub(super) struct Backlog {
     again_at: Option<Instant>,
     /// How often nothing came of it.
     failures: u32,
+    pub(super) spool: Option<Spool>,
 }
 
 /// What came of a turn.
@@ -61,14 +69,42 @@ pub(super) struct Answered {
     pub(super) is_astray: bool,
     /// Something is at another primary.
     pub(super) is_elsewhere: bool,
+    /// What is kept is not taken for now.
+    pub(super) is_away: bool,
 }
 
 impl Backlog {
-    pub(super) fn admit(&mut self, (publication, waiter): (Publication, Waiter)) {
+    /// Where what is kept waits in a spool, which has room.
+    pub(super) fn spooling(room: Arc<Room>) -> Self {
+        Self {
+            spool: Some(Spool::new(room)),
+            ..Self::default()
+        }
+    }
+
+    pub(super) fn admit(&mut self, (publication, mut waiter): (Publication, Waiter)) {
+        if let Some(spool) = self.spool.as_mut().filter(|_| publication.spools()) {
+            if publication.doubt().is_some_and(|it| it.taken.is_some()) {
+                spool.take_over(publication);
+                return;
+            }
+            waiter.may_wait(|| spool.room.claim(&publication));
+        }
         if let Some(partition) = publication.partition
             && let Some(stalled) = self.stalled.get_mut(&partition)
         {
             stalled.push_back((publication, waiter));
+            return;
+        }
+        if let Some(spool) = &mut self.spool
+            && publication.spools()
+            && (waiter.waits() || !spool.is_empty())
+        {
+            let was_empty = spool.is_empty();
+            spool.push((publication, waiter));
+            if was_empty {
+                self.gather();
+            }
             return;
         }
         let queue = match (publication.is_probe, publication.is_large()) {
@@ -79,13 +115,49 @@ impl Backlog {
         queue.push_back((publication, waiter));
     }
 
+    /// Where something waits in the spool, so does whatever could, behind it.
+    fn gather(&mut self) {
+        if self.is_spooling() {
+            self.spool_all();
+        }
+    }
+
+    /// Whatever could wait goes to the spool.
+    fn spool_all(&mut self) {
+        let Some(spool) = &mut self.spool else { return };
+        for queue in [&mut self.small, &mut self.large] {
+            if queue.iter().any(|(publication, _)| publication.spools()) {
+                let all = take(queue).into_iter();
+                let (spooled, others): (Vec<_>, _) = all.partition(|(one, _)| one.spools());
+                *queue = others.into();
+                spooled.into_iter().for_each(|one| spool.push(one));
+            }
+        }
+    }
+
+    fn is_spooling(&self) -> bool {
+        self.spool.as_ref().is_some_and(|spool| !spool.is_empty())
+    }
+
+    /// What comes back from a turn is next again, before what waits.
+    fn return_to_spool(&mut self, returned: Vec<(Publication, Waiter)>) {
+        if let Some(spool) = &mut self.spool {
+            spool.push_first(returned.into_iter());
+        }
+        self.gather();
+    }
+
     /// What Redis refused, with what follows of its partition, is to wait.
     fn stall(&mut self, refused: Vec<(Partition, Publication, Waiter)>, now: Instant) {
         for (partition, publication, waiter) in refused {
             let stalled = self.stalled.entry(partition).or_default();
             stalled.push_back((publication, waiter));
         }
-        for queue in [&mut self.small, &mut self.large] {
+        let mut spooled = VecDeque::new();
+        while let Some(next) = self.spool.as_mut().and_then(Spool::pop) {
+            spooled.push_back(next);
+        }
+        for queue in [&mut spooled, &mut self.small, &mut self.large] {
             for (publication, waiter) in take(queue) {
                 let stalled = publication.partition;
                 match stalled.and_then(|partition| self.stalled.get_mut(&partition)) {
@@ -94,6 +166,7 @@ impl Backlog {
                 }
             }
         }
+        self.return_to_spool(spooled.into());
         let pause = (AGAIN * 2_u32.pow(self.failures.min(5))).min(LONGEST_PAUSE);
         self.failures += 1;
         self.again_at = Some(now + pause);
@@ -115,13 +188,18 @@ impl Backlog {
             return;
         }
         self.again_at = None;
-        for (publication, waiter) in take(&mut self.stalled).into_values().flatten().rev() {
+        let stalled = take(&mut self.stalled).into_values().flatten();
+        let waits = |(_, waiter): &(Publication, Waiter)| waiter.waits();
+        let (spooled, others): (Vec<_>, Vec<_>) = stalled.partition(waits);
+        self.return_to_spool(spooled);
+        for (publication, waiter) in others.into_iter().rev() {
             let queue = match publication.is_large() {
                 true => &mut self.large,
                 false => &mut self.small,
             };
             queue.push_front((publication, waiter));
         }
+        self.gather();
     }
 
     /// Until when there is nothing to do, though something waits.
@@ -130,13 +208,15 @@ impl Backlog {
     }
 
     /// Takes out what is of a partition that departs.
-    pub(super) fn take_out(&mut self, partition: Partition) -> Vec<(Publication, Waiter)> {
-        let mut taken: Vec<_> = self
-            .stalled
-            .remove(&partition)
-            .into_iter()
-            .flatten()
-            .collect();
+    pub(super) fn take_out(
+        &mut self,
+        partition: Partition,
+        queue: &Arc<Queue>,
+    ) -> Vec<(Publication, Waiter)> {
+        let spool = self.spool.as_mut();
+        let spooled = spool.map(|spool| spool.take_out(partition, queue));
+        let mut taken = spooled.unwrap_or_default();
+        taken.extend(self.stalled.remove(&partition).into_iter().flatten());
         if self.stalled.is_empty() {
             self.again_at = None;
         }
@@ -157,19 +237,44 @@ impl Backlog {
         self.probes.is_empty() && self.small.is_empty() && self.large.is_empty()
     }
 
-    /// What goes into the next pipeline: whatever is small, and a part of the first large union.
+    /// What goes into the next pipeline: what waits in the spool; with the last of that whatever is small, and a part of the first
+    /// large union.
     pub(super) fn take_turn(&mut self, turn: &mut Turn) {
+        if self.take_spooled(turn) {
+            return;
+        }
         let small = self.small.len().min(BATCH);
         let small = self.small.drain(..small);
         let next = self.probes.drain(..).chain(small);
-        for (mut publication, waiter) in next.chain(self.large.pop_front()) {
-            publication.advance();
-            turn.publications.push(publication);
-            turn.waiters.0.push(waiter);
+        for (publication, waiter) in next.chain(self.large.pop_front()) {
+            turn.push(publication, waiter);
         }
         if self.small.is_empty() && self.small.capacity() > KEPT {
             self.small = VecDeque::new();
         }
+    }
+
+    /// Whether what waits in the spool fills the turn.
+    fn take_spooled(&mut self, turn: &mut Turn) -> bool {
+        let Some(spool) = self.spool.as_mut().filter(|spool| !spool.is_empty()) else {
+            return false;
+        };
+        let probes = self.probes.drain(..);
+        probes.for_each(|(publication, waiter)| turn.push(publication, waiter));
+        if spool
+            .rests_until
+            .is_some_and(|until| Instant::now() < until)
+        {
+            return false;
+        }
+        spool.is_back();
+        let mut is_full = false;
+        while !is_full && let Some((publication, waiter)) = spool.pop() {
+            let is_large = publication.is_large();
+            turn.push(publication, waiter);
+            is_full = is_large || turn.publications.len() >= BATCH;
+        }
+        is_full || !spool.is_empty()
     }
 
     /// When somebody loses patience. All of a node are equally patient, and each queue is in the order in which
@@ -178,7 +283,14 @@ impl Backlog {
         let queues = [&self.probes, &self.small, &self.large];
         let queues = queues.into_iter().chain(self.stalled.values());
         let first = queues.filter_map(VecDeque::front);
-        first.map(|(_, waiter)| waiter.deadline).min()
+        let deadlines = first.map(|(_, waiter)| waiter.deadline);
+        let Some(spool) = &self.spool else {
+            return deadlines.min();
+        };
+        // What is stalled waits there, each as long as it may.
+        let stalled = self.stalled.values().flatten();
+        let stalled = stalled.map(|(_, waiter)| waiter.deadline);
+        deadlines.chain(stalled).chain(spool.next_deadline()).min()
     }
 
     /// Tells those whose deadline has passed.
@@ -187,12 +299,24 @@ impl Backlog {
         if self.next_deadline().is_none_or(|next| now < next) {
             return;
         }
+        if self.spool.is_some() {
+            let all = [&self.small, &self.large].into_iter().flatten();
+            let is_late = |(publication, waiter): &(Publication, Waiter)| {
+                publication.spools() && waiter.deadline <= now
+            };
+            if all.into_iter().any(is_late) {
+                self.spool_all();
+            }
+        }
+        if let Some(spool) = &mut self.spool {
+            spool.expire(now);
+        }
         let here = [&mut self.probes, &mut self.small, &mut self.large];
         let here = here.into_iter().map(|queue| (queue, late));
         let stalled = self.stalled.values_mut().map(|queue| (queue, MOVING));
         for (queue, late) in here.chain(stalled) {
             queue.retain_mut(|(_, waiter)| {
-                let patient = now < waiter.deadline;
+                let patient = now < waiter.deadline || !waiter.waits() && waiter.begins_to_wait();
                 if !patient {
                     waiter.fail(&PublishError::not_sent(late));
                 }
@@ -202,12 +326,45 @@ impl Backlog {
     }
 
     pub(super) fn fail(&mut self, error: &PublishError) {
+        if self.spool.is_some() {
+            self.again_at = Some(Instant::now());
+            self.retry(Instant::now());
+            self.spool_all();
+            self.is_away();
+        }
         for queue in self.queues() {
             for (_, mut waiter) in queue.drain(..) {
                 waiter.fail(error);
             }
         }
         (self.again_at, self.stalled) = (None, BTreeMap::new());
+    }
+
+    /// Redis takes nothing for now.
+    fn is_away(&mut self) {
+        if let Some(spool) = &mut self.spool {
+            spool.is_away();
+        }
+    }
+
+    /// What is in the spool rests, and is not tried before.
+    pub(super) fn rest_until(&mut self, until: Instant) {
+        if let Some(spool) = &mut self.spool {
+            spool.rests_until = Some(until);
+        }
+    }
+
+    /// Whether something can have its turn, or is to be asked.
+    pub(super) fn has_work(&self) -> bool {
+        let is_due = |spool: &Spool| spool.is_due(Instant::now());
+        !self.is_empty() || self.spool.as_ref().is_some_and(is_due)
+    }
+
+    /// A connection is lost: the next may be to another process.
+    pub(super) fn unsettle(&mut self) {
+        if let Some(spool) = &mut self.spool {
+            spool.unsettle();
+        }
     }
 
     fn queues(&mut self) -> impl Iterator<Item = &mut VecDeque<(Publication, Waiter)>> {
@@ -224,6 +381,12 @@ pub(super) struct Turn {
 }
 
 impl Turn {
+    fn push(&mut self, mut publication: Publication, waiter: Waiter) {
+        publication.advance();
+        self.publications.push(publication);
+        self.waiters.0.push(waiter);
+    }
+
     /// Gives each the replies to its own commands; what is not finished waits for its next turn.
     pub(super) fn answer(
         &mut self,
@@ -231,66 +394,163 @@ impl Turn {
         backlog: &mut Backlog,
     ) -> Answered {
         let mut permits: Option<Permit> = None;
-        let (mut is_astray, mut elsewhere, mut unknown) = (false, Vec::new(), Vec::new());
+        let (mut is_astray, mut rest) = (false, Rest::default());
         let waiters = self.waiters.0.drain(..);
         for (mut publication, mut waiter) in self.publications.drain(..).zip(waiters) {
-            let mut sum = replace(&mut waiter.sum, Ok(Taken::default()));
-            let (mut taken, mut refused, mut is_unknown) = (0, None, false);
-            for reply in replies.by_ref().take(publication.part().len()) {
-                match (reply, publication.partition) {
-                    // All that follows is refused alike.
-                    (Err(Refused::Elsewhere(_)), Some(partition)) => refused = Some(partition),
-                    (Err(Refused::Unknown), _) if waiter.reply.is_some() => is_unknown = true,
-                    (reply, _) => {
-                        sum = and(sum, reply);
-                        taken += 1;
-                    }
+            let sum = replace(&mut waiter.sum, Ok(Taken::default()));
+            let spools = backlog.spool.is_some() && publication.spools();
+            let replies = replies.by_ref().take(publication.part().len());
+            let told = Told::by(replies, sum, publication.partition, spools);
+            let is_finished = publication.is_finished();
+            if let Some(spool) = backlog.spool.as_mut().filter(|_| !told.marks.is_empty()) {
+                spool.took(&mut publication, &told.marks, Instant::now());
+            }
+            if let Some(again) = told.again.filter(|_| waiter.is_there()) {
+                publication.keep(told.taken);
+                (waiter.sum, waiter.begun) = (told.sum, waiter.begun || told.taken > 0);
+                rest.add(again, spools, (publication, waiter));
+                continue;
+            }
+            if !is_finished && waiter.is_there() {
+                (waiter.sum, waiter.begun) = (told.sum, true);
+                match waiter.waits() {
+                    true => rest.spooled.push((publication, waiter)),
+                    false => backlog.large.push_front((publication, waiter)),
                 }
-            }
-            if let Some(partition) = refused
-                && waiter.reply.is_some()
-            {
-                publication.keep(taken);
-                (waiter.sum, waiter.begun) = (sum, waiter.begun || taken > 0);
-                elsewhere.push((partition, publication, waiter));
                 continue;
             }
-            if is_unknown {
-                publication.keep(taken);
-                (waiter.sum, waiter.begun) = (sum, waiter.begun || taken > 0);
-                unknown.push((publication, waiter));
-                continue;
-            }
-            if !publication.is_finished() && waiter.reply.is_some() {
-                (waiter.sum, waiter.begun) = (sum, true);
-                backlog.large.push_front((publication, waiter));
-                continue;
-            }
-            let is_unheard = matches!(sum, Ok(Taken { receivers: 0, .. }));
+            let is_unheard = matches!(told.sum, Ok(Taken { receivers: 0, .. }));
             is_astray |= publication.is_probe && is_unheard;
-            waiter.answer(sum);
+            waiter.answer(told.sum);
             // Given back all at once: each time takes a lock.
             match &mut permits {
                 Some(permits) => permits.merge(waiter.permit),
                 None => permits = Some(waiter.permit),
             }
         }
-        backlog.put_back(unknown);
-        let is_elsewhere = !elsewhere.is_empty();
-        match is_elsewhere {
-            true => backlog.stall(elsewhere, Instant::now()),
-            false => backlog.failures = 0,
-        }
         Answered {
             is_astray,
-            is_elsewhere,
+            ..rest.wait(backlog)
         }
     }
 
-    pub(super) fn fail(&mut self, error: &PublishError) {
-        self.publications.clear();
-        for mut waiter in self.waiters.0.drain(..) {
-            waiter.fail(error);
+    /// Nobody knows what became of it, on a connection to this run. What may wait in the spool is next again.
+    pub(super) fn fail(&mut self, error: &PublishError, backlog: &mut Backlog, run: Option<Run>) {
+        let mut returned = Vec::new();
+        let waiters = self.waiters.0.drain(..);
+        for (mut publication, mut waiter) in self.publications.drain(..).zip(waiters) {
+            match &backlog.spool {
+                Some(spool) if publication.spools() && waiter.is_there() => {
+                    spool.doubt(&mut publication, run);
+                    waiter.begun |= publication.is_in_doubt();
+                    returned.push((publication, waiter));
+                }
+                _ => waiter.fail(error),
+            }
+        }
+        backlog.return_to_spool(returned);
+        backlog.is_away();
+    }
+}
+
+/// What Redis said to a part of a publication.
+struct Told {
+    sum: Receivers,
+    /// To so many of it.
+    taken: usize,
+    /// The others are to be published again.
+    again: Option<Again>,
+    /// Of those that are kept, where there is a spool.
+    marks: SmallVec<[Option<Mark>; 1]>,
+}
+
+/// Why something is to be published again.
+#[derive(Clone, Copy)]
+enum Again {
+    Elsewhere(Partition),
+    /// Redis has forgotten the script.
+    Unknown,
+    /// It takes nothing for now.
+    Away,
+}
+
+impl Told {
+    fn by(
+        replies: impl Iterator<Item = PublishReply>,
+        mut sum: Receivers,
+        partition: Option<Partition>,
+        spools: bool,
+    ) -> Self {
+        let (mut taken, mut again, mut marks) = (0, None, SmallVec::new());
+        for reply in replies {
+            match (reply, partition) {
+                // All that follows is refused alike.
+                (Err(Refused::Elsewhere(_)), Some(partition)) => {
+                    again = Some(Again::Elsewhere(partition));
+                }
+                (Err(Refused::Unknown), _) => again = again.or(Some(Again::Unknown)),
+                (Err(Refused::Away(_)), _) if spools => again = again.or(Some(Again::Away)),
+                (reply, _) => {
+                    if spools {
+                        marks.push(reply.as_ref().ok().and_then(|taken| taken.mark));
+                    }
+                    sum = and(sum, reply);
+                    taken += 1;
+                }
+            }
+        }
+        Self {
+            sum,
+            taken,
+            again,
+            marks,
+        }
+    }
+}
+
+/// What of a turn is to be published again.
+#[derive(Default)]
+struct Rest {
+    elsewhere: Vec<(Partition, Publication, Waiter)>,
+    unknown: Vec<(Publication, Waiter)>,
+    /// What may wait in the spool.
+    spooled: Vec<(Publication, Waiter)>,
+    is_away: bool,
+}
+
+impl Rest {
+    fn add(&mut self, again: Again, spools: bool, (publication, waiter): (Publication, Waiter)) {
+        match again {
+            Again::Elsewhere(partition) => self.elsewhere.push((partition, publication, waiter)),
+            Again::Unknown if !spools => self.unknown.push((publication, waiter)),
+            Again::Unknown => self.spooled.push((publication, waiter)),
+            Again::Away => {
+                self.is_away = true;
+                self.spooled.push((publication, waiter));
+            }
+        }
+    }
+
+    /// It waits for its next turn.
+    fn wait(mut self, backlog: &mut Backlog) -> Answered {
+        let waits = |(_, waiter): &(Publication, Waiter)| waiter.waits();
+        match self.is_away || backlog.is_spooling() || self.spooled.iter().any(waits) {
+            true => backlog.return_to_spool(self.spooled),
+            false => self.unknown.extend(self.spooled),
+        }
+        backlog.put_back(self.unknown);
+        if self.is_away {
+            backlog.is_away();
+        }
+        let is_elsewhere = !self.elsewhere.is_empty();
+        match is_elsewhere {
+            true => backlog.stall(self.elsewhere, Instant::now()),
+            false => backlog.failures = 0,
+        }
+        Answered {
+            is_astray: false,
+            is_elsewhere,
+            is_away: self.is_away,
         }
     }
 }
@@ -311,7 +571,8 @@ impl Waiters {
         let late = "redis did not answer in time";
         let mut what = pin!(what);
         loop {
-            let patient = self.0.iter().filter(|waiter| waiter.reply.is_some());
+            let waits = |waiter: &&Waiter| waiter.is_there() && !waiter.waits();
+            let patient = self.0.iter().filter(waits);
             let end = patient.map(|waiter| waiter.deadline).min();
             if end.is_none() && until <= Instant::now() {
                 return Err(late.into());
@@ -332,7 +593,9 @@ impl Waiters {
     fn expire(&mut self, late: &PublishError) {
         let now = Instant::now();
         for waiter in self.0.iter_mut().filter(|waiter| waiter.deadline <= now) {
-            waiter.fail(late);
+            if !waiter.begins_to_wait() {
+                waiter.fail(late);
+            }
         }
     }
 }
@@ -372,7 +635,7 @@ mod tests {
     use tokio::sync::oneshot;
 
     use super::*;
-    use crate::bus::redis::publication::PART;
+    use crate::bus::redis::publication::{Answer, PART};
     use crate::bus::scope::Size;
 
     #[test]
@@ -394,7 +657,7 @@ mod tests {
     fn queued(
         channels: std::ops::Range<usize>,
         is_probe: bool,
-    ) -> ((Publication, Waiter), oneshot::Receiver<Receivers>) {
+    ) -> ((Publication, Waiter), oneshot::Receiver<Answer>) {
         let (reply, answer) = oneshot::channel();
         let channels: SmallVec<_> = channels.map(|channel| channel.to_string()).collect();
         let deadline = Instant::now() + Duration::from_secs(60);

@@ -7,6 +7,8 @@
 use bytes::{BufMut, BytesMut};
 use redis::{Cmd, RedisConnectionInfo};
 
+use crate::model::history::mark::Number;
+
 /// How a server takes messages: to all of it, or in a Redis Cluster to the primary of a channel's slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Dialect {
@@ -20,6 +22,13 @@ impl Dialect {
     pub(super) fn is_elsewhere(self, words: &str) -> bool {
         let said = |refusal| words.starts_with(refusal);
         self == Self::Sharded && ["MOVED ", "ASK ", "TRYAGAIN"].into_iter().any(said)
+    }
+
+    fn publish(self) -> &'static [u8] {
+        match self {
+            Self::Plain => b"PUBLISH",
+            Self::Sharded => b"SPUBLISH",
+        }
     }
 }
 
@@ -106,10 +115,6 @@ pub(super) fn append(
     (clock, run): (&str, &str),
     messages: &[Appended<'_>],
 ) {
-    let publish: &[u8] = match dialect {
-        Dialect::Plain => b"PUBLISH",
-        Dialect::Sharded => b"SPUBLISH",
-    };
     put_head(out, 6 + 6 * messages.len());
     put_bulk(out, b"EVALSHA");
     put_bulk(out, digest.as_bytes());
@@ -119,7 +124,7 @@ pub(super) fn append(
         put_bulk(out, message.list.map_or(clock, |(key, ..)| key).as_bytes());
     }
     put_bulk(out, run.as_bytes());
-    put_bulk(out, publish);
+    put_bulk(out, dialect.publish());
     for message in messages {
         let (_, kept, lifetime) = message.list.unwrap_or_default();
         put_number(out, kept);
@@ -138,6 +143,36 @@ pub(super) fn append(
     }
 }
 
+/// The same of messages that may be there already, each with the marks under which it was kept.
+pub(super) fn append_again(
+    out: &mut BytesMut,
+    dialect: Dialect,
+    digest: &str,
+    (clock, run, since): (&str, &str, Number),
+    messages: &[(Appended<'_>, String)],
+) {
+    put_head(out, 7 + 7 * messages.len());
+    put_bulk(out, b"EVALSHA");
+    put_bulk(out, digest.as_bytes());
+    put_number(out, messages.len() + 1);
+    put_bulk(out, clock.as_bytes());
+    for (message, _) in messages {
+        put_bulk(out, message.list.map_or(clock, |(key, ..)| key).as_bytes());
+    }
+    put_bulk(out, run.as_bytes());
+    put_bulk(out, dialect.publish());
+    put_bulk(out, since.to_string().as_bytes());
+    for (message, formerly) in messages {
+        let (_, kept, lifetime) = message.list.unwrap_or_default();
+        put_number(out, kept);
+        put_number(out, lifetime as usize);
+        put_bulk(out, if message.same_number { b"s" } else { b"" });
+        put_bulk(out, formerly.as_bytes());
+        put_bulk(out, message.channel.as_bytes());
+        put_bulk(out, message.envelope);
+    }
+}
+
 /// Asks who numbers, whether it evicts, and has it learn a script.
 pub(super) fn prepare(out: &mut BytesMut, script: &str) {
     for section in ["server", "memory"] {
@@ -145,6 +180,11 @@ pub(super) fn prepare(out: &mut BytesMut, script: &str) {
         put_bulk(out, b"INFO");
         put_bulk(out, section.as_bytes());
     }
+    learn(out, script);
+}
+
+/// Has it learn a script.
+pub(super) fn learn(out: &mut BytesMut, script: &str) {
     put_head(out, 3);
     put_bulk(out, b"SCRIPT");
     put_bulk(out, b"LOAD");

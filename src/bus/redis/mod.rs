@@ -261,6 +261,19 @@ impl Publish for RedisBus {
             .map(|shard| shard.queued())
             .sum()
     }
+
+    fn spooled(&self) -> usize {
+        self.common.room.as_ref().map_or(0, |room| room.messages())
+    }
+
+    fn drained(&self) -> BoxFuture<'_, ()> {
+        async {
+            if let Some(room) = &self.common.room {
+                room.emptied().await;
+            }
+        }
+        .boxed()
+    }
 }
 
 impl Archive for RedisBus {

@@ -1,7 +1,7 @@
 //! The connection that publishes: commands written as bytes, counts read in place, all by the task that
 //! owns it. (Measured against a multiplexed connection with a task of its own: see benches/README.md.)
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -9,13 +9,14 @@ use bytes::{BufMut, BytesMut};
 use futures::FutureExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::advice::{Advice, REPLICA, is_unfit, tells_no_role};
+use super::advice::{Advice, REPLICA, is_unfit, passes, tells_no_role};
 use super::command::{self, Appended, Dialect, HELLO};
 use super::endpoint::Stream;
-use super::past::APPEND;
 use super::past::keeper::{Keeper, NO_RUN, end_of};
+use super::past::lately::Ends;
+use super::past::{AGAIN, APPEND};
 use super::publication::Taken;
-use super::resp::{Item, Reply, RespReader};
+use super::resp::{Item, Items, Reply, RespReader};
 use super::topology::{Opened, Topology};
 use crate::model::history::mark::{Mark, Number, Run};
 
@@ -30,6 +31,8 @@ pub(crate) enum Refused {
     For(Arc<str>),
     /// It is kept, and whoever is there did not hear it.
     Kept(Arc<str>),
+    /// Redis takes nothing for now: it was not done.
+    Away(Arc<str>),
     /// Redis does not know the script: nothing was done.
     Unknown,
 }
@@ -37,7 +40,10 @@ pub(crate) enum Refused {
 impl Refused {
     pub(super) fn reason(self) -> Arc<str> {
         match self {
-            Self::Elsewhere(reason) | Self::For(reason) | Self::Kept(reason) => reason,
+            Self::Elsewhere(reason)
+            | Self::For(reason)
+            | Self::Kept(reason)
+            | Self::Away(reason) => reason,
             Self::Unknown => "redis has forgotten the script that keeps messages".into(),
         }
     }
@@ -86,6 +92,10 @@ pub(crate) struct Pipeline {
     is_asked: bool,
     /// What was kept, until it is looked at.
     taken: Vec<(Run, Arc<str>, Number)>,
+    /// How many were kept again that were lost, until it is looked at.
+    again: u64,
+    /// What is kept may be kept again.
+    pub(super) spools: bool,
 }
 
 /// Of which messages a reply tells, or that they were not sent at all.
@@ -95,9 +105,25 @@ struct Answers {
     at: usize,
     clock: Arc<str>,
     run: Option<Run>,
-    /// Of each message: how far its number is from the first, and whether it is kept.
-    messages: Vec<(u64, bool)>,
+    messages: Messages,
     refused: Option<Arc<str>>,
+}
+
+#[derive(Debug)]
+enum Messages {
+    /// Of each: how far its number is from the first, and whether it is kept.
+    New(Vec<(u64, bool)>),
+    /// Of each: whether it is kept, and whether it was lost.
+    Again(Vec<(bool, bool)>),
+}
+
+impl Messages {
+    fn len(&self) -> usize {
+        match self {
+            Self::New(messages) => messages.len(),
+            Self::Again(messages) => messages.len(),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -126,6 +152,8 @@ impl Pipeline {
             keeper: None,
             is_asked: false,
             taken: Vec::new(),
+            again: 0,
+            spools: false,
         };
         if let Some(auth) = auth {
             pipeline.output.extend_from_slice(&auth);
@@ -188,9 +216,12 @@ impl Pipeline {
     /// useless.
     pub(super) async fn prepare(&mut self) -> Result<Result<Keeper, Arc<str>>, Unusable> {
         command::prepare(&mut self.output, APPEND.text);
+        if self.spools {
+            command::learn(&mut self.output, AGAIN.text);
+        }
         let mut said = Vec::new();
         let advice = self.advice.clone();
-        self.ask(3, |reply| {
+        self.ask(3 + usize::from(self.spools), |reply| {
             said.push(match reply {
                 Reply::Bulk(text) => Ok(String::from_utf8_lossy(text).into_owned()),
                 Reply::Error(words) => Err(advice.on(&String::from_utf8_lossy(words))),
@@ -228,6 +259,38 @@ impl Pipeline {
         })
         .await?;
         Ok(end)
+    }
+
+    /// The same of several runs and clocks, in one round trip.
+    pub(super) async fn ends_of(
+        &mut self,
+        asked: &BTreeSet<(Arc<str>, Run)>,
+    ) -> Result<Ends, Unusable> {
+        let run = self.keeper.map(|keeper| keeper.run);
+        let run = run.as_ref().map_or("", Run::as_str);
+        let (digest, dialect) = (&APPEND.digest, self.dialect);
+        for (clock, _) in asked {
+            command::append(&mut self.output, dialect, digest, (clock, run), &[]);
+            command::hgetall(&mut self.output, clock);
+        }
+        let (mut ends, mut refused) = (Ends::new(), None);
+        let mut of = asked.iter();
+        let advice = self.advice.clone();
+        self.ask(2 * asked.len(), |reply| match reply {
+            Reply::Error(words) => refused = Some(advice.on(&String::from_utf8_lossy(words))),
+            // The other one tells numbers, not fields.
+            Reply::Array(fields) if is_hash(&fields) => {
+                if let Some(asked) = of.next() {
+                    ends.insert(asked.clone(), end_of(asked.1, fields));
+                }
+            }
+            _ => {}
+        })
+        .await?;
+        match refused {
+            Some(reason) => Err(reason.into()),
+            None => Ok(ends),
+        }
     }
 
     /// Writes what is there and hears so many replies.
@@ -269,7 +332,7 @@ impl Pipeline {
             from_first += u64::from(n > 0 && !message.same_number);
             (from_first, message.list.is_some())
         });
-        let messages = numbered.collect();
+        let messages = Messages::New(numbered.collect());
         self.expect(clock, run, messages, None);
         if self.output.len() >= KEPT {
             self.write().await?;
@@ -277,9 +340,40 @@ impl Pipeline {
         Ok(())
     }
 
+    /// The same of what may be there already, with a higher number than that; and of where it was before.
+    pub(super) async fn append_again(
+        &mut self,
+        clock: &Arc<str>,
+        since: Number,
+        messages: &[(Appended<'_>, String)],
+    ) -> Result<(), Unusable> {
+        let run = self.keeper.map(|keeper| keeper.run);
+        let spoken = run.as_ref().map_or("", Run::as_str);
+        let (digest, dialect) = (&AGAIN.digest, self.dialect);
+        let place = (&**clock, spoken, since);
+        command::append_again(&mut self.output, dialect, digest, place, messages);
+        let again = messages.iter();
+        // A union is one message, kept of several topics.
+        let again = again.map(|(message, formerly)| {
+            let was_lost = !formerly.is_empty() && !message.same_number;
+            (message.list.is_some(), was_lost)
+        });
+        let again = Messages::Again(again.collect());
+        self.expect(clock, run, again, None);
+        if self.output.len() >= KEPT {
+            self.write().await?;
+        }
+        Ok(())
+    }
+
+    /// How many of what was lost were kept again, since it was last looked at.
+    pub(super) fn take_again(&mut self) -> u64 {
+        std::mem::take(&mut self.again)
+    }
+
     /// Has [`exchange`](Self::exchange) say in their place that so many messages are refused, which are not sent.
     pub(super) fn refuse(&mut self, clock: &Arc<str>, messages: usize, reason: &Arc<str>) {
-        let messages = vec![(0, false); messages];
+        let messages = Messages::New(vec![(0, false); messages]);
         self.expect(clock, None, messages, Some(reason.clone()));
     }
 
@@ -287,7 +381,7 @@ impl Pipeline {
         &mut self,
         clock: &Arc<str>,
         run: Option<Run>,
-        messages: Vec<(u64, bool)>,
+        messages: Messages,
         refused: Option<Arc<str>>,
     ) {
         let (at, count) = (self.owed, messages.len());
@@ -339,7 +433,8 @@ impl Pipeline {
             }
             let read = self.reader.read(usize::MAX, |reply| {
                 if let Some(batch) = next(&mut batches, replies.len()) {
-                    let told = batch.answer(reply, &self.advice, self.dialect, &mut self.taken);
+                    let kept = (&mut self.taken, &mut self.again);
+                    let told = batch.answer(reply, &self.advice, self.dialect, kept);
                     out_of_step |= told.is_none();
                     replies.extend(told.into_iter().flatten());
                     answer_refused(&mut batches, replies);
@@ -400,6 +495,48 @@ fn refused(words: &[u8], advice: &Advice, dialect: Dialect) -> Refused {
     }
 }
 
+/// The same of messages that may have been there already.
+fn answer_again(
+    (run, clock): (Option<Run>, &Arc<str>),
+    messages: Vec<(bool, bool)>,
+    mut items: Items<'_>,
+    advice: &Advice,
+    (taken, again): (&mut Vec<(Run, Arc<str>, Number)>, &mut u64),
+) -> Option<Vec<PublishReply>> {
+    let mut answers = Vec::with_capacity(messages.len());
+    for (is_kept, was_lost) in messages {
+        let (number, heard) = match (items.next()?, items.next()?) {
+            (Item::Bulk(number), Item::Integer(heard)) => (Number::read(number)?, heard),
+            (Item::Error(words), _) => {
+                answers.push(Err(refused_alone(words, advice)));
+                continue;
+            }
+            _ => return None,
+        };
+        *again += u64::from(was_lost && heard > 0);
+        if let Some(run) = run.filter(|_| is_kept) {
+            taken.push((run, clock.clone(), number));
+        }
+        let mark = run.map(|run| Mark { run, number });
+        let receivers = heard.saturating_sub(1);
+        answers.push(Ok(Taken { receivers, mark }));
+    }
+    Some(answers)
+}
+
+/// Of one message of a script.
+fn refused_alone(words: &[u8], advice: &Advice) -> Refused {
+    match words.strip_prefix(KEPT_ALL_THE_SAME) {
+        Some(words) => Refused::Kept(advice.on(&String::from_utf8_lossy(words))),
+        None => Refused::For(advice.on(&String::from_utf8_lossy(words))),
+    }
+}
+
+/// Whether these are fields and values; a script answers with a number alone.
+fn is_hash(items: &Items<'_>) -> bool {
+    items.clone().nth(1).is_some()
+}
+
 /// The batch that is answered behind so many replies.
 fn next(batches: &mut VecDeque<Answers>, at: usize) -> Option<Answers> {
     match batches.front() {
@@ -426,25 +563,33 @@ impl Answers {
         reply: Reply<'_>,
         advice: &Advice,
         dialect: Dialect,
-        taken: &mut Vec<(Run, Arc<str>, Number)>,
+        (taken, again): (&mut Vec<(Run, Arc<str>, Number)>, &mut u64),
     ) -> Option<Vec<PublishReply>> {
         let mut items = match reply {
             Reply::Array(items) => items,
             Reply::Error(words) => {
-                let refused = match words.starts_with(b"NOSCRIPT") {
-                    true => Refused::Unknown,
-                    false => refused(words, advice, dialect),
+                let refused = match refused(words, advice, dialect) {
+                    _ if words.starts_with(b"NOSCRIPT") => Refused::Unknown,
+                    Refused::For(reason) if passes(words) => Refused::Away(reason),
+                    refused => refused,
                 };
                 return Some(vec![Err(refused); self.messages.len()]);
             }
             _ => return None,
         };
+        let mut answers = Vec::with_capacity(self.messages.len());
+        let messages = match self.messages {
+            Messages::New(messages) => messages,
+            Messages::Again(messages) => {
+                let of = (self.run, &self.clock);
+                return answer_again(of, messages, items, advice, (taken, again));
+            }
+        };
         let Item::Bulk(first) = items.next()? else {
             return None;
         };
         let first = Number::read(first)?;
-        let mut answers = Vec::with_capacity(self.messages.len());
-        for (from_first, is_kept) in self.messages {
+        for (from_first, is_kept) in messages {
             let number = Number(first.0 + from_first);
             answers.push(match items.next()? {
                 Item::Integer(receivers) => {
@@ -454,10 +599,7 @@ impl Answers {
                     let mark = self.run.map(|run| Mark { run, number });
                     Ok(Taken { receivers, mark })
                 }
-                Item::Error(words) => Err(match words.strip_prefix(KEPT_ALL_THE_SAME) {
-                    Some(words) => Refused::Kept(advice.on(&String::from_utf8_lossy(words))),
-                    None => Refused::For(advice.on(&String::from_utf8_lossy(words))),
-                }),
+                Item::Error(words) => Err(refused_alone(words, advice)),
                 Item::Bulk(_) | Item::Other => return None,
             });
         }
@@ -490,6 +632,8 @@ mod tests {
             keeper: None,
             is_asked: false,
             taken: Vec::new(),
+            again: 0,
+            spools: false,
         }
     }
 

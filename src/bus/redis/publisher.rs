@@ -34,14 +34,15 @@ use tokio::sync::oneshot::error::RecvError;
 use tokio::task::coop::consume_budget;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
-use super::advice::Advice;
-use super::backlog::{BATCH, Backlog, KEPT, Turn};
+use super::advice::{Advice, passes};
+use super::backlog::{BATCH, Backlog, KEPT, Turn, Waiters};
 use super::backoff::Backoff;
 use super::endpoint::OPENING;
 use super::past::Keeping;
 use super::past::append::AppendState;
+use super::past::spool::Room;
 use super::pipeline::{Pipeline, PublishReply, Unusable};
-use super::publication::{Publication, Receivers};
+use super::publication::{Answer, Publication};
 use super::queue::{Place, Queue, Queued, Waiter};
 use super::topology::{LEFT, Topology};
 use crate::bus::Listener;
@@ -84,6 +85,8 @@ pub(crate) struct PublishQueue {
     deadline: Duration,
     keeping: AppendState,
     pub(super) will_keep: bool,
+    /// For what waits for Redis to be back, where it does.
+    pub(super) room: Option<Arc<Room>>,
     /// Who is told how much is lost.
     pub(super) listener: Option<Weak<dyn Listener>>,
 }
@@ -110,6 +113,7 @@ impl Publisher {
                 deadline,
                 keeping: AppendState::default(),
                 will_keep: false,
+                room: None,
                 listener: None,
             },
         )
@@ -126,7 +130,7 @@ impl Publisher {
         size: Size,
         partition: Option<Partition>,
         keep: Option<Box<Keeping>>,
-    ) -> impl Future<Output = Receivers> + Send + use<> {
+    ) -> impl Future<Output = Answer> + Send + use<> {
         self.enqueue(Publication::new(channels, envelope, size, partition).kept(keep))
     }
 
@@ -150,7 +154,7 @@ impl Publisher {
         self.queue.taken()
     }
 
-    fn enqueue(&self, publication: Publication) -> impl Future<Output = Receivers> + Send + use<> {
+    fn enqueue(&self, publication: Publication) -> impl Future<Output = Answer> + Send + use<> {
         let deadline = Instant::now() + self.deadline;
         let (reply, answer) = oneshot::channel();
         let queued = Queued::new(publication, deadline, reply);
@@ -173,10 +177,10 @@ impl Publisher {
 /// Waits for room, and then for the answer.
 async fn in_line(
     place: Place,
-    mut answer: oneshot::Receiver<Receivers>,
+    mut answer: oneshot::Receiver<Answer>,
     deadline: Instant,
     runtime: Handle,
-) -> Receivers {
+) -> Answer {
     // By our own timer: who waits may have none.
     let waiting = {
         let _home = runtime.enter();
@@ -189,8 +193,13 @@ async fn in_line(
     }
 }
 
-fn answered(answer: Result<Receivers, RecvError>) -> Receivers {
-    answer.unwrap_or_else(|_| Err(PublishError::maybe_sent("the cluster was shut down")))
+fn answered(answer: Result<Answer, RecvError>) -> Answer {
+    answer.unwrap_or_else(|_| Err(shut_down()))
+}
+
+/// The task that publishes is gone.
+pub(super) fn shut_down() -> PublishError {
+    PublishError::maybe_sent("the cluster was shut down")
 }
 
 fn crowded() -> PublishError {
@@ -203,7 +212,8 @@ impl PublishQueue {
         let mut pipeline: Option<Pipeline> = None;
         let mut backoff = Backoff::new(LONGEST_PAUSE);
         let mut failed: Option<Failed> = None;
-        let mut backlog = Backlog::default();
+        let room = self.room.clone();
+        let mut backlog = room.map_or_else(Backlog::default, Backlog::spooling);
         let mut turn = Turn::default();
         let mut replies = Vec::with_capacity(BATCH);
         loop {
@@ -211,7 +221,7 @@ impl PublishQueue {
                 return;
             }
             backlog.expire(LATE);
-            if backlog.is_empty() {
+            if !backlog.has_work() {
                 continue;
             }
             let route = self.topology.route();
@@ -225,6 +235,12 @@ impl PublishQueue {
                 // Whoever was late was told that it is not sent.
                 continue;
             };
+            if let Err(Unusable { reason, .. }) = self.settle(open, &mut backlog).await {
+                tracing::debug!(%reason, "what waits for redis cannot leave yet");
+                drop(pipeline.take());
+                self.pause(&mut backlog, &mut backoff).await;
+                continue;
+            }
             backlog.take_turn(&mut turn);
             let published = self.publish(open, &mut turn, &mut backlog, &mut replies);
             match published.await {
@@ -233,13 +249,18 @@ impl PublishQueue {
                     if answered.is_elsewhere {
                         self.topology.missed();
                     }
+                    if answered.is_away {
+                        let now = Instant::now();
+                        backlog.rest_until(now + backoff.ended(now, fastrand::f64()));
+                    }
                     // It leads elsewhere than the subscriptions, and nothing else may ever end it.
                     pipeline.take_if(|_| answered.is_astray);
                 }
                 Err(unusable) => {
-                    turn.fail(&unusable.into_error(true));
+                    let keeper = pipeline.take().and_then(|pipeline| pipeline.keeper());
+                    let run = keeper.map(|keeper| keeper.run);
+                    turn.fail(&unusable.into_error(true), &mut backlog, run);
                     replies.clear();
-                    drop(pipeline.take());
                     self.pause(&mut backlog, &mut backoff).await;
                 }
             }
@@ -257,11 +278,14 @@ impl PublishQueue {
         let holds = |failed: &&Failed| now < failed.until && failed.route == route;
         if let Some(failed) = failed.as_ref().filter(holds) {
             backlog.fail(&failed.error);
+            backlog.rest_until(failed.until);
             return None;
         }
         match self.open(backlog).await {
-            Ok(opened) => {
+            Ok(mut opened) => {
+                opened.spools = self.room.is_some();
                 backoff.works(Instant::now());
+                backlog.unsettle();
                 Some(opened)
             }
             Err(unusable) => {
@@ -269,14 +293,70 @@ impl PublishQueue {
                 self.take_over(backlog);
                 let (now, error) = (Instant::now(), unusable.into_error(false));
                 backlog.fail(&error);
+                let until = now + backoff.ended(now, fastrand::f64());
+                backlog.rest_until(until);
                 *failed = Some(Failed {
                     route,
-                    until: now + backoff.ended(now, fastrand::f64()),
+                    until,
                     error,
                 });
                 None
             }
         }
+    }
+
+    /// Before anything leaves that has waited, or has to be kept again: who is there, and what that process knows of what was
+    /// taken by the one before.
+    async fn settle(&mut self, open: &mut Pipeline, backlog: &mut Backlog) -> Result<(), Unusable> {
+        let Some(spool) = &backlog.spool else {
+            return Ok(());
+        };
+        let is_unsettled = spool.is_unsettled();
+        if open.keeper().is_some() && !is_unsettled
+            || open.is_asked() && !is_unsettled && spool.is_empty()
+        {
+            return Ok(());
+        }
+        let (until, route) = (Instant::now() + self.deadline, open.route);
+        let Self {
+            keeping,
+            listener,
+            topology,
+            queue,
+            ..
+        } = self;
+        let prepared = async {
+            tokio::select! {
+                biased;
+                prepared = keeping.prepare(open, listener.as_ref()) => prepared,
+                () = topology.left(route), if route > 0 => Err(LEFT.into()),
+            }
+        };
+        let prepared = Waiters::default().wait(prepared, until, backlog).await?;
+        let (Some(keeper), Some(spool)) = (open.keeper(), &backlog.spool) else {
+            return match prepared {
+                Some(reason) if passes(reason.as_bytes()) => Err(reason.into()),
+                // What should be kept is refused, each for that reason.
+                _ => {
+                    backlog.rest_until(Instant::now() + LONGEST_PAUSE);
+                    Ok(())
+                }
+            };
+        };
+        let asked = spool.unproven(keeper.run);
+        let ends = async {
+            tokio::select! {
+                biased;
+                ends = open.ends_of(&asked) => ends,
+                () = topology.left(route), if route > 0 => Err(LEFT.into()),
+            }
+        };
+        let ends = Waiters::default().wait(ends, until, backlog).await?;
+        if let Some(spool) = &mut backlog.spool {
+            let again = spool.settle(keeper.run, &ends, queue, Instant::now());
+            keeping.tell_rolled_back(listener.as_ref(), again);
+        }
+        Ok(())
     }
 
     /// One pipeline, and its replies.
@@ -309,7 +389,7 @@ impl PublishQueue {
             keeping.write(open, publications, refused.as_ref()).await?;
             open.exchange(replies).await?;
             if keeps {
-                keeping.took(open, replies);
+                keeping.took(open, replies, listener.as_ref());
             }
             Ok(())
         };
@@ -329,9 +409,20 @@ impl PublishQueue {
         // While no connection can be made, nothing else would let other tasks run.
         consume_budget().await;
         self.take_over(backlog);
-        while backlog.is_empty() {
+        while !backlog.has_work() {
             if self.queue.is_over() {
                 return ControlFlow::Break(());
+            }
+            if let Some(spool) = &backlog.spool {
+                let next = spool.next().into_iter().chain(backlog.rests_until()).min();
+                tokio::select! {
+                    () = self.queue.filled.notified() => {}
+                    () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {}
+                }
+                self.take_over(backlog);
+                backlog.expire(LATE);
+                backlog.retry(Instant::now());
+                continue;
             }
             match backlog.rests_until() {
                 None => self.queue.filled.notified().await,
@@ -355,7 +446,7 @@ impl PublishQueue {
             backlog.admit(queued.admitted(&self.queue, Waiter::new));
         }
         for departure in departures {
-            let what = backlog.take_out(departure.partition);
+            let what = backlog.take_out(departure.partition, &self.queue);
             self.queue.hand_over(&departure, what);
         }
         if self.arrived.capacity() > KEPT {
@@ -365,6 +456,7 @@ impl PublishQueue {
 
     /// The link was lost: whoever publishes waits until the next may be tried.
     async fn pause(&mut self, backlog: &mut Backlog, backoff: &mut Backoff) {
+        backlog.unsettle();
         let now = Instant::now();
         let until = now + backoff.ended(now, fastrand::f64());
         let late = "the connection to redis was lost";

@@ -22,6 +22,7 @@
 //! though not between topics, and each topic is read again from its cut. So a node that hears more than it can hold while it
 //! reads goes on by reading.
 
+mod former;
 #[cfg(test)]
 mod world;
 
@@ -30,6 +31,7 @@ use std::mem::take;
 
 use bytes::Bytes;
 
+pub(crate) use self::former::Former;
 use super::past::{Entry, TopicPast};
 use crate::model::history::Missed;
 use crate::model::history::mark::{Mark, Number};
@@ -59,6 +61,10 @@ pub(crate) struct Repair {
     /// The latest that was delivered before anything was proven.
     began: Number,
     missed: Vec<(Topic, Missed)>,
+    /// The runs before.
+    former: Former,
+    /// Another run goes on from here, where all is delivered.
+    goes_on: Option<Mark>,
     /// Topics that are heard since the clock was heard last, in the order in which that began: what came to them before is for
     /// nobody here, and cannot be told from what came since.
     young: HashMap<Topic, u64>,
@@ -138,6 +144,8 @@ impl Repair {
             newcomers: None,
             began: Number::default(),
             missed: Vec::new(),
+            former: Former::default(),
+            goes_on: None,
             young: HashMap::new(),
             youngest: 0,
             unread: Vec::new(),
@@ -155,6 +163,11 @@ impl Repair {
     /// How far the clock was heard.
     pub(crate) fn heard_until(&self) -> Option<Mark> {
         self.heard
+    }
+
+    /// What was heard of runs that are over.
+    pub(crate) fn former(&self) -> &Former {
+        &self.former
     }
 
     /// Something may be missed from now on. Sockets that come from now on have this number or later ones.
@@ -406,6 +419,12 @@ impl Repair {
     }
 
     fn flush(&mut self, cut: Option<Mark>) {
+        if let Some(heard) = self.heard
+            && cut.is_none_or(|cut| cut.run != heard.run)
+        {
+            self.former.add(heard, self.newcomers.unwrap_or(u64::MAX));
+            self.goes_on = cut;
+        }
         let (mut queue, mut cuts) = (Vec::new(), HashMap::new());
         if let Stage::Reading(reading) = &mut self.stage {
             queue = take(&mut reading.found);
@@ -470,6 +489,12 @@ impl Repair {
             self.unread.extend(young);
             (self.newcomers, self.began) = (None, Number::default());
         }
+    }
+
+    /// Another run goes on, and all is delivered up to here: told once.
+    pub(crate) fn take_goes_on(&mut self) -> Option<Mark> {
+        let is_live = self.is_live();
+        self.goes_on.take_if(|_| is_live)
     }
 
     /// Topics of which it is not known what was missed, since nothing was known of them before.

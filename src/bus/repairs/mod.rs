@@ -34,7 +34,7 @@ use super::repair::{Due, Fate};
 use super::{Archive, Bus, Links};
 use crate::counts::Counters;
 use crate::model::history::Histories;
-use crate::model::history::mark::{Clock, Number};
+use crate::model::history::mark::{Clock, Mark, Number};
 use crate::model::id::UserId;
 use crate::model::partition::{Partition, PartitionSet};
 use crate::model::topic::{Topic, TopicKind, TopicRef};
@@ -88,6 +88,11 @@ impl Repairs {
     /// What came on a topic's channel.
     pub(crate) fn came(&self, topic: &str, number: Number, envelope: &[u8]) -> Fate {
         self.state.lock().came(topic, number, envelope)
+    }
+
+    /// Of what was kept under one of these marks of a topic's clock before: which sockets have it not, if some have.
+    pub(crate) fn had(&self, topic: &str, marks: &[Mark]) -> Option<u64> {
+        self.state.lock().had(topic, marks)
     }
 
     /// A topic is heard from now on.
@@ -213,10 +218,11 @@ impl Repairs {
         }
     }
 
-    /// What is to be delivered next; what was next before is delivered.
-    fn next_due(&self, most: usize) -> Vec<Due> {
+    /// What is to be delivered next; what was next before is delivered. And the clocks that go on in another run, each delivered up
+    /// to here.
+    fn next_due(&self, most: usize) -> (Vec<Due>, Vec<(Clock, Mark)>) {
         let mut state = self.state.lock();
-        let (due, missed) = state.next_due(most);
+        let (due, missed, goes_on) = state.next_due(most);
         let live = state.released();
         drop(state);
         let was_missed = |due: &&Due| due.older_than.is_some();
@@ -225,7 +231,7 @@ impl Repairs {
         let missed = missed as u64;
         self.counters.history_missed.fetch_add(missed, Relaxed);
         live.into_iter().for_each(|link| self.links.probe(link));
-        due
+        (due, goes_on)
     }
 
     /// The task that read has panicked, and knows of nothing that it has asked.

@@ -94,12 +94,21 @@ impl State {
 
     /// What came on a topic's channel.
     pub(super) fn came(&mut self, topic: &str, number: Number, envelope: &[u8]) -> Fate {
-        let place = self.places.get(Partition::of(topic).index());
-        let place = place.and_then(Option::as_ref);
-        let heard = place.and_then(|(clock, _)| self.clocks.get_mut(clock));
+        let clock = self.clock_of(topic);
+        let heard = clock.and_then(|clock| self.clocks.get_mut(&clock));
         heard.map_or(Fate::Due, |heard| {
             heard.repair.came(topic, number, envelope)
         })
+    }
+
+    pub(super) fn had(&self, topic: &str, marks: &[Mark]) -> Option<u64> {
+        let heard = self.clocks.get(&self.clock_of(topic)?)?;
+        heard.repair.former().had(marks)
+    }
+
+    fn clock_of(&self, topic: &str) -> Option<Clock> {
+        let place = self.places.get(Partition::of(topic).index())?;
+        place.as_ref().map(|(clock, _)| *clock)
     }
 
     /// Partitions went from one link to another.
@@ -406,9 +415,9 @@ impl State {
         false
     }
 
-    /// And how many topics cannot be told.
-    pub(super) fn next_due(&mut self, most: usize) -> (Vec<Due>, usize) {
-        let (mut all, mut count) = (Vec::new(), 0);
+    /// And how many topics cannot be told, and which clocks go on in another run.
+    pub(super) fn next_due(&mut self, most: usize) -> (Vec<Due>, usize, Vec<(Clock, Mark)>) {
+        let (mut all, mut count, mut goes_on) = (Vec::new(), 0, Vec::new());
         let links: Vec<_> = self
             .links
             .iter()
@@ -420,6 +429,7 @@ impl State {
                     continue;
                 };
                 heard.repair.delivered();
+                goes_on.extend(heard.repair.take_goes_on().map(|mark| (clock, mark)));
                 let missed = heard.repair.take_missed();
                 count += missed.len();
                 if let Some(line) = self.links.get_mut(&link) {
@@ -434,7 +444,7 @@ impl State {
                 }
             }
         }
-        (all, count)
+        (all, count, goes_on)
     }
 
     /// Links whose up was withheld, and may be told.

@@ -15,6 +15,7 @@ use super::call::Call;
 use crate::bus::Archive;
 use crate::bus::past::Past;
 use crate::bus::repair::Due;
+use crate::model::history::mark::{Clock, Mark};
 use crate::model::topic::Topic;
 
 /// So many reads are on their way.
@@ -37,6 +38,9 @@ pub(crate) trait Repairing: Send + Sync + 'static {
 
     /// Lets go what has waited too long for what is missed, by the next [`flush`](Self::flush). When there is more.
     fn let_go(&self, now: Instant) -> Option<Instant>;
+
+    /// These clocks go on in another run; up to here all is delivered.
+    fn go_on(&self, clocks: &[(Clock, Mark)]);
 
     /// As [`Listener::flush`](crate::bus::Listener::flush).
     fn flush(&self) -> bool;
@@ -122,7 +126,10 @@ impl<N: Repairing> Task<N> {
 /// Delivers what is due, letting other tasks run in between.
 async fn deliver(node: &impl Repairing) {
     loop {
-        let due = node.repairs().next_due(TURN);
+        let (due, goes_on) = node.repairs().next_due(TURN);
+        if !goes_on.is_empty() {
+            node.go_on(&goes_on);
+        }
         due.iter().for_each(|due| node.missed(due));
         while node.flush() {
             yield_now().await;

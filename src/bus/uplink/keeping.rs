@@ -184,6 +184,7 @@ impl Own {
 
 /// What is kept, as those get it who missed it.
 pub(crate) fn read_entry(envelope: &[u8]) -> Option<(Scope<'_>, Content<'_>)> {
+    let (_, envelope) = wire::formerly(envelope).ok()?;
     let Envelope { scope, action, .. } = wire::decode(envelope).ok()?;
     Some((scope, content(action)?))
 }

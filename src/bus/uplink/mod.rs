@@ -52,7 +52,7 @@ pub(crate) struct Uplink {
     has_moved: AtomicBool,
     eras: Mutex<Eras>,
     histories: Histories,
-    pub(crate) keyring: Keyring,
+    pub(crate) keyring: Arc<Keyring>,
     /// Where something is kept.
     echoes: Mutex<Echoes<Own>>,
     unkept: Mutex<Unkept>,
@@ -67,7 +67,7 @@ impl Uplink {
         publish_timeout: Duration,
     ) -> Self {
         Self {
-            keyring: Keyring::new(bus.clone(), publish_timeout),
+            keyring: Arc::new(Keyring::new(bus.clone(), publish_timeout)),
             node,
             own: Topic::node(node),
             archive: bus.clone(),
@@ -363,6 +363,7 @@ mod tests {
             linger: Duration::ZERO,
             seats: None,
             histories: Histories::default(),
+            spool: None,
         };
         let bus = Backend::memory().open(US, settings);
         Uplink::new(

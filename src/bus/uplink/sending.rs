@@ -3,17 +3,19 @@
 use std::sync::atomic::Ordering::Relaxed;
 
 use bytes::Bytes;
+use futures::FutureExt;
 use futures::future::BoxFuture;
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use super::Uplink;
-use crate::bus::Published;
 use crate::bus::inbound::Own;
 use crate::bus::past::Keep;
 use crate::bus::scope::{Reach, Route, Scope, Selection};
 use crate::bus::wire::{Lasting, ONE_COPY};
+use crate::bus::{Later, Published};
 use crate::measures::Since;
+use crate::model::delivery::{Settled, Spooled};
 use crate::model::error::{PublishError, SendError};
 use crate::model::history::mark::{Clock, Mark};
 use crate::model::history::token::Key;
@@ -48,12 +50,14 @@ pub(crate) struct Sending<'a> {
 }
 
 /// What became of one.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Sent {
     /// Other nodes that took it, where that can be known.
     pub(crate) nodes: Option<usize>,
     pub(crate) mark: Option<(Clock, Mark)>,
     pub(crate) key: Option<Key>,
+    /// It waits for the bus to be back.
+    pub(crate) spooled: Option<Spooled>,
 }
 
 /// What became of one that the bus refused.
@@ -81,6 +85,29 @@ impl Sending<'_> {
         self.begun.is_some()
     }
 
+    /// It waits for the bus to be back, and comes back to this node's own sockets whenever that is.
+    fn spooled(uplink: &Uplink, is_known: bool, later: Later) -> Sent {
+        uplink.counters.spooled.fetch_add(1, Relaxed);
+        let keyring = uplink.keyring.clone();
+        let settled = async move {
+            let published = later.0.await?;
+            Ok(Settled {
+                nodes: is_known.then_some(published.nodes),
+                mark: published.mark,
+                key: match published.mark {
+                    Some(_) => keyring.signing().await,
+                    None => None,
+                },
+            })
+        };
+        Sent {
+            nodes: None,
+            mark: None,
+            key: None,
+            spooled: Some(Spooled::new(settled.boxed())),
+        }
+    }
+
     /// What became of it; and where it failed, what has come back all the same. `here`: how many of this node's own sockets are meant;
     /// and the number of the next, the first being 1.
     pub(crate) async fn end(
@@ -93,6 +120,9 @@ impl Sending<'_> {
             Some(publishing) => self.uplink.published(self.since, publishing.await),
         };
         match published {
+            Ok(Published {
+                later: Some(later), ..
+            }) => Ok(Self::spooled(self.uplink, self.is_known, later)),
             Ok(published) => {
                 if let Some(begun) = self.begun.filter(|_| newcomers() > 1) {
                     begun.take(here > 0);
@@ -104,6 +134,7 @@ impl Sending<'_> {
                         Some(_) => self.uplink.keyring.signing().await,
                         None => None,
                     },
+                    spooled: None,
                 })
             }
             Err(error) => {

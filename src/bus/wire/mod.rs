@@ -15,15 +15,19 @@
 //!              u16 code and the reason
 //! ```
 //! Integers are big-endian. A message that starts with `{` is a foreign publisher's JSON instead. Before an envelope may stand
-//! a stamp: a byte 0, u32 era.
+//! a stamp: a byte 0, u32 era; and before one that is kept again where it was kept before.
 
 mod foreign;
+mod former;
 mod stamp;
 
 use std::borrow::Cow;
 
 use bytes::Bytes;
 
+#[cfg(any(test, feature = "redis"))]
+pub(crate) use self::former::{FORMER, write_formerly};
+pub(crate) use self::former::{Formerly, MOST_FORMER, formerly};
 #[cfg(feature = "redis")]
 pub(crate) use self::stamp::STAMP;
 #[cfg(any(test, feature = "redis"))]

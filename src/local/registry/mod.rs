@@ -16,7 +16,7 @@ use smallvec::SmallVec;
 
 use self::group::Group;
 pub(crate) use self::rooms::Rooms;
-pub(crate) use self::wanted::Wanted;
+pub(crate) use self::wanted::{EVERY, Wanted};
 use crate::model::description::{Description, Descriptions};
 use crate::model::id::{SocketId, UserId};
 use crate::model::roster::SocketInfo;
@@ -183,8 +183,7 @@ impl<M: Member> Registry<M> {
             let members = self.on(*topic);
             selected.reserve(members.size_hint().0);
             members.for_each(|member| {
-                let is_newer = |number| member.id().number >= number;
-                if wanted.older_than.is_some_and(is_newer)
+                if !wanted.numbers.contains(&member.id().number)
                     || wanted.except.contains(|| member.id())
                     || wanted.except_users.contains(|| member.user().as_str())
                     || seen.as_mut().is_some_and(|seen| !seen.insert(member.id()))

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::collections::HashSet;
 use std::hash::Hash;
+use std::ops::Range;
 
 use crate::bus::scope::Scope;
 use crate::model::id::SocketId;
@@ -15,9 +16,12 @@ pub(crate) struct Wanted<'a> {
     pub(super) targets: Cow<'a, [TopicRef<'a>]>,
     pub(super) except: Lookup<'a, SocketId>,
     pub(super) except_users: Lookup<'a, &'a str>,
-    /// Only sockets with smaller numbers.
-    pub(super) older_than: Option<u64>,
+    /// Only sockets with these numbers.
+    pub(super) numbers: Range<u64>,
 }
+
+/// Whatever number a socket has.
+pub(crate) const EVERY: Range<u64> = 0..u64::MAX;
 
 impl<'a> Wanted<'a> {
     pub(crate) fn of(scope: &'a Scope<'_>) -> Self {
@@ -29,16 +33,13 @@ impl<'a> Wanted<'a> {
             },
             except: Lookup::of(&scope.except),
             except_users: Lookup::of(&scope.except_users),
-            older_than: None,
+            numbers: EVERY,
         }
     }
 
-    /// Of these only the sockets with smaller numbers.
-    pub(crate) fn older_than(self, number: Option<u64>) -> Self {
-        Self {
-            older_than: number,
-            ..self
-        }
+    /// Of these only the sockets with such numbers.
+    pub(crate) fn numbered(self, numbers: Range<u64>) -> Self {
+        Self { numbers, ..self }
     }
 }
 

@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::bus::wire::Formerly;
 use crate::model::history::Missed;
 use crate::model::history::mark::{Clock, Mark, Marks, Number};
 use crate::model::history::position::Position;
@@ -74,7 +75,7 @@ pub(crate) struct Resuming {
     had: Marks,
     /// What was read for it, in order.
     replayed: Vec<(Clock, Number)>,
-    held: Option<Vec<(Clock, Number, Frame)>>,
+    held: Option<Vec<Held>>,
     /// In which it was, and what it has of them.
     owed: Vec<Tag>,
     /// Until when it may join them again.
@@ -86,9 +87,20 @@ pub(crate) struct Resuming {
 pub(crate) struct Numbered<'a> {
     pub(crate) clock: Clock,
     pub(crate) number: Number,
+    /// Where it was kept before, if it was lost there.
+    pub(crate) formerly: &'a [Mark],
     pub(crate) frame: &'a Frame,
     /// With its number before it: written once for all.
     pub(crate) marked: &'a OnceCell<Frame>,
+}
+
+/// One that waits.
+#[derive(Debug)]
+struct Held {
+    clock: Clock,
+    number: Number,
+    formerly: Formerly,
+    frame: Frame,
 }
 
 /// What was found for a socket.
@@ -150,22 +162,27 @@ impl Resuming {
 
     /// One came that is kept.
     pub(crate) fn came(&mut self, numbered: &Numbered<'_>) -> Due {
-        let Numbered { clock, number, .. } = *numbered;
-        if self.has(clock, number) {
+        if self.has(numbered) {
             return Due::Known;
         }
         match &mut self.held {
             Some(held) => {
-                held.push((clock, number, numbered.frame.clone()));
+                held.push(Held {
+                    clock: numbered.clock,
+                    number: numbered.number,
+                    formerly: numbered.formerly.into(),
+                    frame: numbered.frame.clone(),
+                });
                 Due::Held
             }
             None => Due::Now(self.written(numbered)),
         }
     }
 
-    fn has(&mut self, clock: Clock, number: Number) -> bool {
+    fn has(&mut self, numbered: &Numbered<'_>) -> bool {
+        let Numbered { clock, number, .. } = *numbered;
         let had = self.had.of(clock);
-        if had.is_some_and(|had| number <= had.number) {
+        if had.is_some_and(|had| number <= had.number || had.covers(numbered.formerly)) {
             return true;
         }
         let is_replayed = self.replayed.binary_search(&(clock, number)).is_ok();
@@ -282,6 +299,7 @@ impl Resuming {
             let numbered = Numbered {
                 clock,
                 number,
+                formerly: &[],
                 frame: &frame,
                 marked: &OnceCell::new(),
             };
@@ -299,6 +317,21 @@ impl Resuming {
         }
     }
 
+    /// These clocks go on in another run, and it has everything up to here: its position, if that changes it. In the run that is over it
+    /// would be taken for behind all that came since.
+    pub(crate) fn goes_on(&mut self, clocks: &[(Clock, Mark)]) -> Option<Frame> {
+        let mut is_changed = false;
+        for (clock, until) in clocks {
+            let mark = self.parts.marks.of(*clock);
+            if let Some(mark) = mark.filter(|mark| mark.run != until.run) {
+                let number = mark.number.max(until.number);
+                self.parts.marks.set(*clock, Mark { number, ..*until });
+                is_changed = true;
+            }
+        }
+        is_changed.then(|| self.told()).flatten()
+    }
+
     fn told_missed(&self, why: Missed) -> Option<Frame> {
         let position = self.position().filter(|_| self.is_told)?;
         Some(Frame::text(&format!("{MARK}! {} {position}", why.word())))
@@ -308,16 +341,17 @@ impl Resuming {
     fn let_go(&mut self) -> Vec<Frame> {
         let held = self.held.take().unwrap_or_default();
         let mut frames = Vec::with_capacity(held.len());
-        for (clock, number, frame) in held {
-            if self.has(clock, number) {
-                continue;
-            }
-            frames.extend(self.written(&Numbered {
-                clock,
-                number,
-                frame: &frame,
+        for held in held {
+            let numbered = Numbered {
+                clock: held.clock,
+                number: held.number,
+                formerly: &held.formerly,
+                frame: &held.frame,
                 marked: &OnceCell::new(),
-            }));
+            };
+            if !self.has(&numbered) {
+                frames.extend(self.written(&numbered));
+            }
         }
         frames
     }
@@ -413,6 +447,7 @@ mod tests {
         let due = resuming.came(&Numbered {
             clock,
             number,
+            formerly: &[],
             frame: &frame,
             marked: &OnceCell::new(),
         });
@@ -521,6 +556,58 @@ mod tests {
         assert!(resuming.forget_rooms(now + OWED).is_some(), "it is told");
         assert!(!resuming.parts.has_more_rooms && resuming.owes("r:tea").is_none());
         assert_eq!(resuming.forget_rooms(now + OWED * 2), None);
+    }
+
+    /// What is told in a run that is over would be read as behind all that came since.
+    #[test]
+    fn a_position_goes_on_in_the_run_that_goes_on() {
+        let mut resuming = Resuming::new(ID, Telling::Told);
+        let now = Instant::now();
+        resuming.release(found(None, Ok(Vec::new()), 10), now);
+        came(&mut resuming, 12);
+        let until = Mark {
+            run: Run::of("abcdefabcdef").unwrap(),
+            number: Number(20),
+        };
+        assert!(resuming.goes_on(&[(Clock(1), until)]).is_none());
+        assert!(resuming.goes_on(&[(Clock(0), until)]).is_some(), "told");
+        assert!(resuming.goes_on(&[(Clock(0), until)]).is_none(), "once");
+        let parts = token::read(&resuming.position().unwrap(), &key()).unwrap();
+        assert_eq!(parts.marks.of(Clock(0)), Some(until));
+        came(&mut resuming, 21);
+        let parts = token::read(&resuming.position().unwrap(), &key()).unwrap();
+        assert_eq!(parts.marks.of(Clock(0)).unwrap().number, Number(21));
+    }
+
+    /// Whoever has it from the run that lost it.
+    #[test]
+    fn what_is_kept_again_comes_to_those_alone_who_have_it_not() {
+        let (mark, now) = (marks(100).of(Clock(0)).unwrap(), Instant::now());
+        for (since, is_known) in [(99, false), (100, true)] {
+            for is_held in [false, true] {
+                let mut resuming = Resuming::new(ID, Telling::Untold);
+                let release = || found(Some(since), Ok(Vec::new()), 200);
+                let mut heard = Vec::new();
+                let frame = Frame::text("again");
+                let numbered = Numbered {
+                    clock: Clock(0),
+                    number: Number(300),
+                    formerly: &[mark],
+                    frame: &frame,
+                    marked: &OnceCell::new(),
+                };
+                if !is_held {
+                    heard.extend(resuming.release(release(), now));
+                }
+                if let Due::Now(frames) = resuming.came(&numbered) {
+                    heard.extend(frames);
+                }
+                if is_held {
+                    heard.extend(resuming.release(release(), now));
+                }
+                assert_eq!(heard.is_empty(), is_known, "{since} {is_held}");
+            }
+        }
     }
 
     proptest! {

@@ -55,6 +55,9 @@ pub enum SendErrorKind {
     /// The bus failed. The sockets of this node were served ([`SendError::local`]); whether others may have been
     /// reached says [`SendError::maybe_sent`].
     Bus,
+    /// It waited in the [`spool`](crate::ClusterBuilder::spool), and was dropped. Nobody has it, unless
+    /// [`SendError::maybe_sent`].
+    Dropped,
 }
 
 #[derive(Debug, Clone)]
@@ -65,6 +68,7 @@ enum SendFailure {
     Json(Arc<serde_json::Error>),
     Down,
     Bus(PublishError),
+    Dropped(PublishError),
 }
 
 impl SendError {
@@ -94,6 +98,11 @@ impl SendError {
         Self { local, failure }
     }
 
+    /// What waited for the bus to be back, in vain.
+    pub(crate) fn dropped(error: PublishError) -> Self {
+        Self::refused(SendFailure::Dropped(error))
+    }
+
     fn refused(failure: SendFailure) -> Self {
         Self { local: 0, failure }
     }
@@ -107,6 +116,7 @@ impl SendError {
             SendFailure::Json(_) => SendErrorKind::Json,
             SendFailure::Down => SendErrorKind::Down,
             SendFailure::Bus(_) => SendErrorKind::Bus,
+            SendFailure::Dropped(_) => SendErrorKind::Dropped,
         }
     }
 
@@ -119,7 +129,10 @@ impl SendError {
     /// have been written. When `false` it certainly was not sent, and sending it again to the
     /// other nodes cannot make a duplicate.
     pub fn maybe_sent(&self) -> bool {
-        matches!(&self.failure, SendFailure::Bus(error) if error.maybe_sent)
+        match &self.failure {
+            SendFailure::Bus(error) | SendFailure::Dropped(error) => error.maybe_sent,
+            _ => false,
+        }
     }
 }
 
@@ -146,6 +159,7 @@ impl fmt::Display for SendError {
                     self.local
                 )
             }
+            SendFailure::Dropped(error) => write!(f, "dropped from the spool: {error}"),
         }
     }
 }
@@ -155,7 +169,7 @@ impl Error for SendError {
         match &self.failure {
             SendFailure::InvalidId(error) => Some(error),
             SendFailure::Json(error) => Some(&**error),
-            SendFailure::Bus(error) => Some(error),
+            SendFailure::Bus(error) | SendFailure::Dropped(error) => Some(error),
             SendFailure::InvalidClose(_) | SendFailure::TooLarge { .. } | SendFailure::Down => None,
         }
     }
@@ -167,7 +181,9 @@ impl IntoResponse for SendError {
             SendFailure::InvalidId(_) | SendFailure::InvalidClose(_) => StatusCode::BAD_REQUEST,
             SendFailure::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             SendFailure::Json(_) => StatusCode::INTERNAL_SERVER_ERROR,
-            SendFailure::Down | SendFailure::Bus(_) => StatusCode::SERVICE_UNAVAILABLE,
+            SendFailure::Down | SendFailure::Bus(_) | SendFailure::Dropped(_) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
         };
         let class = match &self.failure {
             SendFailure::Json(_) => "the value cannot be written as JSON".to_owned(),
@@ -178,6 +194,9 @@ impl IntoResponse for SendError {
             SendFailure::Bus(_) => {
                 "the bus is not usable: sockets of this node were served; other nodes may not have been reached"
                     .to_owned()
+            }
+            SendFailure::Dropped(_) => {
+                "the bus is not usable: the message waited for it and was dropped".to_owned()
             }
             SendFailure::InvalidId(_)
             | SendFailure::InvalidClose(_)

@@ -69,6 +69,14 @@ pub(crate) struct Mark {
     pub(crate) number: Number,
 }
 
+impl Mark {
+    /// Whether whoever has heard up to here has what was kept under one of these.
+    pub(crate) fn covers(&self, marks: &[Self]) -> bool {
+        let is_covered = |mark: &Self| mark.run == self.run && mark.number <= self.number;
+        marks.iter().any(is_covered)
+    }
+}
+
 /// Which clock: the same on all nodes. That of the only Redis is the first; where several Redises share the topics it is the
 /// place of one's name among all, sorted; in a Redis Cluster the partition's index.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

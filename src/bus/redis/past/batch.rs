@@ -9,11 +9,15 @@ use super::super::command::Appended;
 use super::super::pipeline::{Pipeline, Unusable};
 use super::super::publication::Publication;
 use super::refresh::Refreshes;
+use crate::bus::wire::write_formerly;
+use crate::model::history::mark::Number;
 
 /// Most messages of one command, …
 const MOST: usize = 256;
 /// … and most bytes.
 const MOST_BYTES: usize = 256 * 1024;
+/// Most that are looked for in one command.
+const MOST_AGAIN: usize = 64;
 
 #[derive(Debug, Default)]
 pub(in crate::bus::redis) struct Batch<'a> {
@@ -91,5 +95,86 @@ impl<'a> Batch<'a> {
 
     fn has_room(&self, messages: usize, bytes: usize) -> bool {
         self.messages.len() + messages <= MOST && self.bytes + bytes <= MOST_BYTES
+    }
+}
+
+/// Messages that may be there already.
+#[derive(Debug, Default)]
+pub(in crate::bus::redis) struct Again<'a> {
+    clock: Option<&'a Arc<str>>,
+    /// The earliest.
+    since: Option<Number>,
+    messages: Vec<(Appended<'a>, String)>,
+    bytes: usize,
+}
+
+impl<'a> Again<'a> {
+    /// As [`Batch::add`].
+    pub(in crate::bus::redis) fn add(
+        &mut self,
+        publication: &'a Publication,
+        from: &mut usize,
+    ) -> bool {
+        let Some(keeping) = &publication.keep else {
+            return true;
+        };
+        let (part, size) = (publication.part(), publication.envelope.len());
+        let is_first = self.messages.is_empty();
+        if !is_first && self.clock != Some(&keeping.clock)
+            || keeping.is_union && !is_first && !self.has_room(part.len(), size)
+        {
+            return false;
+        }
+        let doubt = publication.doubt();
+        let formerly = doubt.map_or_else(String::new, |doubt| write_formerly(&doubt.formerly));
+        let since = doubt.and_then(|doubt| doubt.since);
+        let since = since.map(|since| since.number);
+        self.clock = Some(&keeping.clock);
+        self.since = match self.since {
+            Some(earliest) => Some(earliest.min(since.unwrap_or_default())),
+            None => since,
+        };
+        let lists = publication.kept_part();
+        for (channel, list) in part.iter().zip(lists).skip(*from) {
+            let same_number = keeping.is_union && *from > 0;
+            if !keeping.is_union && !self.messages.is_empty() && !self.has_room(1, size) {
+                return false;
+            }
+            let message = Appended {
+                list: list
+                    .as_ref()
+                    .map(|list| (&*list.key, list.messages, list.lifetime)),
+                refresh: true,
+                same_number,
+                channel,
+                envelope: match same_number {
+                    true => &[],
+                    false => &publication.envelope,
+                },
+            };
+            self.bytes += message.envelope.len();
+            self.messages.push((message, formerly.clone()));
+            *from += 1;
+        }
+        true
+    }
+
+    /// As [`Batch::append`].
+    pub(in crate::bus::redis) async fn append(
+        &mut self,
+        open: &mut Pipeline,
+    ) -> Result<(), Unusable> {
+        let again = std::mem::take(self);
+        match again.clock {
+            Some(clock) => {
+                let since = again.since.unwrap_or_default();
+                open.append_again(clock, since, &again.messages).await
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn has_room(&self, messages: usize, bytes: usize) -> bool {
+        self.messages.len() + messages <= MOST_AGAIN && self.bytes + bytes <= MOST_BYTES
     }
 }

@@ -1,22 +1,31 @@
-//! What Redis keeps: a list for each topic, and a clock that numbers. Two scripts do it, each in one step.
+//! What Redis keeps: a list for each topic, and a clock that numbers. Scripts do it, each in one step.
 
 pub(super) mod acknowledged;
 pub(super) mod append;
 pub(super) mod batch;
 pub(super) mod keeper;
+pub(super) mod lately;
 pub(super) mod read;
 pub(super) mod refresh;
+pub(super) mod spool;
+#[cfg(test)]
+mod world;
 
 use std::sync::{Arc, LazyLock};
 
 use sha1::{Digest, Sha1};
 use smallvec::SmallVec;
 
+use self::spool::Doubt;
+use crate::bus::wire::{FORMER, MOST_FORMER};
 use crate::model::history::mark::Number;
 
 /// Keeps and publishes.
 pub(super) static APPEND: LazyLock<Script> =
     LazyLock::new(|| Script::new(include_str!("append.lua")));
+/// Keeps again what may be there already.
+pub(super) static AGAIN: LazyLock<Script> =
+    LazyLock::new(|| Script::new(include_str!("again.lua")));
 /// Tells what came since a position.
 pub(super) static READ: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("read.lua")));
 /// Tells what positions are signed with.
@@ -46,6 +55,9 @@ pub(super) struct Keeping {
     pub(super) lists: SmallVec<[Option<KeptList>; 1]>,
     /// Under one number.
     pub(super) is_union: bool,
+    /// It waits for Redis, if that is away.
+    pub(super) spools: bool,
+    pub(super) doubt: Option<Box<Doubt>>,
 }
 
 /// Where something is kept, and how much.
@@ -57,10 +69,10 @@ pub(super) struct KeptList {
     pub(super) lifetime: u64,
 }
 
-/// What was published, without the number that it has if it is kept.
+/// What was published, without the number that it has if it is kept. Where it was kept before still stands there.
 pub(super) fn unnumbered(payload: &[u8]) -> (Option<Number>, &[u8]) {
     let rest = match payload {
-        [2..=3, rest @ ..] => rest,
+        [2..=5, rest @ ..] => rest,
         _ => return (None, payload),
     };
     let numbered = rest.split_at_checked(Number::DIGITS);
@@ -71,12 +83,13 @@ pub(super) fn unnumbered(payload: &[u8]) -> (Option<Number>, &[u8]) {
     }
 }
 
-/// How much longer than its envelope what is kept is.
-pub(super) const PREFIX: usize = 1 + Number::DIGITS;
+/// How much longer than its envelope what is kept may be.
+pub(super) const PREFIX: usize = 1 + Number::DIGITS + MOST_FORMER * FORMER;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bus::wire;
 
     #[test]
     fn what_is_kept_begins_with_its_number() {
@@ -89,6 +102,10 @@ mod tests {
             numbered(b"\x030000000000000007"),
             (Some(Number(7)), &b""[..])
         );
+        let again = b"\x040000000000000008abcdefabcdef0000000000000007{}";
+        let (number, rest) = numbered(again);
+        assert_eq!(number, Some(Number(8)));
+        assert_eq!(wire::formerly(rest).unwrap().1, b"{}");
         for plain in [&b""[..], b"\x01hi", b"{}", b"\x02000000000000007", b"\x02x"] {
             assert_eq!(numbered(plain), (None, plain));
         }

@@ -2,7 +2,7 @@
 
 use futures::future::join_all;
 
-use crate::bus::Published;
+use crate::bus::{Later, Published};
 use crate::model::error::PublishError;
 
 /// Waits for all parts of what was published. One that failed fails all, and what the others did is not lost with it.
@@ -19,12 +19,7 @@ fn and(
     part: Result<Published, PublishError>,
 ) -> Result<Published, PublishError> {
     match (all, part) {
-        (Ok(all), Ok(part)) => Ok(Published {
-            nodes: all.nodes + part.nodes,
-            comes_back: all.comes_back || part.comes_back,
-            // Each part has a clock of its own.
-            mark: None,
-        }),
+        (Ok(all), Ok(part)) => Ok(together(all, part)),
         (Ok(_), Err(error)) | (Err(error), Ok(_)) => Err(PublishError {
             maybe_sent: true,
             ..error
@@ -33,6 +28,34 @@ fn and(
             maybe_sent: error.maybe_sent || other.maybe_sent,
             ..error
         }),
+    }
+}
+
+fn together(mut all: Published, mut part: Published) -> Published {
+    let (all_later, part_later) = (all.later.take(), part.later.take());
+    if all_later.is_none() && part_later.is_none() {
+        return Published {
+            nodes: all.nodes + part.nodes,
+            comes_back: all.comes_back || part.comes_back,
+            // Each part has a clock of its own.
+            mark: None,
+            later: None,
+        };
+    }
+    let later = async move {
+        let all = at_last(all, all_later).await;
+        and(all, at_last(part, part_later).await)
+    };
+    Published {
+        later: Some(Later::new(later)),
+        ..Published::default()
+    }
+}
+
+async fn at_last(published: Published, later: Option<Later>) -> Result<Published, PublishError> {
+    match later {
+        Some(Later(later)) => later.await,
+        None => Ok(published),
     }
 }
 
@@ -45,8 +68,7 @@ mod tests {
         let ok = || {
             Ok(Published {
                 nodes: 2,
-                comes_back: false,
-                mark: None,
+                ..Published::default()
             })
         };
         let failed = || Err(PublishError::not_sent("no"));

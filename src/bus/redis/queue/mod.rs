@@ -31,7 +31,7 @@ use tokio::time::Instant;
 
 use self::moves::{Departure, Held};
 pub(super) use self::waiter::Waiter;
-use super::publication::{Publication, Receivers};
+use super::publication::{Answer, Publication};
 use crate::model::error::PublishError;
 use crate::model::partition::Partition;
 
@@ -79,7 +79,7 @@ pub(super) struct Queued {
     publication: Publication,
     units: Units,
     deadline: Instant,
-    reply: oneshot::Sender<Receivers>,
+    reply: oneshot::Sender<Answer>,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -293,7 +293,7 @@ impl Queued {
     pub(super) fn new(
         publication: Publication,
         deadline: Instant,
-        reply: oneshot::Sender<Receivers>,
+        reply: oneshot::Sender<Answer>,
     ) -> Self {
         Self {
             units: Units::of(&publication),
@@ -307,7 +307,7 @@ impl Queued {
     pub(super) fn admitted<W>(
         self,
         queue: &Arc<Queue>,
-        waits: impl FnOnce(Instant, oneshot::Sender<Receivers>, Permit) -> W,
+        waits: impl FnOnce(Instant, oneshot::Sender<Answer>, Permit) -> W,
     ) -> (Publication, W) {
         let permit = Permit {
             units: self.units,
@@ -391,7 +391,7 @@ mod tests {
     struct Call {
         /// If there is no room.
         place: Option<Place>,
-        answer: oneshot::Receiver<Receivers>,
+        answer: oneshot::Receiver<Answer>,
         envelope: Bytes,
     }
 

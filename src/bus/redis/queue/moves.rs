@@ -156,7 +156,7 @@ mod tests {
     use tokio::time::Instant;
 
     use super::*;
-    use crate::bus::redis::publication::Receivers;
+    use crate::bus::redis::publication::Answer;
     use crate::bus::redis::queue::UNIT;
     use crate::bus::scope::Size;
 
@@ -171,7 +171,7 @@ mod tests {
         backlogs: Vec<Vec<(Publication, Waiter)>>,
         /// Where the partition is.
         place: usize,
-        answers: Vec<oneshot::Receiver<Receivers>>,
+        answers: Vec<oneshot::Receiver<Answer>>,
         /// With its era.
         published: Vec<(usize, String)>,
         /// Where the partition was in each era.

@@ -35,6 +35,7 @@ pub(super) fn settings(publish_timeout: Duration) -> BusSettings {
         linger: Duration::ZERO,
         seats: None,
         histories: Histories::default(),
+        spool: None,
     }
 }
 

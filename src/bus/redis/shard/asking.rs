@@ -183,6 +183,7 @@ mod tests {
             linger: Duration::ZERO,
             seats: None,
             histories: Histories::default(),
+            spool: None,
         };
         let common = Common::new(NodeId::random(), settings);
         let target = Redis::at(url).unwrap().target().unwrap();

@@ -16,6 +16,7 @@ use super::connection::Connector;
 use super::endpoint::OPENING;
 use super::link::LinkContext;
 use super::options::Target;
+use super::past::spool::Room;
 use super::publisher::{PublishQueue, Publisher};
 use super::quota::SharedLedgers;
 use super::sentinel::{Seeker, Sentinels, Watcher};
@@ -45,12 +46,16 @@ pub(super) struct Common {
     pub(super) settings: BusSettings,
     pub(super) tasks: TaskTracker,
     pub(super) ended: CancellationToken,
+    /// For what waits for Redis to be back, where it does.
+    pub(super) room: Option<Arc<Room>>,
 }
 
 impl Common {
     pub(super) fn new(node: NodeId, settings: BusSettings) -> Self {
+        let room = settings.spool.map(|limits| Arc::new(Room::new(limits)));
         Self {
             node,
+            room,
             settings,
             tasks: TaskTracker::new(),
             ended: CancellationToken::new(),
@@ -144,8 +149,9 @@ impl Shard {
         let dialect = topology.dialect();
         let advice = Advice::new(user, &settings.namespace, dialect);
         let advice = Arc::new(advice.keeping(!settings.histories.is_off()));
-        let (publisher, queue) =
+        let (publisher, mut queue) =
             Publisher::new(topology.clone(), advice.clone(), settings.publish_timeout);
+        queue.room = common.room.clone();
         Self {
             link,
             name: None,
@@ -180,6 +186,9 @@ impl Shard {
         };
         // It ends by itself, when it has handed over what it had.
         queue.listener = Some(listener.clone());
+        if let Some(room) = &self.common.room {
+            room.count_by(listener);
+        }
         queue.will_keep = !self.common.settings.histories.is_off();
         let (ended, told) = (self.common.ended.clone(), listener.clone());
         self.common

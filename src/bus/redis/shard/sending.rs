@@ -4,13 +4,14 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::Shard;
-use crate::bus::Published;
 use crate::bus::past::Keep;
 use crate::bus::redis::past::{Keeping, KeptList};
-use crate::bus::redis::publication::Taken;
+use crate::bus::redis::publication::{Taken, Told};
+use crate::bus::redis::publisher::shut_down;
 use crate::bus::scope::Size;
+use crate::bus::{Later, Published};
 use crate::model::error::PublishError;
-use crate::model::history::mark::Clock;
+use crate::model::history::mark::{Clock, Mark};
 use crate::model::topic::Topic;
 
 impl Shard {
@@ -39,13 +40,31 @@ impl Shard {
             if published.is_err() {
                 topology.probe_now();
             }
-            let Taken { receivers, mark } = published?;
+            let Told {
+                receivers,
+                mark,
+                later,
+            } = published?;
             // Those that heard it surely: who subscribed meanwhile perhaps did not.
-            topics.retain(|topic| subscriptions.is_confirmed(topic));
+            let mut told = move |receivers: usize, mark: Option<Mark>| {
+                topics.retain(|topic| subscriptions.is_confirmed(topic));
+                Published {
+                    nodes: receivers.saturating_sub(topics.len()),
+                    comes_back: !topics.is_empty(),
+                    mark: mark.map(|mark| (clock, mark)),
+                    later: None,
+                }
+            };
+            let Some(later) = later else {
+                return Ok(told(receivers, mark));
+            };
+            let later = async move {
+                let Taken { receivers, mark } = later.await.unwrap_or_else(|_| Err(shut_down()))?;
+                Ok(told(receivers, mark))
+            };
             Ok(Published {
-                nodes: receivers.saturating_sub(topics.len()),
-                comes_back: !topics.is_empty(),
-                mark: mark.map(|mark| (clock, mark)),
+                later: Some(Later::new(later)),
+                ..Published::default()
             })
         }
     }
@@ -67,6 +86,7 @@ impl Shard {
             })
         };
         let is_union = matches!(keep, Keep::Union(_));
+        let spools = self.common.room.is_some() && !matches!(keep, Keep::Silent(_));
         let (lists, kept) = match keep {
             Keep::Each => (topics.iter().map(list).collect(), None),
             Keep::Union(kept) | Keep::Silent(kept) => {
@@ -86,6 +106,8 @@ impl Shard {
             clock,
             lists,
             is_union,
+            spools,
+            doubt: None,
         };
         (first, Box::new(keeping))
     }
