@@ -8,6 +8,7 @@ use futures::{FutureExt, Stream, StreamExt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::support::client::{Event, text};
@@ -33,18 +34,21 @@ async fn until_degraded(node: &TestNode) {
 
 /// Waits until the node is degraded for this reason; returns all of it.
 pub(crate) async fn until_degraded_by(node: &TestNode, part: &str) -> String {
-    let mut changes = node.cluster.health_changes();
+    let (mut changes, mut last) = (node.cluster.health_changes(), None);
     let degraded = async {
         loop {
             match changes.next().await.expect("the node lives") {
                 Health::Degraded { reason, .. } if reason.contains(part) => {
                     return reason.to_string();
                 }
-                _ => {}
+                other => last = Some(other),
             }
         }
     };
-    soon(part, degraded).await
+    match timeout(PATIENCE, degraded).await {
+        Ok(reason) => reason,
+        Err(_) => panic!("not degraded by `{part}`: {last:?}"),
+    }
 }
 
 /// B2: one gap for each outage, told to all who ask, before it or during it, with its span.

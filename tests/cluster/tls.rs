@@ -202,11 +202,17 @@ async fn until_up(redis: Redis) {
     node.until_up().await;
 }
 
+/// What to do about certificates: show one, believe another, expect another name.
+const SHOW: &str = "Redis::client_certificate";
+const BELIEVE: &str = "Redis::root_certificates or SSL_CERT_FILE";
+const NAME: &str = "Redis::server_name";
+
 /// T21: the server is verified by the given authority alone, and sees whom it asks for.
 #[tokio::test(flavor = "multi_thread")]
 async fn certificates_are_shown_to_who_asks_and_believed_of_whom_was_named() {
     let files = Certificates::of("client");
     let (_server, port) = files.server_that_asks("yes", "good");
+    let (_expired, expired_port) = files.server("expired");
     let at = |host: &str| Redis::at(format!("rediss://:s3cret@{host}:{port}")).unwrap();
     let ours = || at("localhost").root_certificates(files.pem("ours.pem"));
     let shows = |redis: Redis, name: &str| {
@@ -218,19 +224,28 @@ async fn certificates_are_shown_to_who_asks_and_believed_of_whom_was_named() {
     until_up(shows(by_address.clone(), "good").server_name("localhost")).await;
     let foreign = at("localhost").root_certificates(files.pem("foreign.pem"));
     let refused = [
-        (ours(), "CertificateRequired"),
-        (shows(ours(), "expired"), "CertificateExpired"),
-        (shows(ours(), "stranger"), "UnknownCA"),
-        (shows(foreign, "good"), "UnknownIssuer"),
-        (shows(at("localhost"), "good"), "UnknownIssuer"),
-        (shows(by_address, "good"), "not valid for name"),
+        (ours(), "CertificateRequired", SHOW),
+        (shows(ours(), "expired"), "CertificateExpired", SHOW),
+        (shows(ours(), "stranger"), "UnknownCA", SHOW),
+        (shows(foreign, "good"), "UnknownIssuer", BELIEVE),
+        (shows(at("localhost"), "good"), "UnknownIssuer", BELIEVE),
+        (shows(by_address, "good"), "not valid for name", NAME),
         (
             shows(ours().server_name("other"), "good"),
             "not valid for name",
+            NAME,
+        ),
+        (
+            Redis::at(format!("rediss://:s3cret@localhost:{expired_port}"))
+                .unwrap()
+                .root_certificates(files.pem("ours.pem")),
+            "expired",
+            "renew the server's certificate",
         ),
     ];
-    let refused = refused.map(async |(redis, why)| {
+    let refused = refused.map(async |(redis, why, fix)| {
         let reason = until_degraded_by(&start(redis).await, why).await;
+        assert!(reason.contains(fix), "{reason}");
         assert!(!reason.contains("s3cret"), "{reason}");
     });
     join_all(refused).await;
@@ -321,6 +336,48 @@ async fn sentinels_are_verified_as_redis_is() {
     until_up(at(port).server_name("localhost").addresses(forwarded)).await;
     until_degraded_by(&start(at(port)).await, "not valid for name").await;
     let plain_sentinel = at(sentinel.port()).server_name("localhost");
-    let reason = until_degraded_by(&start(plain_sentinel).await, "in time").await;
+    let reason = until_degraded_by(&start(plain_sentinel).await, SPEAKS_PLAIN).await;
     assert!(reason.contains(&sentinel.port().to_string()), "{reason}");
+}
+
+const SPEAKS_TLS: &str = "does this port speak TLS? Then it is named as rediss://, rediss-sentinel:// or rediss-cluster://";
+const SPEAKS_PLAIN: &str = "does this port speak TLS? A plain one is named as redis://, redis-sentinel:// or redis-cluster://";
+
+/// T21: with or without TLS where it is the other way round, whatever is there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_that_speaks_the_other_way_is_named_with_the_fix() {
+    let files = Certificates::of("either");
+    let (single, single_tls) = files.server("good");
+    let sentinel_tls = free_port();
+    let tls = files.settings(sentinel_tls, "no", "good");
+    let tls = tls.map(|(key, value)| format!("{key} {value}\n")).concat();
+    let watched = watching(single.port(), 1);
+    let lines = format!("{watched}sentinel auth-pass {SERVICE} s3cret\n{tls}");
+    let sentinel = RedisServer::sentinel(&lines);
+    let (cluster, cluster_tls) = (RedisCluster::start(1, 0), free_port());
+    let settings = files.settings(cluster_tls, "no", "good");
+    let (port, rest) = settings.split_first().expect("the port is the first");
+    for (key, value) in rest.iter().chain([port]) {
+        let command = format!("CONFIG SET {key} {value}");
+        assert_eq!(cluster.ask(0, &command), "OK", "{command}");
+    }
+    let ports = [
+        ("", "", single.port(), single_tls),
+        ("-sentinel", "/mymaster", sentinel.port(), sentinel_tls),
+        ("-cluster", "", cluster.nodes[0].port(), cluster_tls),
+    ];
+    let wrong = ports.into_iter().flat_map(|(kind, name, plain, tls)| {
+        [
+            (format!("redis{kind}://localhost:{tls}{name}"), SPEAKS_TLS),
+            (
+                format!("rediss{kind}://localhost:{plain}{name}"),
+                SPEAKS_PLAIN,
+            ),
+        ]
+    });
+    let named = wrong.map(async |(url, fix)| {
+        let node = start(Redis::at(&url).unwrap()).await;
+        until_degraded_by(&node, fix).await;
+    });
+    join_all(named).await;
 }

@@ -23,6 +23,7 @@ use tokio::time::timeout;
 use super::address::{Host, Login};
 use super::command;
 use super::dial::dial;
+use super::explained::{Ending, Explained};
 use super::tls::Tls;
 
 /// The longest that opening a connection may take, from the name to the login and the role: five round trips of
@@ -74,6 +75,7 @@ pub(super) struct Dialed {
     pub(super) stream: Pin<Box<dyn Stream>>,
     /// User name and password, as the redis crate takes them.
     pub(super) login: RedisConnectionInfo,
+    pub(super) ending: Ending,
 }
 
 impl Dialed {
@@ -98,9 +100,13 @@ impl Endpoint {
     /// Opens a connection. The name is resolved, and the password asked for, at every call.
     pub(super) async fn connect(&self) -> io::Result<Dialed> {
         let opening = async {
-            let stream = self.reach().await?;
+            let (stream, ending) = self.reach().await?;
             let login = self.access.log_in().await?;
-            Ok(Dialed { stream, login })
+            Ok(Dialed {
+                stream,
+                login,
+                ending,
+            })
         };
         match timeout(OPENING, opening).await {
             Ok(opened) => opened,
@@ -111,17 +117,20 @@ impl Endpoint {
         }
     }
 
-    async fn reach(&self) -> io::Result<Pin<Box<dyn Stream>>> {
+    async fn reach(&self) -> io::Result<(Pin<Box<dyn Stream>>, Ending)> {
         match &self.addr {
             #[cfg(unix)]
-            Addr::Unix(path) => Ok(Box::pin(UnixStream::connect(path).await?)),
+            Addr::Unix(path) => Ok((
+                Box::pin(UnixStream::connect(path).await?),
+                Ending::default(),
+            )),
             Addr::Tcp(host) => {
                 let (name, port) = self.access.reachable(host)?;
                 let stream = dial(&name, port).await?;
                 guard_against_silence(&stream)?;
                 match &self.access.tls {
-                    Some(tls) => Ok(Box::pin(tls.secure(&host.name, stream).await?)),
-                    None => Ok(Box::pin(stream)),
+                    Some(tls) => Ok(told(tls.secure(&host.name, stream).await?)),
+                    None => Ok(told(Explained::plain(stream))),
                 }
             }
         }
@@ -170,6 +179,11 @@ pub(super) fn nobody() -> RedisConnectionInfo {
         .set_db(0)
         .set_skip_set_lib_name()
         .set_protocol(ProtocolVersion::RESP2)
+}
+
+fn told(stream: Explained<impl Stream + Unpin + 'static>) -> (Pin<Box<dyn Stream>>, Ending) {
+    let ending = stream.ending();
+    (Box::pin(stream), ending)
 }
 
 fn guard_against_silence(stream: &TcpStream) -> io::Result<()> {

@@ -10,6 +10,7 @@ mod command;
 mod connection;
 mod dial;
 mod endpoint;
+mod explained;
 mod fields;
 mod link;
 mod options;
@@ -43,7 +44,7 @@ use std::sync::{Arc, Weak};
 use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use redis::{ErrorKind, RedisError};
+use redis::{ErrorKind, RedisError, RedisResult, Value};
 use smallvec::SmallVec;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -52,6 +53,7 @@ use self::advice::Advice;
 #[cfg(any(fuzzing, axum_cluster_internals))]
 pub(crate) use self::cluster::read_view;
 use self::cluster::{Cartographer, Follower};
+use self::explained::Ending;
 use self::options::ClusterTarget;
 pub use self::options::Redis;
 pub(crate) use self::options::Target;
@@ -308,6 +310,19 @@ async fn supervise<T>(
         }
     };
     tasks::supervise(name, &ended, panicked, &mut state, run).await;
+}
+
+/// The answers to a question, or why there are none.
+async fn until_answered(
+    asking: impl Future<Output = RedisResult<Vec<RedisResult<Value>>>>,
+    driver: impl Future<Output = ()>,
+    ending: &Ending,
+) -> Result<Vec<RedisResult<Value>>, String> {
+    let answers = tokio::select! {
+        answers = asking => answers.map_err(|error| words(&error)),
+        () = driver => Err("it closed the connection".into()),
+    };
+    answers.map_err(|words| ending.told().map_or(words, str::to_owned))
 }
 
 /// A failure in Redis' own words, and what to do about it where that is known.

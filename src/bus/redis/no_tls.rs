@@ -4,6 +4,8 @@ use std::io;
 
 use tokio::net::TcpStream;
 
+use super::explained::Explained;
+
 /// There is none.
 #[derive(Clone)]
 pub(super) enum Tls {}
@@ -27,7 +29,11 @@ impl Tls {
         match *self {}
     }
 
-    pub(super) async fn secure(&self, _host: &str, _stream: TcpStream) -> io::Result<TcpStream> {
+    pub(super) async fn secure(
+        &self,
+        _host: &str,
+        _stream: TcpStream,
+    ) -> io::Result<Explained<TcpStream>> {
         match *self {}
     }
 }

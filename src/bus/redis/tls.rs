@@ -2,10 +2,12 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::net::TcpStream;
 use tokio::sync::OnceCell;
 use tokio::task::spawn_blocking;
+use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 #[cfg(feature = "tls-aws-lc")]
@@ -15,7 +17,25 @@ use tokio_rustls::rustls::crypto::ring as provider;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio_rustls::rustls::sign::{CertifiedKey, SingleCertAndKey};
-use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+use tokio_rustls::rustls::{
+    AlertDescription, CertificateError, ClientConfig, Error, RootCertStore,
+};
+
+use super::explained::{Explained, explain, is_end};
+
+/// The longest that a handshake may take: two round trips of 2 s, so that whoever asks hears of it within its own 5 s. A
+/// port that speaks plainly often waits for the end of the line.
+const HANDSHAKE: Duration = Duration::from_secs(4);
+
+const MAYBE_PLAIN: &str = "does this port speak TLS? A plain one is named as redis://, redis-sentinel:// or redis-cluster://, \
+     sentinels alone by sentinelTls=false";
+const UNBELIEVED: &str =
+    "its authority is not believed: name it by Redis::root_certificates or SSL_CERT_FILE";
+const MISNAMED: &str =
+    "the certificate is for another name: write that in the URL, or give it to Redis::server_name";
+const OUTDATED: &str = "renew the server's certificate, or set the clocks right";
+const UNUSABLE: &str = "have the server's certificate issued anew";
+const UNACCEPTED: &str = "it may want a certificate, or another one, by Redis::client_certificate";
 
 /// Says how a connection is made safe, once the first is opened.
 #[derive(Clone, Default)]
@@ -66,7 +86,7 @@ impl Tls {
         &self,
         host: &str,
         stream: TcpStream,
-    ) -> io::Result<TlsStream<TcpStream>> {
+    ) -> io::Result<Explained<TlsStream<TcpStream>>> {
         let name = match &self.name {
             Some(name) => name.clone(),
             None => ServerName::try_from(host.to_owned()).map_err(io::Error::other)?,
@@ -77,7 +97,53 @@ impl Tls {
             let made = spawn_blocking(move || connector(roots, identity)).await;
             made.map_err(io::Error::other)?.map_err(io::Error::other)
         });
-        connector.await?.connect(name, stream).await
+        let connector = connector.await?;
+        match timeout(HANDSHAKE, connector.connect(name, stream)).await {
+            Ok(Ok(stream)) => Ok(Explained::by(stream, fix)),
+            Ok(Err(error)) if is_end(&error) => Err(explain(error, Some(MAYBE_PLAIN))),
+            Ok(Err(error)) => {
+                let fix = fix(&error, false);
+                Err(explain(error, fix))
+            }
+            Err(_) => {
+                let late = "it does not answer the TLS handshake in time";
+                let late = io::Error::new(io::ErrorKind::TimedOut, late);
+                Err(explain(late, Some(MAYBE_PLAIN)))
+            }
+        }
+    }
+}
+
+/// What to do about a failure. That what we show is not accepted is told behind the handshake, by an alert, which is lost
+/// where what we say meets the end before.
+fn fix(error: &io::Error, is_unheard: bool) -> Option<&'static str> {
+    let said = error.get_ref().and_then(|said| said.downcast_ref());
+    match said {
+        Some(Error::InvalidMessage(_)) => Some(MAYBE_PLAIN),
+        Some(Error::InvalidCertificate(why)) => Some(match why {
+            CertificateError::UnknownIssuer | CertificateError::BadSignature => UNBELIEVED,
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+                MISNAMED
+            }
+            CertificateError::Expired
+            | CertificateError::ExpiredContext { .. }
+            | CertificateError::NotValidYet
+            | CertificateError::NotValidYetContext { .. } => OUTDATED,
+            _ => UNUSABLE,
+        }),
+        Some(Error::AlertReceived(alert)) => match alert {
+            AlertDescription::BadCertificate
+            | AlertDescription::UnsupportedCertificate
+            | AlertDescription::CertificateRevoked
+            | AlertDescription::CertificateExpired
+            | AlertDescription::CertificateUnknown
+            | AlertDescription::CertificateRequired
+            | AlertDescription::HandshakeFailure
+            | AlertDescription::AccessDenied
+            | AlertDescription::UnknownCA => Some(UNACCEPTED),
+            _ => None,
+        },
+        _ => (is_unheard && is_end(error)).then_some(UNACCEPTED),
     }
 }
 

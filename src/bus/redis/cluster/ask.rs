@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Cmd, RedisResult, Value};
+use redis::{AsyncConnectionConfig, Cmd};
 use tokio::time::timeout;
 
 use super::answer::{Answer, advise, read};
@@ -14,8 +14,9 @@ use super::view::Asked;
 use crate::bus::redis::address::Host;
 use crate::bus::redis::command;
 use crate::bus::redis::endpoint::{Dialed, nobody};
+use crate::bus::redis::explained::Ending;
 use crate::bus::redis::options::ClusterTarget;
-use crate::bus::redis::words;
+use crate::bus::redis::{until_answered, words};
 
 /// For the login and the answer: four round trips of 1.2 s, since a slow link is no dead one. Connecting has a deadline
 /// of its own.
@@ -26,6 +27,7 @@ pub(super) struct Witness {
     host: Host,
     connection: MultiplexedConnection,
     driver: BoxFuture<'static, ()>,
+    ending: Ending,
 }
 
 /// What became of a question. Whoever does not answer is not asked again by this connection.
@@ -35,7 +37,11 @@ impl Witness {
     /// Connects, and asks.
     pub(super) async fn find(target: &ClusterTarget, host: &Host) -> Told {
         let opened = target.endpoint(host).connect().await;
-        let Dialed { stream, login } = opened.map_err(|error| Arc::from(error.to_string()))?;
+        let Dialed {
+            stream,
+            login,
+            ending,
+        } = opened.map_err(|error| Arc::from(error.to_string()))?;
         let config = AsyncConnectionConfig::new().set_response_timeout(Some(ASKING));
         let connecting = async {
             let connected = MultiplexedConnection::new_with_config(&nobody(), stream, config).await;
@@ -44,6 +50,7 @@ impl Witness {
                 host: host.clone(),
                 connection,
                 driver: Box::pin(driver),
+                ending,
             };
             witness.answer(target, command::log_in(&login)).await
         };
@@ -70,12 +77,11 @@ impl Witness {
         for command in auth.into_iter().chain(command::cluster()) {
             question.add_command(command);
         }
-        let answers: RedisResult<Vec<RedisResult<Value>>> = tokio::select! {
-            answers = question.query_async(&mut self.connection) => answers,
-            () = &mut self.driver => return Err(closed(target)),
-        };
-        let answers = answers.map_err(|error| words(&error))?.into_iter();
-        let mut answers = answers.map(|answer| answer.map_err(|error| words(&error)));
+        let asking = question.query_async(&mut self.connection);
+        let answers = until_answered(asking, &mut self.driver, &self.ending).await?;
+        let mut answers = answers
+            .into_iter()
+            .map(|answer| answer.map_err(|error| words(&error)));
         if logs_in && let Some(Err(refused)) = answers.next() {
             return Err(refused);
         }
@@ -86,15 +92,6 @@ impl Witness {
         let answer = read(answers.collect(), asked)?;
         Ok((self, answer))
     }
-}
-
-/// A certificate that is refused is told by an alert, which is lost where the question meets the end before.
-fn closed(target: &ClusterTarget) -> String {
-    let why = match target.is_secured() {
-        true => ": it may want a certificate, or another one, by Redis::client_certificate",
-        false => "",
-    };
-    format!("it closed the connection{why}")
 }
 
 async fn in_time(

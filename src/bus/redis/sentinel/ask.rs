@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
+use redis::AsyncConnectionConfig;
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, RedisResult, Value};
 use tokio::time::{sleep, timeout};
 
 use super::answer::{Answer, advise, read};
 use crate::bus::redis::command;
 use crate::bus::redis::endpoint::{Dialed, Endpoint, nobody};
-use crate::bus::redis::words;
+use crate::bus::redis::{until_answered, words};
 
 /// From the connect to the answer: four round trips of 1.2 s, since a slow link is no dead one.
 const ASKING: Duration = Duration::from_secs(5);
@@ -46,7 +46,11 @@ pub(super) async fn ask(sentinel: &Endpoint, service: &str) -> Result<Answer, Ar
 
 async fn exchange(sentinel: &Endpoint, service: &str) -> Result<Answer, String> {
     let opened = sentinel.connect().await;
-    let Dialed { stream, login } = opened.map_err(|error| error.to_string())?;
+    let Dialed {
+        stream,
+        login,
+        ending,
+    } = opened.map_err(|error| error.to_string())?;
     let config = AsyncConnectionConfig::new().set_response_timeout(Some(ASKING));
     let connected = MultiplexedConnection::new_with_config(&nobody(), stream, config).await;
     let (mut connection, driver) = connected.map_err(|error| words(&error))?;
@@ -56,11 +60,8 @@ async fn exchange(sentinel: &Endpoint, service: &str) -> Result<Answer, String> 
     for command in auth.into_iter().chain(command::sentinel(service)) {
         question.add_command(command);
     }
-    let answers: RedisResult<Vec<RedisResult<Value>>> = tokio::select! {
-        answers = question.query_async(&mut connection) => answers,
-        () = driver => return Err("it closed the connection".into()),
-    };
-    let answers = answers.map_err(|error| words(&error))?.into_iter();
+    let asking = question.query_async(&mut connection);
+    let answers = until_answered(asking, driver, &ending).await?.into_iter();
     let mut answers = answers.map(|answer| answer.map_err(|error| words(&error)));
     if logs_in && let Some(Err(refused)) = answers.next() {
         return Err(refused);
