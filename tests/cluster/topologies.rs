@@ -501,18 +501,30 @@ async fn a_node_with_another_list_of_redises_is_named() {
     .await;
 }
 
-/// T23: that of the others is in `sentinel.rs`.
+/// T23: each kind of URL at each kind of server but its own.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_no_cluster_is_answered_with_the_right_url() {
-    let redis = Sentinels::start(0, 1);
-    for (port, fix) in [
-        (redis.servers[0].port(), "redis://host:port"),
-        (redis.sentinels[0].port(), "redis-sentinel://"),
+async fn each_kind_of_server_is_answered_with_its_own_url() {
+    let (redis, cluster) = (Sentinels::start(0, 1), RedisCluster::start(1, 0));
+    let single = redis.servers[0].port();
+    let (sentinel, cluster) = (redis.sentinels[0].port(), cluster.nodes[0].port());
+    for (kind, name, port, fix) in [
+        ("", "", sentinel, "name it as redis-sentinel://"),
+        ("", "", cluster, "name it as redis-cluster://"),
+        ("-sentinel", "/mymaster", single, "name it as redis://"),
+        (
+            "-sentinel",
+            "/mymaster",
+            cluster,
+            "name it as redis-cluster://",
+        ),
+        ("-cluster", "", single, "name it as redis://"),
+        ("-cluster", "", sentinel, "name it as redis-sentinel://"),
     ] {
-        let url = format!("redis-cluster://127.0.0.1:{port}");
-        let node = TestNode::start(Lab::memory().builder().redis(url).start()).await;
+        let url = format!("redis{kind}://127.0.0.1:{port}{name}");
+        let node = TestNode::start(Lab::memory().builder().redis(&url).start()).await;
         let reason = until_degraded_by(&node, fix).await;
-        assert!(reason.contains(&port.to_string()), "{reason}");
+        let names_it = kind.is_empty() || reason.contains(&port.to_string());
+        assert!(names_it, "{url}: {reason}");
     }
 }
 
@@ -531,6 +543,10 @@ async fn a_cluster_without_sharded_channels_is_refused_with_advice() {
     let node = TestNode::start(Lab::memory().builder().redis(url).start()).await;
     let reason = until_degraded_by(&node, "Redis 6.2.14").await;
     assert!(reason.contains("upgrade it"), "{reason}");
+    let url = format!("redis://127.0.0.1:{port}");
+    let node = TestNode::start(Lab::memory().builder().redis(url).start()).await;
+    let reason = until_degraded_by(&node, "redis-cluster://").await;
+    assert!(reason.contains("7.0 or later"), "{reason}");
     serving.abort();
 }
 
@@ -539,7 +555,7 @@ async fn serve_as_6_2(mut link: TcpStream, port: u16) -> std::io::Result<()> {
     let mut lines = BufReader::new(reader).lines();
     while let Some(line) = lines.next_line().await? {
         let answer = match &*line {
-            "HELLO" => "*4\r\n+version\r\n+6.2.14\r\n+mode\r\n+cluster\r\n".to_owned(),
+            "HELLO" => "*6\r\n$6\r\nserver\r\n$5\r\nredis\r\n$7\r\nversion\r\n$6\r\n6.2.14\r\n$4\r\nmode\r\n$7\r\ncluster\r\n".to_owned(),
             "SLOTS" => format!("*1\r\n*3\r\n:0\r\n:16383\r\n*2\r\n$9\r\n127.0.0.1\r\n:{port}\r\n"),
             "INFO" => "$16\r\ncluster_state:ok\r\n".to_owned(),
             "SSUBSCRIBE" | "SPUBLISH" => format!("-ERR unknown command `{line}`\r\n"),

@@ -79,25 +79,23 @@ const FIXES: [(&str, &str); 15] = [
     ),
     (
         "NOAUTH",
-        "put the password into the URL: redis://:password@host",
+        "put the password into the URL before the hosts, as in redis://:password@host, redis-sentinel://:password@host/mymaster \
+         and redis-cluster://:password@host, or give it by Redis::password_from",
     ),
-    ("WRONGPASS", "check user name and password in the URL"),
+    (
+        "WRONGPASS",
+        "check user name and password in the URL, or what Redis::password_from gives",
+    ),
     (
         "ERR AUTH <password> called without any password",
-        "this Redis has no password: take it out of the URL",
+        "this Redis has no password: take it out of the URL, or take out Redis::password_from",
     ),
     (
         "DENIED",
         "give this Redis a password, or bind it to a private address",
     ),
-    (
-        "READONLY",
-        "this Redis is a replica: point the URL to the primary",
-    ),
-    (
-        "MASTERDOWN",
-        "this Redis is a replica: point the URL to the primary",
-    ),
+    ("READONLY", REPLICATES),
+    ("MASTERDOWN", REPLICATES),
     ("LOADING", "it starts; the node tries again"),
     (
         "BUSY",
@@ -121,18 +119,22 @@ const FIXES: [(&str, &str); 15] = [
     ),
     (
         "MOVED",
-        "this is a node of a Redis Cluster: name it as redis-cluster://host:6379",
+        "this is a node of a Redis Cluster: name it as redis-cluster://host:6379, which takes version 7.0 or later",
     ),
 ];
 
 /// Said of a Redis that takes every PUBLISH but hands it to its own subscribers only.
 pub(crate) const REPLICA: &str = "this Redis is a replica, where messages reach only a part of the cluster \
-     (point the URL to the primary; the node asks again by itself)";
+     (with redis:// point the URL to the primary; sentinels and a Redis Cluster will name it; the node asks again by itself)";
+
+const REPLICATES: &str = "this Redis is a replica: with redis:// point the URL to the primary; \
+     sentinels and a Redis Cluster will name it";
 
 const SENTINEL: &str = "this is a sentinel, which passes no messages on: \
      name it as redis-sentinel://host:26379/mymaster, with the name under which it knows the primary";
 const CLUSTER: &str = "this is a node of a Redis Cluster, where messages of redis:// reach only a part of the nodes: \
-     name it as redis-cluster://host:6379";
+     name it as redis-cluster://host:6379, which takes version 7.0 or later (below: upgrade it, or use a single Redis or \
+     one with sentinels)";
 const STANDALONE: &str =
     "this is a single Redis and no node of a Redis Cluster: name it as redis://host:6379";
 
@@ -231,8 +233,12 @@ mod tests {
     #[test]
     fn every_refusal_keeps_its_words_and_names_the_fix() {
         for (words, fix) in [
-            ("NOAUTH Authentication required.", "redis://:password@host"),
-            ("WRONGPASS invalid username-password pair", "URL"),
+            (
+                "NOAUTH Authentication required.",
+                "redis-cluster://:password@host",
+            ),
+            ("NOAUTH Authentication required.", "password_from"),
+            ("WRONGPASS invalid username-password pair", "password_from"),
             (
                 "ERR AUTH <password> called without any password configured for the default user.",
                 "take it out of the URL",
@@ -240,7 +246,7 @@ mod tests {
             ("DENIED Redis is running in protected mode", "password"),
             (
                 "READONLY You can't write against a read only replica.",
-                "primary",
+                "Redis Cluster will name it",
             ),
             ("MASTERDOWN Link with MASTER is down", "primary"),
             (
@@ -255,7 +261,7 @@ mod tests {
             ("MISCONF Redis is configured to save RDB snapshots", "log"),
             ("ERR max number of clients reached", "maxclients"),
             ("CLUSTERDOWN The cluster is down", "majority"),
-            ("MOVED 3999 127.0.0.1:6381", "redis-cluster://"),
+            ("MOVED 3999 127.0.0.1:6381", "7.0"),
         ] {
             let said = advice(None).on(words);
             let added = said.strip_prefix(words).expect("Redis' own words");
@@ -305,6 +311,7 @@ mod tests {
                 "redis-sentinel://",
             ),
             (Dialect::Plain, master, Some("cluster"), "redis-cluster://"),
+            (Dialect::Plain, master, Some("cluster"), "7.0 or later"),
             (Dialect::Sharded, master, Some("standalone"), "redis://"),
             (Dialect::Plain, replica, Some("standalone"), "the primary"),
             (Dialect::Sharded, replica, Some("cluster"), "the primary"),

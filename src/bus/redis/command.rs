@@ -190,16 +190,19 @@ pub(super) fn log_in(login: &RedisConnectionInfo) -> Option<Cmd> {
     Some(command)
 }
 
-/// Asks a sentinel what it knows of a primary, where it is, who else is asked for it, and who it is itself.
-pub(super) fn sentinel(service: &str) -> [Cmd; 4] {
-    ["MASTER", "GET-MASTER-ADDR-BY-NAME", "SENTINELS", "MYID"].map(|question| {
+/// Asks a sentinel whether it is one, what it knows of a primary, where it is, who else is asked for it, and its own id.
+pub(super) fn sentinel(service: &str) -> [Cmd; 5] {
+    let about = |question| {
         let mut command = redis::cmd("SENTINEL");
         command.arg(question);
         if question != "MYID" {
             command.arg(service);
         }
         command
-    })
+    };
+    let [master, address, others, id] =
+        ["MASTER", "GET-MASTER-ADDR-BY-NAME", "SENTINELS", "MYID"].map(about);
+    [hello(), master, address, others, id]
 }
 
 /// Asks a server who it is, how its cluster is divided, and how that fares.

@@ -81,7 +81,8 @@ fn known(scheme: &str) -> Result<Scheme, String> {
         (Some(tls), Some("cluster")) => Ok(Scheme::Cluster { tls }),
         _ if scheme == "unix" => Ok(Scheme::Single("unix")),
         _ => Err(format!(
-            "the scheme `{scheme}` is not supported: use redis://, rediss:// (TLS), redis+unix:// or redis-sentinel://"
+            "the scheme `{scheme}` is not supported: use redis://, rediss:// (TLS), redis+unix://, redis-sentinel:// or \
+             redis-cluster://, or the same with valkey"
         )),
     }
 }
@@ -101,8 +102,8 @@ fn check(rest: &str) -> Result<(), String> {
         .map_or(authority, |(_, hosts)| hosts);
     if hosts.contains(',') {
         return Err(
-            "a list of hosts: if they are sentinels, say redis-sentinel://a,b/mymaster, else name the primary alone \
-             (in a password `@` is written %40 and `,` %2C)"
+            "a list of hosts: if they are sentinels, say redis-sentinel://a,b/mymaster, if nodes of a Redis Cluster \
+             redis-cluster://a,b, else name the primary alone (in a password `@` is written %40 and `,` %2C)"
                 .into(),
         );
     }
@@ -182,6 +183,9 @@ mod tests {
                 "put redis:// in front",
             ),
             ("http://:s3cret@localhost", "scheme `http`", "redis://"),
+            ("http://localhost", "scheme `http`", "redis-cluster://"),
+            ("http://localhost", "scheme `http`", "valkey"),
+            ("redis://a,b", "list of hosts", "redis-cluster://a,b"),
             ("HTTPS://localhost", "scheme `https`", "rediss://"),
             (
                 "redis-sentinal://localhost",

@@ -101,15 +101,15 @@ const FIXES: [(&str, &str); 6] = [
     ),
     (
         "NOAUTH",
-        "put the password into the URL: redis-cluster://:password@host",
+        "put the password into the URL, redis-cluster://:password@host, or give it by Redis::password_from",
     ),
     (
         "WRONGPASS",
-        "check user name and password in the URL: every node has to know them",
+        "check user name and password in the URL, or what Redis::password_from gives: every node has to know them",
     ),
     (
         "ERR AUTH <password> called without any password",
-        "this Redis has no password: take it out of the URL",
+        "this Redis has no password: take it out of the URL, or take out Redis::password_from",
     ),
     ("LOADING", "it starts; the node tries again"),
 ];

@@ -38,6 +38,11 @@ pub(super) fn read(answers: Vec<Result<Value, String>>) -> Result<Answer, String
             .next()
             .unwrap_or_else(|| Err("it answers too little".into()))
     };
+    // Who does not tell what it is tells the rest all the same.
+    let hello = next();
+    if let Some(unfit) = hello.as_ref().ok().and_then(unfit) {
+        return Err(unfit.into());
+    }
     let (master, address, others, id) = (next()?, next()?, next(), next());
     let garbled = || "it answers what is no sentinel's answer".to_owned();
     let master = Fields::of(&master).ok_or_else(garbled)?;
@@ -64,6 +69,15 @@ pub(super) fn read(answers: Vec<Result<Value, String>>) -> Result<Answer, String
         standing,
         others: others.map(|others| sentinels(&others)).unwrap_or_default(),
     })
+}
+
+/// Why a server that greets so is of no use.
+fn unfit(hello: &Value) -> Option<&'static str> {
+    match Fields::of(hello)?.get("mode")? {
+        "standalone" => Some(ALONE),
+        "cluster" => Some(CLUSTER),
+        _ => None,
+    }
 }
 
 fn sentinels(value: &Value) -> Vec<(String, Host)> {
@@ -97,6 +111,11 @@ fn host(name: &str, port: &str) -> Option<Host> {
     (!name.is_empty()).then(|| Host::new(name, port))
 }
 
+const ALONE: &str =
+    "this is no sentinel but a Redis alone: name it as redis://host:port, rediss:// with TLS";
+const CLUSTER: &str = "this is no sentinel but a node of a Redis Cluster: \
+     name it as redis-cluster://host:port, rediss-cluster:// with TLS";
+
 /// A sentinel's own words, and the fix where one is known.
 pub(super) fn advise(words: &str, service: &str, user: Option<&str>) -> Arc<str> {
     let words = without_arguments(words);
@@ -106,7 +125,8 @@ pub(super) fn advise(words: &str, service: &str, user: Option<&str>) -> Arc<str>
             format!("it knows no `{service}`: SENTINEL MASTERS lists the names that it knows")
         }
         _ if words.starts_with("ERR unknown command") => {
-            "this is no sentinel: a Redis alone is named as redis://host:port".into()
+            "this is no sentinel: a Redis alone is named as redis://host:port, a Redis Cluster as redis-cluster://host:port"
+                .into()
         }
         _ if words.starts_with("NOAUTH") => {
             "sentinels have passwords of their own: add sentinelPassword to the URL's query".into()
@@ -146,6 +166,7 @@ mod tests {
         let other = list(&["name", "x", "ip", "10.0.0.9", "port", "26379", "runid", "b"]);
         let garbled = list(&["name", "x", "ip", "10.0.0.9"]);
         vec![
+            Ok(list(&["mode", "sentinel"])),
             Ok(master),
             Ok(list(&["10.0.0.1", port])),
             Ok(Value::Array(vec![other, garbled])),
@@ -182,18 +203,24 @@ mod tests {
     fn what_is_not_granted_and_not_needed_is_done_without() {
         let refused = || Err("NOPERM".to_owned());
         let mut least = answers(master("1", "master"), "1");
-        (least[2], least[3]) = (refused(), refused());
+        (least[0], least[3], least[4]) = (refused(), refused(), refused());
         let read_so = read(least.clone()).unwrap();
         assert_eq!((read_so.id, read_so.others), (None, vec![]));
-        for needed in 0..2 {
+        for needed in 1..3 {
             let mut answers = least.clone();
             answers[needed] = refused();
             assert_eq!(read(answers), Err("NOPERM".into()));
         }
         let mut unknown = least.clone();
-        unknown[1] = Ok(Value::Nil);
+        unknown[2] = Ok(Value::Nil);
         assert!(read(unknown).is_err());
         assert!(read(Vec::new()).is_err());
+        for (mode, url) in [("standalone", "redis://"), ("cluster", "redis-cluster://")] {
+            let mut another = answers(master("1", "master"), "1");
+            another[0] = Ok(list(&["mode", mode]));
+            let why = read(another).unwrap_err();
+            assert!(why.contains(url), "{why}");
+        }
     }
 
     #[test]
