@@ -33,6 +33,13 @@ on_every_bus! {
     presence_is_known_everywhere
 }
 
+on_every_topology! {
+    a_union_of_topics_anywhere_is_one_copy
+    one_sender_s_messages_to_one_audience_come_in_order
+    rooms_are_joined_and_left
+    presence_is_known_everywhere
+}
+
 /// The same, where everything is kept.
 mod kept {
     macro_rules! on_every_bus {
@@ -144,6 +151,52 @@ async fn many_rooms_in_one_audience_are_one_copy(lab: Lab) {
     a.broadcaster.to_all().send("fence").await.unwrap();
     for client in &mut clients {
         assert_eq!(client.before("fence").await, [text("once")]);
+    }
+}
+
+/// Its topics are at several primaries, where there are any: each has a fence of its own, behind the copies that went there.
+async fn a_union_of_topics_anywhere_is_one_copy(lab: Lab) {
+    const ROOMS: usize = 12;
+    let [a, b] = lab.nodes().await;
+    let mut clients = [a.client("alice").await, b.client("alice").await];
+    for client in &mut clients {
+        for room in 0..ROOMS {
+            assert_eq!(client.ask(&format!("join {room}")).await, "joined");
+        }
+    }
+    let alice = a.broadcaster.to_user("alice");
+    let union = (0..ROOMS).fold(alice, |union, room| union.to_room(room.to_string()));
+    let delivery = union.send("once").await.unwrap();
+    assert_eq!(delivery.local(), 1);
+    a.broadcaster.to_user("alice").send("fence").await.unwrap();
+    for room in 0..ROOMS {
+        let room = a.broadcaster.to_room(room.to_string());
+        room.send("fence").await.unwrap();
+    }
+    for client in &mut clients {
+        let mut copies = 0;
+        for _ in 0..ROOMS + 2 {
+            match client.event().await {
+                event if event == text("once") => copies += 1,
+                event => assert_eq!(event, text("fence")),
+            }
+        }
+        assert_eq!(copies, 1);
+    }
+}
+
+async fn one_sender_s_messages_to_one_audience_come_in_order(lab: Lab) {
+    let [a, b] = lab.nodes().await;
+    let mut client = b.client("alice").await;
+    for n in 0..200 {
+        a.broadcaster
+            .to_user("alice")
+            .send(format!("{n}"))
+            .await
+            .unwrap();
+    }
+    for n in 0..200 {
+        assert_eq!(client.event().await, text(&format!("{n}")));
     }
 }
 

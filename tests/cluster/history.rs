@@ -67,11 +67,7 @@ mod several {
     }
 
     fn lab(backend: Backend) -> Lab {
-        Lab {
-            backend,
-            redis: None,
-            keeps: false,
-        }
+        Lab::on(backend, "cluster")
     }
 
     on_several! {
@@ -389,7 +385,7 @@ async fn where_nothing_is_kept_redis_is_told_what_it_always_was() {
     let lab = Lab {
         backend: axum_cluster::Backend::redis(server.url()).unwrap(),
         redis: Some(server),
-        keeps: false,
+        ..Lab::memory()
     };
     let redis = lab.redis.as_ref().unwrap();
     let [a, b] = lab.nodes().await;
@@ -454,11 +450,8 @@ async fn what_a_failover_without_the_last_moments_loses_is_counted_by_its_sender
     let follows = |port: u16| new.cli(&["REPLICAOF", "127.0.0.1", &port.to_string()]);
     assert_eq!(follows(old.port()), "OK");
     let proxy = Proxy::to(old.port()).await;
-    let lab = Lab {
-        backend: axum_cluster::Backend::redis(proxy.url()).unwrap(),
-        redis: None,
-        keeps: true,
-    };
+    let backend = axum_cluster::Backend::redis(proxy.url()).unwrap();
+    let lab = Lab::on(backend, "cluster").keeping();
     let node = lab.node().await;
     let mut client = node.client("alice").await;
     let alice = || node.broadcaster.to_user("alice");

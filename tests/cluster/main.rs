@@ -24,6 +24,47 @@ macro_rules! on_every_bus {
     };
 }
 
+/// Defines a test for each way in which there is more than one Redis. Their servers take seconds to start, so that
+/// all of these share them, one after the other, each in a namespace of its own.
+macro_rules! on_every_topology {
+    ($($name:ident)*) => {
+        mod topologies {
+            use crate::support::Lab;
+            use crate::support::redis::RedisServer;
+            use crate::support::redis::redis_cluster::RedisCluster;
+            use crate::support::redis::sentinels::Sentinels;
+            use axum_cluster::Backend;
+
+            #[tokio::test(flavor = "multi_thread")]
+            async fn sentinels() {
+                let servers = Sentinels::start(1, 3);
+                all(&Backend::redis(servers.url()).unwrap()).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread")]
+            async fn cluster() {
+                let servers = RedisCluster::start(3, 0);
+                all(&Backend::redis(servers.url()).unwrap()).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread")]
+            async fn shards() {
+                let servers = [(); 3].map(|()| RedisServer::start());
+                let urls = servers.each_ref().map(RedisServer::url);
+                all(&Backend::shards(urls).unwrap()).await;
+            }
+
+            async fn all(backend: &Backend) {
+                $(
+                    println!("{}", stringify!($name));
+                    let lab = Lab::on(backend.clone(), stringify!($name));
+                    Box::pin(super::$name(lab)).await;
+                )*
+            }
+        }
+    };
+}
+
 mod acl;
 mod bus;
 mod clients;

@@ -21,6 +21,13 @@ on_every_bus! {
     readers_come_and_go_and_leave_nothing
 }
 
+on_every_topology! {
+    everybody_is_told_once_wherever_it_happens
+    a_reconnect_within_the_grace_period_is_no_change
+    some_users_or_a_room_can_be_followed
+    a_node_that_leaves_takes_its_users_along
+}
+
 fn online(user: &str) -> PresenceChange {
     PresenceChange::Online(user.into())
 }
@@ -36,7 +43,7 @@ fn quick(builder: ClusterBuilder) -> ClusterBuilder {
 
 async fn start(builder: ClusterBuilder) -> TestNode {
     let node = TestNode::start(builder.start()).await;
-    node.cluster.ready().await.expect("the bus comes up");
+    node.until_up().await;
     node
 }
 

@@ -22,6 +22,15 @@ on_every_bus! {
     many_users_are_looked_up_at_once
 }
 
+on_every_topology! {
+    a_roster_lists_every_device
+    any_audience_can_be_listed_and_counted
+    a_room_is_joined_and_left_on_every_node
+    a_close_says_how_many_nodes_carried_it_out
+    every_node_is_known_until_it_leaves
+    many_users_are_looked_up_at_once
+}
+
 fn ids(roster: &Roster) -> HashSet<SocketId> {
     roster.sockets().iter().map(|socket| socket.id).collect()
 }
@@ -220,7 +229,7 @@ async fn a_close_says_how_many_nodes_carried_it_out(lab: Lab) {
 async fn every_node_is_known_until_it_leaves(lab: Lab) {
     let [a, b] = lab.nodes().await;
     let c = TestNode::start(lab.builder().name("third").start()).await;
-    c.cluster.ready().await.unwrap();
+    c.until_up().await;
     let _clients = [c.client("alice").await, c.client("alice").await];
     for node in [&a, &b, &c] {
         until("three nodes", async || {

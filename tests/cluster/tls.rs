@@ -137,8 +137,7 @@ async fn tls_is_verified_or_refused() {
             server.port()
         ))
         .unwrap(),
-        redis: None,
-        keeps: false,
+        ..Lab::memory()
     };
     let [node] = lab.nodes().await;
     let mut client = node.client("alice").await;

@@ -58,15 +58,22 @@ pub fn keeping(builder: ClusterBuilder) -> ClusterBuilder {
 pub struct Lab {
     pub backend: Backend,
     pub redis: Option<RedisServer>,
+    pub namespace: &'static str,
     /// Its nodes keep everything.
     pub keeps: bool,
 }
 
 impl Lab {
     pub fn memory() -> Self {
+        Self::on(Backend::memory(), "cluster")
+    }
+
+    /// Of a backend whose servers are the test's, and which it has to itself in this namespace.
+    pub fn on(backend: Backend, namespace: &'static str) -> Self {
         Self {
-            backend: Backend::memory(),
+            backend,
             redis: None,
+            namespace,
             keeps: false,
         }
     }
@@ -75,9 +82,8 @@ impl Lab {
         let server = RedisServer::start();
         let backend = Backend::redis(server.url()).expect("a good url");
         Self {
-            backend,
             redis: Some(server),
-            keeps: false,
+            ..Self::on(backend, "cluster")
         }
     }
 
@@ -96,6 +102,7 @@ impl Lab {
     pub fn builder(&self) -> ClusterBuilder {
         let builder = Cluster::builder()
             .backend(self.backend.clone())
+            .namespace(self.namespace)
             .linger(Duration::from_millis(50))
             .probe_interval(Duration::from_millis(500));
         match self.keeps {
@@ -106,7 +113,7 @@ impl Lab {
 
     pub async fn node(&self) -> TestNode {
         let node = TestNode::start(self.builder().start()).await;
-        node.cluster.ready().await.expect("the bus comes up");
+        node.until_up().await;
         node
     }
 
