@@ -383,3 +383,86 @@ impl Drop for Registration {
         self.local.live.remove(self.socket.id().number);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::model::gap::Extent;
+    use crate::model::partition::{Partition, PartitionSet};
+    use crate::model::topic::{Kinds, TopicKind};
+
+    fn of(topic: &Topic) -> Partition {
+        Partition::of(topic.as_str())
+    }
+
+    fn gap(partitions: PartitionSet) -> Extent {
+        Extent {
+            partitions,
+            kinds: Kinds::ALL,
+            ..Extent::default()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_gap_concerns_whoever_is_reached_by_a_topic_of_it_and_nobody_else() {
+        let cluster = crate::Cluster::builder().start();
+        let broadcaster = cluster.broadcaster();
+        let local = &broadcaster.node().local;
+        let alice = local.reserve("alice".into()).await.unwrap().0;
+        let (handler, _driver, mut registration) = alice.register(None, None, None);
+        let socket = handler.sender();
+        let (room, left) = (Topic::room("tea").unwrap(), Topic::room("milk").unwrap());
+        for joined in [&room, &left] {
+            local.join(&socket, joined).await.unwrap();
+        }
+        assert!(local.leave(&socket, &left));
+        let (user, own) = (socket.topic().clone(), Topic::node(local.node));
+        let reached = [&user, &room, &local.all, &own];
+        let rest = Partition::all().filter(|partition| !reached.map(of).contains(partition));
+        let rest = gap(rest.collect());
+        let concerns = |extent: &Extent| {
+            let now = Instant::now();
+            let span = (now - Duration::from_secs(1), now);
+            let gap = Gap::between(span, extent.clone(), now, SystemTime::now());
+            local.is_concerned(&socket, &gap)
+        };
+        let check = |when: &str| {
+            for topic in reached {
+                let there = gap([of(topic)].into_iter().collect());
+                assert!(concerns(&there), "{when}: {topic:?}");
+            }
+            assert!(!concerns(&rest), "{when}");
+            for (topic, is_concerned) in [(&room, true), (&left, false)] {
+                let alone = Extent {
+                    topics: vec![topic.clone()],
+                    ..Extent::default()
+                };
+                assert_eq!(concerns(&alone), is_concerned, "{when}: {topic:?} alone");
+            }
+            let of_others = Extent {
+                kinds: [TopicKind::Node].into_iter().collect(),
+                ..gap(PartitionSet::all())
+            };
+            assert!(!concerns(&of_others), "{when}: what nodes say to nodes");
+            let number = socket.id().number;
+            for (first, is_concerned) in [(number, true), (number + 1, false)] {
+                let late = Extent {
+                    newcomers: Some(first),
+                    ..Extent::default()
+                };
+                assert_eq!(
+                    concerns(&late),
+                    is_concerned,
+                    "{when}: news from {first} on"
+                );
+            }
+        };
+        check("open");
+        registration.unregister(&reason::RESTART);
+        check("ended");
+    }
+}
