@@ -13,6 +13,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
 use crate::support::client::{Event, text};
 use crate::support::concern::Concern;
@@ -498,10 +499,12 @@ async fn what_a_primary_has_lost_is_found_however_late_that_is_told() {
     println!("{refused} refusals, {questions} questions");
     // Each answer may have it tried once more, by each of the nodes.
     assert!(refused <= 4 * questions, "{refused} in {questions}");
+    let mut figures = Figures::of("T9 told late");
     fleet.redis.flip(slot, to);
     fleet.until_up().await;
     let topics = users.iter().map(|user| format!("u:{user}"));
     fleet.until_heard_exactly(moving, &topics.collect()).await;
+    figures.healed();
 }
 
 /// How often this server said that a slot is elsewhere.
@@ -546,9 +549,11 @@ async fn an_unsubscribe_that_meets_the_move_leaves_the_subscriptions_exact() {
         })
         .await;
         let before = source.refused("sunsubscribe");
+        let mut figures = Figures::of("T11");
         fleet.redis.flip(slot, to);
         assert_eq!(source.refused("sunsubscribe"), before, "it is on its way");
         ways[from].heal();
+        figures.repaired();
         until("control: it meets the move", async || {
             source.refused("sunsubscribe") > before
         })
@@ -557,7 +562,68 @@ async fn an_unsubscribe_that_meets_the_move_leaves_the_subscriptions_exact() {
         node.until_up().await;
         let topics = stays.iter().map(|room| format!("r:{room}"));
         fleet.until_heard_exactly(moving, &topics.collect()).await;
+        figures.healed();
         (stays, leaves) = (leaves, stays);
+    }
+}
+
+/// T11: behind the UNSUBSCRIBE is a SUBSCRIBE of somebody else, and then before it, too, one that meets the move.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_too_many_is_not_taken_for_another_s() {
+    /// Longer than a link is believed that owes an answer.
+    const SILENT: Duration = Duration::from_secs(7);
+    let with = |builder: ClusterBuilder| builder.probe_interval(RARELY);
+    let fleet = Fleet::start(0, with).await;
+    let (node, ways) = held_at_will(&fleet.redis, with).await;
+    let moving = apart_from(&node);
+    let slot = slot_of(moving);
+    let rooms = (0..).map(|n| format!("room-{n}"));
+    let mut rooms = rooms.filter(|room| part(&format!("r:{room}")) == moving);
+    let (room, late_room) = (rooms.next().unwrap(), rooms.next().unwrap());
+    for is_late in [false, true] {
+        let (from, to) = (fleet.owner(moving), fleet.another(moving));
+        let (source, way) = (&fleet.redis.nodes[from], &ways[from]);
+        let leaver = bystander(&fleet, to, &[moving]);
+        loop {
+            let mut client = node.client(&leaver).await;
+            assert_eq!(client.ask(&format!("join {room}")).await, "joined");
+            way.hold();
+            if is_late {
+                client.send(&format!("join {late_room}")).await;
+                until("it is asked for", async || way.holds(&late_room)).await;
+            }
+            drop(client);
+            until("it is on its way", async || way.holds("SUNSUBSCRIBE")).await;
+            let words = 2 + u8::from(is_late);
+            if way.holds(&format!("*{words}\r\n$12\r\nSUNSUBSCRIBE")) {
+                break;
+            }
+            // Each by itself: once more.
+            way.heal();
+        }
+        let other = bystander(&fleet, from, &[moving]);
+        let mut gaps = gaps_of(&node, &other);
+        let (addr, user) = (node.addr, other.clone());
+        let coming = tokio::spawn(async move { Client::connect(addr, &user).await });
+        until("another is behind it", async || way.holds(&other)).await;
+        let before = source.refused("sunsubscribe");
+        fleet.redis.begin_move(slot, to);
+        fleet.redis.flip(slot, to);
+        assert_eq!(source.refused("sunsubscribe"), before, "it is on its way");
+        way.heal();
+        until("control: it meets the move", async || {
+            source.refused("sunsubscribe") > before
+        })
+        .await;
+        let mut client = soon("the other is there", coming).await.unwrap();
+        fleet.until_up().await;
+        node.until_up().await;
+        let told = timeout(if is_late { SILENT } else { RARELY }, gaps.next()).await;
+        assert!(told.is_err(), "it is none of the other's: {told:?}");
+        let sent = fleet.nodes[0].broadcaster.to_user(&*other).send("hello");
+        assert_eq!(sent.await.unwrap().nodes(), Some(1));
+        assert_eq!(client.event().await, text("hello"));
+        fleet.until_heard_exactly(moving, &BTreeSet::new()).await;
     }
 }
 

@@ -196,11 +196,22 @@ async fn pump(
             }
             count = from.read(&mut buffer) => count.unwrap_or(0),
         };
-        if *mode.borrow() == Mode::Held {
-            let mut held = held.lock().expect("nothing panics here");
-            held.extend_from_slice(&buffer[..count]);
+        let (mut said, mut count) = (Vec::new(), count);
+        loop {
+            said.extend_from_slice(&buffer[..count]);
+            if count == 0 || *mode.borrow() != Mode::Held {
+                break;
+            }
+            let part = &buffer[..count];
+            held.lock()
+                .expect("nothing panics here")
+                .extend_from_slice(part);
+            count = tokio::select! {
+                _ = mode.wait_for(|mode| *mode != Mode::Held) => break,
+                count = from.read(&mut buffer) => count.unwrap_or(0),
+            };
         }
-        let _ = mode.wait_for(|mode| *mode != Mode::Held).await;
+        let count = said.len();
         if delay > Duration::ZERO {
             tokio::time::sleep(delay).await;
         }
@@ -208,13 +219,10 @@ async fn pump(
         if width > 0 {
             tokio::time::sleep(Duration::from_secs(count as u64) / width as u32).await;
         }
-        if buffer[..count]
-            .windows(11)
-            .any(|bytes| bytes == b"SUBSCRIBE\r\n")
-        {
+        if said.windows(11).any(|bytes| bytes == b"SUBSCRIBE\r\n") {
             subscribed.store(true, SeqCst);
         }
-        if count == 0 || to.write_all(&buffer[..count]).await.is_err() {
+        if count == 0 || to.write_all(&said).await.is_err() {
             return;
         }
     }
