@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use axum_cluster::{Cluster, ConnectErrorKind, Redis};
 
 use crate::gaps::until_degraded_by;
+use crate::support::figures::Figures;
 use crate::support::{Lab, RedisServer, TestNode, until};
 
 async fn start(redis: Redis) -> TestNode {
@@ -33,6 +34,7 @@ async fn a_password_that_rotates_is_asked_for_at_every_login() {
     let before = asked.load(SeqCst);
     assert!(before >= 3, "control: every connection asks, {before}");
 
+    let mut figures = Figures::of("T21");
     let rotate = ["-a", "first", "CONFIG", "SET", "requirepass", "second"];
     assert_eq!(server.cli(&rotate), "OK");
     for kind in ["pubsub", "normal"] {
@@ -42,9 +44,12 @@ async fn a_password_that_rotates_is_asked_for_at_every_login() {
         assert_ne!(server.cli(&kill), "0", "control: they were connected");
     }
     let reason = until_degraded_by(&node, "WRONGPASS").await;
+    figures.noticed();
     assert!(!reason.contains("first"), "{reason}");
     *password.lock().unwrap() = "second";
+    figures.repaired();
     node.until_up().await;
+    figures.healed();
     assert!(node.broadcaster.is_online("alice").await.is_ok());
     assert!(asked.load(SeqCst) > before, "control");
 }
@@ -63,9 +68,11 @@ async fn a_name_whose_address_changes_is_resolved_at_the_next_connect() {
     .await;
     assert_eq!((old.connections(), new.connections()), (2, 0), "control");
     leads_to.store(new.port(), SeqCst);
+    let mut figures = Figures::of("T8");
     old.kill();
     until("it has moved", async || new.connections() == 2).await;
     node.until_up().await;
+    figures.healed();
 }
 
 #[tokio::test]

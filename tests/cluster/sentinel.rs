@@ -44,6 +44,16 @@ impl Fleet {
     /// Sends numbers from one node to the other while a failover is caused, and judges what became of them. Afterwards
     /// both are at the new primary.
     async fn under_load(&mut self, row: &'static str, cause: impl FnOnce(&mut Sentinels)) {
+        self.told_by(0, row, cause).await;
+    }
+
+    /// The same, as this sentinel tells it.
+    async fn told_by(
+        &mut self,
+        sentinel: usize,
+        row: &'static str,
+        cause: impl FnOnce(&mut Sentinels),
+    ) {
         let Self { redis, nodes } = self;
         let [a, b] = nodes;
         let mut alice = a.client("alice").await;
@@ -53,7 +63,7 @@ impl Fleet {
         }
         let (gaps, traffic) = (a.cluster.gaps(), Traffic::start(&b.broadcaster, "alice"));
         traffic.passes(20).await;
-        let switched = switched(&redis.sentinels[0]).await;
+        let switched = switched(&redis.sentinels[sentinel]).await;
         let (mut figures, begun) = (Figures::of(row), Instant::now());
         cause(redis);
         let switched = soon("control: the sentinels switch", switched).await;
@@ -180,33 +190,25 @@ async fn a_frozen_primary_that_thaws_is_not_gone_back_to() {
 /// T4: nothing else tells of it, since no probe is due.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_sentinel_that_is_listened_to_may_go_with_the_primary() {
-    let mut redis = Sentinels::start(1, SENTINELS);
-    let builder = Lab::memory().builder().redis(redis.url());
-    let node = TestNode::start(builder.probe_interval(NEVER).start()).await;
-    node.until_up().await;
+    let mut fleet = Fleet::start(NEVER).await;
     let is_listened_to = |sentinel: &RedisServer| {
         let listeners = sentinel.cli(&["CLIENT", "LIST", "TYPE", "pubsub"]);
         listeners.contains("sub=1")
     };
     let mut watched = None;
     until("control: one of them is listened to", async || {
-        watched = redis.sentinels.iter().position(is_listened_to);
+        watched = fleet.redis.sentinels.iter().position(is_listened_to);
         watched.is_some()
     })
     .await;
     let watched = watched.unwrap();
-    redis.sentinels[watched].kill();
-    redis.servers[0].kill();
-    assert_eq!(redis.named_by(watched), None, "control: it is gone");
-    let new = redis.servers[1].port();
-    until("the others decide", async || {
-        redis.named_by((watched + 1) % SENTINELS) == Some(new)
-    })
-    .await;
-    until("it has moved", async || {
-        node.cluster.health() == Health::Up && nodes_at(&redis.servers[1]) > 0
-    })
-    .await;
+    let both_die = |redis: &mut Sentinels| {
+        redis.sentinels[watched].kill();
+        redis.servers[0].kill();
+        assert_eq!(redis.named_by(watched), None, "control: it is gone");
+    };
+    let other = (watched + 1) % SENTINELS;
+    fleet.told_by(other, "T4", both_die).await;
 }
 
 /// T5.
@@ -268,15 +270,19 @@ async fn without_any_sentinel_nothing_happens_until_redis_is_lost() {
     assert_eq!(node.cluster.health(), Health::Up);
     assert_eq!(node.cluster.stats().bus_gaps, 0);
 
+    let mut figures = Figures::of("T6");
     redis.servers[0].kill();
     let reason = until_degraded_by(&node, "no sentinel tells").await;
+    figures.noticed();
     let port = redis.servers[0].port().to_string();
     assert!(
         reason.contains(&port) && reason.contains(SERVICE),
         "{reason}"
     );
     redis.servers[0].restart();
+    figures.repaired();
     changes.until_up().await;
+    figures.healed();
 }
 
 async fn until_told(url: &str, part: &str, fix: &str) {

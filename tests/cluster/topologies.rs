@@ -14,6 +14,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
+use crate::bus::Watch;
 use crate::gaps::until_degraded_by;
 use crate::support::arguments::Counting;
 use crate::support::client::{Event, text};
@@ -280,6 +281,14 @@ async fn leave_the_minority(takes: &str) {
     let line = fleet.line_at(0).await;
     let topic = format!("u:{}", line.user);
     let mut figures = Figures::of("T16");
+    let noticing = fleet.nodes.each_ref().map(|node| {
+        let mut watch = Watch::new(node);
+        tokio::spawn(async move {
+            watch.until_up().await;
+            watch.until_degraded().await;
+            Instant::now()
+        })
+    });
     fleet.redis.cut(&[0]);
     until("it knows that it is cut off", async || {
         !fleet.redis.is_well(0)
@@ -293,6 +302,9 @@ async fn leave_the_minority(takes: &str) {
     fleet.until_left(0).await;
     fleet.until_spread_over(3).await;
     figures.healed();
+    for noticing in noticing {
+        figures.noticed_at(noticing.await.unwrap());
+    }
     assert!(!fleet.redis.is_well(0), "control: it is cut off");
     assert!(fleet.redis.is_primary(0), "control: it knows no better");
     line.traffic.passes(20).await;

@@ -36,6 +36,11 @@ impl Figures {
         self.noticed = Some(self.begun.elapsed());
     }
 
+    /// It was known to one more of all.
+    pub fn noticed_at(&mut self, at: Instant) {
+        self.noticed = self.noticed.max(Some(at - self.begun));
+    }
+
     /// Its cause is removed: healing begins.
     pub fn repaired(&mut self) {
         self.repaired = Some(Instant::now());
