@@ -16,7 +16,11 @@ const HEAD_START: Duration = Duration::from_millis(250);
 /// Connects to whichever address of the host answers first. The name is resolved at every call, since it may
 /// lead elsewhere by now. Waits for ever: the caller has the deadline.
 pub(super) async fn dial(host: &str, port: u16) -> io::Result<TcpStream> {
-    let addresses = lookup_host((host, port)).await?;
+    let addresses = lookup_host((host, port)).await;
+    let addresses = addresses.map_err(|error| {
+        let named = format!("no address of `{host}` is known: {error}");
+        io::Error::new(error.kind(), named)
+    })?;
     connect(addresses.collect()).await
 }
 
@@ -167,6 +171,14 @@ mod tests {
         let won = connect(addresses).await.unwrap();
         assert_eq!(won.peer_addr().unwrap(), good.local_addr().unwrap());
         assert!(swallowed.now_or_never().is_none(), "control: it still does");
+    }
+
+    #[tokio::test]
+    async fn a_host_that_is_not_known_is_named() {
+        // Too long for anybody to be asked.
+        let host = "x".repeat(64);
+        let error = dial(&host, 1).await.unwrap_err().to_string();
+        assert!(error.contains(&host), "{error}");
     }
 
     #[test]
