@@ -189,3 +189,49 @@ fn of_the_system() -> Result<RootCertStore, String> {
         _ => Ok(roots),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures::future::join;
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// What becomes of a handshake with a server that does this.
+    async fn refused(server: impl AsyncFnOnce(TcpStream) -> Option<TcpStream>) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await;
+        let (accepted, _) = listener.accept().await.unwrap();
+        let mut tls = Tls::new().unwrap();
+        tls.roots = Some(Arc::new(RootCertStore::empty()));
+        let securing = tls.secure("localhost", stream.unwrap());
+        let (secured, _open) = join(securing, server(accepted)).await;
+        secured.err().unwrap().to_string()
+    }
+
+    #[tokio::test]
+    async fn a_port_that_answers_plainly_or_ends_is_named_with_the_fix() {
+        let answers = refused(async |mut stream| {
+            let said = stream.write_all(b"-ERR unknown command\r\n").await;
+            said.is_ok().then_some(stream)
+        });
+        let ends = refused(async |_| None);
+        for reason in [answers.await, ends.await] {
+            assert!(reason.contains(MAYBE_PLAIN), "{reason}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_port_that_is_silent_is_named_with_the_fix() {
+        let reason = refused(async |stream| Some(stream)).await;
+        assert!(reason.contains(MAYBE_PLAIN), "{reason}");
+    }
+
+    #[test]
+    fn an_end_before_the_first_word_may_be_about_what_was_shown() {
+        let end = io::Error::from(io::ErrorKind::ConnectionReset);
+        let fixes = [true, false].map(|is_unheard| fix(&end, is_unheard));
+        assert_eq!(fixes, [Some(UNACCEPTED), None]);
+    }
+}
