@@ -131,7 +131,7 @@ impl FanOut {
         };
         #[cfg(feature = "metrics")]
         {
-            let sent = fan_out.measures.stamp().unwrap_or_default();
+            let sent = fan_out.measures.said_at().unwrap_or_default();
             let _ = fan_out.measures.heard(OTHER, sent);
             fan_out.measures.told_by(OTHER, Some(0));
         }
@@ -184,7 +184,7 @@ impl FanOut {
     #[cfg(feature = "metrics")]
     pub fn deliver_measured(&self, room: usize, message: &Message) -> usize {
         let since = Since::now();
-        let sent = self.measures.stamp();
+        let sent = self.measures.said_at();
         let sent = sent.and_then(|at| self.measures.heard(OTHER, at));
         let taken = self.deliver(room, message);
         self.measures.fanned_out(taken as u64);

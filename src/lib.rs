@@ -58,6 +58,7 @@
 //!   [`to_socket`](Broadcaster::to_socket), [`to_all`](Broadcaster::to_all), in any union, with exceptions.
 //! - An [`Audience`] can also be listed ([`sockets`](Audience::sockets)), counted, closed, and moved into rooms
 //!   ([`join`](Audience::join)), on every node; [`Broadcaster::presence`] tells who comes and goes.
+//! - [`ClusterEvents`] is a socket over plain HTTP, for the browser's own `EventSource`.
 //! - [`Broadcaster::subscribe`] is a socket without a WebSocket, for bots and bridges: a stream of messages.
 //! - [`Cluster`] is the node itself: [`health`](Cluster::health), [`stats`](Cluster::stats),
 //!   [`shutdown`](Cluster::shutdown); [`Cluster::builder`] has the settings.
@@ -105,9 +106,12 @@
 //! 4. One slow or dead client hurts nobody else: bounded memory per socket, in messages and bytes.
 //! 5. Nothing leaks: every ending is one [`Close`], after which everything is back where it was.
 //! 6. One Redis command per send, whatever the number of nodes. Never KEYS, SCAN or PSUBSCRIBE.
+//! 7. With a history ([`ClusterBuilder::user_history`] and its siblings, off by default) what was sent while a node was cut off, or while
+//!    a client was away and comes back with its [`Position`], comes then, in order and once; past the history's window whoever missed
+//!    something is told.
 //!
 //! # What it does not promise
-//! Redis pub/sub delivers at most once: what is sent while a node is cut off does not reach its sockets
+//! Without one, Redis pub/sub delivers at most once: what is sent while a node is cut off does not reach its sockets
 //! later. Afterwards every handler that asks is told the [`Gap`]: [`Socket::gaps`], [`Broadcaster::gaps`],
 //! [`Cluster::gaps`]. [`Cluster::health_changes`] tells of the outage itself, and [`Stats::bus_gaps`] counts.
 //!
@@ -225,6 +229,7 @@ pub mod docs {
 /// - [Behind a proxy](guide::proxies): nginx, HAProxy, Envoy, Kubernetes
 /// - [Sizing](guide::sizing)
 /// - [The dashboard](guide::dashboard)
+/// - [Sending from other programs](guide::other_programs)
 #[cfg(any(doc, doctest))]
 pub mod guide {
     #[doc = "[login]: self::auth::login"]

@@ -169,6 +169,20 @@ mod tests {
     }
 
     #[test]
+    fn one_that_comes_alone_after_a_long_time_is_not_its_own_measure() {
+        let mut two = Two::new(0);
+        let _ = (two.to_b(100), two.to_a(100));
+        for _ in 0..3 {
+            let _ = two.to_a(100);
+            two.say_hello();
+        }
+        assert_eq!(two.to_b(9_000), None);
+        two.say_hello();
+        let _ = two.to_b(100);
+        assert_eq!(two.to_b(9_000), Some(9_000), "control");
+    }
+
+    #[test]
     fn a_clock_that_was_changed_is_told_nothing_by_until_both_ways_are_known_anew() {
         let mut two = Two::new(0);
         let _ = (two.to_b(100), two.to_a(100));

@@ -129,7 +129,7 @@ impl Measures {
     }
 
     /// When this is said, by this node's own clock.
-    pub(crate) fn stamp(&self) -> Option<u64> {
+    pub(crate) fn said_at(&self) -> Option<u64> {
         Some(self.own.now())
     }
 

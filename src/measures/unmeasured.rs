@@ -29,7 +29,7 @@ impl Measures {
 
     pub(crate) fn fanned_out(&self, _: u64) {}
 
-    pub(crate) fn stamp(&self) -> Option<u64> {
+    pub(crate) fn said_at(&self) -> Option<u64> {
         None
     }
 

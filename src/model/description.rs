@@ -23,6 +23,10 @@ pub(crate) struct Description(Arc<str>);
 /// costs nearly nothing.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "Vec<String>", into = "Vec<String>")]
+#[expect(
+    clippy::box_collection,
+    reason = "a set is three words, and nearly all have none"
+)]
 pub(crate) struct Descriptions(Option<Box<BTreeSet<Description>>>);
 
 impl Description {

@@ -12,15 +12,15 @@ use axum::response::{IntoResponse, Response};
 use axum::{Router, middleware, routing::any};
 use axum_cluster::testing::App;
 use axum_cluster::{
-    Broadcaster, Close, Cluster, ClusterLayer, ClusterSocket, ConnectErrorKind, Health, SendError,
-    Socket, Unauthenticated, UserId,
+    Broadcaster, Close, Cluster, ClusterLayer, ClusterSocket, ConnectErrorKind, Health, Message,
+    SendError, Socket, Unauthenticated, UserId,
 };
 use futures::StreamExt;
 use tower::{Layer, Service, ServiceExt};
 
 use crate::support::client::{Event, text};
 use crate::support::node::{authenticate, id_of, serve};
-use crate::support::{Client, Lab, RedisServer, TestNode, soon, until};
+use crate::support::{Client, Lab, RedisServer, soon, until};
 
 /// Serves one socket handler, with the test's authentication around it.
 pub(crate) async fn serve_handler<F, Fut>(cluster: &Cluster, handler: F) -> std::net::SocketAddr
@@ -38,18 +38,27 @@ where
     .0
 }
 
+/// An app of one socket handler, without a port.
+fn app_of<F, Fut>(cluster: &Cluster, handler: F) -> App
+where
+    F: FnOnce(Socket) -> Fut + Clone + Send + Sync + 'static,
+    Fut: Future<Output = ()> + Send + 'static,
+{
+    let ws = async move |socket: ClusterSocket| socket.on_upgrade(handler);
+    App::new(Router::new().route("/ws", any(ws)).layer(cluster.layer()))
+}
+
 #[tokio::test]
 async fn a_socket_is_a_stream_and_a_sink() {
-    let cluster = Cluster::builder().start();
-    let addr = serve_handler(&cluster, |socket| async move {
+    let app = app_of(&Cluster::builder().start(), |socket| async move {
         let (sink, stream) = socket.split();
         let _ = stream.map(Ok).forward(sink).await;
-    })
-    .await;
-    let mut client = Client::connect(addr, "alice").await;
-    assert_eq!(client.ask("forwarded").await, "forwarded");
-    client.send_binary(vec![0, 1]).await;
-    assert_eq!(client.event().await, Event::Binary(vec![0, 1]));
+    });
+    let mut client = app.socket("/ws").user("alice").await.unwrap();
+    for message in [Message::from("forwarded"), vec![0, 1].into()] {
+        client.send(message.clone()).await;
+        assert_eq!(client.recv().await, message);
+    }
 }
 
 /// The handler's own sends wait instead of being closed as a slow consumer.
@@ -87,7 +96,7 @@ async fn a_handler_that_sends_much_is_slowed_down_to_its_client() {
 async fn after_the_end_sends_and_joins_say_why() {
     let cluster = Cluster::builder().start();
     let (report, mut reports) = tokio::sync::mpsc::unbounded_channel();
-    let addr = serve_handler(&cluster, move |mut socket| async move {
+    let app = app_of(&cluster, move |mut socket| async move {
         assert_eq!(socket.close_reason(), None);
         while socket.recv().await.is_some() {}
         let send = socket.send("too late").await.unwrap_err();
@@ -95,16 +104,15 @@ async fn after_the_end_sends_and_joins_say_why() {
         report
             .send((send.close().clone(), join.to_string(), socket.recv().await))
             .unwrap();
-    })
-    .await;
-    let mut client = Client::connect(addr, "alice").await;
+    });
+    let mut client = app.socket("/ws").user("alice").await.unwrap();
     cluster
         .broadcaster()
         .to_user("alice")
         .close(Close::new(4001, "out"))
         .await
         .unwrap();
-    assert_eq!(client.event().await, Event::Closed(4001, "out".into()));
+    assert_eq!(client.closed_with(4001).await.reason, "out");
     let (send, join, recv) = soon("the report", reports.recv()).await.unwrap();
     assert_eq!((send, recv), (Close::new(4001, "out"), None));
     assert!(join.contains("4001"), "{join}");
@@ -201,22 +209,31 @@ async fn a_broadcaster_works_as_extractor_as_state_and_in_tasks() {
             .await
             .map(|sent| sent.local().to_string())
     }
-    let node = TestNode::start(Lab::memory().builder().start()).await;
-    let mut client = node.client("alice").await;
+    async fn ws(socket: ClusterSocket) -> Response {
+        socket.on_upgrade(|mut socket| async move { while socket.recv().await.is_some() {} })
+    }
+    let cluster = Cluster::builder().start();
     let app = Router::new()
+        .route("/ws", any(ws))
         .route("/extracted", any(extracted))
         .route("/state", any(from_state))
-        .with_state(node.broadcaster.clone())
-        .layer(node.cluster.layer());
+        .with_state(cluster.broadcaster())
+        .layer(cluster.layer());
     let app = App::new(app);
+    let mut client = app.socket("/ws").user("alice").await.unwrap();
     assert_eq!(app.get("/extracted").await.text(), "1");
     assert_eq!(app.get("/state").await.text(), "1");
-    let broadcaster = node.broadcaster.clone();
+    let broadcaster = cluster.broadcaster();
     let task = tokio::spawn(async move { broadcaster.to_user("alice").send(vec![7]).await });
     assert_eq!(task.await.unwrap().unwrap().local(), 1);
-    assert_eq!(client.event().await, text("extracted"));
-    assert_eq!(client.event().await, text(r#"["json","2"]"#));
-    assert_eq!(client.event().await, Event::Binary(vec![7]));
+    let said = [
+        "extracted".into(),
+        r#"["json","2"]"#.into(),
+        vec![7u8].into(),
+    ];
+    for message in said as [Message; 3] {
+        assert_eq!(client.recv().await, message);
+    }
 }
 
 /// The layer fits any tower service and changes none of its types.

@@ -9,7 +9,9 @@ use axum::http::StatusCode;
 use axum::middleware::Next;
 use axum::{Router, middleware, routing::any};
 use axum_cluster::testing::App;
-use axum_cluster::{Broadcaster, Close, ClusterSocket, Health, SendError, Unauthenticated};
+use axum_cluster::{
+    Broadcaster, Close, Cluster, ClusterSocket, Health, SendError, Unauthenticated,
+};
 use futures::StreamExt;
 use futures::future::join3;
 use tokio::io::AsyncWriteExt;
@@ -307,62 +309,61 @@ async fn a_missing_layer_is_a_500_that_names_it() {
     let app = Router::new()
         .route("/ws", any(ws))
         .route("/notify", any(notify));
-    let (addr, _server) = serve(app.layer(middleware::from_fn(authenticate))).await;
+    let app = App::new(app);
     for path in ["/ws", "/notify"] {
-        let refusal = Client::try_connect(addr, path, &[("x-user", "alice")]).await;
-        let (status, body) = refusal.unwrap_err();
-        assert_eq!(status, 500);
-        assert!(body.contains("ClusterLayer"), "{body}");
+        let refused = app.socket(path).user("alice").await.unwrap_err();
+        assert_eq!(refused.status(), 500);
+        assert!(refused.body().contains("ClusterLayer"), "{refused}");
     }
 }
 
 #[tokio::test]
 async fn a_missing_user_is_closed_with_4403_or_refused_with_401() {
-    let lab = Lab::memory();
-    let default = TestNode::start(lab.builder().start()).await;
-    let mut client = Client::try_connect(default.addr, "/ws", &[]).await.unwrap();
-    assert_eq!(
-        client.event().await,
-        Event::Closed(4403, "authentication required".into())
-    );
-
     let own = Unauthenticated::CloseWith(Close::new(4000, "who are you?"));
-    let own = TestNode::start(lab.builder().unauthenticated(own).start()).await;
-    let mut client = Client::try_connect(own.addr, "/ws", &[]).await.unwrap();
-    assert_eq!(
-        client.event().await,
-        Event::Closed(4000, "who are you?".into())
-    );
-
-    let strict = lab
-        .builder()
-        .unauthenticated(Unauthenticated::Reject)
-        .start();
-    let strict = TestNode::start(strict).await;
-    let refusal = Client::try_connect(strict.addr, "/ws", &[])
-        .await
-        .unwrap_err();
-    assert_eq!(refusal.0, StatusCode::UNAUTHORIZED);
-
     // A browser that offers protocols sees the close only when one of them is chosen.
-    let speaking = TestNode::start(lab.builder().protocols(["chat"]).start()).await;
-    let offered = [("sec-websocket-protocol", "chat, bearer, s3cret")];
-    let mut client = Client::try_connect(speaking.addr, "/ws", &offered)
-        .await
-        .unwrap();
-    assert_eq!(client.response.headers()["sec-websocket-protocol"], "chat");
-    assert_eq!(
-        client.event().await,
-        Event::Closed(4403, "authentication required".into())
-    );
-
-    for mut node in [default, own, strict, speaking] {
-        assert_eq!(node.cluster.stats().sockets, 0);
-        assert!(node.ended.try_recv().is_err(), "no handler ran");
-        // Control: with a user it does.
-        let mut client = node.client("alice").await;
-        client.send("return").await;
-        assert_eq!(node.next_end().await.user, "alice");
+    let cases = [
+        (Cluster::builder(), Ok((4403, "authentication required"))),
+        (
+            Cluster::builder().unauthenticated(own),
+            Ok((4000, "who are you?")),
+        ),
+        (
+            Cluster::builder().unauthenticated(Unauthenticated::Reject),
+            Err(StatusCode::UNAUTHORIZED),
+        ),
+        (
+            Cluster::builder().protocols(["chat"]),
+            Ok((4403, "authentication required")),
+        ),
+    ];
+    for (n, (builder, expected)) in cases.into_iter().enumerate() {
+        let cluster = builder.start();
+        let (begun, mut begins) = tokio::sync::mpsc::unbounded_channel();
+        let ws = async move |socket: ClusterSocket| {
+            let begun = begun.clone();
+            socket.on_upgrade(async move |socket| begun.send(socket.user().clone()).unwrap())
+        };
+        let app = App::new(Router::new().route("/ws", any(ws)).layer(cluster.layer()));
+        let offered = app.socket("/ws");
+        let offered = offered.header("sec-websocket-protocol", "chat, bearer, s3cret");
+        let ended = match offered.await {
+            Ok(mut client) => {
+                let chosen = client.headers().get("sec-websocket-protocol");
+                assert_eq!(
+                    chosen.map(|it| it.as_bytes()),
+                    (n == 3).then_some(&b"chat"[..])
+                );
+                let close = client.closed().await;
+                Ok((close.code.0, close.reason))
+            }
+            Err(refused) => Err(refused.status()),
+        };
+        assert_eq!(ended, expected.map(|(code, reason)| (code, reason.into())));
+        assert_eq!(cluster.stats().sockets, 0);
+        assert!(begins.try_recv().is_err(), "no handler ran");
+        let mut control = app.socket("/ws").user("alice").await.unwrap();
+        control.closed_with(1000).await;
+        assert_eq!(begins.recv().await, Some("alice".into()), "control");
     }
 }
 

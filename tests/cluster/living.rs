@@ -7,6 +7,7 @@ use axum::extract::Path;
 use axum::middleware;
 use axum::response::Response;
 use axum::{Router, routing::any};
+use axum_cluster::testing::App;
 use axum_cluster::{
     Close, Cluster, ClusterSocket, DescriptionErrorKind, Move, RoomId, SendErrorKind, Socket,
 };
@@ -16,7 +17,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::support::client::{Client, Event, text};
-use crate::support::node::{authenticate, id_of, serve};
+use crate::support::node::{authenticate, serve};
 use crate::support::proxy::Proxy;
 use crate::support::{Lab, TestNode, soon, until};
 
@@ -28,8 +29,8 @@ on_every_bus! {
     the_nodes_themselves_are_told
 }
 
-/// Serves `/ws/{room}`: the socket is in the room, and says hello when its handler begins.
-async fn serve_rooms(cluster: &Cluster) -> (SocketAddr, JoinHandle<()>) {
+/// At `/ws/{room}` a socket is in the room, and says hello when its handler begins.
+fn rooms(cluster: &Cluster) -> Router {
     async fn ws(Path(room): Path<String>, socket: ClusterSocket) -> Response {
         let socket = socket.join(room.as_str()).join("everywhere");
         socket.on_upgrade(|mut socket| async move {
@@ -38,8 +39,11 @@ async fn serve_rooms(cluster: &Cluster) -> (SocketAddr, JoinHandle<()>) {
         })
     }
     let app = Router::new().route("/ws/{room}", any(ws));
-    let app = app.layer(cluster.layer());
-    serve(app.layer(middleware::from_fn(authenticate))).await
+    app.layer(cluster.layer())
+}
+
+async fn serve_rooms(cluster: &Cluster) -> (SocketAddr, JoinHandle<()>) {
+    serve(rooms(cluster).layer(middleware::from_fn(authenticate))).await
 }
 
 async fn enter(addr: SocketAddr, room: &str) -> Client {
@@ -95,13 +99,13 @@ async fn a_room_is_heard_from_the_first_moment(mut lab: Lab) {
 #[tokio::test]
 async fn a_room_that_cannot_be_is_refused_before_the_upgrade() {
     let cluster = Cluster::builder().start();
-    let (addr, _server) = serve_rooms(&cluster).await;
+    let app = App::new(rooms(&cluster));
     let before = cluster.stats();
     let long = format!("/ws/{}", "x".repeat(257));
-    let refused = Client::try_connect(addr, &long, &[("x-user", "alice")]).await;
-    let (status, reason) = refused.expect_err("the name is too long");
-    assert_eq!(status, 400);
-    assert!(reason.starts_with("room: "), "{reason}");
+    let refused = app.socket(long).user("alice").await;
+    let refused = refused.expect_err("the name is too long");
+    assert_eq!(refused.status(), 400);
+    assert!(refused.body().starts_with("room: "), "{refused}");
     let after = cluster.stats();
     assert_eq!(after.ids_refused, before.ids_refused + 1);
     assert_eq!((after.sockets, after.rooms), (0, 0));
@@ -111,7 +115,7 @@ async fn a_room_that_cannot_be_is_refused_before_the_upgrade() {
 type Told = mpsc::UnboundedReceiver<(Socket, mpsc::UnboundedSender<()>)>;
 
 /// Hands the socket to the test, and waits until that is done with it.
-async fn handed(cluster: &Cluster) -> (SocketAddr, JoinHandle<()>, Told) {
+fn handing(cluster: &Cluster) -> (Router, Told) {
     let (hand, handed) = mpsc::unbounded_channel();
     let ws = async move |socket: ClusterSocket| {
         let hand = hand.clone();
@@ -122,7 +126,11 @@ async fn handed(cluster: &Cluster) -> (SocketAddr, JoinHandle<()>, Told) {
         })
     };
     let app = Router::new().route("/ws", any(ws));
-    let app = app.layer(cluster.layer());
+    (app.layer(cluster.layer()), handed)
+}
+
+async fn handed(cluster: &Cluster) -> (SocketAddr, JoinHandle<()>, Told) {
+    let (app, handed) = handing(cluster);
     let (addr, server) = serve(app.layer(middleware::from_fn(authenticate))).await;
     (addr, server, handed)
 }
@@ -167,8 +175,9 @@ async fn others_move_a_socket_and_its_handler_is_told(lab: Lab) {
 #[tokio::test]
 async fn who_lags_behind_its_moves_misses_the_oldest() {
     let cluster = Cluster::builder().start();
-    let (addr, _server, mut handed) = handed(&cluster).await;
-    let _client = Client::connect(addr, "alice").await;
+    let (app, mut handed) = handing(&cluster);
+    let app = App::new(app);
+    let _client = app.socket("/ws").user("alice").await.unwrap();
     let (socket, _done) = soon("the socket", handed.recv()).await.unwrap();
     let moves = socket.moves();
     for n in 0..100 {
@@ -183,11 +192,11 @@ async fn who_lags_behind_its_moves_misses_the_oldest() {
     assert_eq!(socket.rooms().len(), 100);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_identity_is_renewed_or_ends_at_once() {
     let cluster = Cluster::builder().start();
     let ws = async |socket: ClusterSocket| {
-        let soon = SystemTime::now() + Duration::from_millis(300);
+        let soon = SystemTime::now() + Duration::from_secs(60);
         socket.expires_at(soon).on_upgrade(|mut socket| async move {
             while let Some(message) = socket.recv().await {
                 let left = message.as_text().and_then(|text| text.parse().ok());
@@ -196,22 +205,21 @@ async fn an_identity_is_renewed_or_ends_at_once() {
             }
         })
     };
-    let app = Router::new().route("/ws", any(ws)).layer(cluster.layer());
-    let (addr, _server) = serve(app.layer(middleware::from_fn(authenticate))).await;
-    let mut renewed = Client::connect(addr, "alice").await;
-    renewed.send("3600").await;
-    assert_eq!(renewed.event().await, text("renewed"));
-    let mut control = Client::connect(addr, "bob").await;
-    assert!(matches!(control.event().await, Event::Closed(4401, _)));
-    renewed.send("3600").await;
-    assert_eq!(
-        renewed.event().await,
-        text("renewed"),
-        "it outlived the other"
-    );
-    renewed.send("now").await;
-    while renewed.event().await == text("renewed") {}
-    until("both left", async || cluster.stats().sockets == 0).await;
+    let app = App::new(Router::new().route("/ws", any(ws)).layer(cluster.layer()));
+    let mut renewed = app.socket("/ws").user("alice").await.unwrap();
+    renewed.send_text("3600").await;
+    assert_eq!(renewed.recv_text().await, "renewed");
+    let mut control = app.socket("/ws").user("bob").await.unwrap();
+    control.expect_silence(Duration::from_secs(55)).await;
+    control.closed_with(4401).await;
+    renewed.send_text("3600").await;
+    let answer = renewed.recv_text().await;
+    assert_eq!(answer, "renewed", "it outlived the other");
+    renewed.send_text("now").await;
+    let answer = renewed.recv().await;
+    assert_eq!(answer.as_text(), Some("renewed"));
+    renewed.closed_with(4401).await;
+    assert_eq!(cluster.stats().sockets, 0);
     assert_eq!(cluster.stats().closed_expired, 2);
 }
 
@@ -270,23 +278,20 @@ async fn rooms_are_those_of_the_end_however_it_races() {
     }
 }
 
-/// A node of the test app, for its `id` command.
 #[tokio::test]
 async fn one_device_is_logged_out_and_the_others_stay() {
-    let node = TestNode::start(Cluster::builder().start()).await;
-    let mut phone = node.client("alice").await;
-    let mut laptop = node.client("alice").await;
-    let phone_id = id_of(&mut phone).await;
-    let to_phone = node.broadcaster.to_socket(phone_id);
-    to_phone
-        .close(Close::new(4401, "logged out"))
-        .await
-        .unwrap();
-    assert_eq!(
-        phone.event().await,
-        Event::Closed(4401, "logged out".into())
-    );
-    assert_eq!(laptop.ask("still there").await, "still there");
+    let cluster = Cluster::builder().start();
+    let (app, mut handed) = handing(&cluster);
+    let app = App::new(app);
+    let mut phone = app.socket("/ws").user("alice").await.unwrap();
+    let (socket, _done) = soon("the phone", handed.recv()).await.unwrap();
+    let mut laptop = app.socket("/ws").user("alice").await.unwrap();
+    let to = cluster.broadcaster();
+    let logged_out = Close::new(4401, "logged out");
+    to.to_socket(socket.id()).close(logged_out).await.unwrap();
+    assert_eq!(phone.closed_with(4401).await.reason, "logged out");
+    to.to_user("alice").send("still there").await.unwrap();
+    assert_eq!(laptop.recv_text().await, "still there");
 }
 
 /// Sent from another node to a client that does not read, and far more than its outbox holds.

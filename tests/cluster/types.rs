@@ -172,6 +172,7 @@ fn every_future_is_send() {
         send(Broadcaster::connect("url"));
         send(Broadcaster::builder().connect());
         send(broadcaster.subscribe("alice"));
+        send(broadcaster.subscribe_since("alice", None));
         send(broadcaster.is_online("alice"));
         send(broadcaster.which_online(["alice"]));
         send(audience.clone().send("text"));

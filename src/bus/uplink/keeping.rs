@@ -90,7 +90,7 @@ impl Uplink {
         };
         let (scope, manner) = (selection.scope(), Manner::InTurn);
         let (lasting, union) = (Lasting::Kept(number), is_union.then_some(number));
-        let how = (lasting, self.counters.measures.stamp());
+        let how = (lasting, self.counters.measures.said_at());
         let envelope = wire::encode_as(how, self.node, union, &scope, &manner, &action);
         let (nowhere, size) = (SmallVec::new(), selection.size());
         Some(self.bus.publish(nowhere, envelope, size, Some(keep)))

@@ -120,7 +120,7 @@ impl Uplink {
         manner: &Manner,
     ) -> Result<Bytes, SendError> {
         let action = Action::from(message);
-        let how = (lasting, self.counters.measures.stamp());
+        let how = (lasting, self.counters.measures.said_at());
         let envelope = wire::encode_as(how, self.node, union, scope, manner, &action);
         let (bytes, limit) = (envelope.len(), MAX_ENVELOPE);
         match bytes > limit {
@@ -135,7 +135,7 @@ impl Uplink {
         scope: &Scope<'_>,
         action: &Action<'_>,
     ) -> Bytes {
-        let how = (Lasting::Unsaid, self.counters.measures.stamp());
+        let how = (Lasting::Unsaid, self.counters.measures.said_at());
         wire::encode_as(how, self.node, union, scope, &Manner::InTurn, action)
     }
 

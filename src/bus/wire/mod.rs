@@ -607,6 +607,21 @@ mod tests {
             assert_eq!(bytes, [&extended[..], &names, extension, b"hi"].concat());
         }
 
+        for (manner, extension) in [
+            (
+                Manner::InTurn,
+                &b"\0\x0b\x03\0\x08\x01\x02\x03\x04\x05\x06\x07\x08"[..],
+            ),
+            (
+                Manner::Volatile,
+                b"\0\x0e\x01\0\0\x03\0\x08\x01\x02\x03\x04\x05\x06\x07\x08",
+            ),
+        ] {
+            let how = (Lasting::Unsaid, Some(0x0102_0304_0506_0708));
+            let bytes = encode_as(how, NodeId(9), Some(2), &scope, &manner, &hi);
+            assert_eq!(bytes, [&extended[..], &names, extension, b"hi"].concat());
+        }
+
         let answer = Action::Answer {
             id: 5,
             more: true,

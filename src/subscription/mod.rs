@@ -1,5 +1,7 @@
 //! A socket without a WebSocket.
 
+mod reading;
+
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -8,23 +10,22 @@ use futures::Stream;
 use serde::Serialize;
 use tokio::task::coop::consume_budget;
 
+use self::reading::Reading;
 use crate::broadcast::Broadcaster;
 use crate::counts::Counted;
 use crate::local::admission::Refused;
 use crate::local::registry::Full;
-use crate::local::socket::resuming::{Telling, Told};
+use crate::local::socket::resuming::Telling;
 use crate::local::subscription::Streamed;
 use crate::model::close::{Close, reason};
 use crate::model::description::Description;
 use crate::model::error::{DescriptionError, RoomError, SubscribeError};
-use crate::model::history::mark::Number;
+use crate::model::history::Resumed;
 use crate::model::history::position::Position;
-use crate::model::history::{Missed, Resumed};
 use crate::model::id::{RoomId, SocketId, UserId};
 use crate::model::message::Message;
 use crate::model::topic::Topic;
 use crate::node::Node;
-use crate::ws::frame::Frame;
 
 /// A socket of a user without a WebSocket: what is sent to her, on whichever node, comes as a stream of messages. For
 /// bots, bridges (GraphQL, MQTT) and tests; made by [`Broadcaster::subscribe`]. For server-sent events there is
@@ -74,15 +75,6 @@ pub struct Subscription {
     streamed: Streamed,
     resumed: Resumed,
     reading: Option<Reading>,
-}
-
-/// Up to where a reader has taken what is kept: it may stop here, and whatever waits comes to whoever goes on.
-#[derive(Debug)]
-struct Reading {
-    base: Position,
-    number: Option<Number>,
-    /// What came first, and was no position.
-    next: Option<Message>,
 }
 
 impl Broadcaster {
@@ -246,7 +238,7 @@ impl Subscription {
 
     /// Up to where its reader has taken what is kept: whatever waits in it yet comes again to whoever goes on from here. Only of
     /// one that [goes on](Broadcaster::subscribe_since) itself, where a history is kept; that of any other is one by which nothing is
-    /// missed honestly: [`Missed::Foreign`].
+    /// missed honestly: [`Missed::Foreign`](crate::Missed::Foreign).
     pub fn position(&self) -> Position {
         let reading = self.reading.as_ref();
         reading.map_or_else(Position::nothing, Reading::position)
@@ -315,57 +307,12 @@ impl Subscription {
         let resuming = async move { node.resumed(&socket, holding, &[], brought).await };
         self.resumed = at_home(&self.node, resuming).await?;
         if holding.is_some() {
-            self.reading = Some(Reading {
-                base: since.unwrap_or_else(Position::nothing),
-                number: None,
-                next: None,
-            });
             // Where it begins is known before it is read.
             let first = self.streamed.end.next_waiting();
-            let message = first.and_then(|frame| self.heard(frame)).flatten();
-            if let Some(reading) = &mut self.reading {
-                reading.next = message;
-            }
+            let reading = Reading::begin(since, first, &mut self.resumed);
+            self.reading = Some(reading);
         }
         Ok(())
-    }
-
-    /// What a frame says to the reader, if anything; nothing any more after the last one, the Close.
-    fn heard(&mut self, frame: Frame) -> Option<Option<Message>> {
-        let reading = self.reading.as_mut()?;
-        let (number, frame) = frame.unmarked();
-        let message = frame.into_message()?;
-        let own = match message.as_text().and_then(Told::read) {
-            None => None,
-            Some(Told::Text(text)) => Some(text.into()),
-            Some(Told::Position(position)) => {
-                reading.go_on_from(position);
-                return Some(None);
-            }
-            Some(Told::Missed { why, position }) => {
-                reading.go_on_from(position);
-                let missed = Missed::read(why).map(Resumed::Missed);
-                self.resumed = missed.unwrap_or(self.resumed);
-                return Some(None);
-            }
-        };
-        reading.number = number.or(reading.number);
-        Some(Some(own.unwrap_or(message)))
-    }
-}
-
-impl Reading {
-    fn go_on_from(&mut self, position: &str) {
-        self.base = position.parse().unwrap_or_else(|_| Position::nothing());
-        self.number = None;
-    }
-
-    fn position(&self) -> Position {
-        let numbered = self.number.map(|Number(number)| {
-            let position = format!("{}~{number}", self.base);
-            position.parse().unwrap_or_else(|_| Position::nothing())
-        });
-        numbered.unwrap_or_else(|| self.base.clone())
     }
 }
 
@@ -389,12 +336,12 @@ impl Stream for Subscription {
         let Some(reading) = &mut this.reading else {
             return this.streamed.end.poll_recv(cx);
         };
-        if let Some(first) = reading.next.take() {
+        if let Some(first) = reading.take_first() {
             return Poll::Ready(Some(first));
         }
         loop {
             let frame = ready!(this.streamed.end.poll_frame(cx));
-            match frame.and_then(|frame| this.heard(frame)) {
+            match frame.and_then(|frame| reading.heard(frame, &mut this.resumed)) {
                 Some(None) => {}
                 Some(message) => return Poll::Ready(message),
                 None => return Poll::Ready(None),
