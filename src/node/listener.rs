@@ -11,7 +11,7 @@ use crate::bus::inbound::Inbound;
 use crate::bus::outage::LinkId;
 use crate::bus::repair::{Due, Fate};
 use crate::bus::repairs::{Repairing, Repairs};
-use crate::model::history::mark::Number;
+use crate::model::history::mark::{Marks, Number};
 use crate::model::partition::{Partition, PartitionSet};
 use crate::model::topic::{Topic, TopicKind, TopicRef};
 
@@ -123,6 +123,10 @@ impl Repairing for Node {
             older_than,
         } = due;
         self.hear(topic, Some(*number), envelope, *older_than);
+    }
+
+    fn renew(&self, heard: &Marks, behind: u64) {
+        self.local.renew(heard, behind);
     }
 
     fn let_go(&self, now: Instant) -> Option<Instant> {

@@ -184,6 +184,9 @@ impl Node {
     /// Puts a socket into a room, and gives it what it missed there if it was in it.
     pub(crate) async fn join(&self, socket: &Sender, room: &Topic) -> Option<()> {
         let owed = socket.resuming(|resuming| resuming.owes(room.as_str()));
+        if owed.is_none() {
+            self.begin(socket, room).await;
+        }
         let joined = self.local.join(socket, room).await;
         if let Some(since) = owed {
             let topics = std::slice::from_ref(room);
@@ -203,6 +206,25 @@ impl Node {
             socket.release(|resuming| resuming.release_room(missed));
         }
         joined
+    }
+
+    /// Has a socket go on from now in a room of whose clock it has heard nothing.
+    async fn begin(&self, socket: &Sender, room: &Topic) {
+        let clock = self.ground.bus.clock(room);
+        let lacks = socket.resuming(|resuming| resuming.lacks(clock).then_some(()));
+        let is_kept = self.config.histories.of(room.kind()).is_some();
+        if lacks.is_none() || !is_kept {
+            return;
+        }
+        match self.past(std::slice::from_ref(room), None).await {
+            Ok(past) => {
+                let cuts = past.cuts();
+                let _ = socket.resuming(|resuming| Some(resuming.begin(&cuts)));
+            }
+            Err(reason) => {
+                tracing::debug!(socket = %socket.id(), %reason, "its client cannot go on in a room: nobody knows from where");
+            }
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use super::call::{Call, Part};
 use crate::bus::outage::LinkId;
 use crate::bus::past::Past;
 use crate::bus::repair::{Due, Fate, HELD, Read, Repair};
-use crate::model::history::mark::{Clock, Mark, Number};
+use crate::model::history::mark::{Clock, Mark, Marks, Number};
 use crate::model::partition::{Partition, PartitionSet};
 use crate::model::topic::Topic;
 
@@ -33,6 +33,8 @@ pub(super) struct State {
     /// Of each partition in which something may be kept: its clock, and a topic that nobody uses.
     places: Vec<Option<(Clock, Topic)>>,
     at_once: usize,
+    /// Up to where everything is delivered that was heard, since that was last asked for.
+    pub(super) proven: Marks,
 }
 
 #[derive(Debug)]
@@ -89,6 +91,7 @@ impl State {
                 .collect(),
             places,
             at_once: AT_ONCE,
+            proven: Marks::default(),
         }
     }
 
@@ -148,10 +151,13 @@ impl State {
         line.is_up = true;
         let ticked = line.ticking.told.take_if(|(at, _)| *at <= proven);
         for (clock, mark, youngest) in ticked.into_iter().flat_map(|(_, told)| told) {
-            if let Some(heard) = self.clocks.get_mut(&clock)
-                && !heard.repair.advance(mark, youngest)
-            {
-                heard.lose(u64::MAX);
+            let Some(heard) = self.clocks.get_mut(&clock) else {
+                continue;
+            };
+            match heard.repair.advance(mark, youngest) {
+                true if heard.repair.is_live() => self.proven.set(clock, mark),
+                true => {}
+                false => heard.lose(u64::MAX),
             }
         }
         let mut are_live = true;

@@ -15,6 +15,7 @@ use super::call::Call;
 use crate::bus::Bus;
 use crate::bus::past::Past;
 use crate::bus::repair::Due;
+use crate::model::history::mark::Marks;
 use crate::model::topic::Topic;
 
 /// So many reads are on their way.
@@ -37,6 +38,9 @@ pub(crate) trait Repairing: Send + Sync + 'static {
 
     /// Lets go what has waited too long for what is missed, by the next [`flush`](Self::flush). When there is more.
     fn let_go(&self, now: Instant) -> Option<Instant>;
+
+    /// All of these clocks up to here is delivered: clients that are so far behind, in microseconds, are told.
+    fn renew(&self, heard: &Marks, behind: u64);
 
     /// As [`Listener::flush`](crate::bus::Listener::flush).
     fn flush(&self) -> bool;
@@ -78,6 +82,9 @@ impl<N: Repairing> Task<N> {
                 && let Some(call) = node.repairs().next_call(|| node.topics())
             {
                 flight.push(self.ask(call).boxed());
+            }
+            if let Some((proven, behind)) = node.repairs().take_proven() {
+                node.renew(&proven, behind);
             }
             let until = node.let_go(Instant::now());
             let asks = node.repairs().until().filter(|_| flight.len() < IN_FLIGHT);
