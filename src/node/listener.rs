@@ -17,6 +17,9 @@ use crate::model::topic::{Topic, TopicKind, TopicRef};
 
 impl Listener for Node {
     fn heard(&self, topic: &str, number: Option<Number>, bytes: &[u8]) {
+        if number.is_some() && self.uplink.comes_behind(topic, bytes) {
+            return;
+        }
         let fate = number.map(|number| self.repairs.came(topic, number, bytes));
         match fate {
             None | Some(Fate::Due) => self.hear(topic, number, bytes, None),

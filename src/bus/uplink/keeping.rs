@@ -182,7 +182,8 @@ impl Own {
 }
 
 /// What is kept, as those get it who missed it.
-pub(crate) fn read_entry(envelope: &[u8]) -> Option<(Scope<'_>, Content<'_>)> {
+pub(crate) fn read_entry(entry: &[u8]) -> Option<(Scope<'_>, Content<'_>)> {
+    let (_, envelope) = wire::unstamped(entry).ok()?;
     let Envelope { scope, action, .. } = wire::decode(envelope).ok()?;
     Some((scope, content(action)?))
 }
