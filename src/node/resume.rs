@@ -219,7 +219,10 @@ impl Node {
         match self.past(std::slice::from_ref(room), None).await {
             Ok(past) => {
                 let cuts = past.cuts();
-                let _ = socket.resuming(|resuming| Some(resuming.begin(&cuts)));
+                socket.release(|resuming| {
+                    resuming.begin(&cuts);
+                    Vec::new()
+                });
             }
             Err(reason) => {
                 tracing::debug!(socket = %socket.id(), %reason, "its client cannot go on in a room: nobody knows from where");

@@ -65,7 +65,15 @@ pub(super) struct Ticking {
     /// Of clocks with topics that were not heard before.
     hurried_at: Option<Instant>,
     is_asked: bool,
-    told: Option<(Instant, Vec<(Clock, Mark, u64)>)>,
+    told: Option<(Instant, Vec<Tick>)>,
+}
+
+/// How far a clock has come, and the last topic that was heard then.
+#[derive(Clone, Copy, Debug)]
+struct Tick {
+    clock: Clock,
+    mark: Mark,
+    youngest: u64,
 }
 
 impl State {
@@ -150,12 +158,12 @@ impl State {
         let line = self.links.get_mut(&link)?;
         line.is_up = true;
         let ticked = line.ticking.told.take_if(|(at, _)| *at <= proven);
-        for (clock, mark, youngest) in ticked.into_iter().flat_map(|(_, told)| told) {
-            let Some(heard) = self.clocks.get_mut(&clock) else {
+        for tick in ticked.into_iter().flat_map(|(_, told)| told) {
+            let Some(heard) = self.clocks.get_mut(&tick.clock) else {
                 continue;
             };
-            match heard.repair.advance(mark, youngest) {
-                true if heard.repair.is_live() => self.proven.set(clock, mark),
+            match heard.repair.advance(tick.mark, tick.youngest) {
+                true if heard.repair.is_live() => self.proven.set(tick.clock, tick.mark),
                 true => {}
                 false => heard.lose(u64::MAX),
             }
@@ -347,7 +355,13 @@ impl State {
     pub(super) fn ticked(&mut self, call: Call, past: Past) -> bool {
         let marks = call.parts.iter().zip(&past.topics);
         let current = marks.filter(|(part, _)| self.is_current(part));
-        let marks = current.filter_map(|(part, told)| Some((part.clock, told.cut?, part.youngest)));
+        let marks = current.filter_map(|(part, told)| {
+            Some(Tick {
+                clock: part.clock,
+                mark: told.cut?,
+                youngest: part.youngest,
+            })
+        });
         let marks = marks.collect();
         let Some(line) = self
             .links
