@@ -124,7 +124,8 @@ impl Plan {
 async fn soak(plan: Plan) -> ExitCode {
     let start = Instant::now();
     let mut rng = fastrand::Rng::with_seed(plan.seed);
-    let referee = Arc::new(Mutex::new(Referee::new(plan.history)));
+    let is_spread = plan.topology == Topology::Cluster;
+    let referee = Arc::new(Mutex::new(Referee::new(plan.history, is_spread)));
     let ground = Ground::start(plan.topology, plan.history).await;
     let mut words = Vec::new();
     words.extend(plan.sabotage.then_some("sabotage"));

@@ -20,7 +20,7 @@ use crate::missing::{Missing, fill};
 use crate::receiver::{Membership, Node, Progress, Receiver};
 use crate::tally::{Occasion, Tally};
 use crate::words::{
-    Life, NODES, Outcome, STEADY, Stamp, Target, audiences, clock, kind, wide_union,
+    Kind, Life, NODES, Outcome, STEADY, Stamp, Target, audiences, clock, kind, wide_union,
 };
 
 /// Missing messages are judged after this long, in microseconds: late ones have come, and gaps are told.
@@ -31,11 +31,16 @@ const DESCRIBED: usize = 24;
 #[derive(Debug)]
 pub struct Referee {
     history: bool,
+    /// What is sent to several targets goes to several primaries.
+    is_spread: bool,
     audiences: Vec<Vec<Target>>,
     ledgers: HashMap<(Life, usize), Ledger>,
     sockets: HashMap<SocketId, Receiver>,
     nodes: HashMap<Life, Node>,
     missing: VecDeque<Missing>,
+    /// Unions that came out of order, until it is known whether a primary was away then: who got them, which, and what is to be
+    /// said of them.
+    crossed: Vec<(Life, Stamp, String)>,
     /// By sender: what Redis lost, as far as it can be seen from here, by audience and number.
     destroyed: HashMap<Life, HashSet<(usize, u64)>>,
     /// When the last message was sent that came from a node to a node, by kind of audience.
@@ -56,10 +61,13 @@ pub struct Referee {
 }
 
 impl Referee {
-    /// `history`: what is sent to users, rooms and everybody is kept.
-    pub fn new(history: bool) -> Self {
+    /// `history`: what is sent to users, rooms and everybody is kept. `is_spread`: what is sent to several targets goes to several
+    /// primaries.
+    pub fn new(history: bool, is_spread: bool) -> Self {
         Self {
             history,
+            is_spread,
+            crossed: Vec::new(),
             audiences: audiences().into_iter().chain([wide_union()]).collect(),
             ledgers: HashMap::new(),
             sockets: HashMap::new(),
@@ -245,7 +253,10 @@ impl Referee {
         match progress {
             Some(Progress { first, last }) if number <= last => {
                 let was_missing = fill(&mut self.missing, socket, stamp);
-                if was_missing || number < first {
+                let crosses = self.history && self.is_spread && kind(targets) == Kind::Union;
+                if (was_missing || number < first) && crosses {
+                    wrong.push(CROSSED);
+                } else if was_missing || number < first {
                     self.tally.disorder += 1;
                     wrong.push("out of order");
                 } else {
@@ -286,7 +297,10 @@ impl Referee {
                 self.audiences[audience],
                 clock(at)
             );
-            self.describe(what, (sender, audience, number), &details);
+            match what {
+                CROSSED => self.crossed.push((node, stamp, details)),
+                _ => self.describe(what, (sender, audience, number), &details),
+            }
         }
     }
 
@@ -353,7 +367,23 @@ impl Referee {
         self.judge_answers(now, at_the_end);
         self.judge_missing(now, at_the_end);
         if at_the_end {
+            self.judge_crossed();
             self.judge_destroyed();
+        }
+    }
+
+    /// A union over several primaries has an order at each, and none across the outage of one of them.
+    fn judge_crossed(&mut self) {
+        for (receiver, stamp, details) in std::mem::take(&mut self.crossed) {
+            let covers = |&(from, until): &(u64, u64)| (from..=until).contains(&stamp.sent);
+            let node = self.nodes.get(&receiver);
+            if node.is_some_and(|node| node.gaps.iter().any(covers)) {
+                self.tally.crossed += 1;
+                continue;
+            }
+            self.tally.disorder += 1;
+            let which = (stamp.sender, stamp.audience, stamp.number);
+            self.describe("out of order", which, &details);
         }
     }
 
@@ -366,4 +396,5 @@ impl Referee {
     }
 }
 
+const CROSSED: &str = "a union that came out of order";
 const REFUSED: &str = "not sent, yet it came";

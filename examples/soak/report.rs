@@ -49,6 +49,10 @@ fn print_messages(referee: &Referee) {
             tally.uncounted,
         ),
         ("**duplicated**", tally.duplicates),
+        (
+            "unions late, one of whose primaries was away",
+            tally.crossed,
+        ),
         ("**out of order**", tally.disorder),
         (
             "**delivered elsewhere though \"not sent\"**",

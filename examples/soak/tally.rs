@@ -15,6 +15,8 @@ pub struct Tally {
     pub inside: u64,
     /// The same of what is kept: Redis lost it after it was taken, which is counted.
     pub destroyed: u64,
+    /// Of unions over several primaries: what came late, across an outage of one of them.
+    pub crossed: u64,
     /// Not delivered, and the sender was told that other nodes do not have it, or may not.
     pub sender_told: u64,
     /// Questions that were answered, and those of them that were not whole.

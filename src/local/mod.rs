@@ -33,6 +33,7 @@ use crate::bus::Interests;
 use crate::counts::Counters;
 use crate::home::{Ground, Home};
 use crate::model::close::reason;
+use crate::model::history::mark::Marks;
 use crate::model::id::{NodeId, SocketId};
 use crate::model::limits::OutboxLimits;
 use crate::model::topic::Topic;
@@ -126,6 +127,14 @@ impl Local {
             topics.push(self.all.clone());
         }
         topics
+    }
+
+    /// Everything of these clocks up to here is delivered: clients that are so far behind, in microseconds, are told.
+    pub(crate) fn renew(&self, heard: &Marks, behind: u64) {
+        let members: Vec<Sender> = self.registry.read().members().cloned().collect();
+        for socket in members {
+            socket.release(|resuming| resuming.renew(heard, behind).into_iter().collect());
+        }
     }
 
     pub(crate) fn outbox(&self) -> &OutboxLimits {

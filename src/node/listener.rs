@@ -14,12 +14,15 @@ use crate::bus::repair::{Due, Fate};
 use crate::bus::repairs::{Repairing, Repairs};
 use crate::bus::wire::{self, Formerly};
 use crate::local::registry::EVERY;
-use crate::model::history::mark::{Clock, Mark, Number};
+use crate::model::history::mark::{Clock, Mark, Marks, Number};
 use crate::model::partition::{Partition, PartitionSet};
 use crate::model::topic::{Topic, TopicKind, TopicRef};
 
 impl Listener for Node {
     fn heard(&self, topic: &str, number: Option<Number>, bytes: &[u8]) {
+        if number.is_some() && self.uplink.comes_behind(topic, bytes) {
+            return;
+        }
         let fate = number.map(|number| self.repairs.came(topic, number, bytes));
         match fate {
             None | Some(Fate::Due) => self.hear(topic, number, bytes, None),
@@ -139,6 +142,10 @@ impl Repairing for Node {
             older_than,
         } = due;
         self.hear(topic, Some(*number), envelope, *older_than);
+    }
+
+    fn renew(&self, heard: &Marks, behind: u64) {
+        self.local.renew(heard, behind);
     }
 
     fn let_go(&self, now: Instant) -> Option<Instant> {

@@ -183,6 +183,8 @@ impl Node {
 
     /// Puts a socket into a room, and gives it what it missed there if it was in it.
     pub(crate) async fn join(self: &Arc<Self>, socket: &Sender, room: &Topic) -> Option<()> {
+        // A cut of before it is in the room: whatever it missed from then on is behind that.
+        self.begin(socket, room).await;
         self.begin_join(socket, room)?.await;
         Some(())
     }
@@ -198,7 +200,10 @@ impl Node {
         let joined = self.local.begin_join(socket, room)?;
         let (node, socket, room) = (self.clone(), socket.clone(), room.clone());
         let Some(since) = owed else {
-            let heard = async move { node.local.wait_confirmed(joined.confirmation).await };
+            let heard = async move {
+                node.local.wait_confirmed(joined.confirmation).await;
+                node.begin(&socket, &room).await;
+            };
             return Some(Either::Left(heard));
         };
         let reading = self.ground.home.spawn(async move {
@@ -225,6 +230,28 @@ impl Node {
         let entries = past.entries.as_ref().map_err(|why| *why)?;
         let entries = unknown(entries, past.clock, since.of(past.clock));
         in_order(socket, formerly, entries.collect())
+    }
+
+    /// Has a socket go on from now in a room of whose clock it has heard nothing.
+    async fn begin(&self, socket: &Sender, room: &Topic) {
+        let clock = self.ground.bus.clock(room);
+        let lacks = socket.resuming(|resuming| resuming.lacks(clock).then_some(()));
+        let is_kept = self.config.histories.of(room.kind()).is_some();
+        if lacks.is_none() || !is_kept {
+            return;
+        }
+        match self.past(std::slice::from_ref(room), None).await {
+            Ok(past) => {
+                let cuts = past.cuts();
+                socket.release(|resuming| {
+                    resuming.begin(&cuts);
+                    Vec::new()
+                });
+            }
+            Err(reason) => {
+                tracing::debug!(socket = %socket.id(), %reason, "its client cannot go on in a room: nobody knows from where");
+            }
+        }
     }
 }
 

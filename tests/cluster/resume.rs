@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use axum_cluster::{
-    ClusterBuilder, Health, History, Missed, Position, Resumed, SlowConsumer, Subscription,
+    Backend, ClusterBuilder, Health, History, Missed, Position, Resumed, SlowConsumer, Subscription,
 };
 use futures::future::join_all;
 use futures::{FutureExt, StreamExt};
@@ -12,7 +12,8 @@ use crate::support::client::{Event, user_header};
 use crate::support::events::EventSource;
 use crate::support::node::TestNode;
 use crate::support::proxy::Proxy;
-use crate::support::{Client, Lab, soon, until};
+use crate::support::redis::redis_cluster::RedisCluster;
+use crate::support::{Client, Lab, RedisServer, soon, until};
 
 on_every_bus! {
     whoever_comes_back_to_another_node_has_everything_once
@@ -363,6 +364,80 @@ async fn what_was_missed_of_a_room_comes_when_it_is_joined_again(lab: Lab) {
     page.client.send("join tea").await;
     assert_eq!(page.next().await, "joined");
     assert_eq!(page.missed, [] as [&str; 0]);
+}
+
+/// In a Redis Cluster each partition has a clock of its own, and each of several Redises.
+#[tokio::test(flavor = "multi_thread")]
+async fn positions_go_on_over_many_clocks() {
+    let cluster = RedisCluster::start(3, 0);
+    let redises = [RedisServer::start(), RedisServer::start()];
+    let shards = Backend::shards(redises.each_ref().map(RedisServer::url));
+    for backend in [Backend::redis(cluster.url()), shards] {
+        let backend = backend.unwrap();
+        let lab = |namespace| Lab::on(backend.clone(), namespace);
+        whoever_comes_back_to_another_node_has_everything_once(lab("a")).await;
+        a_second_return_without_news_brings_nothing(lab("b")).await;
+        what_was_missed_of_a_room_comes_when_it_is_joined_again(lab("c")).await;
+        a_stream_of_events_goes_on_by_the_last_event_id(lab("d")).await;
+        many_rooms_are_in_one_position(lab("e")).await;
+    }
+}
+
+async fn many_rooms_are_in_one_position(lab: Lab) {
+    const ROOMS: usize = 60;
+    let [a, b] = nodes(&lab).await;
+    let mut page = Page::open(&a, "carol").await;
+    for n in 0..ROOMS {
+        page.client.send(&format!("join room-{n}")).await;
+        assert_eq!(page.next().await, "joined");
+    }
+    let to = |n: usize| b.broadcaster.to_room(format!("room-{n}"));
+    for n in 0..ROOMS {
+        to(n).send(n.to_string()).await.unwrap();
+        assert_eq!(soon("a message", page.next()).await, n.to_string());
+    }
+    assert_eq!(page.all().await, [] as [&str; 0]);
+    let since = page.position();
+    assert!((1..4096).contains(&since.len()), "{}", since.len());
+    drop(page);
+    for n in 0..ROOMS {
+        to(n).send(format!("later {n}")).await.unwrap();
+    }
+    let mut page = Page::at(&b, "carol", &since).await;
+    for n in 0..ROOMS {
+        page.client.send(&format!("join room-{n}")).await;
+        assert_eq!(page.next().await, format!("later {n}"));
+        assert_eq!(page.next().await, "joined");
+    }
+    assert_eq!(page.all().await, [] as [&str; 0]);
+    assert_eq!(page.missed, [] as [&str; 0]);
+}
+
+/// Longer than anything is kept: a client that hears nothing is told where it goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_hears_nothing_for_long_goes_on_all_the_same() {
+    let lab = Lab::redis();
+    let short = History {
+        keep: Duration::from_secs(10),
+        ..History::default()
+    };
+    let a = node(lab.builder().user_history(short)).await;
+    let mut page = Page::open(&a, "alice").await;
+    page.all().await;
+    let first = page.position();
+    let begun = std::time::Instant::now();
+    while begun.elapsed() < short.keep * 5 / 4 {
+        tokio::time::sleep(short.keep / 8).await;
+        page.all().await;
+    }
+    assert_ne!(page.position(), first);
+    let mut page = page.back(&a).await;
+    send(&a, "alice", 0..1).await;
+    assert_eq!(soon("what is new", page.next()).await, "0");
+    assert_eq!(page.missed, [] as [&str; 0]);
+    let mut late = Page::at(&a, "alice", &first).await;
+    late.all().await;
+    assert_eq!(late.missed, ["late"], "control");
 }
 
 async fn a_stream_of_events_goes_on_by_the_last_event_id(lab: Lab) {

@@ -10,6 +10,7 @@ use axum_cluster::{Cluster, ClusterSocket};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::crash::KEPT;
 use crate::support::node::authenticate;
 use crate::support::program::Program;
 use crate::support::until;
@@ -22,7 +23,10 @@ pub const WELCOME: &str = "welcome";
 /// The environment of the program.
 const PORT: &str = "ROLLING_PORT";
 const REDIS_URL: &str = "ROLLING_REDIS_URL";
+const KEEPS: &str = "ROLLING_KEEPS";
 
+/// For a thousand clients.
+const DESCRIPTORS: u64 = 4096;
 const WINDOW: Duration = Duration::from_secs(2);
 
 #[derive(Debug)]
@@ -34,12 +38,26 @@ pub struct Node {
 
 impl Node {
     pub async fn start(port: u16, redis_url: &str) -> Self {
+        Self::run(port, redis_url, &[]).await
+    }
+
+    /// One with a history of users.
+    pub async fn keeping(port: u16, redis_url: String) -> Self {
+        Self::run(port, &redis_url, &[(KEEPS, "yes")]).await
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.process.0.id()
+    }
+
+    async fn run(port: u16, redis_url: &str, settings: &[(&str, &str)]) -> Self {
         let tests = env::current_exe().expect("this test is a program");
         let mut program = Command::new(tests);
         program
             .args(["--exact", "node::run", "--ignored", "--nocapture"])
             .env(PORT, port.to_string())
             .env(REDIS_URL, redis_url)
+            .envs(settings.iter().copied())
             .stdout(Stdio::null());
         let process = Program(program.spawn().expect("it is this program"));
         until("the node listens", async || {
@@ -78,7 +96,12 @@ async fn run() {
     let (Ok(port), Ok(redis_url)) = (env::var(PORT), env::var(REDIS_URL)) else {
         return;
     };
-    let cluster = Cluster::builder().redis(redis_url).start();
+    let builder = Cluster::builder().redis(redis_url);
+    let cluster = match env::var(KEEPS) {
+        Ok(_) => builder.user_history(KEPT).room_history(KEPT).start(),
+        Err(_) => builder.start(),
+    };
+    let _ = rlimit::increase_nofile_limit(DESCRIPTORS);
     let app = Router::new()
         .route("/ws", any(ws))
         .layer(cluster.layer())

@@ -116,7 +116,8 @@ impl Client {
         soon("an event", self.next()).await
     }
 
-    async fn next(&mut self) -> Event {
+    /// The next event, however long it takes.
+    pub async fn next(&mut self) -> Event {
         loop {
             match self.stream.next().await {
                 Some(Ok(Message::Text(text))) => return Event::Text(text.to_string()),

@@ -9,6 +9,7 @@ use tokio::sync::oneshot;
 use super::past::spool::Doubt;
 use super::past::{Keeping, KeptList};
 use crate::bus::scope::Size;
+use crate::bus::wire::{self, STAMP};
 use crate::model::error::PublishError;
 use crate::model::history::mark::Mark;
 use crate::model::partition::Partition;
@@ -30,6 +31,8 @@ pub(super) struct Publication {
     pub(super) partition: Option<Partition>,
     /// Of that partition where it is published, if anything has moved.
     pub(super) era: Option<NonZeroU32>,
+    /// The one that its envelope says.
+    stamped: Option<NonZeroU32>,
     /// Where its channels are kept, if they are.
     pub(super) keep: Option<Box<Keeping>>,
     /// On how many channels it was published before this turn, …
@@ -52,6 +55,7 @@ impl Publication {
             size,
             partition,
             era: None,
+            stamped: None,
             keep: None,
             begin: 0,
             end: 0,
@@ -67,6 +71,18 @@ impl Publication {
 
     pub(super) fn kept(self, keep: Option<Box<Keeping>>) -> Self {
         Self { keep, ..self }
+    }
+
+    /// Has what is kept say its era, which it may have changed while it waited.
+    pub(super) fn stamp(&mut self) {
+        let Some(era) = self.era.filter(|_| self.keep.is_some()) else {
+            return;
+        };
+        if self.stamped != Some(era) {
+            let before = self.stamped.map_or(0, |_| STAMP);
+            let envelope = [&wire::stamp(era)[..], &self.envelope[before..]].concat();
+            (self.envelope, self.stamped) = (envelope.into(), Some(era));
+        }
     }
 
     /// Where the channels whose turn it is are kept.

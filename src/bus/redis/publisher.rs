@@ -374,6 +374,7 @@ impl PublishQueue {
             topology,
             ..
         } = self;
+        turn.publications.iter_mut().for_each(Publication::stamp);
         let (route, publications) = (open.route, &turn.publications);
         let keeps = publications.iter().any(|one| one.keep.is_some());
         // Whoever will keep is told at once what is wrong.

@@ -119,7 +119,7 @@ impl Subscriber {
         backoff: &mut Backoff,
     ) -> Result<Infallible, Lost> {
         let (mut read, mut write) = tokio::io::split(stream);
-        let longest = MAX_ENVELOPE + STAMP.max(PREFIX);
+        let longest = MAX_ENVELOPE + STAMP + PREFIX;
         let (mut reader, mut output) = (RespReader::new(longest), BytesMut::new());
         // TLS keeps what the kernel did not take.
         let mut unflushed = false;

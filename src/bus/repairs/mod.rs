@@ -18,8 +18,10 @@ mod call;
 mod state;
 mod task;
 
+use std::mem::take;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -34,13 +36,15 @@ use super::repair::{Due, Fate};
 use super::{Archive, Bus, Links};
 use crate::counts::Counters;
 use crate::model::history::Histories;
-use crate::model::history::mark::{Clock, Mark, Number};
+use crate::model::history::mark::{Clock, Mark, Marks, Number};
 use crate::model::id::UserId;
 use crate::model::partition::{Partition, PartitionSet};
 use crate::model::topic::{Topic, TopicKind, TopicRef};
 
 /// So often a clock is asked how far it has come, within the time that it keeps.
 const TICKS: u32 = 8;
+/// So often whoever hears nothing is told that it goes on, within that time.
+const RENEWALS: u32 = 4;
 
 /// All clocks of a node, as it hears them.
 #[derive(Debug)]
@@ -103,6 +107,21 @@ impl Repairs {
         {
             self.news.notify_one();
         }
+    }
+
+    /// Up to where everything is delivered, as far as that is news; and how far behind a client may be, in microseconds.
+    fn take_proven(&self) -> Option<(Marks, u64)> {
+        let proven = take(&mut self.state.lock().proven);
+        let behind = self.shortest()? / RENEWALS;
+        let behind = u64::try_from(behind.as_micros()).unwrap_or(u64::MAX);
+        (!proven.is_empty()).then_some((proven, behind))
+    }
+
+    /// For how long what is kept the shortest is kept.
+    fn shortest(&self) -> Option<Duration> {
+        let kinds = [TopicKind::All, TopicKind::User, TopicKind::Room];
+        let kept = kinds.into_iter().filter_map(|kind| self.histories.of(kind));
+        kept.map(|history| history.keep).min()
     }
 
     /// When there is something to be asked, if it is not to be done now.
@@ -190,9 +209,7 @@ impl Repairs {
             state = self.state.lock();
             state.begin(wanted, topics);
         }
-        let kinds = [TopicKind::All, TopicKind::User, TopicKind::Room];
-        let kept = kinds.into_iter().filter_map(|kind| self.histories.of(kind));
-        let every = kept.map(|history| history.keep / TICKS).min();
+        let every = self.shortest().map(|keep| keep / TICKS);
         let call = state.next_call();
         call.or_else(|| state.next_tick(every?))
     }

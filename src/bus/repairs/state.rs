@@ -11,7 +11,7 @@ use super::call::{Call, Part};
 use crate::bus::outage::LinkId;
 use crate::bus::past::Past;
 use crate::bus::repair::{Due, Fate, HELD, Read, Repair};
-use crate::model::history::mark::{Clock, Mark, Number};
+use crate::model::history::mark::{Clock, Mark, Marks, Number};
 use crate::model::partition::{Partition, PartitionSet};
 use crate::model::topic::Topic;
 
@@ -33,6 +33,8 @@ pub(super) struct State {
     /// Of each partition in which something may be kept: its clock, and a topic that nobody uses.
     places: Vec<Option<(Clock, Topic)>>,
     at_once: usize,
+    /// Up to where everything is delivered that was heard, since that was last asked for.
+    pub(super) proven: Marks,
 }
 
 #[derive(Debug)]
@@ -63,7 +65,15 @@ pub(super) struct Ticking {
     /// Of clocks with topics that were not heard before.
     hurried_at: Option<Instant>,
     is_asked: bool,
-    told: Option<(Instant, Vec<(Clock, Mark, u64)>)>,
+    told: Option<(Instant, Vec<Tick>)>,
+}
+
+/// How far a clock has come, and the last topic that was heard then.
+#[derive(Clone, Copy, Debug)]
+struct Tick {
+    clock: Clock,
+    mark: Mark,
+    youngest: u64,
 }
 
 impl State {
@@ -89,6 +99,7 @@ impl State {
                 .collect(),
             places,
             at_once: AT_ONCE,
+            proven: Marks::default(),
         }
     }
 
@@ -156,11 +167,14 @@ impl State {
         let line = self.links.get_mut(&link)?;
         line.is_up = true;
         let ticked = line.ticking.told.take_if(|(at, _)| *at <= proven);
-        for (clock, mark, youngest) in ticked.into_iter().flat_map(|(_, told)| told) {
-            if let Some(heard) = self.clocks.get_mut(&clock)
-                && !heard.repair.advance(mark, youngest)
-            {
-                heard.lose(u64::MAX);
+        for tick in ticked.into_iter().flat_map(|(_, told)| told) {
+            let Some(heard) = self.clocks.get_mut(&tick.clock) else {
+                continue;
+            };
+            match heard.repair.advance(tick.mark, tick.youngest) {
+                true if heard.repair.is_live() => self.proven.set(tick.clock, tick.mark),
+                true => {}
+                false => heard.lose(u64::MAX),
             }
         }
         let mut are_live = true;
@@ -350,7 +364,13 @@ impl State {
     pub(super) fn ticked(&mut self, call: Call, past: Past) -> bool {
         let marks = call.parts.iter().zip(&past.topics);
         let current = marks.filter(|(part, _)| self.is_current(part));
-        let marks = current.filter_map(|(part, told)| Some((part.clock, told.cut?, part.youngest)));
+        let marks = current.filter_map(|(part, told)| {
+            Some(Tick {
+                clock: part.clock,
+                mark: told.cut?,
+                youngest: part.youngest,
+            })
+        });
         let marks = marks.collect();
         let Some(line) = self
             .links

@@ -15,7 +15,7 @@ use super::call::Call;
 use crate::bus::Archive;
 use crate::bus::past::Past;
 use crate::bus::repair::Due;
-use crate::model::history::mark::{Clock, Mark};
+use crate::model::history::mark::{Clock, Mark, Marks};
 use crate::model::topic::Topic;
 
 /// So many reads are on their way.
@@ -41,6 +41,9 @@ pub(crate) trait Repairing: Send + Sync + 'static {
 
     /// These clocks go on in another run; up to here all is delivered.
     fn go_on(&self, clocks: &[(Clock, Mark)]);
+
+    /// All of these clocks up to here is delivered: clients that are so far behind, in microseconds, are told.
+    fn renew(&self, heard: &Marks, behind: u64);
 
     /// As [`Listener::flush`](crate::bus::Listener::flush).
     fn flush(&self) -> bool;
@@ -82,6 +85,9 @@ impl<N: Repairing> Task<N> {
                 && let Some(call) = node.repairs().next_call(|| node.topics())
             {
                 flight.push(self.ask(call).boxed());
+            }
+            if let Some((proven, behind)) = node.repairs().take_proven() {
+                node.renew(&proven, behind);
             }
             let until = node.let_go(Instant::now());
             let asks = node.repairs().until().filter(|_| flight.len() < IN_FLIGHT);

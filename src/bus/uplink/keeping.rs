@@ -183,8 +183,9 @@ impl Own {
 }
 
 /// What is kept, as those get it who missed it.
-pub(crate) fn read_entry(envelope: &[u8]) -> Option<(Scope<'_>, Content<'_>)> {
-    let (_, envelope) = wire::formerly(envelope).ok()?;
+pub(crate) fn read_entry(entry: &[u8]) -> Option<(Scope<'_>, Content<'_>)> {
+    let (_, stamped) = wire::formerly(entry).ok()?;
+    let (_, envelope) = wire::unstamped(stamped).ok()?;
     let Envelope { scope, action, .. } = wire::decode(envelope).ok()?;
     Some((scope, content(action)?))
 }

@@ -184,7 +184,7 @@ impl Uplink {
         let (Some(topic), Ok((era, envelope))) = (TopicRef::of(topic), read) else {
             return self.garbage();
         };
-        // What is numbered has its order by that.
+        // What is kept comes in the order of its numbers here, and what is read again may be of any era.
         if number.is_none() && self.is_late(topic, era, &envelope) {
             self.counters.bus_late.fetch_add(1, Relaxed);
             return Inbound::Nothing;
@@ -299,6 +299,24 @@ impl Uplink {
         }
         let partition = Partition::of(topic.as_str());
         self.eras.lock().is_behind(origin, partition, era)
+    }
+
+    /// Whether what is kept comes on its channel behind what its node published later: from a primary that has lost its place, and
+    /// numbers all the same.
+    pub(crate) fn comes_behind(&self, topic: &str, bytes: &[u8]) -> bool {
+        let Ok((era, bytes)) = wire::unstamped(bytes) else {
+            return false;
+        };
+        if era == 0 && !self.has_moved.load(Relaxed) {
+            return false;
+        }
+        let (topic, envelope) = (TopicRef::of(topic), wire::decode(bytes).ok());
+        let is_late = |(topic, envelope)| self.is_late(topic, era, &envelope);
+        let comes_behind = topic.zip(envelope).is_some_and(is_late);
+        self.counters
+            .bus_late
+            .fetch_add(u64::from(comes_behind), Relaxed);
+        comes_behind
     }
 
     /// Whether a union was acted on already.
@@ -501,6 +519,15 @@ mod tests {
         assert!(!is_heard(&stamped(1), "r:x"));
         assert!(!is_heard(&plain, "r:x"));
         assert!(is_heard(br#"{"text":"hi"}"#, "r:x"), "of no node");
+        let is_late = |bytes: &[u8]| uplink.comes_behind("r:x", bytes);
+        assert_eq!((is_late(&stamped(1)), is_late(&plain)), (true, true));
+        assert!(!is_late(&stamped(2)));
+        let number = Some(Number(7));
+        assert_ne!(
+            uplink.open("r:x", number, &stamped(1)),
+            Inbound::Nothing,
+            "read again, it has its place by its number"
+        );
         assert_ne!(Partition::of("r:x"), Partition::of("r:y"), "control");
         assert!(is_heard(&plain, "r:y"), "it has not moved");
         assert_eq!(

@@ -356,6 +356,42 @@ impl Resuming {
         frames
     }
 
+    /// Everything of these clocks up to here has come to it, as far as it was for it. Its position, if that was so far behind, in
+    /// microseconds, that what comes next might be kept no longer: whoever hears nothing goes on all the same.
+    pub(crate) fn renew(&mut self, heard: &Marks, most: u64) -> Option<Frame> {
+        if self.held.is_some() {
+            return None;
+        }
+        let is_later = |(clock, mark): &(Clock, Mark)| {
+            let before = self.parts.marks.of(*clock);
+            before.is_some_and(|it| it.run != mark.run || it.number < mark.number)
+        };
+        let later: Vec<_> = heard.iter().filter(is_later).collect();
+        let is_old = |(clock, mark): &(Clock, Mark)| {
+            let before = self.parts.marks.of(*clock);
+            before.is_some_and(|it| it.number.0.saturating_add(most) <= mark.number.0)
+        };
+        if !later.iter().any(is_old) {
+            return None;
+        }
+        self.go_on_from(later.into_iter().collect());
+        self.told()
+    }
+
+    /// Whether nothing is known of a clock, so that nobody could go on from there.
+    pub(crate) fn lacks(&self, clock: Clock) -> bool {
+        self.key.is_some() && self.parts.marks.of(clock).is_none()
+    }
+
+    /// A room is about to be joined of whose clocks it lacks some: it goes on from here.
+    pub(crate) fn begin(&mut self, cuts: &Marks) {
+        for (clock, cut) in cuts.iter() {
+            if self.lacks(clock) {
+                self.parts.marks.set(clock, cut);
+            }
+        }
+    }
+
     /// A room is to be joined. If it was in it, what comes waits, and this is what it has of it.
     pub(crate) fn owes(&mut self, topic: &str) -> Option<Marks> {
         let tag = self.key?.tag(topic);
@@ -522,6 +558,27 @@ mod tests {
         let position = resuming.position().unwrap();
         let parts = token::read(&position, &key()).unwrap();
         assert_eq!(parts.marks, marks(6));
+    }
+
+    #[test]
+    fn whoever_hears_nothing_is_told_now_and_then_that_it_goes_on() {
+        let mut resuming = Resuming::new(ID, Telling::Told);
+        let mut page = Page::default();
+        assert_eq!(resuming.renew(&marks(100), 50), None, "it is not known yet");
+        page.take(resuming.release(found(None, Ok(Vec::new()), 10), Instant::now()));
+        assert_eq!(resuming.renew(&marks(59), 50), None);
+        page.take(resuming.renew(&marks(60), 50).into_iter().collect());
+        assert_eq!(page.position(), 60);
+        page.take(came(&mut resuming, 61));
+        assert_eq!((page.position(), &page.heard[..]), (61, &[61][..]));
+        assert_eq!(
+            resuming.renew(&marks(100), 50),
+            None,
+            "it has heard something"
+        );
+        assert_eq!(resuming.renew(&marks(20), 50), None, "never back");
+        let other = [(Clock(1), marks(500).of(Clock(0)).unwrap())];
+        assert_eq!(resuming.renew(&other.into_iter().collect(), 50), None);
     }
 
     #[test]

@@ -100,6 +100,10 @@ impl Marks {
         }
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     pub(crate) fn iter(&self) -> impl Iterator<Item = (Clock, Mark)> {
         self.0.iter().copied()
     }
