@@ -372,7 +372,7 @@ mod tests {
         assert_eq!(of("bus_publish_failures").2, 1);
         assert_eq!(of("closed_other").2, 1);
         let gauges = stats.iter().filter(|(_, kind, _)| *kind == StatKind::Gauge);
-        assert_eq!(gauges.count(), 8);
+        assert_eq!(gauges.count(), 9);
     }
 
     #[test]
