@@ -141,6 +141,7 @@ impl Repairing for Node {
             envelope,
             older_than,
         } = due;
+        self.uplink.note_era(topic, envelope);
         self.hear(topic, Some(*number), envelope, *older_than);
     }
 

@@ -304,6 +304,15 @@ impl Uplink {
     /// Whether what is kept comes on its channel behind what its node published later: from a primary that has lost its place, and
     /// numbers all the same.
     pub(crate) fn comes_behind(&self, topic: &str, bytes: &[u8]) -> bool {
+        let comes_behind = self.note_era(topic, bytes);
+        self.counters
+            .bus_late
+            .fetch_add(u64::from(comes_behind), Relaxed);
+        comes_behind
+    }
+
+    /// Of what is read again, too, it is known from then on that it came. Whether what it is behind did before.
+    pub(crate) fn note_era(&self, topic: &str, bytes: &[u8]) -> bool {
         let Ok((era, bytes)) = wire::unstamped(bytes) else {
             return false;
         };
@@ -312,11 +321,7 @@ impl Uplink {
         }
         let (topic, envelope) = (TopicRef::of(topic), wire::decode(bytes).ok());
         let is_late = |(topic, envelope)| self.is_late(topic, era, &envelope);
-        let comes_behind = topic.zip(envelope).is_some_and(is_late);
-        self.counters
-            .bus_late
-            .fetch_add(u64::from(comes_behind), Relaxed);
-        comes_behind
+        topic.zip(envelope).is_some_and(is_late)
     }
 
     /// Whether a union was acted on already.
