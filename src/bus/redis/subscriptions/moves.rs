@@ -184,16 +184,14 @@ impl Subscriptions {
             false => self.outstanding.refuse_rest(Partition::of_slot(slot)?),
         };
         let Request {
-            verb,
-            topics,
-            partition,
+            topics, partition, ..
         } = refused?;
         let partition = partition?;
         for topic in topics {
             if let Some(interest) = self.interests.get_mut(&topic) {
                 interest.unanswered -= 1;
-                // Else what was sent later decides.
-                if interest.unanswered == 0 && verb == Verb::Subscribe {
+                // Else what was sent later decides. And two that are of the same slot may be taken for one another.
+                if interest.unanswered == 0 {
                     interest.subscribed = false;
                 }
             }
