@@ -173,6 +173,7 @@
 //! From axum's own WebSockets to a cluster, auth, rooms, missed messages, the front end, proxies, sizing: [`guide`]. How to
 //! operate a cluster, how to test an app, and whom it trusts: [`docs`].
 
+// Not in Cargo.toml: nothing of a test, a bench or an example can be reached.
 #![warn(unreachable_pub)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(
