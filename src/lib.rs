@@ -340,7 +340,7 @@ pub use model::close::Close;
 pub use model::code::CloseCode;
 pub use model::delivery::{Delivery, Outcome};
 pub use model::error::{
-    BadMessage, BadMessageKind, Closed, ClosedKind, ConnectError, ConnectErrorKind,
+    BadMessage, BadMessageKind, Closed, ClosedKind, ClusterRejectionKind, ConnectError, ConnectErrorKind,
     DescriptionError, DescriptionErrorKind, QueryError, QueryErrorKind, RoomError, RoomErrorKind,
     SendError, SendErrorKind, SendJsonError, SendJsonErrorKind, SubscribeError, SubscribeErrorKind,
 };

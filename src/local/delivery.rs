@@ -49,7 +49,7 @@ impl Local {
         self.registry.read().select(&wanted).len()
     }
 
-    /// The same for what the bus brought: collected, so that all of one wake leaves each socket in one
+    /// Delivers what the bus brought: collected, so that all of one wake leaves each socket in one
     /// write. What was missed is for those with smaller numbers alone. Returns how many took it.
     pub(crate) fn collect(
         &self,

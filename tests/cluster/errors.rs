@@ -5,11 +5,12 @@ use std::error::Error;
 use std::time::Duration;
 
 use axum::body::to_bytes;
+use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::{Router, routing::any};
 use axum_cluster::testing::App;
 use axum_cluster::{
-    Close, CloseCode, ClosedKind, Cluster, ClusterRejection, ClusterSocket, ConnectErrorKind,
+    Close, CloseCode, ClosedKind, Cluster, ClusterRejection, ClusterRejectionKind, ClusterSocket, ConnectErrorKind,
     InvalidId, QueryErrorKind, RoomErrorKind, SendErrorKind,
 };
 
@@ -183,4 +184,35 @@ async fn a_rejection_of_an_unusable_user_has_it_as_its_source() {
     let refused = App::new(app).socket("/ws").user("").await.unwrap_err();
     assert_eq!(refused.status(), 400);
     assert_eq!(refused.body(), InvalidId::Empty.to_string());
+}
+
+#[tokio::test]
+async fn a_rejection_says_of_which_kind_it_is() {
+    async fn ws(socket: Result<ClusterSocket, ClusterRejection>) -> (StatusCode, String) {
+        let kind = socket.unwrap_err().kind();
+        (StatusCode::IM_A_TEAPOT, format!("{kind:?}"))
+    }
+    let (open, full) = (Cluster::builder(), Cluster::builder().max_sockets(0));
+    let (open, full, over) = (open.start(), full.start(), Cluster::builder().start());
+    over.shutdown(Duration::ZERO).await;
+    let bare = Router::new().route("/ws", any(ws));
+    let app = |cluster: &Cluster| App::new(bare.clone().layer(cluster.layer()));
+    let foreign = ("origin", "https://evil.example");
+    for (app, user, headers, kind) in [
+        (App::new(bare.clone()), Some("alice"), None, ClusterRejectionKind::NoLayer),
+        (app(&open), Some("alice"), Some(foreign), ClusterRejectionKind::Origin),
+        (app(&open), None, None, ClusterRejectionKind::Unauthenticated),
+        (app(&open), Some(""), None, ClusterRejectionKind::InvalidId),
+        (app(&full), Some("alice"), None, ClusterRejectionKind::NodeFull),
+        (app(&over), Some("alice"), None, ClusterRejectionKind::Draining),
+    ] {
+        let mut request = app.socket("/ws");
+        if let Some(user) = user {
+            request = request.user(user);
+        }
+        if let Some((name, value)) = headers {
+            request = request.header(name, value);
+        }
+        assert_eq!(request.await.unwrap_err().body(), format!("{kind:?}"));
+    }
 }
