@@ -10,8 +10,8 @@ use axum::response::{IntoResponse, Response};
 use axum::{Router, routing::any};
 use axum_cluster::testing::App;
 use axum_cluster::{
-    Close, CloseCode, ClosedKind, Cluster, ClusterRejection, ClusterRejectionKind, ClusterSocket, ConnectErrorKind,
-    InvalidId, QueryErrorKind, RoomErrorKind, SendErrorKind,
+    Close, CloseCode, ClosedKind, Cluster, ClusterRejection, ClusterRejectionKind, ClusterSocket,
+    ConnectErrorKind, InvalidId, QueryErrorKind, RoomErrorKind, SendErrorKind,
 };
 
 use crate::face::serve_handler;
@@ -199,12 +199,37 @@ async fn a_rejection_says_of_which_kind_it_is() {
     let app = |cluster: &Cluster| App::new(bare.clone().layer(cluster.layer()));
     let foreign = ("origin", "https://evil.example");
     for (app, user, headers, kind) in [
-        (App::new(bare.clone()), Some("alice"), None, ClusterRejectionKind::NoLayer),
-        (app(&open), Some("alice"), Some(foreign), ClusterRejectionKind::Origin),
-        (app(&open), None, None, ClusterRejectionKind::Unauthenticated),
+        (
+            App::new(bare.clone()),
+            Some("alice"),
+            None,
+            ClusterRejectionKind::NoLayer,
+        ),
+        (
+            app(&open),
+            Some("alice"),
+            Some(foreign),
+            ClusterRejectionKind::Origin,
+        ),
+        (
+            app(&open),
+            None,
+            None,
+            ClusterRejectionKind::Unauthenticated,
+        ),
         (app(&open), Some(""), None, ClusterRejectionKind::InvalidId),
-        (app(&full), Some("alice"), None, ClusterRejectionKind::NodeFull),
-        (app(&over), Some("alice"), None, ClusterRejectionKind::Draining),
+        (
+            app(&full),
+            Some("alice"),
+            None,
+            ClusterRejectionKind::NodeFull,
+        ),
+        (
+            app(&over),
+            Some("alice"),
+            None,
+            ClusterRejectionKind::Draining,
+        ),
     ] {
         let mut request = app.socket("/ws");
         if let Some(user) = user {

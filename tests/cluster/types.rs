@@ -11,14 +11,14 @@ use axum::response::IntoResponse;
 use axum_cluster::{
     Audience, Backend, BadMessage, BadMessageKind, Broadcaster, BroadcasterBuilder, Close,
     CloseCode, Closed, ClosedKind, Cluster, ClusterBuilder, ClusterEvents, ClusterLayer,
-    ClusterRejection, ClusterRejectionKind, ClusterService, ClusterSocket, ConnectError, ConnectErrorKind, Count,
-    Delivery, DescriptionError, DescriptionErrorKind, Events, Gap, Gaps, Health, HealthChanges,
-    History, InvalidId, InvalidNodeId, InvalidPosition, InvalidSocketId, Kept, Message, Missed,
-    Move, Moves, NodeId, NodeInfo, NodeMessage, NodeMessages, Outcome, OverLimit, Position,
-    Presence, PresenceChange, QueryError, QueryErrorKind, Redis, Resumed, RoomError, RoomErrorKind,
-    RoomId, Roster, SendError, SendErrorKind, SendJsonError, SendJsonErrorKind, SlowConsumer,
-    Socket, SocketId, SocketInfo, StatKind, Stats, SubscribeError, SubscribeErrorKind,
-    Subscription, ToNodes, Unauthenticated, UserId, Utf8Bytes,
+    ClusterRejection, ClusterRejectionKind, ClusterService, ClusterSocket, ConnectError,
+    ConnectErrorKind, Count, Delivery, DescriptionError, DescriptionErrorKind, Events, Gap, Gaps,
+    Health, HealthChanges, History, InvalidId, InvalidNodeId, InvalidPosition, InvalidSocketId,
+    Kept, Message, Missed, Move, Moves, NodeId, NodeInfo, NodeMessage, NodeMessages, Outcome,
+    OverLimit, Position, Presence, PresenceChange, QueryError, QueryErrorKind, Redis, Resumed,
+    RoomError, RoomErrorKind, RoomId, Roster, SendError, SendErrorKind, SendJsonError,
+    SendJsonErrorKind, SlowConsumer, Socket, SocketId, SocketInfo, StatKind, Stats, SubscribeError,
+    SubscribeErrorKind, Subscription, ToNodes, Unauthenticated, UserId, Utf8Bytes,
 };
 use futures::{Sink, Stream};
 use serde::Serialize;
@@ -164,7 +164,7 @@ fn send<F: Future + Send>(_: F) {}
 /// Every future may move to another thread, with arguments of any kind.
 #[test]
 fn every_future_is_send() {
-    let _never = |cluster: Cluster, broadcaster: Broadcaster, audience: Audience, position| {
+    let _never = |cluster: Cluster, broadcaster: Broadcaster, audience: Audience| {
         send(Cluster::connect("url"));
         send(Cluster::connect(&String::new()));
         send(cluster.ready());
@@ -173,7 +173,7 @@ fn every_future_is_send() {
         send(Broadcaster::connect("url"));
         send(Broadcaster::builder().connect());
         send(broadcaster.subscribe("alice"));
-        send(broadcaster.subscribe_since("alice", position));
+        send(broadcaster.subscribe_since("alice", None));
         send(broadcaster.to_nodes().send("text"));
         send(broadcaster.to_nodes().send_json(&[1]));
         send(broadcaster.is_online("alice"));

@@ -160,7 +160,11 @@ fn no_word_is_explained_twice() {
     let words = bold("## Words");
     assert!(words.len() > 150, "control: the list is found");
     let twice = words.into_iter().filter(|word| !seen.insert(word.clone()));
-    tell(&twice.map(|word| format!("`{word}` stands twice among the words")).collect::<Vec<_>>());
+    tell(
+        &twice
+            .map(|word| format!("`{word}` stands twice among the words"))
+            .collect::<Vec<_>>(),
+    );
 }
 
 /// Whether a word of the list is this one, or this one is a form of it.
