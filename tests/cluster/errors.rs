@@ -192,52 +192,26 @@ async fn a_rejection_says_of_which_kind_it_is() {
         let kind = socket.unwrap_err().kind();
         (StatusCode::IM_A_TEAPOT, format!("{kind:?}"))
     }
-    let (open, full) = (Cluster::builder(), Cluster::builder().max_sockets(0));
-    let (open, full, over) = (open.start(), full.start(), Cluster::builder().start());
+    let routes = Router::new().route("/ws", any(ws));
+    let within = |cluster: &Cluster| App::new(routes.clone().layer(cluster.layer()));
+    let (open, over) = (Cluster::builder().start(), Cluster::builder().start());
+    let full = Cluster::builder().max_sockets(1).start();
+    let _bob = full.broadcaster().subscribe("bob").await.unwrap();
     over.shutdown(Duration::ZERO).await;
-    let bare = Router::new().route("/ws", any(ws));
-    let app = |cluster: &Cluster| App::new(bare.clone().layer(cluster.layer()));
-    let foreign = ("origin", "https://evil.example");
-    for (app, user, headers, kind) in [
-        (
-            App::new(bare.clone()),
-            Some("alice"),
-            None,
-            ClusterRejectionKind::NoLayer,
-        ),
-        (
-            app(&open),
-            Some("alice"),
-            Some(foreign),
-            ClusterRejectionKind::Origin,
-        ),
-        (
-            app(&open),
-            None,
-            None,
-            ClusterRejectionKind::Unauthenticated,
-        ),
-        (app(&open), Some(""), None, ClusterRejectionKind::InvalidId),
-        (
-            app(&full),
-            Some("alice"),
-            None,
-            ClusterRejectionKind::NodeFull,
-        ),
-        (
-            app(&over),
-            Some("alice"),
-            None,
-            ClusterRejectionKind::Draining,
-        ),
+
+    let bare = App::new(routes.clone());
+    let [open, full, over] = [&open, &full, &over].map(within);
+    let alice = |app: &App| app.socket("/ws").user("alice");
+    let foreign = alice(&open).header("origin", "https://evil.example");
+    for (handshake, kind) in [
+        (alice(&bare), ClusterRejectionKind::NoLayer),
+        (foreign, ClusterRejectionKind::Origin),
+        (open.socket("/ws"), ClusterRejectionKind::Unauthenticated),
+        (open.socket("/ws").user(""), ClusterRejectionKind::InvalidId),
+        (alice(&full), ClusterRejectionKind::NodeFull),
+        (alice(&over), ClusterRejectionKind::Draining),
     ] {
-        let mut request = app.socket("/ws");
-        if let Some(user) = user {
-            request = request.user(user);
-        }
-        if let Some((name, value)) = headers {
-            request = request.header(name, value);
-        }
-        assert_eq!(request.await.unwrap_err().body(), format!("{kind:?}"));
+        let refused = handshake.await.unwrap_err();
+        assert_eq!(refused.body(), format!("{kind:?}"));
     }
 }

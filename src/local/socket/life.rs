@@ -17,8 +17,10 @@
 //!                                                              Finished
 //! ```
 //!
-//! *Resuming* is open, with what [`Resuming`] has beside: a state of its own, so that a socket that ends gives that back, and
-//! a socket without it pays for nothing. Two ways lead to the end, since there are two kinds of it. *Ending* is polite: what is queued and the Close
+//! *Resuming* is open, with what [`Resuming`] has beside: a state of its own, so that a socket that ends gives that back,
+//! and one without it pays for nothing.
+//!
+//! Two ways lead to the end, since there are two kinds of it. *Ending* is polite: what is queued and the Close
 //! frame still leave, and the client has until a deadline to answer. *Cut* is for those with whom nobody can speak any
 //! more: nothing is written, and the socket's task drops the stream. Only the task may say that it is *Finished*, since
 //! it owns the stream; whoever waits for the end of a socket waits for that.
