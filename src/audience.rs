@@ -277,12 +277,19 @@ impl Audience {
     /// }
     /// ```
     ///
+    /// Where what is sent to the audience is kept ([`ClusterBuilder::user_history`](crate::ClusterBuilder::user_history) and
+    /// its siblings), so is the close, within the same limits: a node that was cut off carries it out when its link is back,
+    /// late, on those of its sockets that were there before the outage. It is not in [`Outcome::nodes`] then. Without a
+    /// history it does not reach such a node.
+    ///
     /// # Errors
-    /// Those of [`send`](Self::send), and when the code may not be sent
-    /// ([`Close::is_sendable`]).
+    /// Those of [`send`](Self::send), and when the code may not be sent ([`Close::is_sendable`]). With a history also when
+    /// the close could not be kept ([`SendErrorKind::Bus`](crate::SendErrorKind::Bus)): every node that hears has carried it
+    /// out all the same, and only one that is cut off may not do so later. After any failure of the bus the sockets of this
+    /// node are closing ([`SendError::local`] of them).
     ///
     /// # Cancel safety
-    /// Cancelled, the sockets here are closing and the others may be.
+    /// Cancelled, the sockets here are closing and the others may be; with a history it may or may not be kept.
     pub async fn close(self, close: Close) -> Result<Outcome, SendError> {
         if !close.is_sendable() {
             return Err(SendError::invalid_close(close.code));

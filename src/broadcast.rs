@@ -97,7 +97,7 @@ impl Broadcaster {
         Ok(self.node.peers.queries().online(&[user.into()]).await?[0])
     }
 
-    /// The same for many users in one round trip: those of them who are online, in the order given.
+    /// Which of many users are online, in the order given, in one round trip.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
@@ -149,7 +149,7 @@ impl Broadcaster {
         self.node.presence.reader(Topic::all(), None)
     }
 
-    /// The same for some users only; one whose id is unusable is never online, and the log says so.
+    /// Who of these users comes and goes; one whose id is unusable is never online, and the log says so.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]

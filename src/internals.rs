@@ -180,7 +180,7 @@ impl FanOut {
             .count()
     }
 
-    /// The same with all that a send and its delivery measure.
+    /// [`deliver`](Self::deliver), with all that a send and its delivery measure.
     #[cfg(feature = "metrics")]
     pub fn deliver_measured(&self, room: usize, message: &Message) -> usize {
         let since = Since::now();

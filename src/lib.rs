@@ -99,19 +99,23 @@
 //! # What it promises
 //! 1. Every socket of the addressed user, on every node, exactly once each, while the bus is up. Messages
 //!    of one sender to one audience arrive in the order sent. Text stays text and binary binary.
-//! 2. Existing means reachable: when a handler holds a `Socket`, a send from any node reaches it.
+//! 2. Existing means reachable: when a handler holds a `Socket`, a send from any node reaches it, by its user and by
+//!    every room it was admitted to.
 //! 3. Local delivery never depends on Redis. Without Redis the process serves its own sockets, says that it
 //!    is [`Degraded`](Health::Degraded), and returns by itself. A probe proves the bus from end to end;
 //!    a [`Gap`] is told, never hidden.
 //! 4. One slow or dead client hurts nobody else: bounded memory per socket, in messages and bytes.
 //! 5. Nothing leaks: every ending is one [`Close`], after which everything is back where it was.
 //! 6. One Redis command per send, whatever the number of nodes. Never KEYS, SCAN or PSUBSCRIBE.
-//! 7. With a history ([`ClusterBuilder::user_history`] and its siblings, off by default) what was sent while a node was cut off, or while
-//!    a client was away and comes back with its [`Position`], comes then, in order and once; past the history's window whoever missed
-//!    something is told.
+//! 7. An answer that is not whole says so: rosters, counts, limits, health, sends. What could not be checked is counted
+//!    as unchecked.
+//! 8. With a history ([`ClusterBuilder::user_history`] and its siblings), what was sent while a node was cut off, or while a
+//!    client was away and comes back with its [`Position`], is delivered then, in order and once, within the history's
+//!    window; past it whoever missed something is told.
+//! 9. Every Redis that people run: single, watched by Sentinel, a Redis Cluster, several; the same API and promises.
 //!
 //! # What it does not promise
-//! Without one, Redis pub/sub delivers at most once: what is sent while a node is cut off does not reach its sockets
+//! Without a history, Redis pub/sub delivers at most once: what is sent while a node is cut off does not reach its sockets
 //! later. Afterwards every handler that asks is told the [`Gap`]: [`Socket::gaps`], [`Broadcaster::gaps`],
 //! [`Cluster::gaps`]. [`Cluster::health_changes`] tells of the outage itself, and [`Stats::bus_gaps`] counts.
 //!
@@ -177,6 +181,7 @@
 //! From axum's own WebSockets to a cluster, auth, rooms, missed messages, the front end, proxies, sizing: [`guide`]. How to
 //! operate a cluster, how to test an app, and whom it trusts: [`docs`].
 
+// Not in Cargo.toml: nothing of a test, a bench or an example can be reached.
 #![warn(unreachable_pub)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(
@@ -260,6 +265,7 @@ pub mod guide {
     #[doc = ""]
     #[doc = include_str!("../docs/guide/from-websocketupgrade.md")]
     pub mod from_websocketupgrade {}
+    #[doc = "[measured]: crate::docs::figures"]
     #[doc = "[rolls nodes]: self::proxies"]
     #[doc = "[test]: crate::docs::testing"]
     #[doc = ""]
@@ -344,9 +350,10 @@ pub use model::close::Close;
 pub use model::code::CloseCode;
 pub use model::delivery::{Delivery, Outcome};
 pub use model::error::{
-    BadMessage, BadMessageKind, Closed, ClosedKind, ConnectError, ConnectErrorKind,
-    DescriptionError, DescriptionErrorKind, QueryError, QueryErrorKind, RoomError, RoomErrorKind,
-    SendError, SendErrorKind, SendJsonError, SendJsonErrorKind, SubscribeError, SubscribeErrorKind,
+    BadMessage, BadMessageKind, Closed, ClosedKind, ClusterRejectionKind, ConnectError,
+    ConnectErrorKind, DescriptionError, DescriptionErrorKind, QueryError, QueryErrorKind,
+    RoomError, RoomErrorKind, SendError, SendErrorKind, SendJsonError, SendJsonErrorKind,
+    SubscribeError, SubscribeErrorKind,
 };
 pub use model::gap::Gap;
 pub use model::health::Health;

@@ -95,7 +95,7 @@ impl Cluster {
         namespace
     }
 
-    /// The same, letting other tasks run in between.
+    /// Records all, letting other tasks run in between.
     async fn record_by_turns(&self) {
         let namespace = self.record_numbers();
         let mut turn = 0;

@@ -24,8 +24,7 @@ macro_rules! named {
     ($(#[$about:meta])* $name:ident of $news:ty) => {
         $(#[$about])*
         #[must_use = "streams do nothing unless polled"]
-        #[pin_project::pin_project]
-        pub struct $name(#[pin] $crate::readers::Reading<$news>);
+        pub struct $name($crate::readers::Reading<$news>);
 
         impl $name {
             pub(crate) fn of(reading: $crate::readers::Reading<$news>) -> Self {
@@ -40,7 +39,7 @@ macro_rules! named {
                 self: std::pin::Pin<&mut Self>,
                 cx: &mut std::task::Context<'_>,
             ) -> std::task::Poll<Option<$news>> {
-                self.project().0.poll_next(cx)
+                std::pin::Pin::new(&mut self.get_mut().0).poll_next(cx)
             }
         }
 

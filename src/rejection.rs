@@ -19,6 +19,7 @@ use crate::local::admission::Refused;
 use crate::local::origin::ForeignOrigin;
 use crate::local::registry::Full;
 use crate::model::close::Close;
+use crate::model::error::ClusterRejectionKind;
 use crate::node::Node;
 use crate::sse;
 use crate::ws::Opened;
@@ -125,6 +126,31 @@ impl ClusterRejection {
         match &self.0 {
             RejectionKind::Close(_, refusal) => Some(refusal.close.code.0),
             _ => None,
+        }
+    }
+
+    /// What kind of refusal it is.
+    pub fn kind(&self) -> ClusterRejectionKind {
+        match &self.0 {
+            RejectionKind::NoLayer => ClusterRejectionKind::NoLayer,
+            RejectionKind::UpgradeTaken | RejectionKind::NoUpgrade => {
+                ClusterRejectionKind::NoUpgrade
+            }
+            RejectionKind::Handshake(_) | RejectionKind::MethodNotGet => {
+                ClusterRejectionKind::Handshake
+            }
+            RejectionKind::Origin(_) => ClusterRejectionKind::Origin,
+            RejectionKind::Unauthenticated(_)
+            | RejectionKind::Close(..)
+            | RejectionKind::Nobody(_) => ClusterRejectionKind::Unauthenticated,
+            RejectionKind::Over => ClusterRejectionKind::Over,
+            RejectionKind::Refused(refused) | RejectionKind::Later(refused) => match refused {
+                Refused::Draining => ClusterRejectionKind::Draining,
+                Refused::RuntimeEnded => ClusterRejectionKind::RuntimeEnded,
+                Refused::Full(Full::Node) => ClusterRejectionKind::NodeFull,
+                Refused::Full(Full::User) => ClusterRejectionKind::UserFull,
+                Refused::InvalidUser(_) => ClusterRejectionKind::InvalidId,
+            },
         }
     }
 

@@ -90,7 +90,7 @@ impl Socket {
 
     /// Up to where it was handed everything: for a page, or for your own store. Whoever comes back with it goes on there. Only of a
     /// socket that goes on itself ([`ClusterSocket::since`](crate::ClusterSocket::since)), or whose client offered `resume.v1`; that of
-    /// any other, and of one that has ended, is one by which nothing is missed honestly:
+    /// any other, and of one that has ended, says nothing: whoever comes back with it is told
     /// [`Missed::Foreign`](crate::Missed::Foreign).
     pub fn position(&self) -> Position {
         let position = self.end.sender().resuming(|it| it.position());

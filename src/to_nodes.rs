@@ -110,7 +110,7 @@ impl ToNodes {
         })
     }
 
-    /// The same with a value as JSON text.
+    /// Sends a value as JSON text.
     ///
     /// # Errors
     /// Those of [`send`](Self::send), and when the value cannot be written as JSON.

@@ -49,7 +49,7 @@ impl Keyring {
         }
     }
 
-    /// The same for whoever does not wait where it is known, however long ago it was asked for.
+    /// To sign with, for whoever does not wait where it is known, however long ago it was asked for.
     pub(crate) async fn signing(&self) -> Option<Key> {
         let known = self.known.lock().key;
         match known {

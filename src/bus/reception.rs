@@ -90,13 +90,13 @@ impl Reception {
         self.heard(span)
     }
 
-    /// The same of what they said in these partitions.
+    /// Since when, and until when, it has heard whatever the others said in these partitions.
     pub(crate) fn hearing_of(&self, partitions: PartitionSet) -> Option<Span> {
         let span = self.outage.lock().hearing_of(partitions);
         self.heard(span)
     }
 
-    /// The same of what nodes say to each other, which goes on while the channels of others are refused.
+    /// Since when, and until when, it has heard what nodes say to each other, which goes on while the channels of others are refused.
     pub(crate) fn hearing_nodes(&self) -> Option<Span> {
         let span = self.outage.lock().hearing_nodes();
         self.heard(span)
@@ -276,7 +276,7 @@ impl Reception {
         })
     }
 
-    /// The same of bad news: counts an outage in which messages may be missed.
+    /// Takes over bad news of the links, and counts an outage in which messages may be missed.
     fn follow_down(&self, deaf: Deaf) -> bool {
         if deaf == Deaf::Newly {
             self.counters.bus_gaps.fetch_add(1, Relaxed);

@@ -15,7 +15,7 @@ pub(crate) struct Selection {
     pub(crate) except_users: SmallVec<[UserId; 1]>,
 }
 
-/// The same, borrowed: what the registry and the envelope work with.
+/// A [`Selection`], borrowed: what the registry and the envelope work with.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Scope<'a> {
     pub(crate) targets: SmallVec<[TopicRef<'a>; 1]>,
@@ -56,7 +56,7 @@ const SMALL: usize = 64;
 const MAX_UNION_COPIES: usize = 16;
 
 impl Scope<'_> {
-    /// The same without these topics.
+    /// What is left of it without these topics.
     pub(crate) fn without(&self, came: &[Topic]) -> Self {
         let mut rest = self.clone();
         rest.targets

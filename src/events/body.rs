@@ -1,4 +1,11 @@
 //! The body of the response: what is said to the socket, as hyper takes it.
+//!
+//! ```text
+//!           the rooms are heard, what it missed is there          the Close is written, or nothing is left to say
+//!  Opening ────────────────────────────────────────────▶ Open ───────────────────────────────────────────────▶ Over
+//! ```
+//! Dropped by hyper in any of them, the client has left; while *Opening* it never had a stream (1006 all the same, with
+//! another reason). *Over* ends the body, and says nothing more.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -25,7 +32,7 @@ use crate::ws::frame::Frame;
 /// client leaves.
 pub(super) struct Written {
     streamed: Streamed,
-    /// The handler's waker is there.
+    /// Has the waker of the handler that waits for the end.
     ending: Arc<Ending>,
     /// The rooms it is in are heard, and what it missed is there.
     resumed: BoxFuture<'static, Resumed>,
@@ -63,7 +70,7 @@ impl Written {
         }
     }
 
-    /// What waits in the place of the handler.
+    /// With what the handler waits for the end.
     pub(super) fn ending(&self) -> Arc<Ending> {
         self.ending.clone()
     }

@@ -27,9 +27,9 @@ use crate::socket::Socket;
 /// Dropping it ends the stream normally (1000), or with 1011 while panicking, after what was sent before.
 #[derive(Debug)]
 pub struct Events {
-    /// Of which nothing is received.
+    /// The registered socket, from which nothing is ever received: an `EventSource` cannot speak.
     socket: Socket,
-    /// Waits in our place.
+    /// Waits for the socket's end with the handler's waker.
     ending: Arc<Ending>,
 }
 

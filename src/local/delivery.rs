@@ -50,7 +50,7 @@ impl Local {
         self.registry.read().select(&wanted).len()
     }
 
-    /// The same for what the bus brought: collected, so that all of one wake leaves each socket in one
+    /// Delivers what the bus brought: collected, so that all of one wake leaves each socket in one
     /// write. Only for sockets with these numbers: what was missed is for older ones alone, what is kept again for newer ones,
     /// where the others have it. Returns how many took it.
     pub(crate) fn collect(

@@ -49,7 +49,7 @@ impl Reservation {
         self.stream(None, None, false, holding).0
     }
 
-    /// The same for a reader that hands on to a client.
+    /// The socket is reachable from now on, by a reader that hands on to a client.
     pub(crate) fn stream_to_client(
         self,
         expiry: Option<Expiry>,

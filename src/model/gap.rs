@@ -62,13 +62,17 @@ impl Extent {
 }
 
 impl Gap {
-    /// Whether messages to this user may have been missed. Always, but where topics are shared by several Redises, or by the
-    /// primaries of a Redis Cluster, of which one was away.
+    /// Whether messages to this user may have been missed. Not, where
+    /// - topics are shared by several Redises, or by the primaries of a Redis Cluster, and this user's was not away;
+    /// - only channels of other kinds were refused, such as those of rooms;
+    /// - what is sent to users is kept ([`user_history`](crate::ClusterBuilder::user_history)), and all of it came after all.
+    ///
+    /// Of the rooms that a user's sockets are in it says nothing.
     pub fn concerns_user(&self, user: &UserId) -> bool {
         Topic::user(user).is_ok_and(|topic| self.concerns_topic(&topic))
     }
 
-    /// The same of messages to this room.
+    /// Whether messages to this room may have been missed, by the same rules.
     pub fn concerns_room(&self, room: &RoomId) -> bool {
         Topic::room(room.as_str()).is_ok_and(|topic| self.concerns_topic(&topic))
     }

@@ -134,7 +134,7 @@ impl fmt::Debug for Kinds {
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Topic(Arc<str>);
 
-/// The same, borrowed: as it was heard, or as it is looked up.
+/// A [`Topic`], borrowed: as it was heard, or as it is looked up.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct TopicRef<'a> {
     kind: TopicKind,

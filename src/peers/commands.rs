@@ -94,7 +94,7 @@ impl Commands {
         })
     }
 
-    /// The same, but that it is carried out here when it comes back; at once, where it does not.
+    /// Runs a command that is carried out here when it comes back; at once, where it does not.
     async fn run_in_turn(
         &self,
         turns: &Arc<Turns>,

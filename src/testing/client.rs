@@ -66,6 +66,9 @@ impl Client {
     ///
     /// # Panics
     /// When the socket has ended, or nobody reads the message.
+    ///
+    /// # Cancel safety
+    /// Cancelled, the message may be there in part, and what follows makes no sense to the app: drop the client.
     #[track_caller]
     pub fn send(&mut self, message: impl Into<Message>) -> impl Future<Output = ()> + Send {
         let message = message.into();
@@ -76,6 +79,9 @@ impl Client {
     ///
     /// # Panics
     /// Those of [`send`](Self::send).
+    ///
+    /// # Cancel safety
+    /// That of [`send`](Self::send).
     #[track_caller]
     pub fn send_text(&mut self, text: impl Into<Utf8Bytes>) -> impl Future<Output = ()> + Send {
         self.send(Message::text(text))
@@ -85,6 +91,9 @@ impl Client {
     ///
     /// # Panics
     /// Those of [`send`](Self::send), and when the value cannot be written as JSON.
+    ///
+    /// # Cancel safety
+    /// That of [`send`](Self::send).
     #[track_caller]
     pub fn send_json<T: Serialize + ?Sized>(
         &mut self,
@@ -98,6 +107,9 @@ impl Client {
     ///
     /// # Panics
     /// Those of [`send`](Self::send).
+    ///
+    /// # Cancel safety
+    /// That of [`send`](Self::send).
     #[track_caller]
     pub fn send_binary(&mut self, bytes: impl Into<Bytes>) -> impl Future<Output = ()> + Send {
         self.send(Message::binary(bytes))
@@ -119,6 +131,9 @@ impl Client {
     ///
     /// # Panics
     /// When none comes, or something else.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: a message is either returned or still there.
     #[track_caller]
     pub fn recv_text(&mut self) -> impl Future<Output = String> + Send {
         let (at, what) = (Location::caller(), "a text");
@@ -134,6 +149,9 @@ impl Client {
     ///
     /// # Panics
     /// When none comes, or something else.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: a message is either returned or still there.
     #[track_caller]
     pub fn recv_json<T: DeserializeOwned>(&mut self) -> impl Future<Output = T> + Send {
         let (at, what) = (Location::caller(), std::any::type_name::<T>());
@@ -154,6 +172,9 @@ impl Client {
     ///
     /// # Panics
     /// With what came.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: what comes is still there.
     #[track_caller]
     pub fn expect_silence(&mut self, span: Duration) -> impl Future<Output = ()> + Send {
         let at = Location::caller();
@@ -169,6 +190,9 @@ impl Client {
     ///
     /// # Panics
     /// When it does not come, or a message.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: a message is still there, and the end comes again.
     #[track_caller]
     pub fn closed(&mut self) -> impl Future<Output = Close> + Send {
         self.expect_end(Location::caller(), "the end")
@@ -178,6 +202,9 @@ impl Client {
     ///
     /// # Panics
     /// When it does not come, has another code, or a message comes.
+    ///
+    /// # Cancel safety
+    /// That of [`closed`](Self::closed).
     #[track_caller]
     pub fn closed_with(
         &mut self,
@@ -198,15 +225,22 @@ impl Client {
     ///
     /// # Panics
     /// When the socket has ended already, or the answer does not come.
+    ///
+    /// # Cancel safety
+    /// Cancelled, the goodbye may be said, or said in part, and messages that came meanwhile are gone: wait for
+    /// [`closed`](Self::closed), or drop the client.
     #[track_caller]
     pub fn close(&mut self) -> impl Future<Output = Close> + Send {
         self.say_goodbye(reason::DONE, Location::caller())
     }
 
-    /// The same with a code of the test's own.
+    /// Says goodbye with a code of the test's own, and waits for the app's answer; messages that come meanwhile are dropped.
     ///
     /// # Panics
     /// Those of [`close`](Self::close).
+    ///
+    /// # Cancel safety
+    /// That of [`close`](Self::close).
     #[track_caller]
     pub fn close_with(&mut self, close: Close) -> impl Future<Output = Close> + Send {
         self.say_goodbye(close, Location::caller())

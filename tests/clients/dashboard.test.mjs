@@ -1,4 +1,4 @@
-// Chromium, with the dashboard of two nodes: what it shows, and what it does.
+// Chromium, with the dashboard: of two nodes, what it shows and what it does; of one and of fifty, that it holds them.
 
 import assert from 'node:assert/strict';
 import { after, before, suite, test } from 'node:test';
@@ -48,6 +48,7 @@ suite('the dashboard', { skip, timeout: 4 * PATIENCE }, () => {
       await operator.page.waitForFunction(() => parseFloat(document.querySelectorAll('.value')[1].textContent) > 10);
       await operator.page.waitForFunction(() => parseFloat(document.querySelectorAll('.value')[2].textContent) > 0);
     }
+    for (const operator of [light, dark]) await operator.drawn('Round trip to other nodes');
     clearInterval(talking);
     const lines = await light.page.locator('.plot polyline').evaluateAll(all => all.map(one => one.getAttribute('points').length));
     assert.ok(lines[0] > 20 && lines[1] > 20, 'they are drawn');
@@ -131,6 +132,31 @@ suite('the dashboard', { skip, timeout: 4 * PATIENCE }, () => {
   });
 });
 
+for (const [count, up, trip] of [[1, '1 node up', 'there is no other node'], [50, '50 nodes up', /slowest [\d.,]+/]]) {
+  test(`a cluster of ${count} is shown whole`, { skip, timeout: 2 * PATIENCE }, async () => {
+    const args = ['--nodes', count, '--users', 20];
+    const [browser, cluster] = [await browse(), await Program.example('dashboard', {}, undefined, args)];
+    try {
+      const operator = await Operator.at(browser, cluster, 'light'), { page } = operator;
+      await page.getByText(up, { exact: true }).waitFor();
+      const places = await operator.places();
+      for (const title of ['Sockets', 'Delivered']) await operator.drawn(title);
+      await page.getByRole('region', { name: 'Round trip to other nodes' }).getByText(trip).waitFor();
+      if (count > 1) await operator.drawn('Round trip to other nodes');
+      // Its users come one after the other.
+      await page.waitForFunction(() => parseFloat(document.querySelector('.value').textContent) > 0);
+      assert.equal(await page.locator('#nodes tr').count(), count);
+      assert.equal(await page.locator('#nodes .good').count(), count, 'each is up');
+      assert.deepEqual(await operator.places(), places, 'nothing jumps');
+      assert.ok(await page.evaluate(() => document.documentElement.scrollWidth <= innerWidth), 'nothing is beside the page');
+      await page.screenshot({ path: picture(`dashboard-${count}`), fullPage: true });
+      assert.deepEqual(operator.complaints, []);
+    } finally {
+      await browser.close();
+    }
+  });
+}
+
 /** Somebody who looks. */
 class Operator {
   complaints = [];
@@ -154,6 +180,12 @@ class Operator {
   /** Waits until a chart shows it. */
   value(title, value) {
     return this.page.getByRole('region', { name: title }).locator('.value').getByText(new RegExp(`^${value}\\s*$`)).waitFor();
+  }
+
+  /** Waits until the first line of a chart has two points. */
+  drawn(title) {
+    const is_drawn = title => document.querySelector(`[aria-label="${title}"] svg`).lastChild.getAttribute('points')?.includes(' ');
+    return this.page.waitForFunction(is_drawn, title);
   }
 
   async find(user) {

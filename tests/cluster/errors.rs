@@ -5,12 +5,13 @@ use std::error::Error;
 use std::time::Duration;
 
 use axum::body::to_bytes;
+use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::{Router, routing::any};
 use axum_cluster::testing::App;
 use axum_cluster::{
-    Close, CloseCode, ClosedKind, Cluster, ClusterRejection, ClusterSocket, ConnectErrorKind,
-    InvalidId, QueryErrorKind, RoomErrorKind, SendErrorKind,
+    Close, CloseCode, ClosedKind, Cluster, ClusterRejection, ClusterRejectionKind, ClusterSocket,
+    ConnectErrorKind, InvalidId, QueryErrorKind, RoomErrorKind, SendErrorKind,
 };
 
 use crate::face::serve_handler;
@@ -183,4 +184,34 @@ async fn a_rejection_of_an_unusable_user_has_it_as_its_source() {
     let refused = App::new(app).socket("/ws").user("").await.unwrap_err();
     assert_eq!(refused.status(), 400);
     assert_eq!(refused.body(), InvalidId::Empty.to_string());
+}
+
+#[tokio::test]
+async fn a_rejection_says_of_which_kind_it_is() {
+    async fn ws(socket: Result<ClusterSocket, ClusterRejection>) -> (StatusCode, String) {
+        let kind = socket.unwrap_err().kind();
+        (StatusCode::IM_A_TEAPOT, format!("{kind:?}"))
+    }
+    let routes = Router::new().route("/ws", any(ws));
+    let within = |cluster: &Cluster| App::new(routes.clone().layer(cluster.layer()));
+    let (open, over) = (Cluster::builder().start(), Cluster::builder().start());
+    let full = Cluster::builder().max_sockets(1).start();
+    let _bob = full.broadcaster().subscribe("bob").await.unwrap();
+    over.shutdown(Duration::ZERO).await;
+
+    let bare = App::new(routes.clone());
+    let [open, full, over] = [&open, &full, &over].map(within);
+    let alice = |app: &App| app.socket("/ws").user("alice");
+    let foreign = alice(&open).header("origin", "https://evil.example");
+    for (handshake, kind) in [
+        (alice(&bare), ClusterRejectionKind::NoLayer),
+        (foreign, ClusterRejectionKind::Origin),
+        (open.socket("/ws"), ClusterRejectionKind::Unauthenticated),
+        (open.socket("/ws").user(""), ClusterRejectionKind::InvalidId),
+        (alice(&full), ClusterRejectionKind::NodeFull),
+        (alice(&over), ClusterRejectionKind::Draining),
+    ] {
+        let refused = handshake.await.unwrap_err();
+        assert_eq!(refused.body(), format!("{kind:?}"));
+    }
 }

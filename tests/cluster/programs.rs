@@ -1,6 +1,6 @@
 //! The examples as programs, in processes of their own.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::support::client::{Event, text};
 use crate::support::program::{self, post, ticker, worker};
@@ -177,49 +177,75 @@ async fn a_token_opens_a_socket_renews_it_and_is_ended_by_a_log_out() {
 
 /// The documents are packaged, and so is what they lead to.
 #[test]
-fn links_lead_to_files_of_the_package() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut links = 0;
-    for document in [
-        "README.md",
-        "SECURITY.md",
-        "CONTRIBUTING.md",
-        "CHANGELOG.md",
-        "benches/README.md",
-        "docs/faults.md",
-        "docs/guide/auth.md",
-        "docs/guide/from-websocketupgrade.md",
-        "docs/guide/front-end.md",
-        "docs/guide/missed.md",
-        "docs/guide/other-programs.md",
-        "docs/guide/proxies.md",
-        "docs/guide/rooms.md",
-        "docs/guide/sizing.md",
-        "docs/operating.md",
-        "docs/soak.md",
-        "docs/testing.md",
-        "tests/autobahn/README.md",
-    ] {
-        let path = root.join(document);
-        let text = std::fs::read_to_string(&path).unwrap();
-        let inline = text.split("](").skip(1);
-        let inline = inline.map(|rest| rest.split_once(')').unwrap().0);
-        let defined = text.lines().filter(|line| line.starts_with('['));
-        let defined = defined.filter_map(|line| Some(line.split_once("]: ")?.1));
-        for link in inline.chain(defined) {
-            if link.contains("://") || link.starts_with('#') {
-                continue;
-            }
-            let file = link.split('#').next().unwrap();
-            let target = path.parent().unwrap().join(file);
+fn links_lead_to_files_and_headings_of_the_package() {
+    let mut documents = Vec::new();
+    find_documents(Path::new(env!("CARGO_MANIFEST_DIR")), &mut documents);
+    let (mut links, mut anchors) = (0, 0);
+    for path in &documents {
+        let document = path.display();
+        let text = std::fs::read_to_string(path).unwrap();
+        for link in relative_links(&text) {
+            let (file, anchor) = link.split_once('#').unwrap_or((link, ""));
+            let target = match file {
+                "" => path.clone(),
+                file => path.parent().unwrap().join(file),
+            };
             assert!(target.is_file(), "{document}: {link}");
             // Cargo.toml excludes them from the package.
             assert!(
                 !link.contains(".ci/") && !link.contains(".github/"),
                 "{document}: {link}"
             );
+            if !anchor.is_empty() {
+                let headings = headings(&std::fs::read_to_string(target).unwrap());
+                assert!(headings.iter().any(|it| it == anchor), "{document}: {link}");
+                anchors += 1;
+            }
             links += 1;
         }
     }
-    assert!(links > 0, "control");
+    assert!(documents.len() > 15 && links > 50 && anchors > 5, "control");
+}
+
+/// Every document of the repository: neither what was built nor what was installed.
+fn find_documents(folder: &Path, documents: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        if path.is_dir() {
+            let is_foreign = name.starts_with('.') || ["target", "node_modules"].contains(&name);
+            if !is_foreign {
+                find_documents(&path, documents);
+            }
+        } else if name.ends_with(".md") {
+            documents.push(path);
+        }
+    }
+}
+
+fn relative_links(text: &str) -> impl Iterator<Item = &str> {
+    let inline = text.split("](").skip(1);
+    let inline = inline.map(|rest| rest.split_once(')').unwrap().0);
+    let defined = text.lines().filter(|line| line.starts_with('['));
+    let defined = defined.filter_map(|line| Some(line.split_once("]: ")?.1));
+    inline.chain(defined).filter(|link| !link.contains("://"))
+}
+
+/// As links name them.
+fn headings(text: &str) -> Vec<String> {
+    let mut is_code = false;
+    let lines = text.lines().filter(|line| {
+        is_code ^= line.starts_with("```");
+        !is_code && line.starts_with('#')
+    });
+    let named = |line: &str| {
+        let heading = line.trim_start_matches('#').trim().to_lowercase();
+        let kept = |c: &char| c.is_alphanumeric() || [' ', '-', '_'].contains(c);
+        heading
+            .chars()
+            .filter(kept)
+            .collect::<String>()
+            .replace(' ', "-")
+    };
+    lines.map(named).collect()
 }

@@ -11,14 +11,14 @@ use axum::response::IntoResponse;
 use axum_cluster::{
     Audience, Backend, BadMessage, BadMessageKind, Broadcaster, BroadcasterBuilder, Close,
     CloseCode, Closed, ClosedKind, Cluster, ClusterBuilder, ClusterEvents, ClusterLayer,
-    ClusterRejection, ClusterService, ClusterSocket, ConnectError, ConnectErrorKind, Count,
-    Delivery, DescriptionError, DescriptionErrorKind, Events, Gap, Gaps, Health, HealthChanges,
-    History, InvalidId, InvalidNodeId, InvalidPosition, InvalidSocketId, Kept, Message, Missed,
-    Move, Moves, NodeId, NodeInfo, NodeMessage, NodeMessages, Outcome, OverLimit, Position,
-    Presence, PresenceChange, QueryError, QueryErrorKind, Redis, Resumed, RoomError, RoomErrorKind,
-    RoomId, Roster, SendError, SendErrorKind, SendJsonError, SendJsonErrorKind, SlowConsumer,
-    Socket, SocketId, SocketInfo, StatKind, Stats, SubscribeError, SubscribeErrorKind,
-    Subscription, ToNodes, Unauthenticated, UserId, Utf8Bytes,
+    ClusterRejection, ClusterRejectionKind, ClusterService, ClusterSocket, ConnectError,
+    ConnectErrorKind, Count, Delivery, DescriptionError, DescriptionErrorKind, Events, Gap, Gaps,
+    Health, HealthChanges, History, InvalidId, InvalidNodeId, InvalidPosition, InvalidSocketId,
+    Kept, Message, Missed, Move, Moves, NodeId, NodeInfo, NodeMessage, NodeMessages, Outcome,
+    OverLimit, Position, Presence, PresenceChange, QueryError, QueryErrorKind, Redis, Resumed,
+    RoomError, RoomErrorKind, RoomId, Roster, SendError, SendErrorKind, SendJsonError,
+    SendJsonErrorKind, SlowConsumer, Socket, SocketId, SocketInfo, StatKind, Stats, SubscribeError,
+    SubscribeErrorKind, Subscription, ToNodes, Unauthenticated, UserId, Utf8Bytes,
 };
 use futures::{Sink, Stream};
 use serde::Serialize;
@@ -47,6 +47,7 @@ assert_impl! {
     Cluster,
     ClusterBuilder,
     ClusterLayer,
+    ClusterRejectionKind,
     ClusterService<()>,
     ConnectError,
     ConnectErrorKind,
@@ -139,7 +140,7 @@ assert_impl! { Utf8Bytes: Borrow<str> + Ord + Hash + Into<String> + Into<axum::b
 assert_impl! { StatKind: Copy + Eq + Hash }
 assert_impl! { CloseCode: From<u16> + Into<u16> + PartialEq<u16> + Copy }
 assert_impl! {
-    BadMessageKind, ClosedKind, ConnectErrorKind, DescriptionErrorKind, QueryErrorKind, RoomErrorKind, SendErrorKind,
+    BadMessageKind, ClosedKind, ClusterRejectionKind, ConnectErrorKind, DescriptionErrorKind, QueryErrorKind, RoomErrorKind, SendErrorKind,
     SendJsonErrorKind, SubscribeErrorKind: Copy + Eq + Hash
 }
 assert_impl! {
@@ -173,6 +174,8 @@ fn every_future_is_send() {
         send(Broadcaster::builder().connect());
         send(broadcaster.subscribe("alice"));
         send(broadcaster.subscribe_since("alice", None));
+        send(broadcaster.to_nodes().send("text"));
+        send(broadcaster.to_nodes().send_json(&[1]));
         send(broadcaster.is_online("alice"));
         send(broadcaster.which_online(["alice"]));
         send(audience.clone().send("text"));
@@ -186,6 +189,13 @@ fn every_future_is_send() {
     };
     let _never = |subscription: Subscription| {
         send(subscription.join("lobby"));
+    };
+    let _never = |mut events: Events| {
+        send(events.send("text"));
+        send(events.send_json(&[1]));
+        send(events.closed());
+        send(events.join("lobby"));
+        send(events.close(Close::new(4001, "out")));
     };
     let _never = |mut socket: Socket| {
         send(socket.recv());

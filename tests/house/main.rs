@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use imports::{Import, Module, read};
 
 /// What no rule has: it neither waits, nor looks at a clock, nor locks, nor logs.
-const ACTS: [&str; 9] = [
+const ACTS: [&str; 10] = [
     "async ",
     "::now()",
     ".elapsed()",
@@ -20,9 +20,13 @@ const ACTS: [&str; 9] = [
     "spawn(",
     "Mutex",
     "RwLock",
+    "tokio::sync",
     "Atomic",
     "std::env",
 ];
+
+/// Who is to be answered: a rule hands it back with the answer.
+const ALLOWED: &str = "tokio::sync::oneshot;";
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -128,6 +132,7 @@ fn rules_act_on_nothing() {
         let module = house.iter().find(|module| module.name == name);
         let module = module.unwrap_or_else(|| panic!("there is no `{rule}`"));
         for (number, line) in &module.code {
+            let line = line.replace(ALLOWED, "");
             let act = ACTS.iter().find(|act| line.contains(**act));
             offences.extend(act.map(|act| format!("{rule}, line {number}: `{act}`")));
         }
@@ -135,14 +140,31 @@ fn rules_act_on_nothing() {
     tell(&offences);
 }
 
-/// The words in bold under this heading.
 fn words(heading: &str) -> BTreeSet<String> {
+    bold(heading).into_iter().collect()
+}
+
+/// The words in bold under this heading, in their order.
+fn bold(heading: &str) -> Vec<String> {
     let text = fs::read_to_string(root().join("CONTRIBUTING.md")).unwrap();
     let section = text.split(heading).nth(1).unwrap();
     let bold = section.split("**").skip(1).step_by(2);
     bold.flat_map(str::split_whitespace)
         .map(str::to_lowercase)
         .collect()
+}
+
+#[test]
+fn no_word_is_explained_twice() {
+    let mut seen = BTreeSet::new();
+    let words = bold("## Words");
+    assert!(words.len() > 150, "control: the list is found");
+    let twice = words.into_iter().filter(|word| !seen.insert(word.clone()));
+    tell(
+        &twice
+            .map(|word| format!("`{word}` stands twice among the words"))
+            .collect::<Vec<_>>(),
+    );
 }
 
 /// Whether a word of the list is this one, or this one is a form of it.

@@ -26,7 +26,7 @@ use crate::model::topic::Topic;
 const MOST: usize = 8 * 1024 * 1024;
 /// Of so many topics something is awaited at most: beyond, what fails there waits for nothing.
 const MOST_TOPICS: usize = 64 * 1024;
-/// The same of what was sent where nobody is here: it concerns who comes meanwhile.
+/// Of so many topics at most where nobody of them is here: it concerns who comes meanwhile.
 const MOST_ELSEWHERE: usize = 4 * 1024;
 /// So long it waits: whoever is without a bus for longer has his sockets served in the order in which that is possible.
 const LONGEST: Duration = Duration::from_secs(30);

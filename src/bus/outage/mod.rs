@@ -285,7 +285,7 @@ impl Outage {
         self.hearing_of(PartitionSet::all())
     }
 
-    /// The same of those that carry these.
+    /// Since when the links that carry these have worked, and until when they are known to.
     pub(crate) fn hearing_of(&self, partitions: PartitionSet) -> Option<Span> {
         self.all(partitions, |link| match link.standing {
             Standing::Up(since) => Some((since, link.proven?)),
@@ -293,7 +293,8 @@ impl Outage {
         })
     }
 
-    /// The same of what nodes say to each other, which goes on while the channels of others are refused.
+    /// Since when, and until when, all links carried what nodes say to each other, which goes on while the channels of others
+    /// are refused.
     pub(crate) fn hearing_nodes(&self) -> Option<Span> {
         self.all(PartitionSet::all(), |link| match link.standing {
             Standing::Up(since) => Some((since, link.proven?)),

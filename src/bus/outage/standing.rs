@@ -24,6 +24,7 @@ pub(super) struct LinkHealth {
     pub(super) refused: Vec<(TopicKind, Arc<str>)>,
 }
 
+/// Drawn in [`outage`](super).
 #[derive(Debug)]
 pub(super) enum Standing {
     /// The link works, and has without a break since what was published then.

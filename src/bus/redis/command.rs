@@ -35,7 +35,7 @@ impl Dialect {
 /// Asks Redis who it is, its role among others: a question that needs no permission.
 pub(super) const HELLO: &[u8] = b"*1\r\n$5\r\nHELLO\r\n";
 
-/// The same, for what goes through redis-rs.
+/// [`HELLO`], for what goes through redis-rs.
 pub(super) fn hello() -> Cmd {
     redis::cmd("HELLO")
 }
@@ -198,7 +198,7 @@ pub(super) fn hgetall(out: &mut BytesMut, key: &str) {
     put_bulk(out, key.as_bytes());
 }
 
-/// The same of [`prepare`], for what goes through redis-rs; with what was evicted so far.
+/// What [`prepare`] says, for what goes through redis-rs; and a question for what was evicted so far.
 pub(super) fn prepare_read(script: &str) -> [Cmd; 3] {
     let info = |section| {
         let mut command = redis::cmd("INFO");

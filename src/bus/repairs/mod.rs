@@ -163,7 +163,7 @@ impl Repairs {
         repaired
     }
 
-    /// The same of a link of which something is refused: what can be is repaired.
+    /// A link is usable but for what is refused on it: what can be is repaired.
     pub(crate) fn works(&self, link: LinkId, proven: Instant) {
         if self.are_off() {
             return;

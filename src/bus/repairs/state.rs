@@ -21,7 +21,7 @@ const AT_ONCE: usize = 2000;
 const SOON: Duration = Duration::from_millis(100);
 /// What may be held is shared by so many clocks; where there are more, each may hold as much as one of these.
 const MANY: usize = 16;
-/// The same where much came to them, since Redis serves nobody else meanwhile …
+/// Topics that are read at once where much came to them, since Redis serves nobody else meanwhile …
 const LARGE: usize = 400;
 /// … which an answer of so many bytes shows.
 const MUCH: usize = 1024 * 1024;
@@ -360,7 +360,7 @@ impl State {
         heard.is_some_and(|heard| heard.turn == part.turn)
     }
 
-    /// Whether a probe is to be published now.
+    /// It was read how far the clocks of a link have come. Whether a probe is to be published now.
     pub(super) fn ticked(&mut self, call: Call, past: Past) -> bool {
         let marks = call.parts.iter().zip(&past.topics);
         let current = marks.filter(|(part, _)| self.is_current(part));
@@ -384,7 +384,7 @@ impl State {
         true
     }
 
-    /// The same.
+    /// Topics of a call were read. Whether a probe is to be published now.
     pub(super) fn answered(&mut self, call: Call, past: Past) -> bool {
         let entries = past
             .topics

@@ -150,7 +150,7 @@ pub(crate) fn encode(
     encode_as(how, origin, union, scope, manner, action)
 }
 
-/// The same of whatever is to be kept, or is said not to be, or says when it was sent.
+/// Encodes also what is to be kept, or is said not to be, or says when it was sent.
 pub(crate) fn encode_as(
     (lasting, sent): (Lasting, Option<u64>),
     origin: NodeId,

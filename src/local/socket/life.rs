@@ -1,16 +1,24 @@
 //! How far a socket has come. It only goes forward, and the first reason for which it ends stays the reason.
 //!
 //! ```text
-//!            close, overflow, expiry, the client's Close
-//!      Open ─────────────────────────────────────────────▶ Ending ──┐
-//!       │                                                    │      │
-//!       │ silent, stalled, vanished, shutdown                │ time is up, vanished, shutdown
-//!       │                                                    ▼      │
-//!       └──────────────────────────────────────────────────▶ Cut    │ both sides have said Close
-//!                                                            │      │
-//!                                                            ▼      ▼
-//!                                                            Finished
+//!    Open
+//!      │ its client may come back: held before the first message
+//!      ▼
+//!    Resuming
+//!
+//!               close, overflow, expiry, the client's Close
+//!    either ───────────────────────────────────────────────▶ Ending ──┐
+//!      │                                                       │      │
+//!      │ silent, stalled, vanished, shutdown                   │ time is up, vanished, shutdown
+//!      │                                                       ▼      │
+//!      └─────────────────────────────────────────────────────▶ Cut    │ both sides have said Close
+//!                                                              │      │
+//!                                                              ▼      ▼
+//!                                                              Finished
 //! ```
+//!
+//! *Resuming* is open, with what [`Resuming`] has beside: a state of its own, so that a socket that ends gives that back,
+//! and one without it pays for nothing.
 //!
 //! Two ways lead to the end, since there are two kinds of it. *Ending* is polite: what is queued and the Close
 //! frame still leave, and the client has until a deadline to answer. *Cut* is for those with whom nobody can speak any

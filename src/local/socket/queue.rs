@@ -105,7 +105,7 @@ impl Queue {
         self.is_empty() || self.len() < limits.messages && self.bytes + frame.len() <= limits.bytes
     }
 
-    /// The same for a burst, while the one that alone can write has had no turn.
+    /// Whether one more frame of a burst fits, while the one that alone can write has had no turn.
     pub(crate) fn admits_burst(&self, frame: &Frame, limits: &OutboxLimits) -> bool {
         let burst = OutboxLimits {
             messages: limits.messages.saturating_mul(BURST),
@@ -173,7 +173,7 @@ impl Queue {
         Ok(())
     }
 
-    /// The same through a buffer, where many small writes are dear: HTTP/2 makes a DATA frame of each, waits
+    /// Writes through a buffer, where many small writes are dear: HTTP/2 makes a DATA frame of each, waits
     /// for hyper's task after each, and clients take a multitude of small ones for an attack.
     pub(crate) fn write_through(
         &mut self,

@@ -47,7 +47,7 @@ impl Sender {
             .change(|core| core.collect(frame, manner, limits, Instant::now))
     }
 
-    /// The same of what is kept.
+    /// Collects what is kept, by its number.
     pub(crate) fn collect_numbered(
         &self,
         numbered: &Numbered<'_>,

@@ -7,6 +7,7 @@ mod connect;
 mod description;
 mod message;
 mod query;
+mod rejection;
 mod send;
 mod socket;
 mod subscribe;
@@ -23,6 +24,7 @@ pub use self::connect::{ConnectError, ConnectErrorKind};
 pub use self::description::{DescriptionError, DescriptionErrorKind};
 pub use self::message::{BadMessage, BadMessageKind};
 pub use self::query::{QueryError, QueryErrorKind};
+pub use self::rejection::ClusterRejectionKind;
 pub(crate) use self::send::PublishError;
 pub use self::send::{SendError, SendErrorKind};
 pub use self::socket::{

@@ -47,7 +47,7 @@ impl Frame {
         }
     }
 
-    /// The same behind a text with its number, for a client that is told positions.
+    /// It, behind a text with its number, for a client that is told positions.
     pub(crate) fn marked(&self, number: Number) -> Self {
         let mark = Self::text(&format!("{MARK}{}", number.0));
         Self([mark.as_bytes(), self.as_bytes()].concat().into())

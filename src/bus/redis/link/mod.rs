@@ -382,7 +382,7 @@ mod tests {
         Error(&'static str),
         Subscribed(Topic),
         Unsubscribed(Topic),
-        /// The same, unasked.
+        /// A subscription was ended that nobody had asked to end.
         Ended(Topic),
         Message(Topic, Bytes),
     }

@@ -21,7 +21,7 @@ const PERMISSIONS: &str = "~<namespace>:seats* +eval +evalsha +time +hget +hmget
 
 /// How an answer begins while keys are on their way to another primary of a Redis Cluster.
 const MOVES: [&str; 4] = ["MOVED ", "ASK ", "TRYAGAIN", "CROSSSLOT"];
-/// The same, of a key that a script met.
+/// … and what it contains where a script met such a key.
 const MOVES_IN_SCRIPT: &str = "attempted to access a non local key";
 
 /// The name of a group's sorted set, with which those of its hashes begin: with a tag all of them are in one slot of a Redis

@@ -116,7 +116,7 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// The same of whoever runs scripts: an array, if it is no HELLO; incomplete or not.
+    /// An array that a script answers, if it is no HELLO; incomplete or not.
     fn array(&mut self, elements: usize) -> Result<Option<Option<Reply<'a>>>, Broken> {
         if elements > self.bounds.elements {
             return Err(Broken);

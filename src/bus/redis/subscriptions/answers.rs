@@ -17,7 +17,7 @@ pub(in crate::bus::redis) enum Answered {
     OutOfTurn,
     /// Redis ended, unasked, a subscription that is wanted. It is asked for anew.
     Ended,
-    /// The same in a Redis Cluster: its partition is at another primary.
+    /// A Redis Cluster ended it, since its partition is at another primary.
     Stranded,
     /// Nothing that concerns us.
     Stray,

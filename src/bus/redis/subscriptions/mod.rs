@@ -60,7 +60,7 @@ pub(super) struct Subscriptions {
     /// Topics to look at: what was sent may differ from what is wanted. Empty while there is no
     /// connection.
     changed: VecDeque<Topic>,
-    /// The same for what was wanted before this connection: it comes after what changes now, so that
+    /// Topics to look at that were wanted before this connection: they come after what changes now, so that
     /// a long restore keeps no newcomer waiting.
     restoring: VecDeque<Topic>,
     /// Topics that nobody wants any more, oldest first, with the end of their linger.

@@ -20,6 +20,7 @@ struct Seat {
     stage: SeatStage,
 }
 
+/// Drawn in [`ledger`](super).
 #[derive(Debug)]
 pub(super) enum SeatStage {
     Waiting(oneshot::Sender<Decision>),
