@@ -21,7 +21,7 @@ use super::endpoint::OPENING;
 use super::link::LinkContext;
 use super::options::Target;
 use super::past::read::{ReadCall, Readings, Wanted};
-use super::past::spool::Room;
+use super::past::room::Room;
 use super::past::{Keeping, KeptList};
 use super::publication::{Taken, Told};
 use super::publisher::{PublishQueue, Publisher, shut_down};
