@@ -30,7 +30,8 @@ use smallvec::SmallVec;
 use tokio::time::{Instant, timeout_at};
 
 use super::backoff::LONGEST_PAUSE;
-use super::past::spool::{Room, Spool};
+use super::past::room::Room;
+use super::past::spool::Spool;
 use super::pipeline::{PublishReply, Refused, Unusable};
 use super::publication::{Publication, Receivers, Taken};
 use super::queue::{Permit, Queue, Waiter};
@@ -88,7 +89,8 @@ impl Backlog {
                 spool.take_over(publication);
                 return;
             }
-            waiter.may_wait(|| spool.room.claim(&publication));
+            let (messages, bytes) = (publication.kept_lists(), publication.envelope.len());
+            waiter.may_wait(|| spool.room.claim(messages, bytes));
         }
         if let Some(partition) = publication.partition
             && let Some(stalled) = self.stalled.get_mut(&partition)

@@ -6,8 +6,7 @@ use bytes::Bytes;
 use smallvec::{SmallVec, smallvec};
 use tokio::sync::oneshot;
 
-use super::past::spool::Doubt;
-use super::past::{Keeping, KeptList};
+use super::past::{Doubt, Keeping, KeptList};
 use crate::bus::scope::Size;
 use crate::bus::wire::{self, STAMP};
 use crate::model::error::PublishError;

@@ -40,7 +40,7 @@ use super::backoff::Backoff;
 use super::endpoint::OPENING;
 use super::past::Keeping;
 use super::past::append::AppendState;
-use super::past::spool::Room;
+use super::past::room::Room;
 use super::pipeline::{Pipeline, PublishReply, Unusable};
 use super::publication::{Answer, Publication};
 use super::queue::{Place, Queue, Queued, Waiter};

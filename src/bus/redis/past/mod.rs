@@ -7,6 +7,7 @@ pub(super) mod keeper;
 pub(super) mod lately;
 pub(super) mod read;
 pub(super) mod refresh;
+pub(super) mod room;
 pub(super) mod spool;
 #[cfg(test)]
 mod world;
@@ -15,10 +16,10 @@ use std::sync::{Arc, LazyLock};
 
 use sha1::{Digest, Sha1};
 use smallvec::SmallVec;
+use tokio::time::Instant;
 
-use self::spool::Doubt;
-use crate::bus::wire::{FORMER, MOST_FORMER};
-use crate::model::history::mark::Number;
+use crate::bus::wire::{FORMER, Formerly, MOST_FORMER};
+use crate::model::history::mark::{Mark, Number};
 
 /// Keeps and publishes.
 pub(super) static APPEND: LazyLock<Script> =
@@ -58,6 +59,17 @@ pub(super) struct Keeping {
     /// It waits for Redis, if that is away.
     pub(super) spools: bool,
     pub(super) doubt: Option<Box<Doubt>>,
+}
+
+/// Whether something that is to be kept may be there already.
+#[derive(Debug, Clone, Default)]
+pub(in crate::bus::redis) struct Doubt {
+    /// It would have a higher number than this.
+    pub(in crate::bus::redis) since: Option<Mark>,
+    /// Where it was, and was lost.
+    pub(in crate::bus::redis) formerly: Formerly,
+    /// It is there, or was: it comes from another publisher, which had it lately.
+    pub(in crate::bus::redis) taken: Option<(Mark, Instant)>,
 }
 
 /// Where something is kept, and how much.

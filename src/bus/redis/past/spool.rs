@@ -14,35 +14,21 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::mem::take;
-use std::sync::{Arc, OnceLock, Weak};
-use std::time::Duration;
+use std::sync::Arc;
 
-use parking_lot::Mutex;
-use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::super::publication::Publication;
 use super::super::queue::{Queue, Waiter};
 use super::lately::{Ends, Lately, Taken};
-use crate::bus::Listener;
-use crate::bus::wire::{Formerly, MOST_FORMER};
+use super::room::Room;
+use crate::bus::wire::MOST_FORMER;
 use crate::model::error::PublishError;
 use crate::model::history::mark::{Mark, Run};
 use crate::model::limits::SpoolLimits;
 use crate::model::partition::Partition;
 
 const TOO_OLD: &str = "it has waited in the spool for redis as long as `spool` allows";
-
-/// Whether something that is to be kept may be there already.
-#[derive(Debug, Clone, Default)]
-pub(in crate::bus::redis) struct Doubt {
-    /// It would have a higher number than this.
-    pub(in crate::bus::redis) since: Option<Mark>,
-    /// Where it was, and was lost.
-    pub(in crate::bus::redis) formerly: Formerly,
-    /// It is there, or was: it comes from another publisher, which had it lately.
-    pub(in crate::bus::redis) taken: Option<(Mark, Instant)>,
-}
 
 /// Of one publisher.
 #[derive(Debug)]
@@ -317,192 +303,5 @@ impl Spool {
         self.push_first(again.into_iter());
         self.is_unsettled = false;
         messages
-    }
-}
-
-/// What may wait on a node, over all its publishers.
-#[derive(Debug)]
-pub(in crate::bus::redis) struct Room {
-    pub(in crate::bus::redis) limits: SpoolLimits,
-    waiting: Mutex<Waiting>,
-    emptied: Notify,
-    /// Who counts.
-    listener: OnceLock<Weak<dyn Listener>>,
-}
-
-#[derive(Debug, Clone, Copy, Default)]
-struct Size {
-    messages: usize,
-    bytes: usize,
-}
-
-/// What waits, and what was dropped since nothing did.
-#[derive(Debug, Default)]
-struct Waiting {
-    size: Size,
-    dropped: u64,
-    why: Option<Arc<str>>,
-}
-
-/// A place there. Dropped, it was in vain; unless it is [settled](Self::settle).
-#[derive(Debug)]
-pub(in crate::bus::redis) struct Permit {
-    room: Arc<Room>,
-    size: Size,
-    is_in_vain: bool,
-    /// It had been taken, and was lost.
-    was_lost: bool,
-    why: Option<Arc<str>>,
-}
-
-/// What would wait there.
-#[derive(Debug)]
-pub(in crate::bus::redis) struct Claim {
-    room: Arc<Room>,
-    size: Size,
-}
-
-impl Room {
-    pub(in crate::bus::redis) fn new(limits: SpoolLimits) -> Self {
-        Self {
-            limits,
-            waiting: Mutex::default(),
-            emptied: Notify::new(),
-            listener: OnceLock::new(),
-        }
-    }
-
-    /// Who counts what becomes of it.
-    pub(in crate::bus::redis) fn count_by(&self, listener: &Weak<dyn Listener>) {
-        self.listener.get_or_init(|| listener.clone());
-    }
-
-    pub(in crate::bus::redis) fn messages(&self) -> usize {
-        self.waiting.lock().size.messages
-    }
-
-    /// Until nothing waits.
-    pub(in crate::bus::redis) async fn emptied(&self) {
-        loop {
-            let emptied = self.emptied.notified();
-            if self.messages() == 0 {
-                return;
-            }
-            emptied.await;
-        }
-    }
-
-    pub(in crate::bus::redis) fn claim(self: &Arc<Self>, publication: &Publication) -> Claim {
-        Claim {
-            room: self.clone(),
-            size: Size {
-                messages: publication.kept_lists(),
-                bytes: publication.envelope.len(),
-            },
-        }
-    }
-
-    /// Of what was lost: it takes no more than what is remembered.
-    fn take_anyway(self: &Arc<Self>, messages: usize, bytes: usize) -> Permit {
-        let size = Size { messages, bytes };
-        let mut waiting = self.waiting.lock();
-        waiting.size.messages += messages;
-        waiting.size.bytes += bytes;
-        Permit {
-            room: self.clone(),
-            size,
-            is_in_vain: true,
-            was_lost: true,
-            why: None,
-        }
-    }
-
-    fn told(&self, what: impl FnOnce(&dyn Listener)) {
-        if let Some(listener) = self.listener.get().and_then(Weak::upgrade) {
-            what(&*listener);
-        }
-    }
-}
-
-impl Claim {
-    /// Nothing, where there is no room.
-    pub(in crate::bus::redis) fn take(self) -> Result<Permit, PublishError> {
-        let Self { room, size } = self;
-        let SpoolLimits {
-            messages, bytes, ..
-        } = room.limits;
-        let is_full = {
-            let taken = &mut room.waiting.lock().size;
-            let (all, all_bytes) = (taken.messages + size.messages, taken.bytes + size.bytes);
-            let is_full = all > messages || all_bytes > bytes;
-            if !is_full {
-                (taken.messages, taken.bytes) = (all, all_bytes);
-            }
-            is_full
-        };
-        if is_full {
-            let dropped = size.messages as u64;
-            room.told(|listener| listener.spool_dropped(dropped, false));
-            return Err(PublishError::not_sent(format!(
-                "redis is away, and the spool is full: `spool` gives it room for {messages} messages and {bytes} bytes"
-            )));
-        }
-        Ok(Permit {
-            room,
-            size,
-            is_in_vain: true,
-            was_lost: false,
-            why: None,
-        })
-    }
-
-    pub(in crate::bus::redis) fn wait(&self) -> Duration {
-        self.room.limits.wait
-    }
-}
-
-impl Permit {
-    /// It was taken.
-    pub(in crate::bus::redis) fn settle(mut self) {
-        self.is_in_vain = false;
-    }
-
-    /// It is dropped.
-    pub(in crate::bus::redis) fn fail(mut self, why: &Arc<str>) {
-        self.why = Some(why.clone());
-    }
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        let messages = self.size.messages as u64;
-        let (is_empty, dropped) = {
-            let mut waiting = self.room.waiting.lock();
-            waiting.size.messages -= self.size.messages;
-            waiting.size.bytes -= self.size.bytes;
-            if self.is_in_vain {
-                waiting.dropped += messages;
-                waiting.why = self.why.take().or(waiting.why.take());
-            }
-            let is_empty = waiting.size.messages == 0;
-            let dropped = is_empty.then(|| (take(&mut waiting.dropped), waiting.why.take()));
-            (is_empty, dropped)
-        };
-        if self.is_in_vain {
-            let was_lost = self.was_lost;
-            self.room
-                .told(|listener| listener.spool_dropped(messages, was_lost));
-        }
-        if let Some((messages @ 1.., why)) = dropped {
-            let why = why.as_deref().unwrap_or("the node ended");
-            tracing::warn!(
-                messages,
-                reason = why,
-                "messages that waited for redis in the spool were dropped"
-            );
-        }
-        if is_empty {
-            self.room.emptied.notify_waiters();
-        }
     }
 }

@@ -17,7 +17,7 @@ use super::super::pipeline::PublishReply;
 use super::super::publication::{Answer, Publication, Receivers, Taken};
 use super::super::queue::{Queue, Queued, Waiter};
 use super::lately::Ends;
-use super::spool::Room;
+use super::room::Room;
 use super::{Keeping, KeptList};
 use crate::bus::repair::Former;
 use crate::bus::scope::Size;

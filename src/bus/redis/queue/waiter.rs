@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::{Permit, Queue, Units};
-use crate::bus::redis::past::spool;
+use crate::bus::redis::past::room;
 use crate::bus::redis::publication::{Answer, Receivers, Taken, Told};
 use crate::model::error::PublishError;
 
@@ -38,8 +38,8 @@ enum Reply {
 #[derive(Debug)]
 enum Spooling {
     Never,
-    Perhaps(spool::Claim),
-    Waits(Box<spool::Permit>),
+    Perhaps(room::Claim),
+    Waits(Box<room::Permit>),
 }
 
 impl Waiter {
@@ -62,7 +62,7 @@ impl Waiter {
     pub(in crate::bus::redis) fn nobody(
         queue: &Arc<Queue>,
         deadline: Instant,
-        permit: Option<spool::Permit>,
+        permit: Option<room::Permit>,
     ) -> Self {
         Self {
             deadline,
@@ -78,7 +78,7 @@ impl Waiter {
     }
 
     /// It may wait for Redis to be back.
-    pub(in crate::bus::redis) fn may_wait(&mut self, claim: impl FnOnce() -> spool::Claim) {
+    pub(in crate::bus::redis) fn may_wait(&mut self, claim: impl FnOnce() -> room::Claim) {
         if let Spooling::Never = self.spooling {
             self.spooling = Spooling::Perhaps(claim());
         }

@@ -16,7 +16,7 @@ use super::connection::Connector;
 use super::endpoint::OPENING;
 use super::link::LinkContext;
 use super::options::Target;
-use super::past::spool::Room;
+use super::past::room::Room;
 use super::publisher::{PublishQueue, Publisher};
 use super::quota::SharedLedgers;
 use super::sentinel::{Seeker, Sentinels, Watcher};

@@ -22,7 +22,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::{Interest, Phase, Subscriptions};
-use crate::bus::redis::outstanding::{Request, Verb};
+use crate::bus::redis::outstanding::Request;
 use crate::model::partition::{Partition, PartitionSet};
 use crate::model::topic::Topic;
 
