@@ -189,7 +189,9 @@ impl FanOut {
         let taken = self.deliver(room, message);
         self.measures.fanned_out(taken as u64);
         self.measures.published(since);
-        sent.map_or((), |sent| self.measures.delivered(sent));
+        if let Some(sent) = sent {
+            self.measures.delivered(sent);
+        }
         taken
     }
 

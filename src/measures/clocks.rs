@@ -121,13 +121,13 @@ mod tests {
         }
 
         /// What B finds that something from A took, which took so long.
-        fn to_b(&mut self, way: u64) -> Option<u64> {
+        fn comes_to_b(&mut self, way: u64) -> Option<u64> {
             let sent = self.now;
             self.now += way;
             self.b.came(A, sent, self.at_b())
         }
 
-        fn to_a(&mut self, way: u64) -> Option<u64> {
+        fn comes_to_a(&mut self, way: u64) -> Option<u64> {
             let sent = self.at_b();
             self.now += way;
             self.a.came(B, sent, self.now)
@@ -144,56 +144,67 @@ mod tests {
     #[test]
     fn nothing_is_told_before_both_ways_are_known() {
         let mut two = Two::new(5_000_000);
-        assert_eq!(two.to_b(100), None);
-        assert_eq!(two.to_b(100), None, "of the way back nothing is known");
-        assert_eq!(two.to_a(100), None);
+        assert_eq!(two.comes_to_b(100), None);
+        assert_eq!(
+            two.comes_to_b(100),
+            None,
+            "of the way back nothing is known"
+        );
+        assert_eq!(two.comes_to_a(100), None);
         two.say_hello();
-        assert_eq!((two.to_b(100), two.to_a(250)), (Some(100), Some(250)));
+        assert_eq!(
+            (two.comes_to_b(100), two.comes_to_a(250)),
+            (Some(100), Some(250))
+        );
         two.b.forget(A);
-        assert_eq!(two.to_b(100), None);
+        assert_eq!(two.comes_to_b(100), None);
     }
 
     #[test]
     fn what_is_late_is_told_to_be_and_a_way_that_grew_is_learnt() {
         let mut two = Two::new(-7_000_000);
-        let _ = (two.to_b(100), two.to_a(100));
+        let _ = (two.comes_to_b(100), two.comes_to_a(100));
         two.say_hello();
-        assert_eq!(two.to_b(90_100), Some(90_100));
+        assert_eq!(two.comes_to_b(90_100), Some(90_100));
         for _ in 0..2 {
             two.say_hello();
             // From now on both ways take longer.
-            let _ = (two.to_b(2_000), two.to_a(2_000));
+            let _ = (two.comes_to_b(2_000), two.comes_to_a(2_000));
         }
         two.say_hello();
-        assert_eq!(two.to_b(2_000), Some(2_000));
+        assert_eq!(two.comes_to_b(2_000), Some(2_000));
     }
 
     #[test]
     fn one_that_comes_alone_after_a_long_time_is_not_its_own_measure() {
         let mut two = Two::new(0);
-        let _ = (two.to_b(100), two.to_a(100));
+        let _ = (two.comes_to_b(100), two.comes_to_a(100));
         for _ in 0..3 {
-            let _ = two.to_a(100);
+            let _ = two.comes_to_a(100);
             two.say_hello();
         }
-        assert_eq!(two.to_b(9_000), None);
+        assert_eq!(two.comes_to_b(9_000), None);
         two.say_hello();
-        let _ = two.to_b(100);
-        assert_eq!(two.to_b(9_000), Some(9_000), "control");
+        let _ = two.comes_to_b(100);
+        assert_eq!(two.comes_to_b(9_000), Some(9_000), "control");
     }
 
     #[test]
     fn a_clock_that_was_changed_is_told_nothing_by_until_both_ways_are_known_anew() {
         let mut two = Two::new(0);
-        let _ = (two.to_b(100), two.to_a(100));
+        let _ = (two.comes_to_b(100), two.comes_to_a(100));
         two.say_hello();
         two.ahead -= 3_000_000;
-        assert_eq!(two.to_b(100), None, "it would have come before it was sent");
+        assert_eq!(
+            two.comes_to_b(100),
+            None,
+            "it would have come before it was sent"
+        );
         for _ in 0..3 {
-            let _ = (two.to_b(100), two.to_a(100));
+            let _ = (two.comes_to_b(100), two.comes_to_a(100));
             two.say_hello();
         }
-        assert_eq!(two.to_b(100), Some(100));
+        assert_eq!(two.comes_to_b(100), Some(100));
     }
 
     proptest! {
@@ -209,14 +220,14 @@ mod tests {
             let mut two = Two::new(ahead);
             for _ in 0..hellos {
                 // The quickest, by which it is known.
-                let _ = (two.to_b(there), two.to_a(here));
+                let _ = (two.comes_to_b(there), two.comes_to_a(here));
                 two.say_hello();
             }
             let half = (here + there) / 2 + 1;
             for (longer, back) in ways {
-                let (took, told) = (there + longer, two.to_b(there + longer));
+                let (took, told) = (there + longer, two.comes_to_b(there + longer));
                 prop_assert!(told.is_some_and(|told| told.abs_diff(took) <= half), "{told:?} of {took}");
-                let (took, told) = (here + back, two.to_a(here + back));
+                let (took, told) = (here + back, two.comes_to_a(here + back));
                 prop_assert!(told.is_some_and(|told| told.abs_diff(took) <= half), "{told:?} of {took}");
             }
         }

@@ -91,7 +91,7 @@ pub(crate) struct Pipeline {
     /// It was asked whether it keeps.
     is_asked: bool,
     /// What was kept, until it is looked at.
-    taken: Vec<(Run, Arc<str>, Number)>,
+    taken: Vec<Acknowledged>,
     /// How many were kept again that were lost, until it is looked at.
     again: u64,
     /// What is kept may be kept again.
@@ -397,7 +397,7 @@ impl Pipeline {
     }
 
     /// What is kept since it was last looked at, in order.
-    pub(super) fn take_kept(&mut self) -> Vec<(Run, Arc<str>, Number)> {
+    pub(super) fn take_kept(&mut self) -> Vec<Acknowledged> {
         std::mem::take(&mut self.taken)
     }
 
@@ -495,13 +495,16 @@ fn refused(words: &[u8], advice: &Advice, dialect: Dialect) -> Refused {
     }
 }
 
+/// A number, by which run of which clock.
+type Acknowledged = (Run, Arc<str>, Number);
+
 /// The same of messages that may have been there already.
 fn answer_again(
     (run, clock): (Option<Run>, &Arc<str>),
     messages: Vec<(bool, bool)>,
     mut items: Items<'_>,
     advice: &Advice,
-    (taken, again): (&mut Vec<(Run, Arc<str>, Number)>, &mut u64),
+    (taken, again): (&mut Vec<Acknowledged>, &mut u64),
 ) -> Option<Vec<PublishReply>> {
     let mut answers = Vec::with_capacity(messages.len());
     for (is_kept, was_lost) in messages {
@@ -563,7 +566,7 @@ impl Answers {
         reply: Reply<'_>,
         advice: &Advice,
         dialect: Dialect,
-        (taken, again): (&mut Vec<(Run, Arc<str>, Number)>, &mut u64),
+        (taken, again): (&mut Vec<Acknowledged>, &mut u64),
     ) -> Option<Vec<PublishReply>> {
         let mut items = match reply {
             Reply::Array(items) => items,

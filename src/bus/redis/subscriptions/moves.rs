@@ -330,6 +330,7 @@ mod tests {
 
     use super::*;
     use crate::bus::Confirmation;
+    use crate::bus::redis::outstanding::Verb;
     use crate::bus::redis::subscriptions::Answered;
 
     const LINGER: Duration = Duration::from_secs(2);
