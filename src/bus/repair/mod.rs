@@ -66,11 +66,10 @@ pub(crate) struct Repair {
     /// Another run goes on from here, where all is delivered.
     goes_on: Option<Mark>,
     /// Topics that are heard since the clock was heard last, in the order in which that began: what came to them before is for
-    /// nobody here, and cannot be told from what came since.
+    /// nobody here, and cannot be told from what came since. So it is to be found out soon how far the clock has come; in an outage
+    /// before that too much is told.
     young: HashMap<Topic, u64>,
     youngest: u64,
-    /// Such of which something may have been missed.
-    unread: Vec<Topic>,
 }
 
 #[derive(Debug)]
@@ -148,7 +147,6 @@ impl Repair {
             goes_on: None,
             young: HashMap::new(),
             youngest: 0,
-            unread: Vec::new(),
         }
     }
 
@@ -272,7 +270,6 @@ impl Repair {
         if self.heard.is_none() {
             topics.clear();
         }
-        topics.retain(|topic| !self.young.contains_key(topic));
         let since = |topic: &Topic| self.spills.get(topic).copied().or(self.heard);
         if !self.spills.is_empty() {
             topics.sort_by_cached_key(|topic| since(topic).map(|mark| (mark.run, mark.number)));
@@ -485,8 +482,7 @@ impl Repair {
             self.heard = *until;
             self.stage = Stage::Live;
             self.spills = HashMap::new();
-            let young = take(&mut self.young).into_keys();
-            self.unread.extend(young);
+            self.young = HashMap::new();
             (self.newcomers, self.began) = (None, Number::default());
         }
     }
@@ -495,11 +491,6 @@ impl Repair {
     pub(crate) fn take_goes_on(&mut self) -> Option<Mark> {
         let is_live = self.is_live();
         self.goes_on.take_if(|_| is_live)
-    }
-
-    /// Topics of which it is not known what was missed, since nothing was known of them before.
-    pub(crate) fn take_unread(&mut self) -> Vec<Topic> {
-        take(&mut self.unread)
     }
 
     /// Which topics cannot be told in full.

@@ -435,7 +435,6 @@ impl State {
                 if let Some(line) = self.links.get_mut(&link) {
                     let topics = missed.into_iter().map(|(topic, _)| topic);
                     line.repaired.missed.extend(topics);
-                    line.repaired.missed.extend(heard.repair.take_unread());
                 }
                 while all.len() < most
                     && let Some(due) = heard.repair.next()
