@@ -32,6 +32,12 @@ if clock[1] ~= run then
 end
 call('HSET', KEYS[1], 'n', format(digits, n + count - 1))
 
+-- Without what says how often its partition had moved, which may be another by now.
+local function bare(entry, at)
+  if string.byte(entry, at) == 0 then at = at + 5 end
+  return string.sub(entry, at)
+end
+
 -- By list, the number of each envelope.
 local numbers = {}
 local function number_of(key, envelope)
@@ -49,10 +55,10 @@ local function number_of(key, envelope)
       if string.byte(entry) > 3 then
         while string.find(entry, '^%w', at) do at = at + 28 end
       end
-      if string.sub(entry, 2, 17) > since then known[string.sub(entry, at)] = string.sub(entry, 2, 17) end
+      if string.sub(entry, 2, 17) > since then known[bare(entry, at)] = string.sub(entry, 2, 17) end
     end
   end
-  return known[envelope]
+  return known[bare(envelope, 1)]
 end
 
 local out, envelope, there, number = {}, nil, nil, nil

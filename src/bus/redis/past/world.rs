@@ -401,8 +401,9 @@ impl World {
     /// When all is well again.
     fn end(mut self) -> Result<Self, String> {
         for n in 0..2 {
-            self.write(n, None);
-            self.write(n, None);
+            for _ in 0..4 {
+                self.write(n, None);
+            }
             self.heal(n);
         }
         for (n, sender) in self.senders.iter_mut().enumerate() {
@@ -507,7 +508,7 @@ fn each_rule_is_needed() {
         (Without::Looking, unanswered(), "twice"),
         (Without::Asking, failover(), "lost"),
         (Without::Marks, failover(), "twice"),
-        (Without::Precedence, late(), "late"),
+        (Without::Precedence, late(), "waits"),
     ] {
         let well = World::play(Without::Nothing, steps.clone());
         assert!(well.is_ok(), "control: {:?}", well.err());
