@@ -25,6 +25,7 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
 use super::backoff::LONGEST_PAUSE;
+use super::command::is_on_its_way;
 use super::pipeline::{PublishReply, Refused, Unusable};
 use super::publication::{Publication, Receivers, Taken};
 use super::queue::{Permit, Waiter};
@@ -59,7 +60,7 @@ pub(super) struct Backlog {
 pub(super) struct Answered {
     /// A probe reached nobody.
     pub(super) is_astray: bool,
-    /// Something is at another primary.
+    /// Something is at another primary already.
     pub(super) is_elsewhere: bool,
 }
 
@@ -231,7 +232,8 @@ impl Turn {
         backlog: &mut Backlog,
     ) -> Answered {
         let mut permits: Option<Permit> = None;
-        let (mut is_astray, mut elsewhere, mut unknown) = (false, Vec::new(), Vec::new());
+        let (mut answered, mut elsewhere, mut unknown) =
+            (Answered::default(), Vec::new(), Vec::new());
         let waiters = self.waiters.0.drain(..);
         for (mut publication, mut waiter) in self.publications.drain(..).zip(waiters) {
             let mut sum = replace(&mut waiter.sum, Ok(Taken::default()));
@@ -239,7 +241,10 @@ impl Turn {
             for reply in replies.by_ref().take(publication.part().len()) {
                 match (reply, publication.partition) {
                     // All that follows is refused alike.
-                    (Err(Refused::Elsewhere(_)), Some(partition)) => refused = Some(partition),
+                    (Err(Refused::Elsewhere(words)), Some(partition)) => {
+                        answered.is_elsewhere |= !is_on_its_way(&words);
+                        refused = Some(partition);
+                    }
                     (Err(Refused::Unknown), _) if waiter.reply.is_some() => is_unknown = true,
                     (reply, _) => {
                         sum = and(sum, reply);
@@ -267,7 +272,7 @@ impl Turn {
                 continue;
             }
             let is_unheard = matches!(sum, Ok(Taken { receivers: 0, .. }));
-            is_astray |= publication.is_probe && is_unheard;
+            answered.is_astray |= publication.is_probe && is_unheard;
             waiter.answer(sum);
             // Given back all at once: each time takes a lock.
             match &mut permits {
@@ -276,15 +281,11 @@ impl Turn {
             }
         }
         backlog.put_back(unknown);
-        let is_elsewhere = !elsewhere.is_empty();
-        match is_elsewhere {
-            true => backlog.stall(elsewhere, Instant::now()),
-            false => backlog.failures = 0,
+        match elsewhere.is_empty() {
+            false => backlog.stall(elsewhere, Instant::now()),
+            true => backlog.failures = 0,
         }
-        Answered {
-            is_astray,
-            is_elsewhere,
-        }
+        answered
     }
 
     pub(super) fn fail(&mut self, error: &PublishError) {
@@ -462,6 +463,25 @@ mod tests {
         assert_eq!(written(&mut backlog), first.collect::<Vec<_>>());
         assert_eq!(written(&mut backlog), (PART..PART + 44).collect::<Vec<_>>());
         assert_eq!(written(&mut backlog), [99_999]);
+    }
+
+    #[test]
+    fn what_is_on_its_way_is_no_hint() {
+        for (words, is_elsewhere) in [
+            ("TRYAGAIN x", false),
+            ("ASK 7 h:1", false),
+            ("MOVED 7 h:1", true),
+        ] {
+            let (mut backlog, mut turn) = (Backlog::default(), Turn::default());
+            let (mut queued, _answer) = queued(0..1, false);
+            queued.0.partition = Some(Partition::of("r:1"));
+            backlog.admit(queued);
+            backlog.take_turn(&mut turn);
+            let refused = Err(Refused::Elsewhere(words.into()));
+            let answered = turn.answer([refused].into_iter(), &mut backlog);
+            assert_eq!(answered.is_elsewhere, is_elsewhere, "{words}");
+            assert!(backlog.rests_until().is_some(), "control: it waits");
+        }
     }
 
     /// Redis refuses what is elsewhere, and takes it again before the next turn.
