@@ -268,7 +268,7 @@ async fn a_primary_that_is_gone_takes_only_its_own_users_with_it() {
 /// T15: as long as one is gone, all nodes take the cluster for down, and fail over all the same.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failover_is_followed_while_another_primary_is_gone() {
-    let mut fleet = Fleet::unprobed(RedisCluster::start(3, 1)).await;
+    let mut fleet = Fleet::at(RedisCluster::start(3, 1)).await;
     let (gone, old, new) = (0, 1, 4);
     let line = fleet.line_at(old).await;
     let topic = format!("u:{}", line.user);
