@@ -1,5 +1,6 @@
 //! Redis with sentinels (rows T1 to T7): whom they name is followed, whatever the old primary says of itself.
 
+use std::io::{ErrorKind, Read, Write};
 use std::time::{Duration, Instant};
 
 use axum_cluster::Health;
@@ -26,10 +27,22 @@ struct Fleet {
     nodes: [TestNode; 2],
 }
 
+/// What a failover took.
+struct Course {
+    /// Until the sentinels had decided.
+    decided: Duration,
+    /// From then on, until both nodes were at the new primary.
+    followed: Duration,
+}
+
 impl Fleet {
     async fn start(probe_interval: Duration) -> Self {
+        Self::by(|redis| redis.url(), probe_interval).await
+    }
+
+    async fn by(url: impl Fn(&Sentinels) -> String, probe_interval: Duration) -> Self {
         let redis = Sentinels::start(1, SENTINELS);
-        let builder = Lab::memory().builder().redis(redis.url());
+        let builder = Lab::memory().builder().redis(url(&redis));
         // What one node says of what it sent to the old primary is told at once, not with the next hello.
         let builder = builder.lease(NEVER);
         let builder = builder.probe_interval(probe_interval);
@@ -42,9 +55,14 @@ impl Fleet {
     }
 
     /// Sends numbers from one node to the other while a failover is caused, and judges what became of them. Afterwards
-    /// both are at the new primary.
-    async fn under_load(&mut self, row: &'static str, cause: impl FnOnce(&mut Sentinels)) {
-        self.told_by(0, row, cause).await;
+    /// both are at the new primary, within so many times what the sentinels took to decide.
+    async fn under_load(
+        &mut self,
+        (row, times): (&'static str, u32),
+        cause: impl FnOnce(&mut Sentinels),
+    ) {
+        let Course { decided, followed } = self.told_by(0, row, cause).await;
+        assert!(followed < decided * times, "{decided:?}, {followed:?}");
     }
 
     /// The same, as this sentinel tells it.
@@ -53,7 +71,7 @@ impl Fleet {
         sentinel: usize,
         row: &'static str,
         cause: impl FnOnce(&mut Sentinels),
-    ) {
+    ) -> Course {
         let Self { redis, nodes } = self;
         let [a, b] = nodes;
         let mut alice = a.client("alice").await;
@@ -81,17 +99,15 @@ impl Fleet {
         })
         .await;
         figures.healed();
-        println!(
-            "{row}: decided {:?}, followed {:?}",
-            decided - begun,
-            decided.elapsed()
-        );
+        let (decided, followed) = (decided - begun, decided.elapsed());
+        println!("{row}: decided {decided:?}, followed {followed:?}");
         traffic.passes(20).await;
         let heard = async || heard_until_fence(&b.broadcaster, &mut alice).await;
         let losses = traffic.losses(heard, gaps).await;
         assert!(!losses.is_empty(), "it is told of a gap");
         figures.lost_inside = losses.iter().map(|(_, lost)| lost).sum();
         figures.lost_outside = Some(0);
+        Course { decided, followed }
     }
 }
 
@@ -149,7 +165,7 @@ fn assert_calls_itself_primary(server: &RedisServer) {
 async fn a_killed_primary_is_followed_to_the_new_one() {
     let mut fleet = Fleet::start(Duration::from_millis(500)).await;
     fleet
-        .under_load("T1", |redis| redis.servers[0].kill())
+        .under_load(("T1", 3), |redis| redis.servers[0].kill())
         .await;
 }
 
@@ -157,7 +173,8 @@ async fn a_killed_primary_is_followed_to_the_new_one() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_graceful_failover_is_followed_though_the_old_primary_calls_itself_that() {
     let mut fleet = Fleet::start(NEVER).await;
-    fleet.under_load("T2", |redis| redis.fail_over()).await;
+    let gracefully = |redis: &mut Sentinels| redis.fail_over();
+    fleet.under_load(("T2", 10), gracefully).await;
     until_nobody_is_at(&fleet.redis.servers[0]).await;
     let [a, b] = &fleet.nodes;
     for node in [a, b] {
@@ -174,7 +191,7 @@ async fn a_graceful_failover_is_followed_though_the_old_primary_calls_itself_tha
 async fn a_frozen_primary_that_thaws_is_not_gone_back_to() {
     let mut fleet = Fleet::start(Duration::from_millis(500)).await;
     fleet
-        .under_load("T3", |redis| redis.servers[0].freeze())
+        .under_load(("T3", 3), |redis| redis.servers[0].freeze())
         .await;
     let old = &fleet.redis.servers[0];
     old.thaw();
@@ -208,7 +225,38 @@ async fn the_sentinel_that_is_listened_to_may_go_with_the_primary() {
         assert_eq!(redis.named_by(watched), None, "control: it is gone");
     };
     let other = (watched + 1) % SENTINELS;
-    fleet.told_by(other, "T4", both_die).await;
+    let Course { decided, followed } = fleet.told_by(other, "T4", both_die).await;
+    assert!(followed < 3 * decided, "{decided:?}, {followed:?}");
+}
+
+/// T4: a machine goes, with the primary and a sentinel. No port of it is closed, as they are where only processes end.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_that_is_silent_is_followed_as_soon_as_one_that_is_gone() {
+    // Others tell its address, so that it is asked by that as well.
+    let by_name = |redis: &Sentinels| redis.url().replace("127.0.0.1", "localhost");
+    let start = || Fleet::by(by_name, Duration::from_millis(500));
+    let dies = |redis: &mut Sentinels| {
+        redis.sentinels[0].kill();
+        redis.servers[0].kill();
+    };
+    let gone = start().await.told_by(1, "T4 gone", dies).await;
+    let mut unanswered = None;
+    let falls_silent = |redis: &mut Sentinels| {
+        redis.sentinels[0].freeze();
+        redis.servers[0].freeze();
+        let address = ("127.0.0.1", redis.sentinels[0].port());
+        let mut link = std::net::TcpStream::connect(address).expect("control: it refuses nobody");
+        link.write_all(b"PING\r\n").unwrap();
+        unanswered = Some(link);
+    };
+    let mut fleet = start().await;
+    let silent = fleet.told_by(1, "T4 silent", falls_silent).await;
+    let mut link = unanswered.unwrap();
+    link.set_nonblocking(true).unwrap();
+    let error = link.read(&mut [0]).expect_err("control: all the time");
+    assert_eq!(error.kind(), ErrorKind::WouldBlock, "control: it is silent");
+    let longest = 2 * gone.followed + silent.decided / 3;
+    assert!(silent.followed < longest, "{:?}", silent.followed);
 }
 
 /// T5.

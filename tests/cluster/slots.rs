@@ -22,7 +22,7 @@ use crate::support::node::NEVER;
 use crate::support::proxy::Proxy;
 use crate::support::redis::redis_cluster::{RedisCluster, part, prefix_of, slot_of};
 use crate::support::traffic::{Sent, Traffic, losses};
-use crate::support::{Client, Lab, RedisServer, TestNode, soon, until};
+use crate::support::{Client, Lab, RedisServer, TestNode, keeping, soon, until};
 
 const PRIMARIES: usize = 3;
 /// Rarely enough that no busy machine makes a gap of it.
@@ -321,8 +321,33 @@ async fn a_slot_that_moves_at_once_is_a_gap_of_its_own_sockets_only() {
         .await;
     raw.next(":1").await;
 
+    let mut splitting = Raw::to(&fleet.redis.nodes[from]).await;
+    let [known, new] = ["known", "new"].map(|key| prefix_of(moving) + key);
+    let set = fleet.redis.ask(from, &format!("SET {known} x"));
+    assert_eq!(set, "OK");
+    // As a script does for what is new: a slot that moves key by key refuses it.
+    let split = format!("MGET {known} {new}");
     let mut figures = Figures::of("T10");
+    let asking = tokio::spawn(async move {
+        for asked in 0_u32.. {
+            splitting.say(&split).await;
+            let mut answer = splitting.next("").await;
+            // What it found before.
+            while !answer.starts_with(['*', '-']) {
+                answer = splitting.next("").await;
+            }
+            if answer.starts_with('-') {
+                return (asked, answer);
+            }
+        }
+        unreachable!("it moves")
+    });
     fleet.redis.move_at_once(slot, to);
+    let (asked, refusal) = asking.await.unwrap();
+    assert!(
+        asked > 0 && refusal.starts_with("-MOVED"),
+        "{asked}: {refusal}"
+    );
     raw.next("sunsubscribe").await;
     until("it is noticed", async || {
         let moves = fleet.nodes.each_ref().map(|n| n.cluster.stats().bus_moves);
@@ -468,6 +493,79 @@ async fn who_is_online_is_so_while_a_slot_moves() {
     }
 }
 
+/// T9, where messages are kept: what is new of a slot on its way waits until it has arrived, and meanwhile nobody asks
+/// any oftener how the cluster is divided.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_new_of_a_slot_that_moves_waits_without_a_storm_of_questions() {
+    const QUESTIONS: u64 = 12;
+    const NEW: usize = 5;
+    let with = |builder: ClusterBuilder| {
+        let builder = builder.probe_interval(RARELY).publish_timeout(PATIENT);
+        keeping(builder)
+    };
+    let fleet = Fleet::start(0, with).await;
+    let [a, b] = &fleet.nodes;
+    let moving = apart_from(a);
+    let (slot, from, to) = (slot_of(moving), fleet.owner(moving), fleet.another(moving));
+    let users = users_of(moving, NEW + 1);
+    let mut clients = Vec::new();
+    for user in &users {
+        clients.push(a.client(user).await);
+    }
+    fleet.until_up().await;
+    let (known, new) = users.split_first().unwrap();
+    let send = |user: &String| {
+        let sent = b.broadcaster.to_user(user.as_str()).send("hello");
+        tokio::spawn(async move { sent.await })
+    };
+    send(known).await.unwrap().unwrap();
+    assert_eq!(clients[0].event().await, text("hello"));
+    // What succeeds beside it has what waits tried again as soon as ever.
+    let beside = bystander(&fleet, from, &[moving]);
+    let _beside = a.client(&beside).await;
+    let traffic = Traffic::start(&b.broadcaster, &beside);
+    traffic.passes(20).await;
+    let refused = |kind| refusals(&fleet.redis.nodes[from], kind);
+    let asked = async || {
+        let (before, begun) = (fleet.redis.calls("cluster|slots"), Instant::now());
+        until("they ask, as they do", async || {
+            fleet.redis.calls("cluster|slots") >= before + QUESTIONS
+        })
+        .await;
+        begun.elapsed()
+    };
+    fleet.redis.begin_move(slot, to);
+    let quiet = asked().await;
+    assert_eq!(refused("TRYAGAIN"), 0, "control");
+    let waiting: Vec<_> = new.iter().map(&send).collect();
+    until("control: Redis splits what is new", async || {
+        refused("TRYAGAIN") > 0
+    })
+    .await;
+    let busy = asked().await;
+    let again = refused("TRYAGAIN");
+    assert!(waiting.iter().all(|one| !one.is_finished()), "they wait");
+    fleet.redis.move_keys(slot, to);
+    let late = send(known);
+    until("control: what is known has gone ahead", async || {
+        refused("ASK") > 0
+    })
+    .await;
+    let ahead = refused("ASK");
+    fleet.redis.flip(slot, to);
+    for sent in waiting.into_iter().chain([late]) {
+        sent.await.unwrap().unwrap();
+    }
+    for (client, user) in clients.iter_mut().zip(&users) {
+        assert_eq!(client.event().await, text("hello"), "{user}");
+    }
+    traffic.passes(20).await;
+    println!(
+        "{again} x TRYAGAIN, {ahead} x ASK; {QUESTIONS} questions in {quiet:?}, then {busy:?}"
+    );
+    assert!(2 * busy > quiet, "{busy:?} to {quiet:?}");
+}
+
 /// T9: who owns it is not told for a while.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_primary_has_lost_is_found_however_late_that_is_told() {
@@ -486,7 +584,8 @@ async fn what_a_primary_has_lost_is_found_however_late_that_is_told() {
     raw.say(&format!("SSUBSCRIBE {}u:raw", prefix_of(moving)))
         .await;
     raw.next(":1").await;
-    let refused = || fleet.redis.nodes.iter().map(refusals).sum::<u64>();
+    let moved = |server| refusals(server, "MOVED");
+    let refused = || fleet.redis.nodes.iter().map(moved).sum::<u64>();
     let questions = || fleet.redis.calls("cluster|slots");
     fleet.redis.begin_move(slot, to);
     let before = (refused(), questions());
@@ -510,12 +609,11 @@ async fn what_a_primary_has_lost_is_found_however_late_that_is_told() {
     figures.healed();
 }
 
-/// How often this server said that a slot is elsewhere.
-fn refusals(server: &RedisServer) -> u64 {
+/// How often this server refused with this word.
+fn refusals(server: &RedisServer, word: &str) -> u64 {
     let stats = server.cli(&["INFO", "errorstats"]);
-    let line = stats
-        .lines()
-        .find_map(|line| line.strip_prefix("errorstat_MOVED:count="));
+    let prefix = format!("errorstat_{word}:count=");
+    let line = stats.lines().find_map(|line| line.strip_prefix(&prefix));
     line.map_or(0, |count| count.trim().parse().unwrap())
 }
 
@@ -794,7 +892,7 @@ async fn ten_thousand_sends_that_meet_a_move_keep_their_order() {
         hearers.push((gaps_of(node, "alice"), Reading::of(node, "alice").await));
     }
     let source = &fleet.redis.nodes[from];
-    let moved = || refusals(source);
+    let moved = || refusals(source, "MOVED");
     fleet.redis.begin_move(slot, to);
     // Whatever is published waits in there.
     assert_eq!(source.cli(&["CLIENT", "PAUSE", "60000", "WRITE"]), "OK");

@@ -139,6 +139,38 @@ async fn refused_channels_are_named_once_at_warn() {
     assert!(!log.contains("the bus is down"), "{log}");
 }
 
+/// T22.
+#[tokio::test]
+async fn a_node_with_another_list_of_redises_is_named_at_warn_with_both_lists() {
+    let servers = [(); 3].map(|()| RedisServer::start());
+    let urls = servers.each_ref().map(RedisServer::url);
+    let (log, _guard) = Log::capture_here();
+    let named = "other Redises than this one";
+    let start = |urls: &[String]| {
+        let backend = Backend::shards(urls).unwrap();
+        Cluster::builder().backend(backend).start()
+    };
+    let same = [start(&urls), start(&urls)];
+    for node in &same {
+        node.ready().await.unwrap();
+        until("they know each other", async || node.stats().nodes == 2).await;
+    }
+    assert!(!log.has(named), "control");
+    // One of both meets them.
+    let fewer = [start(&urls[..2]), start(&urls[1..])];
+    until("it said hello", async || log.has(named)).await;
+    let log = log.take();
+    let line = log.lines().find(|line| line.contains(named)).unwrap();
+    for part in ["WARN", "ours=", "theirs=", "the same list of shards"] {
+        assert!(line.contains(part), "{part} is not in {line}");
+    }
+    for server in &servers {
+        let address = format!("127.0.0.1:{}", server.port());
+        assert!(line.contains(&address), "{address} is not in {line}");
+    }
+    drop((same, fewer));
+}
+
 /// Whoever sends without keeping what others keep is named, once.
 #[tokio::test]
 async fn a_node_that_keeps_less_is_named_once_at_warn() {

@@ -6,8 +6,8 @@ pub mod redis_cluster;
 pub mod sentinels;
 
 use std::ffi::OsString;
-use std::net::{TcpStream, UdpSocket};
-use std::path::PathBuf;
+use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -17,6 +17,7 @@ const START: Duration = Duration::from_secs(20);
 
 #[derive(Debug)]
 pub struct RedisServer {
+    program: OsString,
     port: u16,
     dir: PathBuf,
     options: Vec<String>,
@@ -38,12 +39,26 @@ impl RedisServer {
         server
     }
 
+    /// Of this program, one node of a cluster whose bus has no port that could be named.
+    pub fn old_cluster_node(program: &Path) -> Self {
+        let mut server = Self::absent();
+        // The bus is at a port that many higher, and has to be free as well.
+        while TcpListener::bind(("127.0.0.1", server.port + 10_000)).is_err() {
+            server = Self::absent();
+        }
+        server.program = program.into();
+        server.options = ["--cluster-enabled", "yes"].map(str::to_owned).to_vec();
+        server.restart();
+        server
+    }
+
     /// A free port where no server is yet; [`restart`](Self::restart) brings it.
     pub fn absent() -> Self {
         let port = free_port();
         let dir = std::env::temp_dir().join(format!("redis-of-test-{}-{port}", std::process::id()));
         std::fs::create_dir_all(&dir).expect("a directory for the server");
         Self {
+            program: program(),
             port,
             dir,
             options: Vec::new(),
@@ -83,7 +98,7 @@ impl RedisServer {
 
     pub fn restart(&mut self) {
         self.kill();
-        let mut command = Command::new(program());
+        let mut command = Command::new(&self.program);
         match &self.config {
             Some(config) => command.arg(config).arg("--sentinel"),
             None => command

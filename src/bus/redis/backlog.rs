@@ -30,6 +30,7 @@ use smallvec::SmallVec;
 use tokio::time::{Instant, timeout_at};
 
 use super::backoff::LONGEST_PAUSE;
+use super::command::is_on_its_way;
 use super::past::room::Room;
 use super::past::spool::Spool;
 use super::pipeline::{PublishReply, Refused, Unusable};
@@ -68,7 +69,7 @@ pub(super) struct Backlog {
 pub(super) struct Answered {
     /// A probe reached nobody.
     pub(super) is_astray: bool,
-    /// Something is at another primary.
+    /// Something is at another primary already.
     pub(super) is_elsewhere: bool,
     /// What is kept is not taken for now.
     pub(super) is_away: bool,
@@ -469,7 +470,8 @@ struct Told {
 /// Why something is to be published again.
 #[derive(Clone, Copy)]
 enum Again {
-    Elsewhere(Partition),
+    /// And whether it has arrived there.
+    Elsewhere(Partition, bool),
     /// Redis has forgotten the script.
     Unknown,
     /// It takes nothing for now.
@@ -487,8 +489,8 @@ impl Told {
         for reply in replies {
             match (reply, partition) {
                 // All that follows is refused alike.
-                (Err(Refused::Elsewhere(_)), Some(partition)) => {
-                    again = Some(Again::Elsewhere(partition));
+                (Err(Refused::Elsewhere(words)), Some(partition)) => {
+                    again = Some(Again::Elsewhere(partition, !is_on_its_way(&words)));
                 }
                 (Err(Refused::Unknown), _) => again = again.or(Some(Again::Unknown)),
                 (Err(Refused::Away(_)), _) if spools => again = again.or(Some(Again::Away)),
@@ -514,6 +516,8 @@ impl Told {
 #[derive(Default)]
 struct Rest {
     elsewhere: Vec<(Partition, Publication, Waiter)>,
+    /// Some of that is there already.
+    has_arrived: bool,
     unknown: Vec<(Publication, Waiter)>,
     /// What may wait in the spool.
     spooled: Vec<(Publication, Waiter)>,
@@ -523,7 +527,10 @@ struct Rest {
 impl Rest {
     fn add(&mut self, again: Again, spools: bool, (publication, waiter): (Publication, Waiter)) {
         match again {
-            Again::Elsewhere(partition) => self.elsewhere.push((partition, publication, waiter)),
+            Again::Elsewhere(partition, has_arrived) => {
+                self.has_arrived |= has_arrived;
+                self.elsewhere.push((partition, publication, waiter));
+            }
             Again::Unknown if !spools => self.unknown.push((publication, waiter)),
             Again::Unknown => self.spooled.push((publication, waiter)),
             Again::Away => {
@@ -544,14 +551,13 @@ impl Rest {
         if self.is_away {
             backlog.is_away();
         }
-        let is_elsewhere = !self.elsewhere.is_empty();
-        match is_elsewhere {
-            true => backlog.stall(self.elsewhere, Instant::now()),
-            false => backlog.failures = 0,
+        match self.elsewhere.is_empty() {
+            false => backlog.stall(self.elsewhere, Instant::now()),
+            true => backlog.failures = 0,
         }
         Answered {
             is_astray: false,
-            is_elsewhere,
+            is_elsewhere: self.has_arrived,
             is_away: self.is_away,
         }
     }
@@ -727,6 +733,25 @@ mod tests {
         assert_eq!(written(&mut backlog), first.collect::<Vec<_>>());
         assert_eq!(written(&mut backlog), (PART..PART + 44).collect::<Vec<_>>());
         assert_eq!(written(&mut backlog), [99_999]);
+    }
+
+    #[test]
+    fn what_is_on_its_way_is_no_hint() {
+        for (words, is_elsewhere) in [
+            ("TRYAGAIN x", false),
+            ("ASK 7 h:1", false),
+            ("MOVED 7 h:1", true),
+        ] {
+            let (mut backlog, mut turn) = (Backlog::default(), Turn::default());
+            let (mut queued, _answer) = queued(0..1, false);
+            queued.0.partition = Some(Partition::of("r:1"));
+            backlog.admit(queued);
+            backlog.take_turn(&mut turn);
+            let refused = Err(Refused::Elsewhere(words.into()));
+            let answered = turn.answer([refused].into_iter(), &mut backlog);
+            assert_eq!(answered.is_elsewhere, is_elsewhere, "{words}");
+            assert!(backlog.rests_until().is_some(), "control: it waits");
+        }
     }
 
     /// Redis refuses what is elsewhere, and takes it again before the next turn.

@@ -32,6 +32,14 @@ impl Dialect {
     }
 }
 
+/// Whether a refusal of what is elsewhere says that its slot is still here, and on its way: there is nothing to be found
+/// out until it has left, which another refusal tells.
+pub(super) fn is_on_its_way(words: &str) -> bool {
+    ["ASK ", "TRYAGAIN"]
+        .into_iter()
+        .any(|refusal| words.starts_with(refusal))
+}
+
 /// Asks Redis who it is, its role among others: a question that needs no permission.
 pub(super) const HELLO: &[u8] = b"*1\r\n$5\r\nHELLO\r\n";
 

@@ -194,7 +194,9 @@ impl Topology {
 
     /// The route still led to the primary at that time.
     pub(super) fn confirm(&self, at: Instant) {
-        self.trust.lock().confirmed = Some(at);
+        let mut trust = self.trust.lock();
+        trust.confirmed = trust.confirmed.max(Some(at));
+        drop(trust);
         self.route.send_if_modified(|route| {
             route.silence = None;
             false

@@ -5,17 +5,22 @@ use std::sync::Arc;
 use redis::Value;
 
 use super::view::{Asked, View};
+use crate::bus::redis::address::Host;
 use crate::bus::redis::advice::without_arguments;
 use crate::bus::redis::fields::{Fields, text};
 
 /// One node's word on how the cluster is divided.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Answer {
+    /// Whose word it is.
+    pub(super) by: Host,
     pub(super) view: View,
     /// The highest that it knows of, if it tells it.
     pub(super) epoch: Option<u64>,
     /// Whether it sees most of the others, as far as it tells.
     pub(super) is_well: bool,
+    /// If it is not: whether that is for primaries alone which most of the others gave up, while it misses none of these.
+    pub(super) is_bereft: bool,
 }
 
 /// Reads the answers to [`command::cluster`](crate::bus::redis::command::cluster), each as it came.
@@ -36,10 +41,16 @@ pub(super) fn read(
     let view = View::read(&slots?, asked).ok_or("it answers what is no view of a cluster")?;
     let info = info.as_ref().ok().and_then(text).unwrap_or_default();
     let state = line(info, "cluster_state");
+    let slots = |how| line(info, how).and_then(|count| count.parse::<u32>().ok());
+    let is_well = state.is_none_or(|state| state == "ok");
     Ok(Answer {
+        by: asked.host.clone(),
         view,
         epoch: line(info, "cluster_current_epoch").and_then(|epoch| epoch.parse().ok()),
-        is_well: state.is_none_or(|state| state == "ok"),
+        is_well,
+        is_bereft: !is_well
+            && slots("cluster_slots_fail") > Some(0)
+            && slots("cluster_slots_pfail") == Some(0),
     })
 }
 
@@ -119,7 +130,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::bus::redis::address::Host;
     use crate::bus::redis::cluster::view::tests::slots_of;
     use crate::bus::redis::fields::tests::{any_value, bulk};
 
@@ -157,7 +167,20 @@ mod tests {
         assert_eq!(answer.view.nodes().len(), 1);
         let info = INFO.replace("state:ok", "state:fail");
         let down = read(vec![Ok(Value::Nil), Ok(slots_of(70)), Ok(bulk(&info))]);
-        assert!(!down.unwrap().is_well);
+        let down = down.unwrap();
+        assert!(!down.is_well && !down.is_bereft);
+        for (state, suspected, given_up, is_bereft) in [
+            ("fail", 0, 5461, true),
+            ("fail", 1, 5461, false),
+            ("fail", 0, 0, false),
+            ("ok", 0, 5461, false),
+        ] {
+            let slots =
+                format!("cluster_slots_pfail:{suspected}\r\ncluster_slots_fail:{given_up}\r\n");
+            let info = INFO.replace("state:ok", &format!("state:{state}")) + &slots;
+            let said = read(vec![Ok(Value::Nil), Ok(slots_of(70)), Ok(bulk(&info))]);
+            assert_eq!(said.unwrap().is_bereft, is_bereft, "{info}");
+        }
     }
 
     #[test]

@@ -7,10 +7,15 @@
 //! them have gone on without it; besides, its epoch proves nothing, since its replicas raise it by each vote that they lose. What it
 //! says holds only as long as none that is well has ever answered: better than nothing, where a cluster starts.
 //!
+//! But one primary that is gone for good makes all of them take the cluster for down (`cluster-require-full-coverage`), while
+//! the rest moves slots and fails over as before. So they are believed where most of the primaries of a view say the
+//! same, and each misses only such as most of them gave up: a minority cannot give anybody up, it only suspects.
+//!
 //! An older epoch is believed again when it was told for a while and nobody confirmed the newer one meanwhile: then the
 //! cluster was set up anew. (Sentinels are asked all at once and outvoted by a majority; of a cluster a single node is asked, since most of them
 //! have agreed already when one calls itself well.)
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -56,9 +61,17 @@ impl Chart {
         self.held.as_ref().map(|held| &held.view)
     }
 
-    /// Why an answer does not suffice, so that another node is to be asked as well.
-    pub(super) fn doubt(&self, answer: &Answer, now: Instant) -> Option<&'static str> {
-        if !answer.is_well {
+    /// Whether one of these answers counts, so that no other node has to be asked.
+    pub(super) fn suffices(&self, answers: &[Answer], now: Instant) -> bool {
+        let mut doubts = answers
+            .iter()
+            .map(|answer| self.doubt(answer, answers, now));
+        doubts.any(|doubt| doubt.is_none())
+    }
+
+    /// Why an answer, which is one of these, does not count.
+    fn doubt(&self, answer: &Answer, answers: &[Answer], now: Instant) -> Option<&'static str> {
+        if !answer.is_well && !is_agreed(answer, answers) {
             return Some(DOWN);
         }
         let held = self.held.as_ref()?;
@@ -70,14 +83,17 @@ impl Chart {
 
     /// Takes the best of the answers to a question that began at that time, if there is one.
     pub(super) fn hear(&mut self, answers: Vec<Answer>, asked: Instant) -> Option<Finding> {
-        let judged = answers.into_iter().map(|answer| {
-            let doubt = self.doubt(&answer, asked);
-            (doubt, answer)
-        });
-        let best = judged.max_by_key(|(doubt, answer)| {
-            let is_sound = doubt.is_none();
-            (is_sound, answer.is_well, answer.epoch)
-        });
+        let doubts = answers
+            .iter()
+            .map(|answer| self.doubt(answer, &answers, asked));
+        let doubts: Vec<_> = doubts.collect();
+        let best = doubts
+            .into_iter()
+            .zip(answers)
+            .max_by_key(|(doubt, answer)| {
+                let sound = doubt.is_none().then_some(answer.epoch);
+                (sound, answer.is_well, answer.epoch)
+            });
         let (doubt, answer) = best?;
         Some(match doubt {
             None => {
@@ -125,6 +141,20 @@ impl Chart {
     }
 }
 
+/// Whether most of the primaries, as it names them, say the same as this one that is bereft.
+fn is_agreed(answer: &Answer, answers: &[Answer]) -> bool {
+    let agree = |other: &&Answer| {
+        let says_it = other.is_bereft && other.epoch == answer.epoch && other.view == answer.view;
+        says_it && answer.view.has_primary(&other.by)
+    };
+    let agreed: BTreeSet<_> = answers
+        .iter()
+        .filter(agree)
+        .map(|other| &other.by)
+        .collect();
+    answer.is_bereft && agreed.len() * 2 > answer.view.primaries().len()
+}
+
 const DOWN: &str = "the cluster is down, as its nodes see it: redis-cli --cluster check says why";
 const CUT_OFF: &str = "only nodes that were cut off answer: they know less than others did before";
 
@@ -133,15 +163,30 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::bus::redis::cluster::view::tests::owned_by;
+    use crate::bus::redis::address::Host;
+    use crate::bus::redis::cluster::view::View;
+    use crate::bus::redis::cluster::view::tests::{host, owned_by, thirds_at};
 
     const S: Duration = Duration::from_secs(1);
 
     fn answer(epoch: u64, port: u16, is_well: bool) -> Answer {
         Answer {
+            by: Host::new("n", port),
             view: owned_by(port),
             epoch: Some(epoch),
             is_well,
+            is_bereft: false,
+        }
+    }
+
+    /// Of three primaries, of which the first is given up by whoever says so.
+    fn bereft(by: u16, epoch: u64, second: u16) -> Answer {
+        Answer {
+            by: host(by),
+            view: thirds_at([70, second, 72]),
+            epoch: Some(epoch),
+            is_well: false,
+            is_bereft: true,
         }
     }
 
@@ -171,7 +216,7 @@ mod tests {
         assert_eq!(chart.hear(vec![well(7, 70)], now), changed(70));
         assert_eq!(chart.hear(vec![well(8, 71)], now), changed(71));
         let old = || vec![well(7, 70)];
-        assert_eq!(chart.doubt(&well(7, 70), now), Some(CUT_OFF));
+        assert!(!chart.suffices(&old(), now));
         assert_eq!(chart.hear(old(), now + S), doubted(None, CUT_OFF));
         let both = vec![well(7, 70), well(8, 71), down(9, 70)];
         assert_eq!(chart.hear(both, now + S), CONFIRMED);
@@ -210,7 +255,76 @@ mod tests {
         assert_eq!(chart.view(), Some(&Arc::new(owned_by(72))));
     }
 
+    #[test]
+    fn what_most_primaries_say_holds_though_one_of_them_is_gone() {
+        let (mut chart, now) = (Chart::default(), Instant::now());
+        let at = |second| Some(Finding::Changed(Arc::new(thirds_at([70, second, 72]))));
+        let whole = [70, 71, 72].map(|by| Answer {
+            is_well: true,
+            ..bereft(by, 3, 71)
+        });
+        assert_eq!(chart.hear(whole.to_vec(), now), at(71));
+        let rest = vec![bereft(71, 3, 71), bereft(72, 3, 71)];
+        assert!(chart.suffices(&rest, now));
+        assert_eq!(chart.hear(rest, now), CONFIRMED);
+        // Another fails over meanwhile.
+        let rest = vec![bereft(73, 4, 73), bereft(72, 4, 73)];
+        assert!(chart.suffices(&rest, now));
+        assert_eq!(chart.hear(rest, now), at(73));
+        assert_eq!(chart.epoch(), Some(4));
+
+        let suspects = Answer {
+            is_bereft: false,
+            ..bereft(72, 5, 74)
+        };
+        for few in [
+            vec![bereft(74, 5, 74)],
+            vec![bereft(74, 5, 74), bereft(74, 5, 74)],
+            vec![bereft(74, 5, 74), suspects],
+            vec![bereft(74, 5, 74), bereft(72, 6, 74)],
+            vec![bereft(74, 5, 74), bereft(72, 5, 73)],
+            vec![bereft(74, 5, 74), bereft(75, 5, 74), bereft(76, 5, 74)],
+            vec![down(5, 74), down(5, 75)],
+        ] {
+            assert!(!chart.suffices(&few, now), "{few:?}");
+            assert_eq!(chart.hear(few, now), doubted(None, DOWN));
+        }
+        let old = vec![bereft(71, 3, 71), bereft(72, 3, 71)];
+        assert_eq!(chart.hear(old, now), doubted(None, CUT_OFF));
+        let one_is_behind = Answer {
+            is_well: true,
+            ..bereft(70, 4, 73)
+        };
+        let newer = vec![one_is_behind, bereft(74, 5, 74), bereft(72, 5, 74)];
+        assert_eq!(chart.hear(newer, now), at(74), "the newest");
+    }
+
     proptest! {
+        /// T16: whoever suspects anybody, or is no primary of its own view, has no voice.
+        #[test]
+        fn a_minority_leads_nobody(answers in proptest::collection::vec((70u16..76, 0u64..9, 71u16..75, any::<bool>()), 1..6)) {
+            let (mut chart, now) = (Chart::default(), Instant::now());
+            let well = Answer { is_well: true, ..bereft(70, 4, 71) };
+            chart.hear(vec![well], now);
+            let answers = answers.into_iter().map(|(by, epoch, second, is_bereft)| Answer { is_bereft, ..bereft(by, epoch, second) });
+            let answers: Vec<_> = answers.collect();
+            let votes = |epoch: u64, view: &View| {
+                let agree = answers.iter().filter(|one| one.is_bereft && one.epoch == Some(epoch) && one.view == *view);
+                let by = agree.map(|one| &one.by).filter(|by| view.primaries().any(|(primary, _)| primary == *by));
+                by.collect::<std::collections::BTreeSet<_>>().len()
+            };
+            let most = answers.iter().filter(|one| votes(one.epoch.unwrap(), &one.view) >= 2).filter_map(|one| one.epoch);
+            let newest = most.filter(|epoch| *epoch >= 4).max();
+            prop_assert_eq!(chart.suffices(&answers, now), newest.is_some());
+            let before = chart.view().cloned().unwrap();
+            chart.hear(answers.clone(), now);
+            let after = chart.view().cloned().unwrap();
+            match newest {
+                Some(newest) => prop_assert!(chart.epoch() == Some(newest) && votes(newest, &after) >= 2),
+                None => prop_assert!(chart.epoch() == Some(4) && before == after),
+            }
+        }
+
         #[test]
         fn nobody_is_led_back(rounds in proptest::collection::vec(
             (proptest::collection::vec((0u64..5, 70u16..73, any::<bool>()), 1..4), 0u32..6), 1..60,

@@ -155,9 +155,8 @@ impl Cartographer {
             };
             match told {
                 Some(Some((_, Ok((witness, answer))))) => {
-                    let suffices = self.chart.doubt(&answer, asked).is_none();
                     answers.push(answer);
-                    if suffices {
+                    if self.chart.suffices(&answers, asked) {
                         self.witness = Some(witness);
                         break;
                     }

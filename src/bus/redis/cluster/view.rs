@@ -87,6 +87,10 @@ impl View {
         found.map(|(host, _)| host)
     }
 
+    pub(super) fn has_primary(&self, host: &Host) -> bool {
+        self.primaries.contains_key(host)
+    }
+
     /// All that own something, and what.
     pub(in crate::bus::redis) fn primaries(
         &self,
@@ -177,8 +181,15 @@ pub(super) mod tests {
         read_by(false, ranges)
     }
 
-    fn host(port: u16) -> Host {
+    pub(in crate::bus::redis::cluster) fn host(port: u16) -> Host {
         Host::new("10.0.0.1", port)
+    }
+
+    /// Three primaries, each with a third of everything.
+    pub(in crate::bus::redis::cluster) fn thirds_at(ports: [u16; 3]) -> View {
+        let firsts = [0, 5461, 10_923, 16_384];
+        let nth = |n: usize| range(firsts[n], firsts[n + 1] - 1, [at(ports[n].into())]);
+        read([0, 1, 2].map(nth))
     }
 
     /// What a node says whose cluster has one primary, on this port.

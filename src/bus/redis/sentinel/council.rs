@@ -19,6 +19,10 @@ use crate::bus::redis::address::Host;
 /// After a hint they are asked again so soon, then after twice as long, and so on up to the interval: some of them hear of
 /// a decision later than others. Never sooner.
 const QUICK: Duration = Duration::from_millis(100);
+/// … but after a hint for so long no rarer than this: a primary that is gone is replaced within a minute or so
+/// (`down-after-milliseconds` is 30 s by default), and the sentinel that is listened to may have gone with it.
+const BRISK: Duration = Duration::from_millis(800);
+const RESTLESS: Duration = Duration::from_secs(60);
 /// An epoch that nobody confirms for so long may have been forgotten by the sentinels: longer than any of them
 /// misses a question, shorter than anybody notices who sets them up anew.
 const FORGOTTEN: Duration = Duration::from_secs(10);
@@ -37,6 +41,7 @@ pub(super) struct Council {
     followed: Option<Followed>,
     interval: Duration,
     pause: Duration,
+    hinted: Instant,
     asked: Instant,
     due: Instant,
 }
@@ -62,7 +67,9 @@ pub(super) enum Finding {
 }
 
 /// What became of one question.
-pub(super) type Asked = (Host, Result<Answer, Arc<str>>);
+pub(super) type Said = Result<Answer, Arc<str>>;
+/// Of one of them.
+pub(super) type Asked = (Host, Said);
 
 impl Council {
     /// The first question is due at once.
@@ -74,6 +81,7 @@ impl Council {
             followed: None,
             interval,
             pause: QUICK,
+            hinted: now,
             asked: now,
             due: now,
         }
@@ -96,22 +104,63 @@ impl Council {
     pub(super) fn asked(&mut self, now: Instant) {
         self.asked = now;
         self.due = now + self.pause.min(self.interval);
-        self.pause = self.pause.saturating_mul(2).min(self.interval);
+        let is_restless = now.saturating_duration_since(self.hinted) < RESTLESS;
+        let longest = if is_restless { BRISK } else { self.interval };
+        self.pause = self.pause.saturating_mul(2).min(longest);
     }
 
     /// Something hints at a change: ask now, and again soon.
     pub(super) fn hurry(&mut self, now: Instant) {
-        self.pause = QUICK;
+        (self.pause, self.hinted) = (QUICK, now);
         self.due = self.due.min((self.asked + QUICK).max(now));
     }
 
-    /// All were asked at that time, and this came of it.
-    pub(super) fn hear(&mut self, answers: Vec<Asked>, asked: Instant) -> Finding {
-        self.learn(&answers);
+    /// Whether one of these tells of a newer decision than that which is followed: then there is nothing to wait for.
+    pub(super) fn is_news(&self, answers: &[Asked]) -> bool {
+        let newest = self.newest(answers);
+        let followed = self.followed.as_ref();
+        followed.is_some_and(|followed| newest > Some(followed.epoch))
+    }
+
+    /// Whether these may be enough, whatever the others would say: one of them knows as much as is known already, or
+    /// more than half have answered. One that was cut off is neither.
+    pub(super) fn suffices(&self, answers: &[Asked]) -> bool {
+        let newest = self.newest(answers);
+        let followed = self.followed.as_ref();
+        if followed.is_some_and(|followed| newest >= Some(followed.epoch)) {
+            return true;
+        }
+        let sound = answers.iter();
+        let sound = sound.filter_map(|(host, answer)| Some(voter(host, answer.as_ref().ok()?)));
+        let voters: BTreeSet<_> = sound.collect();
+        self.is_majority(voters.len(), answers)
+    }
+
+    fn newest(&self, answers: &[Asked]) -> Option<u64> {
+        let held = self.followed.as_ref().map(|followed| followed.epoch);
+        let (ballots, ..) = count(answers.to_vec(), held);
+        ballots.into_keys().map(|(epoch, _)| epoch).max()
+    }
+
+    /// Of the sentinels that there are, by their ids: one that is silent may have been asked by two addresses.
+    fn is_majority(&self, voters: usize, answers: &[Asked]) -> bool {
         let known = answers.iter().flat_map(|(_, answer)| answer);
         let known = known.map(|answer| answer.others.len() + 1).max();
+        let known = known.unwrap_or(0).max(self.seeds.len());
+        voters * 2 > known.max(self.learned.len())
+    }
+
+    /// These are the answers of a round that began at that time, and this comes of them.
+    pub(super) fn hear(&mut self, answers: Vec<Asked>, asked: Instant) -> Finding {
+        self.learn(&answers);
+        self.judge(answers, asked)
+    }
+
+    /// The same of a part of them, by which nobody is known to be left out.
+    pub(super) fn judge(&mut self, answers: Vec<Asked>, asked: Instant) -> Finding {
         let held = self.followed.as_ref();
-        let (ballots, doubts, failures) = count(answers, held.map(|followed| followed.epoch));
+        let (ballots, doubts, failures) =
+            count(answers.clone(), held.map(|followed| followed.epoch));
         let held = held.map(|followed| (followed.epoch, followed.primary.clone()));
         let best = ballots
             .iter()
@@ -119,8 +168,7 @@ impl Council {
         let Some(((epoch, primary), voters)) = best else {
             return Finding::Untold(self.untold(doubts, &failures));
         };
-        let known = known.unwrap_or(0).max(self.sentinels().len());
-        let majority = voters.len() * 2 > known;
+        let majority = self.is_majority(voters.len(), &answers);
         let Some(followed) = &mut self.followed else {
             return self.follow(*epoch, primary.clone(), asked);
         };
@@ -133,7 +181,7 @@ impl Council {
             return Finding::Untold(reason.into());
         }
         if holds {
-            (followed.epoch, followed.confirmed) = (*epoch, asked);
+            (followed.epoch, followed.confirmed) = (*epoch, asked.max(followed.confirmed));
             return Finding::Confirmed;
         }
         self.follow(*epoch, primary.clone(), asked)
@@ -197,7 +245,7 @@ fn count(answers: Vec<Asked>, held: Option<u64>) -> (Ballots, bool, Vec<(Host, A
         match answer {
             Ok(answer) if !counts(&answer) => doubts = true,
             Ok(answer) => {
-                let voter = answer.id.unwrap_or_else(|| sentinel.to_string());
+                let voter = voter(&sentinel, &answer);
                 let word = (answer.epoch, answer.primary);
                 ballots.entry(word).or_default().insert(voter);
             }
@@ -205,6 +253,12 @@ fn count(answers: Vec<Asked>, held: Option<u64>) -> (Ballots, bool, Vec<(Host, A
         }
     }
     (ballots, doubts, failures)
+}
+
+/// Who says so; an address, where it does not tell who it is.
+fn voter(sentinel: &Host, answer: &Answer) -> String {
+    let id = answer.id.clone();
+    id.unwrap_or_else(|| sentinel.to_string())
 }
 
 #[cfg(test)]
@@ -381,13 +435,15 @@ mod tests {
     fn a_hint_is_followed_by_questions_that_become_rarer() {
         let (mut council, now) = council();
         assert_eq!(council.due(), now);
-        let mut pauses = Vec::new();
-        for _ in 0..8 {
+        let mut pause = || {
             let due = council.due();
             council.asked(due);
-            pauses.push((council.due() - due).as_millis());
-        }
-        assert_eq!(pauses, [100, 200, 400, 800, 1600, 3200, 5000, 5000]);
+            council.due() - due
+        };
+        let pauses: Vec<_> = (0..6).map(|_| pause().as_millis()).collect();
+        assert_eq!(pauses, [100, 200, 400, 800, 800, 800]);
+        let pauses: Vec<_> = (0..90).map(|_| pause()).collect();
+        assert_eq!(pauses.last(), Some(&INTERVAL), "nothing has happened");
         let asked = council.due() - INTERVAL;
         council.hurry(asked);
         assert_eq!(council.due(), asked + QUICK, "never sooner");
@@ -395,6 +451,47 @@ mod tests {
         assert_eq!(council.due(), asked + QUICK, "what is due stays due");
         council.asked(asked + S);
         assert_eq!(council.due(), asked + S + QUICK);
+    }
+
+    #[test]
+    fn what_is_newer_is_news_at_once_and_what_is_older_does_not_do() {
+        let (mut council, now) = council();
+        let one = round([Says(7, 70), Silent, Silent]);
+        assert!(!council.is_news(&one) && !council.suffices(&one), "T5");
+        assert!(council.suffices(&round([Says(7, 70), Down(7, 70), Silent])));
+        council.hear(round([Says(8, 71); 3]), now);
+        assert!(!council.is_news(&one) && !council.suffices(&one), "T5");
+        let two = round([Says(7, 70), Says(7, 70), Silent]);
+        assert!(!council.is_news(&two) && council.suffices(&two), "most");
+        let same = round([Silent, Says(8, 71), Silent]);
+        assert!(!council.is_news(&same) && council.suffices(&same));
+        for newer in [Says(9, 70), Unreached(9, 70)] {
+            let newer = round([Says(8, 71), Silent, newer]);
+            assert!(council.is_news(&newer) && council.suffices(&newer));
+        }
+        let down = round([Silent, Down(9, 70), Silent]);
+        assert!(!council.is_news(&down) && !council.suffices(&down));
+    }
+
+    /// Its machine is silent, and the others tell its address where the URL has its name.
+    #[test]
+    fn a_sentinel_that_is_asked_by_two_addresses_counts_once() {
+        let (mut council, now) = council();
+        let by_address = |words| {
+            let mut answers = round(words);
+            for (_, answer) in &mut answers {
+                let others = answer.iter_mut().flat_map(|answer| &mut answer.others);
+                others
+                    .filter(|(id, _)| id == "3")
+                    .for_each(|(_, host)| host.name = "10.0.0.3".into());
+            }
+            answers
+        };
+        council.hear(by_address([Says(9, 70), Says(9, 70), Silent]), now);
+        assert_eq!(council.sentinels().len(), SENTINELS + 1, "control");
+        let anew = || by_address([Says(0, 71), Says(0, 71), Silent]);
+        assert!(council.suffices(&anew()));
+        assert_eq!(council.hear(anew(), now + FORGOTTEN), moved(0, 71));
     }
 
     fn word() -> impl Strategy<Value = Word> {

@@ -8,6 +8,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::Shard;
 use crate::bus::past::{ReadLimits, TopicPast};
+use crate::bus::redis::command::is_on_its_way;
 use crate::bus::redis::connection::{Connector, Counted};
 use crate::bus::redis::past::read::{ReadCall, Readings, Wanted};
 use crate::bus::redis::{explain, words};
@@ -74,7 +75,8 @@ impl Shard {
                 Ok(Ok(false)) => return Ok(readings.answers),
                 Ok(Err(error)) => {
                     let words = words(&error);
-                    if self.topology.dialect().is_elsewhere(&words) {
+                    let dialect = self.topology.dialect();
+                    if dialect.is_elsewhere(&words) && !is_on_its_way(&words) {
                         self.topology.missed();
                     }
                     return Err(self.advice.on(&words));
