@@ -24,7 +24,8 @@ macro_rules! named {
     ($(#[$about:meta])* $name:ident of $news:ty) => {
         $(#[$about])*
         #[must_use = "streams do nothing unless polled"]
-        pub struct $name($crate::readers::Reading<$news>);
+        #[pin_project::pin_project]
+        pub struct $name(#[pin] $crate::readers::Reading<$news>);
 
         impl $name {
             pub(crate) fn of(reading: $crate::readers::Reading<$news>) -> Self {
@@ -39,7 +40,7 @@ macro_rules! named {
                 self: std::pin::Pin<&mut Self>,
                 cx: &mut std::task::Context<'_>,
             ) -> std::task::Poll<Option<$news>> {
-                std::pin::Pin::new(&mut self.get_mut().0).poll_next(cx)
+                self.project().0.poll_next(cx)
             }
         }
 

@@ -9,17 +9,16 @@ use tokio::task::unconstrained;
 use super::{Driver, Registered, Sender};
 use crate::local::registry::Member;
 
-pin_project_lite::pin_project! {
-    /// Resolves when the handler has returned and the stream is gone; each is dropped as soon as it is over. The handler
-    /// comes first: what it says leaves in the same turn. Kept by hand, since `join` and what it needs besides would
-    /// add to every socket.
-    #[derive(Debug)]
-    pub(crate) struct Together<H, R: Registered> {
-        #[pin]
-        handler: Option<H>,
-        driver: Option<Driver<R>>,
-        socket: Sender,
-    }
+/// Resolves when the handler has returned and the stream is gone; each is dropped as soon as it is over. The handler
+/// comes first: what it says leaves in the same turn. Kept by hand, since `join` and what it needs besides would
+/// add to every socket.
+#[pin_project::pin_project]
+#[derive(Debug)]
+pub(crate) struct Together<H, R: Registered> {
+    #[pin]
+    handler: Option<H>,
+    driver: Option<Driver<R>>,
+    socket: Sender,
 }
 
 impl<H: Future<Output = ()>, R: Registered + Unpin> Together<H, R> {
