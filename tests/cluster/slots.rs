@@ -516,7 +516,7 @@ async fn what_is_new_of_a_slot_that_moves_waits_without_a_storm_of_questions() {
     let (known, new) = users.split_first().unwrap();
     let send = |user: &String| {
         let sent = b.broadcaster.to_user(user.as_str()).send("hello");
-        tokio::spawn(async move { sent.await })
+        tokio::spawn(sent)
     };
     send(known).await.unwrap().unwrap();
     assert_eq!(clients[0].event().await, text("hello"));

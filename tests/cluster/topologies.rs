@@ -2,7 +2,6 @@
 //! and T22 to T25).
 
 use std::future::ready;
-use std::io::Write;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Instant;
@@ -627,7 +626,7 @@ fn redis_6_2() -> Option<RedisServer> {
     let Some(program) = known.find(is_6_2) else {
         // Aloud, though the test passes.
         let skipped = "SKIPPED: no Redis 6.2 is here (T24): tests/engines fetches it";
-        writeln!(std::io::stderr(), "{skipped}").unwrap();
+        eprintln!("{skipped}");
         return None;
     };
     let server = RedisServer::old_cluster_node(&program);

@@ -21,7 +21,7 @@ use super::room::Room;
 use super::{Keeping, KeptList};
 use crate::bus::repair::Former;
 use crate::bus::scope::Size;
-use crate::bus::wire::Formerly;
+use crate::bus::wire::{Formerly, MOST_FORMER};
 use crate::model::error::PublishError;
 use crate::model::history::mark::{Mark, Number, Run};
 use crate::model::limits::SpoolLimits;
@@ -105,6 +105,7 @@ struct Sender {
 struct World {
     without: Without,
     runs: u64,
+    failovers: usize,
     primary: Server,
     replica: Server,
     senders: [Sender; 2],
@@ -250,6 +251,7 @@ impl World {
         Self {
             without,
             runs: 0,
+            failovers: 0,
             primary: server.clone(),
             replica: server,
             senders: [Sender::new(), Sender::new()],
@@ -271,10 +273,13 @@ impl World {
             Step::Refuse(_) => {}
             Step::Break(n) => self.break_link(n),
             Step::Replicate => self.replica = self.primary.clone(),
-            Step::Failover => {
+            // What is lost more often than that is not known again.
+            Step::Failover if self.failovers < MOST_FORMER => {
+                self.failovers += 1;
                 let next = self.replica.clone();
                 self.begin_run(next);
             }
+            Step::Failover => {}
             Step::Restart => {
                 let next = self.primary.clone();
                 self.begin_run(next);
