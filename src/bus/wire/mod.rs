@@ -25,9 +25,9 @@ use std::borrow::Cow;
 
 use bytes::Bytes;
 
-#[cfg(any(test, feature = "redis"))]
-pub(crate) use self::former::{FORMER, write_formerly};
-pub(crate) use self::former::{Formerly, MOST_FORMER, formerly};
+#[cfg(feature = "redis")]
+pub(crate) use self::former::{FORMER, MOST_FORMER, write_formerly};
+pub(crate) use self::former::{Formerly, formerly};
 #[cfg(feature = "redis")]
 pub(crate) use self::stamp::STAMP;
 #[cfg(any(test, feature = "redis"))]
