@@ -215,21 +215,11 @@ mod tests {
 
     use super::*;
     use crate::bus::{Backend, BusSettings};
-    use crate::model::topic::Namespace;
 
     /// With a task that runs as it says.
     fn start(run: fn(&mut watch::Sender<u32>)) -> (Arc<Home>, watch::Receiver<u32>) {
         let (node, timeout) = (NodeId(1), Duration::from_secs(5));
-        let settings = BusSettings {
-            namespace: Namespace::new("x").unwrap(),
-            publish_timeout: timeout,
-            probe_interval: timeout,
-            lease: timeout,
-            linger: timeout,
-            seats: None,
-            histories: Histories::default(),
-            spool: None,
-        };
+        let settings = BusSettings::plain(timeout);
         let bus = Backend::memory().open(node, settings);
         let home = Ground::here(node, bus.into(), timeout, &Histories::default()).home;
         let (runs, seen) = watch::channel(0);

@@ -210,6 +210,23 @@ pub(crate) struct BusSettings {
     pub(crate) spool: Option<SpoolLimits>,
 }
 
+#[cfg(test)]
+impl BusSettings {
+    /// With nothing that is off by default.
+    pub(crate) fn plain(publish_timeout: Duration) -> Self {
+        Self {
+            namespace: Namespace::new("x").expect("a good name"),
+            publish_timeout,
+            probe_interval: Duration::from_secs(5),
+            lease: Duration::from_secs(15),
+            linger: Duration::ZERO,
+            seats: None,
+            histories: Histories::default(),
+            spool: None,
+        }
+    }
+}
+
 /// One node's end of the bus, of which each part sees what it needs. Dropping it leaves the bus.
 pub(crate) trait Bus: Interests + Publish + Archive + Links + Hearing {
     /// The bus begins; from now on the listener is called. Called once.

@@ -372,22 +372,12 @@ mod tests {
     use super::*;
     use crate::bus::{Backend, BusSettings};
     use crate::model::history::Histories;
-    use crate::model::topic::Namespace;
 
     const US: NodeId = NodeId(1);
     const OTHER: NodeId = NodeId(2);
 
     fn uplink() -> Uplink {
-        let settings = BusSettings {
-            namespace: Namespace::new("x").unwrap(),
-            publish_timeout: Duration::from_secs(5),
-            probe_interval: Duration::from_secs(5),
-            lease: Duration::from_secs(15),
-            linger: Duration::ZERO,
-            seats: None,
-            histories: Histories::default(),
-            spool: None,
-        };
+        let settings = BusSettings::plain(Duration::from_secs(5));
         let bus = Backend::memory().open(US, settings);
         Uplink::new(
             US,

@@ -185,7 +185,7 @@ mod tests {
 
     use parking_lot::Mutex;
 
-    use super::world::{connector, settings};
+    use super::world::connector;
     use super::*;
     use crate::quota::OverLimit;
 
@@ -206,7 +206,7 @@ mod tests {
     async fn nobody_is_woken_under_the_lock() {
         let (sockets, over) = (1, OverLimit::Refuse);
         let limit = SeatLimit { sockets, over };
-        let settings = settings(Duration::from_secs(3600));
+        let settings = BusSettings::plain(Duration::from_secs(3600));
         let nowhere = connector("redis://127.0.0.1:1");
         let seats = SharedLedgers::single(NodeId(1), limit, &settings, nowhere);
         let seats = Arc::new(seats);

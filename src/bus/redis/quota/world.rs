@@ -17,27 +17,13 @@ use crate::bus::redis::command::Dialect;
 use crate::bus::redis::connection::Connector;
 use crate::bus::redis::options::{Redis, Target};
 use crate::bus::redis::topology::Topology;
-use crate::model::history::Histories;
 use crate::model::id::{NodeId, UserId};
-use crate::model::topic::{Namespace, Topic};
+use crate::model::topic::Topic;
 use crate::quota::{Decision, OverLimit, SeatLimit, Seats};
 
 /// How many groups there are.
 const GROUPS: usize = 16;
 const PATIENCE: Duration = Duration::from_secs(60);
-
-pub(super) fn settings(publish_timeout: Duration) -> BusSettings {
-    BusSettings {
-        namespace: Namespace::new("x").unwrap(),
-        publish_timeout,
-        probe_interval: Duration::from_secs(5),
-        lease: Duration::from_secs(15),
-        linger: Duration::ZERO,
-        seats: None,
-        histories: Histories::default(),
-        spool: None,
-    }
-}
 
 pub(super) fn connector(url: &str) -> Connector {
     Connector::new(Arc::new(Topology::at(url)), PATIENCE)
@@ -189,7 +175,7 @@ async fn groups_on_one_primary_share_a_connection_and_their_looks() {
     let rights: Vec<&str> = RIGHTS.split_whitespace().collect();
     assert_eq!(server.cli(&rights), "OK");
     let url = format!("redis://node:s3cret@127.0.0.1:{}", server.port());
-    let settings = settings(PATIENCE);
+    let settings = BusSettings::plain(PATIENCE);
     let ends = [1, 2].map(|node| End::start(node, 1, &settings, &[connector(&url)], |_| 0));
     let [a, b] = &ends;
     join_all((0..GROUPS).map(async |group| {
@@ -219,7 +205,7 @@ async fn groups_on_one_primary_share_a_connection_and_their_looks() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_group_that_loses_its_keys_is_mended_and_no_other_waits_for_it() {
     let server = RedisServer::start();
-    let settings = settings(PATIENCE);
+    let settings = BusSettings::plain(PATIENCE);
     let [a, b] =
         [1, 2].map(|node| End::start(node, 1, &settings, &[connector(&server.url())], |_| 0));
     for group in 0..GROUPS {
@@ -246,7 +232,7 @@ async fn a_frozen_primary_concerns_its_own_groups_alone() {
     // Who asks waits for the outage; it begins when the primary answers nothing for so long.
     const SILENCE: Duration = Duration::from_secs(1);
     let servers = [RedisServer::start(), RedisServer::start()];
-    let settings = settings(PATIENCE);
+    let settings = BusSettings::plain(PATIENCE);
     let connectors = || {
         let topology = |server: &RedisServer| Arc::new(Topology::at(&server.url()));
         servers
@@ -288,7 +274,7 @@ async fn a_frozen_primary_concerns_its_own_groups_alone() {
 async fn a_group_that_moves_away_from_a_frozen_primary_goes_on_at_once() {
     let servers = [RedisServer::start(), RedisServer::start()];
     let places = servers.each_ref().map(|server| connector(&server.url()));
-    let end = End::start(1, 1, &settings(PATIENCE), &places, |_| 0);
+    let end = End::start(1, 1, &BusSettings::plain(PATIENCE), &places, |_| 0);
     let (moving, staying) = (user(3), user(4));
     end.until_checked(&moving).await;
     servers[0].freeze();
@@ -402,7 +388,7 @@ async fn a_slot_that_moves_under_claims_lets_in_nobody_unsaid() {
     const LIMIT: usize = 2;
     let (moving, staying) = (3, 5);
     let primaries = Primaries::start().await;
-    let settings = settings(PATIENCE);
+    let settings = BusSettings::plain(PATIENCE);
     let connectors = || {
         primaries
             .0

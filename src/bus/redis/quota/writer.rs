@@ -302,7 +302,7 @@ async fn sleep_or_wait(until: Option<Instant>) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::world::{connector, settings};
+    use super::super::world::connector;
     use super::*;
     use crate::bus::redis::command::Dialect;
     use crate::quota::{OverLimit, SeatLimit};
@@ -312,7 +312,7 @@ mod tests {
     async fn who_moves_joins_at_the_new_primary_whatever_it_waited_for() {
         let (sockets, over) = (1, OverLimit::Refuse);
         let limit = SeatLimit { sockets, over };
-        let settings = settings(Duration::from_secs(3600));
+        let settings = BusSettings::plain(Duration::from_secs(3600));
         let [here, there] = [1, 2].map(|port| connector(&format!("redis://127.0.0.1:{port}")));
         let groups = ["0", "1"].map(|tag| (tag, here.clone()));
         let seats = SharedLedgers::tagged(NodeId(1), limit, &settings, groups, |_| 0);

@@ -147,9 +147,7 @@ mod tests {
     use crate::bus::redis::options::Redis;
     use crate::bus::redis::shard::Common;
     use crate::bus::redis::{advice, command};
-    use crate::model::history::Histories;
     use crate::model::id::NodeId;
-    use crate::model::topic::Namespace;
 
     const PRIMARY: &str = "*2\r\n$4\r\nrole\r\n$6\r\nmaster\r\n";
     const REPLICA: &str = "*2\r\n$4\r\nrole\r\n$5\r\nslave\r\n";
@@ -177,16 +175,7 @@ mod tests {
             }
             std::future::pending::<()>().await;
         };
-        let settings = BusSettings {
-            namespace: Namespace::new("x").unwrap(),
-            publish_timeout: Duration::from_secs(20),
-            probe_interval: Duration::from_secs(5),
-            lease: Duration::from_secs(15),
-            linger: Duration::ZERO,
-            seats: None,
-            histories: Histories::default(),
-            spool: None,
-        };
+        let settings = BusSettings::plain(Duration::from_secs(20));
         let common = Common::new(NodeId::random(), settings);
         let target = Redis::at(url).unwrap().target().unwrap();
         let shard = Shard::new(LinkId::ONLY, None, &target, Arc::new(common));

@@ -22,23 +22,25 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::mem::{replace, take};
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use smallvec::SmallVec;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
+use self::told::{Rest, Told};
+pub(super) use self::waiters::Waiters;
 use super::backoff::LONGEST_PAUSE;
-use super::command::is_on_its_way;
 use super::past::room::Room;
 use super::past::spool::Spool;
-use super::pipeline::{PublishReply, Refused, Unusable};
-use super::publication::{Publication, Receivers, Taken};
+use super::pipeline::PublishReply;
+use super::publication::{Publication, Taken};
 use super::queue::{Permit, Queue, Waiter};
 use crate::model::error::PublishError;
-use crate::model::history::mark::{Mark, Run};
+use crate::model::history::mark::Run;
 use crate::model::partition::Partition;
+
+mod told;
+mod waiters;
 
 /// Most publications in one pipeline.
 pub(super) const BATCH: usize = 256;
@@ -456,181 +458,6 @@ impl Turn {
     }
 }
 
-/// What Redis said to a part of a publication.
-struct Told {
-    sum: Receivers,
-    /// To so many of it.
-    taken: usize,
-    /// The others are to be published again.
-    again: Option<Again>,
-    /// Of those that are kept, where there is a spool.
-    marks: SmallVec<[Option<Mark>; 1]>,
-}
-
-/// Why something is to be published again.
-#[derive(Clone, Copy)]
-enum Again {
-    /// And whether it has arrived there.
-    Elsewhere(Partition, bool),
-    /// Redis has forgotten the script.
-    Unknown,
-    /// It takes nothing for now.
-    Away,
-}
-
-impl Told {
-    fn by(
-        replies: impl Iterator<Item = PublishReply>,
-        mut sum: Receivers,
-        partition: Option<Partition>,
-        spools: bool,
-    ) -> Self {
-        let (mut taken, mut again, mut marks) = (0, None, SmallVec::new());
-        for reply in replies {
-            match (reply, partition) {
-                // All that follows is refused alike.
-                (Err(Refused::Elsewhere(words)), Some(partition)) => {
-                    again = Some(Again::Elsewhere(partition, !is_on_its_way(&words)));
-                }
-                (Err(Refused::Unknown), _) => again = again.or(Some(Again::Unknown)),
-                (Err(Refused::Away(_)), _) if spools => again = again.or(Some(Again::Away)),
-                (reply, _) => {
-                    if spools {
-                        marks.push(reply.as_ref().ok().and_then(|taken| taken.mark));
-                    }
-                    sum = and(sum, reply);
-                    taken += 1;
-                }
-            }
-        }
-        Self {
-            sum,
-            taken,
-            again,
-            marks,
-        }
-    }
-}
-
-/// What of a turn is to be published again.
-#[derive(Default)]
-struct Rest {
-    elsewhere: Vec<(Partition, Publication, Waiter)>,
-    /// Some of that is there already.
-    has_arrived: bool,
-    unknown: Vec<(Publication, Waiter)>,
-    /// What may wait in the spool.
-    spooled: Vec<(Publication, Waiter)>,
-    is_away: bool,
-}
-
-impl Rest {
-    fn add(&mut self, again: Again, spools: bool, (publication, waiter): (Publication, Waiter)) {
-        match again {
-            Again::Elsewhere(partition, has_arrived) => {
-                self.has_arrived |= has_arrived;
-                self.elsewhere.push((partition, publication, waiter));
-            }
-            Again::Unknown if !spools => self.unknown.push((publication, waiter)),
-            Again::Unknown => self.spooled.push((publication, waiter)),
-            Again::Away => {
-                self.is_away = true;
-                self.spooled.push((publication, waiter));
-            }
-        }
-    }
-
-    /// It waits for its next turn.
-    fn wait(mut self, backlog: &mut Backlog) -> Answered {
-        let waits = |(_, waiter): &(Publication, Waiter)| waiter.waits();
-        match self.is_away || backlog.is_spooling() || self.spooled.iter().any(waits) {
-            true => backlog.return_to_spool(self.spooled),
-            false => self.unknown.extend(self.spooled),
-        }
-        backlog.put_back(self.unknown);
-        if self.is_away {
-            backlog.is_away();
-        }
-        match self.elsewhere.is_empty() {
-            false => backlog.stall(self.elsewhere, Instant::now()),
-            true => backlog.failures = 0,
-        }
-        Answered {
-            is_astray: false,
-            is_elsewhere: self.has_arrived,
-            is_away: self.is_away,
-        }
-    }
-}
-
-/// Those who wait for one pipeline, in its order.
-#[derive(Debug, Default)]
-pub(super) struct Waiters(Vec<Waiter>);
-
-impl Waiters {
-    /// Waits until then, or as long as one of them does. Whoever has waited long enough is told so, and costs
-    /// the others nothing.
-    pub(super) async fn wait<T>(
-        &mut self,
-        what: impl Future<Output = Result<T, Unusable>>,
-        until: Instant,
-        backlog: &mut Backlog,
-    ) -> Result<T, Unusable> {
-        let late = "redis did not answer in time";
-        let mut what = pin!(what);
-        loop {
-            let waits = |waiter: &&Waiter| waiter.is_there() && !waiter.waits();
-            let patient = self.0.iter().filter(waits);
-            let end = patient.map(|waiter| waiter.deadline).min();
-            if end.is_none() && until <= Instant::now() {
-                return Err(late.into());
-            }
-            let next = [end.unwrap_or(until)]
-                .into_iter()
-                .chain(backlog.next_deadline());
-            match timeout_at(next.min().unwrap_or(until), what.as_mut()).await {
-                Ok(done) => return done,
-                Err(_) => {
-                    self.expire(&PublishError::maybe_sent(late));
-                    backlog.expire("redis did not take it in time");
-                }
-            }
-        }
-    }
-
-    fn expire(&mut self, late: &PublishError) {
-        let now = Instant::now();
-        for waiter in self.0.iter_mut().filter(|waiter| waiter.deadline <= now) {
-            if !waiter.begins_to_wait() {
-                waiter.fail(late);
-            }
-        }
-    }
-}
-
-/// Redis refuses a command whole, but another one of a union may have gone out.
-fn and(sum: Receivers, reply: PublishReply) -> Receivers {
-    match (sum, reply) {
-        (Ok(all), Ok(taken)) => Ok(Taken {
-            receivers: all.receivers + taken.receivers,
-            mark: taken.mark.or(all.mark),
-        }),
-        (Ok(all), Err(refused)) => Err(PublishError {
-            maybe_sent: all.receivers > 0 || all.mark.is_some() || refused.is_kept(),
-            on_replica: false,
-            reason: refused.reason(),
-        }),
-        (Err(error), Ok(taken)) => Err(PublishError {
-            maybe_sent: error.maybe_sent || taken.receivers > 0 || taken.mark.is_some(),
-            ..error
-        }),
-        (Err(error), Err(refused)) => Err(PublishError {
-            maybe_sent: error.maybe_sent || refused.is_kept(),
-            ..error
-        }),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
@@ -642,7 +469,9 @@ mod tests {
 
     use tokio::sync::oneshot;
 
+    use super::told::and;
     use super::*;
+    use crate::bus::redis::pipeline::Refused;
     use crate::bus::redis::publication::{Answer, PART};
     use crate::bus::scope::Size;
 
