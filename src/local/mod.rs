@@ -119,6 +119,15 @@ impl Local {
         self.next_socket.load(SeqCst)
     }
 
+    /// Whether a socket of this node is on a topic.
+    pub(crate) fn is_on(&self, topic: &Topic) -> bool {
+        let registry = self.registry.read();
+        match *topic == self.all {
+            true => registry.sockets() > 0,
+            false => registry.has_member(topic),
+        }
+    }
+
     /// Every topic on which there is a socket of this node.
     pub(crate) fn topics(&self) -> Vec<Topic> {
         let registry = self.registry.read();

@@ -12,6 +12,7 @@ use crate::local::registry::EVERY;
 use crate::model::error::SendError;
 use crate::model::manner::Manner;
 use crate::model::message::Message;
+use crate::model::topic::Topic;
 
 impl Node {
     /// Publishes once for all other nodes and delivers here: meanwhile, or what is kept when it comes back. Returns the sockets
@@ -54,7 +55,9 @@ impl Node {
             true => self.local.count(&scope),
             false => self.local.deliver(&scope, message, manner).await,
         };
-        let sent = sending.end(local, || self.local.newcomers()).await;
+        let newcomers = || self.local.newcomers();
+        let is_heard = |topic: &Topic| self.local.is_on(topic);
+        let sent = sending.end(local, newcomers, is_heard).await;
         // Who sends in a loop that never waits would keep the tasks that write from running.
         consume_budget().await;
         match sent {

@@ -112,12 +112,12 @@ impl<T> Echoes<T> {
         self.deferred.took(number, missing, is_here, now);
     }
 
-    /// The bus refused it, or gave no answer. `of` says what of it is delivered on topics, and its size: on each alone, or of a union
-    /// on all at once.
+    /// The bus refused it, or gave no answer. Of each topic, whether somebody is on it here: for the others nothing has to wait.
+    /// `of` says what of it is delivered on topics, and its size: on each alone, or of a union on all at once.
     pub(crate) fn fail(
         &mut self,
         number: u64,
-        topics: &[Topic],
+        topics: &[(Topic, bool)],
         is_union: bool,
         now: Instant,
         of: impl Fn(&Topic) -> (usize, T),
@@ -133,16 +133,19 @@ impl<T> Echoes<T> {
             false => topics.chunks(1),
         };
         for topics in units {
-            let came = topics.iter().any(|topic| failed.elsewhere.contains(topic));
-            if came || !self.deferred.is_behind(topics) {
+            let all = topics.iter().map(|(topic, _)| topic);
+            let came = all.clone().any(|topic| failed.elsewhere.contains(topic));
+            let heard = topics.iter().filter(|(_, is_heard)| *is_heard);
+            let heard: SmallVec<[Topic; 1]> = heard.map(|(topic, _)| topic.clone()).collect();
+            if came || !self.deferred.is_behind(&heard) {
                 continue;
             }
-            let (bytes, what) = of(&topics[0]);
+            let (bytes, what) = of(&topics[0].0);
             failed.waits = true;
-            failed.elsewhere.extend(topics.iter().cloned());
+            failed.elsewhere.extend(all.cloned());
             failed.let_go.extend(self.deferred.wait(Waiting {
                 number,
-                topics: topics.into(),
+                topics: heard,
                 since: now,
                 bytes,
                 what,
@@ -198,9 +201,11 @@ mod tests {
         /// Where it is not to be delivered at once.
         fn fail(&mut self, number: u64, names: &[&str], is_union: bool) -> Vec<String> {
             let of = |topic: &Topic| (1, copy(number, topic.as_str()));
-            let failed = self
-                .0
-                .fail(number, &topics(names), is_union, Instant::now(), of);
+            let topics = topics(names).into_iter();
+            let heard: Vec<_> = topics
+                .map(|topic| (topic.clone(), !topic.as_str().ends_with("away")))
+                .collect();
+            let failed = self.0.fail(number, &heard, is_union, Instant::now(), of);
             assert_eq!(failed.let_go, []);
             let elsewhere = self::names(&failed.elsewhere).into_iter();
             elsewhere.map(str::to_owned).collect()
@@ -250,6 +255,18 @@ mod tests {
     }
 
     #[test]
+    fn what_failed_does_not_wait_where_nobody_is() {
+        let mut world = World::new(1..5);
+        world.took(1, &["u:away"]);
+        assert_eq!(world.fail(2, &["u:away"], false), [""; 0]);
+        assert_eq!(world.fail(3, &["u:away", "r:x"], true), [""; 0]);
+        world.took(1, &["r:x"]);
+        let waits = world.fail(4, &["u:away", "r:x"], true);
+        assert_eq!(waits, ["u:away", "r:x"], "of a union all, behind one");
+        assert_eq!(world.0.came(1, &["r:x"]).after, [copy(4, "u:away")]);
+    }
+
+    #[test]
     fn what_waits_comes_before_what_was_sent_later() {
         let mut world = World::new(1..6);
         world.took(1, &["r:x"]);
@@ -292,7 +309,8 @@ mod tests {
         let mut echoes = Echoes::new(NodeId(1));
         let (topics, now) = (topics(&["r:x"]), Instant::now());
         echoes.took(1, &topics, true, now);
-        let mut fail = |number| echoes.fail(number, &topics, false, now, |_| (3 << 20, number));
+        let heard = [(topics[0].clone(), true)];
+        let mut fail = |number| echoes.fail(number, &heard, false, now, |_| (3 << 20, number));
         assert!(fail(2).let_go.is_empty());
         assert!(fail(3).let_go.is_empty());
         let failed = fail(4);

@@ -109,11 +109,12 @@ impl Sending<'_> {
     }
 
     /// What became of it; and where it failed, what has come back all the same. `here`: how many of this node's own sockets are meant;
-    /// and the number of the next, the first being 1.
+    /// the number of the next, the first being 1; and whether one is on a topic.
     pub(crate) async fn end(
         self,
         here: usize,
         newcomers: impl Fn() -> u64,
+        is_heard: impl Fn(&Topic) -> bool,
     ) -> Result<Sent, Refused> {
         let published = match self.publishing {
             None => Ok(Published::default()),
@@ -142,7 +143,7 @@ impl Sending<'_> {
                 counters.record_failed_publish(error.maybe_sent);
                 Err(match self.begun {
                     None => Refused::of(error, Came::Whole),
-                    Some(begun) => begun.fail(error, newcomers()),
+                    Some(begun) => begun.fail(error, newcomers(), is_heard),
                 })
             }
         }
@@ -177,7 +178,12 @@ impl Begun<'_> {
         echoes.took(self.number, &topics, is_here, now);
     }
 
-    fn fail(self, error: PublishError, older_than: u64) -> Refused {
+    fn fail(
+        self,
+        error: PublishError,
+        older_than: u64,
+        is_heard: impl Fn(&Topic) -> bool,
+    ) -> Refused {
         let own = |topic: &Topic| {
             let own = Own {
                 topic: topic.clone(),
@@ -186,7 +192,12 @@ impl Begun<'_> {
             };
             (own.envelope.len(), own)
         };
-        let (topics, now) = (self.topics(), Instant::now());
+        let topics: SmallVec<[(Topic, bool); 1]> = self
+            .topics()
+            .into_iter()
+            .map(|topic| (topic.clone(), is_heard(&topic)))
+            .collect();
+        let now = Instant::now();
         let mut echoes = self.uplink.echoes.lock();
         let failed = echoes.fail(self.number, &topics, self.is_union, now, own);
         drop(echoes);

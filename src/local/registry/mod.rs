@@ -261,7 +261,7 @@ impl<M: Member> Registry<M> {
         used.map(|(topic, _)| topic.clone()).collect()
     }
 
-    /// Whether a user has a socket here.
+    /// Whether a user or a room has a socket here.
     pub(crate) fn has_member(&self, topic: &Topic) -> bool {
         let group = self.groups.get(topic);
         group.is_some_and(|group| !group.is_empty())
