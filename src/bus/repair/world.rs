@@ -312,7 +312,8 @@ impl Node {
         if sent.fate == super::world::Fate::Taken {
             return self.echoes.took(id, &topics, true, now);
         }
-        let failed = self.echoes.fail(id, &topics, false, now, |_| (1, id));
+        let heard = [(topic(sent.to), self.wanted().contains(&sent.to))];
+        let failed = self.echoes.fail(id, &heard, false, now, |_| (1, id));
         assert!(failed.let_go.is_empty(), "there is room for all");
         let waits = failed.waits && without != Without::Order;
         if waits || !failed.waits && failed.elsewhere.contains(&topics[0]) {
