@@ -119,7 +119,8 @@ impl Backend {
     /// A [`ConnectError`] of kind `Url` names the part that is wrong. A password is never shown.
     #[cfg(feature = "redis")]
     pub fn redis(url: impl AsRef<str>) -> Result<Self, ConnectError> {
-        Ok(Redis::at(url)?.into())
+        let target = Redis::at(url)?.target()?;
+        Ok(Self(BackendKind::Redis(vec![target])))
     }
 
     /// Several Redises that know nothing of each other and share the topics: each user, room and node is at one of them, which
@@ -274,6 +275,12 @@ pub(crate) trait Publish: fmt::Debug + Send + Sync {
     /// That of the [topics on which nodes are counted](Bus::censuses) which goes the way of this topic.
     fn census(&self, _topic: &Topic) -> Topic {
         Topic::nodes()
+    }
+
+    /// Of the topics on which nodes are counted one for each link, that of all nodes first: what is said on each of them reaches
+    /// whoever hears any.
+    fn everywhere(&self) -> Vec<Topic> {
+        vec![Topic::nodes()]
     }
 
     /// How much waits to be published, in publications of 1 KiB.

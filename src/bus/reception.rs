@@ -193,10 +193,12 @@ impl Reception {
         self.outage.lock().has_strayed(Some(since));
     }
 
-    /// What another published may have reached others only, while we heard all there was to hear.
-    pub(crate) fn others_strayed(&self, span: Span) {
-        self.outage.lock().others_strayed(span);
+    /// What another published may have reached others only, while we heard all there was to hear. Whether that is more than is to
+    /// be told already.
+    pub(crate) fn others_strayed(&self, span: Span) -> bool {
+        let is_news = self.outage.lock().others_strayed(span);
         self.astray.notify_one();
+        is_news
     }
 
     /// Tells the gap of what others published elsewhere, if they did.

@@ -53,7 +53,7 @@ const SMALL: usize = 64;
 
 /// A union of more topics travels once to every node instead of once per topic: copies that name
 /// all the others would grow with the square.
-const MAX_UNION_COPIES: usize = 16;
+pub(crate) const MAX_UNION_COPIES: usize = 16;
 
 impl Scope<'_> {
     /// What is left of it without these topics.

@@ -132,6 +132,10 @@ impl Count {
 
 /// One node of the cluster, as it last described itself. As JSON: `id`, `name`, `started_at` (milliseconds
 /// since 1970), `sockets`, `users`, `version`.
+///
+/// How it stands with each Redis is not in it, since that would be as old as the last description: its own
+/// [`Health`](crate::Health) names the address of the worst, its [`Stats`](crate::Stats) count them (`bus_shards`, `bus_shards_up`), and
+/// a dashboard shows both of all nodes.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct NodeInfo {

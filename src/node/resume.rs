@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep};
 
 use super::Node;
 use crate::bus::past::{Entry, Past, ReadLimits};
-use crate::bus::uplink::read_entry;
+use crate::bus::uplink::{read_entry, union_of};
 use crate::bus::wire;
 use crate::local::registry::Member;
 use crate::local::socket::Sender;
@@ -314,8 +314,12 @@ fn in_order(
         Ordering::Equal => a.cmp(b),
         order => order,
     });
-    let mut seen = HashSet::new();
-    entries.retain(|(clock, number, _)| seen.insert((*clock, *number)));
+    let (mut seen, mut unions) = (HashSet::new(), HashSet::new());
+    entries.retain(|(clock, number, envelope)| {
+        // Over several clocks it has a number of each.
+        let is_first = union_of(envelope).is_none_or(|union| unions.insert(union));
+        seen.insert((*clock, *number)) && is_first
+    });
     let bytes: usize = entries.iter().map(|(.., envelope)| envelope.len()).sum();
     if entries.len() > MOST.entries || bytes > MOST.bytes {
         return Err(Missed::TooMany);

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::join_all;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -136,7 +137,9 @@ impl Hellos {
         let now = Instant::now();
         let span = Duration::from_millis(millis).min(LONGEST);
         let from = now.checked_sub(span).unwrap_or(now);
-        self.reception.others_strayed((from, now));
+        if !self.reception.others_strayed((from, now)) {
+            return;
+        }
         tracing::info!(node = %self.node, other = %id, ?span, "a node stood on a replica: what it sent meanwhile may not have arrived");
     }
 
@@ -147,7 +150,10 @@ impl Hellos {
         if let Some(since) = reception.take_strayed() {
             let millis = since.elapsed().as_millis() as u64;
             let strayed = Control::Strayed { millis };
-            if !self.say(Topic::nodes(), &strayed).await {
+            // Who has followed in part may not be where all meet yet, and was told a gap of that part already.
+            let ways = self.uplink.everywhere().into_iter();
+            let said = join_all(ways.map(|way| self.say(way, &strayed))).await;
+            if said.first() != Some(&true) {
                 reception.still_strayed(since);
             }
         }

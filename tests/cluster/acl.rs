@@ -426,6 +426,132 @@ async fn a_node_at_a_redis_cluster_needs_each_right_of_its_line_and_no_other() {
     }
 }
 
+/// What keeping needs besides at a Redis Cluster, and what fails without each right.
+const KEEPING_IN_CLUSTER: [(&str, Kept); 15] = [
+    ("+info", Kept::Connect),
+    ("+script|load", Kept::Connect),
+    ("+evalsha", Kept::Message),
+    ("+time", Kept::Message),
+    ("+hmget", Kept::Message),
+    ("+hset", Kept::Message),
+    ("+rpushx", Kept::Message),
+    ("+rpush", Kept::New),
+    ("+pexpire", Kept::New),
+    ("+ltrim", Kept::Full),
+    ("+hget", Kept::Run),
+    ("+hgetall", Kept::Run),
+    ("+hdel", Kept::Run),
+    ("+lrange", Kept::Read),
+    ("+asking", Kept::Moving),
+];
+/// It reads the end of a list of which a position is known.
+const SINCE: &str = "+lindex";
+const KEYS_IN_CLUSTER: &str = "~cluster:{*}:h*";
+
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum Kept {
+    Connect,
+    Message,
+    New,
+    /// More than is kept.
+    Full,
+    /// The first behind another process'.
+    Run,
+    Read,
+    /// Of a slot whose keys have left already.
+    Moving,
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keeping_at_a_redis_cluster_needs_each_right_of_its_line_and_no_other() {
+    const FEW: usize = 4;
+    let redis = RedisCluster::start(3, 0);
+    let line = CLUSTER.map(|(right, _)| right).join(" ");
+    let keeping = KEEPING_IN_CLUSTER.map(|(right, _)| right).join(" ");
+    let rules = format!("{line} {CLUSTER_STATE} {KEYS_IN_CLUSTER} {keeping} {SINCE}");
+    let url = grant_everywhere(&redis, "node", &rules);
+    let few = History {
+        messages: FEW,
+        ..History::default()
+    };
+    let builder = Lab::memory().builder().redis(url).user_history(few);
+    let builder = builder.publish_timeout(Duration::from_secs(1));
+    let node = TestNode::start(builder.start()).await;
+    node.until_up().await;
+    let mut client = node.client("alice").await;
+    let alice = || node.broadcaster.to_user("alice");
+    for n in 0..3 * FEW {
+        alice().send(n.to_string()).await.unwrap();
+        assert_eq!(client.event().await, text(&n.to_string()));
+    }
+    assert_eq!(alice().history().await.unwrap().messages.len(), FEW);
+    let everywhere = |command: &str| (0..3).for_each(|n| drop(redis.ask(n, command)));
+    let part = part("u:alice");
+    let (slot, clock) = (slot_of(part), prefix_of(part) + "h");
+    let owner = redis.owner(slot, 0).expect("somebody owns it");
+    for (n, (right, kept)) in KEEPING_IN_CLUSTER.into_iter().enumerate() {
+        everywhere(&format!("ACL SETUSER node -{}", &right[1..]));
+        let told = move |sent: Option<String>| {
+            sent.is_some_and(|words| {
+                words.contains("grant it: ACL SETUSER node") && words.contains(right)
+            })
+        };
+        if kept == Kept::Moving {
+            redis.begin_move(slot, (owner + 1) % 3);
+            assert!(redis.move_keys(slot, (owner + 1) % 3) > 0, "control");
+        }
+        until(
+            &format!("without {right}, {kept:?} is refused"),
+            async || {
+                match kept {
+                    Kept::Connect => {
+                        everywhere("SCRIPT FLUSH");
+                        everywhere("CLIENT KILL USER node");
+                    }
+                    Kept::Run => {
+                        let ends = (0..40).map(|end| format!(" end:{end:012}:{end:016} {end:016}"));
+                        let ends: String = ends.collect();
+                        let run = "run ------------ began 0000000000000001";
+                        redis.ask(owner, &format!("HSET {clock} {run}{ends}"));
+                    }
+                    _ => {}
+                }
+                let user = match kept {
+                    Kept::New => users_of(part, n + 1).remove(n),
+                    _ => "alice".to_owned(),
+                };
+                let mut refused = false;
+                for _ in 0..if kept == Kept::Full { 2 * FEW } else { 1 } {
+                    let sent = node.broadcaster.to_user(&*user).send("x").await;
+                    refused |= told(sent.err().map(|error| error.to_string()));
+                }
+                let read = match kept {
+                    Kept::Read | Kept::Run => alice().history().await.err(),
+                    _ => None,
+                };
+                refused || told(read.map(|error| error.to_string()))
+            },
+        )
+        .await;
+        everywhere(&format!("ACL SETUSER node {right}"));
+        node.until_up().await;
+        until("it is kept again", async || alice().send("x").await.is_ok()).await;
+    }
+    let owner = &redis.nodes[owner];
+    assert_refused(owner, "node", &NEVER[..7]);
+    assert_refused(
+        owner,
+        "node",
+        &[&["LRANGE", "other:{1}:h:u:alice", "0", "-1"]],
+    );
+}
+
+fn users_of(part: u16, count: usize) -> Vec<String> {
+    let named = (0..).map(|n| format!("user-{n}"));
+    let fitting = named.filter(|user| self::part(&format!("u:{user}")) == part);
+    fitting.take(count).collect()
+}
+
 /// What `max_sockets_per_user_in_cluster` needs besides, but for the keys.
 const SEATS: &str = "+eval +evalsha +time +hget +hmget +hset +hdel +hexists +unlink +pexpire \
     +zadd +zrem +zscore +zrangebyscore +zremrangebyscore";

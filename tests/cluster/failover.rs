@@ -10,6 +10,8 @@ use crate::seats::{attempt, enter, is_refused, until_free};
 use crate::support::client::text;
 use crate::support::node::NEVER;
 use crate::support::proxy::Proxy;
+use crate::support::redis::redis_cluster::RedisCluster;
+use crate::support::redis::sentinels::Sentinels;
 use crate::support::{Lab, RedisServer, TestNode, soon, until};
 
 /// Two servers under one name.
@@ -258,4 +260,62 @@ async fn a_link_that_opens_slowly_comes_up_all_the_same() {
         broadcaster.is_online("alice").await.is_ok()
     })
     .await;
+}
+
+/// T2: with a limit in the whole cluster.
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_hold_over_a_graceful_failover() {
+    let sentinels = Sentinels::start(1, 3);
+    let follows = || {
+        let heard = sentinels.servers[1].cli(&["PUBSUB", "NUMSUB", "cluster:nodes"]);
+        heard.ends_with('2')
+    };
+    limit_over(&sentinels.url(), || sentinels.fail_over(), follows).await;
+}
+
+/// T12.
+#[tokio::test(flavor = "multi_thread")]
+async fn in_a_cluster_limits_hold_over_a_graceful_failover() {
+    let cluster = RedisCluster::start(3, 1);
+    // Of the primary that has the seats of this user, or not: of each.
+    let fails_over = || (0..3).for_each(|old| cluster.fail_over(old + 3));
+    let follows = || {
+        let heard = |node: usize| !cluster.heard_at(node, "cluster:").is_empty();
+        (3..6).all(heard) && !(0..3).any(heard)
+    };
+    limit_over(&cluster.url(), fails_over, follows).await;
+}
+
+async fn limit_over(url: &str, fails_over: impl FnOnce(), follows: impl Fn() -> bool) {
+    let builder = Lab::memory().builder().redis(url).lease(NEVER);
+    let builder = builder.max_sockets_per_user_in_cluster(2, OverLimit::Refuse);
+    let [a, b] = [(); 2].map(|()| builder.clone().start());
+    let nodes = [TestNode::start(a).await, TestNode::start(b).await];
+    let [a, b] = &nodes;
+    for node in &nodes {
+        node.until_up().await;
+    }
+    let (first, _second) = (enter(a, "alice").await, enter(b, "alice").await);
+    assert!(is_refused(a, "alice").await, "control");
+    fails_over();
+    until("both are at the new primary", async || follows()).await;
+    for node in &nodes {
+        node.until_up().await;
+    }
+    // While a node only counts its own, one more may enter: it says so.
+    let unchecked = || {
+        nodes
+            .iter()
+            .map(|node| node.cluster.stats().limits_unchecked)
+            .sum::<u64>()
+    };
+    until("it is checked again", async || {
+        let before = unchecked();
+        let refused = (is_refused(a, "alice").await, is_refused(b, "alice").await);
+        refused == (true, true) && unchecked() == before
+    })
+    .await;
+    drop(first);
+    let _third = enter(b, "alice").await;
+    assert!(is_refused(a, "alice").await && is_refused(b, "alice").await);
 }

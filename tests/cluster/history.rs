@@ -34,6 +34,7 @@ on_every_bus! {
     a_sender_that_does_not_keep_is_counted
     two_namespaces_keep_apart
     a_close_ends_every_socket_once_and_is_no_message
+    a_large_union_comes_once_and_is_in_the_history_of_each_room
 }
 
 /// The same, where several Redises share the topics.
@@ -77,7 +78,96 @@ mod several {
         two_namespaces_keep_apart
         a_close_ends_every_socket_once_and_is_no_message
         a_union_over_several_redises_comes_once
+        a_large_union_comes_once_and_is_in_the_history_of_each_room
     }
+}
+
+/// It is kept once for all rooms, of each clock.
+async fn a_large_union_comes_once_and_is_in_the_history_of_each_room(lab: Lab) {
+    const ROOMS: usize = 600;
+    let [a, b] = nodes(&lab).await;
+    let mut clients = [a.client("alice").await, b.client("alice").await];
+    for client in &mut clients {
+        for room in [0, 7, ROOMS - 1] {
+            assert_eq!(client.ask(&format!("join {room}")).await, "joined");
+        }
+    }
+    let room = |n: usize| a.broadcaster.to_room(n.to_string());
+    room(7).send("before").await.unwrap();
+    let rooms = || (0..ROOMS).map(|n| n.to_string());
+    let union = a.broadcaster.to_rooms(rooms()).to_user("bob");
+    assert_eq!(union.send("union").await.unwrap().local(), 1);
+    let union = a.broadcaster.to_rooms(rooms()).except_user("alice");
+    assert_eq!(union.send("not alice").await.unwrap().local(), 0);
+    room(7).send("after").await.unwrap();
+    for client in &mut clients {
+        let mut heard = [
+            client.event().await,
+            client.event().await,
+            client.event().await,
+        ];
+        // Whatever comes twice would come before the answer.
+        assert_eq!(client.ask("join last").await, "joined");
+        heard.sort_unstable_by_key(|event| format!("{event:?}"));
+        assert_eq!(heard, ["after", "before", "union"].map(text));
+    }
+    let texts = async |room: usize| {
+        let kept = b
+            .broadcaster
+            .to_room(room.to_string())
+            .history()
+            .await
+            .unwrap();
+        let texts = kept.messages.iter().filter_map(|message| message.as_text());
+        texts.map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(texts(7).await, ["before", "union", "not alice", "after"]);
+    for room in (0..ROOMS).step_by(20).filter(|room| *room != 7) {
+        assert_eq!(texts(room).await, ["union", "not alice"], "{room}");
+    }
+    assert_eq!(texts(ROOMS).await, [""; 0]);
+    assert_eq!(self::texts(&b.broadcaster, "bob").await, ["union"]);
+}
+
+/// In one step, in which Redis serves nobody else.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_union_fills_more_lists_at_once_than_a_small_one() {
+    let lab = Lab::redis();
+    let redis = lab.redis.as_ref().unwrap();
+    let [a, b] = nodes(&lab).await;
+    let mut client = b.client("alice").await;
+    assert_eq!(client.ask("join 7").await, "joined");
+    let filled = || redis.calls("rpush") + redis.calls("rpushx");
+    let send = async |rooms: usize, text: String| {
+        let before = filled();
+        let rooms = (0..rooms).map(|n| n.to_string());
+        a.broadcaster.to_rooms(rooms).send(text).await.unwrap();
+        filled() - before
+    };
+    assert_eq!(
+        redis.cli(&["CONFIG", "SET", "slowlog-log-slower-than", "2000"]),
+        "OK"
+    );
+    let small = send(60, "small".into()).await;
+    assert!(small >= 60, "control: {small}");
+    let copied = send(60, "x".repeat(64 * 1024)).await;
+    let many = send(2000, "large".into()).await;
+    println!(
+        "{small}, {copied} and {many} lists; {} slower than 2 ms",
+        redis.cli(&["SLOWLOG", "LEN"])
+    );
+    assert!(
+        copied <= 2 && many <= 2,
+        "{copied} of 64 KiB, {many} of 2,000"
+    );
+    for length in [5, 64 * 1024, 5] {
+        let Event::Text(heard) = client.event().await else {
+            panic!("it ended")
+        };
+        assert_eq!(heard.len(), length);
+    }
+    let kept = b.broadcaster.to_room("7").history().await.unwrap();
+    assert_eq!(kept.messages.len(), 3);
 }
 
 /// Its copies come by several links: none has a place among the others.
@@ -348,6 +438,8 @@ async fn scripts_that_redis_forgets_again_and_again_cost_nothing() {
     let redis = lab.redis.as_ref().unwrap();
     let [a, b] = nodes(&lab).await;
     let mut client = b.client("alice").await;
+    // A client that reads nothing for long is closed.
+    let reading = tokio::spawn(async move { client.before("fence").await });
     let flushing = async {
         loop {
             redis.cli(&["SCRIPT", "FLUSH"]);
@@ -369,11 +461,8 @@ async fn scripts_that_redis_forgets_again_and_again_cost_nothing() {
     }
     a.broadcaster.to_user("alice").send("fence").await.unwrap();
     let expected: Vec<Event> = (0..2000).map(|n| text(&n.to_string())).collect();
-    assert_eq!(
-        client.before("fence").await,
-        expected,
-        "each once, in order"
-    );
+    let heard = reading.await.unwrap();
+    assert!(heard == expected, "each once, in order: {}", heard.len());
     let refused = redis.cli(&["INFO", "errorstats"]);
     assert!(refused.contains("NOSCRIPT"), "control: {refused}");
 }

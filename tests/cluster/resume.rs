@@ -12,7 +12,8 @@ use crate::support::client::{Event, user_header};
 use crate::support::events::EventSource;
 use crate::support::node::TestNode;
 use crate::support::proxy::Proxy;
-use crate::support::redis::redis_cluster::RedisCluster;
+use crate::support::redis::redis_cluster::{RedisCluster, part, slot_of};
+use crate::support::redis::sentinels::Sentinels;
 use crate::support::{Client, Lab, RedisServer, soon, until};
 
 on_every_bus! {
@@ -27,6 +28,7 @@ on_every_bus! {
     a_subscription_goes_on_where_its_reader_was
     a_join_for_which_nobody_waits_brings_what_was_missed
     plain_clients_get_what_they_always_did
+    what_was_missed_of_two_rooms_at_once_comes_once
 }
 
 const MARK: char = '\u{1}';
@@ -413,6 +415,68 @@ async fn many_rooms_are_in_one_position(lab: Lab) {
     assert_eq!(page.missed, [] as [&str; 0]);
 }
 
+/// T2.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_position_leads_over_a_graceful_failover() {
+    let sentinels = Sentinels::start(1, 3);
+    let lab = Lab::on(Backend::redis(sentinels.url()).unwrap(), "cluster");
+    let [a, b] = nodes(&lab).await;
+    let follows = || {
+        let heard = sentinels.servers[1].cli(&["PUBSUB", "NUMSUB", "cluster:nodes"]);
+        heard.ends_with('2')
+    };
+    lead_over(&a, &b, "alice", || sentinels.fail_over(), follows).await;
+}
+
+/// T12.
+#[tokio::test(flavor = "multi_thread")]
+async fn in_a_cluster_a_position_leads_over_a_graceful_failover() {
+    let cluster = RedisCluster::start(3, 1);
+    let lab = Lab::on(Backend::redis(cluster.url()).unwrap(), "cluster");
+    let [a, b] = nodes(&lab).await;
+    let slot = slot_of(part("u:alice"));
+    let old = cluster.owner(slot, 0).expect("somebody owns it");
+    let follows = || cluster.is_heard_at(old + 3, "u:alice");
+    lead_over(&a, &b, "alice", || cluster.fail_over(old + 3), follows).await;
+}
+
+async fn lead_over(
+    a: &TestNode,
+    b: &TestNode,
+    user: &str,
+    fails_over: impl FnOnce(),
+    follows: impl Fn() -> bool,
+) {
+    let mut page = Page::open(a, user).await;
+    page.all().await;
+    send(b, user, 0..3).await;
+    for text in numbers(0..3) {
+        assert_eq!(soon("a message", page.next()).await, text);
+    }
+    let since = page.position();
+    let _other = a.client(user).await;
+    drop(page);
+    send(b, user, 3..5).await;
+    fails_over();
+    until("control: both are at the new primary", async || follows()).await;
+    for node in [a, b] {
+        node.until_up().await;
+    }
+    for n in 5..8 {
+        until("it is sent", async || {
+            let sent = b.broadcaster.to_user(user).send(n.to_string()).await;
+            sent.is_ok()
+        })
+        .await;
+    }
+    let mut page = Page::at(b, user, &since).await;
+    for text in numbers(3..8) {
+        assert_eq!(soon("what was missed", page.next()).await, text);
+    }
+    assert_eq!(page.all().await, [] as [&str; 0]);
+    assert_eq!(page.missed, [] as [&str; 0]);
+}
+
 /// Longer than anything is kept: a client that hears nothing is told where it goes on.
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_hears_nothing_for_long_goes_on_all_the_same() {
@@ -549,6 +613,38 @@ async fn a_join_for_which_nobody_waits_brings_what_was_missed(lab: Lab) {
     assert_eq!(next_text(&mut bot).await, "missed");
     to.send("later").await.unwrap();
     assert_eq!(next_text(&mut bot).await, "later");
+}
+
+/// A union is in the past of each of its rooms, however many they are.
+async fn what_was_missed_of_two_rooms_at_once_comes_once(lab: Lab) {
+    let [a, b] = nodes(&lab).await;
+    for others in [0, 200] {
+        let mut bot = a.broadcaster.subscribe_since("bot", None).await.unwrap();
+        for room in ["tea", "coffee"] {
+            bot.join(room).await.unwrap();
+        }
+        send(&b, "bot", 0..1).await;
+        assert_eq!(next_text(&mut bot).await, "0");
+        let stored = bot.position();
+        drop(bot);
+        let rooms = (0..others).map(|n| n.to_string());
+        let to = b
+            .broadcaster
+            .to_rooms(rooms)
+            .to_room("tea")
+            .to_room("coffee");
+        to.send("missed").await.unwrap();
+        let mut bot = b
+            .broadcaster
+            .subscribe_since("bot", Some(stored))
+            .await
+            .unwrap();
+        bot.join("tea").await.unwrap();
+        assert_eq!(next_text(&mut bot).await, "missed");
+        bot.join("coffee").await.unwrap();
+        send(&a, "bot", 1..2).await;
+        assert_eq!(next_text(&mut bot).await, "1", "{others}");
+    }
 }
 
 async fn plain_clients_get_what_they_always_did(lab: Lab) {

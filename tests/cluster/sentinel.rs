@@ -1,9 +1,12 @@
 //! Redis with sentinels (rows T1 to T7): whom they name is followed, whatever the old primary says of itself.
 
 use std::io::{ErrorKind, Read, Write};
+use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use axum_cluster::Health;
+use axum_cluster::{Backend, Health, Redis};
+use futures::StreamExt;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
@@ -480,4 +483,108 @@ async fn without_a_right_at_the_sentinels_what_it_is_for_is_missing() {
     // Nor has anything else told: connections to it end when it is none any more.
     assert_calls_itself_primary(&redis.servers[0]);
     assert!(!listens("lacks0") && !listens("lacks1"), "control: unheard");
+}
+
+/// T7: asked before each login to one of them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_password_of_the_sentinels_that_rotates_is_asked_for_at_every_login() {
+    let redis = Sentinels::start(1, SENTINELS);
+    let rotate = |password: &str| {
+        let rules = [
+            "ACL",
+            "SETUSER",
+            "watcher",
+            "on",
+            "resetpass",
+            "resetchannels",
+        ];
+        let password = format!(">{password}");
+        for sentinel in &redis.sentinels {
+            let granted = ["&+switch-master", "+subscribe", "+ping", "+sentinel"];
+            let command = [&rules[..], &[&password], &granted].concat();
+            assert_eq!(sentinel.cli(&command), "OK");
+            sentinel.cli(&["CLIENT", "KILL", "USER", "watcher"]);
+        }
+    };
+    rotate("first");
+    let (password, asked) = (Arc::new(Mutex::new("first")), Arc::new(AtomicU32::new(0)));
+    let (current, count) = (password.clone(), asked.clone());
+    let url = redis.url() + "?sentinelUsername=watcher";
+    let backend = Redis::at(url).unwrap().sentinel_password_from(move || {
+        count.fetch_add(1, SeqCst);
+        let now = *current.lock().unwrap();
+        async move { Ok::<_, String>(now) }
+    });
+    let node = TestNode::start(Lab::memory().builder().backend(backend).start()).await;
+    node.until_up().await;
+    let asked = || asked.load(SeqCst);
+    assert!(asked() >= 1, "control");
+    rotate("second");
+    let before = asked();
+    until("control: they are asked in vain", async || {
+        asked() >= before + 5
+    })
+    .await;
+    assert_eq!(node.cluster.health(), Health::Up, "Redis is well");
+    *password.lock().unwrap() = "second";
+    redis.fail_over();
+    until("it follows", async || {
+        let heard = redis.servers[1].cli(&["PUBSUB", "NUMSUB", "cluster:nodes"]);
+        heard.ends_with('1')
+    })
+    .await;
+    node.until_up().await;
+}
+
+/// T22: each of several Redises may be watched by sentinels of its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_of_several_redises_fails_over_and_the_other_is_none_the_wiser() {
+    let all = [Sentinels::start(1, SENTINELS), Sentinels::start(0, 1)];
+    let urls = all.each_ref().map(Sentinels::url);
+    let builder = Lab::memory()
+        .builder()
+        .backend(Backend::shards(&urls).unwrap());
+    let builder = builder.probe_interval(NEVER);
+    let [a, b] = [(); 2].map(|()| builder.clone().start());
+    let (a, b) = (TestNode::start(a).await, TestNode::start(b).await);
+    for node in [&a, &b] {
+        node.until_up().await;
+        let stats = node.cluster.stats();
+        assert_eq!((stats.bus_shards, stats.bus_shards_up), (2, 2));
+    }
+    let is_heard = |server: &RedisServer, user: &str| {
+        let channel = format!("cluster:u:{user}");
+        server.cli(&["PUBSUB", "NUMSUB", &channel]).ends_with('1')
+    };
+    let (mut there, mut stays) = (None, None);
+    for n in 0.. {
+        let user = format!("user-{n}");
+        let client = a.client(&user).await;
+        match is_heard(&all[0].servers[0], &user) {
+            true => there = Some((user, client)),
+            false => stays = Some((user, client)),
+        }
+        if there.is_some() && stays.is_some() {
+            break;
+        }
+    }
+    let (mut there, mut stays) = (there.unwrap(), stays.unwrap());
+    let mut gaps = a.cluster.gaps();
+    all[0].fail_over();
+    until("it is followed", async || {
+        is_heard(&all[0].servers[1], &there.0)
+    })
+    .await;
+    for node in [&a, &b] {
+        node.until_up().await;
+    }
+    for (user, client) in [&mut there, &mut stays] {
+        let sent = b.broadcaster.to_user(user.as_str()).send("hello").await;
+        assert_eq!(sent.unwrap().nodes(), Some(1), "{user}");
+        assert_eq!(client.event().await, text("hello"));
+    }
+    let gap = soon("its gap", gaps.next()).await.unwrap();
+    let concerns = |user: &str| gap.concerns_user(&user.into());
+    assert!(concerns(&there.0) && !concerns(&stays.0), "{gap:?}");
+    assert_eq!(nodes_at(&all[0].servers[0]), 0, "nobody stays");
 }

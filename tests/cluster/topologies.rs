@@ -26,7 +26,7 @@ use crate::support::node::{NEVER, authenticate, serve};
 use crate::support::redis::redis_cluster::{RedisCluster, part, prefix_of, slot_of};
 use crate::support::redis::sentinels::Sentinels;
 use crate::support::traffic::Traffic;
-use crate::support::{Client, Lab, PATIENCE, RedisServer, TestNode, until};
+use crate::support::{Client, Lab, PATIENCE, RedisServer, TestNode, keeping, until};
 
 /// Slots of a third of a cluster.
 const THIRD: u16 = 5461;
@@ -393,7 +393,12 @@ async fn nobody_stays_at_servers_that_follow_another_primary() {
 }
 
 /// A node whose sockets join so many rooms at once, each reached by a server that counts.
-async fn at_counting(url: &str, ports: &[u16], rooms: usize) -> (TestNode, Vec<Counting>) {
+async fn at_counting(
+    url: &str,
+    ports: &[u16],
+    rooms: usize,
+    keeps: bool,
+) -> (TestNode, Vec<Counting>) {
     let mut counting = Vec::new();
     for port in ports {
         counting.push(Counting::to(*port).await);
@@ -404,6 +409,7 @@ async fn at_counting(url: &str, ports: &[u16], rooms: usize) -> (TestNode, Vec<C
         (name.to_owned(), way.map_or(port, |(_, way)| *way))
     });
     let builder = Lab::memory().builder().publish_timeout(PATIENCE);
+    let builder = if keeps { keeping(builder) } else { builder };
     let mut node = TestNode::start(builder.backend(redis).start()).await;
     node.until_up().await;
     let joins = async move |socket: ClusterSocket| {
@@ -427,17 +433,23 @@ async fn at_counting(url: &str, ports: &[u16], rooms: usize) -> (TestNode, Vec<C
 /// T20. Many times what one command takes.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_command_has_more_arguments_than_any_server_takes() {
-    count_arguments(20_000).await;
+    count_arguments(20_000, false).await;
+}
+
+/// T20, where all of it is kept.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_command_that_keeps_has_more_arguments_than_any_server_takes() {
+    count_arguments(3000, true).await;
 }
 
 /// T20: not joined after 30 s by a debug build on two busy cores.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "it takes long in a debug build"]
 async fn no_command_for_a_hundred_thousand_rooms_has_more_arguments_than_any_server_takes() {
-    count_arguments(100_000).await;
+    count_arguments(100_000, false).await;
 }
 
-async fn count_arguments(rooms: usize) {
+async fn count_arguments(rooms: usize, keeps: bool) {
     /// What ElastiCache Serverless takes.
     const MOST: usize = 3999;
     let (single, redis) = (RedisServer::start(), RedisCluster::start(3, 0));
@@ -447,7 +459,7 @@ async fn count_arguments(rooms: usize) {
         (redis.url(), ports.clone()),
     ];
     for (url, ports) in cases {
-        let (node, counting) = at_counting(&url, &ports, rooms).await;
+        let (node, counting) = at_counting(&url, &ports, rooms, keeps).await;
         let mut client = node.client("alice").await;
         assert_eq!(client.event().await, text(&rooms.to_string()));
         let seen = || counting.iter().map(Counting::most).max().unwrap_or(0);
@@ -467,6 +479,8 @@ async fn count_arguments(rooms: usize) {
             .to_rooms((0..2000).map(|n| format!("room-{n}")));
         assert_eq!(to.send("hello").await.unwrap().local(), 1);
         assert_eq!(client.event().await, text("hello"));
+        let users = (0..2000).map(|n| format!("user-{n}"));
+        node.broadcaster.to_users(users).send("hi").await.unwrap();
         let most = seen();
         println!("{url}: {took} arguments, {most} at most");
         assert!(most > 100, "control: many at once, {most}");

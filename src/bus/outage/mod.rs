@@ -355,10 +355,11 @@ impl Outage {
     }
 
     /// Others stood on the wrong server in the meantime; it is told with the next [`take_strays`](Self::take_strays),
-    /// since after a failover many say so.
-    pub(crate) fn others_strayed(&mut self, (from, until): Span) {
+    /// since after a failover many say so, and each wherever it can. Whether nobody had.
+    pub(crate) fn others_strayed(&mut self, (from, until): Span) -> bool {
         let (first, last) = self.strays.unwrap_or((from, until));
-        self.strays = Some((first.min(from), last.max(until)));
+        let before = self.strays.replace((first.min(from), last.max(until)));
+        before.is_none()
     }
 
     pub(crate) fn take_strays(&mut self) -> Option<Span> {

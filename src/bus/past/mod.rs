@@ -25,7 +25,7 @@ pub(crate) enum Keep {
 /// How much is read at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ReadLimits {
-    /// Most entries of a topic; of more, none is told.
+    /// Most entries of a topic; of more, none is told. One: nothing is wanted but the cut.
     pub(crate) entries: usize,
     /// Most bytes of all topics together; beyond it none is told of those that are left.
     pub(crate) bytes: usize,

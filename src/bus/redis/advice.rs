@@ -31,11 +31,11 @@ impl Advice {
         if keeps {
             let channels = self.acl.split_once(" &").map_or("", |(_, rest)| rest);
             let namespace = channels.split_once(':').map_or("", |(name, _)| name);
-            let keys = match self.acl.contains("+spublish") {
-                true => format!("~{namespace}:{{*}}:h*"),
-                false => format!("~{namespace}:h*"),
+            let (keys, asking) = match self.acl.contains("+spublish") {
+                true => (format!("~{namespace}:{{*}}:h*"), " +asking"),
+                false => (format!("~{namespace}:h*"), ""),
             };
-            self.acl = format!("{} {keys} {KEEPING}", self.acl);
+            self.acl = format!("{} {keys} {KEEPING}{asking}", self.acl);
         }
         self
     }
@@ -243,7 +243,11 @@ mod tests {
         }
         let namespace = Namespace::new("shop").expect("a good name");
         let sharded = Advice::new(None, &namespace, Dialect::Sharded).keeping(true);
-        assert!(sharded.on("NOPERM").contains("~shop:{*}:h*"));
+        let told = sharded.on("NOPERM");
+        assert!(
+            told.contains("~shop:{*}:h*") && told.ends_with(" +asking)"),
+            "{told}"
+        );
     }
 
     #[test]

@@ -72,6 +72,11 @@ impl Channels {
         }
     }
 
+    /// The key of the list that keeps large unions, of the same clock as this topic.
+    pub(super) fn unions(&self, topic: &Topic) -> String {
+        format!("{}:unions", self.clock(topic))
+    }
+
     /// A channel of this partition that nobody hears: who publishes there learns whether the partition is.
     pub(super) fn mark(&self, partition: Partition) -> String {
         [self.namespace.as_str(), ":{", partition.tag(), "}:"].concat()

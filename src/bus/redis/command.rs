@@ -7,6 +7,7 @@
 use bytes::{BufMut, BytesMut};
 use redis::{Cmd, RedisConnectionInfo};
 
+use super::address::Host;
 use crate::model::history::mark::Number;
 
 /// How a server takes messages: to all of it, or in a Redis Cluster to the primary of a channel's slot.
@@ -39,6 +40,18 @@ pub(super) fn is_on_its_way(words: &str) -> bool {
         .into_iter()
         .any(|refusal| words.starts_with(refusal))
 }
+
+/// Where a refusal says that the next command is to be [asked](ASKING) for: its keys have left already. Without a name it is another
+/// port of who refuses.
+pub(super) fn asked(words: &str) -> Option<Host> {
+    let place = words.strip_prefix("ASK ")?.split(' ').nth(1)?;
+    let (name, port) = place.rsplit_once(':')?;
+    let name = if name == "?" { "" } else { name };
+    Some(Host::new(name, port.parse().ok()?))
+}
+
+/// Has a primary take the next command for a slot that is on its way to it.
+pub(super) const ASKING: &[u8] = b"*1\r\n$6\r\nASKING\r\n";
 
 /// Asks Redis who it is, its role among others: a question that needs no permission.
 pub(super) const HELLO: &[u8] = b"*1\r\n$5\r\nHELLO\r\n";
@@ -396,6 +409,26 @@ mod tests {
             ),
         ] {
             assert_eq!(said, expected);
+        }
+    }
+
+    #[test]
+    fn a_refusal_says_where_to_ask() {
+        for (words, place) in [
+            ("ASK 866 127.0.0.1:7001", Some(("127.0.0.1", 7001))),
+            ("ASK 866 ::1:7001", Some(("::1", 7001))),
+            ("ASK 866 :7001", Some(("", 7001))),
+            ("ASK 866 ?:7001", Some(("", 7001))),
+            ("ASK 866", None),
+            ("ASK 866 x:y", None),
+            ("MOVED 866 127.0.0.1:7001", None),
+            (
+                "TRYAGAIN Multiple keys request during rehashing of slot",
+                None,
+            ),
+        ] {
+            let place = place.map(|(name, port)| Host::new(name, port));
+            assert_eq!(asked(words), place, "{words}");
         }
     }
 

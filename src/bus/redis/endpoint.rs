@@ -55,9 +55,16 @@ pub(super) enum Addr {
 pub(super) struct Access {
     pub(super) login: Login,
     /// Asked before each login, instead of the login's own.
-    pub(super) password_from: Option<Arc<PasswordFn>>,
+    pub(super) password_from: Option<Passwords>,
     pub(super) tls: Option<Tls>,
     pub(super) addresses: Option<Arc<AddressFn>>,
+}
+
+/// Where the password comes from, and which option said so.
+#[derive(Clone)]
+pub(super) struct Passwords {
+    pub(super) option: &'static str,
+    pub(super) ask: Arc<PasswordFn>,
 }
 
 /// The password of now, or why there is none.
@@ -90,6 +97,17 @@ impl Dialed {
 impl Endpoint {
     pub(super) fn new(addr: Addr, access: Arc<Access>) -> Self {
         Self { addr, access }
+    }
+
+    /// Another server, to which we are who we are to this one. Without a name, another port of this one's host.
+    pub(super) fn beside(&self, host: &Host) -> Option<Self> {
+        let name = match (&self.addr, host.name.as_str()) {
+            (Addr::Tcp(own), "") => &own.name,
+            (_, "") => return None,
+            _ => &host.name,
+        };
+        let addr = Addr::Tcp(Host::new(name, host.port));
+        Some(Self::new(addr, self.access.clone()))
     }
 
     /// The user that logs in, if not the default one.
@@ -160,14 +178,13 @@ impl Access {
     }
 
     async fn password(&self) -> io::Result<Option<String>> {
-        let Some(ask) = &self.password_from else {
+        let Some(Passwords { option, ask }) = &self.password_from else {
             return Ok(self.login.password.clone());
         };
         // Not ours, from the call on.
         let asked = AssertUnwindSafe(async { ask().await }).catch_unwind().await;
         let answer = asked.unwrap_or_else(|_| Err("it panicked".into()));
-        let answer =
-            answer.map_err(|why| format!("`Redis::password_from` gave no password: {why}"));
+        let answer = answer.map_err(|why| format!("`Redis::{option}` gave no password: {why}"));
         answer.map(Some).map_err(io::Error::other)
     }
 }
@@ -290,8 +307,9 @@ mod tests {
                 "no token",
             ),
         ];
-        for (password_from, why) in passwords {
-            let password_from = Some(password_from);
+        for (ask, why) in passwords {
+            let option = "password_from";
+            let password_from = Some(Passwords { option, ask });
             let access = Access {
                 password_from,
                 ..leading_to(here)

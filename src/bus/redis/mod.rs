@@ -2,6 +2,7 @@
 
 mod address;
 mod advice;
+mod asked;
 mod backlog;
 mod backoff;
 mod census;
@@ -252,6 +253,16 @@ impl Publish for RedisBus {
 
     fn census(&self, topic: &Topic) -> Topic {
         self.census.of(Partition::of(topic.as_str()))
+    }
+
+    fn everywhere(&self) -> Vec<Topic> {
+        let nodes = Topic::nodes();
+        let home = Partition::of(nodes.as_str());
+        let links = self.placement.links().into_iter();
+        let others = links.filter(|(_, carried)| !carried.contains(home));
+        let others = others.filter_map(|(_, carried)| carried.iter().next());
+        let others = others.map(|partition| self.census.of(partition));
+        std::iter::once(nodes).chain(others).collect()
     }
 
     fn queued(&self) -> usize {

@@ -8,7 +8,7 @@ use redis::{ConnectionAddr, IntoConnectionInfo};
 use url::Url;
 
 use super::address::{self, Address, Host, Login, Seeds, SentinelUrl};
-use super::endpoint::{Access, Addr, Endpoint};
+use super::endpoint::{Access, Addr, Endpoint, Passwords};
 use super::tls::Tls;
 use crate::model::error::ConnectError;
 
@@ -40,6 +40,8 @@ pub struct Redis {
     /// Whether the servers speak TLS, or the sentinels alone.
     tls: Option<Tls>,
     access: Access,
+    /// That of the sentinels, asked before each login to one.
+    sentinel_password_from: Option<Passwords>,
     /// The first option that makes no sense.
     problem: Option<ConnectError>,
 }
@@ -165,11 +167,41 @@ impl Redis {
         if self.login.password.is_some() {
             return self.wrong("password_from: the URL has a password already, take it out");
         }
-        self.access.password_from = Some(Arc::new(move || {
-            let asked = password();
-            async move { asked.await.map(Into::into).map_err(|why| why.to_string()) }.boxed()
-        }));
+        self.access.password_from = Some(asked("password_from", password));
         self
+    }
+
+    /// The same for the sentinels, which have users and passwords of their own: where theirs comes from, instead of
+    /// `sentinelPassword` in the URL. Default: what the URL says, or no login. The user name is its `sentinelUsername`.
+    ///
+    /// ```
+    /// use axum_cluster::Redis;
+    ///
+    /// let redis = Redis::at("redis-sentinel://localhost/mymaster?sentinelUsername=watcher")?
+    ///     .sentinel_password_from(|| async { std::env::var("SENTINEL_PASSWORD") }); // asked before each login
+    /// # Ok::<(), axum_cluster::ConnectError>(())
+    /// ```
+    pub fn sentinel_password_from<F, P, E>(
+        mut self,
+        password: impl Fn() -> F + Send + Sync + 'static,
+    ) -> Self
+    where
+        F: Future<Output = Result<P, E>> + Send + 'static,
+        P: Into<String>,
+        E: fmt::Display,
+    {
+        match &self.to {
+            To::Sentinel(url) if url.sentinels.login.password.is_some() => self.wrong(
+                "sentinel_password_from: the URL has a sentinelPassword already, take it out",
+            ),
+            To::Sentinel(_) => {
+                self.sentinel_password_from = Some(asked("sentinel_password_from", password));
+                self
+            }
+            _ => self.wrong(
+                "sentinel_password_from: it needs sentinels, as in redis-sentinel://host/mymaster",
+            ),
+        }
     }
 
     /// Where a host and port are reached from here, for NAT and forwarded ports: asked before each connect, of the
@@ -214,6 +246,7 @@ impl Redis {
             shown,
             tls: secured.then(Tls::new).transpose()?,
             access: Access::default(),
+            sentinel_password_from: None,
             problem: None,
         })
     }
@@ -246,6 +279,13 @@ impl Redis {
         if let Some(problem) = self.problem {
             return Err(problem);
         }
+        if let To::Sentinel(SentinelUrl { sentinels, .. }) = &self.to
+            && sentinels.login.user.is_some()
+            && sentinels.login.password.is_none()
+            && self.sentinel_password_from.is_none()
+        {
+            return Err(ConnectError::url(NO_PASSWORD));
+        }
         let access = |login: Login, tls: bool| Access {
             login,
             tls: self.tls.clone().filter(|_| tls),
@@ -263,7 +303,10 @@ impl Redis {
             To::Server { addr, tls } => Target::Single(Arc::new(Endpoint::new(addr, primary(tls)))),
             To::Sentinel(url) => Target::Sentinel(Arc::new(SentinelTarget {
                 primary: primary(url.tls),
-                sentinels: Arc::new(access(url.sentinels.login, url.sentinels.tls)),
+                sentinels: Arc::new(Access {
+                    password_from: self.sentinel_password_from,
+                    ..access(url.sentinels.login, url.sentinels.tls)
+                }),
                 seeds: url.sentinels.hosts,
                 service: url.service,
             })),
@@ -273,6 +316,24 @@ impl Redis {
             })),
         })
     }
+}
+
+const NO_PASSWORD: &str = "sentinelUsername stands without sentinelPassword: add it, give it by Redis::sentinel_password_from, or take it out";
+
+fn asked<F, P, E>(
+    option: &'static str,
+    password: impl Fn() -> F + Send + Sync + 'static,
+) -> Passwords
+where
+    F: Future<Output = Result<P, E>> + Send + 'static,
+    P: Into<String>,
+    E: fmt::Display,
+{
+    let ask = Arc::new(move || {
+        let asked = password();
+        async move { asked.await.map(Into::into).map_err(|why| why.to_string()) }.boxed()
+    });
+    Passwords { option, ask }
 }
 
 /// Never shows a secret.
@@ -416,6 +477,37 @@ mod tests {
             panic!("it is a cluster")
         };
         assert!(target.is_secured());
+    }
+
+    #[test]
+    fn a_password_of_sentinels_takes_sentinels_without_one() {
+        let asked = |url| {
+            let redis = Redis::at(url).unwrap();
+            redis.sentinel_password_from(|| async { Ok::<_, String>("x") })
+        };
+        for (url, fix) in [
+            ("redis://host", "redis-sentinel://"),
+            ("redis-cluster://host", "redis-sentinel://"),
+            ("redis-sentinel://host/x?sentinelPassword=y", "take it out"),
+        ] {
+            let told = problem(asked(url));
+            assert!(
+                told.contains("sentinel_password_from") && told.contains(fix),
+                "{told}"
+            );
+        }
+        let nobody = Redis::at("redis-sentinel://host/x?sentinelUsername=s3cret");
+        let told = problem(nobody.unwrap());
+        assert!(
+            told.contains("sentinelUsername") && !told.contains("s3cret"),
+            "{told}"
+        );
+        let url = "redis-sentinel://host/x?sentinelUsername=y";
+        let Ok(Target::Sentinel(target)) = asked(url).target() else {
+            panic!("it makes sense")
+        };
+        let given = [&target.sentinels, &target.primary].map(|it| it.password_from.is_some());
+        assert_eq!(given, [true, false], "to the sentinels alone");
     }
 
     #[test]

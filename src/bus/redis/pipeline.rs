@@ -10,7 +10,7 @@ use futures::FutureExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::advice::{Advice, REPLICA, is_unfit, passes, tells_no_role};
-use super::command::{self, Appended, Dialect, HELLO};
+use super::command::{self, ASKING, Appended, Dialect, HELLO};
 use super::endpoint::Stream;
 use super::past::keeper::{Keeper, NO_RUN, end_of};
 use super::past::lately::Ends;
@@ -96,6 +96,10 @@ pub(crate) struct Pipeline {
     again: u64,
     /// What is kept may be kept again.
     pub(super) spools: bool,
+    /// It is of a slot that is still on its way there.
+    pub(super) asks: bool,
+    /// Why that is refused, until it is looked at.
+    asks_nobody: Option<Arc<str>>,
 }
 
 /// Of which messages a reply tells, or that they were not sent at all.
@@ -111,6 +115,8 @@ struct Answers {
 
 #[derive(Debug)]
 enum Messages {
+    /// None: it is asked to take the next.
+    Asking,
     /// Of each: how far its number is from the first, and whether it is kept.
     New(Vec<(u64, bool)>),
     /// Of each: whether it is kept, and whether it was lost.
@@ -120,6 +126,7 @@ enum Messages {
 impl Messages {
     fn len(&self) -> usize {
         match self {
+            Self::Asking => 0,
             Self::New(messages) => messages.len(),
             Self::Again(messages) => messages.len(),
         }
@@ -154,6 +161,8 @@ impl Pipeline {
             taken: Vec::new(),
             again: 0,
             spools: false,
+            asks: false,
+            asks_nobody: None,
         };
         if let Some(auth) = auth {
             pipeline.output.extend_from_slice(&auth);
@@ -326,6 +335,10 @@ impl Pipeline {
         let run = self.keeper.map(|keeper| keeper.run);
         let spoken = run.as_ref().map_or("", Run::as_str);
         let (digest, dialect) = (&APPEND.digest, self.dialect);
+        if self.asks {
+            self.output.put_slice(ASKING);
+            self.expect(clock, None, Messages::Asking, None);
+        }
         command::append(&mut self.output, dialect, digest, (clock, spoken), messages);
         let mut from_first = 0;
         let numbered = messages.iter().enumerate().map(|(n, message)| {
@@ -369,6 +382,11 @@ impl Pipeline {
     /// How many of what was lost were kept again, since it was last looked at.
     pub(super) fn take_again(&mut self) -> u64 {
         std::mem::take(&mut self.again)
+    }
+
+    /// Why it may not be asked to keep what is on its way there.
+    pub(super) fn take_asks_nobody(&mut self) -> Option<Arc<str>> {
+        self.asks_nobody.take()
     }
 
     /// Has [`exchange`](Self::exchange) say in their place that so many messages are refused, which are not sent.
@@ -433,6 +451,11 @@ impl Pipeline {
             }
             let read = self.reader.read(usize::MAX, |reply| {
                 if let Some(batch) = next(&mut batches, replies.len()) {
+                    if let (Messages::Asking, Reply::Error(words)) = (&batch.messages, &reply) {
+                        let words = String::from_utf8_lossy(words);
+                        self.asks_nobody = Some(self.advice.on(&words));
+                        return;
+                    }
                     let kept = (&mut self.taken, &mut self.again);
                     let told = batch.answer(reply, &self.advice, self.dialect, kept);
                     out_of_step |= told.is_none();
@@ -570,6 +593,7 @@ impl Answers {
     ) -> Option<Vec<PublishReply>> {
         let mut items = match reply {
             Reply::Array(items) => items,
+            Reply::Other if matches!(self.messages, Messages::Asking) => return Some(Vec::new()),
             Reply::Error(words) => {
                 let refused = match refused(words, advice, dialect) {
                     _ if words.starts_with(b"NOSCRIPT") => Refused::Unknown,
@@ -582,6 +606,7 @@ impl Answers {
         };
         let mut answers = Vec::with_capacity(self.messages.len());
         let messages = match self.messages {
+            Messages::Asking => return None,
             Messages::New(messages) => messages,
             Messages::Again(messages) => {
                 let of = (self.run, &self.clock);
@@ -637,6 +662,8 @@ mod tests {
             taken: Vec::new(),
             again: 0,
             spools: false,
+            asks: false,
+            asks_nobody: None,
         }
     }
 

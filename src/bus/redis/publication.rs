@@ -6,6 +6,7 @@ use bytes::Bytes;
 use smallvec::{SmallVec, smallvec};
 use tokio::sync::oneshot;
 
+use super::address::Host;
 use super::past::{Doubt, Keeping, KeptList};
 use crate::bus::scope::Size;
 use crate::bus::wire::{self, STAMP};
@@ -32,6 +33,10 @@ pub(super) struct Publication {
     pub(super) era: Option<NonZeroU32>,
     /// The one that its envelope says.
     stamped: Option<NonZeroU32>,
+    /// Its keys are on their way, each by itself: it shares no command with another topic's.
+    pub(super) goes_alone: bool,
+    /// Where its keys are already, of a slot on its way.
+    pub(super) asks: Option<Host>,
     /// Where its channels are kept, if they are.
     pub(super) keep: Option<Box<Keeping>>,
     /// On how many channels it was published before this turn, …
@@ -55,6 +60,8 @@ impl Publication {
             partition,
             era: None,
             stamped: None,
+            goes_alone: false,
+            asks: None,
             keep: None,
             begin: 0,
             end: 0,
@@ -90,6 +97,14 @@ impl Publication {
             Some(keeping) => &keeping.lists[self.begin..self.end],
             None => &[],
         }
+    }
+
+    /// What tells it from what is published on or kept of other topics.
+    pub(super) fn topic(&self) -> &str {
+        let lists = self.keep.iter().flat_map(|keep| keep.lists.iter());
+        let list = lists.flatten().map(|list| list.key.as_str()).next();
+        list.or(self.channels.first().map(String::as_str))
+            .unwrap_or_default()
     }
 
     /// What must stay in one piece is small, or has one channel.

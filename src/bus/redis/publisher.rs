@@ -34,7 +34,9 @@ use tokio::sync::oneshot::error::RecvError;
 use tokio::task::coop::consume_budget;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
+use super::address::Host;
 use super::advice::{Advice, passes};
+use super::asked::Asked;
 use super::backlog::{BATCH, Backlog, KEPT, Turn, Waiters};
 use super::backoff::Backoff;
 use super::endpoint::OPENING;
@@ -215,8 +217,12 @@ impl PublishQueue {
         let room = self.room.clone();
         let mut backlog = room.map_or_else(Backlog::default, Backlog::spooling);
         let mut turn = Turn::default();
+        let mut asked = Asked::default();
         let mut replies = Vec::with_capacity(BATCH);
         loop {
+            if !backlog.is_split() {
+                asked.close();
+            }
             if self.receive(&mut backlog).await.is_break() {
                 return;
             }
@@ -241,6 +247,11 @@ impl PublishQueue {
                 self.pause(&mut backlog, &mut backoff).await;
                 continue;
             }
+            if let Some(place) = backlog.take_asked(&mut turn) {
+                let to = (&place, &mut asked);
+                self.ask(to, &mut turn, &mut backlog, &mut replies).await;
+                continue;
+            }
             backlog.take_turn(&mut turn);
             let published = self.publish(open, &mut turn, &mut backlog, &mut replies);
             match published.await {
@@ -263,6 +274,33 @@ impl PublishQueue {
                     replies.clear();
                     self.pause(&mut backlog, &mut backoff).await;
                 }
+            }
+        }
+    }
+
+    /// What has left this primary already is kept where it is going.
+    async fn ask(
+        &mut self,
+        (place, asked): (&Host, &mut Asked),
+        turn: &mut Turn,
+        backlog: &mut Backlog,
+        replies: &mut Vec<PublishReply>,
+    ) {
+        turn.publications.iter_mut().for_each(Publication::stamp);
+        let (to, until) = (
+            (&*self.topology, &self.advice),
+            Instant::now() + self.deadline,
+        );
+        let asking = asked.keep(place, &turn.publications, &mut self.keeping, replies, to);
+        match turn.waiters.wait(asking, until, backlog).await {
+            Ok(refusal) => {
+                backlog.asks_nobody = refusal;
+                turn.answer(replies.drain(..), backlog);
+            }
+            Err(unusable) => {
+                asked.close();
+                turn.fail(&unusable.into_error(true), backlog, None);
+                replies.clear();
             }
         }
     }

@@ -19,6 +19,7 @@ use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
+use super::address::Host;
 use super::command::Dialect;
 use super::endpoint::{Dialed, Endpoint};
 
@@ -121,6 +122,16 @@ impl Topology {
             missed,
             missed_at: Mutex::default(),
         }
+    }
+
+    /// Another primary of the same cluster, for what this one says is there.
+    pub(super) fn beside(&self, host: &Host) -> Option<Self> {
+        let to = self.route.borrow().to.clone();
+        let To::Primary(primary) = to else {
+            return None;
+        };
+        let other = Arc::new(primary.beside(host)?);
+        Some(Self::of_cluster(Some(other), Arc::default()))
     }
 
     pub(super) fn dialect(&self) -> Dialect {
@@ -291,7 +302,6 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
-    use crate::bus::redis::address::Host;
     use crate::bus::redis::endpoint::{Access, Addr};
 
     fn endpoint(port: u16) -> Endpoint {

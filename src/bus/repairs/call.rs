@@ -32,12 +32,6 @@ pub(super) struct Part {
 }
 
 impl Call {
-    /// In one answer: nothing is left out for want of room.
-    const LIMITS: ReadLimits = ReadLimits {
-        entries: 1 << 30,
-        bytes: 1 << 40,
-    };
-
     /// Asks once.
     pub(super) async fn ask(&self, archive: &dyn Archive) -> Result<Past, Arc<str>> {
         let mut topics = Vec::new();
@@ -52,7 +46,12 @@ impl Call {
             .iter()
             .map(|part| Some((part.clock, part.read.since?)));
         let since: Option<Marks> = since.collect();
-        let past = archive.read(&topics, since.as_ref(), Self::LIMITS).await?;
+        // In one answer: nothing is left out for want of room.
+        let limits = ReadLimits {
+            entries: since.as_ref().map_or(1, |_| 1 << 30),
+            bytes: 1 << 40,
+        };
+        let past = archive.read(&topics, since.as_ref(), limits).await?;
         match past.topics.len() == topics.len() {
             true => Ok(past),
             false => Err("not all topics were answered".into()),

@@ -15,7 +15,7 @@ use crate::bus::echoes::Came;
 use crate::bus::inbound::{Content, Own};
 use crate::bus::past::{Keep, ReadLimits};
 use crate::bus::scope::{Scope, Selection};
-use crate::bus::wire::{self, Action, Envelope, Lasting};
+use crate::bus::wire::{self, Action, Envelope, Lasting, ONE_COPY};
 use crate::model::close::Close;
 use crate::model::error::{PublishError, QueryError};
 use crate::model::history::Kept;
@@ -145,7 +145,8 @@ impl Uplink {
             return Err(QueryError::not_kept(OFF));
         };
         let limits = ReadLimits {
-            entries: history.most(),
+            // One is what is asked for where nothing is wanted but a cut.
+            entries: history.most().max(2),
             bytes: usize::MAX,
         };
         let topics = slice::from_ref(topic);
@@ -188,6 +189,14 @@ pub(crate) fn read_entry(entry: &[u8]) -> Option<(Scope<'_>, Content<'_>)> {
     let (_, envelope) = wire::unstamped(stamped).ok()?;
     let Envelope { scope, action, .. } = wire::decode(envelope).ok()?;
     Some((scope, content(action)?))
+}
+
+/// Which union it is a copy of, if it is one: whose, and its number there.
+pub(crate) fn union_of(entry: &[u8]) -> Option<(NodeId, u64)> {
+    let (_, stamped) = wire::formerly(entry).ok()?;
+    let (_, envelope) = wire::unstamped(stamped).ok()?;
+    let Envelope { origin, union, .. } = wire::decode(envelope).ok()?;
+    origin.zip(union.filter(|union| *union != ONE_COPY))
 }
 
 fn content(action: Action<'_>) -> Option<Content<'_>> {

@@ -15,7 +15,7 @@ use serde::de::IgnoredAny;
 use smallvec::smallvec;
 
 use self::keeping::Unkept;
-pub(crate) use self::keeping::read_entry;
+pub(crate) use self::keeping::{read_entry, union_of};
 pub(crate) use self::sending::{Came, How, Sent};
 use crate::bus::control::Control;
 use crate::bus::echoes::Echoes;
@@ -173,6 +173,11 @@ impl Uplink {
         self.say(self.bus.census(topic), probe)
     }
 
+    /// Where something has to be said that all nodes are to hear, even those that are cut off from where they meet.
+    pub(crate) fn everywhere(&self) -> Vec<Topic> {
+        self.bus.everywhere()
+    }
+
     /// Reads what came on a topic's channel.
     pub(crate) fn open<'a>(
         &self,
@@ -224,6 +229,8 @@ impl Uplink {
         let others = origin.filter(|origin| *origin != self.node);
         let sent = others.zip(sent);
         let sent = sent.and_then(|(from, at)| self.counters.measures.heard(from, at));
+        // A union may travel there to sockets.
+        let is_to_nodes = topic.kind() == TopicKind::Nodes && union.is_none();
         match (origin, action) {
             (Some(from), Action::Control(json)) => self.read_word(from, topic, scope, json),
             (Some(from), Action::Answer { id, more, part }) => Inbound::Answer(Part {
@@ -239,10 +246,8 @@ impl Uplink {
             {
                 Inbound::Nothing
             }
-            (_, Action::Text(text)) if topic.kind() == TopicKind::Nodes => {
-                Inbound::ToNodes(origin, Content::Text(text))
-            }
-            (_, Action::Binary(bytes)) if topic.kind() == TopicKind::Nodes => {
+            (_, Action::Text(text)) if is_to_nodes => Inbound::ToNodes(origin, Content::Text(text)),
+            (_, Action::Binary(bytes)) if is_to_nodes => {
                 Inbound::ToNodes(origin, Content::Binary(bytes))
             }
             (_, Action::Text(text)) => {

@@ -1,5 +1,6 @@
 //! A message on its way out: how it travels, and what became of it.
 
+use std::collections::HashSet;
 use std::sync::atomic::Ordering::Relaxed;
 
 use bytes::Bytes;
@@ -11,7 +12,7 @@ use tokio::time::Instant;
 use super::Uplink;
 use crate::bus::inbound::Own;
 use crate::bus::past::Keep;
-use crate::bus::scope::{Reach, Route, Scope, Selection};
+use crate::bus::scope::{MAX_UNION_COPIES, Reach, Route, Scope, Selection};
 use crate::bus::wire::{Lasting, ONE_COPY};
 use crate::bus::{Later, Published};
 use crate::measures::Since;
@@ -297,7 +298,7 @@ impl Uplink {
                 let keep = Keep::Union(kept.clone());
                 match self.are_at_one_clock(&topics, &kept) {
                     true => (topics, Some(number), keep),
-                    false => (selection.carriers(), Some(number), keep),
+                    false => (self.carriers(selection), Some(number), keep),
                 }
             }
         };
@@ -306,6 +307,16 @@ impl Uplink {
             union,
             keep: (!kept.is_empty()).then_some(keep),
         }
+    }
+
+    /// On what a union over several clocks travels: its own topics, or, of many, once by each clock to all nodes.
+    fn carriers(&self, selection: &Selection) -> SmallVec<[Topic; 1]> {
+        let carriers = selection.carriers();
+        if carriers.len() <= MAX_UNION_COPIES {
+            return carriers;
+        }
+        let all: HashSet<Topic> = carriers.iter().map(|one| self.bus.census(one)).collect();
+        all.into_iter().collect()
     }
 
     /// Those of its topics of which something is kept.

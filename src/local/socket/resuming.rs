@@ -286,7 +286,12 @@ impl Resuming {
     ) -> Vec<Frame> {
         let mut frames = Vec::new();
         match missed {
-            Ok(entries) => frames.extend(self.replay(entries)),
+            Ok(mut entries) => {
+                // A union is in the past of each of its rooms.
+                let is_there = |one: (Clock, Number)| self.replayed.binary_search(&one).is_ok();
+                entries.retain(|(clock, number, _)| !is_there((*clock, *number)));
+                frames.extend(self.replay(entries));
+            }
             Err(why) => frames.extend(self.told_missed(why)),
         }
         frames.extend(self.let_go());

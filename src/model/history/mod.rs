@@ -91,6 +91,11 @@ impl Histories {
         }
     }
 
+    /// Those of all kinds that are kept.
+    pub(crate) fn all_kinds(&self) -> impl Iterator<Item = History> + use<> {
+        [self.user, self.room, self.all].into_iter().flatten()
+    }
+
     /// As nodes tell it to one another.
     pub(crate) fn told(&self) -> Vec<String> {
         let named = [("user", self.user), ("room", self.room), ("all", self.all)];

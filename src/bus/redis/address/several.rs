@@ -130,11 +130,6 @@ pub(super) fn sentinel(rest: &str, tls: bool) -> Result<SentinelUrl, String> {
             return Err(format!("`{key}` stands twice in the query: leave one out"));
         }
     }
-    if asked_by.user.is_some() && asked_by.password.is_none() {
-        return Err(
-            "sentinelUsername stands without sentinelPassword: add it, or take it out".into(),
-        );
-    }
     Ok(SentinelUrl {
         service: service(&parts.path, named)?,
         sentinels: Seeds {
@@ -462,11 +457,6 @@ mod tests {
                 "a/m?sentinelPassword=s3&sentinelPassword=cret",
                 "sentinelPassword",
                 "twice",
-            ),
-            (
-                "a/m?sentinelUsername=s3cret",
-                "sentinelUsername",
-                "sentinelPassword",
             ),
             ("a/m?sentinelTls=yes", "sentinelTls", "true"),
         ] {

@@ -15,7 +15,8 @@
 //! before what is small and large; and while something is there, whatever else would go there goes behind it.
 //!
 //! In a Redis Cluster a primary may say that a partition is elsewhere, before anybody knows where. What it refused so is
-//! stalled, with all that follows of its partition, until the partition departs for another publisher, or a pause is over.
+//! stalled, with all that follows of its partition, until the partition departs for another publisher, or a pause is over. Where
+//! that is still on its way only what follows of the same topics is ([`split`]), and what has left already is asked for there.
 //!
 //! Each waits only until its own deadline, here and in the turn. In a turn that is over for the one who asked and not
 //! for Redis, the answer finds nobody.
@@ -27,8 +28,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use self::split::Split;
 use self::told::{Rest, Told};
 pub(super) use self::waiters::Waiters;
+use super::address::Host;
 use super::backoff::LONGEST_PAUSE;
 use super::past::room::Room;
 use super::past::spool::Spool;
@@ -39,6 +42,7 @@ use crate::model::error::PublishError;
 use crate::model::history::mark::Run;
 use crate::model::partition::Partition;
 
+mod split;
 mod told;
 mod waiters;
 
@@ -59,6 +63,11 @@ pub(super) struct Backlog {
     small: VecDeque<(Publication, Waiter)>,
     large: VecDeque<(Publication, Waiter)>,
     stalled: BTreeMap<Partition, VecDeque<(Publication, Waiter)>>,
+    split: Split,
+    /// What is of topics that have left for where a primary said.
+    asked: VecDeque<(Publication, Waiter)>,
+    /// Why nobody can be asked there.
+    pub(super) asks_nobody: Option<Arc<str>>,
     /// When they are tried again.
     again_at: Option<Instant>,
     /// How often nothing came of it.
@@ -86,7 +95,7 @@ impl Backlog {
         }
     }
 
-    pub(super) fn admit(&mut self, (publication, mut waiter): (Publication, Waiter)) {
+    pub(super) fn admit(&mut self, (mut publication, mut waiter): (Publication, Waiter)) {
         if let Some(spool) = self.spool.as_mut().filter(|_| publication.spools()) {
             if publication.doubt().is_some_and(|it| it.taken.is_some()) {
                 spool.take_over(publication);
@@ -95,11 +104,14 @@ impl Backlog {
             let (messages, bytes) = (publication.kept_lists(), publication.envelope.len());
             waiter.may_wait(|| spool.room.claim(messages, bytes));
         }
-        if let Some(partition) = publication.partition
-            && let Some(stalled) = self.stalled.get_mut(&partition)
-        {
-            stalled.push_back((publication, waiter));
-            return;
+        if let Some(partition) = publication.partition {
+            publication.goes_alone = self.split.is_split(partition);
+            if let Some(stalled) = self.stalled.get_mut(&partition)
+                && self.split.is_behind(partition, &publication)
+            {
+                stalled.push_back((publication, waiter));
+                return;
+            }
         }
         if let Some(spool) = &mut self.spool
             && publication.spools()
@@ -152,17 +164,23 @@ impl Backlog {
         self.gather();
     }
 
-    /// What Redis refused, with what follows of its partition, is to wait.
-    fn stall(&mut self, refused: Vec<(Partition, Publication, Waiter)>, now: Instant) {
-        for (partition, publication, waiter) in refused {
+    /// What Redis refused, with what follows of its partition, is to wait. Of each, whether it has arrived there.
+    fn stall(&mut self, refused: Vec<(Partition, bool, Publication, Waiter)>, now: Instant) {
+        for (partition, has_arrived, publication, waiter) in refused.into_iter().rev() {
+            self.split.refused(partition, has_arrived);
             let stalled = self.stalled.entry(partition).or_default();
-            stalled.push_back((publication, waiter));
+            stalled.push_front((publication, waiter));
         }
         let mut spooled = VecDeque::new();
         while let Some(next) = self.spool.as_mut().and_then(Spool::pop) {
             spooled.push_back(next);
         }
-        for queue in [&mut spooled, &mut self.small, &mut self.large] {
+        for queue in [
+            &mut spooled,
+            &mut self.asked,
+            &mut self.small,
+            &mut self.large,
+        ] {
             for (publication, waiter) in take(queue) {
                 let stalled = publication.partition;
                 match stalled.and_then(|partition| self.stalled.get_mut(&partition)) {
@@ -171,6 +189,12 @@ impl Backlog {
                 }
             }
         }
+        for stalled in self.stalled.values_mut() {
+            // As they came: all of a node are equally patient.
+            let stalled = stalled.make_contiguous();
+            stalled.sort_by_key(|(_, waiter)| waiter.deadline);
+        }
+        self.split.note(&self.stalled);
         self.return_to_spool(spooled.into());
         let pause = (AGAIN * 2_u32.pow(self.failures.min(5))).min(LONGEST_PAUSE);
         self.failures += 1;
@@ -193,18 +217,60 @@ impl Backlog {
             return;
         }
         self.again_at = None;
-        let stalled = take(&mut self.stalled).into_values().flatten();
+        let mut again = Vec::new();
+        for (partition, mut stalled) in take(&mut self.stalled) {
+            match self.split.is_split(partition) {
+                true => again.extend(split::ahead(&mut stalled)),
+                false => again.extend(stalled.drain(..)),
+            }
+            if !stalled.is_empty() {
+                self.stalled.insert(partition, stalled);
+            }
+        }
         let waits = |(_, waiter): &(Publication, Waiter)| waiter.waits();
-        let (spooled, others): (Vec<_>, Vec<_>) = stalled.partition(waits);
+        let (spooled, others): (Vec<_>, Vec<_>) = again.into_iter().partition(waits);
         self.return_to_spool(spooled);
         for (publication, waiter) in others.into_iter().rev() {
-            let queue = match publication.is_large() {
-                true => &mut self.large,
-                false => &mut self.small,
+            let queue = match (publication.asks.is_some(), publication.is_large()) {
+                (true, _) if self.spool.is_none() => &mut self.asked,
+                (_, true) => &mut self.large,
+                _ => &mut self.small,
             };
             queue.push_front((publication, waiter));
         }
+        if !self.stalled.is_empty() {
+            // Whatever becomes of those.
+            self.again_at = Some(now + AGAIN);
+        }
         self.gather();
+    }
+
+    /// Nothing is refused any more. Whether something waits behind what was.
+    fn goes_on(&mut self) {
+        self.failures = 0;
+        self.split.note(&self.stalled);
+        if !self.stalled.is_empty() {
+            self.again_at = Some(Instant::now());
+        }
+    }
+
+    /// What is to be asked for where its keys are by now; of one such place.
+    pub(super) fn take_asked(&mut self, turn: &mut Turn) -> Option<Host> {
+        let place = self.asked.front()?.0.asks.clone();
+        while let Some((mut publication, waiter)) = self.asked.pop_front() {
+            if publication.asks != place {
+                self.asked.push_front((publication, waiter));
+                break;
+            }
+            publication.asks = None;
+            turn.push(publication, waiter);
+        }
+        place
+    }
+
+    /// Whether some keys have left and others have not.
+    pub(super) fn is_split(&self) -> bool {
+        !self.split.is_empty()
     }
 
     /// Until when there is nothing to do, though something waits.
@@ -222,10 +288,11 @@ impl Backlog {
         let spooled = spool.map(|spool| spool.take_out(partition, queue));
         let mut taken = spooled.unwrap_or_default();
         taken.extend(self.stalled.remove(&partition).into_iter().flatten());
+        self.split.end(partition);
         if self.stalled.is_empty() {
             self.again_at = None;
         }
-        for queue in [&mut self.small, &mut self.large] {
+        for queue in [&mut self.asked, &mut self.small, &mut self.large] {
             let concerned =
                 |(publication, _): &(Publication, _)| publication.partition == Some(partition);
             if queue.iter().any(concerned) {
@@ -239,7 +306,8 @@ impl Backlog {
 
     /// Whether nothing can have its turn.
     pub(super) fn is_empty(&self) -> bool {
-        self.probes.is_empty() && self.small.is_empty() && self.large.is_empty()
+        let queues = [&self.probes, &self.asked, &self.small, &self.large];
+        queues.into_iter().all(VecDeque::is_empty)
     }
 
     /// What goes into the next pipeline: what waits in the spool; with the last of that whatever is small, and a part of the first
@@ -285,7 +353,7 @@ impl Backlog {
     /// When somebody loses patience. All of a node are equally patient, and each queue is in the order in which
     /// they came (what is put back is the oldest), so that the first is the next.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
-        let queues = [&self.probes, &self.small, &self.large];
+        let queues = [&self.probes, &self.asked, &self.small, &self.large];
         let queues = queues.into_iter().chain(self.stalled.values());
         let first = queues.filter_map(VecDeque::front);
         let deadlines = first.map(|(_, waiter)| waiter.deadline);
@@ -316,9 +384,21 @@ impl Backlog {
         if let Some(spool) = &mut self.spool {
             spool.expire(now);
         }
-        let here = [&mut self.probes, &mut self.small, &mut self.large];
+        let here = [
+            &mut self.probes,
+            &mut self.asked,
+            &mut self.small,
+            &mut self.large,
+        ];
         let here = here.into_iter().map(|queue| (queue, late));
-        let stalled = self.stalled.values_mut().map(|queue| (queue, MOVING));
+        let moving = match &self.asks_nobody {
+            Some(why) => format!("{MOVING}: {why}"),
+            None => MOVING.to_owned(),
+        };
+        let stalled = self
+            .stalled
+            .values_mut()
+            .map(|queue| (queue, moving.as_str()));
         for (queue, late) in here.chain(stalled) {
             queue.retain_mut(|(_, waiter)| {
                 let patient = now < waiter.deadline || !waiter.waits() && waiter.begins_to_wait();
@@ -342,7 +422,7 @@ impl Backlog {
                 waiter.fail(error);
             }
         }
-        (self.again_at, self.stalled) = (None, BTreeMap::new());
+        (self.again_at, self.stalled, self.split) = Default::default();
     }
 
     /// Redis takes nothing for now.
@@ -373,7 +453,12 @@ impl Backlog {
     }
 
     fn queues(&mut self) -> impl Iterator<Item = &mut VecDeque<(Publication, Waiter)>> {
-        let queues = [&mut self.probes, &mut self.small, &mut self.large];
+        let queues = [
+            &mut self.probes,
+            &mut self.asked,
+            &mut self.small,
+            &mut self.large,
+        ];
         queues.into_iter().chain(self.stalled.values_mut())
     }
 }
@@ -412,6 +497,7 @@ impl Turn {
             }
             if let Some(again) = told.again.filter(|_| waiter.is_there()) {
                 publication.keep(told.taken);
+                publication.asks = told.asks;
                 (waiter.sum, waiter.begun) = (told.sum, waiter.begun || told.taken > 0);
                 rest.add(again, spools, (publication, waiter));
                 continue;
@@ -625,6 +711,41 @@ mod tests {
             !told.maybe_sent && told.reason.contains("moves"),
             "{told:?}"
         );
+    }
+
+    /// What is refused of a slot on its way holds up what follows on the same channel, and nothing else of its partition.
+    #[test]
+    fn what_is_on_its_way_holds_up_its_own_topics_alone() {
+        let (mut backlog, mut turn) = (Backlog::default(), Turn::default());
+        let admit = |backlog: &mut Backlog, channel| {
+            let (mut queued, answer) = queued(channel..channel + 1, false);
+            queued.0.partition = Some(Partition::of("r:1"));
+            backlog.admit(queued);
+            answer
+        };
+        let refused = || Err(Refused::Elsewhere("TRYAGAIN".into()));
+        let mut answers = vec![admit(&mut backlog, 0), admit(&mut backlog, 1)];
+        backlog.take_turn(&mut turn);
+        assert!(turn.publications.iter().all(|one| !one.goes_alone));
+        turn.answer([refused(), refused()].into_iter(), &mut backlog);
+        for channel in [2, 0, 1, 2] {
+            answers.push(admit(&mut backlog, channel));
+        }
+        assert_eq!(written(&mut backlog), [2, 2], "nothing of theirs waits");
+        backlog.retry(Instant::now() + LONGEST_PAUSE);
+        backlog.take_turn(&mut turn);
+        assert!(turn.publications.iter().all(|one| one.goes_alone));
+        let first = [refused(), refused(), Ok(2.into()), Ok(2.into())];
+        turn.answer(first.into_iter(), &mut backlog);
+        answers.push(admit(&mut backlog, 0));
+        answers.push(admit(&mut backlog, 1));
+        assert_eq!(written(&mut backlog), [1], "that went ahead");
+        backlog.retry(Instant::now() + LONGEST_PAUSE);
+        assert_eq!(written(&mut backlog), [0, 0, 0]);
+        assert!(!backlog.is_split());
+        for answer in &mut answers {
+            assert_eq!(answer.try_recv().unwrap().unwrap().receivers, 2);
+        }
     }
 
     #[test]

@@ -4,7 +4,8 @@ use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use super::{Answered, Backlog};
-use crate::bus::redis::command::is_on_its_way;
+use crate::bus::redis::address::Host;
+use crate::bus::redis::command::{asked, is_on_its_way};
 use crate::bus::redis::pipeline::{PublishReply, Refused};
 use crate::bus::redis::publication::{Publication, Receivers, Taken};
 use crate::bus::redis::queue::Waiter;
@@ -19,6 +20,8 @@ pub(super) struct Told {
     pub(super) taken: usize,
     /// The others are to be published again.
     pub(super) again: Option<Again>,
+    /// There, if somebody said where.
+    pub(super) asks: Option<Host>,
     /// Of those that are kept, where there is a spool.
     pub(super) marks: SmallVec<[Option<Mark>; 1]>,
 }
@@ -41,12 +44,13 @@ impl Told {
         partition: Option<Partition>,
         spools: bool,
     ) -> Self {
-        let (mut taken, mut again, mut marks) = (0, None, SmallVec::new());
+        let (mut taken, mut again, mut asks, mut marks) = (0, None, None, SmallVec::new());
         for reply in replies {
             match (reply, partition) {
                 // All that follows is refused alike.
                 (Err(Refused::Elsewhere(words)), Some(partition)) => {
                     again = Some(Again::Elsewhere(partition, !is_on_its_way(&words)));
+                    asks = asked(&words);
                 }
                 (Err(Refused::Unknown), _) => again = again.or(Some(Again::Unknown)),
                 (Err(Refused::Away(_)), _) if spools => again = again.or(Some(Again::Away)),
@@ -63,6 +67,7 @@ impl Told {
             sum,
             taken,
             again,
+            asks,
             marks,
         }
     }
@@ -71,7 +76,7 @@ impl Told {
 /// What of a turn is to be published again.
 #[derive(Default)]
 pub(super) struct Rest {
-    elsewhere: Vec<(Partition, Publication, Waiter)>,
+    elsewhere: Vec<(Partition, bool, Publication, Waiter)>,
     /// Some of that is there already.
     has_arrived: bool,
     unknown: Vec<(Publication, Waiter)>,
@@ -90,7 +95,8 @@ impl Rest {
         match again {
             Again::Elsewhere(partition, has_arrived) => {
                 self.has_arrived |= has_arrived;
-                self.elsewhere.push((partition, publication, waiter));
+                let refused = (partition, has_arrived, publication, waiter);
+                self.elsewhere.push(refused);
             }
             Again::Unknown if !spools => self.unknown.push((publication, waiter)),
             Again::Unknown => self.spooled.push((publication, waiter)),
@@ -114,7 +120,7 @@ impl Rest {
         }
         match self.elsewhere.is_empty() {
             false => backlog.stall(self.elsewhere, Instant::now()),
-            true => backlog.failures = 0,
+            true => backlog.goes_on(),
         }
         Answered {
             is_astray: false,

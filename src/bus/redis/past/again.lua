@@ -87,6 +87,7 @@ for i = 1, count do
       held = pcall('RPUSHX', key, kept)
       if held == 0 then
         held = pcall('RPUSH', key, (again and '\5' or '\3') .. number .. former .. envelope)
+        if string.sub(key, -7) == ':unions' then call('HSET', KEYS[1], 'unions', '1') end
       elseif type(held) == 'number' and held > length * 5 / 4 then
         call('LTRIM', key, -length, -1)
       end

@@ -61,6 +61,7 @@ for i = 1, count do
     if held == 0 then
       held = pcall('RPUSH', key, '\3' .. format(digits, n) .. envelope)
       if held == 1 then call('PEXPIRE', key, ARGV[a + 1]) end
+      if string.sub(key, -7) == ':unions' then call('HSET', KEYS[1], 'unions', '1') end
     elseif type(held) == 'number' then
       if held > length * 5 / 4 then call('LTRIM', key, -length, -1) end
       if flags == 'r' or flags == 'rs' then call('PEXPIRE', key, ARGV[a + 1]) end

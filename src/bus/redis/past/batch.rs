@@ -24,6 +24,8 @@ pub(in crate::bus::redis) struct Batch<'a> {
     clock: Option<&'a Arc<str>>,
     messages: Vec<Appended<'a>>,
     bytes: usize,
+    /// Of this one topic alone, if its keys are on their way.
+    alone: Option<&'a str>,
 }
 
 impl<'a> Batch<'a> {
@@ -40,9 +42,11 @@ impl<'a> Batch<'a> {
         };
         let part = publication.part();
         let is_first = self.messages.is_empty();
-        if !is_first && self.clock != Some(&keeping.clock) {
+        let alone = publication.goes_alone.then(|| publication.topic());
+        if !is_first && (self.clock != Some(&keeping.clock) || self.alone != alone) {
             return false;
         }
+        self.alone = alone;
         if keeping.is_union && !is_first && !self.has_room(part.len(), publication.envelope.len()) {
             return false;
         }

@@ -54,7 +54,9 @@ for i = 2, #KEYS do
   else
     local newest = call('LINDEX', key, -1)
     if not newest then
-      if evicts then out[#out + 1] = { i - 1, 4, {} } end
+      -- Of unions it is known whether there was ever any.
+      local was_any = string.sub(key, -7) ~= ':unions' or call('HGET', KEYS[1], 'unions')
+      if evicts and was_any then out[#out + 1] = { i - 1, 4, {} } end
     elseif string.sub(newest, 2, 17) > from then
       local take, list = 4, nil
       repeat
@@ -76,7 +78,8 @@ for i = 2, #KEYS do
       out[#out + 1] = { i - 1, proven, news }
     end
   end
-  if bytes > most and i < #KEYS then
+  -- One beside that of the large unions, at least.
+  if bytes > most and i > 2 and i < #KEYS then
     out[2] = i - 1
     return out
   end

@@ -10,7 +10,7 @@ use super::Shard;
 use crate::bus::past::{ReadLimits, TopicPast};
 use crate::bus::redis::command::is_on_its_way;
 use crate::bus::redis::connection::{Connector, Counted};
-use crate::bus::redis::past::read::{ReadCall, Readings, Wanted};
+use crate::bus::redis::past::read::{ReadCall, Readings, Unions, Wanted};
 use crate::bus::redis::{explain, words};
 use crate::model::history::mark::Marks;
 use crate::model::history::token::Key;
@@ -58,10 +58,12 @@ impl Shard {
                 clock_key: self.channels.clock(topic).to_string(),
                 since: since.and_then(|marks| marks.of(clock)),
                 is_lost: since.is_some_and(|marks| marks.of(clock).is_none()),
+                unions: (limits.entries > 1).then(|| self.unions(topic)),
                 wanted: Vec::new(),
             });
             call.wanted.push(Wanted {
                 place: *place,
+                topic: (*topic).clone(),
                 key: self.channels.list(topic),
                 keep: history.keep_millis(),
             });
@@ -83,6 +85,22 @@ impl Shard {
                 }
                 Err(_) => return Err(SILENT.into()),
             }
+        }
+    }
+
+    /// Where large unions are kept that are of the same clock as this topic: as long as the topics that keep longest.
+    pub(super) fn unions(&self, topic: &Topic) -> Unions {
+        let histories = self.common.settings.histories;
+        let all = || histories.all_kinds();
+        Unions {
+            key: self.channels.unions(topic),
+            messages: all().map(|it| it.messages).max().unwrap_or_default(),
+            keep: all().map(|it| it.keep_millis()).max().unwrap_or_default(),
+            lifetime: all()
+                .map(|it| it.lifetime_millis())
+                .max()
+                .unwrap_or_default(),
+            most: all().map(|it| it.most()).max().unwrap_or_default(),
         }
     }
 

@@ -25,7 +25,8 @@ impl Shard {
     ) -> impl Future<Output = Result<Published, PublishError>> + Send + use<> {
         let mut channels: SmallVec<[String; 1]> =
             topics.iter().map(|topic| self.channels.of(topic)).collect();
-        let kept = keep.map(|keep| self.keeping(&topics, keep, &mut channels));
+        let bytes = envelope.len();
+        let kept = keep.map(|keep| self.keeping(&topics, keep, &mut channels, bytes));
         let (first, keep) = kept.unzip();
         let first = first.as_ref().or(topics.first());
         let partition = first.and_then(|topic| self.channels.partition(topic));
@@ -75,6 +76,7 @@ impl Shard {
         topics: &[Topic],
         keep: Keep,
         channels: &mut SmallVec<[String; 1]>,
+        bytes: usize,
     ) -> (Topic, Box<Keeping>) {
         let histories = self.common.settings.histories;
         let list = |topic: &Topic| {
@@ -89,6 +91,16 @@ impl Shard {
         let spools = self.common.room.is_some() && !matches!(keep, Keep::Silent(_));
         let (lists, kept) = match keep {
             Keep::Each => (topics.iter().map(list).collect(), None),
+            Keep::Union(kept) if is_large(kept.len(), bytes) => {
+                let mut lists: SmallVec<[_; 1]> = topics.iter().map(|_| None).collect();
+                if lists.is_empty() {
+                    lists.push(None);
+                    channels.push(String::new());
+                }
+                let first = kept.into_iter().next();
+                lists[0] = first.as_ref().map(|topic| self.unions(topic).list());
+                (lists, first)
+            }
             Keep::Union(kept) | Keep::Silent(kept) => {
                 let of = |topic| kept.contains(topic).then(|| list(topic)).flatten();
                 let mut lists: SmallVec<[_; 1]> = topics.iter().map(of).collect();
@@ -112,3 +124,14 @@ impl Shard {
         (first, Box::new(keeping))
     }
 }
+
+/// Whether a union is kept once, in a list of its clock's, and not in that of each topic: these are filled in one step, in which
+/// Redis serves nobody else.
+fn is_large(topics: usize, bytes: usize) -> bool {
+    topics > MOST_LISTS || topics > 1 && topics * bytes > MOST_COPIED
+}
+
+/// Most lists that one step fills, …
+const MOST_LISTS: usize = 64;
+/// … and most bytes that it copies into them.
+const MOST_COPIED: usize = 1024 * 1024;
