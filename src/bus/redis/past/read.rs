@@ -244,7 +244,9 @@ impl ReadCall {
 }
 
 /// What is said of one list: its place, whether what is there is proven, and that.
-fn read(one: &Value) -> Result<(usize, Result<(), Missed>, &[Value]), Unread> {
+type Listed<'a> = (usize, Result<(), Missed>, &'a [Value]);
+
+fn read(one: &Value) -> Result<Listed<'_>, Unread> {
     let Value::Array(fields) = one else {
         return Err(Unread);
     };
