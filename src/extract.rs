@@ -254,11 +254,10 @@ impl Opening {
             span.in_scope(|| span::record_end(&reason::NOT_OPENED));
             return;
         };
-        let sender = driver_end.sender();
         let (limit, inbound) = (node.config.max_message_size, node.config.inbound);
         let driver = Driver::new(opened, driver_end, self.registration, limit, inbound);
         let handler = || handler(socket);
-        let task = span.in_scope(|| Together::begin(handler, driver, sender));
+        let task = span.in_scope(|| Together::begin(handler, driver));
         // A task of its own, which holds nothing of the handshake.
         spawn(node.ground.home.tracker(), span, task);
     }

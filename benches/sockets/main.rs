@@ -1,6 +1,8 @@
 //! Memory and CPU per socket and per message, in real processes, against a loop of `send(2)` and against
 //! a plain axum handler. `cargo bench --bench sockets`; see benches/README.md.
 
+use std::time::Instant;
+
 mod growth;
 mod load;
 mod primaries;
@@ -40,6 +42,7 @@ fn main() {
             let all = [
                 ("memory", memory as fn()),
                 ("fanout", fan_out),
+                ("workers", workers),
                 ("batches", batches),
                 ("unicast", unicast),
                 ("broadcast", broadcast),
@@ -123,6 +126,48 @@ fn fan_out() {
             &format!("1 message to each of {sockets}, against send(2)"),
             &format!("{ratio:.2}x ({cost:.2} µs)"),
         );
+    }
+}
+
+/// How long it takes until every 64th of many has a message, with two workers against one. The clients' kernel takes it.
+fn workers() {
+    const ROUNDS: usize = 5;
+    let servers = [RedisServer::start(), RedisServer::start()];
+    for sockets in [200, 1_000, 10_000] {
+        let mut workers = 0;
+        let mut clusters = servers.each_ref().map(|redis| {
+            workers += 1;
+            let [sender, node] = [1, workers]
+                .map(|workers| Process::on_workers(workers, &["cluster", &redis.url()]));
+            let load = Process::load(&[(&node, load::DEAF, 0..sockets)]);
+            (sender, node, load)
+        });
+        for what in ["a local broadcast", "a message from the bus"] {
+            let (mut ratios, mut times) = (Vec::new(), Vec::new());
+            for _ in 0..RUNS {
+                let mut took = [0.0; 2];
+                for _ in 0..ROUNDS {
+                    for ((sender, node, load), took) in clusters.iter_mut().zip(&mut took) {
+                        let start = Instant::now();
+                        match what {
+                            "a local broadcast" => node.ask("local 1"),
+                            _ => sender.ask("broadcast 1 1"),
+                        };
+                        load.ask("taken 64");
+                        *took += start.elapsed().as_secs_f64() * 1000.0 / ROUNDS as f64;
+                        load.ask("taken 1");
+                        assert_eq!(load.ask("drain"), sockets as u64 * 132);
+                    }
+                }
+                ratios.push(took[1] / took[0]);
+                times.push(took[1]);
+            }
+            let (ratio, time) = (median(ratios), median(times));
+            row(
+                &format!("{what}, to {sockets}, until all have it, 2 workers against 1"),
+                &format!("{ratio:.2}x ({time:.1} ms)"),
+            );
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::ops::Range;
+use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -16,8 +17,18 @@ pub struct Process {
 
 impl Process {
     pub fn start(arguments: &[&str]) -> Self {
-        let mut child = Command::new(std::env::current_exe().expect("we run"))
-            .args(arguments)
+        Self::run(Command::new(own_program()).args(arguments))
+    }
+
+    /// With so many worker threads.
+    pub fn on_workers(workers: usize, arguments: &[&str]) -> Self {
+        let mut command = Command::new(own_program());
+        command.env("TOKIO_WORKER_THREADS", workers.to_string());
+        Self::run(command.args(arguments))
+    }
+
+    fn run(command: &mut Command) -> Self {
+        let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -96,6 +107,10 @@ impl Drop for Process {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+fn own_program() -> PathBuf {
+    std::env::current_exe().expect("we run")
 }
 
 pub fn median(mut values: Vec<f64>) -> f64 {

@@ -10,7 +10,6 @@
 //! whether a drain has begun or its seat was taken meanwhile: in the other order it could miss both.
 
 use std::fmt;
-use std::mem::replace;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::SystemTime;
@@ -300,7 +299,6 @@ impl Reservation {
         let registration = Registration {
             local: local.clone(),
             socket: sender.clone(),
-            is_over: false,
         };
         local.live.insert(number, sweep);
         let about = About {
@@ -339,14 +337,12 @@ impl Drop for Reservation {
 pub(crate) struct Registration {
     local: Arc<Local>,
     socket: Sender,
-    /// All of it is given back.
-    is_over: bool,
 }
 
 impl Registered for Registration {
     /// Makes it unreachable, gives its place back and counts how it ended.
     fn unregister(&mut self, close: &Close) {
-        if !self.is_over {
+        if self.socket.left().is_none() {
             self.local.counters.record_close(close);
             self.give_back();
         }
@@ -354,27 +350,23 @@ impl Registered for Registration {
 }
 
 impl Registration {
+    /// Does nothing the second time.
     fn give_back(&mut self) {
-        if replace(&mut self.is_over, true) {
-            return;
-        }
         let (local, socket) = (&self.local, &self.socket);
         let removed = {
             let mut registry = local.registry.write();
-            let removed = registry.remove(socket.id());
+            let Some(removed) = registry.remove(socket.id()) else {
+                return;
+            };
             // Before anybody else finds it gone.
-            if let Some(removed) = &removed {
-                removed.member.leaves(removed.rooms.clone());
-            }
+            removed.member.leaves(removed.rooms.clone());
             removed
         };
-        let rooms = || removed.iter().flat_map(|removed| removed.rooms.iter());
-        for room in rooms() {
+        for room in removed.rooms.iter() {
             local.bus.release(room);
         }
-        local
-            .presence
-            .touch(socket.user(), rooms().chain([&local.all]));
+        let topics = removed.rooms.iter().chain([&local.all]);
+        local.presence.touch(socket.user(), topics);
         local.give_back(socket.topic(), socket.id().number);
     }
 }

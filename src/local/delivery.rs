@@ -7,9 +7,10 @@ use std::sync::atomic::Ordering::Relaxed;
 use smallvec::SmallVec;
 use tokio::task::yield_now;
 
+use super::flushers::MANY;
 use super::registry::{Member, Wanted};
 use super::socket::resuming::Numbered;
-use super::socket::{Flushed, Pushed, Sender};
+use super::socket::{Collected, Flushed, Pushed, Sender};
 use super::{CHUNK, Local};
 use crate::bus::scope::Scope;
 use crate::model::close::Close;
@@ -20,7 +21,7 @@ use crate::ws::frame::Frame;
 
 impl Local {
     /// Hands a message to the sockets of this node, writing as far as the kernel takes it and never
-    /// waiting for one. Lets other tasks run between chunks. Returns how many took it.
+    /// waiting for one. Lets other tasks run between chunks, and others help where they are many. Returns how many took it.
     pub(crate) async fn deliver(
         &self,
         scope: &Scope<'_>,
@@ -34,6 +35,15 @@ impl Local {
         }
         let frame = Frame::message(message);
         let limits = &self.settings.outbox;
+        if members.len() >= MANY && self.flushers.help() {
+            let taken = self.collect_for(members, scope, |socket| {
+                socket.collect(&frame, manner, limits)
+            });
+            while self.flush() {
+                yield_now().await;
+            }
+            return taken as usize;
+        }
         let take = |socket: &Sender| {
             let is_meant = !is_excepted(socket, scope);
             is_meant && self.record(socket, socket.send(&frame, manner, limits))
@@ -68,24 +78,33 @@ impl Local {
         }
         let (frame, marked) = (frame(), OnceCell::new());
         let limits = &self.settings.outbox;
+        self.collect_for(members, scope, |socket| match number {
+            None => socket.collect(&frame, manner, limits),
+            Some((clock, number, formerly)) => {
+                let numbered = Numbered {
+                    clock,
+                    number,
+                    formerly,
+                    frame: &frame,
+                    marked: &marked,
+                };
+                socket.collect_numbered(&numbered, manner, limits)
+            }
+        })
+    }
+
+    fn collect_for(
+        &self,
+        members: SmallVec<[Sender; 4]>,
+        scope: &Scope<'_>,
+        collect: impl Fn(&Sender) -> Collected,
+    ) -> u64 {
         let mut taken = 0;
         for socket in members {
             if is_excepted(&socket, scope) {
                 continue;
             }
-            let collected = match number {
-                None => socket.collect(&frame, manner, limits),
-                Some((clock, number, formerly)) => {
-                    let numbered = Numbered {
-                        clock,
-                        number,
-                        formerly,
-                        frame: &frame,
-                        marked: &marked,
-                    };
-                    socket.collect_numbered(&numbered, manner, limits)
-                }
-            };
+            let collected = collect(&socket);
             taken += u64::from(self.record(&socket, collected.pushed));
             if collected.wants_flush {
                 self.collected.lock().push(socket);
@@ -122,6 +141,7 @@ impl Local {
         let rest = collected.len().saturating_sub(CHUNK);
         let chunk: SmallVec<[Sender; CHUNK]> = collected.drain(rest..).collect();
         drop(collected);
+        self.flushers.call(rest);
         let mut others_write = false;
         for socket in &chunk {
             others_write |= socket.flush() == Flushed::ByTask;

@@ -3,6 +3,7 @@
 pub(crate) mod admission;
 mod delivery;
 pub(crate) mod expiry;
+mod flushers;
 pub(crate) mod heartbeat;
 mod live;
 mod moment;
@@ -22,6 +23,7 @@ use futures::FutureExt;
 use parking_lot::{Mutex, RwLock};
 use tokio::time::{Instant, sleep_until};
 
+use self::flushers::Flushers;
 use self::heartbeat::HeartbeatTimes;
 use self::live::Live;
 use self::moves::Moves;
@@ -75,6 +77,7 @@ pub(crate) struct Local {
     live: Live,
     /// Sockets with frames of the present wake of the bus.
     collected: Mutex<Vec<Sender>>,
+    flushers: Flushers,
     draining: AtomicBool,
     /// Is told who comes and goes.
     presence: Arc<Mailbox>,
@@ -93,16 +96,18 @@ impl Local {
             next_socket: AtomicU64::new(1),
             live: Live::default(),
             collected: Mutex::default(),
+            flushers: Flushers::on(ground.home.runtime().metrics().num_workers()),
             draining: AtomicBool::new(false),
             presence: presence.clone(),
         }
     }
 
-    /// Begins to keep time for the sockets.
+    /// Begins to keep time for the sockets, and to help where much is to be written.
     pub(crate) fn start(self: &Arc<Self>) {
         let weak = Arc::downgrade(self);
         self.home
             .keep("sweeper", weak, |local| sweep(local.clone()).boxed());
+        self.start_flushers();
     }
 
     pub(crate) fn sizes(&self) -> Sizes {

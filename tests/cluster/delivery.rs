@@ -259,6 +259,43 @@ async fn ten_thousand_messages_arrive_in_order(lab: Lab) {
     }
 }
 
+/// D4: several write to more sockets than one task writes to, and each socket hears both senders in order.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn many_hear_in_order_whoever_writes() {
+    const SOCKETS: usize = 1_200;
+    const ROUNDS: usize = 10;
+    let [a, b] = Lab::memory().nodes().await;
+    let mut clients = Vec::new();
+    for _ in 0..SOCKETS / 100 {
+        clients.extend(join_all((0..100).map(|_| a.client("alice"))).await);
+    }
+    let (near, far) = (a.broadcaster.to_all(), b.broadcaster.to_all());
+    let send_near = async {
+        for n in 0..ROUNDS {
+            let sent = near.clone().send(format!("near {n}")).await.unwrap();
+            assert_eq!(sent.local(), SOCKETS);
+        }
+    };
+    let send_far = async {
+        for n in 0..ROUNDS {
+            far.clone().send(format!("far {n}")).await.unwrap();
+        }
+    };
+    tokio::join!(send_near, send_far);
+    for client in &mut clients {
+        let mut next = [0; 2];
+        for _ in 0..2 * ROUNDS {
+            let Event::Text(heard) = client.event().await else {
+                panic!("a text");
+            };
+            let (from, n) = heard.split_once(' ').unwrap();
+            let next = &mut next[usize::from(from == "far")];
+            assert_eq!(n, next.to_string(), "{from}");
+            *next += 1;
+        }
+    }
+}
+
 /// D5: each id gets exactly its own message, on the same node and on another.
 async fn odd_ids_work_and_never_meet(lab: Lab) {
     let [a, b] = lab.nodes().await;

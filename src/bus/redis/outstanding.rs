@@ -84,7 +84,7 @@ impl Outstanding {
 
     /// Strikes out what is answered, if anything is: whether it was its turn, and how many commands of this topic
     /// that was, of so many. One that was sent earlier is answered, or its answer was lost.
-    pub(super) fn strike(&mut self, verb: Verb, topic: &str, most: usize) -> Option<(bool, usize)> {
+    pub(super) fn strike(&mut self, verb: Verb, topic: &str, most: u32) -> Option<(bool, u32)> {
         let is_asked = |owed: &Owed| owed.verb == verb && owed.find(topic).is_some();
         // Most that Redis says unasked is told from the count alone.
         let turn = (most > 0).then(|| self.commands.iter().position(is_asked))??;

@@ -155,7 +155,8 @@ impl Subscriber {
                     let event = link.probe_published(took, Instant::now())?;
                     self.tell_of(event, backoff);
                 }
-                () = self.context.subscriptions.changed() => {}
+                // Whoever else is about to want something may be in the same command.
+                () = self.context.subscriptions.changed() => yield_now().await,
                 () = self.topology.probe_asked() => link.hurry(Instant::now()),
                 () = sleep_until(link.poll_timeout()) => {}
             }

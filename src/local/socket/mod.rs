@@ -55,7 +55,7 @@ use self::core::Core;
 pub(crate) use self::driver::DriverEnd;
 pub(crate) use self::handler::HandlerEnd;
 use self::inbox::Inbox;
-pub(crate) use self::outcome::{Flushed, Pushed, Swept};
+pub(crate) use self::outcome::{Collected, Flushed, Pushed, Swept};
 pub(crate) use self::reader::ReaderEnd;
 pub(crate) use self::sender::Sender;
 pub(crate) use self::sweep::SweepEnd;

@@ -28,7 +28,7 @@ use bytes::BytesMut;
 use tokio::time::Instant;
 
 use super::outcome::Stage;
-use super::{DriverEnd, span};
+use super::{DriverEnd, Sender, span};
 use crate::model::close::{Close, reason};
 use crate::quota::{Inbound, InboundLimit};
 use crate::ws::frame::{Decoder, Frame, Heard, Violation};
@@ -83,6 +83,10 @@ impl Phase {
 }
 
 impl<R: Registered> Driver<R> {
+    pub(super) fn sender(&self) -> Sender {
+        self.socket.end.sender()
+    }
+
     pub(crate) fn new(
         opened: Opened,
         end: DriverEnd,

@@ -17,18 +17,32 @@ use crate::local::registry::Member;
 pub(crate) struct Together<H, R: Registered> {
     #[pin]
     handler: Option<H>,
-    driver: Option<Driver<R>>,
-    socket: Sender,
+    driving: Driving<R>,
+}
+
+/// The driver, or what is left when that is over: a handler may outlive it.
+#[derive(Debug)]
+enum Driving<R: Registered> {
+    Goes(Driver<R>),
+    Over(Sender),
+}
+
+impl<R: Registered> Driving<R> {
+    fn socket(&self) -> Sender {
+        match self {
+            Self::Goes(driver) => driver.sender(),
+            Self::Over(socket) => socket.clone(),
+        }
+    }
 }
 
 impl<H: Future<Output = ()>, R: Registered + Unpin> Together<H, R> {
     /// Begins the handler; one that panics already is none.
-    pub(crate) fn begin(handler: impl FnOnce() -> H, driver: Driver<R>, socket: Sender) -> Self {
+    pub(crate) fn begin(handler: impl FnOnce() -> H, driver: Driver<R>) -> Self {
         let handler = catch_unwind(AssertUnwindSafe(handler));
         Self {
-            handler: handler.map_err(|_| panicked(&socket)).ok(),
-            driver: Some(driver),
-            socket,
+            handler: handler.map_err(|_| panicked(&driver.sender())).ok(),
+            driving: Driving::Goes(driver),
         }
     }
 }
@@ -41,7 +55,7 @@ impl<H: Future<Output = ()>, R: Registered + Unpin> Future for Together<H, R> {
         if let Some(handler) = this.handler.as_mut().as_pin_mut() {
             let polled = catch_unwind(AssertUnwindSafe(|| handler.poll(cx)));
             let polled = polled.unwrap_or_else(|_| {
-                panicked(this.socket);
+                panicked(&this.driving.socket());
                 Poll::Ready(())
             });
             if polled.is_ready() {
@@ -49,13 +63,13 @@ impl<H: Future<Output = ()>, R: Registered + Unpin> Future for Together<H, R> {
             }
         }
         // A handler in the same task may use up tokio's budget every time, and would leave it none to read with.
-        if let Some(driver) = this.driver
-            && pin!(unconstrained(driver)).poll(cx).is_ready()
+        if let Driving::Goes(driver) = this.driving
+            && pin!(unconstrained(&mut *driver)).poll(cx).is_ready()
         {
-            *this.driver = None;
+            *this.driving = Driving::Over(driver.sender());
         }
-        match (this.handler.as_ref().get_ref(), this.driver) {
-            (None, None) => Poll::Ready(()),
+        match (this.handler.as_ref().get_ref(), this.driving) {
+            (None, Driving::Over(_)) => Poll::Ready(()),
             _ => Poll::Pending,
         }
     }

@@ -1,6 +1,6 @@
 //! What Redis said, and what that means for who waits.
 
-use std::mem::{replace, take};
+use std::mem::replace;
 
 use tokio::time::Instant;
 
@@ -52,11 +52,11 @@ impl Subscriptions {
         if let Some(interest) = self.interests.get_mut(topic) {
             interest.unanswered -= struck;
             // It was taken out meanwhile, and its end is not told any more.
-            interest.subscribed &= interest.reasons > 0 || interest.linger_until.is_some();
+            interest.subscribed &= interest.reasons > 0 || interest.linger_until().is_some();
             if interest.is_confirmed() {
-                let waiting = take(&mut interest.waiting);
+                let waiting = interest.take_waiting();
                 self.news.confirmed.extend(waiting);
-                if let Some(place) = interest.refused.take() {
+                if let Some(place) = interest.take_refused() {
                     self.refusals.grant(place, now);
                 }
             }
@@ -152,10 +152,10 @@ impl Subscriptions {
             self.forget_if_unused(topic.as_str());
             return Refusal::Undecided;
         }
-        let waiting = take(&mut interest.waiting);
+        let waiting = interest.take_waiting();
         self.news.given_up.extend(waiting);
-        if interest.refused.is_none() {
-            interest.refused = Some(self.refusals.refuse(topic.clone(), now));
+        if !interest.is_refused() {
+            interest.refuse(self.refusals.refuse(topic.clone(), now));
         }
         Refusal::Topic(topic)
     }

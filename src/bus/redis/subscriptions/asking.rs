@@ -57,7 +57,7 @@ impl Subscriptions {
             let Some(interest) = self.interests.get_mut(&topic) else {
                 continue;
             };
-            interest.refused = Some(place);
+            interest.refuse(place);
             if !interest.subscribed && !replace(&mut interest.queued, true) {
                 self.refusals.group(vec![topic]);
             }

@@ -111,13 +111,9 @@ enum Phase {
 impl Subscriptions {
     /// `own` is the topic on which the probe comes back.
     pub(super) fn new(linger: Duration, own: Topic) -> Self {
-        let wanted = Interest {
-            reasons: 1,
-            ..Interest::default()
-        };
         Self {
             linger,
-            interests: HashMap::from([(own.clone(), wanted)]),
+            interests: HashMap::from([(own.clone(), Interest::wanted())]),
             own,
             changed: VecDeque::new(),
             restoring: VecDeque::new(),
@@ -149,7 +145,8 @@ impl Subscriptions {
         let connected = self.is_connected();
         let interest = self.interests.entry(topic.clone()).or_default();
         interest.reasons += 1;
-        if interest.is_confirmed() || interest.refused.is_some() {
+        interest.linger(None);
+        if interest.is_confirmed() || interest.is_refused() {
             return Confirmation::NotAwaited;
         }
         if connected && !interest.subscribed && !replace(&mut interest.queued, true) {
@@ -159,7 +156,7 @@ impl Subscriptions {
             return Confirmation::NotAwaited;
         }
         let (confirm, confirmed) = oneshot::channel();
-        interest.waiting.push(confirm);
+        interest.wait([confirm]);
         Confirmation::Pending(confirmed)
     }
 
@@ -175,14 +172,14 @@ impl Subscriptions {
         if interest.reasons != 0 {
             return;
         }
-        let waiting = take(&mut interest.waiting);
+        let waiting = interest.take_waiting();
         self.news.given_up.extend(waiting);
-        if let Some(place) = interest.refused.take() {
+        if let Some(place) = interest.take_refused() {
             self.refusals.forget(place, now);
         }
         if interest.subscribed {
             let end = now + self.linger;
-            interest.linger_until = Some(end);
+            interest.linger(Some(end));
             self.lingering.push_back((end, topic.clone()));
         }
         self.forget_if_unused(topic.as_str());
@@ -248,12 +245,8 @@ impl Subscriptions {
         self.lingering = VecDeque::new();
         self.refusals = Refusals::default();
         self.interests.retain(|_, interest| {
-            self.news.given_up.append(&mut interest.waiting);
-            *interest = Interest {
-                reasons: interest.reasons,
-                known: interest.known,
-                ..Interest::default()
-            };
+            self.news.given_up.extend(interest.take_waiting());
+            *interest = interest.unheard();
             interest.reasons > 0
         });
     }
@@ -275,7 +268,7 @@ impl Subscriptions {
     /// Whether Redis refuses this topic, and somebody wants it.
     pub(super) fn is_refused(&self, topic: &Topic) -> bool {
         let interest = self.interests.get(topic);
-        interest.is_some_and(|interest| interest.refused.is_some())
+        interest.is_some_and(Interest::is_refused)
     }
 
     pub(super) fn is_confirmed(&self, topic: &Topic) -> bool {

@@ -16,11 +16,11 @@
 //! may be counted before the one that it ends has come.
 
 use std::collections::BTreeMap;
-use std::mem::{replace, take};
+use std::mem::replace;
 
-use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use super::interest::Confirming;
 use super::{Interest, Phase, Subscriptions};
 use crate::bus::redis::outstanding::Request;
 use crate::model::partition::{Partition, PartitionSet};
@@ -43,8 +43,8 @@ pub(super) struct Moves {
 #[derive(Debug)]
 pub(in crate::bus::redis) struct Moving {
     topic: Topic,
-    reasons: isize,
-    waiting: Vec<oneshot::Sender<()>>,
+    reasons: i32,
+    waiting: Confirming,
     known: bool,
 }
 
@@ -218,15 +218,15 @@ impl Subscriptions {
                 continue;
             }
             // It stays for its own sake, once.
-            let kept = isize::from(*topic == self.own);
+            let kept = i32::from(*topic == self.own);
             let reasons = interest.reasons - kept;
             interest.reasons = kept;
-            let waiting = take(&mut interest.waiting);
-            if let Some(place) = interest.refused.take() {
+            let waiting = interest.take_waiting();
+            if let Some(place) = interest.take_refused() {
                 self.refusals.forget(place, now);
             }
             if kept == 0 {
-                interest.linger_until = None;
+                interest.linger(None);
                 interest.subscribed &= interest.unanswered > 0;
                 interest.queued = false;
             }
@@ -265,7 +265,7 @@ impl Subscriptions {
             match (interest.is_confirmed(), self.phase) {
                 (true, _) => self.news.confirmed.extend(waiting),
                 (false, Phase::Down | Phase::Restoring) => self.news.given_up.extend(waiting),
-                (false, Phase::Starting | Phase::Up) => interest.waiting.extend(waiting),
+                (false, Phase::Starting | Phase::Up) => interest.wait(waiting),
             }
             self.forget_if_unused(topic.as_str());
         }
@@ -327,6 +327,7 @@ mod tests {
     use std::time::Duration;
 
     use proptest::prelude::*;
+    use tokio::sync::oneshot;
 
     use super::*;
     use crate::bus::Confirmation;
