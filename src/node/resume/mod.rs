@@ -1,37 +1,29 @@
-//! How a client that comes back goes on where it was.
+//! How a client that comes back goes on where it was: what the rules ask for is read, and what they say is done.
 
-use std::cmp::Ordering;
-use std::collections::HashSet;
+mod missed;
+mod waiting;
+
+use std::slice;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Weak};
-use std::time::Duration;
 
-use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::Either;
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
+use self::missed::{CUT, Client, MOST, Resume, missed_in, told, told_meanwhile};
+use self::waiting::Wait;
+pub(crate) use self::waiting::{Waiting, keep_asking};
 use super::Node;
-use crate::bus::past::{Entry, Past, ReadLimits};
-use crate::bus::uplink::read_entry;
-use crate::bus::wire;
+use crate::bus::past::Past;
 use crate::local::registry::Member;
 use crate::local::socket::Sender;
 use crate::local::socket::resuming::{Found, Telling};
-use crate::model::health::Health;
-use crate::model::history::mark::{Clock, Mark, Marks, Number};
+use crate::model::history::mark::{Clock, Marks, Number};
 use crate::model::history::position::Position;
-use crate::model::history::token::{Key, Parts};
 use crate::model::history::{Missed, Resumed};
-use crate::model::id::SocketId;
 use crate::model::topic::Topic;
 use crate::ws::frame::Frame;
-
-/// Most that is sent again at once; for more a client is quicker to fetch its state.
-const MOST: ReadLimits = ReadLimits {
-    entries: 512,
-    bytes: 1024 * 1024,
-};
 
 impl Node {
     /// Whether sockets may go on where they were.
@@ -48,7 +40,7 @@ impl Node {
         brought: Option<Position>,
     ) -> Resumed {
         match (holding, brought) {
-            (Some(_), brought) => self.resume(socket, rooms, brought.as_ref()).await,
+            (Some(_), brought) => self.resume(socket, rooms, brought).await,
             (None, Some(_)) => self.record(Resumed::Missed(Missed::Forgotten)),
             (None, None) => Resumed::New,
         }
@@ -60,31 +52,33 @@ impl Node {
         self: &Arc<Self>,
         socket: &Sender,
         rooms: &[Topic],
-        brought: Option<&Position>,
+        brought: Option<Position>,
     ) -> Resumed {
-        match self.find(socket, rooms, brought).await {
-            Ok(found) => self.release(socket, found, brought.is_some()),
+        let came_back = brought.is_some();
+        match self.find(socket, rooms, brought.as_ref()).await {
+            Ok(found) => self.release(socket, found, came_back),
             Err(reason) => {
                 tracing::debug!(socket = %socket.id(), %reason, "nobody knows yet what its client missed");
-                let (node, socket) = (Arc::downgrade(self), socket.clone());
-                let later = resume_later(node, socket, brought.cloned());
-                self.ground.home.spawn(later);
-                match brought {
-                    Some(_) => Resumed::Later,
-                    None => Resumed::New,
-                }
+                let socket = socket.clone();
+                self.waiting.add(Wait { socket, brought });
+                told_meanwhile(came_back)
             }
         }
     }
 
+    /// The same for one that waits, in the rooms in which it is by now; unless still nobody knows.
+    async fn resume_now(&self, wait: &Wait) -> Result<(), Arc<str>> {
+        let Wait { socket, brought } = wait;
+        let rooms = self.local.rooms(socket);
+        let rooms = rooms.iter().map(|room| Topic::room(room.as_str()));
+        let rooms: Vec<Topic> = rooms.filter_map(Result::ok).collect();
+        let found = self.find(socket, &rooms, brought.as_ref()).await?;
+        self.release(socket, found, brought.is_some());
+        Ok(())
+    }
+
     fn release(&self, socket: &Sender, found: Found, came_back: bool) -> Resumed {
-        let resumed = match (came_back, &found.missed) {
-            (false, _) => Resumed::New,
-            (true, Ok(entries)) => Resumed::Complete {
-                replayed: entries.len(),
-            },
-            (true, Err(why)) => Resumed::Missed(*why),
-        };
+        let resumed = told(came_back, &found);
         let now = Instant::now();
         socket.release(|resuming| resuming.release(found, now));
         self.record(resumed)
@@ -108,77 +102,17 @@ impl Node {
         brought: Option<&Position>,
     ) -> Result<Found, Arc<str>> {
         let keyring = &self.uplink.keyring;
-        let read = match brought {
-            Some(position) => keyring.read(position).await?,
-            None => Ok(Parts::default()),
+        let brought = match brought {
+            Some(position) => Some(keyring.read(position).await?),
+            None => None,
         };
         let key = keyring.key().await?;
-        let own = Topic::user(socket.user()).map_err(|error| Arc::from(error.to_string()))?;
-        let user = key.tag(own.as_str());
-        let read = read.and_then(|parts| match parts.user {
-            Some(other) if other != user => Err(Missed::Foreign),
-            _ => Ok(parts),
-        });
-        let topics: Vec<Topic> = [own, Topic::all()]
-            .into_iter()
-            .chain(rooms.iter().cloned())
-            .collect();
-        let (brought, missed, cuts) = match (brought, read) {
-            (Some(_), Ok(parts)) => {
-                let past = self.past(&topics, Some(&parts.marks)).await?;
-                let missed = self.missed(socket, &topics, &past, &parts, &key);
-                (parts, missed, past.cuts())
-            }
-            (_, read) => {
-                let past = self.past(&topics, None).await?;
-                (Parts::default(), read.map(|_| Vec::new()), past.cuts())
-            }
-        };
-        Ok(Found {
-            key,
-            brought,
-            missed,
-            cuts,
-            user,
-            rooms: rooms.iter().map(|room| key.tag(room.as_str())).collect(),
-        })
-    }
-
-    async fn past(&self, topics: &[Topic], since: Option<&Marks>) -> Result<Past, Arc<str>> {
-        let limits = match since {
-            Some(_) => MOST,
-            // Nothing of it is wanted but the cut.
-            None => ReadLimits { entries: 1, ..MOST },
-        };
-        self.ground.bus.read(topics, since, limits).await
-    }
-
-    /// What came to its topics since, in order and once; of a room only if it was in it.
-    fn missed(
-        &self,
-        socket: &Sender,
-        topics: &[Topic],
-        past: &Past,
-        parts: &Parts,
-        key: &Key,
-    ) -> Result<Vec<(Clock, Number, Frame)>, Missed> {
-        if parts.has_more_rooms {
-            return Err(Missed::TooMany);
-        }
-        let mut missed = Vec::new();
-        for (n, (topic, past)) in topics.iter().zip(&past.topics).enumerate() {
-            let is_kept = self.config.histories.of(topic.kind()).is_some();
-            if !is_kept || n > 1 && !parts.rooms.contains(&key.tag(topic.as_str())) {
-                continue;
-            }
-            let since = parts.marks.of(past.clock);
-            if is_ahead(since, past.cut) {
-                return Err(Missed::Foreign);
-            }
-            let entries = past.entries.as_ref().map_err(|why| *why)?;
-            missed.extend(unknown(entries, past.clock, since));
-        }
-        in_order(socket, parts.socket, missed)
+        let user = socket.user();
+        let own = Topic::user(user).map_err(|error| Arc::from(error.to_string()))?;
+        let resume = Resume::new(key, own, rooms, brought, &self.config.histories);
+        let (topics, since, limits) = resume.reads();
+        let past = self.ground.bus.read(topics, since, limits).await?;
+        Ok(resume.find(socket.id(), user.as_str(), &past))
     }
 
     /// Puts a socket into a room, and gives it what it missed there if it was in it.
@@ -221,15 +155,19 @@ impl Node {
         room: &Topic,
         since: &Marks,
     ) -> Result<Vec<(Clock, Number, Frame)>, Missed> {
-        let past = self.past(std::slice::from_ref(room), Some(since)).await;
-        let past = past.map_err(|_| Missed::Forgotten)?;
-        let Some(past) = past.topics.first() else {
-            return Ok(Vec::new());
+        let past = self.past(room, Some(since)).await;
+        let client = Client {
+            socket: socket.id(),
+            formerly: socket.resuming(|resuming| resuming.formerly()),
+            user: socket.user().as_str(),
         };
-        let formerly = socket.resuming(|resuming| resuming.formerly());
-        let entries = past.entries.as_ref().map_err(|why| *why)?;
-        let entries = unknown(entries, past.clock, since.of(past.clock));
-        in_order(socket, formerly, entries.collect())
+        missed_in(client, &past.map_err(|_| Missed::Forgotten)?, since)
+    }
+
+    async fn past(&self, room: &Topic, since: Option<&Marks>) -> Result<Past, Arc<str>> {
+        let limits = since.map_or(CUT, |_| MOST);
+        let rooms = slice::from_ref(room);
+        self.ground.bus.read(rooms, since, limits).await
     }
 
     /// Has a socket go on from now in a room of whose clock it has heard nothing.
@@ -240,7 +178,7 @@ impl Node {
         if lacks.is_none() || !is_kept {
             return;
         }
-        match self.past(std::slice::from_ref(room), None).await {
+        match self.past(room, None).await {
             Ok(past) => {
                 let cuts = past.cuts();
                 socket.release(|resuming| {
@@ -253,80 +191,4 @@ impl Node {
             }
         }
     }
-}
-
-/// As soon as somebody can tell. What waits in the socket is bounded: one for which too much came ends, and comes back.
-async fn resume_later(node: Weak<Node>, socket: Sender, brought: Option<Position>) {
-    loop {
-        sleep(PAUSE.mul_f64(1.0 + fastrand::f64())).await;
-        let Some(node) = node.upgrade().filter(|node| !node.ground.home.is_stopped()) else {
-            return;
-        };
-        if socket.close_reason().is_some() {
-            return;
-        }
-        if node.ground.reception.health() != Health::Up {
-            continue;
-        }
-        let rooms = node.local.rooms(&socket);
-        let rooms = rooms
-            .iter()
-            .filter_map(|room| Topic::room(room.as_str()).ok());
-        let rooms: Vec<Topic> = rooms.collect();
-        if let Ok(found) = node.find(&socket, &rooms, brought.as_ref()).await {
-            node.release(&socket, found, brought.is_some());
-            return;
-        }
-    }
-}
-
-/// Between two attempts, at least; twice that at most.
-const PAUSE: Duration = Duration::from_millis(250);
-
-/// Without what is kept again and came before it was lost.
-fn unknown(
-    entries: &[Entry],
-    clock: Clock,
-    since: Option<Mark>,
-) -> impl Iterator<Item = (Clock, Number, &Bytes)> {
-    let is_known = move |entry: &&Entry| {
-        let formerly = wire::formerly(&entry.envelope);
-        since.is_some_and(|since| formerly.is_ok_and(|(marks, _)| since.covers(&marks)))
-    };
-    let unknown = entries.iter().filter(move |entry| !is_known(entry));
-    unknown.map(move |entry| (clock, entry.number, &entry.envelope))
-}
-
-/// A number that was not given yet.
-fn is_ahead(since: Option<Mark>, cut: Option<Mark>) -> bool {
-    since
-        .zip(cut)
-        .is_some_and(|(since, cut)| since.run == cut.run && since.number > cut.number)
-}
-
-/// As the socket gets it: each once, by the numbers, without that from which it is excepted.
-fn in_order(
-    socket: &Sender,
-    formerly: Option<SocketId>,
-    mut entries: Vec<(Clock, Number, &Bytes)>,
-) -> Result<Vec<(Clock, Number, Frame)>, Missed> {
-    entries.sort_by(|(a, x, _), (b, y, _)| match x.cmp(y) {
-        Ordering::Equal => a.cmp(b),
-        order => order,
-    });
-    let mut seen = HashSet::new();
-    entries.retain(|(clock, number, _)| seen.insert((*clock, *number)));
-    let bytes: usize = entries.iter().map(|(.., envelope)| envelope.len()).sum();
-    if entries.len() > MOST.entries || bytes > MOST.bytes {
-        return Err(Missed::TooMany);
-    }
-    let (id, user) = (socket.id(), socket.user().as_str());
-    let meant = entries.into_iter().filter_map(|(clock, number, envelope)| {
-        let (scope, content) = read_entry(envelope)?;
-        let mut former = [Some(id), formerly].into_iter().flatten();
-        let is_excepted =
-            former.any(|id| scope.except.contains(&id)) || scope.except_users.contains(&user);
-        (!is_excepted).then(|| (clock, number, content.frame()))
-    });
-    Ok(meant.collect())
 }

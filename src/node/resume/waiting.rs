@@ -1,0 +1,129 @@
+//! Clients that came back when nobody could tell what they missed: one task of the node asks again for all of them.
+//!
+//! ```text
+//!            somebody waits         a pause, shorter once the bus is up
+//!  idle ------------------> pausing ------------------------------------> asking for each, once
+//!   ^                          ^                                            |
+//!   |                          +------- some wait still: a longer one ------+
+//!   +-------------- nobody does: each is told, or has ended ----------------+
+//! ```
+
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use futures::{FutureExt, StreamExt, stream};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep_until};
+
+use super::super::Node;
+use crate::local::registry::Member;
+use crate::local::socket::Sender;
+use crate::model::health::Health;
+use crate::model::history::position::Position;
+
+/// Whoever waits, by the socket's number. What waits in each is bounded: one for which too much came ends, and comes back.
+#[derive(Debug, Default)]
+pub(crate) struct Waiting {
+    clients: Mutex<HashMap<u64, Wait>>,
+    news: Arc<Notify>,
+}
+
+/// One client that waits.
+#[derive(Debug, Clone)]
+pub(super) struct Wait {
+    pub(super) socket: Sender,
+    pub(super) brought: Option<Position>,
+}
+
+impl Waiting {
+    pub(super) fn add(&self, wait: Wait) {
+        let number = wait.socket.id().number;
+        let before = self.clients.lock().insert(number, wait);
+        drop(before);
+        self.news.notify_one();
+    }
+
+    fn remove(&self, wait: &Wait) {
+        let gone = self.clients.lock().remove(&wait.socket.id().number);
+        drop(gone);
+    }
+
+    fn all(&self) -> Vec<Wait> {
+        self.clients.lock().values().cloned().collect()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.clients.lock().is_empty()
+    }
+}
+
+/// As long as the node lives.
+pub(crate) fn keep_asking(node: &Arc<Node>) {
+    let weak = Arc::downgrade(node);
+    let home = &node.ground.home;
+    home.keep("resumes", weak, |node| ask_again(node.clone()).boxed());
+}
+
+async fn ask_again(node: Weak<Node>) {
+    let parts = node.upgrade().map(|node| {
+        let health = node.ground.reception.health_changes();
+        (node.waiting.news.clone(), health)
+    });
+    let Some((news, mut health)) = parts else {
+        return;
+    };
+    let (mut pause, mut next) = (PAUSE, None);
+    loop {
+        tokio::select! {
+            change = health.next() => match change {
+                Some(Health::Up) => (pause, next) = (PAUSE, None),
+                Some(_) => {}
+                None => return,
+            },
+            () = news.notified() => {}
+            () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {
+                let Some(node) = node.upgrade() else { return };
+                node.ask_for_all().await;
+                (pause, next) = ((2 * pause).min(LONGEST_PAUSE), None);
+            }
+        }
+        let Some(node) = node.upgrade() else { return };
+        match node.waiting.is_empty() {
+            true => (pause, next) = (PAUSE, None),
+            // Nodes that were all cut off do not ask in the same moment.
+            false => {
+                let soon = || Instant::now() + pause.mul_f64(1.0 + fastrand::f64());
+                next = next.or_else(|| Some(soon()));
+            }
+        }
+    }
+}
+
+impl Node {
+    /// Asks once for each who waits. While the bus is down only who has ended goes.
+    async fn ask_for_all(self: &Arc<Self>) {
+        let asking = self
+            .waiting
+            .all()
+            .into_iter()
+            .map(|wait| self.ask_for(wait));
+        let asking = stream::iter(asking).buffer_unordered(AT_ONCE);
+        asking.for_each(async |()| {}).await;
+    }
+
+    async fn ask_for(&self, wait: Wait) {
+        let has_ended = wait.socket.close_reason().is_some();
+        let may_know = !has_ended && self.ground.reception.health() == Health::Up;
+        if has_ended || may_know && self.resume_now(&wait).await.is_ok() {
+            self.waiting.remove(&wait);
+        }
+    }
+}
+
+/// Between two attempts, at least, and twice that at most; doubled each time that somebody waits still.
+const PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// So many reads are on their way: each is a round trip, and nobody else asks for them.
+const AT_ONCE: usize = 64;
