@@ -127,3 +127,45 @@ const PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// So many reads are on their way: each is a round trip, and nobody else asks for them.
 const AT_ONCE: usize = 64;
+
+#[cfg(all(test, feature = "testing"))]
+mod tests {
+    use std::time::Duration;
+
+    use futures::StreamExt;
+    use tokio::time::sleep;
+
+    use crate::cluster::Cluster;
+    use crate::model::history::{History, Resumed};
+    use crate::testing::MemoryHub;
+
+    #[tokio::test(start_paused = true)]
+    async fn all_who_wait_are_told_once_the_bus_is_up_and_who_ended_is_forgotten_before() {
+        let hub = MemoryHub::new();
+        let kept = || Cluster::builder().user_history(History::default());
+        let [a, b] = [(); 2].map(|()| kept().backend(hub.backend()).start());
+        let (here, there) = (a.broadcaster(), b.broadcaster());
+        let first = there.subscribe_since("bot", None).await.unwrap();
+        let since = first.position();
+        drop(first);
+        hub.partition(b.id());
+        here.to_user("bot").send("missed").await.unwrap();
+        let mut bots = Vec::new();
+        for _ in 0..100 {
+            let bot = there.subscribe_since("bot", since.clone()).await.unwrap();
+            assert_eq!(bot.resumed(), Resumed::Later);
+            bots.push(bot);
+        }
+        let waiting = || there.node().waiting.all().len();
+        assert_eq!(waiting(), 100, "control");
+        bots.truncate(50);
+        sleep(Duration::from_secs(3)).await;
+        assert_eq!(waiting(), 50, "nobody knows, and who ended does not wait");
+        hub.heal();
+        for bot in &mut bots {
+            let message = bot.next().await.unwrap();
+            assert_eq!(message.as_text(), Some("missed"));
+        }
+        assert_eq!((waiting(), b.stats().resumed), (0, 50));
+    }
+}
