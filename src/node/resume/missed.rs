@@ -31,8 +31,8 @@ pub(super) const MOST: ReadLimits = ReadLimits {
 /// Nothing of it is wanted but the cut.
 pub(super) const CUT: ReadLimits = ReadLimits { entries: 1, ..MOST };
 
-/// In order.
-type Replay = Vec<(Clock, Number, Frame)>;
+/// What is due, in order.
+type Due = Vec<(Clock, Number, Frame)>;
 
 /// Whose socket it is.
 #[derive(Debug, Clone, Copy)]
@@ -113,7 +113,7 @@ impl<'a> Resume<'a> {
     }
 
     /// What came to its topics since, in order and once; of a room only if it was in it.
-    fn missed(&self, client: Client<'_>, parts: &Parts, past: &Past) -> Result<Replay, Missed> {
+    fn missed(&self, client: Client<'_>, parts: &Parts, past: &Past) -> Result<Due, Missed> {
         if parts.has_more_rooms {
             return Err(Missed::TooMany);
         }
@@ -134,7 +134,7 @@ impl<'a> Resume<'a> {
 }
 
 /// What of a room that it was in came since: when it joins that again.
-pub(super) fn missed_in(client: Client<'_>, past: &Past, since: &Marks) -> Result<Replay, Missed> {
+pub(super) fn missed_in(client: Client<'_>, past: &Past, since: &Marks) -> Result<Due, Missed> {
     match past.topics.first() {
         Some(past) => in_order(client, unknown(past, since.of(past.clock))?.collect()),
         None => Ok(Vec::new()),
@@ -182,10 +182,7 @@ fn is_ahead(since: Option<Mark>, cut: Option<Mark>) -> bool {
 }
 
 /// As the socket gets it: each once, by the numbers, without that from which it is excepted.
-fn in_order(
-    client: Client<'_>,
-    mut entries: Vec<(Clock, Number, &Bytes)>,
-) -> Result<Replay, Missed> {
+fn in_order(client: Client<'_>, mut entries: Vec<(Clock, Number, &Bytes)>) -> Result<Due, Missed> {
     entries.sort_by_key(|(clock, number, _)| (*number, *clock));
     let mut seen = HashSet::new();
     entries.retain(|(clock, number, _)| seen.insert((*clock, *number)));
@@ -308,7 +305,7 @@ mod tests {
         resume(rooms, Some(Ok(parts)), &EVERYTHING).find(NEW, "alice", &Past { topics })
     }
 
-    fn numbers(missed: &Result<Replay, Missed>) -> Vec<u64> {
+    fn numbers(missed: &Result<Due, Missed>) -> Vec<u64> {
         let missed = missed.as_ref().expect("it is told");
         missed.iter().map(|(_, number, _)| number.0).collect()
     }

@@ -12,7 +12,7 @@ use futures::future::Either;
 use tokio::time::Instant;
 
 use self::missed::{CUT, Client, MOST, Resume, missed_in, told, told_meanwhile};
-use self::waiting::Wait;
+use self::waiting::Waiter;
 pub(crate) use self::waiting::{Waiting, keep_asking};
 use super::Node;
 use crate::bus::past::Past;
@@ -60,15 +60,15 @@ impl Node {
             Err(reason) => {
                 tracing::debug!(socket = %socket.id(), %reason, "nobody knows yet what its client missed");
                 let socket = socket.clone();
-                self.waiting.add(Wait { socket, brought });
+                self.waiting.add(Waiter { socket, brought });
                 told_meanwhile(came_back)
             }
         }
     }
 
     /// The same for one that waits, in the rooms in which it is by now; unless still nobody knows.
-    async fn resume_now(&self, wait: &Wait) -> Result<(), Arc<str>> {
-        let Wait { socket, brought } = wait;
+    async fn resume_now(&self, waiter: &Waiter) -> Result<(), Arc<str>> {
+        let Waiter { socket, brought } = waiter;
         let rooms = self.local.rooms(socket);
         let rooms = rooms.iter().map(|room| Topic::room(room.as_str()));
         let rooms: Vec<Topic> = rooms.filter_map(Result::ok).collect();

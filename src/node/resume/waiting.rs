@@ -26,31 +26,31 @@ use crate::model::history::position::Position;
 /// Whoever waits, by the socket's number. What waits in each is bounded: one for which too much came ends, and comes back.
 #[derive(Debug, Default)]
 pub(crate) struct Waiting {
-    clients: Mutex<HashMap<u64, Wait>>,
+    clients: Mutex<HashMap<u64, Waiter>>,
     news: Arc<Notify>,
 }
 
 /// One client that waits.
 #[derive(Debug, Clone)]
-pub(super) struct Wait {
+pub(super) struct Waiter {
     pub(super) socket: Sender,
     pub(super) brought: Option<Position>,
 }
 
 impl Waiting {
-    pub(super) fn add(&self, wait: Wait) {
-        let number = wait.socket.id().number;
-        let before = self.clients.lock().insert(number, wait);
+    pub(super) fn add(&self, waiter: Waiter) {
+        let number = waiter.socket.id().number;
+        let before = self.clients.lock().insert(number, waiter);
         drop(before);
         self.news.notify_one();
     }
 
-    fn remove(&self, wait: &Wait) {
-        let gone = self.clients.lock().remove(&wait.socket.id().number);
+    fn remove(&self, waiter: &Waiter) {
+        let gone = self.clients.lock().remove(&waiter.socket.id().number);
         drop(gone);
     }
 
-    fn all(&self) -> Vec<Wait> {
+    fn all(&self) -> Vec<Waiter> {
         self.clients.lock().values().cloned().collect()
     }
 
@@ -108,16 +108,16 @@ impl Node {
             .waiting
             .all()
             .into_iter()
-            .map(|wait| self.ask_for(wait));
+            .map(|waiter| self.ask_for(waiter));
         let asking = stream::iter(asking).buffer_unordered(AT_ONCE);
         asking.for_each(async |()| {}).await;
     }
 
-    async fn ask_for(&self, wait: Wait) {
-        let has_ended = wait.socket.close_reason().is_some();
+    async fn ask_for(&self, waiter: Waiter) {
+        let has_ended = waiter.socket.close_reason().is_some();
         let may_know = !has_ended && self.ground.reception.health() == Health::Up;
-        if has_ended || may_know && self.resume_now(&wait).await.is_ok() {
-            self.waiting.remove(&wait);
+        if has_ended || may_know && self.resume_now(&waiter).await.is_ok() {
+            self.waiting.remove(&waiter);
         }
     }
 }
@@ -128,20 +128,20 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// So many reads are on their way: each is a round trip, and nobody else asks for them.
 const AT_ONCE: usize = 64;
 
-#[cfg(all(test, feature = "testing"))]
+#[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
-    use futures::StreamExt;
-    use tokio::time::sleep;
-
-    use crate::cluster::Cluster;
-    use crate::model::history::{History, Resumed};
-    use crate::testing::MemoryHub;
-
+    #[cfg(feature = "testing")]
     #[tokio::test(start_paused = true)]
     async fn all_who_wait_are_told_once_the_bus_is_up_and_who_ended_is_forgotten_before() {
-        let hub = MemoryHub::new();
+        use std::time::Duration;
+
+        use futures::StreamExt;
+        use tokio::time::sleep;
+
+        use crate::cluster::Cluster;
+        use crate::model::history::{History, Resumed};
+
+        let hub = crate::testing::MemoryHub::new();
         let kept = || Cluster::builder().user_history(History::default());
         let [a, b] = [(); 2].map(|()| kept().backend(hub.backend()).start());
         let (here, there) = (a.broadcaster(), b.broadcaster());
