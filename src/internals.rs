@@ -131,7 +131,7 @@ impl FanOut {
         };
         #[cfg(feature = "metrics")]
         {
-            let sent = fan_out.measures.said_at().unwrap_or_default();
+            let sent = fan_out.measures.said_at(Since::now()).unwrap_or_default();
             let _ = fan_out.measures.heard(OTHER, sent);
             fan_out.measures.told_by(OTHER, Some(0));
         }
@@ -183,12 +183,14 @@ impl FanOut {
     /// [`deliver`](Self::deliver), with all that a send and its delivery measure.
     #[cfg(feature = "metrics")]
     pub fn deliver_measured(&self, room: usize, message: &Message) -> usize {
-        let since = Since::now();
-        let sent = self.measures.said_at();
+        let since = self.measures.sending();
+        let sent = since.and_then(|since| self.measures.said_at(since));
         let sent = sent.and_then(|at| self.measures.heard(OTHER, at));
         let taken = self.deliver(room, message);
         self.measures.fanned_out(taken as u64);
-        self.measures.published(since);
+        if let Some(since) = since {
+            self.measures.published(since);
+        }
         if let Some(sent) = sent {
             self.measures.delivered(sent);
         }

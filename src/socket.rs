@@ -217,8 +217,8 @@ impl Socket {
     /// What others do to its rooms from now on, by [`Audience::join`](crate::Audience::join) and
     /// [`leave`](crate::Audience::leave) on whichever node; its own [`join`](Self::join) and [`leave`](Self::leave) are not
     /// told. A reader that lags more than 64 behind misses the oldest, and [`rooms`](Self::rooms) says what holds. Ends with
-    /// the socket. The stream borrows nothing; a socket that does not ask pays nothing. That somebody closed the socket says
-    /// [`close_reason`](Self::close_reason).
+    /// the socket. Each says by which node. The stream borrows nothing; a socket that does not ask pays nothing. That somebody closed the
+    /// socket says [`close_reason`](Self::close_reason).
     ///
     /// ```
     /// # use axum::response::Response;
@@ -235,8 +235,8 @@ impl Socket {
     ///                     None => break,
     ///                 },
     ///                 Some(moved) = moves.next() => match moved {
-    ///                     Move::Joined(room) => format!("you are in {room}"),
-    ///                     Move::Left(room) => format!("you were removed from {room}"),
+    ///                     Move::Joined { room, .. } => format!("you are in {room}"),
+    ///                     Move::Left { room, by } => format!("you were removed from {room} by {by}"),
     ///                     _ => continue,
     ///                 },
     ///             };

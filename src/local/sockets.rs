@@ -14,7 +14,7 @@ use crate::bus::control::Ask;
 use crate::bus::scope::Scope;
 use crate::model::close::Close;
 use crate::model::description::Descriptions;
-use crate::model::id::UserId;
+use crate::model::id::{NodeId, UserId};
 use crate::model::roster::SocketInfo;
 use crate::model::topic::Topic;
 
@@ -67,9 +67,19 @@ impl Sockets {
         infos
     }
 
-    /// What is asked of the sockets of this node; how many it concerned, and what it takes until it is
+    /// What this node itself asks of its sockets.
+    pub(crate) fn carry_out_own(&self, scope: &Scope<'_>, what: &Ask) -> (usize, Confirmation) {
+        self.carry_out(self.0.node, scope, what)
+    }
+
+    /// What a node asks of the sockets of this one; how many it concerned, and what it takes until it is
     /// done. A Close leaves with the next `flush`.
-    pub(crate) fn carry_out(&self, scope: &Scope<'_>, what: &Ask) -> (usize, Confirmation) {
+    pub(crate) fn carry_out(
+        &self,
+        by: NodeId,
+        scope: &Scope<'_>,
+        what: &Ask,
+    ) -> (usize, Confirmation) {
         let members = || self.members_of(scope);
         match what {
             Ask::Sockets | Ask::Node => (0, Confirmation::NotAwaited),
@@ -80,8 +90,8 @@ impl Sockets {
                 self.0.close_members(&members, &close);
                 (members.len(), Confirmation::NotAwaited)
             }
-            Ask::Join { room } => self.join(&members(), room),
-            Ask::Leave { room } => (self.leave(&members(), room), Confirmation::NotAwaited),
+            Ask::Join { room } => self.join(by, &members(), room),
+            Ask::Leave { room } => (self.leave(by, &members(), room), Confirmation::NotAwaited),
         }
     }
 
@@ -95,12 +105,15 @@ impl Sockets {
     }
 
     /// How many are in the room now, and when what is sent to it comes here.
-    fn join(&self, members: &[Sender], name: &str) -> (usize, Confirmation) {
+    fn join(&self, by: NodeId, members: &[Sender], name: &str) -> (usize, Confirmation) {
         let mut confirmation = Confirmation::NotAwaited;
         let Ok(room) = Topic::room(name) else {
             return (0, confirmation);
         };
-        let moved = Move::Joined(name.into());
+        let moved = Move::Joined {
+            room: name.into(),
+            by,
+        };
         let joined = members.iter().filter_map(|socket| {
             let joined = self.0.begin_join(socket, &room)?;
             if joined.is_new {
@@ -112,11 +125,14 @@ impl Sockets {
         (joined.count(), confirmation)
     }
 
-    fn leave(&self, members: &[Sender], name: &str) -> usize {
+    fn leave(&self, by: NodeId, members: &[Sender], name: &str) -> usize {
         let Ok(room) = Topic::room(name) else {
             return 0;
         };
-        let moved = Move::Left(name.into());
+        let moved = Move::Left {
+            room: name.into(),
+            by,
+        };
         for socket in members {
             if self.0.leave(socket, &room) {
                 self.0.live.moved(socket.id(), &moved);

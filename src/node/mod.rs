@@ -12,6 +12,7 @@ use futures::FutureExt;
 use futures::future::join;
 use tokio::time::{Instant, timeout, timeout_at};
 
+use self::resume::{Waiting, keep_asking};
 use crate::bus::repairs::{Repairs, Task};
 use crate::bus::uplink::Uplink;
 use crate::bus::{Backend, Bus};
@@ -38,6 +39,8 @@ pub(crate) struct Node {
     pub(crate) presence: Arc<Mailbox>,
     pub(crate) uplink: Arc<Uplink>,
     pub(crate) repairs: Repairs,
+    /// For what they missed.
+    waiting: Waiting,
     /// A type of user that was looked for and not there was said at warn.
     pub(crate) said_no_user: AtomicBool,
 }
@@ -69,6 +72,7 @@ impl Node {
             presence,
             uplink,
             repairs,
+            waiting: Waiting::default(),
             said_no_user: AtomicBool::new(false),
         });
         tracing::info!(node = %id, namespace = node.config.namespace.as_str(), "node started");
@@ -85,12 +89,13 @@ impl Node {
         node
     }
 
-    /// What is kept is read again where it was missed.
+    /// What is kept is read again where it was missed, by this node or by clients.
     fn start_repairs(self: &Arc<Self>) {
         if !self.repairs.are_off() {
             let task = Task::new(self, self.config.publish_timeout);
             let home = &self.ground.home;
             home.keep("repairs", task, |task| task.run().boxed());
+            keep_asking(self);
         }
     }
 

@@ -16,6 +16,7 @@ use crate::bus::inbound::{Content, Own};
 use crate::bus::past::{Keep, ReadLimits};
 use crate::bus::scope::{Scope, Selection};
 use crate::bus::wire::{self, Action, Envelope, Lasting};
+use crate::measures::Since;
 use crate::model::close::Close;
 use crate::model::error::{PublishError, QueryError};
 use crate::model::history::Kept;
@@ -90,7 +91,7 @@ impl Uplink {
         };
         let (scope, manner) = (selection.scope(), Manner::InTurn);
         let (lasting, union) = (Lasting::Kept(number), is_union.then_some(number));
-        let how = (lasting, self.counters.measures.said_at());
+        let how = (lasting, self.counters.measures.said_at(Since::now()));
         let envelope = wire::encode_as(how, self.node, union, &scope, &manner, &action);
         let (nowhere, size) = (SmallVec::new(), selection.size());
         Some(self.bus.publish(nowhere, envelope, size, Some(keep)))

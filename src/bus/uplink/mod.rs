@@ -89,9 +89,10 @@ impl Uplink {
         message: &Message,
     ) -> Result<impl Future<Output = Result<usize, PublishError>> + use<'_>, SendError> {
         let (scope, manner) = (Scope::default(), Manner::InTurn);
-        let envelope = self.write_message(Lasting::Unsaid, None, &scope, message, &manner)?;
+        let since = self.counters.measures.sending();
+        let how = (Lasting::Unsaid, since);
+        let envelope = self.write_message(how, None, &scope, message, &manner)?;
         self.counters.sent.fetch_add(1, Relaxed);
-        let since = Since::now();
         let publishing = self.say(Topic::nodes(), envelope);
         Ok(async move {
             let published = self
@@ -105,22 +106,26 @@ impl Uplink {
 
     fn published(
         &self,
-        since: Since,
+        since: Option<Since>,
         published: Result<Published, PublishError>,
     ) -> Result<Published, PublishError> {
-        published.inspect(|_| self.counters.measures.published(since))
+        if let (Ok(_), Some(since)) = (&published, since) {
+            self.counters.measures.published(since);
+        }
+        published
     }
 
     fn write_message(
         &self,
-        lasting: Lasting,
+        (lasting, since): (Lasting, Option<Since>),
         union: Option<u64>,
         scope: &Scope<'_>,
         message: &Message,
         manner: &Manner,
     ) -> Result<Bytes, SendError> {
         let action = Action::from(message);
-        let how = (lasting, self.counters.measures.said_at());
+        let said_at = since.and_then(|since| self.counters.measures.said_at(since));
+        let how = (lasting, said_at);
         let envelope = wire::encode_as(how, self.node, union, scope, manner, &action);
         let (bytes, limit) = (envelope.len(), MAX_ENVELOPE);
         match bytes > limit {
@@ -135,7 +140,8 @@ impl Uplink {
         scope: &Scope<'_>,
         action: &Action<'_>,
     ) -> Bytes {
-        let how = (Lasting::Unsaid, self.counters.measures.said_at());
+        let said_at = self.counters.measures.said_at(Since::now());
+        let how = (Lasting::Unsaid, said_at);
         wire::encode_as(how, self.node, union, scope, &Manner::InTurn, action)
     }
 

@@ -43,7 +43,7 @@ pub(super) struct Course {
 #[must_use = "it is queued, and what becomes of it is told to whoever waits"]
 pub(crate) struct Sending<'a> {
     uplink: &'a Uplink,
-    since: Since,
+    since: Option<Since>,
     publishing: Option<BoxFuture<'static, Result<Published, PublishError>>>,
     is_known: bool,
     begun: Option<Begun<'a>>,
@@ -253,9 +253,10 @@ impl Uplink {
             None if how.is_ephemeral => Lasting::Ephemeral,
             None => Lasting::Unsaid,
         };
+        let since = self.counters.measures.sending();
         let envelope = match topics.is_empty() {
             true => None,
-            false => Some(self.write_message(lasting, union, scope, message, manner)?),
+            false => Some(self.write_message((lasting, since), union, scope, message, manner)?),
         };
         self.counters.sent.fetch_add(1, Relaxed);
         let begun = kept.zip(envelope.clone()).map(|(number, envelope)| {
@@ -268,7 +269,6 @@ impl Uplink {
                 envelope,
             }
         });
-        let since = Since::now();
         let size = selection.size();
         let publish = |envelope| self.bus.publish(topics, envelope, size, keep);
         Ok(Sending {

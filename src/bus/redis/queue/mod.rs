@@ -18,6 +18,7 @@
 //! fails what is there, and what comes.
 
 mod moves;
+mod permit;
 mod waiter;
 
 use std::collections::BTreeMap;
@@ -30,16 +31,12 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
 use self::moves::{Departure, Held};
+pub(super) use self::permit::Permit;
+use self::permit::{LARGE, QUEUE, Units};
 pub(super) use self::waiter::Waiter;
 use super::publication::{Answer, Publication};
 use crate::model::error::PublishError;
 use crate::model::partition::Partition;
-
-/// What may be queued, in units of [`UNIT`] bytes of payload; every publication takes at least one.
-const QUEUE: usize = 64 * 1024;
-/// What of it large unions may take: whoever sends to one user finds room beside them.
-const LARGE: usize = QUEUE / 4;
-const UNIT: usize = 1024;
 
 /// Between those who publish and the task that does.
 #[derive(Debug, Default)]
@@ -80,20 +77,6 @@ pub(super) struct Queued {
     units: Units,
     deadline: Instant,
     reply: oneshot::Sender<Answer>,
-}
-
-#[derive(Debug, Clone, Copy, Default)]
-struct Units {
-    all: usize,
-    /// The units of large unions among them.
-    large: usize,
-}
-
-/// What a publication takes of the queue. Given back when dropped.
-#[derive(Debug)]
-pub(super) struct Permit {
-    units: Units,
-    queue: Arc<Queue>,
 }
 
 /// A place among those who wait for room. Given up when dropped.
@@ -318,45 +301,6 @@ impl Queued {
     }
 }
 
-impl Units {
-    fn of(publication: &Publication) -> Self {
-        let units = publication.channels.len() * (1 + publication.envelope.len() / UNIT);
-        match () {
-            // There is one at a time.
-            () if publication.is_probe => Self::default(),
-            () if publication.is_large() => Self {
-                all: units.min(LARGE),
-                large: units.min(LARGE),
-            },
-            () => Self {
-                all: units.min(QUEUE),
-                large: 0,
-            },
-        }
-    }
-}
-
-impl Permit {
-    /// Makes one permit of two, which are given back at once: each time takes a lock. One of another queue is given back
-    /// to that.
-    pub(super) fn merge(&mut self, mut other: Self) {
-        if !Arc::ptr_eq(&self.queue, &other.queue) {
-            return;
-        }
-        let more = take(&mut other.units);
-        self.units.all += more.all;
-        self.units.large += more.large;
-    }
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        if self.units.all > 0 {
-            self.queue.change(|state| state.release(self.units));
-        }
-    }
-}
-
 impl Place {
     /// Gives the place up; whether there was no room until now.
     pub(super) fn leave(&self) -> bool {
@@ -385,6 +329,7 @@ mod tests {
     use futures::FutureExt;
     use smallvec::smallvec;
 
+    use super::permit::UNIT;
     use super::*;
     use crate::bus::scope::Size;
 

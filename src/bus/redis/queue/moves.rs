@@ -157,7 +157,7 @@ mod tests {
 
     use super::*;
     use crate::bus::redis::publication::Answer;
-    use crate::bus::redis::queue::UNIT;
+    use crate::bus::redis::queue::permit::UNIT;
     use crate::bus::scope::Size;
 
     fn partition() -> Partition {
