@@ -788,7 +788,10 @@ fn each_rule_is_needed() {
         let mut runner = TestRunner::new_with_rng(Config::default(), rng);
         let mut repaired = 0;
         let worlds = (0..60).filter(|_| {
-            let steps = vec(step.clone(), 400).new_tree(&mut runner).unwrap().current();
+            let steps = vec(step.clone(), 400)
+                .new_tree(&mut runner)
+                .unwrap()
+                .current();
             let world = live(steps, without, ENOUGH);
             repaired += world.repaired;
             world.judge(!world.has_strayed).is_err()
