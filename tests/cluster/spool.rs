@@ -149,25 +149,32 @@ async fn whatever_breaks_between_redis_and_a_sender_comes_once_and_in_order() {
     let near = start(spooling(at(&link.url()))).await;
     let far = start(spooling(at(&server.url()))).await;
     let client = far.client("alice").await;
+    let pause = |millis: std::ops::Range<u64>| {
+        let millis = fastrand::u64(millis);
+        tokio::time::sleep(Duration::from_millis(millis))
+    };
     let breaking = async {
         loop {
-            let pause = fastrand::u64(30..120);
-            tokio::time::sleep(Duration::from_millis(pause)).await;
+            pause(30..120).await;
             link.cut();
+            pause(1..10).await;
             link.heal();
         }
     };
     let sending = async {
-        for number in 0..COUNT {
-            send(&near, number).await;
+        let mut sent = 0;
+        while sent < COUNT || near.cluster.stats().spooled == 0 {
+            send(&near, sent).await;
+            sent += 1;
         }
+        sent
     };
-    tokio::select! {
-        () = breaking => {}
-        () = sending => {}
-    }
-    assert!(near.cluster.stats().spooled > 0, "control");
-    assert_eq!(heard(&near, [client]).await, [numbers(0..COUNT)]);
+    let sent = tokio::select! {
+        () = breaking => unreachable!("it breaks for ever"),
+        sent = sending => sent,
+    };
+    link.heal();
+    assert_eq!(heard(&near, [client]).await, [numbers(0..sent)]);
 }
 
 /// A primary dies whose replica has not got the last of it. What is kept at the end, and what was heard by whoever heard all of it,
