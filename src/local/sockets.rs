@@ -1,7 +1,7 @@
 //! The sockets of this node as its peers see them: who is meant, and what is done to them.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use tokio::task::yield_now;
 
@@ -14,9 +14,22 @@ use crate::bus::control::Ask;
 use crate::bus::scope::Scope;
 use crate::model::close::Close;
 use crate::model::description::Descriptions;
+use crate::model::history::mark::Marks;
 use crate::model::id::{NodeId, UserId};
 use crate::model::roster::SocketInfo;
 use crate::model::topic::Topic;
+
+/// Whoever knows what clients missed that may come back.
+pub(crate) trait Resumes: Send + Sync + 'static {
+    /// These sockets are in a room by now, with what those have of it that were in it before: so that they have all of it, and
+    /// may go on there. Resolves when what is sent there comes here, and they may.
+    fn resume_in(
+        self: Arc<Self>,
+        room: &Topic,
+        joined: Vec<(Sender, Option<Marks>)>,
+        confirmation: Confirmation,
+    ) -> Confirmation;
+}
 
 /// A handle for those who speak for other nodes: they neither admit anybody nor send.
 #[derive(Debug, Clone)]
@@ -115,14 +128,20 @@ impl Sockets {
             by,
         };
         let joined = members.iter().filter_map(|socket| {
+            let owed = socket.resuming(|resuming| resuming.owes(room.as_str()));
             let joined = self.0.begin_join(socket, &room)?;
             if joined.is_new {
                 self.0.live.moved(socket.id(), &moved);
             }
             confirmation = joined.confirmation;
-            Some(())
+            Some((socket.clone(), owed))
         });
-        (joined.count(), confirmation)
+        let joined: Vec<_> = joined.collect();
+        let count = joined.len();
+        if let Some(resumes) = self.0.resumes.get().and_then(Weak::upgrade) {
+            confirmation = resumes.resume_in(&room, joined, confirmation);
+        }
+        (count, confirmation)
     }
 
     fn leave(&self, by: NodeId, members: &[Sender], name: &str) -> usize {

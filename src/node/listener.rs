@@ -94,12 +94,13 @@ impl Listener for Node {
         self.settle(link, proven);
     }
 
-    fn rolled_back(&self, messages: u64) {
+    fn rolled_back(&self, messages: u64, since: Option<Instant>) {
         let counter = &self.ground.counters.history_rolled_back;
         counter.fetch_add(messages, Relaxed);
         if messages > 0 {
             let reception = &self.ground.reception;
-            let since = reception.proven_at();
+            let proven = reception.proven_at();
+            let since = since.map_or(proven, |since| proven.min(since));
             reception.still_strayed(since);
             reception.others_strayed((since, Instant::now()));
             tracing::warn!(node = %self.ground.node, messages, "redis went on with an older state: the last messages that this node sent \
@@ -116,7 +117,7 @@ impl Listener for Node {
         let counter = &self.ground.counters.spool_dropped;
         counter.fetch_add(messages, Relaxed);
         if was_lost {
-            self.rolled_back(messages);
+            self.rolled_back(messages, None);
         }
     }
 

@@ -76,6 +76,10 @@ impl Node {
             said_no_user: AtomicBool::new(false),
         });
         tracing::info!(node = %id, namespace = node.config.namespace.as_str(), "node started");
+        if node.resumes() {
+            let resumes = Arc::downgrade(&node);
+            node.local.resume_by(resumes);
+        }
         let (bus, listener) = (&node.ground.bus, Arc::downgrade(&node));
         bus.start(listener);
         // Single sockets are reached through it. Never released: it lives as long as the bus.

@@ -7,15 +7,18 @@ use std::slice;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use futures::FutureExt;
 use futures::future::Either;
+use futures::{FutureExt, StreamExt, stream};
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use self::missed::{CUT, Client, MOST, Resume, missed_in, told, told_meanwhile};
 use self::waiting::Waiter;
 pub(crate) use self::waiting::{Waiting, keep_asking};
 use super::Node;
+use crate::bus::Confirmation;
 use crate::bus::past::Past;
+use crate::local::Resumes;
 use crate::local::registry::Member;
 use crate::local::socket::Sender;
 use crate::local::socket::resuming::{Found, Telling};
@@ -117,8 +120,10 @@ impl Node {
 
     /// Puts a socket into a room, and gives it what it missed there if it was in it.
     pub(crate) async fn join(self: &Arc<Self>, socket: &Sender, room: &Topic) -> Option<()> {
-        // A cut of before it is in the room: whatever it missed from then on is behind that.
-        self.begin(socket, room).await;
+        // A cut of before it is in the room: whatever it missed from then on is behind that. Its client is told so with the room.
+        if self.lacks(socket, room) {
+            self.begin(slice::from_ref(socket), room, false).await;
+        }
         self.begin_join(socket, room)?.await;
         Some(())
     }
@@ -136,16 +141,23 @@ impl Node {
         let Some(since) = owed else {
             let heard = async move {
                 node.local.wait_confirmed(joined.confirmation).await;
-                node.begin(&socket, &room).await;
+                if node.lacks(&socket, &room) {
+                    node.begin(&[socket], &room, true).await;
+                }
             };
             return Some(Either::Left(heard));
         };
         let reading = self.ground.home.spawn(async move {
             node.local.wait_confirmed(joined.confirmation).await;
-            let missed = node.missed_in(&socket, &room, &since).await;
-            socket.release(|resuming| resuming.release_room(missed));
+            node.complete(&socket, &room, &since).await;
         });
         Some(Either::Right(reading.map(drop)))
+    }
+
+    /// Gives a socket what it missed in a room in which it is again.
+    async fn complete(&self, socket: &Sender, room: &Topic, since: &Marks) {
+        let missed = self.missed_in(socket, room, since).await;
+        socket.release(|resuming| resuming.release_room(missed));
     }
 
     /// What came to a room since.
@@ -170,25 +182,68 @@ impl Node {
         self.ground.bus.read(rooms, since, limits).await
     }
 
-    /// Has a socket go on from now in a room of whose clock it has heard nothing.
-    async fn begin(&self, socket: &Sender, room: &Topic) {
-        let clock = self.ground.bus.clock(room);
-        let lacks = socket.resuming(|resuming| resuming.lacks(clock).then_some(()));
+    /// Whether a client could not go on in a room.
+    fn lacks(&self, socket: &Sender, room: &Topic) -> bool {
         let is_kept = self.config.histories.of(room.kind()).is_some();
-        if lacks.is_none() || !is_kept {
-            return;
-        }
+        let clock = self.ground.bus.clock(room);
+        let lacks = || socket.resuming(|resuming| resuming.lacks(clock).then_some(()));
+        is_kept && lacks().is_some()
+    }
+
+    /// Has sockets go on from now in a room of whose clock they have heard nothing; clients are told so, if they are.
+    async fn begin(&self, sockets: &[Sender], room: &Topic, are_told: bool) {
         match self.past(room, None).await {
             Ok(past) => {
                 let cuts = past.cuts();
-                socket.release(|resuming| {
-                    resuming.begin(&cuts);
-                    Vec::new()
-                });
+                for socket in sockets {
+                    socket.release(|resuming| {
+                        let told = resuming.begin(&cuts);
+                        told.filter(|_| are_told).into_iter().collect()
+                    });
+                }
             }
             Err(reason) => {
-                tracing::debug!(socket = %socket.id(), %reason, "its client cannot go on in a room: nobody knows from where");
+                tracing::debug!(%reason, "clients cannot go on in a room: nobody knows from where");
             }
         }
     }
 }
+
+/// Of a room into which others have put sockets.
+impl Resumes for Node {
+    fn resume_in(
+        self: Arc<Self>,
+        room: &Topic,
+        joined: Vec<(Sender, Option<Marks>)>,
+        confirmation: Confirmation,
+    ) -> Confirmation {
+        let (mut owed, mut lacking) = (Vec::new(), Vec::new());
+        for (socket, since) in joined {
+            match since {
+                Some(since) => owed.push((socket, since)),
+                None if self.lacks(&socket, room) => lacking.push(socket),
+                None => {}
+            }
+        }
+        if owed.is_empty() && lacking.is_empty() {
+            return confirmation;
+        }
+        let (node, room, (heard, is_heard)) = (self.clone(), room.clone(), oneshot::channel());
+        self.ground.home.spawn(async move {
+            confirmation.wait(node.config.publish_timeout).await;
+            if !lacking.is_empty() {
+                node.begin(&lacking, &room, true).await;
+            }
+            // Whoever waits for that may have given up.
+            let _ = heard.send(());
+            let complete = async |(socket, since)| node.complete(&socket, &room, &since).await;
+            stream::iter(owed)
+                .for_each_concurrent(AT_ONCE, complete)
+                .await;
+        });
+        Confirmation::Pending(is_heard)
+    }
+}
+
+/// Most sockets for which it is read at once what they missed in a room.
+const AT_ONCE: usize = 16;

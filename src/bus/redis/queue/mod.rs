@@ -34,6 +34,7 @@ use self::moves::{Departure, Held};
 pub(super) use self::permit::Permit;
 use self::permit::{LARGE, QUEUE, Units};
 pub(super) use self::waiter::Waiter;
+use super::past::acknowledged::Acknowledged;
 use super::publication::{Answer, Publication};
 use crate::model::error::PublishError;
 use crate::model::partition::Partition;
@@ -53,6 +54,8 @@ struct State {
     arrived: Vec<Queued>,
     /// What another publisher had, and has handed over: before what arrived.
     handed: Vec<(Publication, Waiter)>,
+    /// What another one had taken lately of what departed from it.
+    acknowledged: Acknowledged,
     /// What has room, and must not pass what another publisher still has of its partition.
     held: BTreeMap<Partition, Held>,
     next_hold: u64,
@@ -68,6 +71,13 @@ struct State {
     /// Nothing comes any more that is not sent on.
     is_retired: bool,
     is_closed: bool,
+}
+
+/// What one publisher has of a partition, and another goes on with.
+#[derive(Debug, Default)]
+pub(super) struct HandedOver {
+    pub(super) waiting: Vec<(Publication, Waiter)>,
+    pub(super) acknowledged: Acknowledged,
 }
 
 /// A publication, and who waits for it.
@@ -116,10 +126,7 @@ impl Queue {
 
     /// Takes what has room. Into an empty one, whose memory is used again. Returns what others handed over, which comes
     /// before it, and what is to be handed over when that is taken.
-    pub(super) fn take(
-        &self,
-        arrived: &mut Vec<Queued>,
-    ) -> (Vec<(Publication, Waiter)>, Vec<Departure>) {
+    pub(super) fn take(&self, arrived: &mut Vec<Queued>) -> (HandedOver, Vec<Departure>) {
         let mut state = self.state.lock();
         swap(arrived, &mut state.arrived);
         let mut handed = take(&mut state.handed);
@@ -130,6 +137,10 @@ impl Queue {
                 .chain(arrived)
                 .for_each(|publication| publication.era = state.era(publication));
         }
+        let handed = HandedOver {
+            waiting: handed,
+            acknowledged: take(&mut state.acknowledged),
+        };
         (handed, state.departures.clone())
     }
 
@@ -181,6 +192,7 @@ impl Default for State {
             },
             arrived: Vec::new(),
             handed: Vec::new(),
+            acknowledged: Acknowledged::default(),
             held: BTreeMap::new(),
             next_hold: 0,
             eras: BTreeMap::new(),
