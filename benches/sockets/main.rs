@@ -1,6 +1,8 @@
 //! Memory and CPU per socket and per message, in real processes, against a loop of `send(2)` and against
 //! a plain axum handler. `cargo bench --bench sockets`; see benches/README.md.
 
+#[cfg(feature = "deflate")]
+mod compression;
 mod growth;
 mod load;
 mod primaries;
@@ -51,6 +53,8 @@ fn main() {
                 ("rosters", who::rosters),
                 ("edges", who::edges),
                 ("growth", growth::growth),
+                #[cfg(feature = "deflate")]
+                ("compression", compression::compression),
             ];
             println!("| what | figure |\n|---|---:|");
             for (name, bench) in all {

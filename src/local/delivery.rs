@@ -13,10 +13,12 @@ use super::socket::{Flushed, Pushed, Sender};
 use super::{CHUNK, Local};
 use crate::bus::scope::Scope;
 use crate::model::close::Close;
+use crate::model::form::Form;
 use crate::model::history::mark::{Clock, Mark, Number};
 use crate::model::manner::Manner;
 use crate::model::message::Message;
-use crate::ws::frame::Frame;
+use crate::ws::Agreed;
+use crate::ws::frame::{Frame, Framed};
 
 impl Local {
     /// Hands a message to the sockets of this node, writing as far as the kernel takes it and never
@@ -26,19 +28,26 @@ impl Local {
         scope: &Scope<'_>,
         message: &Message,
         manner: &Manner,
+        form: Form,
     ) -> usize {
         let wanted = Wanted::of(scope);
         let members = self.registry.read().select(&wanted);
         if members.is_empty() {
             return 0;
         }
-        let frame = Frame::message(message);
+        let framed = Framed::new(Frame::message(message), form, self.settings.deflating);
         let limits = &self.settings.outbox;
         let take = |socket: &Sender| {
-            let is_meant = !is_excepted(socket, scope);
-            is_meant && self.record(socket, socket.send(&frame, manner, limits))
+            if is_excepted(socket, scope) {
+                return false;
+            }
+            let frame = framed.of(socket.agreed());
+            let is_taken = self.record(socket, socket.send(frame, manner, limits));
+            self.record_saved(is_taken, &framed, frame);
+            is_taken
         };
         let taken = in_chunks(members, take).await;
+        self.record_deflated(&framed);
         self.counters.delivered.fetch_add(taken as u64, Relaxed);
         self.counters.measures.fanned_out(taken as u64);
         taken
@@ -59,38 +68,45 @@ impl Local {
         number: Option<(Clock, Number, &[Mark])>,
         numbers: Range<u64>,
         manner: &Manner,
-        frame: impl FnOnce() -> Frame,
+        frame: impl FnOnce() -> (Frame, Form),
     ) -> u64 {
         let wanted = Wanted::of(scope).numbered(numbers);
         let members = self.registry.read().select(&wanted);
         if members.is_empty() {
             return 0;
         }
-        let (frame, marked) = (frame(), OnceCell::new());
+        let (plain, form) = frame();
+        let framed = Framed::new(plain, form, self.settings.deflating);
+        // With its number before it, once for those who take it compressed.
+        let marked = [OnceCell::new(), OnceCell::new()];
         let limits = &self.settings.outbox;
         let mut taken = 0;
         for socket in members {
             if is_excepted(&socket, scope) {
                 continue;
             }
+            let frame = framed.of(socket.agreed());
             let collected = match number {
-                None => socket.collect(&frame, manner, limits),
+                None => socket.collect(frame, manner, limits),
                 Some((clock, number, formerly)) => {
                     let numbered = Numbered {
                         clock,
                         number,
                         formerly,
-                        frame: &frame,
-                        marked: &marked,
+                        frame,
+                        marked: &marked[usize::from(frame.is_deflated())],
                     };
                     socket.collect_numbered(&numbered, manner, limits)
                 }
             };
-            taken += u64::from(self.record(&socket, collected.pushed));
+            let is_taken = self.record(&socket, collected.pushed);
+            self.record_saved(is_taken, &framed, frame);
+            taken += u64::from(is_taken);
             if collected.wants_flush {
                 self.collected.lock().push(socket);
             }
         }
+        self.record_deflated(&framed);
         self.counters.delivered.fetch_add(taken, Relaxed);
         self.counters.measures.fanned_out(taken);
         taken
@@ -161,6 +177,33 @@ impl Local {
             }
         }
         pushed.is_taken()
+    }
+
+    /// A frame of a socket's own, for its handler.
+    pub(crate) fn frame_for(&self, agreed: Agreed, message: &Message) -> Frame {
+        let plain = Frame::message(message);
+        if agreed == Agreed::NOTHING {
+            return plain;
+        }
+        let framed = Framed::new(plain, Form::Any, self.settings.deflating);
+        let frame = framed.of(agreed);
+        self.record_saved(true, &framed, frame);
+        self.record_deflated(&framed);
+        frame.clone()
+    }
+
+    fn record_saved(&self, is_taken: bool, framed: &Framed, frame: &Frame) {
+        if is_taken && frame.is_deflated() {
+            let (bytes, saved) = (frame.len() as u64, framed.saved_by(frame) as u64);
+            self.counters.compressed_bytes.fetch_add(bytes, Relaxed);
+            self.counters.compressed_saved.fetch_add(saved, Relaxed);
+        }
+    }
+
+    fn record_deflated(&self, framed: &Framed) {
+        if framed.was_deflated() {
+            self.counters.compressed.fetch_add(1, Relaxed);
+        }
     }
 
     pub(super) fn record_slow(&self, socket: &Sender, lost: usize) {

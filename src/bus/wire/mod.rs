@@ -10,7 +10,8 @@
 //! sockets      u32 count, then sockets (u64 node, u64 number)
 //! users        u32 count, then user ids (u16 length, bytes)
 //! extension    u16 length, then fields of u8 tag, u16 length, bytes; those of later versions are skipped:
-//!              1 volatile, 2 latest and its key, 3 u64 when it was sent, by the origin's own clock, in microseconds
+//!              1 volatile, 2 latest and its key, 3 u64 when it was sent, by the origin's own clock, in microseconds,
+//!              4 not to be compressed
 //! rest         the payload: for an answer u64 id and u8 more, then JSON; for control and both of presence JSON; for a close
 //!              u16 code and the reason
 //! ```
@@ -34,6 +35,7 @@ pub(crate) use self::stamp::STAMP;
 pub(crate) use self::stamp::stamp;
 pub(crate) use self::stamp::unstamped;
 use crate::bus::scope::Scope;
+use crate::model::form::Form;
 use crate::model::id::{NodeId, SocketId};
 use crate::model::manner::Manner;
 use crate::model::message::Message;
@@ -67,6 +69,7 @@ const NUMBER: u8 = 32;
 const VOLATILE: u8 = 1;
 const LATEST: u8 = 2;
 const SENT: u8 = 3;
+const PLAIN: u8 = 4;
 
 /// One message between nodes.
 #[derive(Clone, Debug, PartialEq)]
@@ -80,6 +83,7 @@ pub(crate) struct Envelope<'a> {
     pub(crate) scope: Scope<'a>,
     /// How a message waits for slow clients.
     pub(crate) manner: Manner,
+    pub(crate) form: Form,
     pub(crate) lasting: Lasting,
     /// When it was, by the origin's own clock, where it measures.
     pub(crate) sent: Option<u64>,
@@ -146,13 +150,13 @@ pub(crate) fn encode(
     manner: &Manner,
     action: &Action<'_>,
 ) -> Bytes {
-    let how = (Lasting::Unsaid, None);
+    let how = (Lasting::Unsaid, None, Form::Any);
     encode_as(how, origin, union, scope, manner, action)
 }
 
-/// Encodes also what is to be kept, or is said not to be, or says when it was sent.
+/// Encodes also what is to be kept, or is said not to be, or says when it was sent, or is not to be compressed.
 pub(crate) fn encode_as(
-    (lasting, sent): (Lasting, Option<u64>),
+    (lasting, sent, form): (Lasting, Option<u64>, Form),
     origin: NodeId,
     union: Option<u64>,
     scope: &Scope<'_>,
@@ -173,7 +177,10 @@ pub(crate) fn encode_as(
     let flags = flag(union.is_some(), UNION)
         | flag(!scope.except.is_empty(), EXCEPT)
         | flag(!scope.except_users.is_empty(), EXCEPT_USERS)
-        | flag(*manner != Manner::InTurn || sent.is_some(), EXTENSION)
+        | flag(
+            *manner != Manner::InTurn || sent.is_some() || form == Form::Plain,
+            EXTENSION,
+        )
         | flag(lasting == Lasting::Ephemeral, EPHEMERAL)
         | flag(matches!(lasting, Lasting::Kept(_)), NUMBER);
 
@@ -194,7 +201,7 @@ pub(crate) fn encode_as(
     out.extend(origin.0.to_be_bytes());
     out.extend(number.into_iter().flatten());
     put_scope(&mut out, union, scope);
-    put_extension(&mut out, manner, sent);
+    put_extension(&mut out, manner, sent, form);
     match action {
         Action::Answer { id, more, .. } => {
             out.extend(id.to_be_bytes());
@@ -234,7 +241,7 @@ fn put_names<'a>(out: &mut Vec<u8>, names: impl ExactSizeIterator<Item = &'a str
 }
 
 /// Of fields whose bytes are checked to be few.
-fn put_extension(out: &mut Vec<u8>, manner: &Manner, sent: Option<u64>) {
+fn put_extension(out: &mut Vec<u8>, manner: &Manner, sent: Option<u64>, form: Form) {
     let manner: Option<(u8, &[u8])> = match manner {
         Manner::InTurn => None,
         Manner::Volatile => Some((VOLATILE, &[])),
@@ -242,7 +249,11 @@ fn put_extension(out: &mut Vec<u8>, manner: &Manner, sent: Option<u64>) {
     };
     let sent = sent.map(u64::to_be_bytes);
     let sent = sent.as_ref().map(|at| (SENT, at.as_slice()));
-    let fields = [manner, sent].into_iter().flatten();
+    let plain: Option<(u8, &[u8])> = match form {
+        Form::Any => None,
+        Form::Plain => Some((PLAIN, &[])),
+    };
+    let fields = [manner, sent, plain].into_iter().flatten();
     let length: usize = fields.clone().map(|(_, bytes)| bytes.len() + 3).sum();
     if length > 0 {
         out.extend((length as u16).to_be_bytes());
@@ -275,10 +286,10 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Envelope<'_>, Garbage> {
         () => Lasting::Unsaid,
     };
     let (union, scope) = scoped(&mut input, flags)?;
-    let (mut manner, mut sent) = (Manner::InTurn, None);
+    let (mut manner, mut sent, mut form) = (Manner::InTurn, None, Form::Any);
     if flags & EXTENSION != 0 {
         let length = input.u16()?;
-        (manner, sent) = extension(Input(input.take(length.into())?))?;
+        (manner, sent, form) = extension(Input(input.take(length.into())?))?;
     }
     let action = match kind {
         PROBE => Action::Probe,
@@ -303,6 +314,7 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Envelope<'_>, Garbage> {
         union,
         scope,
         manner,
+        form,
         lasting,
         sent,
         action,
@@ -335,8 +347,8 @@ fn scoped<'a>(input: &mut Input<'a>, flags: u8) -> Result<(Option<u64>, Scope<'a
     Ok((union, scope))
 }
 
-fn extension(mut fields: Input<'_>) -> Result<(Manner, Option<u64>), Garbage> {
-    let (mut manner, mut sent) = (Manner::InTurn, None);
+fn extension(mut fields: Input<'_>) -> Result<(Manner, Option<u64>, Form), Garbage> {
+    let (mut manner, mut sent, mut form) = (Manner::InTurn, None, Form::Any);
     while !fields.0.is_empty() {
         let (tag, length) = (fields.byte()?, fields.u16()?);
         let bytes = fields.take(length.into())?;
@@ -344,10 +356,11 @@ fn extension(mut fields: Input<'_>) -> Result<(Manner, Option<u64>), Garbage> {
             VOLATILE => manner = Manner::Volatile,
             LATEST => manner = Manner::Latest(text(bytes)?.into()),
             SENT => sent = Some(Input(bytes).u64()?),
+            PLAIN => form = Form::Plain,
             _ => {}
         }
     }
-    Ok((manner, sent))
+    Ok((manner, sent, form))
 }
 
 fn text(bytes: &[u8]) -> Result<&str, Garbage> {
@@ -435,6 +448,7 @@ mod tests {
                 any::<u64>().prop_map(Lasting::Kept),
             ],
             sent: Option<u64>,
+            form in prop_oneof![Just(Form::Any), Just(Form::Plain)],
             action in action(),
         ) {
             let origin = NodeId(origin);
@@ -443,8 +457,8 @@ mod tests {
                 except: except.iter().map(|&(node, number)| SocketId { node: NodeId(node), number }).collect(),
                 except_users: users.iter().map(String::as_str).collect(),
             };
-            let bytes = encode_as((lasting, sent), origin, union, &scope, &manner, &action);
-            let written = Envelope { origin: Some(origin), union, scope, manner, lasting, sent, action };
+            let bytes = encode_as((lasting, sent, form), origin, union, &scope, &manner, &action);
+            let written = Envelope { origin: Some(origin), union, scope, manner, form, lasting, sent, action };
             prop_assert_eq!(decode(&bytes), Ok(written));
         }
 
@@ -617,8 +631,17 @@ mod tests {
                 b"\0\x0e\x01\0\0\x03\0\x08\x01\x02\x03\x04\x05\x06\x07\x08",
             ),
         ] {
-            let how = (Lasting::Unsaid, Some(0x0102_0304_0506_0708));
+            let how = (Lasting::Unsaid, Some(0x0102_0304_0506_0708), Form::Any);
             let bytes = encode_as(how, NodeId(9), Some(2), &scope, &manner, &hi);
+            assert_eq!(bytes, [&extended[..], &names, extension, b"hi"].concat());
+        }
+
+        let plain = (Lasting::Unsaid, None, Form::Plain);
+        for (manner, extension) in [
+            (Manner::InTurn, &b"\0\x03\x04\0\0"[..]),
+            (Manner::Volatile, b"\0\x06\x01\0\0\x04\0\0"),
+        ] {
+            let bytes = encode_as(plain, NodeId(9), Some(2), &scope, &manner, &hi);
             assert_eq!(bytes, [&extended[..], &names, extension, b"hi"].concat());
         }
 

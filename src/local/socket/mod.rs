@@ -65,6 +65,7 @@ use crate::local::expiry::Expiry;
 use crate::model::close::Close;
 use crate::model::id::{SocketId, UserId};
 use crate::model::topic::Topic;
+use crate::ws::Agreed;
 
 /// What the ends of one socket share. Two locks, since a sender may hold the core's during a system call, for which
 /// no handler has to wait before it reads.
@@ -73,6 +74,7 @@ struct Shared {
     user: UserId,
     /// Of the user.
     topic: Topic,
+    agreed: Agreed,
     core: Mutex<Core>,
     inbox: Mutex<Inbox>,
 }
@@ -88,11 +90,18 @@ pub(crate) struct Ends {
 
 impl Ends {
     /// A socket whose handshake is not over: what is sent waits.
-    pub(crate) fn new(id: SocketId, user: UserId, topic: Topic, expiry: Option<Expiry>) -> Self {
+    pub(crate) fn new(
+        id: SocketId,
+        user: UserId,
+        topic: Topic,
+        expiry: Option<Expiry>,
+        agreed: Agreed,
+    ) -> Self {
         let shared = Arc::new(Shared {
             id,
             user,
             topic,
+            agreed,
             core: Mutex::new(Core::new(expiry, Instant::now())),
             inbox: Mutex::default(),
         });
