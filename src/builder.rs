@@ -436,11 +436,11 @@ impl ClusterBuilder {
     /// [RFC 7692](https://www.rfc-editor.org/rfc/rfc7692)), all browsers among them, and takes compressed ones. Default: no
     /// compression, and no cost.
     ///
-    /// A message is compressed once for all sockets of this node, when the first needs it so, and small ones and those that get no
-    /// smaller go as they are. Nothing is remembered between two messages (`server_no_context_takeover` and
+    /// A message is compressed once for all sockets of this node, when the first needs it so, and small ones, those of more than
+    /// 1 MiB and those that get no smaller go as they are. Nothing is remembered between two messages (`server_no_context_takeover` and
     /// `client_no_context_takeover`, section 7.1.1): an idle socket needs no more memory than without, and a lone message is
     /// 10 to 20 % larger than if it was compressed by those before it. It pays for text of half a KiB and more to many sockets, or
-    /// where bytes are dear; a small message to one socket costs several times its system call. A client that names a
+    /// where bytes are dear; a message to one socket alone costs about three times as much CPU. A client that names a
     /// smaller window (`server_max_window_bits`, section 7.1.2.1) gets the messages compressed that fit into it.
     ///
     /// What clients send is bounded as it is inflated: [`max_message_size`](Self::max_message_size) is that of the whole message, and

@@ -376,7 +376,7 @@ impl Socket {
 
     /// Into the room that there was.
     pub(crate) fn push(&self, message: &Message) -> Result<(), Closed> {
-        let frame = self.node.local.frame_for(self.end.agreed(), message);
+        let frame = self.node.local.frame_for(&self.end, message);
         let pushed = self.end.push(frame);
         pushed.map_err(|close| Closed { close })
     }

@@ -9,7 +9,7 @@ use tokio::task::yield_now;
 
 use super::registry::{Member, Wanted};
 use super::socket::resuming::Numbered;
-use super::socket::{Flushed, Pushed, Sender};
+use super::socket::{Flushed, HandlerEnd, Pushed, Sender};
 use super::{CHUNK, Local};
 use crate::bus::scope::Scope;
 use crate::model::close::Close;
@@ -41,7 +41,7 @@ impl Local {
             if is_excepted(socket, scope) {
                 return false;
             }
-            let frame = framed.of(socket.agreed());
+            let frame = framed.of(self.agreed(socket));
             let is_taken = self.record(socket, socket.send(frame, manner, limits));
             self.record_saved(is_taken, &framed, frame);
             is_taken
@@ -85,7 +85,7 @@ impl Local {
             if is_excepted(&socket, scope) {
                 continue;
             }
-            let frame = framed.of(socket.agreed());
+            let frame = framed.of(self.agreed(&socket));
             let collected = match number {
                 None => socket.collect(frame, manner, limits),
                 Some((clock, number, formerly)) => {
@@ -180,16 +180,24 @@ impl Local {
     }
 
     /// A frame of a socket's own, for its handler.
-    pub(crate) fn frame_for(&self, agreed: Agreed, message: &Message) -> Frame {
-        let plain = Frame::message(message);
-        if agreed == Agreed::NOTHING {
+    pub(crate) fn frame_for(&self, socket: &HandlerEnd, message: &Message) -> Frame {
+        let (plain, deflating) = (Frame::message(message), self.settings.deflating);
+        if deflating.is_off() {
             return plain;
         }
-        let framed = Framed::new(plain, Form::Any, self.settings.deflating);
+        let (framed, agreed) = (Framed::new(plain, Form::Any, deflating), socket.agreed());
         let frame = framed.of(agreed);
         self.record_saved(true, &framed, frame);
         self.record_deflated(&framed);
         frame.clone()
+    }
+
+    /// Not asked, at the price of a lock, where nothing is compressed.
+    fn agreed(&self, socket: &Sender) -> Agreed {
+        match self.settings.deflating.is_off() {
+            true => Agreed::NOTHING,
+            false => socket.agreed(),
+        }
     }
 
     fn record_saved(&self, is_taken: bool, framed: &Framed, frame: &Frame) {

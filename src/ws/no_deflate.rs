@@ -6,6 +6,10 @@ use http::{HeaderMap, HeaderValue};
 pub(crate) struct Deflating;
 
 impl Deflating {
+    pub(crate) fn is_off(&self) -> bool {
+        true
+    }
+
     pub(crate) fn agree(&self, _: &HeaderMap) -> Agreed {
         Agreed::NOTHING
     }

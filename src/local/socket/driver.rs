@@ -15,8 +15,8 @@ use crate::model::close::Close;
 use crate::model::id::{SocketId, UserId};
 use crate::model::message::Message;
 use crate::waker::{poll_locked, wake};
-use crate::ws::frame::{Allowance, Frame};
-use crate::ws::{TaskWriter, lend_buffer};
+use crate::ws::frame::Frame;
+use crate::ws::{Agreed, TaskWriter, lend_buffer};
 
 /// Hands on what the client says, writes what the kernel did not take, and knows when the stream is gone: dropping
 /// this is how a socket finishes.
@@ -32,9 +32,9 @@ impl DriverEnd {
         &self.0.user
     }
 
-    /// What its client may send in one turn.
-    pub(super) fn allowance(&self) -> Allowance {
-        Allowance::of(self.0.agreed)
+    /// How its client sends messages.
+    pub(super) fn agreed(&self) -> Agreed {
+        self.0.agreed()
     }
 
     /// As others reach it.

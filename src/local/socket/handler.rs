@@ -31,7 +31,7 @@ impl HandlerEnd {
 
     /// How its client takes messages.
     pub(crate) fn agreed(&self) -> Agreed {
-        self.0.agreed
+        self.0.agreed()
     }
 
     /// As others reach it.

@@ -74,7 +74,6 @@ struct Shared {
     user: UserId,
     /// Of the user.
     topic: Topic,
-    agreed: Agreed,
     core: Mutex<Core>,
     inbox: Mutex<Inbox>,
 }
@@ -101,8 +100,7 @@ impl Ends {
             id,
             user,
             topic,
-            agreed,
-            core: Mutex::new(Core::new(expiry, Instant::now())),
+            core: Mutex::new(Core::new(expiry, agreed, Instant::now())),
             inbox: Mutex::default(),
         });
         Self {
@@ -123,6 +121,10 @@ impl Shared {
         drop(core);
         wakes.wake();
         changed
+    }
+
+    fn agreed(&self) -> Agreed {
+        self.core.lock().agreed
     }
 
     fn close_reason(&self) -> Option<Close> {

@@ -23,7 +23,7 @@ pub(crate) struct Sender(pub(super) Arc<Shared>);
 impl Sender {
     /// How its client takes messages.
     pub(crate) fn agreed(&self) -> Agreed {
-        self.0.agreed
+        self.0.agreed()
     }
 
     /// It is off every topic, and was in these rooms.

@@ -32,7 +32,7 @@ use super::{DriverEnd, span};
 use crate::model::close::{Close, reason};
 use crate::quota::{Inbound, InboundLimit};
 use crate::ws::frame::{Allowance, Decoder, Frame, Heard, Violation};
-use crate::ws::{Io, Opened};
+use crate::ws::{Agreed, Io, Opened};
 
 /// Resolves when the stream is gone. Dropping it ends the socket as well. It bounds its turns by itself and
 /// is to be polled [`unconstrained`](tokio::task::unconstrained).
@@ -54,6 +54,7 @@ struct Driven<R: Registered> {
     end: DriverEnd,
     registration: R,
     decoder: Decoder,
+    agreed: Agreed,
     phase: Phase,
     /// The handler does not read.
     paused: bool,
@@ -94,17 +95,19 @@ impl<R: Registered> Driver<R> {
         let inbound =
             inbound.map(|limit| Box::new(Inbound::new(limit, max_message_size, Instant::now())));
         end.opened(writer);
+        let agreed = end.agreed();
         let mut socket = Driven {
             end,
             registration,
             decoder: Decoder::new(max_message_size),
+            agreed,
             phase: Phase::Open,
             paused: false,
             trickled: 0,
             inbound,
         };
         if !early.is_empty() {
-            let mut allowance = socket.end.allowance();
+            let mut allowance = Allowance::of(socket.agreed);
             socket.hear(&mut BytesMut::from(early), &mut allowance);
         }
         Self { io, socket }
@@ -136,7 +139,7 @@ impl<R: Registered> Driver<R> {
 
     fn read(&mut self, cx: &mut Context<'_>) {
         let Self { io, socket } = self;
-        let mut allowance = socket.end.allowance();
+        let mut allowance = Allowance::of(socket.agreed);
         for _ in 0..READS {
             if !socket.phase.listens() || socket.is_paused(cx) {
                 return;

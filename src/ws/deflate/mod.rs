@@ -17,6 +17,10 @@ use crate::model::compression::Compression;
 pub(crate) struct Deflating(Option<Compression>);
 
 impl Deflating {
+    pub(crate) fn is_off(&self) -> bool {
+        self.0.is_none()
+    }
+
     /// What is answered to the extensions that a client offers.
     pub(crate) fn agree(&self, headers: &HeaderMap) -> Agreed {
         match self.0 {

@@ -16,85 +16,19 @@
 
 use bytes::Bytes;
 
+use super::allowance::Allowance;
+use super::heard::{Heard, Violation};
+use super::partial::Partial;
 use super::{BINARY, CLOSE, CONTINUATION, DEFLATED, FIN, MASKED, PING, PONG, TEXT};
 use crate::model::close::{Close, reason};
-use crate::model::message::{Message, Utf8Bytes};
-use crate::ws::Agreed;
-use crate::ws::deflate::{Inflater, Misfit};
+use crate::model::message::Message;
+use crate::ws::deflate::Inflater;
 
 const RESERVED: u8 = 0x70;
 /// Longest payload of a control frame (section 5.5).
 const MAX_CONTROL: usize = 125;
 /// Two bytes, eight of length, four of mask.
 const MAX_HEADER: usize = 14;
-
-/// What a client said.
-#[derive(Debug, PartialEq)]
-pub(crate) enum Heard {
-    Message(Message),
-    /// With the payload that the pong must carry.
-    Ping(Vec<u8>),
-    Pong,
-    Close(Close),
-}
-
-/// How a client broke the rules.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Violation {
-    Protocol,
-    NotUtf8,
-    NotDeflate,
-    TooBig,
-}
-
-impl From<Misfit> for Violation {
-    fn from(misfit: Misfit) -> Self {
-        match misfit {
-            Misfit::Broken => Self::NotDeflate,
-            Misfit::TooMuch => Self::TooBig,
-        }
-    }
-}
-
-impl Violation {
-    /// What to close with (section 7.4.1).
-    pub(crate) fn close(self) -> Close {
-        match self {
-            Self::Protocol => reason::PROTOCOL,
-            Self::NotUtf8 => reason::NOT_UTF8,
-            Self::NotDeflate => reason::NOT_DEFLATE,
-            Self::TooBig => reason::TOO_BIG,
-        }
-    }
-}
-
-/// What may be inflated in one turn.
-#[derive(Debug)]
-pub(crate) struct Allowance {
-    /// Whether compressed messages may come at all.
-    inflates: bool,
-    /// So many bytes more.
-    left: usize,
-}
-
-impl Allowance {
-    /// Of a client with which this was agreed on.
-    pub(crate) fn of(agreed: Agreed) -> Self {
-        Self {
-            inflates: agreed.inflates(),
-            left: TURN,
-        }
-    }
-
-    /// Whether a message may be more than the bytes that came for it.
-    pub(crate) fn inflates(&self) -> bool {
-        self.inflates
-    }
-
-    pub(crate) fn left(&self) -> usize {
-        self.left
-    }
-}
 
 /// Reads a client's frames from bytes that arrive in any pieces. Owns no memory between messages.
 #[derive(Debug)]
@@ -133,16 +67,6 @@ impl Head {
     fn is_control(&self) -> bool {
         self.opcode >= CLOSE
     }
-}
-
-/// A message of which some frames are there.
-#[derive(Debug, Default)]
-struct Partial {
-    text: bool,
-    data: Vec<u8>,
-    /// How much of `data` is known to be whole characters.
-    valid: usize,
-    inflater: Option<Inflater>,
 }
 
 impl Decoder {
@@ -221,13 +145,13 @@ impl Begun {
                 if self.have < header_length(&self.header[..self.have]) {
                     return Ok((used, None));
                 }
-                self.frame = Some(self.check_header(limit, allowance.inflates)?);
+                self.frame = Some(self.check_header(limit, allowance.inflates())?);
                 self.have = 0;
                 continue;
             };
             let mut count = head.remaining.min(input.len() - used);
             if head.deflated {
-                if allowance.left == 0 && head.remaining > 0 {
+                if allowance.left() == 0 && head.remaining > 0 {
                     return Ok((used, None));
                 }
                 count = count.min(PIECE);
@@ -367,55 +291,12 @@ impl Begun {
             ..Partial::default()
         });
         let work = message.inflate(chunk, complete && head.fin, limit)?;
-        allowance.left = allowance.left.saturating_sub(work);
+        allowance.spend(work);
         if !complete || !head.fin {
             return Ok(None);
         }
         let message = self.message.take().unwrap_or_default();
         message.finish().map(Some)
-    }
-}
-
-impl Partial {
-    /// Allocates for what has come, never for what a header promises.
-    fn extend(&mut self, chunk: &[u8], last: bool) -> Result<(), Violation> {
-        self.data.extend_from_slice(chunk);
-        self.check_text(last)
-    }
-
-    /// Returns how much work it was, in bytes.
-    fn inflate(&mut self, chunk: &[u8], last: bool, limit: usize) -> Result<usize, Violation> {
-        let Some(inflater) = &mut self.inflater else {
-            return Ok(0);
-        };
-        let work = inflater.inflate(chunk, &mut self.data, limit)?;
-        if last {
-            inflater.finish(&mut self.data, limit)?;
-        }
-        self.check_text(last)?;
-        Ok(work)
-    }
-
-    fn check_text(&mut self, last: bool) -> Result<(), Violation> {
-        if !self.text {
-            return Ok(());
-        }
-        match std::str::from_utf8(&self.data[self.valid..]) {
-            Ok(_) => self.valid = self.data.len(),
-            // A character may still be incomplete, unless this is the end.
-            Err(error) if error.error_len().is_none() && !last => self.valid += error.valid_up_to(),
-            Err(_) => return Err(Violation::NotUtf8),
-        }
-        Ok(())
-    }
-
-    fn finish(mut self) -> Result<Heard, Violation> {
-        self.data.shrink_to_fit();
-        let bytes = Bytes::from(self.data);
-        Ok(Heard::Message(match self.text {
-            true => Message::Text(Utf8Bytes::try_from(bytes).map_err(|_| Violation::NotUtf8)?),
-            false => Message::Binary(bytes),
-        }))
     }
 }
 
@@ -471,8 +352,6 @@ fn header_length(beginning: &[u8]) -> usize {
 
 /// So many bytes are inflated at once: to 258 KiB at most.
 const PIECE: usize = 256;
-/// So much is inflated in one turn, so that other tasks may run: about a millisecond.
-const TURN: usize = 256 * 1024;
 
 /// Eight bytes at a time, which the compiler turns into wider still.
 fn unmask(payload: &mut [u8], mask: [u8; 4]) {
@@ -493,6 +372,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::ws::Agreed;
     use crate::ws::frame::Frame;
 
     const LIMIT: usize = 70_000;

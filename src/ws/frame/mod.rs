@@ -1,7 +1,10 @@
 //! Frames as rules: RFC 6455, section 5, from the server's side. No I/O, no clock. How they are written; [`decoder`] reads
 //! them.
 
+mod allowance;
 mod decoder;
+mod heard;
+mod partial;
 #[cfg(all(test, feature = "deflate"))]
 mod tests;
 
@@ -10,7 +13,9 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 use smallvec::{SmallVec, smallvec};
 
-pub(crate) use self::decoder::{Allowance, Decoder, Heard, Violation};
+pub(crate) use self::allowance::Allowance;
+pub(crate) use self::decoder::Decoder;
+pub(crate) use self::heard::{Heard, Violation};
 use crate::model::close::Close;
 use crate::model::form::Form;
 use crate::model::history::mark::Number;
