@@ -191,7 +191,7 @@ impl Config {
                 bytes: 1024 * 1024,
                 policy: SlowConsumer::Close,
             },
-            deflating: Deflating::default(),
+            deflating: Deflating::OFF,
             ping_interval: Duration::from_secs(25),
             pong_timeout: Duration::from_secs(20),
             write_timeout: Duration::from_secs(10),

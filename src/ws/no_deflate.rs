@@ -2,10 +2,12 @@
 
 use http::{HeaderMap, HeaderValue};
 
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Deflating;
 
 impl Deflating {
+    pub(crate) const OFF: Self = Self;
+
     pub(crate) fn is_off(&self) -> bool {
         true
     }

@@ -13,10 +13,12 @@ pub(crate) use self::inflater::{Inflater, Misfit};
 use crate::model::compression::Compression;
 
 /// Whether a node compresses, and how.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Deflating(Option<Compression>);
 
 impl Deflating {
+    pub(crate) const OFF: Self = Self(None);
+
     pub(crate) fn is_off(&self) -> bool {
         self.0.is_none()
     }

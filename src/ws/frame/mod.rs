@@ -218,7 +218,7 @@ impl Framed {
     pub(crate) fn new(plain: Frame, form: Form, deflating: Deflating) -> Self {
         let deflating = match form {
             Form::Any => deflating,
-            Form::Plain => Deflating::default(),
+            Form::Plain => Deflating::OFF,
         };
         Self {
             plain,

@@ -375,7 +375,7 @@ fn a_message_is_compressed_once_for_all_who_take_it() {
 
     for (what, framed) in [
         ("a secret", framed(Form::Plain, deflating())),
-        ("no compression", framed(Form::Any, Deflating::default())),
+        ("no compression", framed(Form::Any, Deflating::OFF)),
         (
             "small",
             framed(
