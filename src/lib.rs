@@ -253,7 +253,7 @@ pub mod guide {
         #[doc = "```"]
         pub mod jwt {}
     }
-    #[doc = "[figures]: crate::docs::figures"]
+    #[doc = "[measured]: crate::docs::figures"]
     #[doc = "[missed]: self::missed"]
     #[doc = ""]
     #[doc = include_str!("../docs/guide/compression.md")]
