@@ -438,11 +438,10 @@ impl ClusterBuilder {
     ///
     /// A message is compressed once for all sockets of this node, when the first needs it so, and small ones, those of more than
     /// 1 MiB and those that get no smaller go as they are. Nothing is remembered between two messages (`server_no_context_takeover` and
-    /// `client_no_context_takeover`, section 7.1.1): an idle socket needs no more memory than without, and a lone message is
-    /// 10 to 20 % larger than if it was compressed by those before it. It pays for text of half a KiB and more to many sockets, or
-    /// where bytes are dear; 1 KiB of JSON costs 13 µs of CPU once, about
-    /// twice a system call. A client that names a
-    /// smaller window (`server_max_window_bits`, section 7.1.2.1) gets the messages compressed that fit into it.
+    /// `client_no_context_takeover`, section 7.1.1): an idle socket needs no more memory than without, and messages that are much alike
+    /// get less small than they could. It pays for text of half a KiB and more to many sockets, or where bytes are dear: 1 KiB of JSON
+    /// costs 13 µs of CPU once, about twice a system call. A client that names a smaller window (`server_max_window_bits`,
+    /// section 7.1.2.1) gets the messages compressed that fit into it.
     ///
     /// What clients send is bounded as it is inflated: [`max_message_size`](Self::max_message_size) is that of the whole message, and
     /// beyond 1 MiB one is at most 100 times what came for it (1009). [`inbound_limit`](Self::inbound_limit) counts what was
