@@ -24,7 +24,6 @@ use crate::model::id::{RoomId, SocketId, UserId};
 use crate::model::message::Message;
 use crate::model::topic::Topic;
 use crate::node::Node;
-use crate::ws::frame::Frame;
 
 /// A registered WebSocket: as long as you hold it, every node reaches it.
 ///
@@ -377,7 +376,8 @@ impl Socket {
 
     /// Into the room that there was.
     pub(crate) fn push(&self, message: &Message) -> Result<(), Closed> {
-        let pushed = self.end.push(Frame::message(message));
+        let frame = self.node.local.frame_for(&self.end, message);
+        let pushed = self.end.push(frame);
         pushed.map_err(|close| Closed { close })
     }
 

@@ -40,6 +40,7 @@ use crate::model::id::{NodeId, SocketId};
 use crate::model::limits::OutboxLimits;
 use crate::model::topic::Topic;
 use crate::presence::Mailbox;
+use crate::ws::Deflating;
 
 /// How long the closing handshake may take, a stalled upgrade too.
 pub(crate) const CLOSING: Duration = Duration::from_secs(5);
@@ -50,6 +51,7 @@ pub(crate) const CHUNK: usize = 128;
 pub(crate) struct LocalSettings {
     pub(crate) limits: Limits,
     pub(crate) outbox: OutboxLimits,
+    pub(crate) deflating: Deflating,
     pub(crate) heartbeat: HeartbeatTimes,
     /// How long a newcomer waits until it is heard.
     pub(crate) publish_timeout: Duration,

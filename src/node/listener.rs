@@ -216,7 +216,7 @@ impl Node {
                 self.act_on(amid.inbound, topic, (number, formerly), numbers);
                 self.deliver_own(&amid.after);
             }
-            Inbound::Message(scope, content, manner, sent) => {
+            Inbound::Message(scope, content, manner, form, sent) => {
                 if let Some(from) = self.uplink.take_unkept() {
                     self.peers.tell_unkept(from);
                 }
@@ -225,9 +225,8 @@ impl Node {
                     let clock = self.ground.bus.clock(&topic.to_topic());
                     (clock, number, formerly)
                 });
-                let taken = self
-                    .local
-                    .collect(&scope, number, numbers, &manner, || content.frame());
+                let frame = || (content.frame(), form);
+                let taken = self.local.collect(&scope, number, numbers, &manner, frame);
                 if let Some(sent) = sent.filter(|_| taken > 0) {
                     self.ground.counters.measures.delivered(sent);
                 }

@@ -30,6 +30,7 @@ use crate::counts::Counters;
 use crate::measures::Since;
 use crate::model::close::Close;
 use crate::model::error::{PublishError, SendError};
+use crate::model::form::Form;
 use crate::model::history::Histories;
 use crate::model::history::mark::Number;
 use crate::model::id::NodeId;
@@ -90,7 +91,7 @@ impl Uplink {
     ) -> Result<impl Future<Output = Result<usize, PublishError>> + use<'_>, SendError> {
         let (scope, manner) = (Scope::default(), Manner::InTurn);
         let since = self.counters.measures.sending();
-        let how = (Lasting::Unsaid, since);
+        let how = (Lasting::Unsaid, since, Form::Any);
         let envelope = self.write_message(how, None, &scope, message, &manner)?;
         self.counters.sent.fetch_add(1, Relaxed);
         let publishing = self.say(Topic::nodes(), envelope);
@@ -117,7 +118,7 @@ impl Uplink {
 
     fn write_message(
         &self,
-        (lasting, since): (Lasting, Option<Since>),
+        (lasting, since, form): (Lasting, Option<Since>, Form),
         union: Option<u64>,
         scope: &Scope<'_>,
         message: &Message,
@@ -125,7 +126,7 @@ impl Uplink {
     ) -> Result<Bytes, SendError> {
         let action = Action::from(message);
         let said_at = since.and_then(|since| self.counters.measures.said_at(since));
-        let how = (lasting, said_at);
+        let how = (lasting, said_at, form);
         let envelope = wire::encode_as(how, self.node, union, scope, manner, &action);
         let (bytes, limit) = (envelope.len(), MAX_ENVELOPE);
         match bytes > limit {
@@ -141,7 +142,7 @@ impl Uplink {
         action: &Action<'_>,
     ) -> Bytes {
         let said_at = self.counters.measures.said_at(Since::now());
-        let how = (Lasting::Unsaid, said_at);
+        let how = (Lasting::Unsaid, said_at, Form::Any);
         wire::encode_as(how, self.node, union, scope, &Manner::InTurn, action)
     }
 
@@ -223,6 +224,7 @@ impl Uplink {
             union,
             scope,
             manner,
+            form,
             sent,
             action,
             ..
@@ -252,11 +254,12 @@ impl Uplink {
                 Inbound::ToNodes(origin, Content::Binary(bytes))
             }
             (_, Action::Text(text)) => {
-                Inbound::Message(whom(topic, union, scope), Content::Text(text), manner, sent)
+                let content = Content::Text(text);
+                Inbound::Message(whom(topic, union, scope), content, manner, form, sent)
             }
             (_, Action::Binary(bytes)) => {
                 let content = Content::Binary(bytes);
-                Inbound::Message(whom(topic, union, scope), content, manner, sent)
+                Inbound::Message(whom(topic, union, scope), content, manner, form, sent)
             }
             (_, Action::Close { code, reason }) => {
                 Inbound::Close(whom(topic, union, scope), Close::new(code, &*reason))
@@ -427,7 +430,7 @@ mod tests {
             let opened = uplink.open("r:x", None, bytes);
             assert_eq!(
                 opened,
-                Inbound::Message(scope(&["r:x"]), hi(), Manner::InTurn, None)
+                Inbound::Message(scope(&["r:x"]), hi(), Manner::InTurn, Form::Any, None)
             );
             let again = uplink.open("r:x", None, bytes);
             assert_eq!(again, opened, "it has no number");
@@ -444,6 +447,7 @@ mod tests {
             scope(&["r:x", "u:a"]),
             Content::Text("hi".into()),
             Manner::InTurn,
+            Form::Any,
             None,
         );
         assert_eq!(uplink.open("r:x", None, &union), message);

@@ -17,6 +17,7 @@ use crate::bus::{Later, Published};
 use crate::measures::Since;
 use crate::model::delivery::{Settled, Spooled};
 use crate::model::error::{PublishError, SendError};
+use crate::model::form::Form;
 use crate::model::history::mark::{Clock, Mark};
 use crate::model::history::token::Key;
 use crate::model::manner::Manner;
@@ -29,6 +30,7 @@ pub(crate) struct How {
     pub(crate) reach: Reach,
     /// Not kept, whatever is.
     pub(crate) is_ephemeral: bool,
+    pub(crate) form: Form,
 }
 
 /// How a message travels: on which topics, its number where it names its targets, and how it is kept.
@@ -256,7 +258,10 @@ impl Uplink {
         let since = self.counters.measures.sending();
         let envelope = match topics.is_empty() {
             true => None,
-            false => Some(self.write_message((lasting, since), union, scope, message, manner)?),
+            false => {
+                let how = (lasting, since, how.form);
+                Some(self.write_message(how, union, scope, message, manner)?)
+            }
         };
         self.counters.sent.fetch_add(1, Relaxed);
         let begun = kept.zip(envelope.clone()).map(|(number, envelope)| {

@@ -10,7 +10,8 @@
 //! sockets      u32 count, then sockets (u64 node, u64 number)
 //! users        u32 count, then user ids (u16 length, bytes)
 //! extension    u16 length, then fields of u8 tag, u16 length, bytes; those of later versions are skipped:
-//!              1 volatile, 2 latest and its key, 3 u64 when it was sent, by the origin's own clock, in microseconds
+//!              1 volatile, 2 latest and its key, 3 u64 when it was sent, by the origin's own clock, in microseconds,
+//!              4 not to be compressed
 //! rest         the payload: for an answer u64 id and u8 more, then JSON; for control and both of presence JSON; for a close
 //!              u16 code and the reason
 //! ```
@@ -36,6 +37,7 @@ pub(crate) use self::stamp::stamp;
 pub(crate) use self::stamp::unstamped;
 pub(crate) use self::writing::{encode, encode_as};
 use crate::bus::scope::Scope;
+use crate::model::form::Form;
 use crate::model::id::NodeId;
 use crate::model::manner::Manner;
 use crate::model::message::Message;
@@ -68,6 +70,7 @@ const NUMBER: u8 = 32;
 const VOLATILE: u8 = 1;
 const LATEST: u8 = 2;
 const SENT: u8 = 3;
+const PLAIN: u8 = 4;
 
 /// One message between nodes.
 #[derive(Clone, Debug, PartialEq)]
@@ -81,6 +84,7 @@ pub(crate) struct Envelope<'a> {
     pub(crate) scope: Scope<'a>,
     /// How a message waits for slow clients.
     pub(crate) manner: Manner,
+    pub(crate) form: Form,
     pub(crate) lasting: Lasting,
     /// When it was, by the origin's own clock, where it measures.
     pub(crate) sent: Option<u64>,
@@ -186,6 +190,7 @@ mod tests {
                 any::<u64>().prop_map(Lasting::Kept),
             ],
             sent: Option<u64>,
+            form in prop_oneof![Just(Form::Any), Just(Form::Plain)],
             action in action(),
         ) {
             let origin = NodeId(origin);
@@ -194,8 +199,8 @@ mod tests {
                 except: except.iter().map(|&(node, number)| SocketId { node: NodeId(node), number }).collect(),
                 except_users: users.iter().map(String::as_str).collect(),
             };
-            let bytes = encode_as((lasting, sent), origin, union, &scope, &manner, &action);
-            let written = Envelope { origin: Some(origin), union, scope, manner, lasting, sent, action };
+            let bytes = encode_as((lasting, sent, form), origin, union, &scope, &manner, &action);
+            let written = Envelope { origin: Some(origin), union, scope, manner, form, lasting, sent, action };
             prop_assert_eq!(decode(&bytes), Ok(written));
         }
 
@@ -368,8 +373,17 @@ mod tests {
                 b"\0\x0e\x01\0\0\x03\0\x08\x01\x02\x03\x04\x05\x06\x07\x08",
             ),
         ] {
-            let how = (Lasting::Unsaid, Some(0x0102_0304_0506_0708));
+            let how = (Lasting::Unsaid, Some(0x0102_0304_0506_0708), Form::Any);
             let bytes = encode_as(how, NodeId(9), Some(2), &scope, &manner, &hi);
+            assert_eq!(bytes, [&extended[..], &names, extension, b"hi"].concat());
+        }
+
+        let plain = (Lasting::Unsaid, None, Form::Plain);
+        for (manner, extension) in [
+            (Manner::InTurn, &b"\0\x03\x04\0\0"[..]),
+            (Manner::Volatile, b"\0\x06\x01\0\0\x04\0\0"),
+        ] {
+            let bytes = encode_as(plain, NodeId(9), Some(2), &scope, &manner, &hi);
             assert_eq!(bytes, [&extended[..], &names, extension, b"hi"].concat());
         }
 

@@ -4,10 +4,11 @@ use std::borrow::Cow;
 
 use super::{
     ANSWER, Action, BINARY, CLOSE, CONTROL, EPHEMERAL, EXCEPT, EXCEPT_USERS, EXTENSION, Envelope,
-    Garbage, LATEST, Lasting, NUMBER, PROBE, REPORT, SENT, TEXT, UNION, VERSION, VOLATILE, WATCH,
-    foreign,
+    Garbage, LATEST, Lasting, NUMBER, PLAIN, PROBE, REPORT, SENT, TEXT, UNION, VERSION, VOLATILE,
+    WATCH, foreign,
 };
 use crate::bus::scope::Scope;
+use crate::model::form::Form;
 use crate::model::id::{NodeId, SocketId};
 use crate::model::manner::Manner;
 use crate::model::topic::TopicRef;
@@ -33,10 +34,10 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Envelope<'_>, Garbage> {
         () => Lasting::Unsaid,
     };
     let (union, scope) = scoped(&mut input, flags)?;
-    let (mut manner, mut sent) = (Manner::InTurn, None);
+    let (mut manner, mut sent, mut form) = (Manner::InTurn, None, Form::Any);
     if flags & EXTENSION != 0 {
         let length = input.u16()?;
-        (manner, sent) = extension(Input(input.take(length.into())?))?;
+        (manner, sent, form) = extension(Input(input.take(length.into())?))?;
     }
     let action = match kind {
         PROBE => Action::Probe,
@@ -61,6 +62,7 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Envelope<'_>, Garbage> {
         union,
         scope,
         manner,
+        form,
         lasting,
         sent,
         action,
@@ -93,8 +95,8 @@ fn scoped<'a>(input: &mut Input<'a>, flags: u8) -> Result<(Option<u64>, Scope<'a
     Ok((union, scope))
 }
 
-fn extension(mut fields: Input<'_>) -> Result<(Manner, Option<u64>), Garbage> {
-    let (mut manner, mut sent) = (Manner::InTurn, None);
+fn extension(mut fields: Input<'_>) -> Result<(Manner, Option<u64>, Form), Garbage> {
+    let (mut manner, mut sent, mut form) = (Manner::InTurn, None, Form::Any);
     while !fields.0.is_empty() {
         let (tag, length) = (fields.byte()?, fields.u16()?);
         let bytes = fields.take(length.into())?;
@@ -102,10 +104,11 @@ fn extension(mut fields: Input<'_>) -> Result<(Manner, Option<u64>), Garbage> {
             VOLATILE => manner = Manner::Volatile,
             LATEST => manner = Manner::Latest(text(bytes)?.into()),
             SENT => sent = Some(Input(bytes).u64()?),
+            PLAIN => form = Form::Plain,
             _ => {}
         }
     }
-    Ok((manner, sent))
+    Ok((manner, sent, form))
 }
 
 fn text(bytes: &[u8]) -> Result<&str, Garbage> {

@@ -4,9 +4,10 @@ use bytes::Bytes;
 
 use super::{
     ANSWER, Action, BINARY, CLOSE, CONTROL, EPHEMERAL, EXCEPT, EXCEPT_USERS, EXTENSION, LATEST,
-    Lasting, NUMBER, PROBE, REPORT, SENT, TEXT, UNION, VERSION, VOLATILE, WATCH,
+    Lasting, NUMBER, PLAIN, PROBE, REPORT, SENT, TEXT, UNION, VERSION, VOLATILE, WATCH,
 };
 use crate::bus::scope::Scope;
+use crate::model::form::Form;
 use crate::model::id::NodeId;
 use crate::model::manner::Manner;
 
@@ -18,13 +19,13 @@ pub(crate) fn encode(
     manner: &Manner,
     action: &Action<'_>,
 ) -> Bytes {
-    let how = (Lasting::Unsaid, None);
+    let how = (Lasting::Unsaid, None, Form::Any);
     encode_as(how, origin, union, scope, manner, action)
 }
 
-/// Encodes also what is to be kept, or is said not to be, or says when it was sent.
+/// Encodes also what is to be kept, or is said not to be, or says when it was sent, or is not to be compressed.
 pub(crate) fn encode_as(
-    (lasting, sent): (Lasting, Option<u64>),
+    (lasting, sent, form): (Lasting, Option<u64>, Form),
     origin: NodeId,
     union: Option<u64>,
     scope: &Scope<'_>,
@@ -45,7 +46,10 @@ pub(crate) fn encode_as(
     let flags = flag(union.is_some(), UNION)
         | flag(!scope.except.is_empty(), EXCEPT)
         | flag(!scope.except_users.is_empty(), EXCEPT_USERS)
-        | flag(*manner != Manner::InTurn || sent.is_some(), EXTENSION)
+        | flag(
+            *manner != Manner::InTurn || sent.is_some() || form == Form::Plain,
+            EXTENSION,
+        )
         | flag(lasting == Lasting::Ephemeral, EPHEMERAL)
         | flag(matches!(lasting, Lasting::Kept(_)), NUMBER);
 
@@ -66,7 +70,7 @@ pub(crate) fn encode_as(
     out.extend(origin.0.to_be_bytes());
     out.extend(number.into_iter().flatten());
     put_scope(&mut out, union, scope);
-    put_extension(&mut out, manner, sent);
+    put_extension(&mut out, manner, sent, form);
     match action {
         Action::Answer { id, more, .. } => {
             out.extend(id.to_be_bytes());
@@ -106,7 +110,7 @@ fn put_names<'a>(out: &mut Vec<u8>, names: impl ExactSizeIterator<Item = &'a str
 }
 
 /// Of fields whose bytes are checked to be few.
-fn put_extension(out: &mut Vec<u8>, manner: &Manner, sent: Option<u64>) {
+fn put_extension(out: &mut Vec<u8>, manner: &Manner, sent: Option<u64>, form: Form) {
     let manner: Option<(u8, &[u8])> = match manner {
         Manner::InTurn => None,
         Manner::Volatile => Some((VOLATILE, &[])),
@@ -114,7 +118,11 @@ fn put_extension(out: &mut Vec<u8>, manner: &Manner, sent: Option<u64>) {
     };
     let sent = sent.map(u64::to_be_bytes);
     let sent = sent.as_ref().map(|at| (SENT, at.as_slice()));
-    let fields = [manner, sent].into_iter().flatten();
+    let plain: Option<(u8, &[u8])> = match form {
+        Form::Any => None,
+        Form::Plain => Some((PLAIN, &[])),
+    };
+    let fields = [manner, sent, plain].into_iter().flatten();
     let length: usize = fields.clone().map(|(_, bytes)| bytes.len() + 3).sum();
     if length > 0 {
         out.extend((length as u16).to_be_bytes());

@@ -213,6 +213,7 @@ mod tests {
     use super::*;
     use crate::bus::scope::Scope;
     use crate::bus::wire::{Action, Lasting};
+    use crate::model::form::Form;
     use crate::model::history::History;
     use crate::model::history::mark::Run;
     use crate::model::id::NodeId;
@@ -256,7 +257,7 @@ mod tests {
     }
 
     fn written(text: &str, scope: &Scope<'_>) -> Bytes {
-        let how = (Lasting::Kept(1), None);
+        let how = (Lasting::Kept(1), None, Form::Any);
         let action = Action::Text(text.into());
         wire::encode_as(how, NodeId(9), None, scope, &Manner::InTurn, &action)
     }
