@@ -1,5 +1,5 @@
-//! Run with `cargo run -p examples --example echo`: every message comes back. The conformance suite
-//! (`tests/autobahn/run`) talks to it; PORT defaults to 9001.
+//! Run with `cargo run -p examples --example echo`: every message comes back, and with `--features deflate` compressed to whom takes
+//! that. The conformance suite (`tests/autobahn/run`) talks to it; PORT defaults to 9001.
 
 use axum::response::Response;
 use axum::{Extension, Router, routing::any};
@@ -9,7 +9,10 @@ use axum_cluster::{Cluster, ClusterSocket, UserId};
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let port: u16 = std::env::var("PORT").as_deref().unwrap_or("9001").parse()?;
     // The suite sends up to 16 MiB.
-    let cluster = Cluster::builder().max_message_size(16 << 20).start();
+    let builder = Cluster::builder().max_message_size(16 << 20);
+    #[cfg(feature = "deflate")]
+    let builder = builder.compression(axum_cluster::Compression::default());
+    let cluster = builder.start();
     let app = Router::new()
         .fallback(any(echo))
         .layer(cluster.layer())

@@ -11,6 +11,7 @@ use crate::bus::uplink::How;
 use crate::model::close::Close;
 use crate::model::delivery::{Delivery, Outcome};
 use crate::model::error::{QueryError, SendError};
+use crate::model::form::Form;
 use crate::model::history::Kept;
 use crate::model::id::{InvalidId, RoomId, SocketId, UserId};
 use crate::model::manner::Manner;
@@ -49,6 +50,7 @@ pub struct Audience {
     manner: Manner,
     /// Not kept, whatever is.
     is_ephemeral: bool,
+    form: Form,
 }
 
 impl Audience {
@@ -60,6 +62,7 @@ impl Audience {
             reach: Reach::Everywhere,
             manner: Manner::InTurn,
             is_ephemeral: false,
+            form: Form::Any,
         }
     }
 
@@ -179,6 +182,26 @@ impl Audience {
         self
     }
 
+    /// For messages that hold a secret, such as a token, beside text that others choose: they go to every client as they are,
+    /// from every node, also to those with which compression was agreed on (the feature `deflate`,
+    /// `ClusterBuilder::compression`). Compressed, their length would tell whoever sees the traffic how much of that
+    /// text is in the secret as well, and so the secret, guess by guess (CRIME, BREACH). Default: compressed where that is on. Has no
+    /// effect on closes, joins and questions.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), axum_cluster::SendError> {
+    /// # let cluster = axum_cluster::Cluster::builder().start();
+    /// let page = r#"{"csrf": "9f86d081884c7d65", "search": "what anybody put into the link"}"#;
+    /// cluster.broadcaster().to_user("alice").uncompressed().send(page).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn uncompressed(mut self) -> Self {
+        self.form = Form::Plain;
+        self
+    }
+
     /// Delivers to the sockets of this node and publishes once for all others. Messages of one
     /// sender to one audience arrive in the order sent. Never waits for a client; waits for Redis at
     /// most `publish_timeout`.
@@ -199,11 +222,13 @@ impl Audience {
             reach,
             manner,
             is_ephemeral,
+            form,
             ..
         } = audience;
         let how = How {
             reach,
             is_ephemeral,
+            form,
         };
         let message = message.into();
         let (local, sent) = node.send(&selection, &message, &manner, how).await?;

@@ -19,6 +19,7 @@ use crate::model::limits::{LONGEST, OutboxLimits, SlowConsumer, SpoolLimits};
 use crate::model::topic::Namespace;
 use crate::peers::PeerSettings;
 use crate::quota::{InboundLimit, SeatLimit};
+use crate::ws::Deflating;
 
 /// Nodes say hello three times as often, and a hello takes its time.
 const SHORTEST_LEASE: Duration = Duration::from_secs(1);
@@ -117,6 +118,7 @@ pub(crate) struct Config {
     pub(crate) max_message_size: usize,
     pub(crate) inbound: Option<InboundLimit>,
     pub(crate) outbox: OutboxLimits,
+    pub(crate) deflating: Deflating,
     pub(crate) ping_interval: Duration,
     pub(crate) pong_timeout: Duration,
     pub(crate) write_timeout: Duration,
@@ -149,6 +151,7 @@ impl Config {
         LocalSettings {
             limits: self.limits,
             outbox: self.outbox,
+            deflating: self.deflating,
             heartbeat: HeartbeatTimes {
                 ping_interval: self.ping_interval,
                 pong_timeout: self.pong_timeout,
@@ -188,6 +191,7 @@ impl Config {
                 bytes: 1024 * 1024,
                 policy: SlowConsumer::Close,
             },
+            deflating: Deflating::OFF,
             ping_interval: Duration::from_secs(25),
             pong_timeout: Duration::from_secs(20),
             write_timeout: Duration::from_secs(10),
@@ -206,6 +210,7 @@ impl Config {
         let problem = self.problem_of_times();
         let problem = problem.or_else(|| self.problem_of_counts());
         let problem = problem.or_else(|| self.histories.problem());
+        let problem = problem.or_else(|| self.deflating.problem());
         problem.or_else(|| self.problem_of_spool())
     }
 

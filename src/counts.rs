@@ -112,6 +112,13 @@ counts! {
     sent: counter,
     /// Messages taken by outboxes of this node, whoever sent them.
     delivered: counter,
+    /// Messages that were compressed ([`ClusterBuilder::compression`](crate::ClusterBuilder)): each once, however many sockets
+    /// here got it so.
+    compressed: counter,
+    /// Bytes of compressed messages taken by outboxes of this node.
+    compressed_bytes: counter,
+    /// Bytes that these were fewer than they would have been.
+    compressed_saved: counter,
     /// Messages discarded because a client read too slowly: the sum of the next three.
     dropped: sum(dropped_oldest dropped_full dropped_stalled),
     /// Of those, the ones that made room for newer ones
@@ -148,7 +155,7 @@ counts! {
     /// [`inbound_limit`](crate::ClusterBuilder::inbound_limit) allows, or what its handler did not understand
     /// ([`BadMessage::close`](crate::BadMessage::close)).
     closed_policy: counter,
-    /// With 1009: the client sent more than `max_message_size`.
+    /// With 1009: the client sent more than `max_message_size`, inflated where it was compressed.
     closed_too_big: counter,
     /// With 1011: the handler panicked.
     closed_panicked: counter,

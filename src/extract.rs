@@ -195,7 +195,8 @@ impl ClusterSocket {
             Ok(ready) => ready,
             Err(refusal) => return *refusal,
         };
-        let (node, reservation) = (ready.node, ready.reservation);
+        let (node, mut reservation) = (ready.node, ready.reservation);
+        reservation.agree(self.handshake.agreed());
         let is_told = self.handshake.protocol() == Some(RESUME);
         let holding = match is_told {
             true => Some(Telling::Told),
@@ -307,6 +308,7 @@ impl ClusterSocket {
                 return Err(RejectionKind::Close(missing, Box::new(refusal)));
             }
         };
+        handshake.agree(&parts.headers, config.deflating);
         Ok(Self {
             newcomer: Newcomer::of(node, user, door::position_in(&parts.uri)).await?,
             handshake,

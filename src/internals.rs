@@ -4,6 +4,8 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 use http::Request;
+#[cfg(feature = "deflate")]
+use http::header::{HeaderMap, HeaderValue, SEC_WEBSOCKET_EXTENSIONS};
 use parking_lot::RwLock;
 use smallvec::smallvec;
 
@@ -16,13 +18,18 @@ use crate::local::registry::{About, Limits, Registry, Wanted};
 use crate::local::socket::{DriverEnd, Ends, Sender};
 #[cfg(feature = "metrics")]
 use crate::measures::{Measures, Since};
+#[cfg(feature = "deflate")]
+use crate::model::compression::Compression;
 use crate::model::history::token::{self, Key};
 use crate::model::id::{NodeId, SocketId, UserId};
 use crate::model::limits::OutboxLimits;
 use crate::model::manner::Manner;
 use crate::model::message::Message;
 use crate::model::topic::{Namespace, Topic};
-use crate::ws::frame::{Decoder, Frame};
+use crate::ws::Agreed;
+#[cfg(feature = "deflate")]
+use crate::ws::Deflating;
+use crate::ws::frame::{Allowance, Decoder, Frame};
 use crate::ws::handshake::Handshake;
 
 /// Another node, of whose clock something is known.
@@ -57,13 +64,33 @@ pub fn position(text: &str, signed: &[u8]) -> bool {
 
 /// Reads a client's frames that come in pieces of this size; what was heard, written down.
 pub fn frames(bytes: &[u8], limit: usize, piece: usize) -> (Vec<String>, Option<String>) {
+    frames_with(Agreed::NOTHING, bytes, limit, piece)
+}
+
+/// [`frames`] of one with which compression was agreed on.
+#[cfg(feature = "deflate")]
+pub fn deflated_frames(bytes: &[u8], limit: usize, piece: usize) -> (Vec<String>, Option<String>) {
+    let mut headers = HeaderMap::new();
+    let offer = HeaderValue::from_static("permessage-deflate");
+    headers.insert(SEC_WEBSOCKET_EXTENSIONS, offer);
+    let agreed = Deflating::from(Compression::default()).agree(&headers);
+    frames_with(agreed, bytes, limit, piece)
+}
+
+/// In as many turns as it takes.
+fn frames_with(
+    agreed: Agreed,
+    bytes: &[u8],
+    limit: usize,
+    piece: usize,
+) -> (Vec<String>, Option<String>) {
     let mut decoder = Decoder::new(limit);
     let mut heard = Vec::new();
     for piece in bytes.chunks(piece.max(1)) {
         let mut piece = piece.to_vec();
         let mut rest = &mut piece[..];
         while !rest.is_empty() {
-            match decoder.decode(rest) {
+            match decoder.decode(rest, &mut Allowance::of(agreed)) {
                 Ok((used, said)) => {
                     heard.extend(said.map(|said| format!("{said:?}")));
                     rest = &mut rest[used..];
@@ -131,7 +158,7 @@ impl FanOut {
         };
         #[cfg(feature = "metrics")]
         {
-            let sent = fan_out.measures.said_at().unwrap_or_default();
+            let sent = fan_out.measures.said_at(Since::now()).unwrap_or_default();
             let _ = fan_out.measures.heard(OTHER, sent);
             fan_out.measures.told_by(OTHER, Some(0));
         }
@@ -148,7 +175,7 @@ impl FanOut {
         let (node, user) = (NodeId(1), UserId::from(number));
         let topic = Topic::user(&user).expect("a number is a valid id");
         let id = SocketId { node, number };
-        let Ends { sender, driver, .. } = Ends::new(id, user, topic.clone(), None);
+        let Ends { sender, driver, .. } = Ends::new(id, user, topic.clone(), None, Agreed::NOTHING);
         let registry = self.registry.get_mut();
         let taken = registry.take_place(&topic, Limits::default());
         taken.expect("there is no limit");
@@ -183,12 +210,14 @@ impl FanOut {
     /// [`deliver`](Self::deliver), with all that a send and its delivery measure.
     #[cfg(feature = "metrics")]
     pub fn deliver_measured(&self, room: usize, message: &Message) -> usize {
-        let since = Since::now();
-        let sent = self.measures.said_at();
+        let since = self.measures.sending();
+        let sent = since.and_then(|since| self.measures.said_at(since));
         let sent = sent.and_then(|at| self.measures.heard(OTHER, at));
         let taken = self.deliver(room, message);
         self.measures.fanned_out(taken as u64);
-        self.measures.published(since);
+        if let Some(since) = since {
+            self.measures.published(since);
+        }
         if let Some(sent) = sent {
             self.measures.delivered(sent);
         }

@@ -126,6 +126,7 @@
 //! | `tls-ring` | default | `rediss://`, `rediss-sentinel://` and `rediss-cluster://`, with the cryptography of ring |
 //! | `tls-aws-lc` | | `rediss://`, with that of AWS-LC, also where `tls-ring` is on as well |
 //! | `dashboard` | | `Cluster::dashboard`: a page on which the whole cluster is watched, live |
+//! | `deflate` | | `ClusterBuilder::compression`: messages are compressed, once for all who get them |
 //! | `metrics` | | `Cluster::record_metrics`: numbers and times for the recorder of the crate `metrics` |
 //! | `testing` | | the module `testing`: an app served in memory, and clients for it; for `[dev-dependencies]` |
 //! | `uuid` | | `From<Uuid>` for [`UserId`] and [`RoomId`] |
@@ -233,6 +234,7 @@ pub mod docs {
 /// - [Testing your app](docs::testing)
 /// - [Behind a proxy](guide::proxies): nginx, HAProxy, Envoy, Kubernetes
 /// - [Sizing](guide::sizing)
+/// - [Compression](guide::compression): when it pays, and what must not be compressed
 /// - [The dashboard](guide::dashboard)
 /// - [Sending from other programs](guide::other_programs)
 #[cfg(any(doc, doctest))]
@@ -251,6 +253,11 @@ pub mod guide {
         #[doc = "```"]
         pub mod jwt {}
     }
+    #[doc = "[measured]: crate::docs::figures"]
+    #[doc = "[missed]: self::missed"]
+    #[doc = ""]
+    #[doc = include_str!("../docs/guide/compression.md")]
+    pub mod compression {}
     #[doc = "[metrics]: crate::docs::operating"]
     #[doc = "[revoke first, then close]: self::auth"]
     #[doc = ""]
@@ -271,6 +278,7 @@ pub mod guide {
     #[doc = ""]
     #[doc = include_str!("../docs/guide/missed.md")]
     pub mod missed {}
+    #[doc = "[compressed]: self::compression"]
     #[doc = "[trust]: crate::docs::security"]
     #[doc = ""]
     #[doc = include_str!("../docs/guide/other-programs.md")]
@@ -348,6 +356,8 @@ pub use layer::{ClusterLayer, ClusterService};
 pub use local::moves::{Move, Moves};
 pub use model::close::Close;
 pub use model::code::CloseCode;
+#[cfg(feature = "deflate")]
+pub use model::compression::Compression;
 pub use model::delivery::{Delivery, Outcome};
 pub use model::error::{
     BadMessage, BadMessageKind, Closed, ClosedKind, ClusterRejectionKind, ConnectError,

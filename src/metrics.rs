@@ -34,9 +34,9 @@ impl Cluster {
     ///
     /// | name | |
     /// |---|---|
-    /// | `axum_cluster_publish_seconds` | from a send until the bus took it |
+    /// | `axum_cluster_publish_seconds` | from a send until the bus took it: one in 16 sends |
     /// | `axum_cluster_confirm_seconds` | until Redis had confirmed that a user or room is heard, where somebody waited for it |
-    /// | `axum_cluster_delivery_seconds` | from a send on another node until the sockets here had the message |
+    /// | `axum_cluster_delivery_seconds` | from a send on another node until the sockets here had the message: one in 16 of its sends |
     /// | `axum_cluster_probe_seconds` | the way of a probe to Redis and back, by one clock |
     /// | `axum_cluster_fan_out_sockets` | sockets of this node that took one message |
     ///
@@ -275,7 +275,8 @@ mod tests {
         a.to_nodes().send("x").await.unwrap();
         let (published, delivered) = (record(&a), record(&b));
         for (recorder, counted) in [
-            (&published, "axum_cluster_publish_seconds_count 2"),
+            // One in sixteen, of which the first is one.
+            (&published, "axum_cluster_publish_seconds_count 1"),
             (&delivered, "axum_cluster_fan_out_sockets_count 1"),
         ] {
             let (name, count) = counted.split_once(' ').unwrap();
@@ -302,25 +303,30 @@ mod tests {
             let delivery = measures.quantiles().remove("delivery");
             delivery.map(|it| (it.p50, it.count))
         };
-        let send = async || {
-            let sent = a.broadcaster().to_user("bot").send("x").await;
-            assert_eq!(sent.unwrap().nodes(), Some(1));
+        let send = async |times| {
+            for _ in 0..times {
+                let sent = a.broadcaster().to_user("bot").send("x").await;
+                assert_eq!(sent.unwrap().nodes(), Some(1));
+            }
             sleep(Duration::from_secs(1)).await;
         };
-        send().await;
+        send(1).await;
         assert_eq!(told(), None, "nothing is known of each other's clock yet");
         sleep(Duration::from_secs(11)).await;
         for delay in [usual, 15 * usual, usual] {
             hub.delay(delay);
-            send().await;
-            let Some((seconds, 1)) = told() else {
-                panic!("one was delivered")
+            // Of so many one or two are timed.
+            send(21).await;
+            let Some((seconds, 1..=2)) = told() else {
+                panic!("they were delivered")
             };
             let delay = delay.as_secs_f64();
             assert!((seconds - delay).abs() <= delay / 15.0, "{seconds}");
         }
-        a.broadcaster().to_user("nobody").send("x").await.unwrap();
-        b.broadcaster().to_user("bot").send("x").await.unwrap();
+        for _ in 0..21 {
+            a.broadcaster().to_user("nobody").send("x").await.unwrap();
+            b.broadcaster().to_user("bot").send("x").await.unwrap();
+        }
         sleep(Duration::from_secs(1)).await;
         assert_eq!(told(), None, "its own are no other node's");
     }

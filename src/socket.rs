@@ -24,7 +24,6 @@ use crate::model::id::{RoomId, SocketId, UserId};
 use crate::model::message::Message;
 use crate::model::topic::Topic;
 use crate::node::Node;
-use crate::ws::frame::Frame;
 
 /// A registered WebSocket: as long as you hold it, every node reaches it.
 ///
@@ -217,8 +216,8 @@ impl Socket {
     /// What others do to its rooms from now on, by [`Audience::join`](crate::Audience::join) and
     /// [`leave`](crate::Audience::leave) on whichever node; its own [`join`](Self::join) and [`leave`](Self::leave) are not
     /// told. A reader that lags more than 64 behind misses the oldest, and [`rooms`](Self::rooms) says what holds. Ends with
-    /// the socket. The stream borrows nothing; a socket that does not ask pays nothing. That somebody closed the socket says
-    /// [`close_reason`](Self::close_reason).
+    /// the socket. Each says by which node. The stream borrows nothing; a socket that does not ask pays nothing. That somebody closed the
+    /// socket says [`close_reason`](Self::close_reason).
     ///
     /// ```
     /// # use axum::response::Response;
@@ -235,8 +234,8 @@ impl Socket {
     ///                     None => break,
     ///                 },
     ///                 Some(moved) = moves.next() => match moved {
-    ///                     Move::Joined(room) => format!("you are in {room}"),
-    ///                     Move::Left(room) => format!("you were removed from {room}"),
+    ///                     Move::Joined { room, .. } => format!("you are in {room}"),
+    ///                     Move::Left { room, by } => format!("you were removed from {room} by {by}"),
     ///                     _ => continue,
     ///                 },
     ///             };
@@ -377,7 +376,8 @@ impl Socket {
 
     /// Into the room that there was.
     pub(crate) fn push(&self, message: &Message) -> Result<(), Closed> {
-        let pushed = self.end.push(Frame::message(message));
+        let frame = self.node.local.frame_for(&self.end, message);
+        let pushed = self.end.push(frame);
         pushed.map_err(|close| Closed { close })
     }
 

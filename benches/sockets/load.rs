@@ -63,9 +63,15 @@ enum Connected {
 async fn connect(addr: SocketAddr, prefix: &str, n: usize, bytes: Arc<AtomicU64>) -> Connected {
     let mut stream = TcpStream::connect(addr).await.expect("the server listens");
     if prefix != "raw" {
+        let extensions = match prefix {
+            "deflating-" => {
+                "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n"
+            }
+            _ => "",
+        };
         let request = format!(
             "GET /ws/{prefix}{n} HTTP/1.1\r\nHost: {addr}\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\
-             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{extensions}\r\n"
         );
         stream
             .write_all(request.as_bytes())

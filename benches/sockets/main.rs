@@ -3,6 +3,8 @@
 
 use std::time::Instant;
 
+#[cfg(feature = "deflate")]
+mod compression;
 mod growth;
 mod load;
 mod primaries;
@@ -54,6 +56,8 @@ fn main() {
                 ("rosters", who::rosters),
                 ("edges", who::edges),
                 ("growth", growth::growth),
+                #[cfg(feature = "deflate")]
+                ("compression", compression::compression),
             ];
             println!("| what | figure |\n|---|---:|");
             for (name, bench) in all {

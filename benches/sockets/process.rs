@@ -92,6 +92,20 @@ impl Process {
         }
     }
 
+    /// Waits until an answer stays.
+    #[cfg(feature = "deflate")]
+    pub fn until_still(&mut self, question: &str) {
+        let mut before = u64::MAX;
+        loop {
+            let now = self.ask(question);
+            if now == before {
+                return;
+            }
+            before = now;
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
     fn answer(&mut self) -> u64 {
         let mut line = String::new();
         self.answers.read_line(&mut line).expect("it answers");

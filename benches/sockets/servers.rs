@@ -32,6 +32,21 @@ fn payload() -> String {
     "x".repeat(128)
 }
 
+/// About 1 KiB of JSON as a shop has it, different each time.
+fn orders(round: usize) -> String {
+    let order = |n: usize| {
+        let id = (round * 7 + n) as u64 * 0x9e37_79b9_7f4a_7c15;
+        serde_json::json!({
+            "id": format!("{id:016x}"),
+            "customer": format!("user-{}", id % 100_000),
+            "status": (["paid", "shipped", "returned"][(id >> 7) as usize % 3]),
+            "total": id % 1_000_000,
+            "placed_at": format!("2026-11-{:02}T{:02}:{:02}:00Z", 1 + id % 28, id % 24, id % 60),
+        })
+    };
+    serde_json::json!({ "type": "orders", "orders": Vec::from_iter((0..8).map(order)) }).to_string()
+}
+
 /// This crate.
 pub fn cluster(backend: &str, limited: bool) {
     on_a_worker(cluster_server(backend.to_owned(), limited));
@@ -52,6 +67,10 @@ async fn cluster_server(backend: String, limited: bool) {
     let mut builder = Cluster::builder()
         .backend(backend)
         .pong_timeout(Duration::from_secs(3600));
+    #[cfg(feature = "deflate")]
+    {
+        builder = builder.compression(axum_cluster::Compression::default());
+    }
     if limited {
         builder = builder.max_sockets_per_user_in_cluster(10, OverLimit::Refuse);
     }
@@ -103,6 +122,13 @@ async fn cluster_server(backend: String, limited: bool) {
                         .send(payload())
                         .await
                         .expect("local");
+                }
+                0
+            }
+            ["json", rounds] => {
+                for round in 0..number(rounds) {
+                    let everybody = broadcaster.to_all().local();
+                    everybody.send(orders(round)).await.expect("local");
                 }
                 0
             }

@@ -5,8 +5,8 @@
 //! in silence, doubled, out of order or misdirected, an answer was wrongly complete, or a limit passed.
 //!
 //! Further arguments: `--topology single|sentinel|cluster`, `--seed N`, `--sockets N`, `--only NAME` (faults whose name contains it),
-//! `--history`, with which what is kept may not be lost inside gaps either, `--log`, with which nodes say what they do, and
-//! `--sabotage`, with which it has to fail.
+//! `--history`, with which what is kept may not be lost inside gaps either, `--spool`, with which it waits for Redis as well, `--log`,
+//! with which nodes say what they do, and `--sabotage`, with which it has to fail.
 
 mod answer;
 mod crowd;
@@ -45,6 +45,7 @@ use crate::dispatch::Report;
 use crate::faults::{Fault, LONG, Lab};
 use crate::fleet::{Door, NodeProcess};
 use crate::ground::{Ground, Topology};
+use crate::node::Habits;
 use crate::referee::Referee;
 use crate::report::NodeFigures;
 use crate::tally::Occasion;
@@ -61,14 +62,19 @@ async fn main() -> ExitCode {
             let log = tracing_subscriber::fmt().with_writer(std::io::stderr);
             log.with_target(false).init();
         }
-        node::run(life, redis_url, is("sabotage"), is("history")).await;
+        let habits = Habits {
+            sabotage: is("sabotage"),
+            history: is("history"),
+            spool: is("spool"),
+        };
+        node::run(life, redis_url, habits).await;
         return ExitCode::SUCCESS;
     }
     match Plan::parse(&words) {
         Some(plan) => soak(plan).await,
         None => {
             eprintln!(
-                "usage: soak --minutes N [--topology single|sentinel|cluster] [--seed N] [--sockets N] [--only FAULT] [--history] [--log] [--sabotage]"
+                "usage: soak --minutes N [--topology single|sentinel|cluster] [--seed N] [--sockets N] [--only FAULT] [--history] [--spool] [--log] [--sabotage]"
             );
             ExitCode::FAILURE
         }
@@ -85,6 +91,7 @@ struct Plan {
     only: String,
     sabotage: bool,
     history: bool,
+    spool: bool,
     log: bool,
 }
 
@@ -98,6 +105,7 @@ impl Plan {
             only: String::new(),
             sabotage: false,
             history: false,
+            spool: false,
             log: false,
         };
         let mut words = words.iter();
@@ -113,6 +121,7 @@ impl Plan {
                 "--only" => plan.only = (*words.next()?).to_owned(),
                 "--sabotage" => plan.sabotage = true,
                 "--history" => plan.history = true,
+                "--spool" => (plan.history, plan.spool) = (true, true),
                 "--log" => plan.log = true,
                 _ => return None,
             }
@@ -130,6 +139,7 @@ async fn soak(plan: Plan) -> ExitCode {
     let mut words = Vec::new();
     words.extend(plan.sabotage.then_some("sabotage"));
     words.extend(plan.history.then_some("history"));
+    words.extend(plan.spool.then_some("spool"));
     words.extend(plan.log.then_some("log"));
     let start_node = |(node, url)| NodeProcess::start(node, url, words.clone(), referee.clone());
     let nodes: Vec<NodeProcess> = ground

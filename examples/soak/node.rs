@@ -32,14 +32,32 @@ const BIG: usize = 100 * 1024;
 const SHORT: usize = 0;
 /// Longer than any fault: nothing is lost for being old.
 const KEPT: Duration = Duration::from_secs(15 * 60);
+/// More than is sent in any fault.
+const SPOOLED: usize = 100_000;
+const SPOOLED_BYTES: usize = 1 << 28;
 /// The kernel's send buffer of a socket: small, for the same reason.
 const SEND_BUFFER: usize = 32 * 1024;
 
 /// So often it looks whether something was lost.
 const LOOK: Duration = Duration::from_millis(100);
 
+/// What the nodes of a soak do, if that was asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Habits {
+    pub sabotage: bool,
+    /// What is sent is kept, …
+    pub history: bool,
+    /// … and waits for Redis.
+    pub spool: bool,
+}
+
 /// A life of a node, in this process.
-pub async fn run(life: Life, redis_url: &str, sabotage: bool, history: bool) {
+pub async fn run(life: Life, redis_url: &str, habits: Habits) {
+    let Habits {
+        sabotage,
+        history,
+        spool,
+    } = habits;
     let limit = LIMIT + if sabotage { 2 } else { 0 };
     let mut builder = Cluster::builder()
         .redis(redis_url)
@@ -54,6 +72,9 @@ pub async fn run(life: Life, redis_url: &str, sabotage: bool, history: bool) {
             .user_history(kept)
             .room_history(kept)
             .all_history(kept);
+    }
+    if spool {
+        builder = builder.spool(SPOOLED, SPOOLED_BYTES, KEPT);
     }
     let cluster = builder.start();
     let app = Router::new()
@@ -83,6 +104,7 @@ pub async fn run(life: Life, redis_url: &str, sabotage: bool, history: bool) {
         targets,
         length,
         number: 0,
+        spool,
         sabotage,
     };
     let inquirer = Inquirer {

@@ -1,10 +1,13 @@
 //! The messages of one sender to one audience, one after the other: all the time, or in bursts.
 
 use std::collections::HashMap;
+use std::pin::pin;
 use std::time::Duration;
 
 use axum_cluster::Broadcaster;
+use futures::StreamExt;
 use futures::future::join_all;
+use futures::stream::FuturesOrdered;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
@@ -17,6 +20,8 @@ use crate::words::{Kind, Life, Outcome, Stamp, Target, address, kind, now};
 /// second to each, so that its client can read them.
 const AT_ONCE: usize = 16;
 const BREATH: Duration = Duration::from_millis(5);
+/// So many of one series wait for Redis.
+const WAITING: usize = 8;
 
 #[derive(Debug)]
 pub struct Series {
@@ -28,6 +33,8 @@ pub struct Series {
     pub length: usize,
     /// Of the last message.
     pub number: u64,
+    /// What is sent may wait for Redis, and the next is sent meanwhile.
+    pub spool: bool,
     /// Now and then a message is lost, doubled or late, to see whether the soak finds it.
     pub sabotage: bool,
 }
@@ -42,12 +49,23 @@ impl Series {
         };
         // Restarted nodes and their audiences do not speak in step.
         let mut pauses = fastrand::Rng::new();
-        loop {
-            sleep(Duration::from_millis(pauses.u64(pause / 2..pause * 3 / 2))).await;
-            if !*speak.borrow() {
-                return;
+        let most = if self.spool { WAITING } else { 1 };
+        let mut waiting = FuturesOrdered::new();
+        while *speak.borrow() {
+            let pause = sleep(Duration::from_millis(pauses.u64(pause / 2..pause * 3 / 2)));
+            let mut pause = pin!(pause);
+            loop {
+                tokio::select! {
+                    Some(sent) = waiting.next() => say(&sent),
+                    () = &mut pause, if waiting.len() < most => break,
+                }
             }
-            say(&self.next().await);
+            if *speak.borrow() {
+                waiting.push_back(self.next());
+            }
+        }
+        while let Some(sent) = waiting.next().await {
+            say(&sent);
         }
     }
 
@@ -94,7 +112,8 @@ impl Series {
                 // What it tells is told by the second.
                 let _ = to.clone().send(text.clone()).await;
             }
-            let outcome = match to.send(text).await {
+            let sending = async { to.send(text).await?.settled().await };
+            let outcome = match sending.await {
                 Ok(_) => Outcome::Taken,
                 Err(error) if error.maybe_sent() => Outcome::Unsure,
                 Err(_) => Outcome::Refused,

@@ -8,6 +8,7 @@ use crate::bus::control::Control;
 use crate::bus::scope::Scope;
 use crate::measures::Since;
 use crate::model::close::Close;
+use crate::model::form::Form;
 use crate::model::id::NodeId;
 use crate::model::manner::Manner;
 use crate::model::message::Message;
@@ -18,7 +19,7 @@ use crate::ws::frame::Frame;
 #[derive(Debug, PartialEq)]
 pub(crate) enum Inbound<'a> {
     /// Perhaps with when it was sent.
-    Message(Scope<'a>, Content<'a>, Manner, Option<Since>),
+    Message(Scope<'a>, Content<'a>, Manner, Form, Option<Since>),
     Close(Scope<'a>, Close),
     /// For the nodes themselves.
     ToNodes(Option<NodeId>, Content<'a>),

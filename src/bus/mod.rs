@@ -427,9 +427,10 @@ pub(crate) trait Listener: Send + Sync {
     /// As [`up`](Self::up), but for what is refused, which is not what nodes say to all nodes. Said for every probe.
     fn works(&self, link: LinkId, proven: Instant);
 
-    /// Another process took over where this node published, and it does not know so many of what this node had kept there.
-    fn rolled_back(&self, messages: u64) {
-        let _ = messages;
+    /// Another process took over where this node published, and it does not know so many of what this node had kept there, the first
+    /// of it about then.
+    fn rolled_back(&self, messages: u64, since: Option<Instant>) {
+        let _ = (messages, since);
     }
 
     /// So much of what was lost so is kept again.

@@ -28,6 +28,7 @@ use crate::model::description::Description;
 use crate::model::gap::Gap;
 use crate::model::id::{InvalidId, RoomId, SocketId, UserId};
 use crate::model::topic::Topic;
+use crate::ws::Agreed;
 
 /// Why a socket may not enter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,6 +86,7 @@ impl Local {
             user,
             topic,
             number,
+            agreed: Agreed::NOTHING,
             is_registered: false,
         };
         let (all, user) = confirmations;
@@ -249,6 +251,7 @@ pub(crate) struct Reservation {
     topic: Topic,
     /// What the socket will be called; its seat names it already.
     number: u64,
+    agreed: Agreed,
     /// What it has is its registration's now.
     is_registered: bool,
 }
@@ -256,6 +259,11 @@ pub(crate) struct Reservation {
 impl Reservation {
     pub(crate) fn user(&self) -> &UserId {
         &self.user
+    }
+
+    /// How the client takes messages, as the handshake says.
+    pub(crate) fn agree(&mut self, agreed: Agreed) {
+        self.agreed = agreed;
     }
 
     /// From now on the socket is reachable from every node; what comes waits in the outbox.
@@ -284,7 +292,13 @@ impl Reservation {
             node: self.local.node,
             number: self.number,
         };
-        Ends::new(id, self.user.clone(), self.topic.clone(), expiry)
+        Ends::new(
+            id,
+            self.user.clone(),
+            self.topic.clone(),
+            expiry,
+            self.agreed,
+        )
     }
 
     /// From now on every node reaches it.

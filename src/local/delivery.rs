@@ -10,14 +10,16 @@ use tokio::task::yield_now;
 use super::flushers::MANY;
 use super::registry::{Member, Wanted};
 use super::socket::resuming::Numbered;
-use super::socket::{Collected, Flushed, Pushed, Sender};
+use super::socket::{Collected, Flushed, HandlerEnd, Pushed, Sender};
 use super::{CHUNK, Local};
 use crate::bus::scope::Scope;
 use crate::model::close::Close;
+use crate::model::form::Form;
 use crate::model::history::mark::{Clock, Mark, Number};
 use crate::model::manner::Manner;
 use crate::model::message::Message;
-use crate::ws::frame::Frame;
+use crate::ws::Agreed;
+use crate::ws::frame::{Frame, Framed};
 
 impl Local {
     /// Hands a message to the sockets of this node, writing as far as the kernel takes it and never
@@ -27,17 +29,18 @@ impl Local {
         scope: &Scope<'_>,
         message: &Message,
         manner: &Manner,
+        form: Form,
     ) -> usize {
         let wanted = Wanted::of(scope);
         let members = self.registry.read().select(&wanted);
         if members.is_empty() {
             return 0;
         }
-        let frame = Frame::message(message);
+        let framed = Framed::new(Frame::message(message), form, self.settings.deflating);
         let limits = &self.settings.outbox;
         if members.len() >= MANY && self.flushers.help() {
-            let taken = self.collect_for(members, scope, |socket| {
-                socket.collect(&frame, manner, limits)
+            let taken = self.collect_for(members, scope, &framed, |socket, frame| {
+                socket.collect(frame, manner, limits)
             });
             while self.flush() {
                 yield_now().await;
@@ -45,10 +48,16 @@ impl Local {
             return taken as usize;
         }
         let take = |socket: &Sender| {
-            let is_meant = !is_excepted(socket, scope);
-            is_meant && self.record(socket, socket.send(&frame, manner, limits))
+            if is_excepted(socket, scope) {
+                return false;
+            }
+            let frame = framed.of(self.agreed(socket));
+            let is_taken = self.record(socket, socket.send(frame, manner, limits));
+            self.record_saved(is_taken, &framed, frame);
+            is_taken
         };
         let taken = in_chunks(members, take).await;
+        self.record_deflated(&framed);
         self.counters.delivered.fetch_add(taken as u64, Relaxed);
         self.counters.measures.fanned_out(taken as u64);
         taken
@@ -69,24 +78,27 @@ impl Local {
         number: Option<(Clock, Number, &[Mark])>,
         numbers: Range<u64>,
         manner: &Manner,
-        frame: impl FnOnce() -> Frame,
+        frame: impl FnOnce() -> (Frame, Form),
     ) -> u64 {
         let wanted = Wanted::of(scope).numbered(numbers);
         let members = self.registry.read().select(&wanted);
         if members.is_empty() {
             return 0;
         }
-        let (frame, marked) = (frame(), OnceCell::new());
+        let (plain, form) = frame();
+        let framed = Framed::new(plain, form, self.settings.deflating);
+        // With its number before it, once for those who take it compressed.
+        let marked = [OnceCell::new(), OnceCell::new()];
         let limits = &self.settings.outbox;
-        self.collect_for(members, scope, |socket| match number {
-            None => socket.collect(&frame, manner, limits),
+        self.collect_for(members, scope, &framed, |socket, frame| match number {
+            None => socket.collect(frame, manner, limits),
             Some((clock, number, formerly)) => {
                 let numbered = Numbered {
                     clock,
                     number,
                     formerly,
-                    frame: &frame,
-                    marked: &marked,
+                    frame,
+                    marked: &marked[usize::from(frame.is_deflated())],
                 };
                 socket.collect_numbered(&numbered, manner, limits)
             }
@@ -97,19 +109,24 @@ impl Local {
         &self,
         members: SmallVec<[Sender; 4]>,
         scope: &Scope<'_>,
-        collect: impl Fn(&Sender) -> Collected,
+        framed: &Framed,
+        collect: impl Fn(&Sender, &Frame) -> Collected,
     ) -> u64 {
         let mut taken = 0;
         for socket in members {
             if is_excepted(&socket, scope) {
                 continue;
             }
-            let collected = collect(&socket);
-            taken += u64::from(self.record(&socket, collected.pushed));
+            let frame = framed.of(self.agreed(&socket));
+            let collected = collect(&socket, frame);
+            let is_taken = self.record(&socket, collected.pushed);
+            self.record_saved(is_taken, framed, frame);
+            taken += u64::from(is_taken);
             if collected.wants_flush {
                 self.collected.lock().push(socket);
             }
         }
+        self.record_deflated(framed);
         self.counters.delivered.fetch_add(taken, Relaxed);
         self.counters.measures.fanned_out(taken);
         taken
@@ -181,6 +198,41 @@ impl Local {
             }
         }
         pushed.is_taken()
+    }
+
+    /// A frame of a socket's own, for its handler.
+    pub(crate) fn frame_for(&self, socket: &HandlerEnd, message: &Message) -> Frame {
+        let (plain, deflating) = (Frame::message(message), self.settings.deflating);
+        if deflating.is_off() {
+            return plain;
+        }
+        let (framed, agreed) = (Framed::new(plain, Form::Any, deflating), socket.agreed());
+        let frame = framed.of(agreed);
+        self.record_saved(true, &framed, frame);
+        self.record_deflated(&framed);
+        frame.clone()
+    }
+
+    /// Not asked, at the price of a lock, where nothing is compressed.
+    fn agreed(&self, socket: &Sender) -> Agreed {
+        match self.settings.deflating.is_off() {
+            true => Agreed::NOTHING,
+            false => socket.agreed(),
+        }
+    }
+
+    fn record_saved(&self, is_taken: bool, framed: &Framed, frame: &Frame) {
+        if is_taken && frame.is_deflated() {
+            let (bytes, saved) = (frame.len() as u64, framed.saved_by(frame) as u64);
+            self.counters.compressed_bytes.fetch_add(bytes, Relaxed);
+            self.counters.compressed_saved.fetch_add(saved, Relaxed);
+        }
+    }
+
+    fn record_deflated(&self, framed: &Framed) {
+        if framed.was_deflated() {
+            self.counters.compressed.fetch_add(1, Relaxed);
+        }
     }
 
     pub(super) fn record_slow(&self, socket: &Sender, lost: usize) {

@@ -88,6 +88,7 @@ mod tests {
     use crate::Cluster;
     use crate::bus::scope::Scope;
     use crate::local::registry::EVERY;
+    use crate::model::form::Form;
     use crate::model::manner::Manner;
     use crate::ws::frame::Frame;
 
@@ -103,7 +104,7 @@ mod tests {
             targets: [(&local.all).into()].into_iter().collect(),
             ..Scope::default()
         };
-        let frame = || Frame::message(&"news".into());
+        let frame = || (Frame::message(&"news".into()), Form::Any);
         local.collect(&scope, None, EVERY, &Manner::InTurn, frame);
         local.flush();
         let left = || local.collected.lock().len();

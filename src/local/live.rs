@@ -97,6 +97,7 @@ mod tests {
     use crate::local::socket::Ends;
     use crate::model::id::NodeId;
     use crate::model::topic::Topic;
+    use crate::ws::Agreed;
 
     const SLEPT: Duration = Duration::from_secs(1);
 
@@ -108,7 +109,7 @@ mod tests {
                 node: NodeId(1),
                 number,
             };
-            let ends = Ends::new(id, "alice".into(), Topic::all(), None);
+            let ends = Ends::new(id, "alice".into(), Topic::all(), None, Agreed::NOTHING);
             live.insert(number, ends.sweep);
         }
         let room = || live.sockets.lock().capacity();

@@ -15,8 +15,8 @@ mod sockets;
 pub(crate) mod subscription;
 mod sweeper;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -29,7 +29,7 @@ use self::live::Live;
 use self::moves::Moves;
 use self::registry::{Limits, Registry};
 use self::socket::{Sender, SweepEnd};
-pub(crate) use self::sockets::Sockets;
+pub(crate) use self::sockets::{Resumes, Sockets};
 use self::sweeper::sweep;
 use crate::bus::Interests;
 use crate::counts::Counters;
@@ -40,6 +40,7 @@ use crate::model::id::{NodeId, SocketId};
 use crate::model::limits::OutboxLimits;
 use crate::model::topic::Topic;
 use crate::presence::Mailbox;
+use crate::ws::Deflating;
 
 /// How long the closing handshake may take, a stalled upgrade too.
 pub(crate) const CLOSING: Duration = Duration::from_secs(5);
@@ -50,6 +51,7 @@ pub(crate) const CHUNK: usize = 128;
 pub(crate) struct LocalSettings {
     pub(crate) limits: Limits,
     pub(crate) outbox: OutboxLimits,
+    pub(crate) deflating: Deflating,
     pub(crate) heartbeat: HeartbeatTimes,
     /// How long a newcomer waits until it is heard.
     pub(crate) publish_timeout: Duration,
@@ -81,6 +83,8 @@ pub(crate) struct Local {
     draining: AtomicBool,
     /// Is told who comes and goes.
     presence: Arc<Mailbox>,
+    /// Where something is kept.
+    resumes: OnceLock<Weak<dyn Resumes>>,
 }
 
 impl Local {
@@ -99,7 +103,13 @@ impl Local {
             flushers: Flushers::on(ground.home.runtime().metrics().num_workers()),
             draining: AtomicBool::new(false),
             presence: presence.clone(),
+            resumes: OnceLock::new(),
         }
+    }
+
+    /// Clients may come back, and this one knows what they missed.
+    pub(crate) fn resume_by(&self, resumes: Weak<dyn Resumes>) {
+        let _ = self.resumes.set(resumes);
     }
 
     /// Begins to keep time for the sockets, and to help where much is to be written.

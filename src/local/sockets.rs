@@ -1,7 +1,7 @@
 //! The sockets of this node as its peers see them: who is meant, and what is done to them.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use tokio::task::yield_now;
 
@@ -14,9 +14,22 @@ use crate::bus::control::Ask;
 use crate::bus::scope::Scope;
 use crate::model::close::Close;
 use crate::model::description::Descriptions;
-use crate::model::id::UserId;
+use crate::model::history::mark::Marks;
+use crate::model::id::{NodeId, UserId};
 use crate::model::roster::SocketInfo;
 use crate::model::topic::Topic;
+
+/// Whoever knows what clients missed that may come back.
+pub(crate) trait Resumes: Send + Sync + 'static {
+    /// These sockets are in a room by now, with what those have of it that were in it before: so that they have all of it, and
+    /// may go on there. Resolves when what is sent there comes here, and they may.
+    fn resume_in(
+        self: Arc<Self>,
+        room: &Topic,
+        joined: Vec<(Sender, Option<Marks>)>,
+        confirmation: Confirmation,
+    ) -> Confirmation;
+}
 
 /// A handle for those who speak for other nodes: they neither admit anybody nor send.
 #[derive(Debug, Clone)]
@@ -67,9 +80,19 @@ impl Sockets {
         infos
     }
 
-    /// What is asked of the sockets of this node; how many it concerned, and what it takes until it is
+    /// What this node itself asks of its sockets.
+    pub(crate) fn carry_out_own(&self, scope: &Scope<'_>, what: &Ask) -> (usize, Confirmation) {
+        self.carry_out(self.0.node, scope, what)
+    }
+
+    /// What a node asks of the sockets of this one; how many it concerned, and what it takes until it is
     /// done. A Close leaves with the next `flush`.
-    pub(crate) fn carry_out(&self, scope: &Scope<'_>, what: &Ask) -> (usize, Confirmation) {
+    pub(crate) fn carry_out(
+        &self,
+        by: NodeId,
+        scope: &Scope<'_>,
+        what: &Ask,
+    ) -> (usize, Confirmation) {
         let members = || self.members_of(scope);
         match what {
             Ask::Sockets | Ask::Node => (0, Confirmation::NotAwaited),
@@ -80,8 +103,8 @@ impl Sockets {
                 self.0.close_members(&members, &close);
                 (members.len(), Confirmation::NotAwaited)
             }
-            Ask::Join { room } => self.join(&members(), room),
-            Ask::Leave { room } => (self.leave(&members(), room), Confirmation::NotAwaited),
+            Ask::Join { room } => self.join(by, &members(), room),
+            Ask::Leave { room } => (self.leave(by, &members(), room), Confirmation::NotAwaited),
         }
     }
 
@@ -95,28 +118,40 @@ impl Sockets {
     }
 
     /// How many are in the room now, and when what is sent to it comes here.
-    fn join(&self, members: &[Sender], name: &str) -> (usize, Confirmation) {
+    fn join(&self, by: NodeId, members: &[Sender], name: &str) -> (usize, Confirmation) {
         let mut confirmation = Confirmation::NotAwaited;
         let Ok(room) = Topic::room(name) else {
             return (0, confirmation);
         };
-        let moved = Move::Joined(name.into());
+        let moved = Move::Joined {
+            room: name.into(),
+            by,
+        };
         let joined = members.iter().filter_map(|socket| {
+            let owed = socket.resuming(|resuming| resuming.owes(room.as_str()));
             let joined = self.0.begin_join(socket, &room)?;
             if joined.is_new {
                 self.0.live.moved(socket.id(), &moved);
             }
             confirmation = joined.confirmation;
-            Some(())
+            Some((socket.clone(), owed))
         });
-        (joined.count(), confirmation)
+        let joined: Vec<_> = joined.collect();
+        let count = joined.len();
+        if let Some(resumes) = self.0.resumes.get().and_then(Weak::upgrade) {
+            confirmation = resumes.resume_in(&room, joined, confirmation);
+        }
+        (count, confirmation)
     }
 
-    fn leave(&self, members: &[Sender], name: &str) -> usize {
+    fn leave(&self, by: NodeId, members: &[Sender], name: &str) -> usize {
         let Ok(room) = Topic::room(name) else {
             return 0;
         };
-        let moved = Move::Left(name.into());
+        let moved = Move::Left {
+            room: name.into(),
+            by,
+        };
         for socket in members {
             if self.0.leave(socket, &room) {
                 self.0.live.moved(socket.id(), &moved);

@@ -1,6 +1,7 @@
 //! One table of everything that is measured; each row a histogram.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -10,6 +11,11 @@ use super::clocks::Clocks;
 use super::histogram::{Histogram, Told};
 use crate::model::id::NodeId;
 use crate::model::vitals::Quantiles;
+
+/// One of so many sends is timed: to read the clocks for each would cost a fiftieth of a delivery.
+const ONE_OF: u64 = 16;
+/// The golden ratio, of a turn of 2^64. Whatever an app does in turns, in these steps the timed ones are of each.
+const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// The least that is known of another node's clock is from this long at least: longer than a hello is apart from the next, or as
 /// long, where these are rarer.
@@ -55,6 +61,7 @@ macro_rules! measures {
     ($($(#[doc = $doc:literal])+ $name:ident: $measured:ident as $exported:literal,)+) => {
         #[derive(Debug, Default)]
         pub(crate) struct Measures {
+            sends: AtomicU64,
             own: Own,
             others: Mutex<Clocks>,
             $($(#[doc = $doc])+ $name: Histogram,)+
@@ -94,8 +101,8 @@ macro_rules! measures {
 }
 
 measures! {
-    /// From a send until the bus took it: through the queue of this node to Redis and its answer back. Those that failed are
-    /// not among them.
+    /// From a send until the bus took it: through the queue of this node to Redis and its answer back. Of one in 16 sends; those
+    /// that failed are not among them.
     publish: Time as "axum_cluster_publish_seconds",
     /// How long an upgrade, a subscription or a join waited until Redis had confirmed that this node hears the user or the room.
     /// Those that had not to wait are not among them; those that gave up are, with the time until they did.
@@ -104,13 +111,19 @@ measures! {
     /// with Redis' answer to it. About what a message takes to another node, by one clock.
     probe: Time as "axum_cluster_probe_seconds",
     /// From a send on another node until the sockets here had the message, by what hellos tell of the clocks of both: right to within
-    /// half of the shortest round trip between the two. Of nodes that do not measure, and of programs in other languages, there is none.
+    /// half of the shortest round trip between the two. Of one in 16 sends of each node; of nodes that do not measure, and of programs
+    /// in other languages, there is none.
     delivery: Time as "axum_cluster_delivery_seconds",
     /// Sockets of this node that took a message, for each message that was for any of them.
     fan_out: Sockets as "axum_cluster_fan_out_sockets",
 }
 
 impl Measures {
+    /// A send begins: when, if it is one of those that are timed.
+    pub(crate) fn sending(&self) -> Option<Since> {
+        is_timed(self.sends.fetch_add(1, Relaxed)).then(Since::now)
+    }
+
     pub(crate) fn published(&self, since: Since) {
         self.publish.record(micros(since.0));
     }
@@ -129,8 +142,8 @@ impl Measures {
     }
 
     /// When this is said, by this node's own clock.
-    pub(crate) fn said_at(&self) -> Option<u64> {
-        Some(self.own.now())
+    pub(crate) fn said_at(&self, since: Since) -> Option<u64> {
+        Some(self.own.at(since.0))
     }
 
     /// Something came that another node sent then, by its clock: when that was, if it can be told.
@@ -173,10 +186,6 @@ struct Own {
 }
 
 impl Own {
-    fn now(&self) -> u64 {
-        self.at(Instant::now())
-    }
-
     fn at(&self, moment: Instant) -> u64 {
         let since = moment.saturating_duration_since(self.started);
         since.as_micros().try_into().unwrap_or(u64::MAX)
@@ -201,6 +210,11 @@ impl Default for Own {
             turned: started.into(),
         }
     }
+}
+
+/// Of so many, which: by its number, from 0.
+fn is_timed(send: u64) -> bool {
+    send.wrapping_mul(STEP) < u64::MAX / ONE_OF
 }
 
 fn micros(since: Instant) -> u64 {
@@ -245,5 +259,31 @@ mod tests {
             (seconds, 1)
         );
         assert!(measures.quantiles().is_empty(), "told once");
+    }
+
+    /// Also of those that an app does in turns, whatever of so many it is.
+    #[test]
+    fn the_first_send_is_timed_and_then_one_of_sixteen() {
+        let measures = Measures::default();
+        let timed: Vec<u64> = (0..)
+            .filter(|_| measures.sending().is_some())
+            .take(1_000)
+            .collect();
+        assert_eq!(timed[0], 0);
+        let apart = timed.windows(2).map(|two| two[1] - two[0]);
+        assert!(apart.clone().all(|apart| matches!(apart, 8 | 13 | 21)));
+        let share = timed[999] as f64 / 999.0;
+        assert!((15.9..16.1).contains(&share), "one of {share}");
+        for turns in 2..40 {
+            let mut of = vec![0; turns as usize];
+            timed
+                .iter()
+                .for_each(|send| of[(send % turns) as usize] += 1);
+            let fair = timed.len() as u64 / turns;
+            assert!(
+                of.iter().all(|of| (fair / 2..2 * fair).contains(of)),
+                "{turns}: {of:?}"
+            );
+        }
     }
 }

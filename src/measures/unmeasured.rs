@@ -21,6 +21,10 @@ impl Since {
 }
 
 impl Measures {
+    pub(crate) fn sending(&self) -> Option<Since> {
+        None
+    }
+
     pub(crate) fn published(&self, _: Since) {}
 
     pub(crate) fn confirmed(&self, _: Since) {}
@@ -29,7 +33,7 @@ impl Measures {
 
     pub(crate) fn fanned_out(&self, _: u64) {}
 
-    pub(crate) fn said_at(&self) -> Option<u64> {
+    pub(crate) fn said_at(&self, _: Since) -> Option<u64> {
         None
     }
 

@@ -14,10 +14,10 @@ use crate::model::message::Utf8Bytes;
 /// | code | when |
 /// |---|---|
 /// | 1000 | the handler returned, or dropped its [`Socket`](crate::Socket) |
-/// | 1002, 1007 | the client broke the protocol, or sent text that is not UTF-8 |
+/// | 1002, 1007 | the client broke the protocol, or sent text that is not UTF-8, or what cannot be inflated |
 /// | 1006 | the client vanished or stayed silent (never sent, only reported) |
 /// | 1008 | the client sent more than [`inbound_limit`](crate::ClusterBuilder::inbound_limit) allows |
-/// | 1009 | the client sent more than `max_message_size` |
+/// | 1009 | the client sent more than `max_message_size`, inflated |
 /// | 1011 | the handler panicked |
 /// | 1012 | the node is shutting down: reconnect |
 /// | 1013 | the client reads too slowly: try again later |
@@ -160,6 +160,8 @@ pub(crate) mod reason {
         Close::from_static(Close::REPLACED, "replaced by a newer socket");
     pub(crate) const PROTOCOL: Close = Close::from_static(Close::PROTOCOL_ERROR, "protocol error");
     pub(crate) const NOT_UTF8: Close = Close::from_static(Close::INVALID_DATA, "text is not UTF-8");
+    pub(crate) const NOT_DEFLATE: Close =
+        Close::from_static(Close::INVALID_DATA, "the message cannot be inflated");
     /// Said by the handler, where it says so: [`BadMessage::close`](crate::BadMessage::close).
     pub(crate) const NOT_UNDERSTOOD: Close =
         Close::from_static(Close::POLICY_VIOLATION, "the message was not understood");
@@ -191,6 +193,7 @@ mod tests {
             REPLACED,
             PROTOCOL,
             NOT_UTF8,
+            NOT_DEFLATE,
             NOT_UNDERSTOOD,
             TOO_MUCH,
             TOO_BIG,

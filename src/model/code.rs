@@ -38,7 +38,7 @@ impl CloseCode {
     pub const NO_STATUS: Self = Self(1005);
     /// 1006: the client vanished without a Close frame. Never sent.
     pub const ABNORMAL: Self = Self(1006);
-    /// 1007: text that is not UTF-8.
+    /// 1007: text that is not UTF-8, or what cannot be inflated.
     pub const INVALID_DATA: Self = Self(1007);
     /// 1008: a message that a rule of the app forbids, or more of them than it allows.
     pub const POLICY_VIOLATION: Self = Self(1008);

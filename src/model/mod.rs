@@ -2,9 +2,12 @@
 
 pub(crate) mod close;
 pub(crate) mod code;
+#[cfg(feature = "deflate")]
+pub(crate) mod compression;
 pub(crate) mod delivery;
 pub(crate) mod description;
 pub(crate) mod error;
+pub(crate) mod form;
 pub(crate) mod gap;
 pub(crate) mod health;
 pub(crate) mod history;

@@ -94,12 +94,13 @@ impl Listener for Node {
         self.settle(link, proven);
     }
 
-    fn rolled_back(&self, messages: u64) {
+    fn rolled_back(&self, messages: u64, since: Option<Instant>) {
         let counter = &self.ground.counters.history_rolled_back;
         counter.fetch_add(messages, Relaxed);
         if messages > 0 {
             let reception = &self.ground.reception;
-            let since = reception.proven_at();
+            let proven = reception.proven_at();
+            let since = since.map_or(proven, |since| proven.min(since));
             reception.still_strayed(since);
             reception.others_strayed((since, Instant::now()));
             tracing::warn!(node = %self.ground.node, messages, "redis went on with an older state: the last messages that this node sent \
@@ -116,7 +117,7 @@ impl Listener for Node {
         let counter = &self.ground.counters.spool_dropped;
         counter.fetch_add(messages, Relaxed);
         if was_lost {
-            self.rolled_back(messages);
+            self.rolled_back(messages, None);
         }
     }
 
@@ -215,7 +216,7 @@ impl Node {
                 self.act_on(amid.inbound, topic, (number, formerly), numbers);
                 self.deliver_own(&amid.after);
             }
-            Inbound::Message(scope, content, manner, sent) => {
+            Inbound::Message(scope, content, manner, form, sent) => {
                 if let Some(from) = self.uplink.take_unkept() {
                     self.peers.tell_unkept(from);
                 }
@@ -224,9 +225,8 @@ impl Node {
                     let clock = self.ground.bus.clock(&topic.to_topic());
                     (clock, number, formerly)
                 });
-                let taken = self
-                    .local
-                    .collect(&scope, number, numbers, &manner, || content.frame());
+                let frame = || (content.frame(), form);
+                let taken = self.local.collect(&scope, number, numbers, &manner, frame);
                 if let Some(sent) = sent.filter(|_| taken > 0) {
                     self.ground.counters.measures.delivered(sent);
                 }

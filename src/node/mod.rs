@@ -12,6 +12,7 @@ use futures::FutureExt;
 use futures::future::join;
 use tokio::time::{Instant, timeout, timeout_at};
 
+use self::resume::{Waiting, keep_asking};
 use crate::bus::repairs::{Repairs, Task};
 use crate::bus::uplink::Uplink;
 use crate::bus::{Backend, Bus};
@@ -38,6 +39,8 @@ pub(crate) struct Node {
     pub(crate) presence: Arc<Mailbox>,
     pub(crate) uplink: Arc<Uplink>,
     pub(crate) repairs: Repairs,
+    /// For what they missed.
+    waiting: Waiting,
     /// A type of user that was looked for and not there was said at warn.
     pub(crate) said_no_user: AtomicBool,
 }
@@ -69,9 +72,14 @@ impl Node {
             presence,
             uplink,
             repairs,
+            waiting: Waiting::default(),
             said_no_user: AtomicBool::new(false),
         });
         tracing::info!(node = %id, namespace = node.config.namespace.as_str(), "node started");
+        if node.resumes() {
+            let resumes = Arc::downgrade(&node);
+            node.local.resume_by(resumes);
+        }
         let (bus, listener) = (&node.ground.bus, Arc::downgrade(&node));
         bus.start(listener);
         // Single sockets are reached through it. Never released: it lives as long as the bus.
@@ -85,12 +93,13 @@ impl Node {
         node
     }
 
-    /// What is kept is read again where it was missed.
+    /// What is kept is read again where it was missed, by this node or by clients.
     fn start_repairs(self: &Arc<Self>) {
         if !self.repairs.are_off() {
             let task = Task::new(self, self.config.publish_timeout);
             let home = &self.ground.home;
             home.keep("repairs", task, |task| task.run().boxed());
+            keep_asking(self);
         }
     }
 

@@ -53,7 +53,10 @@ impl Node {
         let sending = self.uplink.send(selection, &scope, message, manner, how)?;
         let local = match sending.is_kept() {
             true => self.local.count(&scope),
-            false => self.local.deliver(&scope, message, manner).await,
+            false => {
+                let form = how.form;
+                self.local.deliver(&scope, message, manner, form).await
+            }
         };
         let newcomers = || self.local.newcomers();
         let is_heard = |topic: &Topic| self.local.is_on(topic);
@@ -72,7 +75,7 @@ impl Node {
                     Came::Whole => {}
                     Came::On(topics) => {
                         let rest = scope.without(&topics);
-                        self.local.deliver(&rest, message, manner).await;
+                        self.local.deliver(&rest, message, manner, how.form).await;
                     }
                 }
                 Err(SendError::bus(local, home.explain(refused.error)))
@@ -83,8 +86,8 @@ impl Node {
     /// Delivers what failed, by the next flush: it has no number.
     pub(super) fn deliver_own(&self, own: &[Own]) {
         for own in own {
-            if let Some((scope, content, manner)) = own.read() {
-                let frame = || content.frame();
+            if let Some((scope, content, manner, form)) = own.read() {
+                let frame = || (content.frame(), form);
                 let numbers = EVERY.start..own.older_than;
                 self.local.collect(&scope, None, numbers, &manner, frame);
             }

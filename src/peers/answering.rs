@@ -93,7 +93,7 @@ impl Answering {
         if self.came_before(asker, id) {
             return;
         }
-        let (count, confirmation) = self.sockets.carry_out(scope, &what);
+        let (count, confirmation) = self.sockets.carry_out(asker, scope, &what);
         let Some(open) = self.open(asker, id) else {
             self.counters.questions_refused.fetch_add(1, Relaxed);
             return self.reply(asker, id, &Control::Refused { id });

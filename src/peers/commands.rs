@@ -66,7 +66,7 @@ impl Commands {
         if let Some(turns) = self.turns.as_ref().filter(|_| reach == Reach::Everywhere) {
             return self.run_in_turn(turns, selection, what).await;
         }
-        let (local, confirmation) = self.sockets.carry_out(&selection.scope(), &what);
+        let (local, confirmation) = self.sockets.carry_out_own(&selection.scope(), &what);
         // Queued by this call, so that it keeps its place among what else is sent.
         let asked = match reach {
             Reach::Here => Ok(None),

@@ -63,7 +63,7 @@ impl Turns {
         else {
             return false;
         };
-        let carried_out = self.sockets.carry_out(&selection.scope(), &what);
+        let carried_out = self.sockets.carry_out_own(&selection.scope(), &what);
         // Whoever commanded may have given up.
         let _ = done.send(carried_out);
         true

@@ -2,7 +2,8 @@
 
 use bytes::{Buf, BytesMut};
 
-use crate::ws::frame::{Decoder, Frame, Heard};
+use crate::ws::Agreed;
+use crate::ws::frame::{Allowance, Decoder, Frame, Heard};
 
 const MASKED: u8 = 0x80;
 
@@ -39,7 +40,7 @@ impl Reader {
         while let Some(mut frame) = self.take_frame()? {
             let (_, heard) = self
                 .decoder
-                .decode(&mut frame)
+                .decode(&mut frame, &mut Allowance::of(Agreed::NOTHING))
                 .map_err(|violation| violation.close().to_string())?;
             if heard.is_some() {
                 return Ok(heard);
@@ -125,7 +126,7 @@ mod tests {
             let mut heard = Vec::new();
             for frame in &frames {
                 let mut bytes = masked(frame);
-                let (used, said) = server.decode(&mut bytes).unwrap();
+                let (used, said) = server.decode(&mut bytes, &mut Allowance::of(Agreed::NOTHING)).unwrap();
                 prop_assert_eq!(used, bytes.len());
                 heard.extend(said);
             }

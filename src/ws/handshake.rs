@@ -7,13 +7,15 @@ use axum_core::response::{IntoResponse, Response};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use http::header::{
-    CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL,
-    SEC_WEBSOCKET_VERSION, UPGRADE,
+    CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_EXTENSIONS, SEC_WEBSOCKET_KEY,
+    SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE,
 };
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
 use hyper::ext::Protocol;
 use sha1::{Digest, Sha1};
+
+use super::{Agreed, Deflating};
 
 /// Appended to the client's key (RFC 6455, section 1.3).
 const GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
@@ -24,6 +26,7 @@ pub(crate) struct Handshake {
     /// `Sec-WebSocket-Accept`; HTTP/2 has none.
     accept: Option<HeaderValue>,
     protocol: Option<HeaderValue>,
+    agreed: Agreed,
 }
 
 /// Why a request is no WebSocket handshake.
@@ -75,6 +78,7 @@ impl Handshake {
         Ok(Self {
             accept,
             protocol: None,
+            agreed: Agreed::NOTHING,
         })
     }
 
@@ -89,6 +93,16 @@ impl Handshake {
             tokens(headers, &SEC_WEBSOCKET_PROTOCOL).any(|offered| offered == *known)
         });
         self.protocol = chosen.and_then(|chosen| HeaderValue::from_str(chosen).ok());
+    }
+
+    /// Accepts one of the compressions that the client offers, if any. Offers that make no sense are declined.
+    pub(crate) fn agree(&mut self, headers: &HeaderMap, deflating: Deflating) {
+        self.agreed = deflating.agree(headers);
+    }
+
+    /// How messages may be compressed.
+    pub(crate) fn agreed(&self) -> Agreed {
+        self.agreed
     }
 
     pub(crate) fn protocol(&self) -> Option<&str> {
@@ -111,6 +125,9 @@ impl Handshake {
         let headers = response.headers_mut();
         if let Some(protocol) = self.protocol {
             headers.insert(SEC_WEBSOCKET_PROTOCOL, protocol);
+        }
+        if let Some(agreed) = self.agreed.header() {
+            headers.insert(SEC_WEBSOCKET_EXTENSIONS, agreed);
         }
         if let Some(accept) = self.accept {
             headers.insert(SEC_WEBSOCKET_ACCEPT, accept);

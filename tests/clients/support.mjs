@@ -231,3 +231,21 @@ function dial(stream, [node, ...others]) {
   const next = () => dial(stream, others);
   upstream.on('error', next);
 }
+
+/** A way to a node on which the bytes that it says are counted. */
+export class Counted {
+  static async start(node) {
+    const counted = Object.assign(new Counted(), { bytes: 0 });
+    const server = createServer(stream => {
+      const upstream = connect(node.port, '127.0.0.1');
+      upstream.on('data', data => { counted.bytes += data.length; });
+      upstream.on('error', () => stream.destroy());
+      stream.on('error', () => upstream.destroy());
+      stream.pipe(upstream).pipe(stream);
+    });
+    begun.push(() => server.close());
+    await once(server.listen(0, '127.0.0.1'), 'listening');
+    const { port } = server.address();
+    return Object.assign(counted, { page: `http://127.0.0.1:${port}/`, url: `ws://127.0.0.1:${port}/ws` });
+  }
+}

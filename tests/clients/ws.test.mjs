@@ -21,11 +21,30 @@ suite('echo', { timeout }, () => {
     }
   });
 
-  test('permessage-deflate is offered, declined, and not needed', async () => {
+  const bytesRead = async (client, message) => {
+    const stream = client.socket._socket;
+    const before = stream.bytesRead;
+    client.socket.send(message, { compress: true });
+    assert.equal(await client.next(), message);
+    return stream.bytesRead - before;
+  };
+
+  test('permessage-deflate is agreed on, and what comes is compressed', async () => {
+    const text = JSON.stringify(Array.from({ length: 100 }, (_, n) => ({ order: n * 7919, paid: n % 3 === 0 })));
     const offered = await Client.open(node.url, [], { perMessageDeflate: { threshold: 0 } });
-    assert.equal(offered.socket.extensions, '');
-    offered.socket.send('a'.repeat(100_000), { compress: true });
-    assert.equal(await offered.next(), 'a'.repeat(100_000));
+    assert.equal(offered.socket.extensions, 'permessage-deflate');
+    for (let n = 0; n < 3; n++) assert.ok(await bytesRead(offered, text) < text.length / 3);
+    assert.ok(await bytesRead(offered, 'a'.repeat(100_000)) < 1_000);
+    offered.socket.send(text.slice(0, 1000), { fin: false, compress: true });
+    offered.socket.send(text.slice(1000), { fin: true, compress: true });
+    assert.equal(await offered.next(), text);
+    const narrow = await Client.open(node.url, [], { perMessageDeflate: { serverMaxWindowBits: 9 } });
+    assert.equal(narrow.socket.extensions, 'permessage-deflate');
+    assert.ok(await bytesRead(narrow, text) > text.length, 'it does not fit into the window');
+    assert.ok(await bytesRead(narrow, text.slice(0, 512)) < 400);
+    const plain = await Client.open(node.url, [], { perMessageDeflate: false });
+    assert.equal(plain.socket.extensions, '');
+    assert.ok(await bytesRead(plain, text) > text.length, 'control');
   });
 
   test('a fragmented message comes back whole, a ping inside it is answered', async () => {

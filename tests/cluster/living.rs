@@ -153,11 +153,16 @@ async fn others_move_a_socket_and_its_handler_is_told(lab: Lab) {
     socket.leave("party");
     let own = socket.broadcaster();
     own.to_user("alice").join("home").await.unwrap();
-    for expected in [
-        Move::Joined("party".into()),
-        Move::Left("own".into()),
-        Move::Joined("home".into()),
-    ] {
+    let by = b.cluster.id();
+    let joined = |room: &str, by| Move::Joined {
+        room: room.into(),
+        by,
+    };
+    let left = Move::Left {
+        room: "own".into(),
+        by,
+    };
+    for expected in [joined("party", by), left, joined("home", cluster.id())] {
         assert_eq!(soon("a move", moves.next()).await, Some(expected));
     }
     assert_eq!(moves.next().now_or_never(), None, "its own are not told");
@@ -187,7 +192,10 @@ async fn who_lags_behind_its_moves_misses_the_oldest() {
     let read: Vec<Move> = moves.take(64).collect().await;
     assert_eq!(
         read,
-        Vec::from_iter((36..100).map(|n| Move::Joined(n.into())))
+        Vec::from_iter((36..100).map(|n| Move::Joined {
+            room: n.into(),
+            by: cluster.id(),
+        }))
     );
     assert_eq!(socket.rooms().len(), 100);
 }

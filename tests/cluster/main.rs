@@ -69,6 +69,8 @@ mod acl;
 mod bus;
 mod census;
 mod clients;
+#[cfg(feature = "deflate")]
+mod compression;
 mod delivery;
 mod engine;
 mod errors;

@@ -24,6 +24,9 @@ on_every_bus! {
     a_position_that_is_none_of_theirs_is_foreign_and_brings_nothing
     more_than_is_kept_is_told_and_not_sent_in_part
     what_was_missed_of_a_room_comes_when_it_is_joined_again
+    whom_others_put_into_a_room_goes_on_there
+    whom_others_put_back_into_a_room_has_what_it_missed_there
+    of_a_room_that_is_not_kept_it_is_told_that_it_is_forgotten
     a_stream_of_events_goes_on_by_the_last_event_id
     a_subscription_goes_on_where_its_reader_was
     a_join_for_which_nobody_waits_brings_what_was_missed
@@ -368,6 +371,96 @@ async fn what_was_missed_of_a_room_comes_when_it_is_joined_again(lab: Lab) {
     assert_eq!(page.missed, [] as [&str; 0]);
 }
 
+/// Another node's command, in rooms of many clocks: whether something comes before it leaves, or nothing does.
+async fn whom_others_put_into_a_room_goes_on_there(lab: Lab) {
+    const ROOMS: usize = 8;
+    let [a, b] = nodes(&lab).await;
+    let mut page = Page::open(&a, "alice").await;
+    page.all().await;
+    let room = |n: usize| format!("tea {n}");
+    let to = |n: usize| b.broadcaster.to_room(room(n));
+    for n in 0..ROOMS {
+        to(n).send("before").await.unwrap();
+    }
+    send(&b, "alice", 0..1).await;
+    assert_eq!(soon("a message", page.next()).await, "0");
+    for n in 0..ROOMS {
+        let joined = b.broadcaster.to_user("alice").join(room(n)).await.unwrap();
+        assert_eq!((joined.nodes(), joined.unanswered()), (Some(1), 0));
+        if n % 2 == 0 {
+            to(n).send(format!("in {n}")).await.unwrap();
+            let heard = soon("what is sent there", page.next()).await;
+            assert_eq!(heard, format!("in {n}"));
+        }
+    }
+    assert_eq!(page.all().await, [] as [&str; 0]);
+    let (user, since) = (page.user.clone(), page.position());
+    drop(page);
+    a.until_empty_of("alice").await;
+    for n in 0..ROOMS {
+        to(n).send(format!("later {n}")).await.unwrap();
+    }
+    let mut page = Page::at(&b, &user, &since).await;
+    for n in 0..ROOMS {
+        page.client.send(&format!("join {}", room(n))).await;
+        assert_eq!(page.next().await, format!("later {n}"));
+        assert_eq!(page.next().await, "joined");
+    }
+    assert_eq!(page.all().await, [] as [&str; 0]);
+    assert_eq!(page.missed, [] as [&str; 0]);
+}
+
+async fn whom_others_put_back_into_a_room_has_what_it_missed_there(lab: Lab) {
+    let [a, b] = nodes(&lab).await;
+    let mut page = Page::open(&a, "alice").await;
+    page.client.send("join tea").await;
+    assert_eq!(page.next().await, "joined");
+    page.all().await;
+    let (user, since) = (page.user.clone(), page.position());
+    drop(page);
+    a.until_empty_of("alice").await;
+    let tea = a.broadcaster.to_room("tea");
+    for n in 0..3 {
+        tea.clone().send(n.to_string()).await.unwrap();
+    }
+    let mut page = Page::at(&b, &user, &since).await;
+    assert_eq!(page.all().await, [] as [&str; 0], "it is in no room yet");
+    let joined = a.broadcaster.to_user("alice").join("tea").await.unwrap();
+    assert_eq!(joined.unanswered(), 0);
+    tea.send("3").await.unwrap();
+    for text in numbers(0..4) {
+        assert_eq!(soon("what was missed", page.next()).await, text);
+    }
+    let mut page = page.back(&a).await;
+    page.client.send("join tea").await;
+    assert_eq!(page.next().await, "joined", "once");
+    assert_eq!(page.missed, [] as [&str; 0]);
+}
+
+async fn of_a_room_that_is_not_kept_it_is_told_that_it_is_forgotten(lab: Lab) {
+    let plain = || node(lab.builder().user_history(History::default()));
+    let [a, b] = [plain().await, plain().await];
+    let mut page = Page::open(&a, "alice").await;
+    page.client.send("join tea").await;
+    assert_eq!(page.next().await, "joined");
+    page.all().await;
+    let (user, since) = (page.user.clone(), page.position());
+    drop(page);
+    a.until_empty_of("alice").await;
+    let tea = b.broadcaster.to_room("tea");
+    tea.send("missed").await.unwrap();
+    send(&a, "alice", 0..1).await;
+    let mut page = Page::at(&b, &user, &since).await;
+    assert_eq!(page.all().await, ["0"], "what is kept comes");
+    assert_eq!(page.missed, [] as [&str; 0], "it may be in no room");
+    page.client.send("join coffee").await;
+    assert_eq!(page.next().await, "joined");
+    assert_eq!(page.missed, [] as [&str; 0], "it was not in this one");
+    page.client.send("join tea").await;
+    assert_eq!(page.next().await, "joined");
+    assert_eq!(page.missed, ["forgotten"]);
+}
+
 /// In a Redis Cluster each partition has a clock of its own, and each of several Redises.
 #[tokio::test(flavor = "multi_thread")]
 async fn positions_go_on_over_many_clocks() {
@@ -381,6 +474,8 @@ async fn positions_go_on_over_many_clocks() {
         a_second_return_without_news_brings_nothing(lab("b")).await;
         what_was_missed_of_a_room_comes_when_it_is_joined_again(lab("c")).await;
         a_stream_of_events_goes_on_by_the_last_event_id(lab("d")).await;
+        whom_others_put_into_a_room_goes_on_there(lab("f")).await;
+        whom_others_put_back_into_a_room_has_what_it_missed_there(lab("g")).await;
         many_rooms_are_in_one_position(lab("e")).await;
     }
 }

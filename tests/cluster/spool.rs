@@ -1,8 +1,9 @@
 //! What is kept and sent while Redis is away waits for it, and what a failover loses is kept again (rows H14 and H28).
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use axum_cluster::{ClusterBuilder, Delivery, SendErrorKind};
+use futures::StreamExt;
 
 use crate::support::client::{Event, text};
 use crate::support::proxy::Proxy;
@@ -11,6 +12,8 @@ use crate::support::{Client, Lab, RedisServer, TestNode, keeping, soon, until};
 
 /// More than any of these tests needs.
 const WAIT: Duration = Duration::from_secs(60);
+/// So many are sent when the replica is behind.
+const LATE: usize = 9;
 
 fn spooling(builder: ClusterBuilder) -> ClusterBuilder {
     keeping(builder).spool(10_000, 1 << 24, WAIT)
@@ -146,31 +149,37 @@ async fn whatever_breaks_between_redis_and_a_sender_comes_once_and_in_order() {
     let near = start(spooling(at(&link.url()))).await;
     let far = start(spooling(at(&server.url()))).await;
     let client = far.client("alice").await;
+    let pause = |millis: std::ops::Range<u64>| {
+        let millis = fastrand::u64(millis);
+        tokio::time::sleep(Duration::from_millis(millis))
+    };
     let breaking = async {
         loop {
-            let pause = fastrand::u64(30..120);
-            tokio::time::sleep(Duration::from_millis(pause)).await;
+            pause(30..120).await;
             link.cut();
+            pause(1..10).await;
             link.heal();
         }
     };
     let sending = async {
-        for number in 0..COUNT {
-            send(&near, number).await;
+        let mut sent = 0;
+        while sent < COUNT || near.cluster.stats().spooled == 0 {
+            send(&near, sent).await;
+            sent += 1;
         }
+        sent
     };
-    tokio::select! {
-        () = breaking => {}
-        () = sending => {}
-    }
-    assert!(near.cluster.stats().spooled > 0, "control");
-    assert_eq!(heard(&near, [client]).await, [numbers(0..COUNT)]);
+    let sent = tokio::select! {
+        () = breaking => unreachable!("it breaks for ever"),
+        sent = sending => sent,
+    };
+    link.heal();
+    assert_eq!(heard(&near, [client]).await, [numbers(0..sent)]);
 }
 
 /// A primary dies whose replica has not got the last of it. What is kept at the end, and what was heard by whoever heard all of it,
 /// by the sender's own sockets, and by whoever was cut off from the old primary; and how much the sender counted.
 async fn late_replica(spool: bool) -> (Vec<String>, [Vec<String>; 3], [u64; 2]) {
-    const LATE: usize = 9;
     let mut old = RedisServer::start();
     let new = crate::gaps::replica_of(&old);
     let (name, other) = (Proxy::to(old.port()).await, Proxy::to(old.port()).await);
@@ -258,19 +267,17 @@ async fn without_a_spool_what_a_late_replica_has_not_got_is_lost() {
     assert_eq!(counted, [0, 9]);
 }
 
-/// H14, of one primary of a Redis Cluster: another publisher keeps again what its own had taken.
-#[tokio::test(flavor = "multi_thread")]
-async fn in_a_cluster_what_a_late_replica_has_not_got_is_kept_again_as_well() {
-    const LATE: usize = 9;
-    let mut redis = RedisCluster::start(3, 1);
-    let near = start(spooling(at(&redis.url()))).await;
-    let far = start(spooling(at(&redis.url()))).await;
-    let clients = [near.client("alice").await, far.client("alice").await];
+/// A primary of a Redis Cluster dies whose replica has not got the last of it: the first of that was sent by then. And what is
+/// sent next.
+async fn late_replica_of_a_cluster(
+    redis: &mut RedisCluster,
+    [near, far]: [&TestNode; 2],
+) -> (SystemTime, usize) {
     let part = part("u:alice");
     let owner = redis.owner(slot_of(part), 0).unwrap();
     let replica = owner + 3;
     for number in 0..5 {
-        send(&near, number).await;
+        send(near, number).await;
     }
     until("control: replication", async || {
         let told = redis.nodes[owner].cli(&["INFO", "replication"]);
@@ -284,8 +291,10 @@ async fn in_a_cluster_what_a_late_replica_has_not_got_is_kept_again_as_well() {
     let fill = "for n = 1, 2000 do redis.call('SET', KEYS[1], string.rep('x', 8192)) end";
     let key = format!("{}fill", prefix_of(part));
     redis.nodes[owner].cli(&["EVAL", fill, "1", &key]);
+    let mut first = None;
     for number in 5..5 + LATE {
-        assert!(!send(&near, number).await.spooled(), "control: taken");
+        assert!(!send(near, number).await.spooled(), "control: taken");
+        first.get_or_insert_with(SystemTime::now);
     }
     until("all is heard", async || {
         far.cluster.stats().delivered == 5 + LATE as u64
@@ -297,7 +306,18 @@ async fn in_a_cluster_what_a_late_replica_has_not_got_is_kept_again_as_well() {
         redis.owner(slot_of(part), (owner + 1) % 3) == Some(replica)
     })
     .await;
-    let last = send(&near, 5 + LATE).await;
+    (first.unwrap(), 5 + LATE)
+}
+
+/// H14, of one primary of a Redis Cluster: another publisher keeps again what its own had taken.
+#[tokio::test(flavor = "multi_thread")]
+async fn in_a_cluster_what_a_late_replica_has_not_got_is_kept_again_as_well() {
+    let mut redis = RedisCluster::start(3, 1);
+    let near = start(spooling(at(&redis.url()))).await;
+    let far = start(spooling(at(&redis.url()))).await;
+    let clients = [near.client("alice").await, far.client("alice").await];
+    let (_, next) = late_replica_of_a_cluster(&mut redis, [&near, &far]).await;
+    let last = send(&near, next).await;
     soon("it is sent", last.settled()).await.unwrap();
     near.until_up().await;
     far.until_up().await;
@@ -307,6 +327,99 @@ async fn in_a_cluster_what_a_late_replica_has_not_got_is_kept_again_as_well() {
     let stats = near.cluster.stats();
     assert_eq!(stats.history_again, LATE as u64);
     assert_eq!(stats.history_rolled_back, 0);
+}
+
+/// The same without a spool: another publisher counts what its own had taken, though nothing more is sent, and it is told.
+#[tokio::test(flavor = "multi_thread")]
+async fn in_a_cluster_what_a_late_replica_has_not_got_is_counted_by_whoever_goes_on() {
+    let mut redis = RedisCluster::start(3, 1);
+    let near = start(keeping(at(&redis.url()))).await;
+    let far = start(keeping(at(&redis.url()))).await;
+    let _clients = [near.client("alice").await, far.client("alice").await];
+    let mut gaps = far.cluster.gaps();
+    let (first, next) = late_replica_of_a_cluster(&mut redis, [&near, &far]).await;
+    until("it is counted", async || {
+        near.cluster.stats().history_rolled_back > 0
+    })
+    .await;
+    assert_eq!(near.cluster.stats().history_rolled_back, LATE as u64);
+    let mut is_told = false;
+    while !is_told {
+        let gap = soon("a gap is told", gaps.next()).await.unwrap();
+        is_told = gap.concerns_user(&"alice".into()) && gap.from <= first;
+    }
+    near.until_up().await;
+    until("a send", async || {
+        let alice = near.broadcaster.to_user("alice");
+        alice.send(next.to_string()).await.is_ok()
+    })
+    .await;
+    let survived = [numbers(0..5), numbers(next..next + 1)].concat();
+    assert_eq!(kept(&far).await, survived, "control");
+    assert_eq!(near.cluster.stats().history_rolled_back, LATE as u64);
+}
+
+/// The slot moves before anybody can ask whether what had no answer was taken.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_frozen_primary_had_without_an_answer_is_found_where_its_slot_went() {
+    const COUNT: usize = 20;
+    let redis = RedisCluster::start(3, 0);
+    let quick = |builder: ClusterBuilder| builder.publish_timeout(Duration::from_millis(300));
+    let near = start(spooling(quick(at(&redis.url())))).await;
+    let far = start(spooling(quick(at(&redis.url())))).await;
+    let clients = [near.client("alice").await, far.client("alice").await];
+    send(&near, 0).await;
+    let part = part("u:alice");
+    let slot = slot_of(part);
+    let from = redis.owner(slot, 0).unwrap();
+    let to = (from + 1) % 3;
+    // Whoever is logged in stays, and nobody else comes in.
+    let primary = &redis.nodes[from];
+    assert_eq!(
+        primary.cli(&["CONFIG", "SET", "requirepass", "locked"]),
+        "OK"
+    );
+    let locked = |words: &[&str]| {
+        let login = &["--no-auth-warning", "-a", "locked"];
+        primary.cli(&[login, words].concat())
+    };
+    primary.freeze();
+    let mut waiting = Vec::new();
+    for number in 1..COUNT {
+        waiting.push(send(&near, number).await);
+    }
+    assert!(waiting.iter().all(Delivery::spooled));
+    primary.thaw();
+    let list = format!("{}h:u:alice", prefix_of(part));
+    until("control: the first is there", async || {
+        locked(&["LLEN", &list]) == "2"
+    })
+    .await;
+    let slot = slot.to_string();
+    let begin = format!("CLUSTER SETSLOT {slot} IMPORTING {}", redis.id(from));
+    assert_eq!(redis.ask(to, &begin), "OK");
+    let set = ["CLUSTER", "SETSLOT", &slot];
+    let migrating = ["MIGRATING", redis.id(to)];
+    assert_eq!(locked(&[&set[..], &migrating].concat()), "OK");
+    let keys = locked(&["CLUSTER", "GETKEYSINSLOT", &slot, "100"]);
+    let port = redis.nodes[to].port().to_string();
+    let migrate = ["MIGRATE", "127.0.0.1", &port, "", "0", "5000", "KEYS"];
+    let keys: Vec<&str> = keys.lines().collect();
+    assert_eq!(locked(&[&migrate[..], &keys].concat()), "OK");
+    let node = ["NODE", redis.id(to)];
+    for other in [to, 3 - from - to] {
+        assert_eq!(redis.nodes[other].cli(&[&set[..], &node].concat()), "OK");
+    }
+    assert_eq!(locked(&[&set[..], &node].concat()), "OK");
+    locked(&["CONFIG", "SET", "requirepass", ""]);
+    for delivery in &waiting {
+        soon("it is sent", delivery.settled()).await.unwrap();
+    }
+    near.until_up().await;
+    far.until_up().await;
+    let expected = numbers(0..COUNT);
+    assert_eq!(kept(&far).await, expected, "each once");
+    assert_eq!(heard(&near, clients).await, [&expected[..], &expected]);
 }
 
 /// H28.

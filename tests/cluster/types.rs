@@ -107,6 +107,11 @@ assert_impl! {
     Send + Sync + Unpin + Debug + 'static
 }
 assert_impl! { ClusterEvents, ClusterRejection, ClusterSocket: Send + Sync + Unpin + Debug + 'static }
+#[cfg(feature = "deflate")]
+assert_impl! {
+    axum_cluster::Compression:
+    Copy + Default + Eq + Hash + Send + Sync + Unpin + Debug + 'static
+}
 #[cfg(feature = "dashboard")]
 assert_impl! {
     axum_cluster::Dashboard:

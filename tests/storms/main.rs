@@ -11,6 +11,7 @@ mod flood;
 mod herd;
 mod repair;
 mod restore;
+mod resume;
 
 use std::alloc::System;
 use std::time::Duration;

@@ -15,6 +15,8 @@ const MASKED_CLOSE: [u8; 6] = [CLOSE, 0x80, 0, 0, 0, 0];
 #[derive(Debug)]
 pub struct RawClient {
     pub stream: TcpStream,
+    /// What was answered to what it offers.
+    pub extensions: Option<String>,
     read: Vec<u8>,
 }
 
@@ -30,8 +32,13 @@ pub enum Said {
 impl RawClient {
     /// A handshake; an error is the status that refused it.
     pub async fn connect(addr: SocketAddr, user: &str) -> Result<Self, u16> {
+        Self::connect_with(addr, user, "").await
+    }
+
+    /// With these lines of the header beside.
+    pub async fn connect_with(addr: SocketAddr, user: &str, lines: &str) -> Result<Self, u16> {
         let stream = TcpStream::connect(addr).await.expect("the server listens");
-        Self::upgrade(stream, addr, user).await
+        Self::upgrade(stream, addr, user, lines).await
     }
 
     /// One whose kernel takes hardly anything while nobody reads.
@@ -39,13 +46,18 @@ impl RawClient {
         let socket = TcpSocket::new_v4().expect("a socket");
         socket.set_recv_buffer_size(4096).expect("a small buffer");
         let stream = socket.connect(addr).await.expect("the server listens");
-        Self::upgrade(stream, addr, user).await
+        Self::upgrade(stream, addr, user, "").await
     }
 
-    async fn upgrade(mut stream: TcpStream, addr: SocketAddr, user: &str) -> Result<Self, u16> {
+    async fn upgrade(
+        mut stream: TcpStream,
+        addr: SocketAddr,
+        user: &str,
+        lines: &str,
+    ) -> Result<Self, u16> {
         let request = format!(
             "GET /ws HTTP/1.1\r\nHost: {addr}\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\
-             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nx-user: {user}\r\n\r\n"
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nx-user: {user}\r\n{lines}\r\n"
         );
         stream
             .write_all(request.as_bytes())
@@ -53,6 +65,7 @@ impl RawClient {
             .expect("the server reads");
         let mut client = Self {
             stream,
+            extensions: None,
             read: Vec::new(),
         };
         let end = loop {
@@ -64,7 +77,10 @@ impl RawClient {
         };
         let status = std::str::from_utf8(&client.read[9..12]).expect("a status");
         let status: u16 = status.parse().expect("a status");
-        client.read.drain(..end);
+        let head = String::from_utf8(client.read.drain(..end).collect()).expect("a header");
+        let extensions = "sec-websocket-extensions: ";
+        let extensions = head.lines().find_map(|line| line.strip_prefix(extensions));
+        client.extensions = extensions.map(str::to_owned);
         if status == 101 {
             Ok(client)
         } else {
@@ -92,6 +108,18 @@ impl RawClient {
     pub async fn answer_close(&mut self) {
         // The server may have given up.
         let _ = self.stream.write_all(&MASKED_CLOSE).await;
+    }
+
+    /// The next frame as it is, or nothing where the stream has ended.
+    pub async fn next_frame(&mut self) -> Option<(u8, Vec<u8>)> {
+        loop {
+            if let Some(frame) = self.take_frame() {
+                return Some(frame);
+            }
+            if !self.fill().await {
+                return None;
+            }
+        }
     }
 
     /// The next frame; pings are passed over.

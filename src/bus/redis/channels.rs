@@ -95,6 +95,13 @@ impl Channels {
     }
 }
 
+/// Whether it is the key of the clock of this partition.
+pub(super) fn is_clock_of(key: &str, partition: Partition) -> bool {
+    let end = key.strip_suffix("}:h");
+    let end = end.and_then(|end| end.strip_suffix(partition.tag()));
+    end.is_some_and(|end| end.ends_with('{'))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -69,6 +69,15 @@ impl<T: Into<Arc<str>>> From<T> for Unusable {
     }
 }
 
+/// What a clock says of a run that is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Ended {
+    /// Its last number that is known. None, where the clock does not know the run.
+    pub(super) at: Option<Number>,
+    /// The one that is given next.
+    pub(super) now: Number,
+}
+
 /// Memory that is kept between batches; so much is written at once.
 const KEPT: usize = 256 * 1024;
 
@@ -248,33 +257,12 @@ impl Pipeline {
         Ok(keeper)
     }
 
-    /// Where another run ended by this clock, which begins the present one if nobody has: what that gave beyond is lost. None,
-    /// where the clock does not know. Used as [`prepare`](Self::prepare) is.
-    pub(super) async fn end_of(
+    /// Where other runs ended by their clocks, which begin the present one if nobody has: what those gave beyond is lost. None,
+    /// where one says nothing of it; and why, of the last. In one round trip; used as [`prepare`](Self::prepare) is.
+    pub(super) async fn ask_ends(
         &mut self,
-        before: Run,
-        clock: &Arc<str>,
-    ) -> Result<Option<Number>, Unusable> {
-        let run = self.keeper.map(|keeper| keeper.run);
-        let run = run.as_ref().map_or("", Run::as_str);
-        let (digest, dialect) = (&APPEND.digest, self.dialect);
-        command::append(&mut self.output, dialect, digest, (clock, run), &[]);
-        command::hgetall(&mut self.output, clock);
-        let mut end = None;
-        self.ask(2, |reply| {
-            if let Reply::Array(fields) = reply {
-                end = end_of(before, fields);
-            }
-        })
-        .await?;
-        Ok(end)
-    }
-
-    /// The same of several runs and clocks, in one round trip.
-    pub(super) async fn ends_of(
-        &mut self,
-        asked: &BTreeSet<(Arc<str>, Run)>,
-    ) -> Result<Ends, Unusable> {
+        asked: &[(Arc<str>, Run)],
+    ) -> Result<(Vec<Option<Ended>>, Option<Arc<str>>), Unusable> {
         let run = self.keeper.map(|keeper| keeper.run);
         let run = run.as_ref().map_or("", Run::as_str);
         let (digest, dialect) = (&APPEND.digest, self.dialect);
@@ -282,23 +270,41 @@ impl Pipeline {
             command::append(&mut self.output, dialect, digest, (clock, run), &[]);
             command::hgetall(&mut self.output, clock);
         }
-        let (mut ends, mut refused) = (Ends::new(), None);
-        let mut of = asked.iter();
+        let (mut ends, mut refused) = (vec![None; asked.len()], None);
+        let (mut heard, mut now) = (0, None);
         let advice = self.advice.clone();
-        self.ask(2 * asked.len(), |reply| match reply {
-            Reply::Error(words) => refused = Some(advice.on(&String::from_utf8_lossy(words))),
-            // The other one tells numbers, not fields.
-            Reply::Array(fields) if is_hash(&fields) => {
-                if let Some(asked) = of.next() {
-                    ends.insert(asked.clone(), end_of(asked.1, fields));
+        self.ask(2 * asked.len(), |reply| {
+            let (of, is_first) = (heard / 2, heard % 2 == 0);
+            heard += 1;
+            match reply {
+                Reply::Array(told) if is_first => now = number_of(told),
+                Reply::Array(fields) => {
+                    let at = end_of(asked[of].1, fields);
+                    ends[of] = now.take().map(|now| Ended { at, now });
                 }
+                Reply::Error(words) => {
+                    now = None;
+                    refused = Some(advice.on(&String::from_utf8_lossy(words)));
+                }
+                _ => now = None,
             }
-            _ => {}
         })
         .await?;
-        match refused {
-            Some(reason) => Err(reason.into()),
-            None => Ok(ends),
+        Ok((ends, refused))
+    }
+
+    /// The same, of whoever needs all of them.
+    pub(super) async fn ends_of(
+        &mut self,
+        asked: &BTreeSet<(Arc<str>, Run)>,
+    ) -> Result<Ends, Unusable> {
+        let asked: Vec<_> = asked.iter().cloned().collect();
+        match self.ask_ends(&asked).await? {
+            (_, Some(reason)) => Err(reason.into()),
+            (ends, None) => {
+                let ends = ends.into_iter().map(|end| end.and_then(|end| end.at));
+                Ok(asked.into_iter().zip(ends).collect())
+            }
         }
     }
 
@@ -559,8 +565,11 @@ fn refused_alone(words: &[u8], advice: &Advice) -> Refused {
 }
 
 /// Whether these are fields and values; a script answers with a number alone.
-fn is_hash(items: &Items<'_>) -> bool {
-    items.clone().nth(1).is_some()
+fn number_of(mut items: Items<'_>) -> Option<Number> {
+    match items.next()? {
+        Item::Bulk(number) => Number::read(number),
+        _ => None,
+    }
 }
 
 /// The batch that is answered behind so many replies.

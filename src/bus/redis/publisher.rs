@@ -45,7 +45,7 @@ use super::past::append::AppendState;
 use super::past::room::Room;
 use super::pipeline::{Pipeline, PublishReply, Unusable};
 use super::publication::{Answer, Publication};
-use super::queue::{Place, Queue, Queued, Waiter};
+use super::queue::{HandedOver, Place, Queue, Queued, Waiter};
 use super::topology::{LEFT, Topology};
 use crate::bus::Listener;
 use crate::bus::scope::Size;
@@ -416,7 +416,7 @@ impl PublishQueue {
         let (route, publications) = (open.route, &turn.publications);
         let keeps = publications.iter().any(|one| one.keep.is_some());
         // Whoever will keep is told at once what is wrong.
-        let prepares = keeps || *will_keep && !open.is_asked();
+        let prepares = keeps || keeping.asks() || *will_keep && !open.is_asked();
         let publishing = async {
             let refused = match prepares {
                 true => keeping.prepare(open, listener.as_ref()).await?,
@@ -478,14 +478,22 @@ impl PublishQueue {
 
     fn take_over(&mut self, backlog: &mut Backlog) {
         let (handed, departures) = self.queue.take(&mut self.arrived);
-        for handed in handed {
+        if !handed.acknowledged.is_empty() {
+            self.keeping.take_in(handed.acknowledged);
+            backlog.has_to_ask();
+        }
+        for handed in handed.waiting {
             backlog.admit(handed);
         }
         for queued in self.arrived.drain(..) {
             backlog.admit(queued.admitted(&self.queue, Waiter::new));
         }
         for departure in departures {
-            let what = backlog.take_out(departure.partition, &self.queue);
+            let partition = departure.partition;
+            let what = HandedOver {
+                waiting: backlog.take_out(partition, &self.queue),
+                acknowledged: self.keeping.take_out(partition),
+            };
             self.queue.hand_over(&departure, what);
         }
         if self.arrived.capacity() > KEPT {
@@ -621,7 +629,7 @@ mod tests {
         new.hold(partition, Some(era));
         old.depart(partition, new);
         let (_, departures) = old.take(&mut Vec::new());
-        old.hand_over(&departures[0], Vec::new());
+        old.hand_over(&departures[0], HandedOver::default());
         let (channels, envelope) = (smallvec!["x".to_owned()], Bytes::from_static(b"hello"));
         let publishing = publisher.publish(channels, envelope, Size::Small, Some(partition), None);
         tokio::spawn(async move { task.run().await });
@@ -660,7 +668,7 @@ mod tests {
             publisher.queue().retire();
             running.await.unwrap();
             let (handed, _) = next.take(&mut Vec::new());
-            assert_eq!(handed.len(), 1);
+            assert_eq!(handed.waiting.len(), 1);
         }
     }
 }

@@ -21,8 +21,12 @@
 //! Where more comes than may be held, what was read by then is delivered at once (it *spills*): of each topic still in order,
 //! though not between topics, and each topic is read again from its cut. So a node that hears more than it can hold while it
 //! reads goes on by reading.
+//!
+//! Where another run goes on, all behind the end of the one before is read; of that a part was [delivered](Known) already, if the
+//! server that was heard had become a replica.
 
 mod former;
+mod known;
 #[cfg(test)]
 mod world;
 
@@ -32,6 +36,7 @@ use std::mem::take;
 use bytes::Bytes;
 
 pub(crate) use self::former::Former;
+use self::known::Known;
 use super::past::{Entry, TopicPast};
 use crate::model::history::Missed;
 use crate::model::history::mark::{Mark, Number};
@@ -39,6 +44,10 @@ use crate::model::topic::{Topic, TopicRef};
 
 /// So much may be held of one clock, and read at once.
 pub(crate) const HELD: usize = 8 * 1024 * 1024;
+/// Of what was delivered, one is remembered for so many bytes that may be held: 1 MiB of them for one clock.
+const FOR_EACH: usize = 128;
+/// And so many in any case.
+const LEAST: usize = 1024;
 
 /// How far a node has heard a clock, and what it does about the rest.
 #[derive(Debug)]
@@ -63,6 +72,8 @@ pub(crate) struct Repair {
     missed: Vec<(Topic, Missed)>,
     /// The runs before.
     former: Former,
+    /// What was delivered lately.
+    known: Known,
     /// Another run goes on from here, where all is delivered.
     goes_on: Option<Mark>,
     /// Topics that are heard since the clock was heard last, in the order in which that began: what came to them before is for
@@ -144,6 +155,7 @@ impl Repair {
             began: Number::default(),
             missed: Vec::new(),
             former: Former::default(),
+            known: Known::new((bound / FOR_EACH).max(LEAST)),
             goes_on: None,
             young: HashMap::new(),
             youngest: 0,
@@ -185,10 +197,12 @@ impl Repair {
             (Stage::Live, Some(heard)) => {
                 heard.number = number;
                 self.young.clear();
+                self.known.add(topic, number, envelope);
                 return Fate::Due;
             }
             (Stage::Live | Stage::Deaf | Stage::Reading(_), None) => {
                 self.began = self.began.max(number);
+                self.known.add(topic, number, envelope);
                 return Fate::Due;
             }
             _ => {}
@@ -345,7 +359,10 @@ impl Repair {
             match past.entries {
                 Err(missed) => self.missed.push((topic.clone(), missed)),
                 Ok(entries) => {
-                    let new = |entry: &Entry| Some(entry.number) > known;
+                    let new = |entry: &Entry| {
+                        let Entry { number, envelope } = entry;
+                        Some(*number) > known && !self.known.has(topic.as_str(), *number, envelope)
+                    };
                     for entry in entries.into_iter().filter(new) {
                         let due = Due::read(topic, entry, older_than);
                         reading.bytes += due.size();
@@ -453,12 +470,27 @@ impl Repair {
             number: self.began,
             ..cut
         });
+        if heard.run != cut.run {
+            return false;
+        }
         heard.number = heard.number.max(cut.number);
-        heard.run == cut.run
+        true
     }
 
     /// What is to be delivered next.
     pub(crate) fn next(&mut self) -> Option<Due> {
+        let due = self.next_due()?;
+        let Due {
+            topic,
+            number,
+            envelope,
+            ..
+        } = &due;
+        self.known.add(topic, *number, envelope);
+        Some(due)
+    }
+
+    fn next_due(&mut self) -> Option<Due> {
         if let Some(due) = self.spilled.pop_front() {
             return Some(due);
         }

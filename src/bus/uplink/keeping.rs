@@ -16,8 +16,10 @@ use crate::bus::inbound::{Content, Own};
 use crate::bus::past::{Keep, ReadLimits};
 use crate::bus::scope::{Scope, Selection};
 use crate::bus::wire::{self, Action, Envelope, Lasting, ONE_COPY};
+use crate::measures::Since;
 use crate::model::close::Close;
 use crate::model::error::{PublishError, QueryError};
+use crate::model::form::Form;
 use crate::model::history::Kept;
 use crate::model::history::mark::Number;
 use crate::model::history::token::{self, Parts};
@@ -90,7 +92,11 @@ impl Uplink {
         };
         let (scope, manner) = (selection.scope(), Manner::InTurn);
         let (lasting, union) = (Lasting::Kept(number), is_union.then_some(number));
-        let how = (lasting, self.counters.measures.said_at());
+        let how = (
+            lasting,
+            self.counters.measures.said_at(Since::now()),
+            Form::Any,
+        );
         let envelope = wire::encode_as(how, self.node, union, &scope, &manner, &action);
         let (nowhere, size) = (SmallVec::new(), selection.size());
         Some(self.bus.publish(nowhere, envelope, size, Some(keep)))
@@ -175,11 +181,12 @@ impl Uplink {
 
 impl Own {
     /// As sockets get it.
-    pub(crate) fn read(&self) -> Option<(Scope<'_>, Content<'_>, Manner)> {
+    pub(crate) fn read(&self) -> Option<(Scope<'_>, Content<'_>, Manner, Form)> {
         let topic = TopicRef::from(&self.topic);
         let envelope = wire::decode(&self.envelope).ok()?;
         let scope = whom(topic, envelope.union, envelope.scope);
-        Some((scope, content(envelope.action)?, envelope.manner))
+        let content = content(envelope.action)?;
+        Some((scope, content, envelope.manner, envelope.form))
     }
 }
 

@@ -30,6 +30,7 @@ use crate::counts::Counters;
 use crate::measures::Since;
 use crate::model::close::Close;
 use crate::model::error::{PublishError, SendError};
+use crate::model::form::Form;
 use crate::model::history::Histories;
 use crate::model::history::mark::Number;
 use crate::model::id::NodeId;
@@ -89,9 +90,10 @@ impl Uplink {
         message: &Message,
     ) -> Result<impl Future<Output = Result<usize, PublishError>> + use<'_>, SendError> {
         let (scope, manner) = (Scope::default(), Manner::InTurn);
-        let envelope = self.write_message(Lasting::Unsaid, None, &scope, message, &manner)?;
+        let since = self.counters.measures.sending();
+        let how = (Lasting::Unsaid, since, Form::Any);
+        let envelope = self.write_message(how, None, &scope, message, &manner)?;
         self.counters.sent.fetch_add(1, Relaxed);
-        let since = Since::now();
         let publishing = self.say(Topic::nodes(), envelope);
         Ok(async move {
             let published = self
@@ -105,22 +107,26 @@ impl Uplink {
 
     fn published(
         &self,
-        since: Since,
+        since: Option<Since>,
         published: Result<Published, PublishError>,
     ) -> Result<Published, PublishError> {
-        published.inspect(|_| self.counters.measures.published(since))
+        if let (Ok(_), Some(since)) = (&published, since) {
+            self.counters.measures.published(since);
+        }
+        published
     }
 
     fn write_message(
         &self,
-        lasting: Lasting,
+        (lasting, since, form): (Lasting, Option<Since>, Form),
         union: Option<u64>,
         scope: &Scope<'_>,
         message: &Message,
         manner: &Manner,
     ) -> Result<Bytes, SendError> {
         let action = Action::from(message);
-        let how = (lasting, self.counters.measures.said_at());
+        let said_at = since.and_then(|since| self.counters.measures.said_at(since));
+        let how = (lasting, said_at, form);
         let envelope = wire::encode_as(how, self.node, union, scope, manner, &action);
         let (bytes, limit) = (envelope.len(), MAX_ENVELOPE);
         match bytes > limit {
@@ -135,7 +141,8 @@ impl Uplink {
         scope: &Scope<'_>,
         action: &Action<'_>,
     ) -> Bytes {
-        let how = (Lasting::Unsaid, self.counters.measures.said_at());
+        let said_at = self.counters.measures.said_at(Since::now());
+        let how = (Lasting::Unsaid, said_at, Form::Any);
         wire::encode_as(how, self.node, union, scope, &Manner::InTurn, action)
     }
 
@@ -222,6 +229,7 @@ impl Uplink {
             union,
             scope,
             manner,
+            form,
             sent,
             action,
             ..
@@ -251,11 +259,12 @@ impl Uplink {
                 Inbound::ToNodes(origin, Content::Binary(bytes))
             }
             (_, Action::Text(text)) => {
-                Inbound::Message(whom(topic, union, scope), Content::Text(text), manner, sent)
+                let content = Content::Text(text);
+                Inbound::Message(whom(topic, union, scope), content, manner, form, sent)
             }
             (_, Action::Binary(bytes)) => {
                 let content = Content::Binary(bytes);
-                Inbound::Message(whom(topic, union, scope), content, manner, sent)
+                Inbound::Message(whom(topic, union, scope), content, manner, form, sent)
             }
             (_, Action::Close { code, reason }) => {
                 Inbound::Close(whom(topic, union, scope), Close::new(code, &*reason))
@@ -426,7 +435,7 @@ mod tests {
             let opened = uplink.open("r:x", None, bytes);
             assert_eq!(
                 opened,
-                Inbound::Message(scope(&["r:x"]), hi(), Manner::InTurn, None)
+                Inbound::Message(scope(&["r:x"]), hi(), Manner::InTurn, Form::Any, None)
             );
             let again = uplink.open("r:x", None, bytes);
             assert_eq!(again, opened, "it has no number");
@@ -443,6 +452,7 @@ mod tests {
             scope(&["r:x", "u:a"]),
             Content::Text("hi".into()),
             Manner::InTurn,
+            Form::Any,
             None,
         );
         assert_eq!(uplink.open("r:x", None, &union), message);

@@ -18,6 +18,7 @@ use crate::bus::{Later, Published};
 use crate::measures::Since;
 use crate::model::delivery::{Settled, Spooled};
 use crate::model::error::{PublishError, SendError};
+use crate::model::form::Form;
 use crate::model::history::mark::{Clock, Mark};
 use crate::model::history::token::Key;
 use crate::model::manner::Manner;
@@ -30,6 +31,7 @@ pub(crate) struct How {
     pub(crate) reach: Reach,
     /// Not kept, whatever is.
     pub(crate) is_ephemeral: bool,
+    pub(crate) form: Form,
 }
 
 /// How a message travels: on which topics, its number where it names its targets, and how it is kept.
@@ -44,7 +46,7 @@ pub(super) struct Course {
 #[must_use = "it is queued, and what becomes of it is told to whoever waits"]
 pub(crate) struct Sending<'a> {
     uplink: &'a Uplink,
-    since: Since,
+    since: Option<Since>,
     publishing: Option<BoxFuture<'static, Result<Published, PublishError>>>,
     is_known: bool,
     begun: Option<Begun<'a>>,
@@ -254,9 +256,13 @@ impl Uplink {
             None if how.is_ephemeral => Lasting::Ephemeral,
             None => Lasting::Unsaid,
         };
+        let since = self.counters.measures.sending();
         let envelope = match topics.is_empty() {
             true => None,
-            false => Some(self.write_message(lasting, union, scope, message, manner)?),
+            false => {
+                let how = (lasting, since, how.form);
+                Some(self.write_message(how, union, scope, message, manner)?)
+            }
         };
         self.counters.sent.fetch_add(1, Relaxed);
         let begun = kept.zip(envelope.clone()).map(|(number, envelope)| {
@@ -269,7 +275,6 @@ impl Uplink {
                 envelope,
             }
         });
-        let since = Since::now();
         let size = selection.size();
         let publish = |envelope| self.bus.publish(topics, envelope, size, keep);
         Ok(Sending {

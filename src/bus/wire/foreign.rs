@@ -9,9 +9,10 @@ use serde_json::value::RawValue;
 
 use super::{Action, Envelope, Garbage, Lasting};
 use crate::bus::scope::Scope;
+use crate::model::form::Form;
 use crate::model::manner::Manner;
 
-/// Exactly one of these keys; further keys are ignored.
+/// Exactly one of the first four keys; further ones are ignored.
 #[derive(Deserialize)]
 struct Foreign<'a> {
     #[serde(borrow)]
@@ -22,6 +23,8 @@ struct Foreign<'a> {
     base64: Option<Cow<'a, str>>,
     #[serde(borrow)]
     close: Option<ForeignClose<'a>>,
+    #[serde(default)]
+    uncompressed: bool,
 }
 
 #[derive(Deserialize)]
@@ -38,6 +41,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Envelope<'_>, Garbage> {
         json,
         base64,
         close,
+        uncompressed,
     } = serde_json::from_slice(bytes).map_err(|_| Garbage)?;
     let action = match (text, json, base64, close) {
         (Some(text), None, None, None) => Action::Text(text),
@@ -57,6 +61,10 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Envelope<'_>, Garbage> {
         union: None,
         scope: Scope::default(),
         manner: Manner::InTurn,
+        form: match uncompressed {
+            true => Form::Plain,
+            false => Form::Any,
+        },
         lasting: Lasting::Unsaid,
         sent: None,
         action,

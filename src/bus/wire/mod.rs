@@ -10,7 +10,8 @@
 //! sockets      u32 count, then sockets (u64 node, u64 number)
 //! users        u32 count, then user ids (u16 length, bytes)
 //! extension    u16 length, then fields of u8 tag, u16 length, bytes; those of later versions are skipped:
-//!              1 volatile, 2 latest and its key, 3 u64 when it was sent, by the origin's own clock, in microseconds
+//!              1 volatile, 2 latest and its key, 3 u64 when it was sent, by the origin's own clock, in microseconds,
+//!              4 not to be compressed
 //! rest         the payload: for an answer u64 id and u8 more, then JSON; for control and both of presence JSON; for a close
 //!              u16 code and the reason
 //! ```
@@ -19,25 +20,27 @@
 
 mod foreign;
 mod former;
+mod reading;
 mod stamp;
+mod writing;
 
 use std::borrow::Cow;
-
-use bytes::Bytes;
 
 #[cfg(feature = "redis")]
 pub(crate) use self::former::{FORMER, MOST_FORMER, write_formerly};
 pub(crate) use self::former::{Formerly, formerly};
+pub(crate) use self::reading::decode;
 #[cfg(feature = "redis")]
 pub(crate) use self::stamp::STAMP;
 #[cfg(any(test, feature = "redis"))]
 pub(crate) use self::stamp::stamp;
 pub(crate) use self::stamp::unstamped;
+pub(crate) use self::writing::{encode, encode_as};
 use crate::bus::scope::Scope;
-use crate::model::id::{NodeId, SocketId};
+use crate::model::form::Form;
+use crate::model::id::NodeId;
 use crate::model::manner::Manner;
 use crate::model::message::Message;
-use crate::model::topic::TopicRef;
 
 /// Largest envelope that travels: larger ones are refused before sending and skipped, unread, on
 /// arrival.
@@ -67,6 +70,7 @@ const NUMBER: u8 = 32;
 const VOLATILE: u8 = 1;
 const LATEST: u8 = 2;
 const SENT: u8 = 3;
+const PLAIN: u8 = 4;
 
 /// One message between nodes.
 #[derive(Clone, Debug, PartialEq)]
@@ -80,6 +84,7 @@ pub(crate) struct Envelope<'a> {
     pub(crate) scope: Scope<'a>,
     /// How a message waits for slow clients.
     pub(crate) manner: Manner,
+    pub(crate) form: Form,
     pub(crate) lasting: Lasting,
     /// When it was, by the origin's own clock, where it measures.
     pub(crate) sent: Option<u64>,
@@ -138,263 +143,13 @@ impl<'a> From<&'a Message> for Action<'a> {
 #[derive(Debug, PartialEq)]
 pub(crate) struct Garbage;
 
-/// Writes an envelope of what is not kept; the action must be one that nodes say.
-pub(crate) fn encode(
-    origin: NodeId,
-    union: Option<u64>,
-    scope: &Scope<'_>,
-    manner: &Manner,
-    action: &Action<'_>,
-) -> Bytes {
-    let how = (Lasting::Unsaid, None);
-    encode_as(how, origin, union, scope, manner, action)
-}
-
-/// Encodes also what is to be kept, or is said not to be, or says when it was sent.
-pub(crate) fn encode_as(
-    (lasting, sent): (Lasting, Option<u64>),
-    origin: NodeId,
-    union: Option<u64>,
-    scope: &Scope<'_>,
-    manner: &Manner,
-    action: &Action<'_>,
-) -> Bytes {
-    let (kind, payload): (u8, &[u8]) = match action {
-        Action::Probe | Action::Unknown => (PROBE, &[]),
-        Action::Close { reason, .. } => (CLOSE, reason.as_bytes()),
-        Action::Text(text) => (TEXT, text.as_bytes()),
-        Action::Binary(bytes) => (BINARY, bytes),
-        Action::Control(json) => (CONTROL, json),
-        Action::Answer { part, .. } => (ANSWER, part),
-        Action::Report(json) => (REPORT, json),
-        Action::Watch(json) => (WATCH, json),
-    };
-    let flag = |present: bool, flag: u8| if present { flag } else { 0 };
-    let flags = flag(union.is_some(), UNION)
-        | flag(!scope.except.is_empty(), EXCEPT)
-        | flag(!scope.except_users.is_empty(), EXCEPT_USERS)
-        | flag(*manner != Manner::InTurn || sent.is_some(), EXTENSION)
-        | flag(lasting == Lasting::Ephemeral, EPHEMERAL)
-        | flag(matches!(lasting, Lasting::Kept(_)), NUMBER);
-
-    // Exact for nearly all: with room to spare, turning it into `Bytes` would allocate once more.
-    let head = match action {
-        Action::Answer { .. } => 9,
-        Action::Close { .. } => 2,
-        _ => 0,
-    };
-    let number = match lasting {
-        Lasting::Kept(number) => Some(number.to_be_bytes()),
-        Lasting::Unsaid | Lasting::Ephemeral => None,
-    };
-    let kept = number.map_or(0, |number| number.len());
-    let stated = sent.map_or(0, |_| 13);
-    let mut out = Vec::with_capacity(11 + kept + stated + head + payload.len());
-    out.extend([VERSION, kind, flags]);
-    out.extend(origin.0.to_be_bytes());
-    out.extend(number.into_iter().flatten());
-    put_scope(&mut out, union, scope);
-    put_extension(&mut out, manner, sent);
-    match action {
-        Action::Answer { id, more, .. } => {
-            out.extend(id.to_be_bytes());
-            out.push((*more).into());
-        }
-        Action::Close { code, .. } => out.extend(code.to_be_bytes()),
-        _ => {}
-    }
-    out.extend(payload);
-    out.into()
-}
-
-fn put_scope(out: &mut Vec<u8>, union: Option<u64>, scope: &Scope<'_>) {
-    if let Some(id) = union {
-        out.extend(id.to_be_bytes());
-        put_names(out, scope.targets.iter().map(|topic| topic.as_str()));
-    }
-    if !scope.except.is_empty() {
-        out.extend((scope.except.len() as u32).to_be_bytes());
-        for socket in &scope.except {
-            out.extend(socket.node.0.to_be_bytes());
-            out.extend(socket.number.to_be_bytes());
-        }
-    }
-    if !scope.except_users.is_empty() {
-        put_names(out, scope.except_users.iter().copied());
-    }
-}
-
-/// Names are checked to be at most 256 bytes (768 encoded) before they get here.
-fn put_names<'a>(out: &mut Vec<u8>, names: impl ExactSizeIterator<Item = &'a str>) {
-    out.extend((names.len() as u32).to_be_bytes());
-    for name in names {
-        out.extend((name.len() as u16).to_be_bytes());
-        out.extend(name.as_bytes());
-    }
-}
-
-/// Of fields whose bytes are checked to be few.
-fn put_extension(out: &mut Vec<u8>, manner: &Manner, sent: Option<u64>) {
-    let manner: Option<(u8, &[u8])> = match manner {
-        Manner::InTurn => None,
-        Manner::Volatile => Some((VOLATILE, &[])),
-        Manner::Latest(key) => Some((LATEST, key.as_bytes())),
-    };
-    let sent = sent.map(u64::to_be_bytes);
-    let sent = sent.as_ref().map(|at| (SENT, at.as_slice()));
-    let fields = [manner, sent].into_iter().flatten();
-    let length: usize = fields.clone().map(|(_, bytes)| bytes.len() + 3).sum();
-    if length > 0 {
-        out.extend((length as u16).to_be_bytes());
-    }
-    for (tag, bytes) in fields {
-        out.push(tag);
-        out.extend((bytes.len() as u16).to_be_bytes());
-        out.extend(bytes);
-    }
-}
-
-/// Reads what came on a channel. Allocates no more than a small multiple of the input.
-pub(crate) fn decode(bytes: &[u8]) -> Result<Envelope<'_>, Garbage> {
-    if bytes.first() == Some(&b'{') {
-        return foreign::decode(bytes);
-    }
-    let mut input = Input(bytes);
-    if input.byte()? != VERSION {
-        return Err(Garbage);
-    }
-    let (kind, flags) = (input.byte()?, input.byte()?);
-    let known = UNION | EXCEPT | EXCEPT_USERS | EXTENSION | EPHEMERAL | NUMBER;
-    if flags & !known != 0 || flags & EPHEMERAL != 0 && flags & NUMBER != 0 {
-        return Err(Garbage);
-    }
-    let origin = Some(NodeId(input.u64()?));
-    let lasting = match () {
-        () if flags & NUMBER != 0 => Lasting::Kept(input.u64()?),
-        () if flags & EPHEMERAL != 0 => Lasting::Ephemeral,
-        () => Lasting::Unsaid,
-    };
-    let (union, scope) = scoped(&mut input, flags)?;
-    let (mut manner, mut sent) = (Manner::InTurn, None);
-    if flags & EXTENSION != 0 {
-        let length = input.u16()?;
-        (manner, sent) = extension(Input(input.take(length.into())?))?;
-    }
-    let action = match kind {
-        PROBE => Action::Probe,
-        TEXT => Action::Text(Cow::Borrowed(text(input.0)?)),
-        BINARY => Action::Binary(Cow::Borrowed(input.0)),
-        CONTROL => Action::Control(input.0),
-        ANSWER => Action::Answer {
-            id: input.u64()?,
-            more: input.byte()? != 0,
-            part: input.0,
-        },
-        REPORT => Action::Report(input.0),
-        WATCH => Action::Watch(input.0),
-        CLOSE => Action::Close {
-            code: input.u16()?,
-            reason: Cow::Borrowed(text(input.0)?),
-        },
-        _ => Action::Unknown,
-    };
-    Ok(Envelope {
-        origin,
-        union,
-        scope,
-        manner,
-        lasting,
-        sent,
-        action,
-    })
-}
-
-/// The number of a union, if it is one, and whom it names.
-fn scoped<'a>(input: &mut Input<'a>, flags: u8) -> Result<(Option<u64>, Scope<'a>), Garbage> {
-    let (mut union, mut scope) = (None, Scope::default());
-    if flags & UNION != 0 {
-        union = Some(input.u64()?);
-        for _ in 0..input.u32()? {
-            // On a topic of a kind that a later version knows, nobody is here.
-            scope.targets.extend(TopicRef::of(input.name()?));
-        }
-    }
-    if flags & EXCEPT != 0 {
-        for _ in 0..input.u32()? {
-            scope.except.push(SocketId {
-                node: NodeId(input.u64()?),
-                number: input.u64()?,
-            });
-        }
-    }
-    if flags & EXCEPT_USERS != 0 {
-        for _ in 0..input.u32()? {
-            scope.except_users.push(input.name()?);
-        }
-    }
-    Ok((union, scope))
-}
-
-fn extension(mut fields: Input<'_>) -> Result<(Manner, Option<u64>), Garbage> {
-    let (mut manner, mut sent) = (Manner::InTurn, None);
-    while !fields.0.is_empty() {
-        let (tag, length) = (fields.byte()?, fields.u16()?);
-        let bytes = fields.take(length.into())?;
-        match tag {
-            VOLATILE => manner = Manner::Volatile,
-            LATEST => manner = Manner::Latest(text(bytes)?.into()),
-            SENT => sent = Some(Input(bytes).u64()?),
-            _ => {}
-        }
-    }
-    Ok((manner, sent))
-}
-
-fn text(bytes: &[u8]) -> Result<&str, Garbage> {
-    std::str::from_utf8(bytes).map_err(|_| Garbage)
-}
-
-/// What is left to read.
-struct Input<'a>(&'a [u8]);
-
-impl<'a> Input<'a> {
-    fn take(&mut self, count: usize) -> Result<&'a [u8], Garbage> {
-        let (taken, rest) = self.0.split_at_checked(count).ok_or(Garbage)?;
-        self.0 = rest;
-        Ok(taken)
-    }
-
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], Garbage> {
-        self.take(N)?.try_into().map_err(|_| Garbage)
-    }
-
-    fn byte(&mut self) -> Result<u8, Garbage> {
-        self.array().map(u8::from_be_bytes)
-    }
-
-    fn u16(&mut self) -> Result<u16, Garbage> {
-        self.array().map(u16::from_be_bytes)
-    }
-
-    fn u32(&mut self) -> Result<u32, Garbage> {
-        self.array().map(u32::from_be_bytes)
-    }
-
-    fn u64(&mut self) -> Result<u64, Garbage> {
-        self.array().map(u64::from_be_bytes)
-    }
-
-    fn name(&mut self) -> Result<&'a str, Garbage> {
-        let length = self.u16()?;
-        text(self.take(length.into())?)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::model::id::SocketId;
+    use crate::model::topic::TopicRef;
 
     fn action() -> impl Strategy<Value = Action<'static>> {
         prop_oneof![
@@ -435,6 +190,7 @@ mod tests {
                 any::<u64>().prop_map(Lasting::Kept),
             ],
             sent: Option<u64>,
+            form in prop_oneof![Just(Form::Any), Just(Form::Plain)],
             action in action(),
         ) {
             let origin = NodeId(origin);
@@ -443,8 +199,8 @@ mod tests {
                 except: except.iter().map(|&(node, number)| SocketId { node: NodeId(node), number }).collect(),
                 except_users: users.iter().map(String::as_str).collect(),
             };
-            let bytes = encode_as((lasting, sent), origin, union, &scope, &manner, &action);
-            let written = Envelope { origin: Some(origin), union, scope, manner, lasting, sent, action };
+            let bytes = encode_as((lasting, sent, form), origin, union, &scope, &manner, &action);
+            let written = Envelope { origin: Some(origin), union, scope, manner, form, lasting, sent, action };
             prop_assert_eq!(decode(&bytes), Ok(written));
         }
 
@@ -617,8 +373,17 @@ mod tests {
                 b"\0\x0e\x01\0\0\x03\0\x08\x01\x02\x03\x04\x05\x06\x07\x08",
             ),
         ] {
-            let how = (Lasting::Unsaid, Some(0x0102_0304_0506_0708));
+            let how = (Lasting::Unsaid, Some(0x0102_0304_0506_0708), Form::Any);
             let bytes = encode_as(how, NodeId(9), Some(2), &scope, &manner, &hi);
+            assert_eq!(bytes, [&extended[..], &names, extension, b"hi"].concat());
+        }
+
+        let plain = (Lasting::Unsaid, None, Form::Plain);
+        for (manner, extension) in [
+            (Manner::InTurn, &b"\0\x03\x04\0\0"[..]),
+            (Manner::Volatile, b"\0\x06\x01\0\0\x04\0\0"),
+        ] {
+            let bytes = encode_as(plain, NodeId(9), Some(2), &scope, &manner, &hi);
             assert_eq!(bytes, [&extended[..], &names, extension, b"hi"].concat());
         }
 

@@ -36,8 +36,8 @@ use crate::local::moment::Moment;
 use crate::model::close::{Close, reason};
 use crate::model::limits::{OutboxLimits, SlowConsumer};
 use crate::model::manner::Manner;
-use crate::ws::SharedWriter;
 use crate::ws::frame::Frame;
+use crate::ws::{Agreed, SharedWriter};
 
 pub(super) struct Core<W = OwnedWriteHalf> {
     pub(super) wakers: Wakers,
@@ -46,6 +46,8 @@ pub(super) struct Core<W = OwnedWriteHalf> {
     pub(super) writer: Writer<W>,
     pub(super) life: Life,
     pub(super) due: Due,
+    /// How its client takes messages. Here, where it finds room: beside the lock it would be 16 bytes of each socket.
+    pub(super) agreed: Agreed,
     /// Since when the kernel has accepted nothing.
     pub(super) stalled: Option<Moment>,
     pub(super) heartbeat: Heartbeat,
@@ -81,7 +83,7 @@ pub(super) trait Now: Fn() -> Instant + Copy {}
 impl<F: Fn() -> Instant + Copy> Now for F {}
 
 impl<W: SharedWriter> Core<W> {
-    pub(super) fn new(expiry: Option<Expiry>, now: Instant) -> Self {
+    pub(super) fn new(expiry: Option<Expiry>, agreed: Agreed, now: Instant) -> Self {
         Self {
             wakers: Wakers::default(),
             noted: Noted::default(),
@@ -89,6 +91,7 @@ impl<W: SharedWriter> Core<W> {
             writer: Writer::Task,
             life: Life::Open,
             due: Due::default(),
+            agreed,
             stalled: None,
             heartbeat: Heartbeat::new(now),
             expiry,

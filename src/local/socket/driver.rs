@@ -16,7 +16,7 @@ use crate::model::id::{SocketId, UserId};
 use crate::model::message::Message;
 use crate::waker::{poll_locked, wake};
 use crate::ws::frame::Frame;
-use crate::ws::{TaskWriter, lend_buffer};
+use crate::ws::{Agreed, TaskWriter, lend_buffer};
 
 /// Hands on what the client says, writes what the kernel did not take, and knows when the stream is gone: dropping
 /// this is how a socket finishes.
@@ -30,6 +30,11 @@ impl DriverEnd {
 
     pub(crate) fn user(&self) -> &UserId {
         &self.0.user
+    }
+
+    /// How its client sends messages.
+    pub(super) fn agreed(&self) -> Agreed {
+        self.0.agreed()
     }
 
     /// As others reach it.
@@ -64,10 +69,14 @@ impl DriverEnd {
         );
     }
 
-    /// Hands a message on to the handler.
-    pub(super) fn heard(&self, message: Message) {
-        let handler = self.0.inbox.lock().push(message);
+    /// Hands a message on to the handler. Whether there is room for another.
+    pub(super) fn heard(&self, message: Message) -> bool {
+        let mut inbox = self.0.inbox.lock();
+        let handler = inbox.push(message);
+        let has_room = inbox.room().is_ready();
+        drop(inbox);
         wake(handler);
+        has_room
     }
 
     /// The handler hears nothing more, beyond what is there.

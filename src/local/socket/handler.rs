@@ -13,6 +13,7 @@ use crate::model::id::{SocketId, UserId};
 use crate::model::limits::OutboxLimits;
 use crate::model::message::Message;
 use crate::waker::poll_locked;
+use crate::ws::Agreed;
 use crate::ws::frame::Frame;
 
 /// Hears, and says as much as the client takes: it waits where a [`Sender`] would overflow.
@@ -26,6 +27,11 @@ impl HandlerEnd {
 
     pub(crate) fn user(&self) -> &UserId {
         &self.0.user
+    }
+
+    /// How its client takes messages.
+    pub(crate) fn agreed(&self) -> Agreed {
+        self.0.agreed()
     }
 
     /// As others reach it.

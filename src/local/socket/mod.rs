@@ -65,6 +65,7 @@ use crate::local::expiry::Expiry;
 use crate::model::close::Close;
 use crate::model::id::{SocketId, UserId};
 use crate::model::topic::Topic;
+use crate::ws::Agreed;
 
 /// What the ends of one socket share. Two locks, since a sender may hold the core's during a system call, for which
 /// no handler has to wait before it reads.
@@ -88,12 +89,18 @@ pub(crate) struct Ends {
 
 impl Ends {
     /// A socket whose handshake is not over: what is sent waits.
-    pub(crate) fn new(id: SocketId, user: UserId, topic: Topic, expiry: Option<Expiry>) -> Self {
+    pub(crate) fn new(
+        id: SocketId,
+        user: UserId,
+        topic: Topic,
+        expiry: Option<Expiry>,
+        agreed: Agreed,
+    ) -> Self {
         let shared = Arc::new(Shared {
             id,
             user,
             topic,
-            core: Mutex::new(Core::new(expiry, Instant::now())),
+            core: Mutex::new(Core::new(expiry, agreed, Instant::now())),
             inbox: Mutex::default(),
         });
         Self {
@@ -114,6 +121,10 @@ impl Shared {
         drop(core);
         wakes.wake();
         changed
+    }
+
+    fn agreed(&self) -> Agreed {
+        self.core.lock().agreed
     }
 
     fn close_reason(&self) -> Option<Close> {

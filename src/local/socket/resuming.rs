@@ -388,13 +388,16 @@ impl Resuming {
         self.key.is_some() && self.parts.marks.of(clock).is_none()
     }
 
-    /// A room is about to be joined of whose clocks it lacks some: it goes on from here.
-    pub(crate) fn begin(&mut self, cuts: &Marks) {
+    /// A room is joined of whose clocks it lacks some: it goes on from here. Its position, if that changes it.
+    pub(crate) fn begin(&mut self, cuts: &Marks) -> Option<Frame> {
+        let mut is_changed = false;
         for (clock, cut) in cuts.iter() {
             if self.lacks(clock) {
                 self.parts.marks.set(clock, cut);
+                is_changed = true;
             }
         }
+        is_changed.then(|| self.told()).flatten()
     }
 
     /// A room is to be joined. If it was in it, what comes waits, and this is what it has of it.

@@ -13,6 +13,7 @@ use crate::model::id::{SocketId, UserId};
 use crate::model::limits::OutboxLimits;
 use crate::model::manner::Manner;
 use crate::model::topic::Topic;
+use crate::ws::Agreed;
 use crate::ws::frame::Frame;
 
 /// Sends, and ends the socket with a word; it never waits.
@@ -20,6 +21,11 @@ use crate::ws::frame::Frame;
 pub(crate) struct Sender(pub(super) Arc<Shared>);
 
 impl Sender {
+    /// How its client takes messages.
+    pub(crate) fn agreed(&self) -> Agreed {
+        self.0.agreed()
+    }
+
     /// It is off every topic, and was in these rooms.
     pub(crate) fn leaves(&self, rooms: Arc<Rooms>) {
         self.0.inbox.lock().left = Some(rooms);

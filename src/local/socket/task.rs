@@ -31,8 +31,8 @@ use super::outcome::Stage;
 use super::{DriverEnd, Sender, span};
 use crate::model::close::{Close, reason};
 use crate::quota::{Inbound, InboundLimit};
-use crate::ws::frame::{Decoder, Frame, Heard, Violation};
-use crate::ws::{Io, Opened};
+use crate::ws::frame::{Allowance, Decoder, Frame, Heard, Violation};
+use crate::ws::{Agreed, Io, Opened};
 
 /// Resolves when the stream is gone. Dropping it ends the socket as well. It bounds its turns by itself and
 /// is to be polled [`unconstrained`](tokio::task::unconstrained).
@@ -54,6 +54,7 @@ struct Driven<R: Registered> {
     end: DriverEnd,
     registration: R,
     decoder: Decoder,
+    agreed: Agreed,
     phase: Phase,
     /// The handler does not read.
     paused: bool,
@@ -98,17 +99,20 @@ impl<R: Registered> Driver<R> {
         let inbound =
             inbound.map(|limit| Box::new(Inbound::new(limit, max_message_size, Instant::now())));
         end.opened(writer);
+        let agreed = end.agreed();
         let mut socket = Driven {
             end,
             registration,
             decoder: Decoder::new(max_message_size),
+            agreed,
             phase: Phase::Open,
             paused: false,
             trickled: 0,
             inbound,
         };
         if !early.is_empty() {
-            socket.hear(&mut BytesMut::from(early));
+            let mut allowance = Allowance::of(socket.agreed);
+            socket.hear(&mut BytesMut::from(early), &mut allowance);
         }
         Self { io, socket }
     }
@@ -139,13 +143,23 @@ impl<R: Registered> Driver<R> {
 
     fn read(&mut self, cx: &mut Context<'_>) {
         let Self { io, socket } = self;
+        let mut allowance = Allowance::of(socket.agreed);
         for _ in 0..READS {
             if !socket.phase.listens() || socket.is_paused(cx) {
                 return;
             }
+            let mut left = socket.decoder.take_left();
+            if !left.is_empty() {
+                socket.hear_on(&mut left, &mut allowance);
+                match allowance.left() {
+                    0 => break,
+                    _ => continue,
+                }
+            }
             // The buffer is the thread's: it is lent for as long as the bytes are looked at.
-            match io.poll_read(cx, |bytes| socket.hear(bytes)) {
+            match io.poll_read(cx, |bytes| socket.hear(bytes, &mut allowance)) {
                 Poll::Pending => return socket.caught_up(),
+                Poll::Ready(Ok(true)) if allowance.left() == 0 => break,
                 Poll::Ready(Ok(true)) => {}
                 Poll::Ready(Ok(false) | Err(_)) => socket.vanish(),
             }
@@ -235,38 +249,66 @@ impl<R: Registered> Driven<R> {
     }
 
     /// Takes what a client sent; whether the stream goes on.
-    fn hear(&mut self, bytes: &mut [u8]) -> bool {
+    fn hear(&mut self, bytes: &mut [u8], allowance: &mut Allowance) -> bool {
         if bytes.is_empty() {
             return false;
         }
         let read = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
         self.trickled = self.trickled.saturating_add(read);
-        // Not read where nothing is limited.
-        let now = self.inbound.as_ref().map(|_| Instant::now());
+        let now = self.now();
         self.admit(now, |inbound, now| inbound.take_bytes(bytes.len(), now));
+        self.hear_on(bytes, allowance);
+        true
+    }
+
+    /// Takes what came, as far as this turn goes.
+    fn hear_on(&mut self, bytes: &mut [u8], allowance: &mut Allowance) {
+        let now = self.now();
         let mut said_something = false;
         let mut rest = bytes;
         while !rest.is_empty() && self.phase.listens() {
-            match self.decoder.decode(rest) {
+            let before = allowance.left();
+            let mut has_room = true;
+            match self.decoder.decode(rest, allowance) {
                 Ok((used, heard)) => {
                     rest = &mut rest[used..];
                     said_something |= heard.is_some();
+                    let inflated = before - allowance.left();
+                    self.admit_inflated(now, inflated.saturating_sub(used));
                     match heard {
+                        _ if !self.phase.listens() => {}
                         Some(Heard::Close(close)) => self.answer(close),
                         Some(_) if !self.admit(now, Inbound::take_message) => {}
-                        Some(Heard::Message(message)) => self.end.heard(message),
+                        Some(Heard::Message(message)) => has_room = self.end.heard(message),
                         Some(Heard::Ping(payload)) => self.end.pong(Frame::pong(&payload)),
                         Some(Heard::Pong) | None => {}
                     }
                 }
                 Err(violation) => self.answer(Violation::close(violation)),
             }
+            // A few bytes may be many large messages: no more of them is inflated than the handler reads.
+            let waits = allowance.inflates() && self.phase == Phase::Open && !has_room;
+            if self.phase.listens() && (allowance.left() == 0 || waits) {
+                self.decoder.leave(rest);
+                break;
+            }
         }
         if said_something || self.trickled >= SIGN_OF_LIFE {
             self.trickled = 0;
             self.end.seen();
         }
-        true
+    }
+
+    /// Not read where nothing is limited.
+    fn now(&self) -> Option<Instant> {
+        self.inbound.as_ref().map(|_| Instant::now())
+    }
+
+    /// What is inflated counts as if it had come so.
+    fn admit_inflated(&mut self, now: Option<Instant>, bytes: usize) {
+        if bytes > 0 {
+            self.admit(now, |inbound, now| inbound.take_bytes(bytes, now));
+        }
     }
 
     /// Whether the client may have sent it; one that may not is closed.

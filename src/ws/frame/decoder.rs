@@ -9,47 +9,26 @@
 //! ```
 //! Between the frames of a message there may be control frames, so each of the two has a place of its own. A message
 //! that comes in one piece is made of the bytes where they are.
+//!
+//! A compressed message (RFC 7692, section 6.2) is inflated as it comes, and never further than it may be large. A few bytes may
+//! be much work, so that it is done piece by piece, and only as much in one turn as its [`Allowance`] says: then what has come
+//! and is not read yet is [left](Decoder::leave) for the next.
 
 use bytes::Bytes;
 
-use super::{BINARY, CLOSE, CONTINUATION, FIN, MASKED, PING, PONG, TEXT};
+use super::allowance::Allowance;
+use super::heard::{Heard, Violation};
+use super::partial::Partial;
+use super::{BINARY, CLOSE, CONTINUATION, DEFLATED, FIN, MASKED, PING, PONG, TEXT};
 use crate::model::close::{Close, reason};
-use crate::model::message::{Message, Utf8Bytes};
+use crate::model::message::Message;
+use crate::ws::deflate::Inflater;
 
 const RESERVED: u8 = 0x70;
 /// Longest payload of a control frame (section 5.5).
 const MAX_CONTROL: usize = 125;
 /// Two bytes, eight of length, four of mask.
 const MAX_HEADER: usize = 14;
-
-/// What a client said.
-#[derive(Debug, PartialEq)]
-pub(crate) enum Heard {
-    Message(Message),
-    /// With the payload that the pong must carry.
-    Ping(Vec<u8>),
-    Pong,
-    Close(Close),
-}
-
-/// How a client broke the rules.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Violation {
-    Protocol,
-    NotUtf8,
-    TooBig,
-}
-
-impl Violation {
-    /// What to close with (section 7.4.1).
-    pub(crate) fn close(self) -> Close {
-        match self {
-            Self::Protocol => reason::PROTOCOL,
-            Self::NotUtf8 => reason::NOT_UTF8,
-            Self::TooBig => reason::TOO_BIG,
-        }
-    }
-}
 
 /// Reads a client's frames from bytes that arrive in any pieces. Owns no memory between messages.
 #[derive(Debug)]
@@ -69,6 +48,8 @@ struct Begun {
     frame: Option<Head>,
     control: Vec<u8>,
     message: Option<Partial>,
+    /// What came, and is not read yet.
+    left: Vec<u8>,
 }
 
 /// The frame whose payload is being read.
@@ -76,6 +57,8 @@ struct Begun {
 struct Head {
     fin: bool,
     opcode: u8,
+    /// It is a part of a compressed message.
+    deflated: bool,
     mask: [u8; 4],
     remaining: usize,
 }
@@ -86,44 +69,74 @@ impl Head {
     }
 }
 
-/// A message of which some frames are there.
-#[derive(Debug, Default)]
-struct Partial {
-    text: bool,
-    data: Vec<u8>,
-    /// How much of `data` is known to be whole characters.
-    valid: usize,
-}
-
 impl Decoder {
     pub(crate) fn new(limit: usize) -> Self {
         Self { limit, begun: None }
     }
 
-    /// Reads until something was said or the input is used up; returns how much was used. Unmasks the
+    /// Reads until something was said, the input is used up, or no more may be inflated; returns how much was used. Unmasks the
     /// input in place. After a violation nothing more can be read.
-    pub(crate) fn decode(&mut self, input: &mut [u8]) -> Result<(usize, Option<Heard>), Violation> {
+    pub(crate) fn decode(
+        &mut self,
+        input: &mut [u8],
+        allowance: &mut Allowance,
+    ) -> Result<(usize, Option<Heard>), Violation> {
         let mut begun = self
             .begun
             .take()
             .map_or_else(Begun::default, |begun| *begun);
-        let decoded = begun.decode(input, self.limit)?;
+        let decoded = begun.decode(input, self.limit, allowance)?;
         if !begun.is_nothing() {
             self.begun = Some(Box::new(begun));
         }
         Ok(decoded)
     }
+
+    /// Keeps what is not read in this turn.
+    pub(crate) fn leave(&mut self, rest: &[u8]) {
+        if !rest.is_empty() {
+            self.begun.get_or_insert_default().left = rest.to_vec();
+        }
+    }
+
+    /// What was not read in the last turn.
+    pub(crate) fn take_left(&mut self) -> Vec<u8> {
+        let Some(begun) = &mut self.begun else {
+            return Vec::new();
+        };
+        let left = std::mem::take(&mut begun.left);
+        if begun.is_nothing() {
+            self.begun = None;
+        }
+        left
+    }
+}
+
+#[cfg(all(test, feature = "deflate"))]
+impl Decoder {
+    /// Of the message that is not whole: how much is there, and the memory that it takes.
+    pub(super) fn begun_data(&self) -> (usize, usize) {
+        let message = self.begun.as_ref().and_then(|begun| begun.message.as_ref());
+        message.map_or((0, 0), |message| {
+            (message.data.len(), message.data.capacity())
+        })
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.begun.is_none()
+    }
 }
 
 impl Begun {
     fn is_nothing(&self) -> bool {
-        self.have == 0 && self.frame.is_none() && self.message.is_none()
+        self.have == 0 && self.frame.is_none() && self.message.is_none() && self.left.is_empty()
     }
 
     fn decode(
         &mut self,
         input: &mut [u8],
         limit: usize,
+        allowance: &mut Allowance,
     ) -> Result<(usize, Option<Heard>), Violation> {
         let mut used = 0;
         loop {
@@ -132,22 +145,29 @@ impl Begun {
                 if self.have < header_length(&self.header[..self.have]) {
                     return Ok((used, None));
                 }
-                self.frame = Some(self.check_header(limit)?);
+                self.frame = Some(self.check_header(limit, allowance.inflates())?);
                 self.have = 0;
                 continue;
             };
-            let count = head.remaining.min(input.len() - used);
+            let mut count = head.remaining.min(input.len() - used);
+            if head.deflated {
+                if allowance.left() == 0 && head.remaining > 0 {
+                    return Ok((used, None));
+                }
+                count = count.min(PIECE);
+            }
             let chunk = &mut input[used..used + count];
             unmask(chunk, head.mask);
             head.mask.rotate_left(count % 4);
             head.remaining -= count;
             used += count;
             let head = *head;
-            if let Some(heard) = self.take_payload(head, chunk)? {
-                return Ok((used, Some(heard)));
-            }
-            if head.remaining > 0 {
-                return Ok((used, None));
+            let heard = match head.deflated {
+                false => self.take_payload(head, chunk)?,
+                true => self.inflate(head, chunk, limit, allowance)?,
+            };
+            if heard.is_some() || head.remaining > 0 && used == input.len() {
+                return Ok((used, heard));
             }
         }
     }
@@ -163,10 +183,12 @@ impl Begun {
         taken
     }
 
-    fn check_header(&self, limit: usize) -> Result<Head, Violation> {
+    fn check_header(&self, limit: usize, inflates: bool) -> Result<Head, Violation> {
         let [first, second, ..] = self.header;
         let (fin, opcode) = (first & FIN != 0, first & 0x0f);
-        if first & RESERVED != 0 || second & MASKED == 0 {
+        let may_be_deflated = inflates && matches!(opcode, TEXT | BINARY);
+        let allowed = if may_be_deflated { DEFLATED } else { 0 };
+        if first & RESERVED & !allowed != 0 || second & MASKED == 0 {
             return Err(Violation::Protocol);
         }
         let mask = self.have - 4;
@@ -181,11 +203,19 @@ impl Begun {
             return Err(Violation::Protocol);
         }
         let begun = self.message.as_ref();
+        let inflater = begun.and_then(|message| message.inflater.as_ref());
+        let deflated = first & DEFLATED != 0 || opcode == CONTINUATION && inflater.is_some();
         match opcode {
             CONTINUATION if begun.is_none() => return Err(Violation::Protocol),
             TEXT | BINARY if begun.is_some() => return Err(Violation::Protocol),
             CLOSE | PING | PONG if !fin || length > MAX_CONTROL as u64 => {
                 return Err(Violation::Protocol);
+            }
+            CONTINUATION | TEXT | BINARY if deflated => {
+                let before = inflater.map_or(0, Inflater::came);
+                if length > deflated_limit(limit).saturating_sub(before) as u64 {
+                    return Err(Violation::TooBig);
+                }
             }
             CONTINUATION | TEXT | BINARY => {
                 let before = begun.map_or(0, |message| message.data.len());
@@ -200,6 +230,7 @@ impl Begun {
         Ok(Head {
             fin,
             opcode,
+            deflated,
             mask,
             remaining: length as usize,
         })
@@ -241,31 +272,31 @@ impl Begun {
         let message = self.message.take().unwrap_or_default();
         message.finish().map(Some)
     }
-}
 
-impl Partial {
-    /// Allocates for what has come, never for what a header promises.
-    fn extend(&mut self, chunk: &[u8], last: bool) -> Result<(), Violation> {
-        self.data.extend_from_slice(chunk);
-        if !self.text {
-            return Ok(());
+    /// Takes unmasked payload of a compressed message.
+    fn inflate(
+        &mut self,
+        head: Head,
+        chunk: &[u8],
+        limit: usize,
+        allowance: &mut Allowance,
+    ) -> Result<Option<Heard>, Violation> {
+        let complete = head.remaining == 0;
+        if complete {
+            self.frame = None;
         }
-        match std::str::from_utf8(&self.data[self.valid..]) {
-            Ok(_) => self.valid = self.data.len(),
-            // A character may still be incomplete, unless this is the end.
-            Err(error) if error.error_len().is_none() && !last => self.valid += error.valid_up_to(),
-            Err(_) => return Err(Violation::NotUtf8),
+        let message = self.message.get_or_insert_with(|| Partial {
+            text: head.opcode == TEXT,
+            inflater: Inflater::of(head.deflated),
+            ..Partial::default()
+        });
+        let work = message.inflate(chunk, complete && head.fin, limit)?;
+        allowance.spend(work);
+        if !complete || !head.fin {
+            return Ok(None);
         }
-        Ok(())
-    }
-
-    fn finish(mut self) -> Result<Heard, Violation> {
-        self.data.shrink_to_fit();
-        let bytes = Bytes::from(self.data);
-        Ok(Heard::Message(match self.text {
-            true => Message::Text(Utf8Bytes::try_from(bytes).map_err(|_| Violation::NotUtf8)?),
-            false => Message::Binary(bytes),
-        }))
+        let message = self.message.take().unwrap_or_default();
+        message.finish().map(Some)
     }
 }
 
@@ -279,6 +310,11 @@ fn whole(text: bool, payload: &[u8]) -> Result<Heard, Violation> {
         ),
         false => Message::Binary(Bytes::copy_from_slice(payload)),
     }))
+}
+
+/// Largest compressed form of a message: what does not get smaller may get a little larger.
+fn deflated_limit(limit: usize) -> usize {
+    limit.saturating_add(limit / 8).saturating_add(64)
 }
 
 fn control(opcode: u8, payload: &[u8]) -> Result<Heard, Violation> {
@@ -314,6 +350,9 @@ fn header_length(beginning: &[u8]) -> usize {
     }
 }
 
+/// So many bytes are inflated at once: to 258 KiB at most.
+const PIECE: usize = 256;
+
 /// Eight bytes at a time, which the compiler turns into wider still.
 fn unmask(payload: &mut [u8], mask: [u8; 4]) {
     let [a, b, c, d] = mask;
@@ -333,6 +372,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::ws::Agreed;
     use crate::ws::frame::Frame;
 
     const LIMIT: usize = 70_000;
@@ -357,7 +397,7 @@ mod tests {
             let mut piece = input[start..end].to_vec();
             let mut rest = &mut piece[..];
             while !rest.is_empty() {
-                match decoder.decode(rest) {
+                match decoder.decode(rest, &mut Allowance::of(Agreed::NOTHING)) {
                     Ok((used, said)) => {
                         assert!(used > 0 || said.is_some(), "no progress");
                         heard.extend(said);
@@ -669,7 +709,10 @@ mod tests {
             let opcode = if piece == 0 { BINARY } else { CONTINUATION };
             // Each second one is empty.
             let mut frame = client(false, opcode, [7; 4], &[7][..piece % 2]);
-            assert_eq!(decoder.decode(&mut frame), Ok((frame.len(), None)));
+            assert_eq!(
+                decoder.decode(&mut frame, &mut Allowance::of(Agreed::NOTHING)),
+                Ok((frame.len(), None))
+            );
         }
         let begun = decoder.begun.expect("half a message");
         let data = &begun.message.expect("of which a part is there").data;
@@ -681,7 +724,10 @@ mod tests {
     fn a_promise_of_much_allocates_nothing() {
         let mut decoder = Decoder::new(usize::MAX >> 1);
         let mut header = [0x82, 0xff, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0];
-        assert_eq!(decoder.decode(&mut header), Ok((14, None)));
+        assert_eq!(
+            decoder.decode(&mut header, &mut Allowance::of(Agreed::NOTHING)),
+            Ok((14, None))
+        );
         let message = decoder.begun.and_then(|begun| begun.message);
         assert!(message.is_none_or(|message| message.data.capacity() == 0));
     }

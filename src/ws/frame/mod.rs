@@ -1,17 +1,26 @@
 //! Frames as rules: RFC 6455, section 5, from the server's side. No I/O, no clock. How they are written; [`decoder`] reads
 //! them.
 
+mod allowance;
 mod decoder;
+mod heard;
+mod partial;
+#[cfg(all(test, feature = "deflate"))]
+mod tests;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use smallvec::{SmallVec, smallvec};
 
-pub(crate) use self::decoder::{Decoder, Heard, Violation};
+pub(crate) use self::allowance::Allowance;
+pub(crate) use self::decoder::Decoder;
+pub(crate) use self::heard::{Heard, Violation};
 use crate::model::close::Close;
+use crate::model::form::Form;
 use crate::model::history::mark::Number;
 use crate::model::message::{Message, Utf8Bytes};
+use crate::ws::{Agreed, Deflating};
 
 const CONTINUATION: u8 = 0x0;
 const TEXT: u8 = 0x1;
@@ -21,6 +30,8 @@ const PING: u8 = 0x9;
 const PONG: u8 = 0xa;
 
 const FIN: u8 = 0x80;
+/// The first frame of a compressed message (RFC 7692, section 6).
+const DEFLATED: u8 = 0x40;
 const MASKED: u8 = 0x80;
 
 /// What begins the texts that are no app's, where a client is told positions.
@@ -71,15 +82,28 @@ impl Frame {
 
     /// A text of the app as a client gets it that is told positions.
     pub(crate) fn told_apart(&self) -> Option<Self> {
-        let header = match self.0.get(1)? {
-            126 => 4,
-            127 => 10,
-            _ => 2,
-        };
-        let payload = self.0.get(header..)?;
+        self.begins_with_mark()
+            .then(|| Self::new(TEXT, &[&[MARK as u8], self.payload()]))
+    }
+
+    fn begins_with_mark(&self) -> bool {
         let is_text = self.0.first() == Some(&(FIN | TEXT));
-        let begins_so = is_text && payload.first() == Some(&(MARK as u8));
-        begins_so.then(|| Self::new(TEXT, &[&[MARK as u8], payload]))
+        is_text && self.payload().first() == Some(&(MARK as u8))
+    }
+
+    /// It, compressed; nothing where that makes it no smaller. A text that some clients get otherwise is not.
+    fn deflated(&self, deflating: &Deflating) -> Option<Self> {
+        if self.begins_with_mark() {
+            return None;
+        }
+        let opcode = self.0.first()? & !FIN;
+        let deflated = deflating.deflate(self.payload())?;
+        let frame = Self::new(DEFLATED | opcode, &[&deflated]);
+        (frame.len() < self.len()).then_some(frame)
+    }
+
+    pub(crate) fn is_deflated(&self) -> bool {
+        self.0.first().is_some_and(|first| first & DEFLATED != 0)
     }
 
     /// A Close frame; without a body when the code may not be sent.
@@ -117,11 +141,7 @@ impl Frame {
 
     /// What it carries, without copying; `None` for a control frame.
     pub(crate) fn into_message(self) -> Option<Message> {
-        let header = match self.0.get(1)? {
-            126 => 4,
-            127 => 10,
-            _ => 2,
-        };
+        let header = self.header_length();
         let kind = self.0.first()? & !FIN;
         let payload = Bytes::from_owner(self.0).slice(header..);
         match kind {
@@ -140,6 +160,18 @@ impl Frame {
 
     pub(crate) fn len(&self) -> usize {
         self.0.len()
+    }
+
+    fn payload(&self) -> &[u8] {
+        self.0.get(self.header_length()..).unwrap_or_default()
+    }
+
+    fn header_length(&self) -> usize {
+        match self.0.get(1) {
+            Some(126) => 4,
+            Some(127) => 10,
+            _ => 2,
+        }
     }
 
     fn new(opcode: u8, parts: &[&[u8]]) -> Self {
@@ -170,5 +202,49 @@ impl Frame {
             rest = left;
         }
         Self(frame)
+    }
+}
+
+/// A message as it goes to many: its frame, and that compressed, which is made when the first gets it so. Whoever hands it out
+/// holds no lock then.
+#[derive(Debug)]
+pub(crate) struct Framed {
+    plain: Frame,
+    deflating: Deflating,
+    deflated: OnceLock<Option<Frame>>,
+}
+
+impl Framed {
+    pub(crate) fn new(plain: Frame, form: Form, deflating: Deflating) -> Self {
+        let deflating = match form {
+            Form::Any => deflating,
+            Form::Plain => Deflating::OFF,
+        };
+        Self {
+            plain,
+            deflating,
+            deflated: OnceLock::new(),
+        }
+    }
+
+    /// As a client gets it with which this was agreed on.
+    pub(crate) fn of(&self, agreed: Agreed) -> &Frame {
+        if !agreed.takes(self.plain.payload().len()) {
+            return &self.plain;
+        }
+        let deflated = self
+            .deflated
+            .get_or_init(|| self.plain.deflated(&self.deflating));
+        deflated.as_ref().unwrap_or(&self.plain)
+    }
+
+    /// By how many bytes a frame of it is smaller.
+    pub(crate) fn saved_by(&self, frame: &Frame) -> usize {
+        self.plain.len().saturating_sub(frame.len())
+    }
+
+    /// Whether anybody got it compressed.
+    pub(crate) fn was_deflated(&self) -> bool {
+        self.deflated.get().is_some_and(Option::is_some)
     }
 }

@@ -72,6 +72,8 @@ pub(super) struct Backlog {
     again_at: Option<Instant>,
     /// How often nothing came of it.
     failures: u32,
+    /// Something is to be asked, whether anything leaves or not.
+    asks: bool,
     pub(super) spool: Option<Spool>,
 }
 
@@ -313,6 +315,7 @@ impl Backlog {
     /// What goes into the next pipeline: what waits in the spool; with the last of that whatever is small, and a part of the first
     /// large union.
     pub(super) fn take_turn(&mut self, turn: &mut Turn) {
+        self.asks = false;
         if self.take_spooled(turn) {
             return;
         }
@@ -423,6 +426,8 @@ impl Backlog {
             }
         }
         (self.again_at, self.stalled, self.split) = Default::default();
+        // Whoever opens the next connection asks.
+        self.asks = false;
     }
 
     /// Redis takes nothing for now.
@@ -442,7 +447,15 @@ impl Backlog {
     /// Whether something can have its turn, or is to be asked.
     pub(super) fn has_work(&self) -> bool {
         let is_due = |spool: &Spool| spool.is_due(Instant::now());
-        !self.is_empty() || self.spool.as_ref().is_some_and(is_due)
+        !self.is_empty() || self.asks || self.spool.as_ref().is_some_and(is_due)
+    }
+
+    /// Another publisher had something taken, and it is to be asked what of it is lost.
+    pub(super) fn has_to_ask(&mut self) {
+        match &mut self.spool {
+            Some(spool) => spool.ask(),
+            None => self.asks = true,
+        }
     }
 
     /// A connection is lost: the next may be to another process.

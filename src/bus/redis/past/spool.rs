@@ -235,7 +235,12 @@ impl Spool {
         self.is_unsettled |= !self.lately.is_empty();
     }
 
-    /// Whether it is to be asked who is there before anything leaves.
+    /// It is to be asked who is there before anything leaves, …
+    pub(in crate::bus::redis) fn ask(&mut self) {
+        self.is_unsettled = true;
+    }
+
+    /// … if it is.
     pub(in crate::bus::redis) fn is_unsettled(&self) -> bool {
         self.is_unsettled
     }

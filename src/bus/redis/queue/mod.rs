@@ -18,6 +18,7 @@
 //! fails what is there, and what comes.
 
 mod moves;
+mod permit;
 mod waiter;
 
 use std::collections::BTreeMap;
@@ -30,16 +31,13 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
 use self::moves::{Departure, Held};
+pub(super) use self::permit::Permit;
+use self::permit::{LARGE, QUEUE, Units};
 pub(super) use self::waiter::Waiter;
+use super::past::acknowledged::Acknowledged;
 use super::publication::{Answer, Publication};
 use crate::model::error::PublishError;
 use crate::model::partition::Partition;
-
-/// What may be queued, in units of [`UNIT`] bytes of payload; every publication takes at least one.
-const QUEUE: usize = 64 * 1024;
-/// What of it large unions may take: whoever sends to one user finds room beside them.
-const LARGE: usize = QUEUE / 4;
-const UNIT: usize = 1024;
 
 /// Between those who publish and the task that does.
 #[derive(Debug, Default)]
@@ -56,6 +54,8 @@ struct State {
     arrived: Vec<Queued>,
     /// What another publisher had, and has handed over: before what arrived.
     handed: Vec<(Publication, Waiter)>,
+    /// What another one had taken lately of what departed from it.
+    acknowledged: Acknowledged,
     /// What has room, and must not pass what another publisher still has of its partition.
     held: BTreeMap<Partition, Held>,
     next_hold: u64,
@@ -73,6 +73,13 @@ struct State {
     is_closed: bool,
 }
 
+/// What one publisher has of a partition, and another goes on with.
+#[derive(Debug, Default)]
+pub(super) struct HandedOver {
+    pub(super) waiting: Vec<(Publication, Waiter)>,
+    pub(super) acknowledged: Acknowledged,
+}
+
 /// A publication, and who waits for it.
 #[derive(Debug)]
 pub(super) struct Queued {
@@ -80,20 +87,6 @@ pub(super) struct Queued {
     units: Units,
     deadline: Instant,
     reply: oneshot::Sender<Answer>,
-}
-
-#[derive(Debug, Clone, Copy, Default)]
-struct Units {
-    all: usize,
-    /// The units of large unions among them.
-    large: usize,
-}
-
-/// What a publication takes of the queue. Given back when dropped.
-#[derive(Debug)]
-pub(super) struct Permit {
-    units: Units,
-    queue: Arc<Queue>,
 }
 
 /// A place among those who wait for room. Given up when dropped.
@@ -133,10 +126,7 @@ impl Queue {
 
     /// Takes what has room. Into an empty one, whose memory is used again. Returns what others handed over, which comes
     /// before it, and what is to be handed over when that is taken.
-    pub(super) fn take(
-        &self,
-        arrived: &mut Vec<Queued>,
-    ) -> (Vec<(Publication, Waiter)>, Vec<Departure>) {
+    pub(super) fn take(&self, arrived: &mut Vec<Queued>) -> (HandedOver, Vec<Departure>) {
         let mut state = self.state.lock();
         swap(arrived, &mut state.arrived);
         let mut handed = take(&mut state.handed);
@@ -147,6 +137,10 @@ impl Queue {
                 .chain(arrived)
                 .for_each(|publication| publication.era = state.era(publication));
         }
+        let handed = HandedOver {
+            waiting: handed,
+            acknowledged: take(&mut state.acknowledged),
+        };
         (handed, state.departures.clone())
     }
 
@@ -198,6 +192,7 @@ impl Default for State {
             },
             arrived: Vec::new(),
             handed: Vec::new(),
+            acknowledged: Acknowledged::default(),
             held: BTreeMap::new(),
             next_hold: 0,
             eras: BTreeMap::new(),
@@ -318,45 +313,6 @@ impl Queued {
     }
 }
 
-impl Units {
-    fn of(publication: &Publication) -> Self {
-        let units = publication.channels.len() * (1 + publication.envelope.len() / UNIT);
-        match () {
-            // There is one at a time.
-            () if publication.is_probe => Self::default(),
-            () if publication.is_large() => Self {
-                all: units.min(LARGE),
-                large: units.min(LARGE),
-            },
-            () => Self {
-                all: units.min(QUEUE),
-                large: 0,
-            },
-        }
-    }
-}
-
-impl Permit {
-    /// Makes one permit of two, which are given back at once: each time takes a lock. One of another queue is given back
-    /// to that.
-    pub(super) fn merge(&mut self, mut other: Self) {
-        if !Arc::ptr_eq(&self.queue, &other.queue) {
-            return;
-        }
-        let more = take(&mut other.units);
-        self.units.all += more.all;
-        self.units.large += more.large;
-    }
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        if self.units.all > 0 {
-            self.queue.change(|state| state.release(self.units));
-        }
-    }
-}
-
 impl Place {
     /// Gives the place up; whether there was no room until now.
     pub(super) fn leave(&self) -> bool {
@@ -385,6 +341,7 @@ mod tests {
     use futures::FutureExt;
     use smallvec::smallvec;
 
+    use super::permit::UNIT;
     use super::*;
     use crate::bus::scope::Size;
 

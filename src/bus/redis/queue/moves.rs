@@ -12,7 +12,7 @@
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
-use super::{Queue, Queued, State, Waiter};
+use super::{HandedOver, Queue, Queued, State};
 use crate::bus::redis::publication::Publication;
 use crate::model::partition::Partition;
 
@@ -83,11 +83,7 @@ impl Queue {
     }
 
     /// Hands over what the publisher had of a partition that departs; the departure is over when nothing more can come.
-    pub(in crate::bus::redis) fn hand_over(
-        &self,
-        departure: &Departure,
-        what: Vec<(Publication, Waiter)>,
-    ) {
+    pub(in crate::bus::redis) fn hand_over(&self, departure: &Departure, what: HandedOver) {
         let is_through = {
             let mut state = self.state.lock();
             let is_through = state.is_through(departure);
@@ -104,18 +100,27 @@ impl Queue {
         }
     }
 
-    fn hand(&self, partition: Partition, what: Vec<(Publication, Waiter)>, is_through: bool) {
+    fn hand(&self, partition: Partition, what: HandedOver, is_through: bool) {
         let is_filled = {
             let mut state = self.state.lock();
-            state.handed.extend(what);
+            let is_asked = !what.acknowledged.is_empty();
+            state.handed.extend(what.waiting);
+            state.acknowledged.take_in(what.acknowledged);
             if is_through && let Some(held) = state.held.remove(&partition) {
                 state.arrived.extend(held.queued);
             }
-            !state.handed.is_empty() || !state.arrived.is_empty() || !state.departures.is_empty()
+            let has_come = !state.handed.is_empty() || !state.arrived.is_empty();
+            is_asked || has_come || !state.departures.is_empty()
         };
         if is_filled {
             self.filled.notify_one();
         }
+    }
+}
+
+impl HandedOver {
+    fn is_empty(&self) -> bool {
+        self.waiting.is_empty() && self.acknowledged.is_empty()
     }
 }
 
@@ -157,7 +162,8 @@ mod tests {
 
     use super::*;
     use crate::bus::redis::publication::Answer;
-    use crate::bus::redis::queue::UNIT;
+    use crate::bus::redis::queue::Waiter;
+    use crate::bus::redis::queue::permit::UNIT;
     use crate::bus::scope::Size;
 
     fn partition() -> Partition {
@@ -259,14 +265,18 @@ mod tests {
             let (queue, backlog) = (&self.queues[at], &mut self.backlogs[at]);
             let mut arrived = Vec::new();
             let (handed, departures) = queue.take(&mut arrived);
-            backlog.extend(handed);
+            backlog.extend(handed.waiting);
             backlog.extend(
                 arrived
                     .into_iter()
                     .map(|one| one.admitted(queue, Waiter::new)),
             );
             for departure in departures {
-                let what = std::mem::take(backlog);
+                let waiting = std::mem::take(backlog);
+                let what = HandedOver {
+                    waiting,
+                    ..HandedOver::default()
+                };
                 queue.hand_over(&departure, what);
             }
         }
@@ -280,7 +290,7 @@ mod tests {
             to.hold(partition, None);
             from.depart(partition, to);
             let (_, departures) = from.take(&mut Vec::new());
-            from.hand_over(&departures[0], Vec::new());
+            from.hand_over(&departures[0], HandedOver::default());
             assert!(!from.is_departing(partition));
         }
         let [one, other] = [one, other].map(|queue| Arc::downgrade(&queue));

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::{Permit, Queue, Units};
+use super::Queue;
+use super::permit::{Permit, Units};
 use crate::bus::redis::past::room;
 use crate::bus::redis::publication::{Answer, Receivers, Taken, Told};
 use crate::model::error::PublishError;

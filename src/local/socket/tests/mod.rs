@@ -1,5 +1,7 @@
 //! The ends of a socket, each alone and all at once.
 
+#[cfg(feature = "deflate")]
+mod inflating;
 mod model;
 mod reader;
 
@@ -24,7 +26,7 @@ use crate::model::id::NodeId;
 use crate::model::limits::{OutboxLimits, SlowConsumer};
 use crate::model::manner::Manner;
 use crate::ws::frame::Frame;
-use crate::ws::{Io, TaskWriter};
+use crate::ws::{Agreed, Io, TaskWriter};
 
 /// A stream that nobody shares.
 impl<W: FnMut(&mut Context<'_>, &[u8]) -> Poll<io::Result<usize>>> TaskWriter for W {
@@ -64,6 +66,7 @@ fn outbox() -> Ends {
         "alice".into(),
         topic(),
         None,
+        Agreed::NOTHING,
     )
 }
 
@@ -479,7 +482,7 @@ fn wakers_may_come_back() {
         ("speak", |ends, _| {
             let _ = ends.handler.push(Frame::text("x"));
         }),
-        ("hear", |ends, _| ends.driver.heard("x".into())),
+        ("hear", |ends, _| _ = ends.driver.heard("x".into())),
         ("hear no more", |ends, _| ends.driver.end_inbox()),
     ];
     for (what, act) in acts {
@@ -744,6 +747,7 @@ fn time_ends_the_silent_the_stalled_the_expired_and_the_endless() {
         "alice".into(),
         topic(),
         Some(Expiry::at(UNIX_EPOCH + seconds(2), at(start))),
+        Agreed::NOTHING,
     );
     expiring
         .sweep
@@ -771,7 +775,13 @@ fn an_identity_expires_by_the_wall_clock_too() {
     };
     let start = at(Instant::now());
     let expiry = Expiry::at(UNIX_EPOCH + Duration::from_secs(3600), start);
-    let outbox = Ends::new(outbox().handler.id(), "alice".into(), topic(), Some(expiry));
+    let outbox = Ends::new(
+        outbox().handler.id(),
+        "alice".into(),
+        topic(),
+        Some(expiry),
+        Agreed::NOTHING,
+    );
     // The monotonic clock stood still while the machine slept.
     for (wall, ended) in [(3_599_999, None), (3_600_000, Some(Close::EXPIRED))] {
         outbox
@@ -828,6 +838,7 @@ fn a_process_that_slept_gives_nobody_up_for_it() {
         "alice".into(),
         topic(),
         Some(Expiry::at(UNIX_EPOCH + seconds(2), at(start))),
+        Agreed::NOTHING,
     );
 
     for outbox in [&pinged, &stalled, &closing, &expiring] {

@@ -176,7 +176,11 @@ impl World {
         };
         let kernel = Rc::new(RefCell::new(kernel));
         let seconds = Duration::from_secs(expires);
-        let mut core = Core::new(Some(Expiry::at(UNIX_EPOCH + seconds, at(now))), now);
+        let mut core = Core::new(
+            Some(Expiry::at(UNIX_EPOCH + seconds, at(now))),
+            Agreed::NOTHING,
+            now,
+        );
         core.open(is_shared.then(|| Stream(kernel.clone())), now);
         Self {
             core,
