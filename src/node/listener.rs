@@ -77,8 +77,8 @@ impl Listener for Node {
     }
 
     fn moved(&self, partitions: PartitionSet, links: (LinkId, LinkId), at: Instant) {
-        self.repairs
-            .moved(partitions, links, self.local.newcomers());
+        let newcomers = self.local.newcomers();
+        self.repairs.moved(partitions, links, at, newcomers);
         self.ground.reception.moved(partitions, links, at);
     }
 

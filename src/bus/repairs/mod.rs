@@ -144,12 +144,18 @@ impl Repairs {
         self.state.lock().lose(link, partitions, newcomers);
     }
 
-    /// Partitions went from one link to another.
-    pub(crate) fn moved(&self, moved: PartitionSet, links: (LinkId, LinkId), newcomers: u64) {
+    /// Partitions went from one link to another, and are there since then: what was proven before proves nothing of them there.
+    pub(crate) fn moved(
+        &self,
+        moved: PartitionSet,
+        links: (LinkId, LinkId),
+        at: Instant,
+        newcomers: u64,
+    ) {
         if self.are_off() {
             return;
         }
-        self.state.lock().moved(moved, links, newcomers);
+        self.state.lock().moved(moved, links, at, newcomers);
     }
 
     /// A link is usable, proven by what was published then. What became of what was missed there, as soon as all of it is

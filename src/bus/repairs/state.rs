@@ -52,6 +52,8 @@ pub(super) struct Line {
     pub(super) partitions: PartitionSet,
     /// It was up since something was missed there: that may be read.
     is_up: bool,
+    /// Since then partitions are there that were elsewhere: what was proven before proves nothing of them.
+    moved_at: Option<Instant>,
     /// That it is up was not told.
     is_withheld: bool,
     pub(super) ticking: Ticking,
@@ -127,6 +129,7 @@ impl State {
         &mut self,
         moved: PartitionSet,
         (from, to): (LinkId, LinkId),
+        at: Instant,
         newcomers: u64,
     ) {
         if let Some(line) = self.links.get_mut(&from) {
@@ -137,6 +140,7 @@ impl State {
         }
         let line = self.links.entry(to).or_default();
         line.partitions = line.partitions | moved;
+        line.moved_at = line.moved_at.max(Some(at));
         self.lose(to, moved, newcomers);
     }
 
@@ -165,6 +169,9 @@ impl State {
         let carried = self.links.get(&link).map(|line| line.partitions)?;
         let clocks = self.clocks_of(carried);
         let line = self.links.get_mut(&link)?;
+        if line.moved_at.is_some_and(|at| proven < at) {
+            return None;
+        }
         line.is_up = true;
         let ticked = line.ticking.told.take_if(|(at, _)| *at <= proven);
         for tick in ticked.into_iter().flat_map(|(_, told)| told) {
@@ -503,5 +510,29 @@ impl Heard {
         self.turn += 1;
         self.read_at = None;
         self.repair.lost(newcomers);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_proven_before_a_move_proves_nothing_of_what_came_by_it() {
+        let [from, to] = [LinkId(1), LinkId(2)];
+        let topic = Topic::room("x").unwrap();
+        let place = Partition::of(topic.as_str());
+        let moved: PartitionSet = [place].into_iter().collect();
+        let mut places = vec![None; Partition::COUNT];
+        places[place.index()] = Some((Clock(0), topic));
+        let links = vec![(from, moved), (to, PartitionSet::new())];
+        let mut state = State::new(links, places);
+        let before = Instant::now();
+        let at = before + Duration::from_secs(1);
+        state.moved(moved, (from, to), at, 0);
+        assert_eq!(state.up(to, before), None);
+        assert_eq!(state.wanted(), [], "it may not be subscribed there yet");
+        assert_eq!(state.up(to, at), None, "it is to be read");
+        assert_eq!(state.wanted(), [(to, Clock(0))]);
     }
 }
