@@ -25,7 +25,7 @@ fn pair(sockets: usize) -> [(Process, Process, u64); 2] {
 pub fn compression() {
     for (sockets, rounds) in [(SOCKETS, ROUNDS), (100, ROUNDS * 100), (1, ROUNDS * 250)] {
         let mut pair = pair(sockets);
-        let [mut cpus, mut bytes, mut costs] = [const { Vec::new() }; 3];
+        let ([mut cpus, mut bytes], mut costs) = ([const { Vec::new() }; 2], Vec::new());
         for _ in 0..RUNS {
             let [plain, deflated] = pair.each_mut().map(|(server, load, _)| {
                 let before = load.ask("bytes");

@@ -16,7 +16,8 @@ fn deflating() -> Deflating {
 /// What is answered to an offer.
 fn agreed(offer: &str) -> Agreed {
     let mut headers = HeaderMap::new();
-    headers.append("sec-websocket-extensions", offer.parse().unwrap());
+    let offer = offer.parse().expect("a header");
+    headers.append("sec-websocket-extensions", offer);
     deflating().agree(&headers)
 }
 
@@ -236,7 +237,7 @@ fn megabyte() -> Vec<u8> {
     let mut part = Vec::with_capacity(1 << 16);
     compress
         .compress_vec(&vec![0; 1 << 20], &mut part, flate2::FlushCompress::Full)
-        .unwrap();
+        .expect("there is room");
     assert!(part.len() < 1 << 11, "control: {}", part.len());
     part
 }
