@@ -26,8 +26,10 @@ mod writing;
 
 use std::borrow::Cow;
 
+#[cfg(any(test, feature = "redis"))]
+pub(crate) use self::former::write_formerly;
 #[cfg(feature = "redis")]
-pub(crate) use self::former::{FORMER, MOST_FORMER, write_formerly};
+pub(crate) use self::former::{FORMER, MOST_FORMER};
 pub(crate) use self::former::{Formerly, formerly};
 pub(crate) use self::reading::decode;
 #[cfg(feature = "redis")]
@@ -35,7 +37,9 @@ pub(crate) use self::stamp::STAMP;
 #[cfg(any(test, feature = "redis"))]
 pub(crate) use self::stamp::stamp;
 pub(crate) use self::stamp::unstamped;
-pub(crate) use self::writing::{encode, encode_as};
+#[cfg(any(test, feature = "redis", fuzzing, axum_cluster_internals))]
+pub(crate) use self::writing::encode;
+pub(crate) use self::writing::encode_as;
 use crate::bus::scope::Scope;
 use crate::model::form::Form;
 use crate::model::id::NodeId;

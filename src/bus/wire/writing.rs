@@ -12,6 +12,7 @@ use crate::model::id::NodeId;
 use crate::model::manner::Manner;
 
 /// Writes an envelope of what is not kept; the action must be one that nodes say.
+#[cfg(any(test, feature = "redis", fuzzing, axum_cluster_internals))]
 pub(crate) fn encode(
     origin: NodeId,
     union: Option<u64>,
