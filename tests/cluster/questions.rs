@@ -320,12 +320,15 @@ async fn who_is_asked_twice_answers_once() {
         cut.cluster.health() != Health::Up
     })
     .await;
+    let mut repeated = 0;
     for _ in 0..20 {
         let roster = a.broadcaster.to_user("alice").sockets().await.unwrap();
-        assert_eq!(roster.missing(), [cut.id()], "control");
+        // Until its lease is over.
+        repeated += usize::from(roster.missing() == [cut.id()]);
         let sockets: HashSet<SocketId> = roster.sockets().iter().map(|it| it.id).collect();
         assert_eq!((sockets.len(), roster.sockets().len()), (SOCKETS, SOCKETS));
     }
+    assert!(repeated > 0, "control: it was not asked by name");
     drop(clients);
 }
 

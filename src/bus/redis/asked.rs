@@ -4,12 +4,12 @@
 //! read when the slot has arrived, as all that was missed in the move.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::address::Host;
 use super::advice::Advice;
-use super::backoff::LONGEST_PAUSE;
 use super::past::append::AppendState;
 use super::pipeline::{Pipeline, PublishReply, Refused, Unusable};
 use super::publication::Publication;
@@ -17,11 +17,43 @@ use super::topology::Topology;
 
 /// The connection to it, as long as there is something to be asked.
 #[derive(Default)]
-pub(super) struct Asked(Option<(Host, Pipeline)>);
+pub(super) struct Asked {
+    open: Option<(Host, Pipeline)>,
+    /// It could not be asked, and is not until then: everybody else waits while it is tried.
+    failed: Option<(Host, Instant)>,
+}
+
+/// So long it may take until it can be asked.
+const OPENING: Duration = Duration::from_millis(500);
+/// Nothing waits for longer than without it: when the slot has arrived it is kept there anyhow.
+const PAUSE: Duration = Duration::from_secs(10);
 
 impl Asked {
     pub(super) fn close(&mut self) {
-        self.0 = None;
+        self.open = None;
+    }
+
+    async fn to(
+        &mut self,
+        place: &Host,
+        topology: &Topology,
+        advice: &Arc<Advice>,
+    ) -> Result<Pipeline, Arc<str>> {
+        if let Some((at, open)) = self.open.take()
+            && at == *place
+        {
+            return Ok(open);
+        }
+        let until = self.failed.as_ref().filter(|(at, _)| at == place);
+        if until.is_some_and(|(_, until)| Instant::now() < *until) {
+            return Err("it could not be asked a moment ago".into());
+        }
+        let opened = open(place, topology, advice).await;
+        let failed = opened
+            .is_err()
+            .then(|| (place.clone(), Instant::now() + PAUSE));
+        self.failed = failed;
+        opened
     }
 
     /// Has these kept there, in order, and hears the replies. Why it cannot be asked for that, where it cannot: then none was sent.
@@ -33,17 +65,14 @@ impl Asked {
         replies: &mut Vec<PublishReply>,
         (topology, advice): (&Topology, &Arc<Advice>),
     ) -> Result<Option<Arc<str>>, Unusable> {
-        let mut open = match self.0.take() {
-            Some((at, open)) if at == *place => open,
-            _ => match open(place, topology, advice).await {
-                Ok(open) => open,
-                Err(reason) => {
-                    let parts = publications.iter().map(|one| one.part().len()).sum();
-                    let refused = || Err(Refused::Elsewhere(ON_ITS_WAY.into()));
-                    replies.extend(std::iter::repeat_with(refused).take(parts));
-                    return Ok(Some(reason));
-                }
-            },
+        let mut open = match self.to(place, topology, advice).await {
+            Ok(open) => open,
+            Err(reason) => {
+                let parts = publications.iter().map(|one| one.part().len()).sum();
+                let refused = || Err(Refused::Elsewhere(ON_ITS_WAY.into()));
+                replies.extend(std::iter::repeat_with(refused).take(parts));
+                return Ok(Some(reason));
+            }
         };
         keeping.write(&mut open, publications, None).await?;
         open.exchange(replies).await?;
@@ -51,7 +80,7 @@ impl Asked {
         open.take_kept();
         let refusal = open.take_asks_nobody();
         // Where it has forgotten the script, another one learns it.
-        self.0 = open.keeper().map(|_| (place.clone(), open));
+        self.open = open.keeper().map(|_| (place.clone(), open));
         Ok(refusal)
     }
 }
@@ -70,7 +99,7 @@ async fn open(
         Ok::<_, Unusable>(open.prepare().await?.map(|_| open))
     };
     // Everybody else waits meanwhile.
-    let opened = timeout(LONGEST_PAUSE, opening).await;
+    let opened = timeout(OPENING, opening).await;
     let opened = opened.map_err(|_| "it accepts no connection in time")?;
     let mut open = opened.map_err(|unusable| unusable.reason)??;
     open.asks = true;

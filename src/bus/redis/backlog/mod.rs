@@ -108,6 +108,7 @@ impl Backlog {
         }
         if let Some(partition) = publication.partition {
             publication.goes_alone = self.split.is_split(partition);
+            publication.asks = None;
             if let Some(stalled) = self.stalled.get_mut(&partition)
                 && self.split.is_behind(partition, &publication)
             {
@@ -223,7 +224,10 @@ impl Backlog {
         for (partition, mut stalled) in take(&mut self.stalled) {
             match self.split.is_split(partition) {
                 true => again.extend(split::ahead(&mut stalled)),
-                false => again.extend(stalled.drain(..)),
+                false => again.extend(stalled.drain(..).map(|(mut publication, waiter)| {
+                    publication.asks = None;
+                    (publication, waiter)
+                })),
             }
             if !stalled.is_empty() {
                 self.stalled.insert(partition, stalled);

@@ -81,6 +81,8 @@ pub(super) fn ahead(stalled: &mut VecDeque<Waiting>) -> Vec<Waiting> {
         match (is_behind, named.as_slice(), run) {
             (false, [_], Some(at)) if runs[at].len() < RUN => {
                 publication.goes_alone = true;
+                // Where the first of it goes: elsewhere it might come before that.
+                publication.asks = runs[at][0].0.asks.clone();
                 runs[at].push((publication, waiter));
             }
             (false, named, None) if !named.iter().any(|topic| places.contains_key(topic)) => {

@@ -74,7 +74,10 @@ for i = 2, #KEYS do
       elseif whole then proven = evicts and 4 or 1
       else proven = 2 end
       if proven ~= 1 then news = {} end
-      for k = 1, #news do bytes = bytes + #news[k] end
+      -- Of the large unions it is sent with every part.
+      if key ~= KEYS[1] .. ':unions' then
+        for k = 1, #news do bytes = bytes + #news[k] end
+      end
       out[#out + 1] = { i - 1, proven, news }
     end
   end
