@@ -1,6 +1,7 @@
 // Node's `ws`, the most used WebSocket client outside browsers.
 
 import assert from 'node:assert/strict';
+import { randomBytes } from 'node:crypto';
 import { once } from 'node:events';
 import { before, suite, test } from 'node:test';
 import { Client, Program, refusal } from './support.mjs';
@@ -58,9 +59,15 @@ suite('echo', { timeout }, () => {
   });
 
   test('eight megabytes come back as they were', async () => {
-    const message = Buffer.alloc(8 << 20, 'eight megabytes ');
+    const message = randomBytes(8 << 20);
     client.socket.send(message);
     assert.ok(message.equals(await client.next()));
+  });
+
+  test('eight megabytes of one letter are too much for the few bytes that come of them', async () => {
+    const bomb = await Client.open(node.url);
+    bomb.socket.send(Buffer.alloc(8 << 20, 'a'));
+    assert.equal((await bomb.closed)[0], 1009);
   });
 
   test('a thousand messages come back in order', async () => {
