@@ -103,7 +103,8 @@ impl Endpoint {
     pub(super) fn beside(&self, host: &Host) -> Option<Self> {
         let name = match (&self.addr, host.name.as_str()) {
             (Addr::Tcp(own), "") => &own.name,
-            (_, "") => return None,
+            #[cfg(unix)]
+            (Addr::Unix(_), "") => return None,
             _ => &host.name,
         };
         let addr = Addr::Tcp(Host::new(name, host.port));
