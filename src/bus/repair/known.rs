@@ -38,7 +38,7 @@ impl Known {
             _ => self.delivered.push_back(new),
         }
         let is_over = |known: &(Number, u64)| known.0.0.saturating_add(LATELY) < number.0;
-        if self.delivered.len() > self.most || self.delivered.front().is_some_and(is_over) {
+        while self.delivered.len() > self.most || self.delivered.front().is_some_and(is_over) {
             self.delivered.pop_front();
         }
     }
@@ -66,6 +66,14 @@ fn what(topic: &str, envelope: &[u8]) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn after_a_burst_nothing_of_it_stays() {
+        let mut known = Known::new(8);
+        (1..=8).for_each(|number| known.add("r:x", Number(number), b"one"));
+        known.add("r:x", Number(9 + LATELY), b"one");
+        assert_eq!(known.delivered.len(), 1);
+    }
 
     #[test]
     fn what_was_delivered_is_known_by_all_that_it_is() {

@@ -230,7 +230,7 @@ impl Resumes for Node {
         }
         let (node, room, (heard, is_heard)) = (self.clone(), room.clone(), oneshot::channel());
         self.ground.home.spawn(async move {
-            confirmation.wait(node.config.publish_timeout).await;
+            node.local.wait_confirmed(confirmation).await;
             if !lacking.is_empty() {
                 node.begin(&lacking, &room, true).await;
             }
