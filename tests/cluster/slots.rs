@@ -6,7 +6,7 @@ use std::future::ready;
 use std::io::Write;
 use std::time::{Duration, Instant, SystemTime};
 
-use axum_cluster::{Broadcaster, ClusterBuilder, Gap, Health, Redis};
+use axum_cluster::{Broadcaster, ClusterBuilder, Gap, Health, Kept, Message, Redis};
 use futures::future::join_all;
 use futures::{FutureExt, Stream, StreamExt};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
@@ -48,6 +48,14 @@ impl Fleet {
         let fleet = Self { redis, nodes };
         fleet.until_up().await;
         fleet
+    }
+
+    /// What moves meanwhile is found out by asking, and waited for.
+    async fn keeping() -> Self {
+        let with = |builder: ClusterBuilder| {
+            keeping(builder.probe_interval(RARELY).publish_timeout(PATIENT))
+        };
+        Self::start(0, with).await
     }
 
     async fn until_up(&self) {
@@ -499,11 +507,7 @@ async fn who_is_online_is_so_while_a_slot_moves() {
 async fn what_is_new_of_a_slot_that_moves_waits_without_a_storm_of_questions() {
     const QUESTIONS: u64 = 12;
     const NEW: usize = 5;
-    let with = |builder: ClusterBuilder| {
-        let builder = builder.probe_interval(RARELY).publish_timeout(PATIENT);
-        keeping(builder)
-    };
-    let fleet = Fleet::start(0, with).await;
+    let fleet = Fleet::keeping().await;
     let [a, b] = &fleet.nodes;
     let moving = apart_from(a);
     let (slot, from, to) = (slot_of(moving), fleet.owner(moving), fleet.another(moving));
@@ -571,11 +575,7 @@ async fn what_is_new_of_a_slot_that_moves_waits_without_a_storm_of_questions() {
 async fn what_is_known_of_a_slot_that_moves_does_not_wait_for_what_is_new() {
     const KNOWN: usize = 3;
     const SENDS: usize = 50;
-    let with = |builder: ClusterBuilder| {
-        let builder = builder.probe_interval(RARELY).publish_timeout(PATIENT);
-        keeping(builder)
-    };
-    let fleet = Fleet::start(0, with).await;
+    let fleet = Fleet::keeping().await;
     let [a, b] = &fleet.nodes;
     let moving = apart_from(a);
     let (slot, from, to) = (slot_of(moving), fleet.owner(moving), fleet.another(moving));
@@ -631,14 +631,39 @@ async fn what_is_known_of_a_slot_that_moves_does_not_wait_for_what_is_new() {
     }
 }
 
+/// T9, where messages are kept: what came to somebody is read when it has arrived, by a node that has not heard of the move.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_kept_is_read_where_it_has_gone() {
+    let fleet = Fleet::keeping().await;
+    let [a, b] = &fleet.nodes;
+    let moving = apart_from(a);
+    let (slot, from, to) = (slot_of(moving), fleet.owner(moving), fleet.another(moving));
+    let user = users_of(moving, 1).remove(0);
+    let alice = b.broadcaster.to_user(user.as_str());
+    alice.send("kept").await.unwrap();
+    let texts = |kept: Kept| {
+        let texts = kept.messages.into_iter().map(Message::into_text);
+        texts.map(Result::unwrap).collect::<Vec<_>>()
+    };
+    fleet.redis.begin_move(slot, to);
+    assert!(fleet.redis.move_keys(slot, to) > 0, "control");
+    let asked = refusals(&fleet.redis.nodes[from], "ASK");
+    let mut page = alice.history().boxed();
+    until("control: it has left", async || {
+        assert!((&mut page).now_or_never().is_none(), "it is waited for");
+        refusals(&fleet.redis.nodes[from], "ASK") > asked
+    })
+    .await;
+    fleet.redis.flip(slot, to);
+    assert_eq!(texts(page.await.unwrap()), ["kept"]);
+    let page = a.broadcaster.to_user(user.as_str()).history().await;
+    assert_eq!(texts(page.unwrap()), ["kept"]);
+}
+
 /// T9, where messages are kept: what has left is kept where it went, once, and comes when the slot does.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_has_left_already_is_kept_where_it_goes() {
-    let with = |builder: ClusterBuilder| {
-        let builder = builder.probe_interval(RARELY).publish_timeout(PATIENT);
-        keeping(builder)
-    };
-    let fleet = Fleet::start(0, with).await;
+    let fleet = Fleet::keeping().await;
     let [a, b] = &fleet.nodes;
     let moving = apart_from(a);
     let (slot, from, to) = (slot_of(moving), fleet.owner(moving), fleet.another(moving));

@@ -366,7 +366,7 @@ async fn what_a_frozen_primary_had_without_an_answer_is_found_where_its_slot_wen
     let redis = RedisCluster::start(3, 0);
     let quick = |builder: ClusterBuilder| builder.publish_timeout(Duration::from_millis(300));
     let near = start(spooling(quick(at(&redis.url())))).await;
-    let far = start(spooling(quick(at(&redis.url())))).await;
+    let far = start(spooling(at(&redis.url()))).await;
     let clients = [near.client("alice").await, far.client("alice").await];
     send(&near, 0).await;
     let part = part("u:alice");

@@ -17,6 +17,7 @@ use self::parts::all_published;
 use self::spread::Spread;
 use super::advice::Advice;
 use super::connection::Connector;
+use super::pipeline::Refused;
 use super::quota::SharedLedgers;
 use super::shard::{Common, Shard};
 use crate::bus::outage::LinkId;
@@ -45,7 +46,7 @@ pub(super) enum Placement {
     Spread(RwLock<Arc<Spread>>),
 }
 
-/// How soon a question is asked again that found nobody where nobody can be yet.
+/// How soon a question is asked again that found nobody where nobody can be yet, or what has just moved.
 const AGAIN: Duration = Duration::from_millis(50);
 
 const UNSETTLED: &str = "its channel moves to another primary of the cluster, and who hears it cannot be told meanwhile";
@@ -259,27 +260,43 @@ impl Placement {
         all_published(parts.map(publish).collect()).boxed()
     }
 
-    /// What came to each topic.
+    /// What came to each topic. Of those that are on their way to another primary it is asked again, for as long as a question may
+    /// take.
     pub(super) async fn read(
         &self,
         topics: &[Topic],
         since: Option<&Marks>,
         limits: ReadLimits,
     ) -> Result<Past, Arc<str>> {
-        let mut places: Places<'_> = BTreeMap::new();
-        for (n, topic) in topics.iter().enumerate() {
-            let shard = self.on(topic, |shard| shard.clone());
-            let place = places.entry(shard.link).or_insert((shard, Vec::new()));
-            place.1.push((n, topic));
-        }
-        let reading = places.into_values().map(async |(shard, topics)| {
-            let read = shard.read(&topics, since, limits).await?;
-            Ok::<_, Arc<str>>(read)
-        });
+        let begun = Instant::now();
         let mut pasts: Vec<Option<TopicPast>> = vec![None; topics.len()];
-        for read in join_all(reading).await {
-            for (n, past) in read? {
-                pasts[n] = Some(past);
+        let mut left: Vec<(usize, &Topic)> = topics.iter().enumerate().collect();
+        loop {
+            let mut places: Places<'_> = BTreeMap::new();
+            for (n, topic) in std::mem::take(&mut left) {
+                let shard = self.on(topic, |shard| shard.clone());
+                let place = places.entry(shard.link).or_insert((shard, Vec::new()));
+                place.1.push((n, topic));
+            }
+            let reading = places.into_values().map(async |(shard, topics)| {
+                let read = shard.read(&topics, since, limits).await;
+                (topics, read)
+            });
+            let mut elsewhere = None;
+            for (topics, read) in join_all(reading).await {
+                match read {
+                    Ok(read) => read.into_iter().for_each(|(n, past)| pasts[n] = Some(past)),
+                    Err(Refused::Elsewhere(reason)) => {
+                        left.extend(topics);
+                        elsewhere = Some(reason);
+                    }
+                    Err(refused) => return Err(refused.reason()),
+                }
+            }
+            match elsewhere {
+                None => break,
+                Some(reason) if !self.asks_again(begun).await => return Err(reason),
+                Some(_) => {}
             }
         }
         let of = |(topic, past): (&Topic, Option<TopicPast>)| {
@@ -292,21 +309,42 @@ impl Placement {
 
     /// What positions are signed with. It is in one place, as the topic of all sockets is.
     pub(super) async fn key(&self) -> Result<Key, Arc<str>> {
+        let begun = Instant::now();
         let all = Topic::all();
-        let shard = self.on(&all, |shard| shard.clone());
-        shard.key(&all).await
+        loop {
+            let shard = self.on(&all, |shard| shard.clone());
+            match shard.key(&all).await {
+                Ok(key) => return Ok(key),
+                Err(Refused::Elsewhere(_)) if self.asks_again(begun).await => {}
+                Err(refused) => return Err(refused.reason()),
+            }
+        }
+    }
+
+    /// After a pause, if there is time for it: a question takes no longer than its shard waits for an answer.
+    async fn asks_again(&self, begun: Instant) -> bool {
+        let patience = match self {
+            Self::One(shard) => shard.publish_timeout(),
+            Self::Spread(spread) => spread.read().patience(),
+        };
+        let is_time = begun.elapsed() + AGAIN < patience;
+        if is_time {
+            sleep(AGAIN).await;
+        }
+        is_time
     }
 
     /// How many hear each topic.
     pub(super) async fn listening(&self, topics: &[Topic]) -> Result<Vec<usize>, Arc<str>> {
         match self {
             Self::One(shard) => shard.listening(topics).await.map(|(counts, _)| counts),
-            Self::Spread(spread) => Self::listening_anywhere(spread, topics).await,
+            Self::Spread(spread) => self.listening_anywhere(spread, topics).await,
         }
     }
 
     /// Nobody is found where a partition is no more, and until those have followed who hear it where it has come.
     async fn listening_anywhere(
+        &self,
         spread: &RwLock<Arc<Spread>>,
         topics: &[Topic],
     ) -> Result<Vec<usize>, Arc<str>> {
@@ -321,10 +359,9 @@ impl Placement {
             if counted.all(is_sure) {
                 return Ok(counts);
             }
-            if begun.elapsed() + AGAIN >= now.patience() {
+            if !self.asks_again(begun).await {
                 return Err(UNSETTLED.into());
             }
-            sleep(AGAIN).await;
         }
     }
 }

@@ -11,6 +11,7 @@ use crate::bus::past::{ReadLimits, TopicPast};
 use crate::bus::redis::command::is_on_its_way;
 use crate::bus::redis::connection::{Connector, Counted};
 use crate::bus::redis::past::read::{ReadCall, Readings, Unions, Wanted};
+use crate::bus::redis::pipeline::Refused;
 use crate::bus::redis::{explain, words};
 use crate::model::history::mark::Marks;
 use crate::model::history::token::Key;
@@ -46,7 +47,7 @@ impl Shard {
         topics: &[(usize, &Topic)],
         since: Option<&Marks>,
         limits: ReadLimits,
-    ) -> Result<Vec<(usize, TopicPast)>, Arc<str>> {
+    ) -> Result<Vec<(usize, TopicPast)>, Refused> {
         let mut calls = BTreeMap::new();
         for (place, topic) in topics {
             let Some(history) = self.common.settings.histories.of(topic.kind()) else {
@@ -71,21 +72,25 @@ impl Shard {
         let mut readings = Readings::new(calls.into_values(), limits);
         loop {
             let deadline = Instant::now() + self.publish_timeout();
-            let mut connection = self.opened(deadline).await?;
+            let mut connection = self.opened(deadline).await.map_err(Refused::For)?;
             match timeout_at(deadline, connection.read(&mut readings)).await {
                 Ok(Ok(true)) => {}
                 Ok(Ok(false)) => return Ok(readings.answers),
-                Ok(Err(error)) => {
-                    let words = words(&error);
-                    let dialect = self.topology.dialect();
-                    if dialect.is_elsewhere(&words) && !is_on_its_way(&words) {
-                        self.topology.missed();
-                    }
-                    return Err(self.advice.on(&words));
-                }
-                Err(_) => return Err(SILENT.into()),
+                Ok(Err(error)) => return Err(self.refused(&words(&error))),
+                Err(_) => return Err(Refused::For(SILENT.into())),
             }
         }
+    }
+
+    fn refused(&self, words: &str) -> Refused {
+        let reason = self.advice.on(words);
+        if !self.topology.dialect().is_elsewhere(words) {
+            return Refused::For(reason);
+        }
+        if !is_on_its_way(words) {
+            self.topology.missed();
+        }
+        Refused::Elsewhere(reason)
     }
 
     /// Where large unions are kept that are of the same clock as this topic: as long as the topics that keep longest.
@@ -105,14 +110,14 @@ impl Shard {
     }
 
     /// What positions are signed with, kept beside the clock of this topic.
-    pub(in crate::bus::redis) async fn key(&self, topic: &Topic) -> Result<Key, Arc<str>> {
+    pub(in crate::bus::redis) async fn key(&self, topic: &Topic) -> Result<Key, Refused> {
         let clock = self.channels.clock(topic);
         let deadline = Instant::now() + self.publish_timeout();
-        let mut connection = self.opened(deadline).await?;
+        let mut connection = self.opened(deadline).await.map_err(Refused::For)?;
         match timeout_at(deadline, connection.key(&clock)).await {
             Ok(Ok(key)) => Ok(key),
-            Ok(Err(error)) => Err(self.advice.on(&words(&error))),
-            Err(_) => Err(SILENT.into()),
+            Ok(Err(error)) => Err(self.refused(&words(&error))),
+            Err(_) => Err(Refused::For(SILENT.into())),
         }
     }
 
