@@ -455,8 +455,8 @@ impl Audience {
     /// ```
     ///
     /// # Errors
-    /// When the id is unusable, when nothing is kept of such an audience, when Redis does not answer, or after
-    /// [`Cluster::shutdown`](crate::Cluster::shutdown).
+    /// When the id is unusable, when nothing is kept of such an audience, when Redis does not answer in time, also while a slot of
+    /// its cluster is on its way, or after [`Cluster::shutdown`](crate::Cluster::shutdown).
     ///
     /// # Cancel safety
     /// Cancel safe.
