@@ -151,6 +151,7 @@ impl Config {
         LocalSettings {
             limits: self.limits,
             outbox: self.outbox,
+            max_message_size: self.max_message_size,
             deflating: self.deflating,
             heartbeat: HeartbeatTimes {
                 ping_interval: self.ping_interval,

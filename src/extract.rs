@@ -255,8 +255,8 @@ impl Opening {
             span.in_scope(|| span::record_end(&reason::NOT_OPENED));
             return;
         };
-        let (limit, inbound) = (node.config.max_message_size, node.config.inbound);
-        let driver = Driver::new(opened, driver_end, self.registration, limit, inbound);
+        let inbound = node.config.inbound;
+        let driver = Driver::new(opened, driver_end, self.registration, inbound);
         let handler = || handler(socket);
         let task = span.in_scope(|| Together::begin(handler, driver));
         // A task of its own, which holds nothing of the handshake.

@@ -84,13 +84,13 @@ fn frames_with(
     limit: usize,
     piece: usize,
 ) -> (Vec<String>, Option<String>) {
-    let mut decoder = Decoder::new(limit);
+    let mut decoder = Decoder::default();
     let mut heard = Vec::new();
     for piece in bytes.chunks(piece.max(1)) {
         let mut piece = piece.to_vec();
         let mut rest = &mut piece[..];
         while !rest.is_empty() {
-            match decoder.decode(rest, &mut Allowance::of(agreed)) {
+            match decoder.decode(rest, &mut Allowance::of(agreed, limit)) {
                 Ok((used, said)) => {
                     heard.extend(said.map(|said| format!("{said:?}")));
                     rest = &mut rest[used..];

@@ -354,6 +354,10 @@ pub(crate) struct Registration {
 }
 
 impl Registered for Registration {
+    fn max_message_size(&self) -> usize {
+        self.local.settings.max_message_size
+    }
+
     /// Makes it unreachable, gives its place back and counts how it ended.
     fn unregister(&mut self, close: &Close) {
         if self.socket.left().is_none() {

@@ -51,6 +51,8 @@ pub(crate) const CHUNK: usize = 128;
 pub(crate) struct LocalSettings {
     pub(crate) limits: Limits,
     pub(crate) outbox: OutboxLimits,
+    /// That a client may send, in bytes.
+    pub(crate) max_message_size: usize,
     pub(crate) deflating: Deflating,
     pub(crate) heartbeat: HeartbeatTimes,
     /// How long a newcomer waits until it is heard.

@@ -31,7 +31,7 @@ impl Reader {
     pub(super) fn new() -> Self {
         Self {
             buffer: BytesMut::new(),
-            decoder: Decoder::new(usize::MAX),
+            decoder: Decoder::default(),
         }
     }
 
@@ -40,7 +40,7 @@ impl Reader {
         while let Some(mut frame) = self.take_frame()? {
             let (_, heard) = self
                 .decoder
-                .decode(&mut frame, &mut Allowance::of(Agreed::NOTHING))
+                .decode(&mut frame, &mut Allowance::of(Agreed::NOTHING, usize::MAX))
                 .map_err(|violation| violation.close().to_string())?;
             if heard.is_some() {
                 return Ok(heard);
@@ -122,11 +122,11 @@ mod tests {
             }
             prop_assert_eq!(&heard, &expected);
 
-            let mut server = Decoder::new(usize::MAX);
+            let mut server = Decoder::default();
             let mut heard = Vec::new();
             for frame in &frames {
                 let mut bytes = masked(frame);
-                let (used, said) = server.decode(&mut bytes, &mut Allowance::of(Agreed::NOTHING)).unwrap();
+                let (used, said) = server.decode(&mut bytes, &mut Allowance::of(Agreed::NOTHING, usize::MAX)).unwrap();
                 prop_assert_eq!(used, bytes.len());
                 heard.extend(said);
             }

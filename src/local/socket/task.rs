@@ -44,6 +44,9 @@ pub(crate) struct Driver<R: Registered> {
 
 /// What makes a socket reachable, until it is dropped at the latest.
 pub(crate) trait Registered {
+    /// Largest message, in bytes.
+    fn max_message_size(&self) -> usize;
+
     /// Unreachable from now on; this is how it ended. Does nothing the second time.
     fn unregister(&mut self, close: &Close);
 }
@@ -92,18 +95,19 @@ impl<R: Registered> Driver<R> {
         opened: Opened,
         end: DriverEnd,
         registration: R,
-        max_message_size: usize,
         inbound: Option<InboundLimit>,
     ) -> Self {
         let Opened { io, writer, early } = opened;
-        let inbound =
-            inbound.map(|limit| Box::new(Inbound::new(limit, max_message_size, Instant::now())));
+        let inbound = inbound.map(|limit| {
+            let largest = registration.max_message_size();
+            Box::new(Inbound::new(limit, largest, Instant::now()))
+        });
         end.opened(writer);
         let agreed = end.agreed();
         let mut socket = Driven {
             end,
             registration,
-            decoder: Decoder::new(max_message_size),
+            decoder: Decoder::default(),
             agreed,
             phase: Phase::Open,
             paused: false,
@@ -111,7 +115,7 @@ impl<R: Registered> Driver<R> {
             inbound,
         };
         if !early.is_empty() {
-            let mut allowance = Allowance::of(socket.agreed);
+            let mut allowance = socket.allowance();
             socket.hear(&mut BytesMut::from(early), &mut allowance);
         }
         Self { io, socket }
@@ -143,7 +147,7 @@ impl<R: Registered> Driver<R> {
 
     fn read(&mut self, cx: &mut Context<'_>) {
         let Self { io, socket } = self;
-        let mut allowance = Allowance::of(socket.agreed);
+        let mut allowance = socket.allowance();
         for _ in 0..READS {
             if !socket.phase.listens() || socket.is_paused(cx) {
                 return;
@@ -213,6 +217,11 @@ impl<R: Registered + Unpin> Future for Driver<R> {
 }
 
 impl<R: Registered> Driven<R> {
+    /// Of one turn.
+    fn allowance(&self) -> Allowance {
+        Allowance::of(self.agreed, self.registration.max_message_size())
+    }
+
     /// Somebody may have ended the socket: the handler, a kick, a drain, a full outbox, the sweeper.
     fn notice_the_end(&mut self) {
         match self.end.stage() {

@@ -1,10 +1,12 @@
-//! What a client may cost in one turn.
+//! What a client may send, and cost in one turn.
 
 use crate::ws::Agreed;
 
-/// What may be inflated in one turn.
+/// How large a message may be, and what may be inflated in one turn.
 #[derive(Debug)]
 pub(crate) struct Allowance {
+    /// Largest message, in bytes.
+    limit: usize,
     /// Whether compressed messages may come at all.
     inflates: bool,
     /// So many bytes more.
@@ -13,11 +15,16 @@ pub(crate) struct Allowance {
 
 impl Allowance {
     /// Of a client with which this was agreed on.
-    pub(crate) fn of(agreed: Agreed) -> Self {
+    pub(crate) fn of(agreed: Agreed, limit: usize) -> Self {
         Self {
+            limit,
             inflates: agreed.inflates(),
             left: TURN,
         }
+    }
+
+    pub(super) fn limit(&self) -> usize {
+        self.limit
     }
 
     /// Whether a message may be more than the bytes that came for it.

@@ -31,10 +31,8 @@ const MAX_CONTROL: usize = 125;
 const MAX_HEADER: usize = 14;
 
 /// Reads a client's frames from bytes that arrive in any pieces. Owns no memory between messages.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Decoder {
-    /// Largest message, in bytes.
-    limit: usize,
     /// Boxed, since between messages there is nothing.
     begun: Option<Box<Begun>>,
 }
@@ -70,10 +68,6 @@ impl Head {
 }
 
 impl Decoder {
-    pub(crate) fn new(limit: usize) -> Self {
-        Self { limit, begun: None }
-    }
-
     /// Reads until something was said, the input is used up, or no more may be inflated; returns how much was used. Unmasks the
     /// input in place. After a violation nothing more can be read.
     pub(crate) fn decode(
@@ -85,7 +79,7 @@ impl Decoder {
             .begun
             .take()
             .map_or_else(Begun::default, |begun| *begun);
-        let decoded = begun.decode(input, self.limit, allowance)?;
+        let decoded = begun.decode(input, allowance)?;
         if !begun.is_nothing() {
             self.begun = Some(Box::new(begun));
         }
@@ -135,7 +129,6 @@ impl Begun {
     fn decode(
         &mut self,
         input: &mut [u8],
-        limit: usize,
         allowance: &mut Allowance,
     ) -> Result<(usize, Option<Heard>), Violation> {
         let mut used = 0;
@@ -145,7 +138,7 @@ impl Begun {
                 if self.have < header_length(&self.header[..self.have]) {
                     return Ok((used, None));
                 }
-                self.frame = Some(self.check_header(limit, allowance.inflates())?);
+                self.frame = Some(self.check_header(allowance)?);
                 self.have = 0;
                 continue;
             };
@@ -164,7 +157,7 @@ impl Begun {
             let head = *head;
             let heard = match head.deflated {
                 false => self.take_payload(head, chunk)?,
-                true => self.inflate(head, chunk, limit, allowance)?,
+                true => self.inflate(head, chunk, allowance)?,
             };
             if heard.is_some() || head.remaining > 0 && used == input.len() {
                 return Ok((used, heard));
@@ -183,10 +176,11 @@ impl Begun {
         taken
     }
 
-    fn check_header(&self, limit: usize, inflates: bool) -> Result<Head, Violation> {
+    fn check_header(&self, allowance: &Allowance) -> Result<Head, Violation> {
+        let limit = allowance.limit();
         let [first, second, ..] = self.header;
         let (fin, opcode) = (first & FIN != 0, first & 0x0f);
-        let may_be_deflated = inflates && matches!(opcode, TEXT | BINARY);
+        let may_be_deflated = allowance.inflates() && matches!(opcode, TEXT | BINARY);
         let allowed = if may_be_deflated { DEFLATED } else { 0 };
         if first & RESERVED & !allowed != 0 || second & MASKED == 0 {
             return Err(Violation::Protocol);
@@ -278,7 +272,6 @@ impl Begun {
         &mut self,
         head: Head,
         chunk: &[u8],
-        limit: usize,
         allowance: &mut Allowance,
     ) -> Result<Option<Heard>, Violation> {
         let complete = head.remaining == 0;
@@ -290,7 +283,7 @@ impl Begun {
             inflater: Inflater::of(head.deflated),
             ..Partial::default()
         });
-        let work = message.inflate(chunk, complete && head.fin, limit)?;
+        let work = message.inflate(chunk, complete && head.fin, allowance.limit())?;
         allowance.spend(work);
         if !complete || !head.fin {
             return Ok(None);
@@ -390,14 +383,14 @@ mod tests {
 
     /// Everything heard when the input comes in these pieces.
     fn hear(input: &[u8], cuts: &[usize]) -> (Vec<Heard>, Option<Violation>) {
-        let mut decoder = Decoder::new(LIMIT);
+        let mut decoder = Decoder::default();
         let mut heard = Vec::new();
         let mut start = 0;
         for end in cuts.iter().copied().chain([input.len()]) {
             let mut piece = input[start..end].to_vec();
             let mut rest = &mut piece[..];
             while !rest.is_empty() {
-                match decoder.decode(rest, &mut Allowance::of(Agreed::NOTHING)) {
+                match decoder.decode(rest, &mut Allowance::of(Agreed::NOTHING, LIMIT)) {
                     Ok((used, said)) => {
                         assert!(used > 0 || said.is_some(), "no progress");
                         heard.extend(said);
@@ -704,13 +697,16 @@ mod tests {
 
     #[test]
     fn a_million_pieces_take_no_more_than_their_message() {
-        let mut decoder = Decoder::new(usize::MAX >> 1);
+        let mut decoder = Decoder::default();
         for piece in 0..1_000_000 {
             let opcode = if piece == 0 { BINARY } else { CONTINUATION };
             // Each second one is empty.
             let mut frame = client(false, opcode, [7; 4], &[7][..piece % 2]);
             assert_eq!(
-                decoder.decode(&mut frame, &mut Allowance::of(Agreed::NOTHING)),
+                decoder.decode(
+                    &mut frame,
+                    &mut Allowance::of(Agreed::NOTHING, usize::MAX >> 1)
+                ),
                 Ok((frame.len(), None))
             );
         }
@@ -722,10 +718,13 @@ mod tests {
 
     #[test]
     fn a_promise_of_much_allocates_nothing() {
-        let mut decoder = Decoder::new(usize::MAX >> 1);
+        let mut decoder = Decoder::default();
         let mut header = [0x82, 0xff, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0];
         assert_eq!(
-            decoder.decode(&mut header, &mut Allowance::of(Agreed::NOTHING)),
+            decoder.decode(
+                &mut header,
+                &mut Allowance::of(Agreed::NOTHING, usize::MAX >> 1)
+            ),
             Ok((14, None))
         );
         let message = decoder.begun.and_then(|begun| begun.message);

@@ -44,12 +44,12 @@ fn hear_with(
     input: &[u8],
     cuts: &[usize],
 ) -> (Vec<Heard>, Option<Violation>) {
-    let mut decoder = Decoder::new(limit);
+    let mut decoder = Decoder::default();
     let (mut heard, mut start) = (Vec::new(), 0);
     for end in cuts.iter().copied().chain([input.len()]) {
         let mut piece = input[start..end].to_vec();
         while !piece.is_empty() {
-            let mut allowance = Allowance::of(agreed);
+            let mut allowance = Allowance::of(agreed, limit);
             let mut rest = &mut piece[..];
             while !rest.is_empty() && allowance.left() > 0 {
                 match decoder.decode(rest, &mut allowance) {
@@ -245,7 +245,7 @@ fn megabyte() -> Vec<u8> {
 /// As much of it as was inflated when it is refused, and the memory that this took.
 fn largest_of_a_bomb(limit: usize) -> (usize, usize) {
     let part = megabyte();
-    let mut decoder = Decoder::new(limit);
+    let mut decoder = Decoder::default();
     let mut first = DEFLATED | BINARY;
     // 10 GiB.
     for _ in 0..10 * 1024 {
@@ -253,7 +253,7 @@ fn largest_of_a_bomb(limit: usize) -> (usize, usize) {
         let mut rest = &mut frame[..];
         while !rest.is_empty() {
             let before = decoder.begun_data();
-            match decoder.decode(rest, &mut Allowance::of(all())) {
+            match decoder.decode(rest, &mut Allowance::of(all(), limit)) {
                 Ok((used, _)) => rest = &mut rest[used..],
                 Err(violation) => {
                     assert_eq!(violation, Violation::TooBig);
@@ -295,8 +295,8 @@ fn a_few_bytes_are_not_worked_off_in_one_turn() {
     let streams = [0x03, 0x00].repeat(30_000);
     for payload in [&part, &streams] {
         let mut input = client(DEFLATED | FIN | BINARY, payload);
-        let mut decoder = Decoder::new(2 << 20);
-        let mut allowance = Allowance::of(all());
+        let mut decoder = Decoder::default();
+        let mut allowance = Allowance::of(all(), 2 << 20);
         let (used, heard) = decoder.decode(&mut input, &mut allowance).unwrap();
         assert_eq!((heard, allowance.left()), (None, 0));
         assert!(used < input.len() / 2, "{used}");
@@ -336,14 +336,14 @@ fn a_compressed_form_that_is_longer_than_its_message_is_refused_by_its_header() 
 
 #[test]
 fn nothing_is_there_between_compressed_messages() {
-    let mut decoder = Decoder::new(LIMIT);
+    let mut decoder = Decoder::default();
     let mut input = client(
         DEFLATED | FIN | TEXT,
         &[0xf2, 0x48, 0xcd, 0xc9, 0xc9, 0x07, 0x00],
     );
     assert!(
         decoder
-            .decode(&mut input, &mut Allowance::of(all()))
+            .decode(&mut input, &mut Allowance::of(all(), LIMIT))
             .unwrap()
             .1
             .is_some()

@@ -19,6 +19,10 @@ const SIZE: usize = 60_000;
 struct Nobody;
 
 impl Registered for Nobody {
+    fn max_message_size(&self) -> usize {
+        64 * 1024
+    }
+
     fn unregister(&mut self, _: &Close) {}
 }
 
@@ -77,7 +81,7 @@ async fn a_few_bytes_that_are_many_large_messages_wait_for_the_handler_and_for_o
         writer: Some(writer),
         early: Bytes::new(),
     };
-    let mut driver = Driver::new(opened, driver, Nobody, 64 * 1024, None);
+    let mut driver = Driver::new(opened, driver, Nobody, None);
     let mut turn = async || {
         yield_now().await;
         let polled = poll_fn(|cx| Poll::Ready(Pin::new(&mut driver).poll(cx))).await;

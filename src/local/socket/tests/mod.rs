@@ -310,7 +310,7 @@ fn what_was_dropped_before_an_overflow_is_counted() {
 /// Whatever is added here is added to each idle socket (`benches/README.md`, under Sockets). Of what its ends share the
 /// queues are 80 bytes, the three wakers 48, id, user and topic 48, stream, life, heartbeat and expiry 16 each, the time of a
 /// stall and the rooms that it left 8 each; the rest are flags, locks and what aligns them. Reasons are boxed for it, and queues
-/// give their memory back. Beside the handler its task has 40 bytes for the stream and whom it belongs to, 16 for the
+/// give their memory back. Beside the handler its task has 40 bytes for the stream and whom it belongs to, 8 for the
 /// decoder, 16 for what a client sends, for the phase and for flags. Of tokio's own there are 112, and the whole is rounded up to a
 /// multiple of 128.
 #[cfg(target_pointer_width = "64")]
@@ -318,7 +318,7 @@ fn what_was_dropped_before_an_overflow_is_counted() {
 fn an_idle_socket_is_small() {
     assert_eq!(size_of::<Shared>(), 280);
     type Task = Together<std::future::Ready<()>, crate::local::admission::Registration>;
-    assert_eq!(size_of::<Task>(), 80);
+    assert_eq!(size_of::<Task>(), 72);
 }
 
 #[test]
