@@ -114,8 +114,8 @@ impl Placement {
         for (from, to, partitions) in &moves {
             tracing::debug!(
                 partitions = partitions.len(),
-                ?from,
-                ?to,
+                from = from.name(),
+                to = to.name(),
                 "channels move to another primary"
             );
             to.expect(*partitions, next.era);

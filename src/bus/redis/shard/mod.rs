@@ -244,6 +244,10 @@ impl Shard {
         ));
     }
 
+    pub(super) fn name(&self) -> Option<&str> {
+        self.name.as_deref()
+    }
+
     pub(super) fn topology(&self) -> &Topology {
         &self.topology
     }
