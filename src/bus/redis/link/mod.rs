@@ -436,18 +436,27 @@ mod tests {
 
     impl Pump {
         fn new() -> Self {
+            let own = Topic::node(NodeId(7));
+            Self::at(Dialect::Plain, Subscriptions::new(LINGER, own))
+        }
+
+        /// At a primary of a Redis Cluster, which carries nothing yet.
+        fn in_cluster() -> Self {
+            let own = Topic::node(NodeId(7));
+            Self::at(Dialect::Sharded, Subscriptions::sharded(LINGER, own))
+        }
+
+        fn at(dialect: Dialect, subscriptions: Subscriptions) -> Self {
             let (node, namespace) = (NodeId(7), Namespace::new("x").unwrap());
-            let own = Topic::node(node);
-            let subscriptions = SharedSubscriptions::new(Subscriptions::new(LINGER, own.clone()));
             Self {
                 context: Arc::new(LinkContext {
                     node,
-                    advice: Arc::new(Advice::new(None, &namespace, Dialect::Plain)),
-                    channels: Channels::new(namespace, Dialect::Plain),
+                    advice: Arc::new(Advice::new(None, &namespace, dialect)),
+                    channels: Channels::new(namespace, dialect),
                     probe_interval: INTERVAL,
-                    subscriptions: Arc::new(subscriptions),
+                    subscriptions: Arc::new(SharedSubscriptions::new(subscriptions)),
                 }),
-                own,
+                own: Topic::node(node),
                 link: None,
                 now: Instant::now(),
                 out: BytesMut::new(),
@@ -545,10 +554,14 @@ mod tests {
                 _ => (String::new(), Bytes::new()),
             };
             let (channel, payload) = (name.as_bytes(), payload.split_to(payload.len()));
+            let mode: &[u8] = match self.context.channels.dialect() {
+                Dialect::Plain => b"standalone",
+                Dialect::Sharded => b"cluster",
+            };
             let reply = match &said {
                 Said::Ok => Reply::Other,
                 Said::Hello(role) => Reply::Hello {
-                    mode: Some(b"standalone"),
+                    mode: Some(mode),
                     role: role.map(str::as_bytes),
                 },
                 Said::Error(words) => Reply::Error(words.as_bytes()),
@@ -654,6 +667,38 @@ mod tests {
         assert!(says(kept) && says(plain), "control");
         context.subscriptions.with(|table| table.take_out(all, now));
         assert_eq!((says(kept), says(plain)), (false, true));
+    }
+
+    /// A new primary is dialed before the former one has let go of its partitions, and may lose them again.
+    #[test]
+    fn who_carries_nothing_asks_for_nothing_and_is_not_probed() {
+        let mut pump = Pump::in_cluster();
+        pump.connect(None);
+        pump.say(Said::Hello(Some("master")));
+        assert_eq!(pump.told.pop_front(), Some(Told::Greeted(true)));
+        assert_eq!(pump.written(), ["HELLO"]);
+        for _ in 0..2 {
+            pump.pass(2 * SILENCE);
+            assert!(pump.written().is_empty() && pump.told.is_empty());
+            assert_eq!((pump.publishing.clone(), pump.reason()), (None, ""));
+            pump.table(|table| {
+                table.expect(PartitionSet::all());
+                table.take_in(Vec::new());
+            });
+            pump.turn();
+            let own = pump.context.channels.of(&pump.own);
+            let own = own.trim_start_matches("x:");
+            assert_eq!(pump.written(), [format!("SSUBSCRIBE {own}")]);
+            pump.say(Said::Subscribed(pump.own.clone()));
+            assert_eq!(pump.table(|table| table.unanswered()), 0);
+            pump.comes_up();
+            pump.told.clear();
+            let now = pump.now;
+            pump.table(|table| table.take_out(PartitionSet::all(), now));
+            pump.turn();
+        }
+        pump.pass(10 * INTERVAL);
+        assert_eq!((pump.publishing.clone(), pump.reason()), (None, ""));
     }
 
     #[test]

@@ -11,6 +11,7 @@ use crate::bus::redis::outstanding::{Request, Verb};
 #[derive(Debug, Clone, Copy)]
 struct Stand {
     restored: bool,
+    carries_nothing: bool,
     arrived: bool,
     refused: bool,
 }
@@ -55,6 +56,7 @@ impl Link {
         let (stand, owed, expiry) = self.context.subscriptions.with(|table| {
             let stand = Stand {
                 restored: table.is_restored(),
+                carries_nothing: table.carries_nothing(),
                 arrived: table.has_arrived(),
                 refused: table.has_refused(now),
             };
@@ -69,6 +71,10 @@ impl Link {
             return Err("redis does not answer".into());
         }
         let probe = match self.stage {
+            Stage::Proving if stand.carries_nothing => {
+                self.proof.begin_anew(now);
+                None
+            }
             Stage::Proving => match self.proof.advance(now) {
                 None => return Err("the probe did not come back: redis is silent".into()),
                 until => until,
@@ -91,7 +97,7 @@ impl Link {
             self.proof.begin_anew(now);
         }
         match (self.stage, stand.restored) {
-            (Stage::Restoring, true) => self.stage = Stage::Proving,
+            (Stage::Restoring, true) if !stand.carries_nothing => self.stage = Stage::Proving,
             (Stage::Proving, false) => {
                 self.stage = Stage::Restoring;
                 self.proof.begin_anew(now);

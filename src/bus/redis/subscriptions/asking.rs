@@ -66,9 +66,14 @@ impl Subscriptions {
 
     /// What to send for a topic now, if anything.
     fn turn(&mut self, topic: &Topic, now: Instant) -> Option<Verb> {
-        let partition = self.partition(topic);
+        let (partition, is_nowhere) = (self.partition(topic), self.carries_nothing());
         let interest = self.interests.get_mut(topic)?;
         interest.queued = false;
+        if is_nowhere {
+            // Its own topic too: that is asked for where the first partition comes.
+            self.forget_if_unused(topic.as_str());
+            return None;
+        }
         if let (Some(partition), Some(moves)) = (partition, &self.moves)
             && !moves.is_here(partition)
         {

@@ -104,6 +104,13 @@ impl Subscriptions {
         self.moves.as_ref()?.probed
     }
 
+    /// Whether this is a primary of a Redis Cluster of which nothing is expected yet, or any more: there is no channel on which it
+    /// could be probed.
+    pub(in crate::bus::redis) fn carries_nothing(&self) -> bool {
+        let moves = self.moves.as_ref();
+        moves.is_some_and(|moves| moves.probed.is_none())
+    }
+
     /// Whether all that was taken in is confirmed, and nothing is stranded.
     pub(in crate::bus::redis) fn has_arrived(&self) -> bool {
         let answered = self.outstanding.answered_through();
