@@ -1,16 +1,19 @@
 //! Run with `cargo run -p examples --example chat`, open both addresses it prints, and talk from one to the other:
 //! two nodes in one process. With REDIS_URL it is one node on PORT; two terminals make the cluster.
 
+use std::collections::HashMap;
+
 use axum::http::{HeaderMap, header::CONTENT_TYPE, header::COOKIE, header::SET_COOKIE};
 use axum::response::{AppendHeaders, Html, IntoResponse, Response};
 use axum::{Extension, Router, extract::Request, middleware, routing};
-use axum_cluster::{Backend, Broadcaster, Close, Cluster, ClusterSocket};
-use axum_cluster::{Presence, PresenceChange, Socket, UserId};
-use futures::{StreamExt, stream::select_all};
+use axum_cluster::{
+    Backend, Broadcaster, Close, Cluster, ClusterSocket, Presence, PresenceChange, Socket, UserId,
+};
+use futures::StreamExt;
+use futures::stream::select_all;
 use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use std::collections::HashMap;
 
 /// What a page says. Who said it and at which node is added here, never believed.
 #[derive(Serialize, Deserialize)]
