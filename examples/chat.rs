@@ -1,14 +1,19 @@
 //! Run with `cargo run -p examples --example chat`, open both addresses it prints, and talk from one to the other:
 //! two nodes in one process. With REDIS_URL it is one node on PORT; two terminals make the cluster.
 
+use std::collections::HashMap;
+
 use axum::http::{HeaderMap, header::CONTENT_TYPE, header::COOKIE, header::SET_COOKIE};
 use axum::response::{AppendHeaders, Html, IntoResponse, Response};
 use axum::{Extension, Router, extract::Request, middleware, routing};
-use axum_cluster::{Backend, Broadcaster, Close, Cluster, ClusterSocket, Socket, UserId};
+use axum_cluster::{
+    Backend, Broadcaster, Close, Cluster, ClusterSocket, Presence, PresenceChange, Socket, UserId,
+};
+use futures::StreamExt;
+use futures::stream::select_all;
 use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tokio_stream::{StreamExt, StreamMap};
 
 /// What a page says. Who said it and at which node is added here, never believed.
 #[derive(Serialize, Deserialize)]
@@ -84,7 +89,7 @@ async fn ws(socket: ClusterSocket, port: Extension<u16>, cluster: Broadcaster) -
         let by = json!({ "type": "welcome", "user": socket.user(), "id": socket.id(), "node": *port });
         let _ = socket.send(by.to_string()).await;
         // A stream begins with who is there, so that a newcomer needs no list; each room has its own.
-        let mut presence = StreamMap::from_iter([(None, cluster.presence())]);
+        let mut presence = HashMap::from([(None, cluster.presence())]);
         loop {
             let answer = tokio::select! {
                 message = socket.recv() => match message.map(|said| serde_json::from_slice(said.as_bytes())) {
@@ -100,7 +105,7 @@ async fn ws(socket: ClusterSocket, port: Extension<u16>, cluster: Broadcaster) -
                     Some(Ok(say)) => act(say, &socket, by.clone(), &cluster).await,
                     _ => return,
                 },
-                Some((room, change)) = presence.next() => Some(
+                Some((room, change)) = next_of(&mut presence) => Some(
                     json!({ "type": "presence", "room": room, "user": change.user(), "online": change.is_online() }),
                 ),
             };
@@ -109,6 +114,15 @@ async fn ws(socket: ClusterSocket, port: Extension<u16>, cluster: Broadcaster) -
             }
         }
     })
+}
+
+/// What comes next of any of them, and in which room.
+async fn next_of(
+    presence: &mut HashMap<Option<String>, Presence>,
+) -> Option<(Option<String>, PresenceChange)> {
+    let streams = presence.iter_mut();
+    let streams = streams.map(|(room, changes)| changes.map(|change| (room.clone(), change)));
+    select_all(streams).next().await
 }
 
 /// Does what reaches others; returns what the page itself is told.

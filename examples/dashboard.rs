@@ -1,8 +1,8 @@
 //! Run with `cargo run -p examples --example dashboard -- --nodes 50`, open the address it prints, and watch a cluster: by
-//! default 3 nodes in this process, with a device of each of 20 users (`--users`) that come, talk and go. Settings: PORT
-//! (3001), REDIS_URL; with that, each terminal with `--nodes 1` is a node among others.
+//! default 3 nodes in this process, with a device of each of 20 users (`--users`) that come, talk and go. With `--actions 0`
+//! nobody can close anybody. Settings: PORT (3001), REDIS_URL; with that, each terminal with `--nodes 1` is a node among others.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use axum::extract::Request;
 use axum::http::{StatusCode, header::AUTHORIZATION, header::WWW_AUTHENTICATE};
@@ -33,8 +33,12 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
     }
     let cluster = &clusters[0];
+    let dashboard = match argument("--actions", 1)? {
+        0 => cluster.dashboard(),
+        _ => cluster.dashboard().allow_actions(),
+    };
     let admin = Router::new()
-        .nest_service("/admin/cluster", cluster.dashboard().allow_actions())
+        .nest_service("/admin/cluster", dashboard)
         .layer(middleware::from_fn(operators_only));
     let app = Router::new()
         .route("/ws", any(ws))
@@ -76,6 +80,7 @@ async fn identify(mut request: Request) -> Request {
 async fn ws(socket: ClusterSocket) -> Response {
     let socket = socket
         .describe(json!({ "device": "browser" }))
+        .expires_at(SystemTime::now() + Duration::from_secs(3600))
         .join("lobby");
     socket.on_upgrade(|mut socket| async move {
         let lobby = socket.broadcaster().to_room("lobby");

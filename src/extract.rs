@@ -319,7 +319,7 @@ impl ClusterSocket {
 }
 
 /// The subprotocol of clients that are told positions.
-const RESUME: &str = "resume.v1";
+pub(crate) const RESUME: &str = "resume.v1";
 
 /// The subprotocols of a node, best first. That by which clients go on is no app's, so that it excludes none; a node
 /// that keeps nothing does not speak it, whoever names it.

@@ -170,7 +170,7 @@
 //! ```
 //!
 //! Clients also bring headers or extensions, wait for the end (`closed_with(4401)`) or for silence; nodes on one
-//! `MemoryHub` are a cluster, in which a test may cut one off; time may be paused, so that an hour costs nothing. The guide
+//! `MemoryHub` are a cluster, in which a test may cut one off, and where a client comes back to another; time may be paused, so that an hour costs nothing. The guide
 //! is [`docs::testing`].
 //!
 //! # Names on the bus

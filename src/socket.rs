@@ -252,7 +252,7 @@ impl Socket {
 
     /// Says anew when the identity ends, after a refreshed token for one; what
     /// [`ClusterSocket::expires_at`](crate::ClusterSocket::expires_at) said counts no longer. Then the socket closes with 4401,
-    /// at once for a time that is over.
+    /// at once for a time that is over. Rosters that are asked for from now on show it ([`SocketInfo::expires_at`](crate::SocketInfo::expires_at)).
     pub fn expires_at(&self, time: SystemTime) {
         self.end.expire_at(Expiry::at(time, Clock::now()));
     }

@@ -3,6 +3,8 @@
 
 #[cfg(axum_cluster_internals)]
 mod fan_out;
+#[cfg(all(axum_cluster_internals, feature = "metrics"))]
+mod measured;
 #[cfg(axum_cluster_internals)]
 #[path = "../support/mod.rs"]
 mod support;
@@ -10,6 +12,11 @@ mod support;
 #[cfg(axum_cluster_internals)]
 fn main() {
     support::compare("fanout", fan_out::fan_out);
+    // Not where `cargo test` only tries the benches.
+    #[cfg(feature = "metrics")]
+    if std::env::args().any(|argument| argument == "--bench") {
+        measured::compare();
+    }
 }
 
 #[cfg(not(axum_cluster_internals))]

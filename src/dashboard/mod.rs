@@ -35,7 +35,7 @@ use crate::node::Node;
 
 const PAGE: &str = include_str!("page.html");
 /// The page, its script and its style, and nothing else from anywhere.
-const POLICY: &str = "default-src 'none'; script-src 'sha256-aBMAbVL5hG2493nifFVZBXnzuYy0xYDwOu+shpDhpS4='; style-src 'sha256-yYJopAEsRb9UnkgW8bQFaxBrjPomCtt9t++QW9jg6jw='; img-src data:; \
+const POLICY: &str = "default-src 'none'; script-src 'sha256-yiUmQWLre16bblibzE7Yp6gtnh1+Jxb3SPOmpg68Z6M='; style-src 'sha256-yYJopAEsRb9UnkgW8bQFaxBrjPomCtt9t++QW9jg6jw='; img-src data:; \
      connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 const CLOSED: Close = Close::from_static(CloseCode(4001), "closed by an operator");
 /// Devices of a user that are shown: nobody looks through more.

@@ -1,10 +1,11 @@
 //! When an identity ends.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
 use super::moment::Moment;
+use crate::model::millis;
 
 /// One reading of both clocks: the monotonic one stands still while a machine sleeps, the wall clock may be
 /// corrected.
@@ -19,7 +20,7 @@ impl Clock {
     pub(crate) fn now() -> Self {
         Self {
             now: Instant::now(),
-            wall: millis(SystemTime::now()),
+            wall: millis::since_1970(SystemTime::now()),
         }
     }
 }
@@ -33,7 +34,7 @@ pub(crate) struct Expiry {
 
 impl Expiry {
     pub(crate) fn at(time: SystemTime, clock: Clock) -> Self {
-        let wall = millis(time);
+        let wall = millis::since_1970(time);
         let left = Duration::from_millis(wall.saturating_sub(clock.wall));
         Self {
             at: clock
@@ -44,19 +45,21 @@ impl Expiry {
         }
     }
 
+    /// As the app said it.
+    pub(crate) fn time(&self) -> Option<SystemTime> {
+        millis::at(self.wall)
+    }
+
     /// Whichever clock says so first.
     pub(crate) fn is_over(&self, clock: Clock) -> bool {
         self.wall <= clock.wall || self.at <= clock.now.into()
     }
 }
 
-fn millis(time: SystemTime) -> u64 {
-    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    since.as_millis().try_into().unwrap_or(u64::MAX)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::UNIX_EPOCH;
+
     use super::*;
 
     const HOUR: Duration = Duration::from_secs(3600);
@@ -73,6 +76,8 @@ mod tests {
         let start = Clock::now();
         let expiry = Expiry::at(UNIX_EPOCH + Duration::from_millis(start.wall) + HOUR, start);
         let almost = HOUR - Duration::from_millis(1);
+        let said = UNIX_EPOCH + Duration::from_millis(start.wall) + HOUR;
+        assert_eq!(expiry.time(), Some(said));
         assert!(!expiry.is_over(later(start, almost, almost)));
         assert!(expiry.is_over(later(start, HOUR, HOUR)));
         let (slept, set_back) = (Duration::from_secs(1), Duration::ZERO);

@@ -70,9 +70,11 @@ impl Sockets {
     pub(crate) async fn describe(&self, members: &[Sender]) -> Vec<SocketInfo> {
         let mut infos = Vec::with_capacity(members.len());
         for chunk in members.chunks(CHUNK) {
+            let ends: Vec<_> = chunk.iter().map(Sender::expires_at).collect();
             {
                 let registry = self.0.registry.read();
-                let described = chunk.iter().map(|socket| registry.describe(socket.id()));
+                let described = chunk.iter().zip(ends);
+                let described = described.map(|(socket, end)| registry.describe(socket.id(), end));
                 infos.extend(described.flatten());
             }
             yield_now().await;

@@ -15,7 +15,7 @@ pub(crate) mod id;
 pub(crate) mod limits;
 pub(crate) mod manner;
 pub(crate) mod message;
-mod millis;
+pub(crate) mod millis;
 pub(crate) mod partition;
 pub(crate) mod roster;
 pub(crate) mod topic;

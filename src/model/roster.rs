@@ -77,7 +77,7 @@ impl<'a> IntoIterator for &'a Roster {
 }
 
 /// One socket somewhere in the cluster. As JSON: `id`, `user`, `connected_at` (milliseconds since 1970),
-/// `rooms`, `description`.
+/// `rooms`, `description`, and `expires_at` (likewise) where the app said it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct SocketInfo {
@@ -94,6 +94,14 @@ pub struct SocketInfo {
     /// What the app said of it by [`ClusterSocket::describe`](crate::ClusterSocket::describe).
     #[serde(default)]
     pub description: Option<Value>,
+    /// When its identity ends, as [`ClusterSocket::expires_at`](crate::ClusterSocket::expires_at) or
+    /// [`Socket::expires_at`](crate::Socket::expires_at) said last; nodes of versions that do not tell it are none of these.
+    #[serde(
+        default,
+        with = "millis::known",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub expires_at: Option<SystemTime>,
 }
 
 impl SocketInfo {
@@ -175,6 +183,7 @@ mod tests {
             connected_at: UNIX_EPOCH + Duration::from_millis(7),
             rooms: vec!["lobby".into()],
             description: None,
+            expires_at: None,
         };
         let roster = Roster {
             sockets: vec![socket.clone()],
@@ -193,6 +202,16 @@ mod tests {
             "complete": false,
         });
         assert_eq!(serde_json::to_value(&roster).unwrap(), shown);
+        let expiring = SocketInfo {
+            expires_at: Some(UNIX_EPOCH + Duration::from_millis(9)),
+            ..socket.clone()
+        };
+        let told = serde_json::to_value(&expiring).unwrap();
+        assert_eq!(told["expires_at"], 9);
+        for socket in [&socket, &expiring] {
+            let told = serde_json::to_string(socket).unwrap();
+            assert_eq!(&serde_json::from_str::<SocketInfo>(&told).unwrap(), socket);
+        }
         assert_eq!(Vec::from_iter(roster), [socket]);
         let count = serde_json::to_value(Count::default()).unwrap();
         assert_eq!(

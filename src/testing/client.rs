@@ -1,5 +1,6 @@
 //! The other end of a socket.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::io::{self, ErrorKind};
 use std::panic::Location;
@@ -19,8 +20,11 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::codec::{Reader, masked};
 use super::expect::{Event, in_time, unexpected};
+use super::reading::Reading;
 use crate::model::close::{Close, reason};
 use crate::model::code::CloseCode;
+use crate::model::history::Missed;
+use crate::model::history::position::Position;
 use crate::model::message::{Message, Utf8Bytes};
 use crate::ws::frame::{Frame, Heard};
 
@@ -34,14 +38,23 @@ pub struct Client {
     /// Shared with what answers pings.
     writer: Arc<Mutex<Writer>>,
     events: mpsc::Receiver<Event>,
+    /// What came before the first position.
+    unread: VecDeque<Event>,
     ended: Option<Close>,
+    /// None where it is told no positions.
+    told: Option<Reading>,
     headers: HeaderMap,
     deadline: Duration,
     _reading: AbortOnDropHandle<()>,
 }
 
 impl Client {
-    pub(super) fn new(upgraded: Upgraded, headers: HeaderMap, deadline: Duration) -> Self {
+    pub(super) fn new(
+        upgraded: Upgraded,
+        headers: HeaderMap,
+        is_told: bool,
+        deadline: Duration,
+    ) -> Self {
         let (reading, stream) = split(TokioIo::new(upgraded));
         let is_over = false;
         let writer = Arc::new(Mutex::new(Writer { stream, is_over }));
@@ -50,7 +63,9 @@ impl Client {
         Self {
             writer,
             events,
+            unread: VecDeque::new(),
             ended: None,
+            told: is_told.then(Reading::default),
             headers,
             deadline,
             _reading: AbortOnDropHandle::new(reading),
@@ -246,6 +261,46 @@ impl Client {
         self.say_goodbye(close, Location::caller())
     }
 
+    /// Up to where the test has read what is kept: for [`Handshake::since`](super::Handshake::since), at any node.
+    ///
+    /// # Panics
+    /// When its handshake did not say [`resumes`](super::Handshake::resumes), or the app keeps nothing; and when no position is
+    /// told, as by a node that is cut off.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: what comes before it is still there.
+    #[track_caller]
+    pub fn position(&mut self) -> impl Future<Output = Position> + Send {
+        let (at, what) = (Location::caller(), "its position");
+        async move {
+            assert!(
+                self.told.is_some(),
+                "{at}: no position is told: let the handshake say `.resumes()`, and the cluster keep something (`user_history`)"
+            );
+            let deadline = self.deadline;
+            in_time(at, deadline, what, self.told_position(at, what)).await
+        }
+    }
+
+    /// Why it is not told what it missed, if that is so: as of what the test has read, its [`position`](Self::position) too.
+    pub fn missed(&self) -> Option<Missed> {
+        self.told.as_ref()?.missed
+    }
+
+    async fn told_position(&mut self, at: &'static Location<'static>, what: &str) -> Position {
+        loop {
+            let told = self.told.as_ref().and_then(Reading::position);
+            match told {
+                Some(position) => return position,
+                None => match self.hear().await {
+                    Some(Event::Message(message)) => self.unread.push_back(Event::Message(message)),
+                    Some(end) => unexpected(at, what, &end),
+                    None => {}
+                },
+            }
+        }
+    }
+
     async fn say_goodbye(&mut self, close: Close, at: &'static Location<'static>) -> Close {
         self.write(Frame::close(&close), at).await;
         self.end(at, "the answer to the goodbye").await
@@ -289,24 +344,41 @@ impl Client {
         }
     }
 
-    /// The end comes again and again.
     async fn next(&mut self) -> Event {
+        if let Some(event) = self.unread.pop_front() {
+            return event;
+        }
+        loop {
+            if let Some(event) = self.hear().await {
+                return event;
+            }
+        }
+    }
+
+    /// What comes next, unless that is only for who comes back. The end comes again and again.
+    async fn hear(&mut self) -> Option<Event> {
         if let Some(close) = &self.ended {
-            return Event::Closed(close.clone());
+            return Some(Event::Closed(close.clone()));
         }
         let event = self.events.recv().await;
-        let event = event.unwrap_or(Event::Closed(reason::VANISHED));
-        if let Event::Closed(close) = &event {
-            self.ended = Some(close.clone());
+        match (
+            event.unwrap_or(Event::Closed(reason::VANISHED)),
+            &mut self.told,
+        ) {
+            (Event::Message(message), Some(told)) => told.heard(message).map(Event::Message),
+            (Event::Closed(close), _) => {
+                self.ended = Some(close.clone());
+                Some(Event::Closed(close))
+            }
+            (event, _) => Some(event),
         }
-        event
     }
 }
 
 impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Client")
-            .field("unread", &self.events.len())
+            .field("unread", &(self.unread.len() + self.events.len()))
             .field("ended", &self.ended)
             .finish_non_exhaustive()
     }

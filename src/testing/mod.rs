@@ -41,13 +41,15 @@
 //!
 //! # Several nodes, and faults
 //! Nodes whose clusters share the backend of a [`MemoryHub`] are a cluster; it can cut one off, and delay what
-//! they send. The guide is in [`docs::testing`](crate::docs::testing).
+//! they send. A client that offers `resume.v1` ([`Handshake::resumes`]) goes on at another of them with its
+//! [position](Client::position) ([`Handshake::since`]). The guide is in [`docs::testing`](crate::docs::testing).
 
 mod app;
 mod client;
 mod codec;
 mod expect;
 mod hub;
+mod reading;
 mod request;
 mod server;
 

@@ -12,8 +12,8 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
 use http::header::{
-    CONNECTION, CONTENT_TYPE, HOST, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION,
-    UPGRADE,
+    CONNECTION, CONTENT_TYPE, HOST, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY,
+    SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE,
 };
 use http::request::Parts;
 use http::{Extensions, HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
@@ -24,6 +24,8 @@ use serde::de::DeserializeOwned;
 use super::client::Client;
 use super::expect::in_time;
 use super::server::Server;
+use crate::extract::RESUME;
+use crate::model::history::position::Position;
 use crate::model::id::UserId;
 use crate::ws::handshake::accept;
 
@@ -242,7 +244,11 @@ impl Response {
 /// ```
 #[derive(Debug)]
 #[must_use = "a handshake is made by `.await`"]
-pub struct Handshake(Request);
+pub struct Handshake {
+    request: Request,
+    /// The client keeps what `resume.v1` says for itself.
+    resumes: bool,
+}
 
 impl Handshake {
     pub(super) fn new(mut request: Request) -> Self {
@@ -253,7 +259,10 @@ impl Handshake {
         headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
         headers.insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
         headers.insert(SEC_WEBSOCKET_KEY, key);
-        Self(request)
+        Self {
+            request,
+            resumes: false,
+        }
     }
 
     /// Adds a header, such as `cookie`, `origin` or `sec-websocket-protocol`. Default: no `origin`, as of a client that is
@@ -262,18 +271,37 @@ impl Handshake {
     /// # Panics
     /// When it can be no header.
     #[track_caller]
-    pub fn header(self, name: impl AsRef<str>, value: impl AsRef<str>) -> Self {
-        Self(self.0.header(name, value))
+    pub fn header(mut self, name: impl AsRef<str>, value: impl AsRef<str>) -> Self {
+        self.request = self.request.header(name, value);
+        self
     }
 
     /// Puts a value into the request's extensions: [`Request::extension`].
-    pub fn extension<T: Clone + Send + Sync + 'static>(self, value: T) -> Self {
-        Self(self.0.extension(value))
+    pub fn extension<T: Clone + Send + Sync + 'static>(mut self, value: T) -> Self {
+        self.request = self.request.extension(value);
+        self
     }
 
     /// The socket of this user: [`extension`](Self::extension) with a [`UserId`].
     pub fn user(self, user: impl Into<UserId>) -> Self {
-        Self(self.0.user(user))
+        self.extension(user.into())
+    }
+
+    /// The socket of a page that may come back: it offers `resume.v1`, and its [`Client::position`] says where it is.
+    /// What that protocol says the client keeps for itself, so that the test reads what the app sent.
+    pub fn resumes(mut self) -> Self {
+        self.resumes = true;
+        self
+    }
+
+    /// The socket of a page that comes back, to this node or another, and gets what it missed since then. It
+    /// [resumes](Self::resumes), and its position is the `since` of its query.
+    pub fn since(mut self, position: Position) -> Self {
+        let uri = &mut self.request.head.uri;
+        let separator = if uri.query().is_some() { '&' } else { '?' };
+        let since = format!("{uri}{separator}since={position}");
+        *uri = since.parse().expect("a position may stand in a URL");
+        self.resumes()
     }
 }
 
@@ -285,10 +313,18 @@ impl IntoFuture for Handshake {
     type IntoFuture = BoxFuture<'static, Self::Output>;
 
     fn into_future(self) -> Self::IntoFuture {
-        let at = self.0.at;
+        let Self {
+            mut request,
+            resumes,
+        } = self;
+        let at = request.at;
+        if resumes {
+            let resume = HeaderValue::from_static(RESUME);
+            request.head.headers.append(SEC_WEBSOCKET_PROTOCOL, resume);
+        }
         async move {
-            let accepted = accept(&self.0.head.headers);
-            let (server, response) = self.0.make().await;
+            let accepted = accept(&request.head.headers);
+            let (server, response) = request.make().await;
             if response.status() != StatusCode::SWITCHING_PROTOCOLS {
                 return Err(Refused(Response::read(&server, response, at).await));
             }
@@ -299,7 +335,11 @@ impl IntoFuture for Handshake {
             );
             let upgrading = hyper::upgrade::on(response);
             match in_time(at, server.deadline, "the upgrade", upgrading).await {
-                Ok(upgraded) => Ok(Client::new(upgraded, headers, server.deadline)),
+                Ok(upgraded) => {
+                    let protocol = headers.get(SEC_WEBSOCKET_PROTOCOL);
+                    let is_told = resumes && protocol.is_some_and(|it| it == RESUME);
+                    Ok(Client::new(upgraded, headers, is_told, server.deadline))
+                }
                 Err(error) => panic!("{at}: the app does not upgrade: {error}"),
             }
         }

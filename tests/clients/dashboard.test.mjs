@@ -1,17 +1,20 @@
 // Chromium, with the dashboard: of two nodes, what it shows and what it does; of one and of fifty, that it holds them.
 
 import assert from 'node:assert/strict';
+import { readFile } from 'node:fs/promises';
 import { after, before, suite, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { Client, PATIENCE, Program, browse, refusal, skip } from './support.mjs';
 
+const manifest = await readFile(new URL('../../Cargo.toml', import.meta.url), 'utf8');
+const [, version] = /^version = "(.*)"$/m.exec(manifest);
 const picture = name => fileURLToPath(new URL(`../../target/clients/${name}.png`, import.meta.url));
 
 suite('the dashboard', { skip, timeout: 4 * PATIENCE }, () => {
-  let browser, nodes, light, dark;
+  let browser, redis, nodes, light, dark;
   before(async () => {
     browser = await browse();
-    const redis = await Program.redis();
+    redis = await Program.redis();
     const args = ['--nodes', 1, '--users', 0];
     nodes = [];
     for (const _ of [1, 2]) {
@@ -31,6 +34,9 @@ suite('the dashboard', { skip, timeout: 4 * PATIENCE }, () => {
     for (const { page } of [light, dark]) {
       await page.getByText('2 nodes up').waitFor();
       assert.equal(await page.locator('#nodes tr').count(), 2);
+      const column = await page.locator('#columns th').evaluateAll(all => all.findIndex(one => one.textContent === 'Version'));
+      const versions = await page.locator('#nodes tr').evaluateAll((all, at) => all.map(row => row.cells[at].textContent), column);
+      assert.deepEqual(versions, [version, version]);
     }
     const ground = ({ page }) => page.evaluate(() => getComputedStyle(document.body).backgroundColor);
     const [day, night] = [await ground(light), await ground(dark)];
@@ -59,7 +65,7 @@ suite('the dashboard', { skip, timeout: 4 * PATIENCE }, () => {
     await light.find('alice');
     await light.page.getByText('alice: 2 sockets on 2 nodes').waitFor();
     const text = await light.page.locator('#devices').innerText();
-    assert.ok(text.includes('{"device":"browser"}, in lobby'), text);
+    assert.match(text, /\{"device":"browser"\}, in lobby, expires in (1 h 0|59) m/);
   });
 
   test('one socket is closed, after a question that may be declined', async () => {
@@ -110,6 +116,24 @@ suite('the dashboard', { skip, timeout: 4 * PATIENCE }, () => {
     await light.page.getByText('2 nodes up').waitFor();
   });
 
+  test('a gap comes as it happens', async () => {
+    const gap = /^gap of [\d.]+ s: messages of other nodes may have been missed$/;
+    for (const { page } of [light, dark]) assert.equal(await page.getByText(gap).count(), 0, 'control');
+    await redis.end('SIGKILL');
+    for (const { page } of [light, dark]) {
+      await page.getByText('which serves this page, is degraded').waitFor();
+      await page.locator('#events').getByText('a gap begins').waitFor();
+      assert.equal(await page.getByText(gap).count(), 0, 'it is not over');
+    }
+    await redis.start();
+    for (const { page } of [light, dark]) {
+      await page.locator('#events').getByText(gap).nth(1).waitFor();
+      await page.getByText('2 nodes up').waitFor();
+      assert.equal(await page.locator('#events').getByText(gap).count(), 2, 'one of each node');
+    }
+    await light.page.screenshot({ path: picture('dashboard-gap'), fullPage: true });
+  });
+
   test('a node says all its numbers', async () => {
     await light.page.locator('#nodes button').first().click();
     await light.page.locator('#detail').getByText('bus_shards', { exact: true }).waitFor();
@@ -132,12 +156,39 @@ suite('the dashboard', { skip, timeout: 4 * PATIENCE }, () => {
   });
 });
 
-for (const [count, up, trip] of [[1, '1 node up', 'there is no other node'], [50, '50 nodes up', /slowest [\d.,]+/]]) {
-  test(`a cluster of ${count} is shown whole`, { skip, timeout: 2 * PATIENCE }, async () => {
+test('where no actions are allowed there are no buttons, and none is carried out', { skip, timeout: 2 * PATIENCE }, async () => {
+  const args = ['--nodes', 1, '--users', 0, '--actions', 0];
+  const [browser, node] = [await browse(), await Program.example('dashboard', {}, undefined, args)];
+  try {
+    const operator = await Operator.at(browser, node, 'light'), { page } = operator;
+    await page.getByText('live, seen from').waitFor();
+    const alice = await Client.open(`${node.url}?user=alice`);
+    await operator.find('alice');
+    await page.getByText('alice: 1 socket on 1 node').waitFor();
+    assert.equal(await page.locator('#devices tr').count(), 1, 'control');
+    assert.equal(await page.locator('#below').getByRole('button', { name: 'Close' }).count(), 0);
+    const close = async () => {
+      const answer = await fetch('/admin/cluster/close?user=alice', { method: 'POST' });
+      return [answer.status, await answer.text()];
+    };
+    const [status, why] = await page.evaluate(close);
+    assert.equal(status, 403);
+    assert.match(why, /allow_actions/);
+    await page.getByText('1 action at a dashboard refused').waitFor();
+    alice.socket.send('still here');
+    assert.equal(await alice.next(), 'still here');
+  } finally {
+    await browser.close();
+  }
+});
+
+const ONE = [1, '1 node up', 'there is no other node'], FIFTY = [50, '50 nodes up', /slowest [\d.,]+/];
+for (const [scheme, [count, up, trip]] of [['light', ONE], ['light', FIFTY], ['dark', FIFTY]]) {
+  test(`a cluster of ${count} is shown whole, ${scheme}`, { skip, timeout: 2 * PATIENCE }, async () => {
     const args = ['--nodes', count, '--users', 20];
     const [browser, cluster] = [await browse(), await Program.example('dashboard', {}, undefined, args)];
     try {
-      const operator = await Operator.at(browser, cluster, 'light'), { page } = operator;
+      const operator = await Operator.at(browser, cluster, scheme), { page } = operator;
       await page.getByText(up, { exact: true }).waitFor();
       const places = await operator.places();
       for (const title of ['Sockets', 'Delivered']) await operator.drawn(title);
@@ -149,7 +200,7 @@ for (const [count, up, trip] of [[1, '1 node up', 'there is no other node'], [50
       assert.equal(await page.locator('#nodes .good').count(), count, 'each is up');
       assert.deepEqual(await operator.places(), places, 'nothing jumps');
       assert.ok(await page.evaluate(() => document.documentElement.scrollWidth <= innerWidth), 'nothing is beside the page');
-      await page.screenshot({ path: picture(`dashboard-${count}`), fullPage: true });
+      await page.screenshot({ path: picture(`dashboard-${count}-${scheme}`), fullPage: true });
       assert.deepEqual(operator.complaints, []);
     } finally {
       await browser.close();

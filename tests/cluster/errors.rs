@@ -14,8 +14,8 @@ use axum_cluster::{
     ConnectErrorKind, InvalidId, QueryErrorKind, RoomErrorKind, SendErrorKind,
 };
 
-use crate::face::serve_handler;
-use crate::support::{Client, RedisServer, soon};
+use crate::face::app_of;
+use crate::support::{RedisServer, soon};
 
 /// Every error but those of the bus, which say the class alone, says the same to whoever called the handler.
 async fn response(error: impl IntoResponse) -> (u16, String) {
@@ -134,26 +134,24 @@ async fn what_cannot_start_says_which_setting() {
 async fn a_socket_that_has_ended_says_how() {
     let cluster = Cluster::builder().start();
     let (report, mut reports) = tokio::sync::mpsc::unbounded_channel();
-    let addr = serve_handler(&cluster, move |mut socket| async move {
+    let app = app_of(&cluster, move |mut socket| async move {
         let invalid = socket.join("").await.unwrap_err();
         socket.leave("x".repeat(257)); // nobody is there
         while socket.recv().await.is_some() {}
         let closed = socket.send("too late").await.unwrap_err();
         let room = socket.join("lobby").await.unwrap_err();
         report.send((invalid, closed, room)).unwrap();
-    })
-    .await;
+    });
     for (code, kind) in [
         (CloseCode::RESTART, ClosedKind::Restart),
         (CloseCode::POLICY_VIOLATION, ClosedKind::Policy),
         (CloseCode(4001), ClosedKind::Other),
     ] {
-        let mut client = Client::connect(addr, "alice").await;
-        client.send("there").await;
+        let mut client = app.socket("/ws").user("alice").await.unwrap();
         let out = Close::new(code, "out");
         let to_alice = cluster.broadcaster().to_user("alice");
         assert_eq!(to_alice.close(out.clone()).await.unwrap().local(), 1);
-        client.event().await;
+        client.closed_with(code).await;
         let (invalid, closed, room) = soon("the report", reports.recv()).await.unwrap();
         assert_eq!(
             (invalid.kind(), invalid.close()),

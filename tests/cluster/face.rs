@@ -22,8 +22,8 @@ use crate::support::client::{Event, text};
 use crate::support::node::{authenticate, id_of, serve};
 use crate::support::{Client, Lab, RedisServer, soon, until};
 
-/// Serves one socket handler, with the test's authentication around it.
-pub(crate) async fn serve_handler<F, Fut>(cluster: &Cluster, handler: F) -> std::net::SocketAddr
+/// Serves one socket handler over TCP, with the test's authentication around it.
+async fn serve_handler<F, Fut>(cluster: &Cluster, handler: F) -> std::net::SocketAddr
 where
     F: FnOnce(Socket) -> Fut + Clone + Send + Sync + 'static,
     Fut: Future<Output = ()> + Send + 'static,
@@ -39,7 +39,7 @@ where
 }
 
 /// An app of one socket handler, without a port.
-fn app_of<F, Fut>(cluster: &Cluster, handler: F) -> App
+pub(crate) fn app_of<F, Fut>(cluster: &Cluster, handler: F) -> App
 where
     F: FnOnce(Socket) -> Fut + Clone + Send + Sync + 'static,
     Fut: Future<Output = ()> + Send + 'static,
@@ -61,7 +61,7 @@ async fn a_socket_is_a_stream_and_a_sink() {
     }
 }
 
-/// The handler's own sends wait instead of being closed as a slow consumer.
+/// The handler's own sends wait instead of being closed as a slow consumer: for a kernel that takes no more.
 #[tokio::test]
 async fn a_handler_that_sends_much_is_slowed_down_to_its_client() {
     let cluster = Cluster::builder()
@@ -124,7 +124,7 @@ async fn after_the_end_sends_and_joins_say_why() {
 async fn an_ending_is_reported_as_the_client_was_told() {
     let cluster = Cluster::builder().start();
     let (report, mut reports) = tokio::sync::mpsc::unbounded_channel();
-    let addr = serve_handler(&cluster, move |mut socket| async move {
+    let app = app_of(&cluster, move |mut socket| async move {
         let close = match socket.recv().await.unwrap().as_text() {
             Some("long") => Close::new(4000, "é".repeat(100)),
             _ => Close::new(1006, "not to be sent"),
@@ -132,15 +132,14 @@ async fn an_ending_is_reported_as_the_client_was_told() {
         socket.close(close).await;
         let error = socket.send("too late").await.unwrap_err();
         report.send((socket.close_reason(), error)).unwrap();
-    })
-    .await;
+    });
     for (say, code, reason) in [
         ("long", 4000, "é".repeat(61)),
         ("forbidden", 1005, String::new()),
     ] {
-        let mut client = Client::connect(addr, "alice").await;
-        client.send(say).await;
-        assert_eq!(client.event().await, Event::Closed(code, reason.clone()));
+        let mut client = app.socket("/ws").user("alice").await.unwrap();
+        client.send_text(say).await;
+        assert_eq!(client.closed_with(code).await.reason, *reason);
         let (close, error) = soon("the report", reports.recv()).await.unwrap();
         assert_eq!(close, Some(Close::new(code, reason)));
         assert_eq!(Some(error.close()), close.as_ref());

@@ -1,7 +1,7 @@
 //! What a socket is in from its first moment, and what changes while it lives.
 
 use std::net::SocketAddr;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::extract::Path;
 use axum::middleware;
@@ -25,6 +25,7 @@ on_every_bus! {
     a_room_is_heard_from_the_first_moment
     others_move_a_socket_and_its_handler_is_told
     a_socket_is_described_anew
+    all_nodes_see_when_an_identity_ends
     what_need_not_wait_closes_nobody_who_is_slow
     the_nodes_themselves_are_told
 }
@@ -266,13 +267,40 @@ async fn a_socket_is_described_anew(lab: Lab) {
     assert_eq!(ended.kind(), DescriptionErrorKind::Closed);
 }
 
+async fn all_nodes_see_when_an_identity_ends(lab: Lab) {
+    let b = lab.node().await;
+    let cluster = lab.builder().start();
+    cluster.ready().await.unwrap();
+    let (addr, _server, mut handed) = handed(&cluster).await;
+    let _client = Client::connect(addr, "alice").await;
+    let (socket, _done) = soon("the socket", handed.recv()).await.unwrap();
+    let own = cluster.broadcaster();
+    let seen = async || {
+        let mut seen = Vec::new();
+        for broadcaster in [&b.broadcaster, &own] {
+            let roster = broadcaster.to_user("alice").sockets().await.unwrap();
+            assert!(roster.is_complete());
+            seen.push(roster.sockets()[0].expires_at);
+        }
+        seen
+    };
+    assert_eq!(seen().await, [None, None], "nothing was said");
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    for hours in [1, 2] {
+        let end = UNIX_EPOCH + Duration::from_secs(now.as_secs() + hours * 3600);
+        socket.expires_at(end);
+        assert_eq!(seen().await, [Some(end), Some(end)]);
+    }
+}
+
 /// The end of a socket is read beside what is done to it.
 #[tokio::test(flavor = "multi_thread")]
 async fn rooms_are_those_of_the_end_however_it_races() {
     let cluster = Cluster::builder().start();
-    let (addr, _server, mut handed) = handed(&cluster).await;
+    let (app, mut handed) = handing(&cluster);
+    let app = App::new(app);
     for _ in 0..200 {
-        let client = Client::connect(addr, "alice").await;
+        let client = app.socket("/ws").user("alice").await.unwrap();
         let (socket, _done) = soon("the socket", handed.recv()).await.unwrap();
         socket.join("lobby").await.unwrap();
         drop(client);

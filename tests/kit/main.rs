@@ -10,6 +10,7 @@ mod guide;
 mod inbound;
 mod promises;
 mod protocols;
+mod resume;
 mod subscriptions;
 mod suite;
 mod typed;

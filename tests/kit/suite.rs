@@ -1,7 +1,7 @@
 //! The tests of the app.
 
 use axum_cluster::testing::{App, Client, MemoryHub};
-use axum_cluster::{Cluster, Health};
+use axum_cluster::{Cluster, Health, History};
 use tokio::time::{Duration, sleep};
 
 use crate::app::{SESSION, Say, Told, router};
@@ -111,4 +111,21 @@ async fn whoever_was_cut_off_is_told_to_reload() {
     assert_eq!(alice.recv_json::<Told>().await, Told::Reload);
     bob.send_json(&post("back")).await;
     assert_eq!(alice.recv_json::<Told>().await, posted("bob", "back"));
+}
+
+#[tokio::test]
+async fn whoever_comes_back_to_another_node_gets_what_she_missed() {
+    let hub = MemoryHub::new();
+    let keeping = || Cluster::builder().user_history(History::default());
+    let [a, b] = [(); 2].map(|()| App::new(router(&keeping().backend(hub.backend()).start())));
+    let mut alice = a.socket("/ws").user("alice").resumes().await.unwrap();
+    a.post("/shipped/alice").json(&1).await;
+    assert_eq!(alice.recv_json::<Told>().await, Told::Shipped { order: 1 });
+    let position = alice.position().await;
+    drop(alice); // a tunnel
+    a.post("/shipped/alice").json(&2).await;
+    let back = b.socket("/ws").user("alice").since(position);
+    let mut alice = back.await.unwrap();
+    assert_eq!(alice.recv_json::<Told>().await, Told::Shipped { order: 2 });
+    assert_eq!(alice.missed(), None);
 }

@@ -10,6 +10,7 @@ use axum::extract::ws::WebSocketUpgrade;
 use axum::response::Response;
 use axum::routing::any;
 use axum::{Extension, Router, middleware};
+use axum_cluster::testing::{App, Handshake};
 use axum_cluster::{
     Backend, Broadcaster, Cluster, ClusterSocket, History, QueryError, SendError, Stats, UserId,
 };
@@ -21,7 +22,6 @@ use tokio::net::{TcpListener, TcpStream};
 use tower::ServiceExt;
 
 use crate::capture::Log;
-use crate::support::client::Event;
 use crate::support::node::{authenticate, serve};
 use crate::support::{Client, RedisServer, until};
 
@@ -33,13 +33,17 @@ async fn taken(_: WebSocketUpgrade, socket: ClusterSocket) -> Response {
     ws(socket).await
 }
 
-async fn serve_app(cluster: &Cluster) -> SocketAddr {
+fn app(cluster: &Cluster) -> Router {
     let app = Router::new()
         .route("/ws", any(ws))
-        .route("/taken", any(taken))
-        .layer(cluster.layer())
-        .layer(middleware::from_fn(authenticate));
-    serve(app).await.0
+        .route("/taken", any(taken));
+    app.layer(cluster.layer())
+}
+
+async fn serve_app(cluster: &Cluster) -> SocketAddr {
+    serve(app(cluster).layer(middleware::from_fn(authenticate)))
+        .await
+        .0
 }
 
 /// The lines that tell of a refusal.
@@ -80,21 +84,20 @@ async fn a_user_of_another_type_is_named_at_warn_once_then_at_debug() {
         .identify(|user: &CurrentUser| (user.0 != 0).then(|| UserId::from(user.0)))
         .start();
     let route = Router::new().route("/ws", any(ws)).layer(cluster.layer());
-    let (wrong, _w) = serve(route.clone().layer(Extension(Arc::new(CurrentUser(1))))).await;
-    let (nobody, _n) = serve(route.clone().layer(Extension(CurrentUser(0)))).await;
-    let (right, _r) = serve(route.layer(Extension(CurrentUser(1)))).await;
-    for (addr, level, reason) in [
+    let app = App::new(route);
+    let wrong = || app.socket("/ws").extension(Arc::new(CurrentUser(1)));
+    let nobody = app.socket("/ws").extension(CurrentUser(0));
+    for (handshake, level, reason) in [
         (nobody, "DEBUG", "saw no user in the request's"),
         (
-            wrong,
+            wrong(),
             "WARN",
             "that it inserts (harmless where nobody had logged in;",
         ),
-        (wrong, "DEBUG", "is another"),
+        (wrong(), "DEBUG", "is another"),
     ] {
         log.take();
-        let mut client = Client::try_connect(addr, "/ws", &[]).await.unwrap();
-        assert!(matches!(client.event().await, Event::Closed(4403, _)));
+        handshake.await.unwrap().closed_with(4403).await;
         let log = log.take();
         let [line] = refusals(&log)[..] else {
             panic!("{log}")
@@ -104,7 +107,8 @@ async fn a_user_of_another_type_is_named_at_warn_once_then_at_debug() {
         }
     }
     assert_eq!(cluster.stats().unauthenticated, 3);
-    let _admitted = Client::try_connect(right, "/ws", &[]).await.unwrap();
+    let right = app.socket("/ws").extension(CurrentUser(1));
+    let _admitted = right.await.unwrap();
     assert_eq!(refusals(&log.take()), [""; 0], "control");
 }
 
@@ -236,14 +240,8 @@ async fn a_redis_that_cannot_keep_or_may_evict_is_named_at_the_start() {
     assert!(!sent.unwrap_err().maybe_sent());
 }
 
-/// A path, headers, the status, what the log says, and what counts it.
-type Case<'a> = (
-    &'a str,
-    &'a [(&'a str, &'a str)],
-    u16,
-    &'a str,
-    fn(Stats) -> u64,
-);
+/// What is asked for, the status, what the log says, and what counts it.
+type Case<'a> = (Handshake, u16, &'a str, fn(Stats) -> u64);
 
 /// One line and one counter each.
 #[tokio::test]
@@ -253,63 +251,51 @@ async fn every_refusal_is_logged_with_its_reason_and_counted() {
         .max_sockets(2)
         .max_sockets_per_user(1)
         .start();
-    let addr = serve_app(&cluster).await;
-    let _alice = Client::connect(addr, "alice").await;
-    let long = "x".repeat(300);
-    let foreign = ("origin", "https://evil.example");
+    let app = App::new(app(&cluster));
+    let socket = |path: &str| app.socket(format!("{path}?token=s3cret"));
+    let of = |user: &str| socket("/ws").user(user);
+    let _alice = of("alice").await.unwrap();
+    let foreign = of("alice").header("origin", "https://evil.example");
     let cases: [Case; 5] = [
         (
-            "/ws",
-            &[("x-user", "alice"), foreign],
+            foreign,
             403,
-            "origin=\"https://evil.example\" host=\"127.0.0.1:",
+            "origin=\"https://evil.example\" host=\"localhost\"",
             |it| it.origins_refused,
         ),
+        (of("alice"), 429, "`max_sockets_per_user`", |it| {
+            it.limits_refused
+        }),
+        (of(&"x".repeat(300)), 400, "the id has 300 bytes", |it| {
+            it.ids_refused
+        }),
         (
-            "/ws",
-            &[("x-user", "alice")],
-            429,
-            "`max_sockets_per_user`",
-            |it| it.limits_refused,
-        ),
-        (
-            "/ws",
-            &[("x-user", &long)],
-            400,
-            "the id has 300 bytes",
-            |it| it.ids_refused,
-        ),
-        (
-            "/taken",
-            &[("x-user", "bob")],
+            socket("/taken").user("bob"),
             500,
             "extract `ClusterSocket` alone",
             |it| it.upgrades_failed,
         ),
-        ("/ws", &[], 101, "no `axum_cluster::UserId`", |it| {
+        (socket("/ws"), 101, "no `axum_cluster::UserId`", |it| {
             it.unauthenticated
         }),
     ];
-    for (path, headers, status, reason, counter) in cases {
+    for (handshake, status, reason, counter) in cases {
         let (before, _) = (counter(cluster.stats()), log.take());
-        let cookie = [headers, &[("cookie", "session=s3cret")]].concat();
-        let answer = Client::try_connect(addr, &format!("{path}?token=s3cret"), &cookie).await;
-        assert_eq!(answer.err().map_or(101, |(status, _)| status), status);
+        let answer = handshake.header("cookie", "session=s3cret").await;
+        assert_eq!(answer.err().map_or(101, |it| it.status().as_u16()), status);
         check(&log, status, reason);
         assert_eq!(counter(cluster.stats()), before + 1, "{reason}");
     }
 
-    let _bob = Client::connect(addr, "bob").await;
+    let _bob = of("bob").await.unwrap();
     log.take();
-    let full = Client::try_connect(addr, "/ws", &[("x-user", "carol")]).await;
-    assert_eq!(full.unwrap_err().0, 503);
+    assert_eq!(of("carol").await.unwrap_err().status(), 503);
     check(&log, 503, "`max_sockets` is reached");
     assert_eq!(cluster.stats().limits_refused, 2);
 
     cluster.shutdown(Duration::ZERO).await;
     log.take();
-    let late = Client::try_connect(addr, "/ws", &[("x-user", "carol")]).await;
-    assert_eq!(late.unwrap_err().0, 503);
+    assert_eq!(of("carol").await.unwrap_err().status(), 503);
     check(&log, 503, "shutting down");
     assert_eq!(cluster.stats().drain_refused, 1);
 }
@@ -377,15 +363,15 @@ fn a_lost_runtime_is_for_the_log_and_not_for_clients() {
     let cluster = first.block_on(async { Cluster::builder().start() });
     drop(first);
     second.block_on(async {
-        let addr = serve_app(&cluster).await;
+        let app = App::new(app(&cluster));
         until("the node knows", async || {
             cluster.health().to_string().contains("runtime")
         })
         .await;
         log.take();
-        let refused = Client::try_connect(addr, "/ws", &[("x-user", "bob")]).await;
-        let (status, body) = refused.unwrap_err();
-        assert_eq!(status, 503);
+        let refused = app.socket("/ws").user("bob").await.unwrap_err();
+        let body = refused.body();
+        assert_eq!(refused.status(), 503);
         assert!(body.contains("try again later"), "{body}");
         assert!(!body.contains("runtime"), "{body}");
         check(&log, 503, "the tokio runtime on which");
@@ -505,7 +491,7 @@ async fn redis_words_are_for_the_log_and_not_for_callers() {
         .route("/ask", any(ask))
         .route("/json", any(json))
         .layer(cluster.layer());
-    let (addr, _server) = serve(app).await;
+    let app = App::new(app);
     for (path, status, class, words) in [
         (
             "/send",
@@ -522,12 +508,10 @@ async fn redis_words_are_for_the_log_and_not_for_callers() {
         ),
     ] {
         log.take();
-        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
-        let answer = answer(addr, &request).await;
-        assert!(
-            answer.contains(&format!(" {status} ")) && answer.contains(class),
-            "{answer}"
-        );
+        let answer = app.get(path).await;
+        assert_eq!(answer.status(), status, "{answer:?}");
+        let answer = answer.text();
+        assert!(answer.contains(class), "{answer}");
         for word in [words, "webshop", "cluster:", "ACL"] {
             assert!(!answer.contains(word), "{answer}");
         }

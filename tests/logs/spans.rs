@@ -1,7 +1,6 @@
 //! The spans of sockets and sends, as whoever collects traces sees them.
 
 use std::fmt::Debug;
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use axum::body::Body;
@@ -10,8 +9,8 @@ use axum::middleware::Next;
 use axum::response::Response;
 use axum::routing::any;
 use axum::{Router, middleware};
-use axum_cluster::{Close, Cluster, ClusterSocket, Socket};
-use tokio::task::JoinHandle;
+use axum_cluster::testing::App;
+use axum_cluster::{Close, Cluster, ClusterSocket, Socket, UserId};
 use tower::ServiceExt;
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
@@ -23,9 +22,7 @@ use tracing_subscriber::layer::{Context, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 
 use crate::capture::Alone;
-use crate::support::client::{Event as Heard, text};
-use crate::support::node::{authenticate, serve};
-use crate::support::{Client, until};
+use crate::support::until;
 
 /// Everything that spans do, in order, in words.
 #[derive(Clone, Default)]
@@ -100,7 +97,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Trace {
 }
 
 /// Each request has a span, as `tower_http::trace` makes one.
-async fn app(cluster: &Cluster) -> (SocketAddr, JoinHandle<()>) {
+fn app(cluster: &Cluster) -> App {
     async fn traced(request: Request, next: Next) -> Response {
         let span = tracing::info_span!("request", code = tracing::field::Empty);
         next.run(request).instrument(span).await
@@ -114,18 +111,16 @@ async fn app(cluster: &Cluster) -> (SocketAddr, JoinHandle<()>) {
         })
     }
     let app = Router::new().route("/ws", any(ws)).layer(cluster.layer());
-    let app = app.layer(middleware::from_fn(authenticate));
-    serve(app.layer(middleware::from_fn(traced))).await
+    App::new(app.layer(middleware::from_fn(traced)))
 }
 
 #[tokio::test]
 async fn a_socket_s_span_follows_from_its_request_and_tells_its_end() {
     let (trace, _listening, _alone) = Trace::capture(Level::DEBUG);
     let cluster = Cluster::builder().start();
-    let (addr, _server) = app(&cluster).await;
-    let mut alice = Client::connect(addr, "alice").await;
-    alice.send("hello").await;
-    assert_eq!(alice.event().await, text("hello"));
+    let mut alice = app(&cluster).socket("/ws").user("alice").await.unwrap();
+    alice.send_text("hello").await;
+    assert_eq!(alice.recv_text().await, "hello");
     until("the request is over", async || {
         !trace.find("closed request").is_empty()
     })
@@ -141,7 +136,7 @@ async fn a_socket_s_span_follows_from_its_request_and_tells_its_end() {
 
     let alices = cluster.broadcaster().to_user("alice");
     alices.close(Close::new(4001, "out")).await.unwrap();
-    assert_eq!(alice.event().await, Heard::Closed(4001, "out".into()));
+    assert_eq!(alice.closed_with(4001).await.reason, "out");
     until("the span is over", async || {
         !trace.find("closed socket").is_empty()
     })
@@ -158,13 +153,12 @@ async fn a_socket_s_span_follows_from_its_request_and_tells_its_end() {
 async fn where_nobody_listens_to_debug_there_are_no_spans() {
     let (trace, _listening, _alone) = Trace::capture(Level::INFO);
     let cluster = Cluster::builder().start();
-    let (addr, _server) = app(&cluster).await;
-    let mut alice = Client::connect(addr, "alice").await;
-    alice.send("hello").await;
-    assert_eq!(alice.event().await, text("hello"));
+    let mut alice = app(&cluster).socket("/ws").user("alice").await.unwrap();
+    alice.send_text("hello").await;
+    assert_eq!(alice.recv_text().await, "hello");
     cluster.broadcaster().to_all().send("all").await.unwrap();
-    assert_eq!(alice.event().await, text("all"));
-    alice.close(1000).await;
+    assert_eq!(alice.recv_text().await, "all");
+    alice.close().await;
     until("it has left", async || cluster.stats().sockets == 0).await;
     let spans = ["new", "recorded", "socket follows"].map(|prefix| trace.find(prefix));
     let [new, recorded, follows] = spans;
@@ -183,11 +177,9 @@ async fn a_handler_that_panics_and_an_upgrade_that_is_not_done_end_their_spans()
     let (trace, _listening, _alone) = Trace::capture(Level::DEBUG);
     let cluster = Cluster::builder().start();
     let app = Router::new().route("/ws", any(ws)).layer(cluster.layer());
-    let app = app.layer(middleware::from_fn(authenticate));
-    let (addr, _server) = serve(app.clone()).await;
-    let mut alice = Client::connect(addr, "alice").await;
-    assert!(matches!(alice.event().await, Heard::Closed(1011, _)));
-    drop(alice);
+    let served = App::new(app.clone());
+    let mut alice = served.socket("/ws").user("alice").await.unwrap();
+    alice.closed_with(1011).await;
     let ended = |code| format!("recorded socket: code={code}");
     until("the span is over", async || {
         !trace.find(&ended(1011)).is_empty()
@@ -200,7 +192,7 @@ async fn a_handler_that_panics_and_an_upgrade_that_is_not_done_end_their_spans()
         .header("upgrade", "websocket")
         .header("sec-websocket-version", "13")
         .header("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==")
-        .header("x-user", "bob")
+        .extension(UserId::from("bob"))
         .body(Body::empty())
         .unwrap();
     let nobody = hyper::upgrade::on(&mut request);
@@ -221,13 +213,12 @@ fn a_runtime_that_is_dropped_in_a_span_of_the_app_records_nothing_there() {
         .enable_all()
         .build()
         .unwrap();
-    let (cluster, _server, _alice) = runtime.block_on(async {
+    let (cluster, _alice) = runtime.block_on(async {
         let cluster = Cluster::builder().start();
-        let (addr, server) = app(&cluster).await;
-        let mut alice = Client::connect(addr, "alice").await;
-        alice.send("hello").await;
-        assert_eq!(alice.event().await, text("hello"));
-        (cluster, server, alice)
+        let mut alice = app(&cluster).socket("/ws").user("alice").await.unwrap();
+        alice.send_text("hello").await;
+        assert_eq!(alice.recv_text().await, "hello");
+        (cluster, alice)
     });
     assert_eq!(cluster.stats().sockets, 1, "control");
     let span = tracing::info_span!("app", code = tracing::field::Empty);

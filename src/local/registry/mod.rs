@@ -196,8 +196,12 @@ impl<M: Member> Registry<M> {
         selected
     }
 
-    /// What a roster tells of a socket; `None` when it is not registered.
-    pub(crate) fn describe(&self, id: SocketId) -> Option<SocketInfo> {
+    /// What a roster tells of a socket, whose identity ends then; `None` when it is not registered.
+    pub(crate) fn describe(
+        &self,
+        id: SocketId,
+        expires_at: Option<SystemTime>,
+    ) -> Option<SocketInfo> {
         let entry = self.entry(id)?;
         let description = entry.about.description.as_ref();
         Some(SocketInfo {
@@ -206,6 +210,7 @@ impl<M: Member> Registry<M> {
             connected_at: entry.about.connected_at,
             rooms: entry.rooms.iter().filter_map(Topic::as_room).collect(),
             description: description.and_then(Description::value),
+            expires_at,
         })
     }
 
@@ -494,11 +499,11 @@ mod tests {
         let mut registry = Registry::new();
         connect(&mut registry, 1, "alice");
         registry.join(id(1), &room("a b"));
-        let info = registry.describe(id(1)).unwrap();
+        let info = registry.describe(id(1), None).unwrap();
         assert_eq!((info.id, info.user.as_str()), (id(1), "alice"));
         assert_eq!(info.rooms, ["a b"]);
         assert_eq!(info.description.unwrap()["device"], "phone");
-        assert_eq!(registry.describe(id(2)), None);
+        assert_eq!(registry.describe(id(2), None), None);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The end of whoever has something to say to a socket.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use tokio::time::Instant;
 
@@ -24,6 +25,12 @@ impl Sender {
     /// How its client takes messages.
     pub(crate) fn agreed(&self) -> Agreed {
         self.0.agreed()
+    }
+
+    /// When its identity ends, if that was said.
+    pub(crate) fn expires_at(&self) -> Option<SystemTime> {
+        let expiry = self.0.core.lock().expiry;
+        expiry.and_then(|expiry| expiry.time())
     }
 
     /// It is off every topic, and was in these rooms.
