@@ -37,7 +37,7 @@ pub(super) const LEFT: &str = "another server is the primary now";
 #[derive(Debug)]
 pub(super) struct Topology {
     dialect: Dialect,
-    route: watch::Sender<Route>,
+    route: watch::Sender<PrimaryRoute>,
     trust: Mutex<Trust>,
     /// Raised whenever everything that is open may be on another server than what is opened next.
     generation: AtomicU64,
@@ -47,7 +47,7 @@ pub(super) struct Topology {
 }
 
 #[derive(Clone, Debug)]
-struct Route {
+struct PrimaryRoute {
     number: u64,
     to: To,
     /// Why nobody tells where the primary is, for now.
@@ -111,7 +111,7 @@ impl Topology {
     fn new(dialect: Dialect, to: To, missed: Arc<Notify>) -> Self {
         Self {
             dialect,
-            route: watch::Sender::new(Route {
+            route: watch::Sender::new(PrimaryRoute {
                 number: 0,
                 to,
                 silence: None,
@@ -141,10 +141,10 @@ impl Topology {
     /// Opens a connection to the primary, waiting until its place is known: the caller has the deadline.
     pub(super) async fn open(&self) -> io::Result<Opened> {
         let mut routes = self.route.subscribe();
-        let known = |route: &Route| !matches!(route.to, To::Sought);
+        let known = |route: &PrimaryRoute| !matches!(route.to, To::Sought);
         // The sender lives as long as this.
         let route = routes.wait_for(known).await.map(|route| route.clone());
-        let Route {
+        let PrimaryRoute {
             number,
             to,
             silence,

@@ -52,7 +52,7 @@ const AGAIN: Duration = Duration::from_millis(50);
 const UNSETTLED: &str = "its channel moves to another primary of the cluster, and who hears it cannot be told meanwhile";
 
 /// What is asked of each shard, with its place among all that is.
-type Places<'a> = BTreeMap<LinkId, (Arc<Shard>, Vec<(usize, &'a Topic)>)>;
+type ShardPlaces<'a> = BTreeMap<LinkId, (Arc<Shard>, Vec<(usize, &'a Topic)>)>;
 
 impl Placement {
     /// Of several, each with the name by which all nodes know it.
@@ -272,7 +272,7 @@ impl Placement {
         let mut pasts: Vec<Option<TopicPast>> = vec![None; topics.len()];
         let mut left: Vec<(usize, &Topic)> = topics.iter().enumerate().collect();
         loop {
-            let mut places: Places<'_> = BTreeMap::new();
+            let mut places: ShardPlaces<'_> = BTreeMap::new();
             for (n, topic) in std::mem::take(&mut left) {
                 let shard = self.on(topic, |shard| shard.clone());
                 let place = places.entry(shard.link).or_insert((shard, Vec::new()));

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::council::{Asked, Said};
+use super::council::{HostSaid, Said};
 use crate::bus::redis::address::Host;
 
 /// From the connect to the answer: four round trips of 1.2 s, since a slow link is no dead one.
@@ -59,7 +59,7 @@ impl Round {
     }
 
     /// What has been said so far, and when the first of that was asked for.
-    pub(super) fn said(&self) -> (Vec<Asked>, Option<Instant>) {
+    pub(super) fn said(&self) -> (Vec<HostSaid>, Option<Instant>) {
         let said = self.said.iter();
         let said = said.map(|(sentinel, (_, said))| (sentinel.clone(), said.clone()));
         let asked = self.said.values().filter(|(_, said)| said.is_ok());
@@ -76,7 +76,7 @@ impl Round {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bus::redis::sentinel::answer::{Answer, Standing};
+    use crate::bus::redis::sentinel::answer::{Condition, SentinelAnswer};
 
     const MS: Duration = Duration::from_millis(1);
 
@@ -85,11 +85,11 @@ mod tests {
     }
 
     fn sound() -> Said {
-        Ok(Answer {
+        Ok(SentinelAnswer {
             id: None,
             epoch: 1,
             primary: host(70),
-            standing: Standing::Well,
+            standing: Condition::Well,
             others: Vec::new(),
         })
     }

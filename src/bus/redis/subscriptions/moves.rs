@@ -22,7 +22,7 @@ use tokio::time::Instant;
 
 use super::interest::Confirming;
 use super::{Interest, Phase, Subscriptions};
-use crate::bus::redis::outstanding::Request;
+use crate::bus::redis::outstanding::TopicRequest;
 use crate::model::partition::{Partition, PartitionSet};
 use crate::model::topic::Topic;
 
@@ -183,7 +183,7 @@ impl Subscriptions {
             true => self.outstanding.refuse(),
             false => self.outstanding.refuse_rest(Partition::of_slot(slot)?),
         };
-        let Request {
+        let TopicRequest {
             topics, partition, ..
         } = refused?;
         let partition = partition?;
@@ -375,7 +375,7 @@ mod tests {
     /// One primary and the table for it.
     struct Primary {
         table: Subscriptions,
-        asked: VecDeque<Request>,
+        asked: VecDeque<TopicRequest>,
         subscribed: BTreeSet<(Partition, String)>,
         said: VecDeque<Said>,
     }
@@ -438,7 +438,7 @@ mod tests {
         }
 
         fn serve(&mut self, is_owner: impl Fn(Partition) -> bool) {
-            let Some(Request {
+            let Some(TopicRequest {
                 verb,
                 topics,
                 partition: Some(partition),
