@@ -39,7 +39,7 @@ use serde_json::Value;
 
 pub(crate) use self::mailbox::Mailbox;
 use self::reader::Reader;
-pub(crate) use self::task::Task;
+pub(crate) use self::task::PresenceTask;
 pub(crate) use self::word::Word;
 use crate::model::description::Descriptions;
 use crate::model::id::{NodeId, UserId};

@@ -24,7 +24,7 @@ pub(super) struct Told {
 }
 
 /// Of one user.
-struct Change {
+struct UserChange {
     user: UserId,
     /// That she came or went.
     is_here: Option<bool>,
@@ -47,13 +47,13 @@ impl Told {
             let here = here(&user);
             self.change(user, here)
         });
-        let changed: Vec<Change> = changed.collect();
-        let size = |change: &Change| change.described.as_ref().map_or(0, Descriptions::size);
+        let changed: Vec<UserChange> = changed.collect();
+        let size = |change: &UserChange| change.described.as_ref().map_or(0, Descriptions::size);
         let parts = in_parts(changed, size).into_iter();
         parts.map(|part| self.told(part)).collect()
     }
 
-    fn change(&mut self, user: UserId, here: Option<Descriptions>) -> Option<Change> {
+    fn change(&mut self, user: UserId, here: Option<Descriptions>) -> Option<UserChange> {
         let (is_here, described) = match (self.users.entry(user.clone()), here) {
             (Entry::Vacant(_), None) => return None,
             (Entry::Vacant(entry), Some(now)) => {
@@ -71,14 +71,14 @@ impl Told {
                 (None, Some(now))
             }
         };
-        Some(Change {
+        Some(UserChange {
             user,
             is_here,
             described,
         })
     }
 
-    fn told(&self, part: Vec<Change>) -> Report {
+    fn told(&self, part: Vec<UserChange>) -> Report {
         let (mut online, mut offline, mut described) = (Vec::new(), Vec::new(), Vec::new());
         for change in part {
             let user = change.user;
