@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 
 use crate::broadcast::Broadcaster;
 use crate::bus::gaps::Gaps;
-use crate::local::expiry::{Clock, Expiry};
+use crate::local::expiry::{Expiry, Times};
 use crate::local::moves::Moves;
 use crate::local::socket::{HandlerEnd, Sender};
 use crate::model::close::{Close, reason};
@@ -254,7 +254,7 @@ impl Socket {
     /// [`ClusterSocket::expires_at`](crate::ClusterSocket::expires_at) said counts no longer. Then the socket closes with 4401,
     /// at once for a time that is over.
     pub fn expires_at(&self, time: SystemTime) {
-        self.end.expire_at(Expiry::at(time, Clock::now()));
+        self.end.expire_at(Expiry::at(time, Times::now()));
     }
 
     /// Says anew what kind of device this is, for [`Audience::sockets`](crate::Audience::sockets), as

@@ -18,7 +18,7 @@ use crate::bus::uplink::Uplink;
 use crate::bus::{Backend, Bus};
 use crate::config::Config;
 use crate::home::Ground;
-use crate::local::admission::{Refused, Reservation};
+use crate::local::admission::{RefusedSocket, Reservation};
 use crate::local::{CLOSING, Local, Sockets};
 use crate::model::id::{NodeId, UserId};
 use crate::model::limits::LONGEST;
@@ -104,7 +104,7 @@ impl Node {
     }
 
     /// Takes a place for a socket of this user, for whom the cluster's messages then come here.
-    pub(crate) async fn reserve(&self, user: UserId) -> Result<Reservation, Refused> {
+    pub(crate) async fn reserve(&self, user: UserId) -> Result<Reservation, RefusedSocket> {
         let (reservation, replaced) = self.local.reserve(user).await?;
         if !replaced.is_empty() {
             self.peers.commands().replace(replaced);

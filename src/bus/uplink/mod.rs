@@ -16,7 +16,7 @@ use smallvec::smallvec;
 
 use self::keeping::Unkept;
 pub(crate) use self::keeping::{read_entry, union_of};
-pub(crate) use self::sending::{Came, How, Sent};
+pub(crate) use self::sending::{CameHere, How, Sent};
 use crate::bus::control::Control;
 use crate::bus::echoes::Echoes;
 use crate::bus::eras::Eras;

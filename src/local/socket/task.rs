@@ -27,12 +27,12 @@ use std::task::{Context, Poll};
 use bytes::BytesMut;
 use tokio::time::Instant;
 
-use super::outcome::Stage;
+use super::outcome::LifeStage;
 use super::{DriverEnd, Sender, span};
 use crate::model::close::{Close, reason};
-use crate::quota::{Inbound, InboundLimit};
+use crate::quota::{ClientBuckets, InboundLimit};
 use crate::ws::frame::{Allowance, Decoder, Frame, Heard, Violation};
-use crate::ws::{Agreed, Io, Opened};
+use crate::ws::{Agreed, Io, OpenedIo};
 
 /// Resolves when the stream is gone. Dropping it ends the socket as well. It bounds its turns by itself and
 /// is to be polled [`unconstrained`](tokio::task::unconstrained).
@@ -61,7 +61,7 @@ struct Driven<R: Registered> {
     /// Bytes since the client's last sign of life.
     trickled: u32,
     /// What the client has sent, where that is limited.
-    inbound: Option<Box<Inbound>>,
+    inbound: Option<Box<ClientBuckets>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,15 +89,15 @@ impl<R: Registered> Driver<R> {
     }
 
     pub(crate) fn new(
-        opened: Opened,
+        opened: OpenedIo,
         end: DriverEnd,
         registration: R,
         max_message_size: usize,
         inbound: Option<InboundLimit>,
     ) -> Self {
-        let Opened { io, writer, early } = opened;
-        let inbound =
-            inbound.map(|limit| Box::new(Inbound::new(limit, max_message_size, Instant::now())));
+        let OpenedIo { io, writer, early } = opened;
+        let inbound = inbound
+            .map(|limit| Box::new(ClientBuckets::new(limit, max_message_size, Instant::now())));
         end.opened(writer);
         let agreed = end.agreed();
         let mut socket = Driven {
@@ -216,13 +216,13 @@ impl<R: Registered> Driven<R> {
     /// Somebody may have ended the socket: the handler, a kick, a drain, a full outbox, the sweeper.
     fn notice_the_end(&mut self) {
         match self.end.stage() {
-            Stage::Open => {}
-            Stage::Ending if self.phase == Phase::Open => {
+            LifeStage::Open => {}
+            LifeStage::Ending if self.phase == Phase::Open => {
                 self.unregister();
                 self.phase = Phase::Closing;
             }
-            Stage::Ending => {}
-            Stage::Cut => {
+            LifeStage::Ending => {}
+            LifeStage::Cut => {
                 self.unregister();
                 self.phase = Phase::Done;
             }
@@ -278,7 +278,7 @@ impl<R: Registered> Driven<R> {
                     match heard {
                         _ if !self.phase.listens() => {}
                         Some(Heard::Close(close)) => self.answer(close),
-                        Some(_) if !self.admit(now, Inbound::take_message) => {}
+                        Some(_) if !self.admit(now, ClientBuckets::take_message) => {}
                         Some(Heard::Message(message)) => has_room = self.end.heard(message),
                         Some(Heard::Ping(payload)) => self.end.pong(Frame::pong(&payload)),
                         Some(Heard::Pong) | None => {}
@@ -315,7 +315,7 @@ impl<R: Registered> Driven<R> {
     fn admit(
         &mut self,
         now: Option<Instant>,
-        take: impl FnOnce(&mut Inbound, Instant) -> bool,
+        take: impl FnOnce(&mut ClientBuckets, Instant) -> bool,
     ) -> bool {
         let taken = match (&mut self.inbound, now) {
             (Some(inbound), Some(now)) if self.phase == Phase::Open => take(inbound, now),
