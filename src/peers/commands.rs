@@ -83,15 +83,7 @@ impl Commands {
             None => Err(PublishError::maybe_sent(self.home.unfinished())),
             Some(answers) => answers,
         };
-        let answers = answers.map_err(|error| {
-            self.counters.record_failed_publish(error.maybe_sent);
-            SendError::bus(local, error)
-        })?;
-        Ok(Outcome {
-            local,
-            nodes: (reach == Reach::Everywhere).then(|| self.count_nodes(&answers)),
-            unanswered: count_unanswered(&answers),
-        })
+        self.outcome(local, reach, answers)
     }
 
     /// Runs a command that is carried out here when it comes back; at once, where it does not.
@@ -138,13 +130,23 @@ impl Commands {
             .try_recv()
             .unwrap_or((0, Confirmation::NotAwaited));
         sockets.wait_confirmed(confirmation).await;
+        self.outcome(local, Reach::Everywhere, answers)
+    }
+
+    /// What became of a command that concerned so many sockets here.
+    fn outcome(
+        &self,
+        local: usize,
+        reach: Reach,
+        answers: Result<Answers, PublishError>,
+    ) -> Result<Outcome, SendError> {
         let answers = answers.map_err(|error| {
             self.counters.record_failed_publish(error.maybe_sent);
             SendError::bus(local, error)
         })?;
         Ok(Outcome {
             local,
-            nodes: Some(self.count_nodes(&answers)),
+            nodes: (reach == Reach::Everywhere).then(|| self.count_nodes(&answers)),
             unanswered: count_unanswered(&answers),
         })
     }

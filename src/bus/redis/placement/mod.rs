@@ -140,16 +140,7 @@ impl Placement {
             to.probe_now();
         }
         left.iter().for_each(|shard| shard.retire());
-        let is_there = |link, partition: &Partition| next.shard(*partition).link == link;
-        let mut are_there = true;
-        for (shard, partitions) in primaries {
-            let there = partitions.iter().filter(|one| is_there(shard.link, one));
-            let there: PartitionSet = there.collect();
-            are_there &= there == *partitions;
-            // Not what is only held up here, and ended by now.
-            shard.keep(there);
-        }
-        are_there
+        settle(primaries, &next)
     }
 
     /// Users in groups, each with the keys in a partition of its own; one, where all is at one Redis.
@@ -364,4 +355,18 @@ impl Placement {
             }
         }
     }
+}
+
+/// Each keeps what it carries from now on. Whether that is all that it should.
+fn settle(primaries: &[(Arc<Shard>, PartitionSet)], next: &Spread) -> bool {
+    let is_there = |link, partition: &Partition| next.shard(*partition).link == link;
+    let mut are_there = true;
+    for (shard, partitions) in primaries {
+        let there = partitions.iter().filter(|one| is_there(shard.link, one));
+        let there: PartitionSet = there.collect();
+        are_there &= there == *partitions;
+        // Not what is only held up here, and ended by now.
+        shard.keep(there);
+    }
+    are_there
 }
