@@ -1,5 +1,18 @@
 //! A socket that is read: a subscription, or one whose client takes what is said as the body of a response. It has no task
 //! that drives it, so that whoever ends it sees to its end.
+//!
+//! That may be several at a time: who ends the socket wakes what gives its registration back, and its reader is dropped. One of
+//! them unregisters it, and the registration itself stays until nobody reads, since by it the node keeps time for what is still to
+//! be read:
+//!
+//! ```text
+//!              something ends it                     it is unregistered
+//!  Registered ------------------------> Taken ------------------------------> Unregistered
+//!      |                                  |                                        |
+//!      |  the reader is dropped           |  the reader is dropped                 |  the reader is dropped
+//!      +--------------------------------> Nothing <--------------------------------+
+//! ```
+//! What is unregistered and finds *Nothing* is dropped by whoever did it. No lock is held while it is.
 
 use std::mem::replace;
 use std::sync::Arc;

@@ -1,4 +1,12 @@
 //! What one reader of presence has not read yet.
+//!
+//! As what users are described is told to those alone who ask, which they may do at any time: then what is known comes
+//! first, from the task, and what changes only behind it.
+//!
+//! ```text
+//!           it asks                 the task looks, and tells what is known
+//!  Nothing ---------> Asked --------------------------------------------------> Told
+//! ```
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;

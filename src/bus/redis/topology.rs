@@ -6,6 +6,21 @@
 //! route leaves, however well the server there answers. What is said on a link and what a reply means is no concern of
 //! it.
 //!
+//! Of the route:
+//!
+//! ```text
+//!             untold                   lead_to
+//!  Sought --------------> Nowhere ----------------> Primary ---+
+//!     |                      ^                      |  ^  ^    |  lead_to: by another number, and
+//!     |  lead_to             +----------------------+  |  +----+  what is open by the old one leaves
+//!     |                              retire            |
+//!     +------------------------------------------------+
+//! ```
+//! A single server is *Primary* from the begin, and stays it. While it is *Sought* whoever opens a connection waits, within a
+//! deadline of its own: the first answer may be on its way. *Nowhere*
+//! is known to be none, and refuses at once, with the reason. That nobody tells takes no *Primary* away: what is known
+//! goes on to hold, since sentinels fail where their primary works.
+//!
 //! One topology is one primary's. Whoever has several gives each its own, with its own subscriber and publisher, and
 //! decides before which of them a topic concerns; how each is found stays behind `lead_to`.
 

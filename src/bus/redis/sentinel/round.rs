@@ -2,6 +2,15 @@
 //!
 //! Who is silent delays nobody: it is not asked again before it is given up, and the others are. What comes late belongs to
 //! the next round, so that a slow one is heard as well.
+//!
+//! ```text
+//!           those that owe nothing are asked            one answers
+//!   between -----------------------------------> begun -------------> answered
+//!     ^                                            |                     |
+//!     |  all have, or it has taken 5.5 s           |                     |  the same; or that may be enough, and
+//!     +--------------------------------------------+---------------------+  the first answer is 0.5 s old
+//! ```
+//! Of each there is beside that whether it owes an answer, from one round to the next.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
