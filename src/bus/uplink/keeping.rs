@@ -8,8 +8,9 @@ use futures::future::BoxFuture;
 use smallvec::{SmallVec, smallvec};
 use tokio::time::Instant;
 
+use super::Uplink;
+use super::hearing::whom;
 use super::sending::Course;
-use super::{Uplink, whom};
 use crate::bus::Published;
 use crate::bus::echoes::Came;
 use crate::bus::inbound::{Content, Own};
