@@ -3,7 +3,6 @@
 use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 
 use axum_core::response::{IntoResponse, Response};
 use http::StatusCode;
@@ -104,7 +103,7 @@ impl ClusterRejection {
             | RejectionKind::Nobody(missing) => {
                 let close = rejection.close();
                 let status = close.is_none().then_some(status);
-                if missing.is_suspicious() && !node.said_no_user.swap(true, Relaxed) {
+                if missing.is_suspicious() && node.says_no_user() {
                     tracing::warn!(node = %node_id, status, close, "{asked} refused: {missing} (harmless where nobody had \
                         logged in; said once, then at debug)");
                 } else {

@@ -5,7 +5,7 @@ mod resume;
 mod send;
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -38,11 +38,11 @@ pub(crate) struct Node {
     pub(crate) peers: Arc<Peers>,
     pub(crate) presence: Arc<Mailbox>,
     pub(crate) uplink: Arc<Uplink>,
-    pub(crate) repairs: Repairs,
+    repairs: Repairs,
     /// For what they missed.
     waiting: Waiting,
     /// A type of user that was looked for and not there was said at warn.
-    pub(crate) said_no_user: AtomicBool,
+    said_no_user: AtomicBool,
 }
 
 impl Node {
@@ -101,6 +101,11 @@ impl Node {
             home.keep("repairs", task, |task| task.run().boxed());
             keep_asking(self);
         }
+    }
+
+    /// Whether it is to be said at warn that a type of user was looked for and not there.
+    pub(crate) fn says_no_user(&self) -> bool {
+        !self.said_no_user.swap(true, Relaxed)
     }
 
     /// Takes a place for a socket of this user, for whom the cluster's messages then come here.
