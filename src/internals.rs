@@ -77,7 +77,7 @@ pub fn deflated_frames(bytes: &[u8], limit: usize, piece: usize) -> (Vec<String>
     frames_with(agreed, bytes, limit, piece)
 }
 
-/// In as many turns as it takes.
+/// Decodes frames in as many turns as it takes.
 fn frames_with(
     agreed: Agreed,
     bytes: &[u8],

@@ -374,7 +374,7 @@ impl Socket {
         room.map_err(|close| Closed { close })
     }
 
-    /// Into the room that there was.
+    /// Queues a message into the room that there was.
     pub(crate) fn push(&self, message: &Message) -> Result<(), Closed> {
         let frame = self.node.local.frame_for(&self.end, message);
         let pushed = self.end.push(frame);

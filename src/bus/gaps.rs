@@ -28,7 +28,7 @@ impl Gaps {
         }
     }
 
-    /// Those alone that are of concern.
+    /// The gaps that are of concern alone.
     pub(crate) fn that_concern(
         self,
         concerns: impl Fn(&Gap) -> bool + Send + Sync + 'static,

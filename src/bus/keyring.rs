@@ -39,7 +39,7 @@ impl Keyring {
         }
     }
 
-    /// To sign with.
+    /// The key with which positions are signed.
     pub(crate) async fn key(&self) -> Result<Key, Arc<str>> {
         let known = self.known.lock().key;
         match known {

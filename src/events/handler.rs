@@ -38,7 +38,7 @@ impl Events {
         Self { socket, ending }
     }
 
-    /// As others reach it.
+    /// The socket as others reach it.
     pub(super) fn sender(&self) -> Sender {
         self.socket.sender()
     }

@@ -152,7 +152,7 @@ impl SubscriptionEnding {
 }
 
 impl HeldRegistration {
-    /// To unregister it, once.
+    /// Takes the registration out to unregister it, once.
     fn take(&mut self) -> Option<Box<Registration>> {
         match replace(self, Self::Taken) {
             Self::Registered(registration) => Some(registration),

@@ -105,7 +105,7 @@ impl Questions {
         self.begin_as(self.number(), selection, what)
     }
 
-    /// That of a question to come.
+    /// The number of a question to come.
     pub(super) fn number(&self) -> u64 {
         self.next.fetch_add(1, Relaxed)
     }

@@ -138,7 +138,7 @@ impl Presence {
         self
     }
 
-    /// Of a room that cannot be.
+    /// The presence of a room that cannot be: it ends at once.
     pub(crate) fn ended() -> Self {
         let reader = Reader::new(None, Arc::default());
         reader.end();

@@ -23,7 +23,7 @@ pub(super) struct Told {
     users: HashMap<UserId, Descriptions>,
 }
 
-/// Of one user.
+/// What differs of one user.
 struct UserChange {
     user: UserId,
     /// That she came or went.
@@ -127,7 +127,7 @@ impl Told {
     }
 }
 
-/// As many as may be said at once.
+/// Divides a report into parts, each with as many users as may be said at once.
 fn in_parts<T>(all: Vec<T>, size: impl Fn(&T) -> usize) -> Vec<Vec<T>> {
     let (mut parts, mut part, mut bytes) = (Vec::new(), Vec::new(), 0);
     for one in all {

@@ -31,7 +31,7 @@ const MOST_ELSEWHERE: usize = 4 * 1024;
 /// So long it waits: whoever is without a bus for longer has his sockets served in the order in which that is possible.
 const LONGEST: Duration = Duration::from_secs(30);
 
-/// Of one node.
+/// What failed on one node and waits for what was taken before it.
 #[derive(Debug)]
 pub(crate) struct Deferred<T> {
     topics: HashMap<Topic, Behind>,
@@ -49,7 +49,7 @@ struct Behind {
     waiting: VecDeque<u64>,
 }
 
-/// Something that failed.
+/// A send that failed.
 #[derive(Debug)]
 pub(crate) struct DeferredSend<T> {
     /// Of the send.

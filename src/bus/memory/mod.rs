@@ -129,7 +129,7 @@ impl Hub {
         wants.filter_map(|listener| listener.upgrade())
     }
 
-    /// But for who is cut off.
+    /// The listeners of a channel, but for those that are cut off.
     fn who_wants(
         &self,
         channel: &str,

@@ -43,7 +43,7 @@ const HEARSAY: Duration = Duration::from_secs(2);
 pub(crate) struct LinkId(pub(crate) u32);
 
 impl LinkId {
-    /// Where one link carries every topic.
+    /// The link of a bus where one carries every topic.
     pub(crate) const ONLY: Self = Self(0);
 }
 
@@ -60,7 +60,7 @@ pub(crate) struct Outage {
     strays: Option<Span>,
 }
 
-/// From when until when.
+/// A span of time: from when until when.
 pub(crate) type Span = (Instant, Instant);
 
 /// Messages may have been missed.

@@ -181,7 +181,7 @@ impl Uplink {
 }
 
 impl Own {
-    /// As sockets get it.
+    /// Reads the envelope as sockets get it.
     pub(crate) fn read(&self) -> Option<(Scope<'_>, Content<'_>, Manner, Form)> {
         let topic = TopicRef::from(&self.topic);
         let envelope = wire::decode(&self.envelope).ok()?;

@@ -37,7 +37,7 @@ impl DriverEnd {
         self.0.agreed()
     }
 
-    /// As others reach it.
+    /// The socket as others reach it.
     pub(crate) fn sender(&self) -> Sender {
         Sender(self.0.clone())
     }

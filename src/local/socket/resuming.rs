@@ -94,7 +94,7 @@ pub(crate) struct Numbered<'a> {
     pub(crate) marked: &'a OnceCell<Frame>,
 }
 
-/// One that waits.
+/// A numbered frame that waits.
 #[derive(Debug)]
 struct HeldFrame {
     clock: Clock,
@@ -195,7 +195,7 @@ impl Resuming {
         is_replayed
     }
 
-    /// As its client gets it.
+    /// The frames of a message, as its client gets them.
     fn written(&mut self, numbered: &Numbered<'_>) -> Vec<Frame> {
         let Numbered { clock, number, .. } = *numbered;
         let mut frames = Vec::with_capacity(1);

@@ -14,7 +14,7 @@ use crate::model::close::reason;
 pub(crate) struct SweepEnd(pub(super) Arc<Shared>);
 
 impl SweepEnd {
-    /// As others reach it.
+    /// The socket as others reach it.
     pub(crate) fn sender(&self) -> Sender {
         Sender(self.0.clone())
     }

@@ -299,7 +299,7 @@ impl<R: Registered> Driven<R> {
         }
     }
 
-    /// Not read where nothing is limited.
+    /// The time; the clock is not read where nothing is limited.
     fn now(&self) -> Option<Instant> {
         self.inbound.as_ref().map(|_| Instant::now())
     }

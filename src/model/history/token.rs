@@ -52,7 +52,7 @@ impl Key {
         Self(bytes)
     }
 
-    /// One that nobody guesses.
+    /// A key that nobody guesses.
     pub(crate) fn random() -> Self {
         let mut bytes = [0; Self::BYTES];
         getrandom::fill(&mut bytes)
@@ -60,7 +60,7 @@ impl Key {
         Self(bytes)
     }
 
-    /// As it is kept.
+    /// Reads a key as it is kept.
     pub(crate) fn read(text: &str) -> Option<Self> {
         let bytes = BASE64_URL_SAFE_NO_PAD.decode(text).ok()?;
         bytes.try_into().ok().map(Self)

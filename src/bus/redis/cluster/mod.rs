@@ -83,7 +83,7 @@ impl Cartographer {
         self.sight.subscribe()
     }
 
-    /// Asks, for ever.
+    /// Asks servers how the cluster is divided, for ever.
     pub(in crate::bus::redis) async fn run(&mut self) {
         let hints = self.hints.clone();
         loop {

@@ -91,7 +91,7 @@ impl View {
         self.primaries.contains_key(host)
     }
 
-    /// All that own something, and what.
+    /// All primaries that own something, and which partitions each owns.
     pub(in crate::bus::redis) fn primaries(
         &self,
     ) -> impl ExactSizeIterator<Item = (&Host, PartitionSet)> {

@@ -74,7 +74,7 @@ impl Placement {
         Self::Spread(RwLock::new(Arc::new(spread)))
     }
 
-    /// Those of now.
+    /// The shards of now.
     pub(super) fn shards(&self) -> Vec<Arc<Shard>> {
         match self {
             Self::One(shard) => vec![shard.clone()],

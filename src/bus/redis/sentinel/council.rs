@@ -68,7 +68,7 @@ pub(super) enum CouncilFinding {
 
 /// What became of one question.
 pub(super) type Said = Result<SentinelAnswer, Arc<str>>;
-/// Of one of them.
+/// What one of the sentinels said.
 pub(super) type HostSaid = (Host, Said);
 
 impl Council {
@@ -100,7 +100,7 @@ impl Council {
         self.due
     }
 
-    /// They were asked.
+    /// Notes that the sentinels were asked.
     pub(super) fn asked(&mut self, now: Instant) {
         self.asked = now;
         self.due = now + self.pause.min(self.interval);

@@ -88,7 +88,7 @@ impl Seeker {
         }
     }
 
-    /// Asks, for ever.
+    /// Asks the sentinels where the primary is, for ever.
     pub(super) async fn run(&mut self) {
         // Whatever broke owes nothing any more.
         (self.round, self.asking) = Default::default();

@@ -75,7 +75,7 @@ impl Round {
         (said.collect(), asked.map(|(asked, _)| *asked).min())
     }
 
-    /// It is over.
+    /// The round is over.
     pub(super) fn end(&mut self) {
         (self.begun, self.answered) = (None, None);
         self.said.clear();

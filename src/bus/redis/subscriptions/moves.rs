@@ -70,7 +70,7 @@ impl Moves {
         self.carried.contains(partition) && !self.stranded.contains(partition)
     }
 
-    /// All that is wanted is sent.
+    /// Notes that all that is wanted is sent, with so many commands.
     pub(super) fn sent(&mut self, sent: u64) {
         if self.arriving {
             self.arriving_at.get_or_insert(sent);

@@ -100,7 +100,7 @@ impl LedgerSeats {
         seat.map(|seat| seat.stage = SeatStage::Lost).is_some()
     }
 
-    /// As Redis keeps them.
+    /// The seats of a user as Redis keeps them.
     pub(super) fn written(&self, user: &Topic) -> String {
         let mut text = String::new();
         for seat in self.of(user) {
