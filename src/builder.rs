@@ -570,7 +570,7 @@ impl ClusterBuilder {
         Ok(Cluster::of(node))
     }
 
-    /// Of a process that never holds a socket.
+    /// Makes this the builder of a worker: a process that never holds a socket.
     pub(crate) fn worker(mut self) -> Self {
         self.config.worker = true;
         self

@@ -12,8 +12,8 @@ use serde::Serialize;
 
 use crate::broadcast::Broadcaster;
 use crate::counts::Counted;
-use crate::local::admission::{Refused, Reservation};
-use crate::local::expiry::{Clock, Expiry};
+use crate::local::admission::{RefusedSocket, Reservation};
+use crate::local::expiry::{Expiry, Times};
 use crate::model::description::Description;
 use crate::model::error::{DescriptionError, RoomError};
 use crate::model::history::position::Position;
@@ -34,7 +34,7 @@ pub(crate) fn node_of(parts: &Parts) -> Result<&Arc<Node>, ClusterRejection> {
 /// What costs nothing to refuse.
 pub(crate) fn check(node: &Node, parts: &Parts) -> Result<(), RejectionKind> {
     if node.local.is_draining() {
-        return Err(Refused::Draining.into());
+        return Err(RefusedSocket::Draining.into());
     }
     let admitted = node.config.origins.check(&parts.headers, &parts.uri);
     admitted.map_err(RejectionKind::Origin)
@@ -129,7 +129,7 @@ impl Newcomer {
         Ok(Ready {
             node,
             reservation: self.reservation,
-            expiry: self.expires_at.map(|time| Expiry::at(time, Clock::now())),
+            expiry: self.expires_at.map(|time| Expiry::at(time, Times::now())),
             description,
             rooms,
             position: self.position,

@@ -25,9 +25,9 @@ use crate::model::history::Resumed;
 use crate::model::history::position::Position;
 use crate::model::id::{RoomId, UserId};
 use crate::node::Node;
-use crate::rejection::{Asked, ClosingUpgrade, ClusterRejection, RejectionKind, opened};
+use crate::rejection::{ClosingUpgrade, ClusterRejection, DoorKind, RejectionKind, opened};
 use crate::socket::Socket;
-use crate::ws::handshake::{Handshake, is_wanted};
+use crate::ws::handshake::{HandshakeAnswer, is_wanted};
 
 /// A WebSocket handshake of a known user, for whom the cluster already listens; then
 /// [`on_upgrade`](Self::on_upgrade).
@@ -73,7 +73,7 @@ use crate::ws::handshake::{Handshake, is_wanted};
 #[must_use = "a handshake is answered by `on_upgrade`"]
 pub struct ClusterSocket {
     newcomer: Newcomer,
-    handshake: Handshake,
+    handshake: HandshakeAnswer,
     upgrade: OnUpgrade,
     offered: HeaderMap,
 }
@@ -279,7 +279,7 @@ impl<S: Sync> FromRequestParts<S> for ClusterSocket {
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ClusterRejection> {
         let node = door::node_of(parts)?.clone();
         let admitted = Self::admit(&node, parts).await;
-        admitted.map_err(|kind| ClusterRejection::noted(kind, Asked::Upgrade, &node))
+        admitted.map_err(|kind| ClusterRejection::noted(kind, DoorKind::Upgrade, &node))
     }
 }
 
@@ -287,7 +287,7 @@ impl ClusterSocket {
     async fn admit(node: &Arc<Node>, parts: &mut Parts) -> Result<Self, RejectionKind> {
         let config = &node.config;
         door::check(node, parts)?;
-        let mut handshake = Handshake::check(parts).map_err(RejectionKind::Handshake)?;
+        let mut handshake = HandshakeAnswer::check(parts).map_err(RejectionKind::Handshake)?;
         let protocols = config.protocols.iter().map(String::as_str);
         handshake.choose_protocol(&parts.headers, spoken(node, protocols));
         let upgrade = take_upgrade(parts)?;

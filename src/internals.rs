@@ -15,7 +15,7 @@ use crate::bus::scope::Scope;
 use crate::bus::wire::{self, Action};
 use crate::config::Config;
 use crate::local::registry::{About, Limits, Registry, Wanted};
-use crate::local::socket::{DriverEnd, Ends, Sender};
+use crate::local::socket::{DriverEnd, Sender, SocketEnds};
 #[cfg(feature = "metrics")]
 use crate::measures::{Measures, Since};
 #[cfg(feature = "deflate")]
@@ -30,7 +30,7 @@ use crate::ws::Agreed;
 #[cfg(feature = "deflate")]
 use crate::ws::Deflating;
 use crate::ws::frame::{Allowance, Decoder, Frame};
-use crate::ws::handshake::Handshake;
+use crate::ws::handshake::HandshakeAnswer;
 
 /// Another node, of whose clock something is known.
 #[cfg(feature = "metrics")]
@@ -77,7 +77,7 @@ pub fn deflated_frames(bytes: &[u8], limit: usize, piece: usize) -> (Vec<String>
     frames_with(agreed, bytes, limit, piece)
 }
 
-/// In as many turns as it takes.
+/// Decodes frames in as many turns as it takes.
 fn frames_with(
     agreed: Agreed,
     bytes: &[u8],
@@ -127,7 +127,7 @@ pub fn view(bytes: &[u8]) -> Option<(usize, usize)> {
 /// Checks a handshake; whether it may be answered.
 pub fn handshake(request: Request<()>) -> bool {
     let (parts, ()) = request.into_parts();
-    Handshake::check(&parts).is_ok_and(|mut handshake| {
+    HandshakeAnswer::check(&parts).is_ok_and(|mut handshake| {
         handshake.choose_protocol(&parts.headers, ["chat"]);
         handshake.response().status().is_informational()
     })
@@ -175,7 +175,8 @@ impl FanOut {
         let (node, user) = (NodeId(1), UserId::from(number));
         let topic = Topic::user(&user).expect("a number is a valid id");
         let id = SocketId { node, number };
-        let Ends { sender, driver, .. } = Ends::new(id, user, topic.clone(), None, Agreed::NOTHING);
+        let SocketEnds { sender, driver, .. } =
+            SocketEnds::new(id, user, topic.clone(), None, Agreed::NOTHING);
         let registry = self.registry.get_mut();
         let taken = registry.take_place(&topic, Limits::default());
         taken.expect("there is no limit");

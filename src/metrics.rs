@@ -75,7 +75,7 @@ impl Cluster {
         self.broadcaster().node().clone()
     }
 
-    /// Of which namespace they are.
+    /// Records every number of `Stats`; tells of which namespace they are.
     fn record_numbers(&self) -> SharedString {
         describe();
         let namespace = Arc::<str>::from(self.node().config.namespace.as_str());

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use crate::waker::{poll_locked, wake};
 
 /// What is told.
-pub(crate) trait News: Clone {
+pub(crate) trait ReaderNews: Clone {
     /// How many wait for a reader.
     const MOST: usize;
 
@@ -56,29 +56,29 @@ pub(crate) use named;
 
 /// Dropping it ends what they read; none any more once they were ended.
 #[derive(Debug)]
-pub(crate) struct Readers<T: News>(Mutex<Option<Vec<Weak<Reader<T>>>>>);
+pub(crate) struct Readers<T: ReaderNews>(Mutex<Option<Vec<Weak<UnreadNews<T>>>>>);
 
 /// What is told from its beginning on. A stream.
 #[derive(Debug)]
-pub(crate) struct Reading<T>(Arc<Reader<T>>);
+pub(crate) struct Reading<T>(Arc<UnreadNews<T>>);
 
 #[derive(Debug)]
-struct Reader<T>(Mutex<Unread<T>>);
+struct UnreadNews<T>(Mutex<State<T>>);
 
 #[derive(Debug)]
-struct Unread<T> {
+struct State<T> {
     news: VecDeque<T>,
     ended: bool,
     waker: Option<Waker>,
 }
 
-impl<T: News> Default for Readers<T> {
+impl<T: ReaderNews> Default for Readers<T> {
     fn default() -> Self {
         Self(Mutex::new(Some(Vec::new())))
     }
 }
 
-impl<T: News> Readers<T> {
+impl<T: ReaderNews> Readers<T> {
     /// How many were told, and how many of them lag so much that they lost an older one.
     pub(crate) fn tell(&self, news: &T) -> (usize, usize) {
         let (readers, mut lost) = (self.readers(), 0);
@@ -96,7 +96,7 @@ impl<T: News> Readers<T> {
     /// What is told from now on.
     pub(crate) fn read(&self) -> Reading<T> {
         let mut readers = self.0.lock();
-        let reader = Arc::new(Reader(Mutex::new(Unread {
+        let reader = Arc::new(UnreadNews(Mutex::new(State {
             news: VecDeque::new(),
             ended: readers.is_none(),
             waker: None,
@@ -128,21 +128,21 @@ impl<T: News> Readers<T> {
         }
     }
 
-    fn readers(&self) -> Vec<Arc<Reader<T>>> {
+    fn readers(&self) -> Vec<Arc<UnreadNews<T>>> {
         let readers = self.0.lock();
         let readers = readers.iter().flatten();
         readers.filter_map(Weak::upgrade).collect()
     }
 }
 
-impl<T: News> Drop for Readers<T> {
+impl<T: ReaderNews> Drop for Readers<T> {
     fn drop(&mut self) {
         self.end();
     }
 }
 
-impl<T> Reader<T> {
-    fn change(&self, change: impl FnOnce(&mut Unread<T>)) {
+impl<T> UnreadNews<T> {
+    fn change(&self, change: impl FnOnce(&mut State<T>)) {
         let mut unread = self.0.lock();
         change(&mut unread);
         let waker = unread.waker.take();

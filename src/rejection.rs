@@ -3,7 +3,6 @@
 use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 
 use axum_core::response::{IntoResponse, Response};
 use http::StatusCode;
@@ -15,15 +14,15 @@ use crate::config::NoUser;
 use crate::counts::Counted;
 use crate::home::ENDED;
 use crate::local::CLOSING;
-use crate::local::admission::Refused;
+use crate::local::admission::RefusedSocket;
 use crate::local::origin::ForeignOrigin;
 use crate::local::registry::Full;
 use crate::model::close::Close;
 use crate::model::error::ClusterRejectionKind;
 use crate::node::Node;
 use crate::sse;
-use crate::ws::Opened;
-use crate::ws::handshake::{Handshake, HandshakeError};
+use crate::ws::OpenedIo;
+use crate::ws::handshake::{HandshakeAnswer, HandshakeError};
 
 /// Why [`ClusterSocket`](crate::ClusterSocket), [`ClusterEvents`](crate::ClusterEvents) or
 /// [`Broadcaster`](crate::Broadcaster) could not be extracted. Its response is the refusal; for a missing user that is an
@@ -47,7 +46,7 @@ pub struct ClusterRejection(RejectionKind);
 #[derive(Debug)]
 pub(crate) enum RejectionKind {
     NoLayer,
-    Refused(Refused),
+    Refused(RefusedSocket),
     Origin(ForeignOrigin),
     Handshake(HandshakeError),
     UpgradeTaken,
@@ -59,13 +58,13 @@ pub(crate) enum RejectionKind {
     /// The client of a stream of events was told not to come back, and why.
     Over,
     /// The client of a stream of events is to come back by itself, as no answer but a stream would have it do.
-    Later(Refused),
+    Later(RefusedSocket),
     MethodNotGet,
 }
 
 /// What a client asked for, in the words of the log.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Asked {
+pub(crate) enum DoorKind {
     Upgrade,
     Events,
 }
@@ -74,7 +73,7 @@ pub(crate) enum Asked {
 #[derive(Debug)]
 pub(crate) struct ClosingUpgrade {
     pub(crate) node: Arc<Node>,
-    pub(crate) handshake: Handshake,
+    pub(crate) handshake: HandshakeAnswer,
     pub(crate) upgrade: OnUpgrade,
     pub(crate) close: Close,
 }
@@ -87,7 +86,7 @@ impl ClusterRejection {
     }
 
     /// Counts it and says it in the log, once.
-    pub(crate) fn noted(kind: RejectionKind, asked: Asked, node: &Node) -> Self {
+    pub(crate) fn noted(kind: RejectionKind, asked: DoorKind, node: &Node) -> Self {
         if let Some(counted) = kind.counted() {
             node.ground.counters.record_refusal(counted);
         }
@@ -104,7 +103,7 @@ impl ClusterRejection {
             | RejectionKind::Nobody(missing) => {
                 let close = rejection.close();
                 let status = close.is_none().then_some(status);
-                if missing.is_suspicious() && !node.said_no_user.swap(true, Relaxed) {
+                if missing.is_suspicious() && node.says_no_user() {
                     tracing::warn!(node = %node_id, status, close, "{asked} refused: {missing} (harmless where nobody had \
                         logged in; said once, then at debug)");
                 } else {
@@ -145,11 +144,11 @@ impl ClusterRejection {
             | RejectionKind::Nobody(_) => ClusterRejectionKind::Unauthenticated,
             RejectionKind::Over => ClusterRejectionKind::Over,
             RejectionKind::Refused(refused) | RejectionKind::Later(refused) => match refused {
-                Refused::Draining => ClusterRejectionKind::Draining,
-                Refused::RuntimeEnded => ClusterRejectionKind::RuntimeEnded,
-                Refused::Full(Full::Node) => ClusterRejectionKind::NodeFull,
-                Refused::Full(Full::User) => ClusterRejectionKind::UserFull,
-                Refused::InvalidUser(_) => ClusterRejectionKind::InvalidId,
+                RefusedSocket::Draining => ClusterRejectionKind::Draining,
+                RefusedSocket::RuntimeEnded => ClusterRejectionKind::RuntimeEnded,
+                RefusedSocket::Full(Full::Node) => ClusterRejectionKind::NodeFull,
+                RefusedSocket::Full(Full::User) => ClusterRejectionKind::UserFull,
+                RefusedSocket::InvalidUser(_) => ClusterRejectionKind::InvalidId,
             },
         }
     }
@@ -161,10 +160,14 @@ impl ClusterRejection {
                 StatusCode::INTERNAL_SERVER_ERROR
             }
             RejectionKind::Refused(
-                Refused::Draining | Refused::RuntimeEnded | Refused::Full(Full::Node),
+                RefusedSocket::Draining
+                | RefusedSocket::RuntimeEnded
+                | RefusedSocket::Full(Full::Node),
             ) => StatusCode::SERVICE_UNAVAILABLE,
-            RejectionKind::Refused(Refused::Full(Full::User)) => StatusCode::TOO_MANY_REQUESTS,
-            RejectionKind::Refused(Refused::InvalidUser(_)) => StatusCode::BAD_REQUEST,
+            RejectionKind::Refused(RefusedSocket::Full(Full::User)) => {
+                StatusCode::TOO_MANY_REQUESTS
+            }
+            RejectionKind::Refused(RefusedSocket::InvalidUser(_)) => StatusCode::BAD_REQUEST,
             RejectionKind::Origin(_) => StatusCode::FORBIDDEN,
             RejectionKind::Handshake(error) => error.status(),
             RejectionKind::Unauthenticated(_) => StatusCode::UNAUTHORIZED,
@@ -182,9 +185,9 @@ impl RejectionKind {
         Some(match self {
             Self::NoLayer => return None,
             Self::Refused(refused) | Self::Later(refused) => match refused {
-                Refused::Full(_) => return None,
-                Refused::Draining | Refused::RuntimeEnded => Counted::Draining,
-                Refused::InvalidUser(_) => Counted::Id,
+                RefusedSocket::Full(_) => return None,
+                RefusedSocket::Draining | RefusedSocket::RuntimeEnded => Counted::Draining,
+                RefusedSocket::InvalidUser(_) => Counted::Id,
             },
             Self::Origin(_) => Counted::Origin,
             Self::Handshake(_) | Self::MethodNotGet => Counted::Handshake,
@@ -210,12 +213,12 @@ impl RejectionKind {
             return None;
         };
         match refused {
-            Refused::Full(Full::Node) => Some("`max_sockets` is reached"),
-            Refused::Full(Full::User) => {
+            RefusedSocket::Full(Full::Node) => Some("`max_sockets` is reached"),
+            RefusedSocket::Full(Full::User) => {
                 Some("`max_sockets_per_user` or `max_sockets_per_user_in_cluster` is reached")
             }
-            Refused::RuntimeEnded => Some(ENDED),
-            Refused::Draining | Refused::InvalidUser(_) => None,
+            RefusedSocket::RuntimeEnded => Some(ENDED),
+            RefusedSocket::Draining | RefusedSocket::InvalidUser(_) => None,
         }
     }
 }
@@ -250,7 +253,7 @@ impl fmt::Display for ClusterRejection {
     }
 }
 
-impl fmt::Display for Asked {
+impl fmt::Display for DoorKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Upgrade => "upgrade",
@@ -262,7 +265,7 @@ impl fmt::Display for Asked {
 impl Error for ClusterRejection {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match &self.0 {
-            RejectionKind::Refused(Refused::InvalidUser(error)) => Some(error),
+            RejectionKind::Refused(RefusedSocket::InvalidUser(error)) => Some(error),
             _ => None,
         }
     }
@@ -305,9 +308,9 @@ impl ClosingUpgrade {
 }
 
 /// The stream, when the client has its answer.
-pub(crate) async fn opened(upgrade: OnUpgrade, node: &Node) -> Option<Opened> {
+pub(crate) async fn opened(upgrade: OnUpgrade, node: &Node) -> Option<OpenedIo> {
     match timeout(CLOSING, upgrade).await {
-        Ok(Ok(upgraded)) => Some(Opened::new(upgraded)),
+        Ok(Ok(upgraded)) => Some(OpenedIo::new(upgraded)),
         // Whoever serves the connection keeps the stream to himself.
         Ok(Err(error)) if error.is_user() => {
             let first = node.ground.counters.record_refusal(Counted::Upgrade);
@@ -338,8 +341,8 @@ fn later() -> Response {
     sse::response(said.into())
 }
 
-impl From<Refused> for RejectionKind {
-    fn from(refused: Refused) -> Self {
+impl From<RefusedSocket> for RejectionKind {
+    fn from(refused: RefusedSocket) -> Self {
         Self::Refused(refused)
     }
 }

@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 
 use crate::broadcast::Broadcaster;
 use crate::bus::gaps::Gaps;
-use crate::local::expiry::{Clock, Expiry};
+use crate::local::expiry::{Expiry, Times};
 use crate::local::moves::Moves;
 use crate::local::socket::{HandlerEnd, Sender};
 use crate::model::close::{Close, reason};
@@ -254,7 +254,7 @@ impl Socket {
     /// [`ClusterSocket::expires_at`](crate::ClusterSocket::expires_at) said counts no longer. Then the socket closes with 4401,
     /// at once for a time that is over. Rosters that are asked for from now on show it ([`SocketInfo::expires_at`](crate::SocketInfo::expires_at)).
     pub fn expires_at(&self, time: SystemTime) {
-        self.end.expire_at(Expiry::at(time, Clock::now()));
+        self.end.expire_at(Expiry::at(time, Times::now()));
     }
 
     /// Says anew what kind of device this is, for [`Audience::sockets`](crate::Audience::sockets), as
@@ -374,7 +374,7 @@ impl Socket {
         room.map_err(|close| Closed { close })
     }
 
-    /// Into the room that there was.
+    /// Queues a message into the room that there was.
     pub(crate) fn push(&self, message: &Message) -> Result<(), Closed> {
         let frame = self.node.local.frame_for(&self.end, message);
         let pushed = self.end.push(frame);

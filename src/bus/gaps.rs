@@ -8,7 +8,7 @@ use std::task::{Context, Poll, ready};
 use futures::{Stream, StreamExt};
 
 use crate::model::gap::Gap;
-use crate::readers::{News, Reading};
+use crate::readers::{ReaderNews, Reading};
 
 /// The gaps that end from now on. A stream, made by [`Cluster::gaps`](crate::Cluster::gaps) and its siblings.
 #[must_use = "streams do nothing unless polled"]
@@ -28,7 +28,7 @@ impl Gaps {
         }
     }
 
-    /// Those alone that are of concern.
+    /// The gaps that are of concern alone.
     pub(crate) fn that_concern(
         self,
         concerns: impl Fn(&Gap) -> bool + Send + Sync + 'static,
@@ -41,7 +41,7 @@ impl Gaps {
 }
 
 /// Who lags is told of several as one that spans them.
-impl News for Gap {
+impl ReaderNews for Gap {
     const MOST: usize = 16;
 
     fn make_room(unread: &mut VecDeque<Self>) -> bool {

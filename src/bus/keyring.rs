@@ -15,14 +15,14 @@ use crate::model::history::token::{self, Key, Parts};
 #[derive(Debug)]
 pub(crate) struct Keyring {
     archive: Arc<dyn Archive>,
-    known: Mutex<Known>,
+    known: Mutex<KnownKey>,
     /// One asks for all.
     asking: tokio::sync::Mutex<()>,
     publish_timeout: Duration,
 }
 
 #[derive(Debug, Default)]
-struct Known {
+struct KnownKey {
     key: Option<(Key, Instant)>,
     /// Where it is kept it was lost meanwhile, and another made.
     before: Option<Key>,
@@ -39,7 +39,7 @@ impl Keyring {
         }
     }
 
-    /// To sign with.
+    /// The key with which positions are signed.
     pub(crate) async fn key(&self) -> Result<Key, Arc<str>> {
         let known = self.known.lock().key;
         match known {

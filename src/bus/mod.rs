@@ -213,7 +213,7 @@ pub(crate) struct BusSettings {
 
 #[cfg(test)]
 impl BusSettings {
-    /// With nothing that is off by default.
+    /// Settings with nothing that is off by default.
     pub(crate) fn plain(publish_timeout: Duration) -> Self {
         Self {
             namespace: Namespace::new("x").expect("a good name"),

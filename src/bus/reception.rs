@@ -22,7 +22,7 @@ use tokio::time::Instant;
 use super::Links;
 use super::gaps::Gaps;
 use super::health::{HealthCell, HealthChanges};
-use super::outage::{Deaf, LinkId, Missed, Outage, Span};
+use super::outage::{Deaf, LinkId, MissedSpan, Outage, Span};
 use super::repairs::Repaired;
 use crate::counts::Counters;
 use crate::model::gap::{Extent, Gap};
@@ -206,7 +206,7 @@ impl Reception {
         let strays = self.outage.lock().take_strays();
         if let Some(strays) = strays {
             self.counters.bus_gaps.fetch_add(1, Relaxed);
-            let missed = Missed {
+            let missed = MissedSpan {
                 span: strays,
                 partitions: PartitionSet::all(),
                 kinds: Kinds::ALL,
@@ -251,7 +251,7 @@ impl Reception {
         Some((since, self.links.heard_until(proven)))
     }
 
-    fn tell_gap(&self, missed: Missed, repaired: Repaired) -> Gap {
+    fn tell_gap(&self, missed: MissedSpan, repaired: Repaired) -> Gap {
         let kinds = match repaired.gave_up {
             true => Kinds::ALL,
             false => missed.kinds | self.unkept,

@@ -85,7 +85,7 @@ impl Selection {
         }
     }
 
-    /// Those of its topics.
+    /// Those topics of the selection that are meant.
     pub(crate) fn filter(&self, is_meant: impl Fn(&Topic) -> bool) -> SmallVec<[Topic; 1]> {
         let meant = self.targets.iter().filter(|topic| is_meant(topic));
         meant.cloned().collect()

@@ -20,8 +20,8 @@ use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use crate::local::socket::resuming::Told;
-use crate::local::subscription::{Ending, Streamed};
+use crate::local::socket::resuming::PositionTold;
+use crate::local::subscription::{Streamed, SubscriptionEnding};
 use crate::model::close::reason;
 use crate::model::history::Resumed;
 use crate::model::history::mark::Number;
@@ -33,7 +33,7 @@ use crate::ws::frame::Frame;
 pub(super) struct Written {
     streamed: Streamed,
     /// Has the waker of the handler that waits for the end.
-    ending: Arc<Ending>,
+    ending: Arc<SubscriptionEnding>,
     /// The rooms it is in are heard, and what it missed is there.
     resumed: BoxFuture<'static, Resumed>,
     /// The handler waits for the beginning.
@@ -71,7 +71,7 @@ impl Written {
     }
 
     /// With what the handler waits for the end.
-    pub(super) fn ending(&self) -> Arc<Ending> {
+    pub(super) fn ending(&self) -> Arc<SubscriptionEnding> {
         self.ending.clone()
     }
 
@@ -122,7 +122,7 @@ impl Written {
         }
         let (number, frame) = frame.unmarked();
         match frame.into_message() {
-            Some(message) => match message.as_text().and_then(Told::read) {
+            Some(message) => match message.as_text().and_then(PositionTold::read) {
                 Some(told) if self.position.is_some() => self.write_told(&told, number, out),
                 _ => sse::write_message(&message, self.id(number).as_deref(), out),
             },
@@ -136,17 +136,17 @@ impl Written {
 }
 
 impl Written {
-    fn write_told(&mut self, told: &Told<'_>, number: Option<Number>, out: &mut Vec<u8>) {
+    fn write_told(&mut self, told: &PositionTold<'_>, number: Option<Number>, out: &mut Vec<u8>) {
         match *told {
-            Told::Position(position) => {
+            PositionTold::Position(position) => {
                 self.position = Some(position.to_owned());
                 sse::write_position(position, out);
             }
-            Told::Missed { why, position } => {
+            PositionTold::Missed { why, position } => {
                 self.position = Some(position.to_owned());
                 sse::write_missed(why, position, out);
             }
-            Told::Text(text) => {
+            PositionTold::Text(text) => {
                 sse::write_message(&text.into(), self.id(number).as_deref(), out);
             }
         }

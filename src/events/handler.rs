@@ -10,7 +10,7 @@ use crate::broadcast::Broadcaster;
 use crate::bus::gaps::Gaps;
 use crate::local::moves::Moves;
 use crate::local::socket::Sender;
-use crate::local::subscription::Ending;
+use crate::local::subscription::SubscriptionEnding;
 use crate::model::close::Close;
 use crate::model::error::{Closed, DescriptionError, RoomError, SendJsonError};
 use crate::model::history::Resumed;
@@ -30,15 +30,15 @@ pub struct Events {
     /// The registered socket, from which nothing is ever received: an `EventSource` cannot speak.
     socket: Socket,
     /// Waits for the socket's end with the handler's waker.
-    ending: Arc<Ending>,
+    ending: Arc<SubscriptionEnding>,
 }
 
 impl Events {
-    pub(super) fn new(socket: Socket, ending: Arc<Ending>) -> Self {
+    pub(super) fn new(socket: Socket, ending: Arc<SubscriptionEnding>) -> Self {
         Self { socket, ending }
     }
 
-    /// As others reach it.
+    /// The socket as others reach it.
     pub(super) fn sender(&self) -> Sender {
         self.socket.sender()
     }

@@ -28,7 +28,7 @@ use crate::model::history::Resumed;
 use crate::model::history::position::Position;
 use crate::model::id::{RoomId, UserId};
 use crate::node::Node;
-use crate::rejection::{Asked, ClusterRejection, RejectionKind};
+use crate::rejection::{ClusterRejection, DoorKind, RejectionKind};
 use crate::socket::Socket;
 use crate::sse;
 
@@ -162,7 +162,7 @@ impl ClusterEvents {
         F: FnOnce(Events) -> Fut + Send + 'static,
         Fut: Future<Output = ()> + Send + 'static,
     {
-        let Opened {
+        let OpenedEvents {
             node,
             mut body,
             end,
@@ -179,7 +179,7 @@ impl ClusterEvents {
         sse::response(Body::from_stream(body))
     }
 
-    fn open(self) -> Result<Opened, Box<Response>> {
+    fn open(self) -> Result<OpenedEvents, Box<Response>> {
         let ready = self.newcomer.ready()?;
         let (node, reservation) = (ready.node, ready.reservation);
         let holding = node.resumes().then_some(Telling::Told);
@@ -201,12 +201,12 @@ impl ClusterEvents {
             holding.is_some(),
             node.ground.home.tracker(),
         );
-        Ok(Opened { node, body, end })
+        Ok(OpenedEvents { node, body, end })
     }
 }
 
 /// It is registered, and has no answer yet.
-struct Opened {
+struct OpenedEvents {
     node: Arc<Node>,
     body: Written,
     end: HandlerEnd,
@@ -244,7 +244,7 @@ impl<S: Sync> FromRequestParts<S> for ClusterEvents {
         admitted.map_err(|kind| {
             let comes_back = parts.headers.contains_key(LAST_EVENT_ID);
             let kind = if comes_back { kind.later() } else { kind };
-            ClusterRejection::noted(kind, Asked::Events, &node)
+            ClusterRejection::noted(kind, DoorKind::Events, &node)
         })
     }
 }

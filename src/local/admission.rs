@@ -20,7 +20,7 @@ use super::Local;
 use super::expiry::Expiry;
 use super::registry::{About, Full, Member, Rooms};
 use super::socket::resuming::Telling;
-use super::socket::{DriverEnd, Ends, HandlerEnd, Registered, Sender, SweepEnd};
+use super::socket::{DriverEnd, HandlerEnd, Registered, Sender, SocketEnds, SweepEnd};
 use crate::bus::Confirmation;
 use crate::measures::Since;
 use crate::model::close::{Close, reason};
@@ -32,7 +32,7 @@ use crate::ws::Agreed;
 
 /// Why a socket may not enter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Refused {
+pub(crate) enum RefusedSocket {
     InvalidUser(InvalidId),
     Draining,
     /// The runtime is gone: nobody would ping the socket, or end it when its identity expires.
@@ -40,14 +40,14 @@ pub(crate) enum Refused {
     Full(Full),
 }
 
-impl Refused {
+impl RefusedSocket {
     /// Whether the same client may enter later.
     pub(crate) fn is_passing(self) -> bool {
         !matches!(self, Self::InvalidUser(_))
     }
 }
 
-impl fmt::Display for Refused {
+impl fmt::Display for RefusedSocket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Draining => "the server is shutting down, try again",
@@ -66,13 +66,13 @@ impl Local {
     pub(crate) async fn reserve(
         self: &Arc<Self>,
         user: UserId,
-    ) -> Result<(Reservation, Vec<SocketId>), Refused> {
-        let topic = Topic::user(&user).map_err(Refused::InvalidUser)?;
+    ) -> Result<(Reservation, Vec<SocketId>), RefusedSocket> {
+        let topic = Topic::user(&user).map_err(RefusedSocket::InvalidUser)?;
         if self.is_draining() {
-            return Err(Refused::Draining);
+            return Err(RefusedSocket::Draining);
         }
         if self.home.has_lost_its_runtime() {
-            return Err(Refused::RuntimeEnded);
+            return Err(RefusedSocket::RuntimeEnded);
         }
         let taken = self
             .registry
@@ -96,13 +96,13 @@ impl Local {
         seat.map(|replaced| (reservation, replaced))
     }
 
-    fn is_full(&self, full: Full) -> Refused {
+    fn is_full(&self, full: Full) -> RefusedSocket {
         self.counters.limits_refused.fetch_add(1, Relaxed);
-        Refused::Full(full)
+        RefusedSocket::Full(full)
     }
 
     /// Takes a seat of the user in the whole cluster, where those are limited; whose seats it took.
-    async fn seat(&self, user: &Topic, number: u64) -> Result<Vec<SocketId>, Refused> {
+    async fn seat(&self, user: &Topic, number: u64) -> Result<Vec<SocketId>, RefusedSocket> {
         let Some(seats) = self.bus.seats() else {
             return Ok(Vec::new());
         };
@@ -273,7 +273,7 @@ impl Reservation {
         description: Option<Description>,
         holding: Option<Telling>,
     ) -> (HandlerEnd, DriverEnd, Registration) {
-        let Ends {
+        let SocketEnds {
             sender,
             handler,
             driver,
@@ -287,12 +287,12 @@ impl Reservation {
     }
 
     /// The ends of the socket to be, which nobody reaches yet.
-    pub(super) fn ends(&self, expiry: Option<Expiry>) -> Ends {
+    pub(super) fn ends(&self, expiry: Option<Expiry>) -> SocketEnds {
         let id = SocketId {
             node: self.local.node,
             number: self.number,
         };
-        Ends::new(
+        SocketEnds::new(
             id,
             self.user.clone(),
             self.topic.clone(),

@@ -10,13 +10,13 @@ use crate::model::millis;
 /// One reading of both clocks: the monotonic one stands still while a machine sleeps, the wall clock may be
 /// corrected.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Clock {
+pub(crate) struct Times {
     pub(crate) now: Instant,
     /// Milliseconds since 1970.
     pub(crate) wall: u64,
 }
 
-impl Clock {
+impl Times {
     pub(crate) fn now() -> Self {
         Self {
             now: Instant::now(),
@@ -33,7 +33,7 @@ pub(crate) struct Expiry {
 }
 
 impl Expiry {
-    pub(crate) fn at(time: SystemTime, clock: Clock) -> Self {
+    pub(crate) fn at(time: SystemTime, clock: Times) -> Self {
         let wall = millis::since_1970(time);
         let left = Duration::from_millis(wall.saturating_sub(clock.wall));
         Self {
@@ -51,7 +51,7 @@ impl Expiry {
     }
 
     /// Whichever clock says so first.
-    pub(crate) fn is_over(&self, clock: Clock) -> bool {
+    pub(crate) fn is_over(&self, clock: Times) -> bool {
         self.wall <= clock.wall || self.at <= clock.now.into()
     }
 }
@@ -64,8 +64,8 @@ mod tests {
 
     const HOUR: Duration = Duration::from_secs(3600);
 
-    fn later(clock: Clock, monotonic: Duration, wall: Duration) -> Clock {
-        Clock {
+    fn later(clock: Times, monotonic: Duration, wall: Duration) -> Times {
+        Times {
             now: clock.now + monotonic,
             wall: clock.wall + wall.as_millis() as u64,
         }
@@ -73,7 +73,7 @@ mod tests {
 
     #[test]
     fn whichever_clock_says_so_first_ends_it() {
-        let start = Clock::now();
+        let start = Times::now();
         let expiry = Expiry::at(UNIX_EPOCH + Duration::from_millis(start.wall) + HOUR, start);
         let almost = HOUR - Duration::from_millis(1);
         let said = UNIX_EPOCH + Duration::from_millis(start.wall) + HOUR;
@@ -93,7 +93,7 @@ mod tests {
 
     #[test]
     fn a_time_past_is_over_and_one_too_far_off_is_never() {
-        let start = Clock::now();
+        let start = Times::now();
         assert!(Expiry::at(UNIX_EPOCH, start).is_over(start));
         assert!(Expiry::at(UNIX_EPOCH - HOUR, start).is_over(start));
         let never = UNIX_EPOCH + Duration::from_secs(i64::MAX as u64);

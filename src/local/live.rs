@@ -94,7 +94,7 @@ fn walk<T: Clone>(live: &Mutex<IndexMap<u64, T>>, slept: Duration, mut visit: im
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::local::socket::Ends;
+    use crate::local::socket::SocketEnds;
     use crate::model::id::NodeId;
     use crate::model::topic::Topic;
     use crate::ws::Agreed;
@@ -109,7 +109,7 @@ mod tests {
                 node: NodeId(1),
                 number,
             };
-            let ends = Ends::new(id, "alice".into(), Topic::all(), None, Agreed::NOTHING);
+            let ends = SocketEnds::new(id, "alice".into(), Topic::all(), None, Agreed::NOTHING);
             live.insert(number, ends.sweep);
         }
         let room = || live.sockets.lock().capacity();

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use crate::model::id::{NodeId, RoomId};
-use crate::readers::{News, named};
+use crate::readers::{ReaderNews, named};
 
 /// What somebody else did with a socket: [`Audience::join`](crate::Audience::join) and
 /// [`leave`](crate::Audience::leave), on whichever node. That it was closed says
@@ -36,7 +36,7 @@ named! {
 }
 
 /// Who lags misses the oldest.
-impl News for Move {
+impl ReaderNews for Move {
     const MOST: usize = 64;
 
     fn make_room(unread: &mut VecDeque<Self>) -> bool {

@@ -1,5 +1,18 @@
 //! A socket that is read: a subscription, or one whose client takes what is said as the body of a response. It has no task
 //! that drives it, so that whoever ends it sees to its end.
+//!
+//! That may be several at a time: who ends the socket wakes what gives its registration back, and its reader is dropped. One of
+//! them unregisters it, and the registration itself stays until nobody reads, since by it the node keeps time for what is still to
+//! be read:
+//!
+//! ```text
+//!              something ends it                     it is unregistered
+//!  Registered ------------------------> Taken ------------------------------> Unregistered
+//!      |                                  |                                        |
+//!      |  the reader is dropped           |  the reader is dropped                 |  the reader is dropped
+//!      +--------------------------------> Nothing <--------------------------------+
+//! ```
+//! What is unregistered and finds *Nothing* is dropped by whoever did it. No lock is held while it is.
 
 use std::mem::replace;
 use std::sync::Arc;
@@ -12,7 +25,7 @@ use super::admission::{Registration, Reservation};
 use super::expiry::Expiry;
 use super::registry::Member;
 use super::socket::resuming::Telling;
-use super::socket::{Ends, HandlerEnd, ReaderEnd, Registered, Sender};
+use super::socket::{HandlerEnd, ReaderEnd, Registered, Sender, SocketEnds};
 use crate::model::close::Close;
 use crate::model::description::Description;
 
@@ -20,20 +33,20 @@ use crate::model::description::Description;
 #[derive(Debug)]
 pub(crate) struct Streamed {
     pub(crate) end: ReaderEnd,
-    ending: Arc<Ending>,
+    ending: Arc<SubscriptionEnding>,
 }
 
 /// Gives back what such a socket has when it is woken, which is when something ends the socket.
 #[derive(Debug)]
-pub(crate) struct Ending {
+pub(crate) struct SubscriptionEnding {
     socket: Sender,
-    held: Mutex<Held>,
+    held: Mutex<HeldRegistration>,
     /// The handler, where there is one: in the place of its waker is this.
     handler: AtomicWaker,
 }
 
 #[derive(Debug)]
-enum Held {
+enum HeldRegistration {
     Registered(Box<Registration>),
     /// Somebody is just unregistering it.
     Taken,
@@ -66,7 +79,7 @@ impl Reservation {
         has_client: bool,
         holding: Option<Telling>,
     ) -> (Streamed, HandlerEnd) {
-        let Ends {
+        let SocketEnds {
             sender,
             handler,
             driver,
@@ -77,9 +90,9 @@ impl Reservation {
         }
         let end = ReaderEnd::instead_of(driver, has_client);
         let registration = self.enter(&sender, sweep, description);
-        let ending = Arc::new(Ending {
+        let ending = Arc::new(SubscriptionEnding {
             socket: sender,
-            held: Mutex::new(Held::Registered(registration.into())),
+            held: Mutex::new(HeldRegistration::Registered(registration.into())),
             handler: AtomicWaker::new(),
         });
         end.when_ended(ending.clone().into());
@@ -89,7 +102,7 @@ impl Reservation {
 
 impl Streamed {
     /// What waits in the place of the handler, and wakes it.
-    pub(crate) fn ending(&self) -> Arc<Ending> {
+    pub(crate) fn ending(&self) -> Arc<SubscriptionEnding> {
         self.ending.clone()
     }
 }
@@ -99,12 +112,12 @@ impl Drop for Streamed {
         if let Some(close) = self.end.close_reason() {
             self.ending.unregister(&close);
         }
-        let held = replace(&mut *self.ending.held.lock(), Held::Nothing);
+        let held = replace(&mut *self.ending.held.lock(), HeldRegistration::Nothing);
         drop(held);
     }
 }
 
-impl Ending {
+impl SubscriptionEnding {
     /// Asks as the handler, in whose place this waits for the end.
     pub(crate) fn poll<T>(
         self: &Arc<Self>,
@@ -129,8 +142,8 @@ impl Ending {
         let socket = self.socket.id();
         tracing::debug!(%socket, code = close.code.0, reason = close.reason.as_str(), "socket closed");
         let mut held = self.held.lock();
-        if let Held::Taken = *held {
-            *held = Held::Unregistered(registration);
+        if let HeldRegistration::Taken = *held {
+            *held = HeldRegistration::Unregistered(registration);
             return;
         }
         drop(held);
@@ -138,8 +151,8 @@ impl Ending {
     }
 }
 
-impl Held {
-    /// To unregister it, once.
+impl HeldRegistration {
+    /// Takes the registration out to unregister it, once.
     fn take(&mut self) -> Option<Box<Registration>> {
         match replace(self, Self::Taken) {
             Self::Registered(registration) => Some(registration),
@@ -151,7 +164,7 @@ impl Held {
     }
 }
 
-impl Wake for Ending {
+impl Wake for SubscriptionEnding {
     fn wake(self: Arc<Self>) {
         if let Some(close) = self.socket.close_reason() {
             self.unregister(&close);

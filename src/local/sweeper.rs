@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use super::Local;
-use super::expiry::Clock;
+use super::expiry::Times;
 use super::heartbeat::Pulse;
 use super::socket::Swept;
 
@@ -20,7 +20,7 @@ pub(super) async fn sweep(local: Weak<Local>) {
     loop {
         sleep(times.tick()).await;
         let Some(local) = local.upgrade() else { return };
-        let clock = Clock::now();
+        let clock = Times::now();
         let slept = pulse.beat(clock.now);
         if slept > NOTABLE {
             tracing::warn!(node = %local.node, ?slept, "this process did not run for a while, and counts that time \
@@ -34,7 +34,7 @@ pub(super) async fn sweep(local: Weak<Local>) {
 const NOTABLE: Duration = Duration::from_secs(1);
 
 impl Local {
-    fn sweep(&self, clock: Clock, slept: Duration) {
+    fn sweep(&self, clock: Times, slept: Duration) {
         let times = &self.settings.heartbeat;
         self.live.visit(slept, |socket| {
             if let Swept::Stalled(lost) = socket.sweep(clock, slept, times) {

@@ -23,7 +23,7 @@ pub(crate) struct Histogram {
 
 /// Who is told of what came since it was told before.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Told {
+pub(crate) enum SampleReader {
     /// Of the feature `metrics`.
     Recorder,
     /// Who looks at a dashboard.
@@ -47,7 +47,7 @@ impl Histogram {
 
     /// Hands over the middle of each bucket in rising order, and how many more are in it than this one was told of. Every
     /// value is told once, however many ask at the same time.
-    pub(crate) fn tell(&self, whom: Told, mut each: impl FnMut(f64, u64)) {
+    pub(crate) fn tell(&self, whom: SampleReader, mut each: impl FnMut(f64, u64)) {
         let told = &self.told[whom as usize];
         for (index, (count, told)) in self.counts.iter().zip(told).enumerate() {
             let count = count.load(Relaxed);
@@ -98,12 +98,14 @@ mod tests {
             histogram.record(value);
         }
         let mut taken = Vec::new();
-        histogram.tell(Told::Recorder, |value, count| taken.push((value, count)));
+        histogram.tell(SampleReader::Recorder, |value, count| {
+            taken.push((value, count))
+        });
         let small = (0..EXACT).map(|value| (value as f64, 1));
         assert!(taken.iter().copied().take(EXACT as usize).eq(small));
         assert_eq!(taken.len(), EXACT as usize + 1);
         assert_eq!(taken[EXACT as usize].1, 3);
-        histogram.tell(Told::Recorder, |_, _| panic!("it was told of all"));
+        histogram.tell(SampleReader::Recorder, |_, _| panic!("it was told of all"));
     }
 
     #[test]
@@ -115,11 +117,11 @@ mod tests {
             told
         };
         histogram.record(3);
-        assert_eq!(told(Told::Recorder), [(3.0, 1)]);
+        assert_eq!(told(SampleReader::Recorder), [(3.0, 1)]);
         histogram.record(3);
-        assert_eq!(told(Told::Onlooker), [(3.0, 2)]);
-        assert_eq!(told(Told::Onlooker), []);
-        assert_eq!(told(Told::Recorder), [(3.0, 1)]);
+        assert_eq!(told(SampleReader::Onlooker), [(3.0, 2)]);
+        assert_eq!(told(SampleReader::Onlooker), []);
+        assert_eq!(told(SampleReader::Recorder), [(3.0, 1)]);
     }
 
     proptest! {

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::clocks::Clocks;
-use super::histogram::{Histogram, Told};
+use super::histogram::{Histogram, SampleReader};
 use crate::model::id::NodeId;
 use crate::model::vitals::Quantiles;
 
@@ -62,7 +62,7 @@ macro_rules! measures {
         #[derive(Debug, Default)]
         pub(crate) struct Measures {
             sends: AtomicU64,
-            own: Own,
+            own: OwnClock,
             others: Mutex<Clocks>,
             $($(#[doc = $doc])+ $name: Histogram,)+
         }
@@ -75,7 +75,7 @@ macro_rules! measures {
             /// What was measured since this was asked before.
             pub(crate) fn take(&self) -> Vec<Sample> {
                 let mut samples = Vec::new();
-                $(self.$name.tell(Told::Recorder, |value, count| samples.push(Sample {
+                $(self.$name.tell(SampleReader::Recorder, |value, count| samples.push(Sample {
                     name: $exported,
                     value: Measured::$measured.in_its_unit(value),
                     count,
@@ -88,7 +88,7 @@ macro_rules! measures {
                 let mut quantiles = BTreeMap::new();
                 $({
                     let mut values = Vec::new();
-                    self.$name.tell(Told::Onlooker, |value, count| {
+                    self.$name.tell(SampleReader::Onlooker, |value, count| {
                         values.push((Measured::$measured.in_its_unit(value), count));
                     });
                     let name = || stringify!($name).to_owned();
@@ -179,13 +179,13 @@ impl Measures {
 
 /// The clock of this node, which nobody sets.
 #[derive(Debug)]
-struct Own {
+struct OwnClock {
     started: Instant,
     /// When the last turn began.
     turned: Mutex<Instant>,
 }
 
-impl Own {
+impl OwnClock {
     fn at(&self, moment: Instant) -> u64 {
         let since = moment.saturating_duration_since(self.started);
         since.as_micros().try_into().unwrap_or(u64::MAX)
@@ -202,7 +202,7 @@ impl Own {
     }
 }
 
-impl Default for Own {
+impl Default for OwnClock {
     fn default() -> Self {
         let started = Instant::now();
         Self {

@@ -5,7 +5,7 @@ use std::fmt;
 use serde::Serialize;
 
 use crate::model::code::CloseCode;
-use crate::model::message::Utf8Bytes;
+use crate::model::utf8::Utf8Bytes;
 
 /// A close code and its reason ([RFC 6455, section 7.4](https://www.rfc-editor.org/rfc/rfc6455#section-7.4)).
 ///

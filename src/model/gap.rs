@@ -51,7 +51,7 @@ pub(crate) struct Extent {
 }
 
 impl Extent {
-    /// That of both.
+    /// Widens the gap to that of both.
     pub(crate) fn widen(self: &mut Arc<Self>, other: &Self) {
         let all = Arc::make_mut(self);
         all.partitions = all.partitions | other.partitions;

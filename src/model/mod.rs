@@ -19,4 +19,5 @@ pub(crate) mod millis;
 pub(crate) mod partition;
 pub(crate) mod roster;
 pub(crate) mod topic;
+pub(crate) mod utf8;
 pub(crate) mod vitals;

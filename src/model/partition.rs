@@ -44,7 +44,7 @@ impl Partition {
         std::str::from_utf8(&tag.digits[tag.from..]).expect("digits are ASCII")
     }
 
-    /// Where it is kept.
+    /// The slot in which the partition is kept.
     pub(crate) fn slot(self) -> u16 {
         TAGS[usize::from(self.0)].slot
     }
@@ -101,7 +101,7 @@ impl PartitionSet {
         self.0.iter().map(|word| word.count_ones() as usize).sum()
     }
 
-    /// In their order.
+    /// The partitions in their order.
     pub(crate) fn iter(self) -> impl Iterator<Item = Partition> {
         Partition::all().filter(move |partition| self.contains(*partition))
     }
@@ -207,7 +207,7 @@ const fn tags() -> [Tag; Partition::COUNT] {
     all
 }
 
-/// Of a name without a tag, or of a tag.
+/// The slot of a name without a tag, or of a tag.
 const fn slot(name: &[u8]) -> u16 {
     checksum(name) % SLOTS
 }
@@ -223,7 +223,7 @@ const fn checksum(bytes: &[u8]) -> u16 {
     sum
 }
 
-/// Of each byte, by the polynomial 0x1021.
+/// The remainder of each byte, by the polynomial 0x1021.
 static REMAINDERS: [u16; 256] = {
     let (mut remainders, mut byte) = ([0; 256], 0);
     while byte < 256 {

@@ -5,7 +5,7 @@ mod resume;
 mod send;
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -18,7 +18,7 @@ use crate::bus::uplink::Uplink;
 use crate::bus::{Backend, Bus};
 use crate::config::Config;
 use crate::home::Ground;
-use crate::local::admission::{Refused, Reservation};
+use crate::local::admission::{RefusedSocket, Reservation};
 use crate::local::{CLOSING, Local, Sockets};
 use crate::model::id::{NodeId, UserId};
 use crate::model::limits::LONGEST;
@@ -38,11 +38,11 @@ pub(crate) struct Node {
     pub(crate) peers: Arc<Peers>,
     pub(crate) presence: Arc<Mailbox>,
     pub(crate) uplink: Arc<Uplink>,
-    pub(crate) repairs: Repairs,
+    repairs: Repairs,
     /// For what they missed.
     waiting: Waiting,
     /// A type of user that was looked for and not there was said at warn.
-    pub(crate) said_no_user: AtomicBool,
+    said_no_user: AtomicBool,
 }
 
 impl Node {
@@ -103,8 +103,13 @@ impl Node {
         }
     }
 
+    /// Whether it is to be said at warn that a type of user was looked for and not there.
+    pub(crate) fn says_no_user(&self) -> bool {
+        !self.said_no_user.swap(true, Relaxed)
+    }
+
     /// Takes a place for a socket of this user, for whom the cluster's messages then come here.
-    pub(crate) async fn reserve(&self, user: UserId) -> Result<Reservation, Refused> {
+    pub(crate) async fn reserve(&self, user: UserId) -> Result<Reservation, RefusedSocket> {
         let (reservation, replaced) = self.local.reserve(user).await?;
         if !replaced.is_empty() {
             self.peers.commands().replace(replaced);

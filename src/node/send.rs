@@ -7,7 +7,7 @@ use tracing::field::Empty;
 use super::Node;
 use crate::bus::inbound::Own;
 use crate::bus::scope::Selection;
-use crate::bus::uplink::{Came, How, Sent};
+use crate::bus::uplink::{CameHere, How, Sent};
 use crate::local::registry::EVERY;
 use crate::model::error::SendError;
 use crate::model::manner::Manner;
@@ -72,8 +72,8 @@ impl Node {
                 }
                 match refused.came {
                     // Delivered already, meanwhile or when it came back; or it will be.
-                    Came::Whole => {}
-                    Came::On(topics) => {
+                    CameHere::Whole => {}
+                    CameHere::On(topics) => {
                         let rest = scope.without(&topics);
                         self.local.deliver(&rest, message, manner, how.form).await;
                     }

@@ -25,7 +25,7 @@ use crate::home::{Ground, Home};
 use crate::model::roster::NodeInfo;
 use crate::model::topic::Topic;
 use crate::model::vitals::Vitals;
-use crate::readers::{News, Readers, Reading};
+use crate::readers::{ReaderNews, Readers, Reading};
 
 /// A node says how it does once in it, whoever looks here.
 const EVERY: Duration = Duration::from_secs(1);
@@ -40,7 +40,7 @@ pub(crate) enum Finding {
 }
 
 /// Who does not keep up misses the oldest: the next ones say all that they said.
-impl News for Finding {
+impl ReaderNews for Finding {
     const MOST: usize = 512;
 
     fn make_room(unread: &mut VecDeque<Self>) -> bool {

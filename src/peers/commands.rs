@@ -9,7 +9,7 @@ use tokio::task::yield_now;
 
 use super::gather::Answers;
 use super::nodes::Nodes;
-use super::questions::{Asked, Questions};
+use super::questions::{AskedQuestion, Questions};
 use super::turns::Turns;
 use crate::bus::Confirmation;
 use crate::bus::control::Ask;
@@ -75,7 +75,7 @@ impl Commands {
         self.flush().await;
         let sockets = self.sockets.clone();
         let asking = self.home.run(async move {
-            let answers = async { Asked::answers(asked?).await };
+            let answers = async { AskedQuestion::answers(asked?).await };
             join(answers, sockets.wait_confirmed(confirmation)).await.0
         });
         let answers = match asking.await {
@@ -83,15 +83,7 @@ impl Commands {
             None => Err(PublishError::maybe_sent(self.home.unfinished())),
             Some(answers) => answers,
         };
-        let answers = answers.map_err(|error| {
-            self.counters.record_failed_publish(error.maybe_sent);
-            SendError::bus(local, error)
-        })?;
-        Ok(Outcome {
-            local,
-            nodes: (reach == Reach::Everywhere).then(|| self.count_nodes(&answers)),
-            unanswered: count_unanswered(&answers),
-        })
+        self.outcome(local, reach, answers)
     }
 
     /// Runs a command that is carried out here when it comes back; at once, where it does not.
@@ -103,7 +95,7 @@ impl Commands {
     ) -> Result<Outcome, SendError> {
         let id = self.questions.number();
         let mut carried_out = turns.open(id, selection, &what);
-        let waiting = Waiting {
+        let waiting = WaitingCommand {
             id,
             turns: turns.clone(),
             home: self.home.clone(),
@@ -125,7 +117,7 @@ impl Commands {
                     turns.come(id);
                 }
             });
-            let answers = Asked::answers(Some(asked)).await;
+            let answers = AskedQuestion::answers(Some(asked)).await;
             waiting.come().await;
             answers
         });
@@ -138,13 +130,23 @@ impl Commands {
             .try_recv()
             .unwrap_or((0, Confirmation::NotAwaited));
         sockets.wait_confirmed(confirmation).await;
+        self.outcome(local, Reach::Everywhere, answers)
+    }
+
+    /// What became of a command that concerned so many sockets here.
+    fn outcome(
+        &self,
+        local: usize,
+        reach: Reach,
+        answers: Result<Answers, PublishError>,
+    ) -> Result<Outcome, SendError> {
         let answers = answers.map_err(|error| {
             self.counters.record_failed_publish(error.maybe_sent);
             SendError::bus(local, error)
         })?;
         Ok(Outcome {
             local,
-            nodes: Some(self.count_nodes(&answers)),
+            nodes: (reach == Reach::Everywhere).then(|| self.count_nodes(&answers)),
             unanswered: count_unanswered(&answers),
         })
     }
@@ -192,14 +194,14 @@ fn count_unanswered(answers: &Answers) -> usize {
 }
 
 /// A command that is carried out here however whoever commanded it ends.
-struct Waiting {
+struct WaitingCommand {
     id: u64,
     turns: Arc<Turns>,
     home: Arc<Home>,
     sockets: Sockets,
 }
 
-impl Waiting {
+impl WaitingCommand {
     /// It has come back, or will not any more.
     async fn come(self) {
         if self.turns.come(self.id) {
@@ -208,7 +210,7 @@ impl Waiting {
     }
 }
 
-impl Drop for Waiting {
+impl Drop for WaitingCommand {
     fn drop(&mut self) {
         if self.turns.come(self.id) {
             self.home.spawn(flush_all(self.sockets.clone()));

@@ -40,7 +40,7 @@ pub(super) struct Introduction {
 }
 
 impl Introduction {
-    /// Of a node that starts now.
+    /// The introduction of a node that starts now.
     pub(super) fn new(
         ground: &Ground,
         settings: &PeerSettings,

@@ -8,7 +8,7 @@ use crate::counts::Counters;
 use crate::home::Ground;
 use crate::model::id::NodeId;
 use crate::model::message::Message;
-use crate::readers::{News, Readers, named};
+use crate::readers::{ReaderNews, Readers, named};
 
 /// A message to the nodes, of [`Cluster::to_nodes`](crate::Cluster::to_nodes).
 #[derive(Clone, Debug, PartialEq)]
@@ -27,7 +27,7 @@ named! {
 }
 
 /// Who lags loses the oldest, which is counted.
-impl News for NodeMessage {
+impl ReaderNews for NodeMessage {
     const MOST: usize = 256;
 
     fn make_room(unread: &mut VecDeque<Self>) -> bool {
@@ -37,13 +37,13 @@ impl News for NodeMessage {
 
 /// Who reads what is sent to the nodes.
 #[derive(Debug)]
-pub(crate) struct Messages {
+pub(crate) struct MessageReaders {
     node: NodeId,
     counters: Arc<Counters>,
     readers: Readers<NodeMessage>,
 }
 
-impl Messages {
+impl MessageReaders {
     pub(super) fn new(ground: &Ground) -> Self {
         Self {
             node: ground.node,

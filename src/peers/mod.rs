@@ -33,11 +33,11 @@ use self::commands::Commands;
 use self::hellos::Hellos;
 use self::host::PresenceHost;
 use self::introduction::Introduction;
-use self::messages::Messages;
+use self::messages::MessageReaders;
 use self::nodes::Nodes;
 use self::queries::Queries;
 use self::questions::Questions;
-use self::task::Task;
+use self::task::PeersTask;
 use crate::bus::control::Control;
 use crate::bus::inbound::{Part, PeerWord};
 use crate::bus::uplink::Uplink;
@@ -74,7 +74,7 @@ pub(crate) struct Peers {
     answering: Arc<Answering>,
     queries: Arc<Queries>,
     commands: Arc<Commands>,
-    messages: Messages,
+    messages: MessageReaders,
     introduction: Arc<Introduction>,
     #[cfg(feature = "dashboard")]
     checkup: Arc<Checkup>,
@@ -130,7 +130,7 @@ impl Peers {
                 sockets,
                 !settings.histories.is_off(),
             )),
-            messages: Messages::new(ground),
+            messages: MessageReaders::new(ground),
             #[cfg(feature = "dashboard")]
             checkup: Arc::new(Checkup::new(ground, uplink, &nodes, &introduction)),
             introduction,
@@ -142,10 +142,10 @@ impl Peers {
     /// Begins to say hello, and to tell who comes and goes.
     pub(crate) fn start(self: &Arc<Self>, settings: &PeerSettings) {
         let home = &self.home;
-        let membership = Task::new(Arc::downgrade(self), settings.lease);
+        let membership = PeersTask::new(Arc::downgrade(self), settings.lease);
         home.keep("membership", membership, |task| task.run().boxed());
         let host = Arc::downgrade(&self.host);
-        let presence = presence::Task::new(host, self.node, settings.presence_grace);
+        let presence = presence::PresenceTask::new(host, self.node, settings.presence_grace);
         home.keep("presence", presence, |task| task.run().boxed());
     }
 
@@ -157,7 +157,7 @@ impl Peers {
         &self.commands
     }
 
-    pub(crate) fn messages(&self) -> &Messages {
+    pub(crate) fn messages(&self) -> &MessageReaders {
         &self.messages
     }
 

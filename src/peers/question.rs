@@ -60,7 +60,7 @@ pub(super) struct Census {
 
 /// What is to be done now.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Next {
+pub(super) enum NextAsk {
     /// These are asked by name for what the others were asked for: who was counted does not say whom it reached.
     Repeat(Vec<NodeId>),
     /// These are asked by name whether there is something to wait for.
@@ -113,9 +113,9 @@ impl Question {
     }
 
     /// What is next, with the nodes that are known.
-    pub(super) fn next(&mut self, known: impl FnOnce() -> Vec<NodeId>, now: Instant) -> Next {
+    pub(super) fn next(&mut self, known: impl FnOnce() -> Vec<NodeId>, now: Instant) -> NextAsk {
         if self.gathering.is_complete() || self.deadline <= now {
-            return Next::Over;
+            return NextAsk::Over;
         }
         if self.gathering.needs_names() || self.follow_up <= now {
             self.follow_up = now + FOLLOW_UP;
@@ -123,11 +123,11 @@ impl Question {
             let is_repeated =
                 !self.gathering.is_uncertain() || replace(&mut self.is_repeated, true);
             return match is_repeated {
-                true => Next::Ping(silent),
-                false => Next::Repeat(silent),
+                true => NextAsk::Ping(silent),
+                false => NextAsk::Repeat(silent),
             };
         }
-        Next::Wait(self.follow_up.min(self.deadline))
+        NextAsk::Wait(self.follow_up.min(self.deadline))
     }
 
     /// Those who were silent have been asked by name, as far as they could be reached.
@@ -191,20 +191,20 @@ mod tests {
         question.gathering().answered(node, part, false);
     }
 
-    fn next(question: &mut Question, now: Instant) -> Next {
+    fn next(question: &mut Question, now: Instant) -> NextAsk {
         question.next(|| vec![A, B], now)
     }
 
     fn pinged(question: &mut Question, now: Instant) -> Vec<NodeId> {
         match next(question, now) {
-            Next::Ping(names) => sorted(names),
+            NextAsk::Ping(names) => sorted(names),
             other => panic!("{other:?}"),
         }
     }
 
     fn repeated_to(question: &mut Question, now: Instant) -> Vec<NodeId> {
         match next(question, now) {
-            Next::Repeat(names) => sorted(names),
+            NextAsk::Repeat(names) => sorted(names),
             other => panic!("{other:?}"),
         }
     }
@@ -219,11 +219,11 @@ mod tests {
         let start = Instant::now();
         let mut question = published(start, |_| {});
         let first = start + 5 * MS + FOLLOW_UP;
-        assert_eq!(next(&mut question, start + 5 * MS), Next::Wait(first));
+        assert_eq!(next(&mut question, start + 5 * MS), NextAsk::Wait(first));
         answer(&mut question, A);
-        assert_eq!(next(&mut question, start + 6 * MS), Next::Wait(first));
+        assert_eq!(next(&mut question, start + 6 * MS), NextAsk::Wait(first));
         answer(&mut question, B);
-        assert_eq!(next(&mut question, start + 7 * MS), Next::Over);
+        assert_eq!(next(&mut question, start + 7 * MS), NextAsk::Over);
         let answers = question.end([A, B]);
         assert_eq!((answers.parts.len(), answers.partial), (2, false));
     }
@@ -234,18 +234,18 @@ mod tests {
         let mut question = published(start, |_| {});
         answer(&mut question, A);
         let mut now = start + 5 * MS + FOLLOW_UP;
-        assert_eq!(next(&mut question, now - MS), Next::Wait(now));
+        assert_eq!(next(&mut question, now - MS), NextAsk::Wait(now));
         for _ in 0..3 {
             assert_eq!(pinged(&mut question, now), [B]);
             // The pings took some time.
             question.followed_up(&[], now + 30 * MS);
             now += 30 * MS + FOLLOW_UP;
-            assert_eq!(next(&mut question, now - MS), Next::Wait(now));
+            assert_eq!(next(&mut question, now - MS), NextAsk::Wait(now));
         }
         let deadline = start + TIMEOUT;
         question.followed_up(&[], deadline - MS);
-        assert_eq!(next(&mut question, deadline - MS), Next::Wait(deadline));
-        assert_eq!(next(&mut question, deadline), Next::Over);
+        assert_eq!(next(&mut question, deadline - MS), NextAsk::Wait(deadline));
+        assert_eq!(next(&mut question, deadline), NextAsk::Over);
         let answers = question.end([A, B]);
         assert_eq!((answers.missing, answers.partial), (vec![B], true));
     }
@@ -266,7 +266,7 @@ mod tests {
             let then = start + 6 * MS + FOLLOW_UP;
             assert_eq!(
                 next(&mut question, start + 6 * MS),
-                Next::Wait(then),
+                NextAsk::Wait(then),
                 "once"
             );
             assert_eq!(pinged(&mut question, then), [B], "that is repeated once");
@@ -296,7 +296,10 @@ mod tests {
         let start = Instant::now();
         let late = |since| move |census: &mut Census| census.hearing = Some((since, since));
         let mut question = published(start, late(start));
-        assert!(matches!(next(&mut question, start + 5 * MS), Next::Wait(_)));
+        assert!(matches!(
+            next(&mut question, start + 5 * MS),
+            NextAsk::Wait(_)
+        ));
         let mut question = published(start, late(start + MS));
         assert_eq!(repeated_to(&mut question, start + 5 * MS), [A, B]);
     }
@@ -308,7 +311,7 @@ mod tests {
         answer(&mut question, A);
         assert_eq!(repeated_to(&mut question, start + 6 * MS), [B]);
         question.followed_up(&[B], start + 7 * MS);
-        assert_eq!(next(&mut question, start + 7 * MS), Next::Over);
+        assert_eq!(next(&mut question, start + 7 * MS), NextAsk::Over);
         assert_eq!(question.end([A, B]).missing, [B]);
     }
 
@@ -320,11 +323,11 @@ mod tests {
         assert_eq!(repeated_to(&mut question, start + 6 * MS), [B]);
         question.unasked(B, 9 * MS, start + 10 * MS);
         assert!(
-            matches!(next(&mut question, start + 10 * MS), Next::Wait(_)),
+            matches!(next(&mut question, start + 10 * MS), NextAsk::Wait(_)),
             "asked again"
         );
         question.unasked(B, 10 * MS, start + 10 * MS);
-        assert_eq!(next(&mut question, start + 10 * MS), Next::Over);
+        assert_eq!(next(&mut question, start + 10 * MS), NextAsk::Over);
     }
 
     #[test]
@@ -332,7 +335,7 @@ mod tests {
         let start = Instant::now();
         let mut question = Question::asked(start, TIMEOUT);
         assert_eq!(question.deadline(), start + TIMEOUT);
-        assert_eq!(next(&mut question, start + TIMEOUT), Next::Over);
+        assert_eq!(next(&mut question, start + TIMEOUT), NextAsk::Over);
         assert_eq!(question.end([A, B]).missing, [A, B]);
     }
 
@@ -384,13 +387,13 @@ mod tests {
             let mut events = events.into_iter();
             loop {
                 match question.next(ids, now) {
-                    Next::Over => break,
-                    Next::Repeat(names) | Next::Ping(names) => {
+                    NextAsk::Over => break,
+                    NextAsk::Repeat(names) | NextAsk::Ping(names) => {
                         prop_assert!(names.iter().all(|node| !answered.contains(node)));
                         question.followed_up(&[], now);
                         asked.push(now);
                     }
-                    Next::Wait(until) => {
+                    NextAsk::Wait(until) => {
                         prop_assert!(now < until && until <= start + TIMEOUT);
                         let Some((event, pause)) = events.next() else {
                             now = until;

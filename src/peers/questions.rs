@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::gather::Answers;
 use super::nodes::Nodes;
-use super::question::{Census, Next, Question};
+use super::question::{Census, NextAsk, Question};
 use crate::bus::Published;
 use crate::bus::control::{Ask, Control};
 use crate::bus::reception::Reception;
@@ -61,7 +61,7 @@ struct OpenQuestion {
 }
 
 /// A question whose publication is queued already.
-pub(super) struct Asked {
+pub(super) struct AskedQuestion {
     open: OpenQuestion,
     publishing: BoxFuture<'static, Result<Published, PublishError>>,
     /// Tells how many nodes hear what goes the same way, where the question itself does not.
@@ -93,7 +93,7 @@ impl Questions {
         selection: &Selection,
         what: Ask,
     ) -> Result<Answers, PublishError> {
-        Asked::answers(self.begin(selection, what)?).await
+        AskedQuestion::answers(self.begin(selection, what)?).await
     }
 
     /// Queues a question, by the call itself; `None` where nobody else is asked.
@@ -101,11 +101,11 @@ impl Questions {
         self: &Arc<Self>,
         selection: &Selection,
         what: Ask,
-    ) -> Result<Option<Asked>, PublishError> {
+    ) -> Result<Option<AskedQuestion>, PublishError> {
         self.begin_as(self.number(), selection, what)
     }
 
-    /// That of a question to come.
+    /// The number of a question to come.
     pub(super) fn number(&self) -> u64 {
         self.next.fetch_add(1, Relaxed)
     }
@@ -115,7 +115,7 @@ impl Questions {
         id: u64,
         selection: &Selection,
         what: Ask,
-    ) -> Result<Option<Asked>, PublishError> {
+    ) -> Result<Option<AskedQuestion>, PublishError> {
         let carrier = selection.question_carrier();
         let Some(carrier) = carrier.filter(|topic| *topic != self.own) else {
             return Ok(None);
@@ -134,7 +134,7 @@ impl Questions {
         let publishing = (self.uplink).ask(carrier.clone(), envelope, selection.size());
         let is_census = carrier.kind() == TopicKind::Nodes;
         let census = (!is_census).then(|| self.uplink.probe(&carrier));
-        Ok(Some(Asked {
+        Ok(Some(AskedQuestion {
             open,
             publishing,
             census: census.into(),
@@ -216,7 +216,7 @@ impl SharedQuestion {
     }
 }
 
-impl Asked {
+impl AskedQuestion {
     /// Calls this when it is published; whether it comes back.
     pub(super) fn when_published(self, call: impl FnOnce(bool) + Send + 'static) -> Self {
         let publishing = self.publishing;
@@ -263,16 +263,16 @@ impl OpenQuestion {
             let known = || self.questions.known();
             let next = question.lock().next(known, Instant::now());
             let (word, silent) = match next {
-                Next::Over => return,
-                Next::Wait(until) => {
+                NextAsk::Over => return,
+                NextAsk::Wait(until) => {
                     tokio::select! {
                         () = changed.notified() => {}
                         () = sleep_until(until) => {}
                     }
                     continue;
                 }
-                Next::Repeat(silent) => (self.repeated.clone(), silent),
-                Next::Ping(silent) => (None, silent),
+                NextAsk::Repeat(silent) => (self.repeated.clone(), silent),
+                NextAsk::Ping(silent) => (None, silent),
             };
             let word = word.unwrap_or_else(|| self.questions.ping(self.id));
             let telling = self.questions.tell_by_name(&word, silent);

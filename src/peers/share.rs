@@ -25,7 +25,7 @@ use tokio::time::timeout;
 
 /// What runs, by what is asked, and the next one, if somebody waits for that.
 #[derive(Debug)]
-pub(crate) struct Share<K, V: Clone>(Mutex<HashMap<K, Option<Round<V>>>>);
+pub(crate) struct Share<K, V: Clone>(Mutex<HashMap<K, Option<QuestionRound<V>>>>);
 
 /// Where a question runs, and for how long at most.
 #[derive(Debug, Clone, Copy)]
@@ -35,12 +35,12 @@ pub(crate) struct Flight<'a> {
 }
 
 #[derive(Debug)]
-struct Round<V: Clone> {
+struct QuestionRound<V: Clone> {
     tell: oneshot::Sender<V>,
     told: Shared<oneshot::Receiver<V>>,
 }
 
-impl<V: Clone> Round<V> {
+impl<V: Clone> QuestionRound<V> {
     fn new() -> Self {
         let (tell, told) = oneshot::channel();
         let told = told.shared();
@@ -83,13 +83,16 @@ where
     }
 
     /// Where the answer will be told, and what to ask first if nobody does.
-    fn join(&self, key: &K) -> (Shared<oneshot::Receiver<V>>, Option<Round<V>>) {
+    fn join(&self, key: &K) -> (Shared<oneshot::Receiver<V>>, Option<QuestionRound<V>>) {
         let mut questions = self.0.lock();
         if let Some(next) = questions.get_mut(key) {
-            return (next.get_or_insert_with(Round::new).told.clone(), None);
+            return (
+                next.get_or_insert_with(QuestionRound::new).told.clone(),
+                None,
+            );
         }
         questions.insert(key.clone(), None);
-        let first = Round::new();
+        let first = QuestionRound::new();
         (first.told.clone(), Some(first))
     }
 }
@@ -104,7 +107,7 @@ struct Asking<K: Hash + Eq, V: Clone> {
 impl<K: Hash + Eq, V: Clone> Asking<K, V> {
     async fn run<F: Future<Output = V>>(
         mut self,
-        first: Round<V>,
+        first: QuestionRound<V>,
         ask: impl Fn() -> F,
         longest: Duration,
     ) {
@@ -123,7 +126,7 @@ impl<K: Hash + Eq, V: Clone> Asking<K, V> {
     }
 
     /// The question that others wait for. With none it is all over, and nobody can join any more.
-    fn next(&mut self) -> Option<Round<V>> {
+    fn next(&mut self) -> Option<QuestionRound<V>> {
         let mut questions = self.share.0.lock();
         let next = questions.get_mut(&self.key).and_then(Option::take);
         if next.is_none() {

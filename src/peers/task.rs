@@ -13,13 +13,13 @@ use super::nodes::MARGIN;
 /// After a failover many nodes say what strayed: so long they are waited for, and told as one gap.
 const TOGETHER: Duration = Duration::from_millis(100);
 
-pub(super) struct Task {
+pub(super) struct PeersTask {
     peers: Weak<Peers>,
     lease: Duration,
     membership: Membership,
 }
 
-impl Task {
+impl PeersTask {
     pub(super) fn new(peers: Weak<Peers>, lease: Duration) -> Self {
         Self {
             peers,

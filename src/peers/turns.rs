@@ -18,11 +18,11 @@ pub(super) type CarriedOut = (usize, Confirmation);
 #[derive(Debug)]
 pub(super) struct Turns {
     sockets: Sockets,
-    open: Mutex<HashMap<u64, Turn>>,
+    open: Mutex<HashMap<u64, CommandTurn>>,
 }
 
 #[derive(Debug)]
-struct Turn {
+struct CommandTurn {
     selection: Selection,
     what: Ask,
     done: oneshot::Sender<CarriedOut>,
@@ -42,7 +42,7 @@ impl Turns {
         what: &Ask,
     ) -> oneshot::Receiver<CarriedOut> {
         let (done, carried_out) = oneshot::channel();
-        let turn = Turn {
+        let turn = CommandTurn {
             selection: selection.clone(),
             what: what.clone(),
             done,
@@ -55,7 +55,7 @@ impl Turns {
     /// its turn.
     pub(super) fn come(&self, id: u64) -> bool {
         let turn = self.open.lock().remove(&id);
-        let Some(Turn {
+        let Some(CommandTurn {
             selection,
             what,
             done,

@@ -53,7 +53,7 @@ pub(super) enum Change {
     Described(UserId, Descriptions),
 }
 
-/// Of a user who counts as online.
+/// What is known of a user who counts as online.
 #[derive(Debug, PartialEq, Eq)]
 enum OnlineUser {
     /// So many nodes name the user, at least one.

@@ -36,7 +36,7 @@ use super::act::{Act, Input, Say, Ticket, Watching};
 use super::feed::Feed;
 use super::reader::Reader;
 use super::told::Told;
-use super::unsaid::{Next, Unsaid};
+use super::unsaid::{NextUnsaid, Unsaid};
 use super::word::Report;
 use crate::model::id::{NodeId, UserId};
 use crate::model::topic::Topic;
@@ -168,12 +168,12 @@ impl Machine {
             let act = match self.errands.pop_front() {
                 Some(errand) => self.begin(errand),
                 None => match self.unsaid.poll(now)? {
-                    Next::Ask { to, topic } => {
+                    NextUnsaid::Ask { to, topic } => {
                         let feed = self.topics.get(&topic).and_then(|it| it.feed.as_ref());
                         let described = feed.is_some_and(Feed::is_described);
                         Some(Act::ask(to, topic, described))
                     }
-                    Next::Tell(topic) => self.begin(Errand::Again(topic)),
+                    NextUnsaid::Tell(topic) => self.begin(Errand::Again(topic)),
                 },
             };
             if act.is_some() {
@@ -186,7 +186,9 @@ impl Machine {
     pub(super) fn said(&mut self, ticket: Ticket, took: Option<usize>, now: Instant) {
         match (ticket, took) {
             (Ticket::Ask { to, .. }, Some(_)) => self.unsaid.asked(&to),
-            (Ticket::Ask { to, topic }, None) => self.unsaid.failed(Next::Ask { to, topic }, now),
+            (Ticket::Ask { to, topic }, None) => {
+                self.unsaid.failed(NextUnsaid::Ask { to, topic }, now)
+            }
             (Ticket::Answer { to, topic }, Some(0)) => {
                 // It has left, and said so before.
                 self.list.clear();
@@ -200,7 +202,7 @@ impl Machine {
             }
             (Ticket::Again(topic), None) => {
                 self.list.clear();
-                self.unsaid.failed(Next::Tell(topic), now);
+                self.unsaid.failed(NextUnsaid::Tell(topic), now);
             }
             (Ticket::Changes(topic), None) => self.unsaid.tell(topic),
             (Ticket::Again(topic) | Ticket::Changes(topic), Some(0)) => {

@@ -268,7 +268,7 @@ impl Letter {
 
 #[cfg(test)]
 impl Mailbox {
-    /// As if more had come than is kept.
+    /// Makes the mailbox overflow, as if more had come than is kept.
     pub(super) fn overflow(&self) {
         self.tell(Mail::drop_reports);
     }

@@ -39,7 +39,7 @@ use serde_json::Value;
 
 pub(crate) use self::mailbox::Mailbox;
 use self::reader::Reader;
-pub(crate) use self::task::Task;
+pub(crate) use self::task::PresenceTask;
 pub(crate) use self::word::Word;
 use crate::model::description::Descriptions;
 use crate::model::id::{NodeId, UserId};
@@ -138,7 +138,7 @@ impl Presence {
         self
     }
 
-    /// Of a room that cannot be.
+    /// The presence of a room that cannot be: it ends at once.
     pub(crate) fn ended() -> Self {
         let reader = Reader::new(None, Arc::default());
         reader.end();

@@ -1,4 +1,12 @@
 //! What one reader of presence has not read yet.
+//!
+//! As what users are described is told to those alone who ask, which they may do at any time: then what is known comes
+//! first, from the task, and what changes only behind it.
+//!
+//! ```text
+//!           it asks                 the task looks, and tells what is known
+//!  Nothing ---------> Asked --------------------------------------------------> Told
+//! ```
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -27,17 +35,17 @@ pub(super) struct Reader {
 struct State {
     unread: BTreeMap<u64, PresenceChange>,
     /// Where in `unread` it is that a user came or went.
-    places: HashMap<UserId, Place>,
+    places: HashMap<UserId, UnreadPlace>,
     /// Where in `unread` it is as what a user is described.
     described: HashMap<UserId, u64>,
     next: u64,
-    telling: Telling,
+    telling: ToldDescriptions,
     ended: bool,
     waker: Option<Waker>,
 }
 
 #[derive(Debug)]
-struct Place {
+struct UnreadPlace {
     at: u64,
     /// She went, and something was told of that.
     was_described: bool,
@@ -45,7 +53,7 @@ struct Place {
 
 /// Whether the reader is told as what users are described.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-enum Telling {
+enum ToldDescriptions {
     #[default]
     Nothing,
     /// It asks, and is not told yet what is known.
@@ -65,8 +73,8 @@ impl Reader {
     /// From now on it asks as what users are described as well.
     pub(super) fn ask_described(&self) {
         let mut state = self.state.lock();
-        if state.telling == Telling::Nothing {
-            state.telling = Telling::Asked;
+        if state.telling == ToldDescriptions::Nothing {
+            state.telling = ToldDescriptions::Asked;
         }
         drop(state);
         self.gone.notify_one();
@@ -75,9 +83,9 @@ impl Reader {
     /// Whether it asks so, and is told from now on.
     pub(super) fn begins_described(&self) -> bool {
         let state = &mut *self.state.lock();
-        let begins = state.telling == Telling::Asked;
+        let begins = state.telling == ToldDescriptions::Asked;
         if begins {
-            state.telling = Telling::Told;
+            state.telling = ToldDescriptions::Told;
         }
         begins
     }
@@ -98,7 +106,7 @@ impl Reader {
                 was_described,
             } => state.went(user, *was_described),
             Change::Described(user, descriptions) => {
-                if state.telling == Telling::Told {
+                if state.telling == ToldDescriptions::Told {
                     state.describe(user, descriptions.values());
                 }
             }
@@ -148,7 +156,7 @@ impl State {
             Some(place) => {
                 self.unread.remove(&place.at);
                 // It was told of devices that are gone; what there is now follows.
-                if place.was_described && self.telling == Telling::Told {
+                if place.was_described && self.telling == ToldDescriptions::Told {
                     self.describe(user, Vec::new());
                 }
             }
@@ -156,7 +164,7 @@ impl State {
                 let at = self.add(PresenceChange::Online(user.clone()));
                 let was_described = false;
                 self.places
-                    .insert(user.clone(), Place { at, was_described });
+                    .insert(user.clone(), UnreadPlace { at, was_described });
             }
         }
     }
@@ -170,7 +178,7 @@ impl State {
             None => {
                 let at = self.add(PresenceChange::Offline(user.clone()));
                 self.places
-                    .insert(user.clone(), Place { at, was_described });
+                    .insert(user.clone(), UnreadPlace { at, was_described });
             }
         }
     }

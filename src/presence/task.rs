@@ -16,12 +16,12 @@ use crate::model::id::NodeId;
 const GATHER: Duration = Duration::from_millis(10);
 
 #[derive(Debug)]
-pub(crate) struct Task<N> {
+pub(crate) struct PresenceTask<N> {
     host: Weak<N>,
     machine: Machine,
 }
 
-impl<N: Host> Task<N> {
+impl<N: Host> PresenceTask<N> {
     pub(crate) fn new(host: Weak<N>, me: NodeId, grace: Duration) -> Self {
         let machine = Machine::new(me, grace);
         Self { host, machine }
@@ -125,7 +125,7 @@ mod tests {
                 permits: Semaphore::new(usize::MAX >> 4),
                 did,
             });
-            let mut task = Task::new(Arc::downgrade(&fake), ME, Duration::ZERO);
+            let mut task = PresenceTask::new(Arc::downgrade(&fake), ME, Duration::ZERO);
             tokio::spawn(async move {
                 let stop = CancellationToken::new();
                 supervise(

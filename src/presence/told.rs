@@ -23,8 +23,8 @@ pub(super) struct Told {
     users: HashMap<UserId, Descriptions>,
 }
 
-/// Of one user.
-struct Change {
+/// What differs of one user.
+struct UserChange {
     user: UserId,
     /// That she came or went.
     is_here: Option<bool>,
@@ -47,13 +47,13 @@ impl Told {
             let here = here(&user);
             self.change(user, here)
         });
-        let changed: Vec<Change> = changed.collect();
-        let size = |change: &Change| change.described.as_ref().map_or(0, Descriptions::size);
+        let changed: Vec<UserChange> = changed.collect();
+        let size = |change: &UserChange| change.described.as_ref().map_or(0, Descriptions::size);
         let parts = in_parts(changed, size).into_iter();
         parts.map(|part| self.told(part)).collect()
     }
 
-    fn change(&mut self, user: UserId, here: Option<Descriptions>) -> Option<Change> {
+    fn change(&mut self, user: UserId, here: Option<Descriptions>) -> Option<UserChange> {
         let (is_here, described) = match (self.users.entry(user.clone()), here) {
             (Entry::Vacant(_), None) => return None,
             (Entry::Vacant(entry), Some(now)) => {
@@ -71,14 +71,14 @@ impl Told {
                 (None, Some(now))
             }
         };
-        Some(Change {
+        Some(UserChange {
             user,
             is_here,
             described,
         })
     }
 
-    fn told(&self, part: Vec<Change>) -> Report {
+    fn told(&self, part: Vec<UserChange>) -> Report {
         let (mut online, mut offline, mut described) = (Vec::new(), Vec::new(), Vec::new());
         for change in part {
             let user = change.user;
@@ -127,7 +127,7 @@ impl Told {
     }
 }
 
-/// As many as may be said at once.
+/// Divides a report into parts, each with as many users as may be said at once.
 fn in_parts<T>(all: Vec<T>, size: impl Fn(&T) -> usize) -> Vec<Vec<T>> {
     let (mut parts, mut part, mut bytes) = (Vec::new(), Vec::new(), 0);
     for one in all {

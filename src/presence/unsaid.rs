@@ -37,11 +37,11 @@ pub(super) struct Unsaid {
     untold: IndexSet<Topic>,
     /// The nodes told more at once than could be kept: they are asked one after the other.
     one_by_one: bool,
-    pace: Pace,
+    pace: UnsaidPace,
 }
 
 #[derive(Debug, Default)]
-enum Pace {
+enum UnsaidPace {
     /// Whatever there is begins a portion.
     #[default]
     Ready,
@@ -57,7 +57,7 @@ enum Pace {
 }
 
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Next {
+pub(super) enum NextUnsaid {
     /// Asks on this channel to be told of this topic.
     Ask { to: Topic, topic: Topic },
     /// Tells all watchers of a topic everybody.
@@ -95,46 +95,46 @@ impl Unsaid {
     /// Ends the pause, if it is over.
     pub(super) fn advance(&mut self, now: Instant) {
         if self.pause_ends().is_some_and(|until| until <= now) {
-            self.pace = Pace::Ready;
+            self.pace = UnsaidPace::Ready;
         }
     }
 
     pub(super) fn pause_ends(&self) -> Option<Instant> {
         match self.pace {
-            Pace::Paused { until } => Some(until),
-            Pace::Ready | Pace::Portion { .. } => None,
+            UnsaidPace::Paused { until } => Some(until),
+            UnsaidPace::Ready | UnsaidPace::Portion { .. } => None,
         }
     }
 
     /// What to say next, unless there is nothing, or a pause comes first.
-    pub(super) fn poll(&mut self, now: Instant) -> Option<Next> {
-        if matches!(self.pace, Pace::Ready) && !self.is_empty() {
-            self.pace = Pace::Portion {
+    pub(super) fn poll(&mut self, now: Instant) -> Option<NextUnsaid> {
+        if matches!(self.pace, UnsaidPace::Ready) && !self.is_empty() {
+            self.pace = UnsaidPace::Portion {
                 asks: PORTION,
                 tells: PORTION,
                 pause: Duration::ZERO,
             };
         }
-        let Pace::Portion { asks, tells, pause } = &mut self.pace else {
+        let UnsaidPace::Portion { asks, tells, pause } = &mut self.pace else {
             return None;
         };
         if *asks > 0
             && let Some((to, topic)) = self.unasked.pop()
         {
             *asks -= 1;
-            return Some(Next::Ask { to, topic });
+            return Some(NextUnsaid::Ask { to, topic });
         }
         self.one_by_one &= !self.unasked.is_empty();
         if *tells > 0
             && let Some(topic) = self.untold.pop()
         {
             *tells -= 1;
-            return Some(Next::Tell(topic));
+            return Some(NextUnsaid::Tell(topic));
         }
         let until = now + *pause;
         self.pace = match self.is_empty() {
-            true => Pace::Ready,
-            false => Pace::Paused { until },
+            true => UnsaidPace::Ready,
+            false => UnsaidPace::Paused { until },
         };
         None
     }
@@ -144,27 +144,27 @@ impl Unsaid {
         let others_turn = self.unasked.last().is_some_and(|(to, _)| to != asked);
         if self.one_by_one
             && others_turn
-            && let Pace::Portion { asks, pause, .. } = &mut self.pace
+            && let UnsaidPace::Portion { asks, pause, .. } = &mut self.pace
         {
             (*asks, *pause) = (0, RETRY);
         }
     }
 
     /// This could not be said.
-    pub(super) fn failed(&mut self, unsaid: Next, now: Instant) {
+    pub(super) fn failed(&mut self, unsaid: NextUnsaid, now: Instant) {
         // The next is taken from the end.
         match unsaid {
-            Next::Ask { to, topic } => {
+            NextUnsaid::Ask { to, topic } => {
                 let (at, _) = self.unasked.insert_full((to, topic));
                 self.unasked.swap_indices(0, at);
             }
-            Next::Tell(topic) => {
+            NextUnsaid::Tell(topic) => {
                 let (at, _) = self.untold.insert_full(topic);
                 self.untold.swap_indices(0, at);
             }
         }
         let until = now + RETRY;
-        self.pace = Pace::Paused { until };
+        self.pace = UnsaidPace::Paused { until };
     }
 
     fn is_empty(&self) -> bool {
@@ -186,10 +186,10 @@ mod tests {
     }
 
     /// Everything that is said before the next pause.
-    fn portion(unsaid: &mut Unsaid, now: Instant) -> Vec<Next> {
+    fn portion(unsaid: &mut Unsaid, now: Instant) -> Vec<NextUnsaid> {
         let next = || {
             let next = unsaid.poll(now)?;
-            if let Next::Ask { to, .. } = &next {
+            if let NextUnsaid::Ask { to, .. } = &next {
                 unsaid.asked(to);
             }
             Some(next)
@@ -210,10 +210,17 @@ mod tests {
         assert_eq!(unsaid.poll(now), None, "others are read before");
         unsaid.advance(now);
         let rest = portion(&mut unsaid, now);
-        assert!(matches!(rest[..], [Next::Ask { .. }, Next::Tell(_)]));
+        assert!(matches!(
+            rest[..],
+            [NextUnsaid::Ask { .. }, NextUnsaid::Tell(_)]
+        ));
         assert_eq!(unsaid.pause_ends(), None);
         unsaid.tell(topic(0));
-        assert_eq!(unsaid.poll(now), Some(Next::Tell(topic(0))), "nothing left");
+        assert_eq!(
+            unsaid.poll(now),
+            Some(NextUnsaid::Tell(topic(0))),
+            "nothing left"
+        );
     }
 
     #[test]
@@ -225,7 +232,7 @@ mod tests {
         let never = unsaid.poll(now).unwrap();
         let mut said = Vec::new();
         unsaid.failed(
-            Next::Ask {
+            NextUnsaid::Ask {
                 to: node(2),
                 topic: topic(0),
             },
@@ -233,7 +240,7 @@ mod tests {
         );
         assert_eq!(
             never,
-            Next::Ask {
+            NextUnsaid::Ask {
                 to: node(2),
                 topic: topic(0)
             }
@@ -254,13 +261,13 @@ mod tests {
         }
         assert_eq!(said.len(), 2);
         unsaid.tell(topic(1));
-        unsaid.failed(Next::Tell(topic(2)), now);
+        unsaid.failed(NextUnsaid::Tell(topic(2)), now);
         now += RETRY;
         unsaid.advance(now);
         unsaid.forget_asks_to(&node(2));
         assert_eq!(
             portion(&mut unsaid, now),
-            [Next::Tell(topic(1)), Next::Tell(topic(2))]
+            [NextUnsaid::Tell(topic(1)), NextUnsaid::Tell(topic(2))]
         );
     }
 
@@ -303,11 +310,11 @@ mod tests {
         unsaid.forget_tell(&topic(1));
         let (to, topic) = (node(1), topic(2));
         let left = [
-            Next::Ask {
+            NextUnsaid::Ask {
                 to,
                 topic: topic.clone(),
             },
-            Next::Tell(topic),
+            NextUnsaid::Tell(topic),
         ];
         assert_eq!(portion(&mut unsaid, now), left);
     }

@@ -10,10 +10,10 @@ use futures::Stream;
 use serde::Serialize;
 use tokio::task::coop::consume_budget;
 
-use self::reading::Reading;
+use self::reading::ReadPosition;
 use crate::broadcast::Broadcaster;
 use crate::counts::Counted;
-use crate::local::admission::Refused;
+use crate::local::admission::RefusedSocket;
 use crate::local::registry::Full;
 use crate::local::socket::resuming::Telling;
 use crate::local::subscription::Streamed;
@@ -74,7 +74,7 @@ pub struct Subscription {
     node: Arc<Node>,
     streamed: Streamed,
     resumed: Resumed,
-    reading: Option<Reading>,
+    reading: Option<ReadPosition>,
 }
 
 impl Broadcaster {
@@ -198,23 +198,23 @@ async fn at_home<T: Send + 'static>(
 }
 
 /// Counts it; limits are counted where they are checked.
-fn refused(node: &Node, why: Refused) -> SubscribeError {
+fn refused(node: &Node, why: RefusedSocket) -> SubscribeError {
     let counters = &node.ground.counters;
     match why {
-        Refused::InvalidUser(error) => {
+        RefusedSocket::InvalidUser(error) => {
             counters.record_refusal(Counted::Id);
             SubscribeError::invalid(error)
         }
-        Refused::Draining => {
+        RefusedSocket::Draining => {
             counters.record_refusal(Counted::Draining);
             SubscribeError::draining()
         }
-        Refused::RuntimeEnded => {
+        RefusedSocket::RuntimeEnded => {
             counters.record_refusal(Counted::Draining);
             SubscribeError::runtime_ended(node.ground.home.unfinished())
         }
-        Refused::Full(Full::Node) => SubscribeError::node_full(),
-        Refused::Full(Full::User) => SubscribeError::user_full(),
+        RefusedSocket::Full(Full::Node) => SubscribeError::node_full(),
+        RefusedSocket::Full(Full::User) => SubscribeError::user_full(),
     }
 }
 
@@ -241,7 +241,7 @@ impl Subscription {
     /// missed honestly: [`Missed::Foreign`](crate::Missed::Foreign).
     pub fn position(&self) -> Position {
         let reading = self.reading.as_ref();
-        reading.map_or_else(Position::nothing, Reading::position)
+        reading.map_or_else(Position::nothing, ReadPosition::position)
     }
 
     /// Joins a room, as [`Socket::join`](crate::Socket::join) does: when it returns, messages to the room from any node come
@@ -309,7 +309,7 @@ impl Subscription {
         if holding.is_some() {
             // Where it begins is known before it is read.
             let first = self.streamed.end.next_waiting();
-            let reading = Reading::begin(since, first, &mut self.resumed);
+            let reading = ReadPosition::begin(since, first, &mut self.resumed);
             self.reading = Some(reading);
         }
         Ok(())

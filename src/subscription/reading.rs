@@ -1,6 +1,6 @@
 //! How far the reader of a subscription is that goes on.
 
-use crate::local::socket::resuming::Told;
+use crate::local::socket::resuming::PositionTold;
 use crate::model::history::mark::Number;
 use crate::model::history::position::Position;
 use crate::model::history::{Missed, Resumed};
@@ -9,14 +9,14 @@ use crate::ws::frame::Frame;
 
 /// Up to where a reader has taken what is kept: it may stop here, and whatever waits comes to whoever goes on.
 #[derive(Debug)]
-pub(super) struct Reading {
+pub(super) struct ReadPosition {
     base: Position,
     number: Option<Number>,
     /// What came first, and was no position.
     first: Option<Message>,
 }
 
-impl Reading {
+impl ReadPosition {
     /// From there on, unless what came first says otherwise.
     pub(super) fn begin(
         since: Option<Position>,
@@ -41,14 +41,14 @@ impl Reading {
     pub(super) fn heard(&mut self, frame: Frame, resumed: &mut Resumed) -> Option<Option<Message>> {
         let (number, frame) = frame.unmarked();
         let message = frame.into_message()?;
-        let own = match message.as_text().and_then(Told::read) {
+        let own = match message.as_text().and_then(PositionTold::read) {
             None => None,
-            Some(Told::Text(text)) => Some(text.into()),
-            Some(Told::Position(position)) => {
+            Some(PositionTold::Text(text)) => Some(text.into()),
+            Some(PositionTold::Position(position)) => {
                 self.go_on_from(position);
                 return Some(None);
             }
-            Some(Told::Missed { why, position }) => {
+            Some(PositionTold::Missed { why, position }) => {
                 self.go_on_from(position);
                 *resumed = Missed::read(why).map_or(*resumed, Resumed::Missed);
                 return Some(None);

@@ -25,7 +25,8 @@ use crate::model::close::{Close, reason};
 use crate::model::code::CloseCode;
 use crate::model::history::Missed;
 use crate::model::history::position::Position;
-use crate::model::message::{Message, Utf8Bytes};
+use crate::model::message::Message;
+use crate::model::utf8::Utf8Bytes;
 use crate::ws::frame::{Frame, Heard};
 
 /// The client of one socket. It answers pings and a Close by itself, as a browser does, and keeps up to 1,024 messages

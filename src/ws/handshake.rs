@@ -22,7 +22,7 @@ const GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
 /// A handshake that may be answered.
 #[derive(Debug)]
-pub(crate) struct Handshake {
+pub(crate) struct HandshakeAnswer {
     /// `Sec-WebSocket-Accept`; HTTP/2 has none.
     accept: Option<HeaderValue>,
     protocol: Option<HeaderValue>,
@@ -52,7 +52,7 @@ pub(crate) fn is_wanted(parts: &Parts) -> bool {
     }
 }
 
-impl Handshake {
+impl HandshakeAnswer {
     pub(crate) fn check(parts: &Parts) -> Result<Self, HandshakeError> {
         let http1 = parts.version <= Version::HTTP_11;
         if http1 && parts.method != Method::GET {
@@ -237,10 +237,10 @@ mod tests {
     ];
 
     /// The good handshake with one header changed, or left out.
-    fn changed(name: &str, value: &'static str) -> Result<Handshake, HandshakeError> {
+    fn changed(name: &str, value: &'static str) -> Result<HandshakeAnswer, HandshakeError> {
         let headers = GOOD.map(|(n, v)| (n, if n == name { value } else { v }));
         let headers: Vec<_> = headers.into_iter().filter(|(_, v)| !v.is_empty()).collect();
-        Handshake::check(&request(Method::GET, &headers))
+        HandshakeAnswer::check(&request(Method::GET, &headers))
     }
 
     #[test]
@@ -250,7 +250,7 @@ mod tests {
             "sec-websocket-protocol",
             HeaderValue::from_static("chat, bearer.secret"),
         );
-        let mut handshake = Handshake::check(&parts).unwrap();
+        let mut handshake = HandshakeAnswer::check(&parts).unwrap();
         handshake.choose_protocol(&parts.headers, ["superchat", "chat"]);
         assert_eq!(handshake.protocol(), Some("chat"));
         let response = handshake.response();
@@ -265,7 +265,7 @@ mod tests {
     #[test]
     fn a_protocol_nobody_offered_is_not_named() {
         let parts = request(Method::GET, &GOOD);
-        let mut handshake = Handshake::check(&parts).unwrap();
+        let mut handshake = HandshakeAnswer::check(&parts).unwrap();
         handshake.choose_protocol(&parts.headers, ["chat"]);
         assert_eq!(handshake.protocol(), None);
         assert!(
@@ -278,7 +278,7 @@ mod tests {
 
     #[test]
     fn every_defect_has_its_status() {
-        let status = |result: Result<Handshake, HandshakeError>| {
+        let status = |result: Result<HandshakeAnswer, HandshakeError>| {
             result.map_or_else(|error| error.into_response().status().as_u16(), |_| 101)
         };
         assert_eq!(status(changed("", "")), 101);
@@ -295,10 +295,13 @@ mod tests {
         ] {
             assert_eq!(status(changed(name, value)), expected, "{name}: {value}");
         }
-        assert_eq!(status(Handshake::check(&request(Method::POST, &GOOD))), 405);
+        assert_eq!(
+            status(HandshakeAnswer::check(&request(Method::POST, &GOOD))),
+            405
+        );
         let mut old = request(Method::GET, &GOOD);
         old.version = Version::HTTP_10;
-        assert_eq!(status(Handshake::check(&old)), 426);
+        assert_eq!(status(HandshakeAnswer::check(&old)), 426);
         let refusal = HandshakeError::WrongVersion.into_response();
         assert_eq!(refusal.headers()["sec-websocket-version"], "13");
     }
@@ -308,14 +311,17 @@ mod tests {
         let mut parts = request(Method::CONNECT, &[("sec-websocket-version", "13")]);
         parts.version = Version::HTTP_2;
         assert_eq!(
-            Handshake::check(&parts).unwrap_err(),
+            HandshakeAnswer::check(&parts).unwrap_err(),
             HandshakeError::NoUpgrade
         );
         parts.extensions.insert(Protocol::from_static("websocket"));
-        assert_eq!(Handshake::check(&parts).unwrap().response().status(), 200);
+        assert_eq!(
+            HandshakeAnswer::check(&parts).unwrap().response().status(),
+            200
+        );
         parts.method = Method::GET;
         assert_eq!(
-            Handshake::check(&parts).unwrap_err(),
+            HandshakeAnswer::check(&parts).unwrap_err(),
             HandshakeError::MethodNotConnect
         );
     }

@@ -105,14 +105,14 @@ impl TaskWriter for Io {
 
 /// What the end of a handshake leaves.
 #[derive(Debug)]
-pub(crate) struct Opened {
+pub(crate) struct OpenedIo {
     pub(crate) io: Io,
     pub(crate) writer: Option<OwnedWriteHalf>,
     /// What hyper had read beyond the handshake.
     pub(crate) early: Bytes,
 }
 
-impl Opened {
+impl OpenedIo {
     /// Takes the stream out of hyper. On TCP it sets `TCP_NODELAY`, which servers leave off: a message
     /// after a message would wait for the first one's acknowledgement, 40 ms on Linux.
     pub(crate) fn new(upgraded: Upgraded) -> Self {

@@ -11,4 +11,4 @@ pub(crate) mod handshake;
 mod io;
 
 pub(crate) use deflate::{Agreed, Deflating};
-pub(crate) use io::{Io, Opened, SharedWriter, TaskWriter, lend_buffer};
+pub(crate) use io::{Io, OpenedIo, SharedWriter, TaskWriter, lend_buffer};

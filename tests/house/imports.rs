@@ -1,5 +1,6 @@
 //! Which module uses which, read from the source.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
 use std::path::Path;
@@ -45,11 +46,65 @@ impl Import {
 pub fn read(src: &Path) -> Vec<Module> {
     let mut modules = Vec::new();
     read_folder(src, "", &mut modules);
-    let names: Vec<String> = modules.iter().map(|module| module.name.clone()).collect();
-    for module in &mut modules {
-        module.find_imports(&names);
-    }
+    find_imports(&mut modules);
     modules
+}
+
+fn find_imports(modules: &mut [Module]) {
+    let whole = Whole::of(modules);
+    for module in modules {
+        module.imports = module.imports(&whole);
+    }
+}
+
+/// What is known of all modules together.
+struct Whole {
+    names: Vec<String>,
+    /// What a module has from elsewhere, and its own modules or all others from there: by its name and that of the thing.
+    handed_on: BTreeMap<(String, String), Vec<String>>,
+}
+
+impl Whole {
+    fn of(modules: &[Module]) -> Self {
+        let mut whole = Self {
+            names: modules.iter().map(|module| module.name.clone()).collect(),
+            handed_on: BTreeMap::new(),
+        };
+        for module in modules {
+            for Used { path, name, .. } in module.used() {
+                let Some((name, path)) = name.zip(module.absolute(&path, &whole)) else {
+                    continue;
+                };
+                if path.split_last() != Some((&name, &module.path()[..])) {
+                    whole.handed_on.insert((module.name.clone(), name), path);
+                }
+            }
+        }
+        whole
+    }
+
+    /// The module that a path names, or in which what it names stands, whoever hands it on.
+    fn home(&self, path: Vec<String>) -> String {
+        let ends = (0..=path.len()).rev();
+        let is_module = |end: &usize| self.names.contains(&path[..*end].join("::"));
+        let end = { ends }.find(is_module).unwrap_or_default();
+        let module = path[..end].join("::");
+        let Some(name) = path.get(end) else {
+            return module;
+        };
+        match self.handed_on.get(&(module.clone(), name.clone())) {
+            Some(first) => self.home([&first[..], &path[end + 1..]].concat()),
+            None => module,
+        }
+    }
+}
+
+/// A path, as it stands somewhere.
+struct Used {
+    line: usize,
+    path: String,
+    /// Under which it is imported.
+    name: Option<String>,
 }
 
 fn read_folder(folder: &Path, name: &str, modules: &mut Vec<Module>) {
@@ -130,69 +185,104 @@ impl Module {
         })
     }
 
-    fn find_imports(&mut self, names: &[String]) {
-        for (line, path) in self.paths() {
-            let Some(to) = self.resolve(&path, names) else {
-                continue;
-            };
-            if to != self.name {
-                self.imports.push(Import {
-                    from: self.name.clone(),
+    fn imports(&self, whole: &Whole) -> Vec<Import> {
+        let mut imports = Vec::new();
+        for Used { line, path, .. } in self.used() {
+            let to = self.absolute(&path, whole).map(|path| whole.home(path));
+            if let Some(to) = to.filter(|to| *to != self.name) {
+                let from = self.name.clone();
+                imports.push(Import {
+                    from,
                     to,
                     line,
                     path,
                 });
             }
         }
+        imports
     }
 
-    /// Every path that begins in the crate, braces written out.
-    fn paths(&self) -> Vec<(usize, String)> {
-        let mut paths = Vec::new();
+    /// Every path, braces written out.
+    fn used(&self) -> Vec<Used> {
+        let mut used = Vec::new();
         let mut statement: Option<(usize, String)> = None;
         for (line, code) in &self.code {
             let trimmed = code.trim_start();
-            let begins = ["use ", "pub use ", "pub(crate) use ", "pub(super) use "];
             if let Some((_, text)) = &mut statement {
                 text.push_str(trimmed);
-            } else if let Some(rest) = begins.iter().find_map(|word| trimmed.strip_prefix(word)) {
+            } else if let Some(rest) = begun(trimmed) {
                 statement = Some((*line, rest.to_owned()));
             } else {
-                paths.extend(inline(code).map(|path| (*line, path)));
+                used.extend(inline(code).map(|path| Used {
+                    line: *line,
+                    path,
+                    name: None,
+                }));
             }
             if let Some((line, text)) = statement.take_if(|(_, text)| text.contains(';')) {
                 let tree = text.split(';').next().unwrap_or_default();
-                paths.extend(expand("", tree).into_iter().map(|path| (line, path)));
+                used.extend(expand("", tree).into_iter().map(|path| {
+                    let (path, name) = named(&path);
+                    let name = Some(name);
+                    Used { line, path, name }
+                }));
             }
         }
-        paths
+        used
     }
 
-    /// The module that a path names, or in which what it names stands.
-    fn resolve(&self, path: &str, names: &[String]) -> Option<String> {
-        let mut parts: Vec<&str> = path.split("::").collect();
-        let mut full: Vec<&str> = Vec::new();
-        match *parts.first()? {
-            "crate" => drop(parts.remove(0)),
-            "super" | "self" => full.extend(self.name.split("::").filter(|part| !part.is_empty())),
-            _ => return None,
-        }
+    /// Its own, from the root on.
+    fn path(&self) -> Vec<String> {
+        let parts = self.name.split("::").filter(|part| !part.is_empty());
+        parts.map(str::to_owned).collect()
+    }
+
+    /// A path from the root on, if it begins in the crate.
+    fn absolute(&self, path: &str, whole: &Whole) -> Option<Vec<String>> {
+        let parts: Vec<&str> = path.split("::").collect();
+        let mut full = self.path();
+        let parts = match *parts.first()? {
+            "crate" => {
+                full.clear();
+                &parts[1..]
+            }
+            "super" | "self" => &parts[..],
+            first => {
+                full.push(first.to_owned());
+                let is_own = whole.names.contains(&full.join("::"));
+                is_own.then_some(&parts[1..])?
+            }
+        };
         for part in parts {
-            match part {
+            match *part {
                 "super" => drop(full.pop()),
                 "self" => {}
-                part => full.push(part),
+                part => full.push(part.to_owned()),
             }
         }
-        while !full.is_empty() {
-            let name = full.join("::");
-            if names.contains(&name) {
-                return Some(name);
-            }
-            full.pop();
-        }
-        Some(String::new())
+        Some(full)
     }
+}
+
+/// What is imported here, as far as the line goes.
+fn begun(line: &str) -> Option<&str> {
+    let line = match line.strip_prefix("pub") {
+        Some(rest) if rest.starts_with('(') => rest.split_once(") ")?.1,
+        Some(rest) => rest.trim_start(),
+        None => line,
+    };
+    line.strip_prefix("use ")
+}
+
+/// A path, and the name that it gives what it imports.
+fn named(path: &str) -> (String, String) {
+    let (path, name) = match path.split_once(" as ") {
+        Some((path, name)) => (path, Some(name)),
+        None => (path, None),
+    };
+    let path = path.strip_suffix("::self").unwrap_or(path);
+    let last = path.rsplit("::").next().unwrap_or_default();
+    (path.to_owned(), name.unwrap_or(last).to_owned())
 }
 
 /// Paths within a line of code.
@@ -207,8 +297,7 @@ fn inline(code: &str) -> impl Iterator<Item = String> {
 fn expand(prefix: &str, tree: &str) -> Vec<String> {
     let tree = tree.trim();
     let Some(open) = tree.find('{') else {
-        let path = tree.split(" as ").next().unwrap_or_default().trim();
-        return vec![format!("{prefix}{path}")];
+        return vec![format!("{prefix}{tree}")];
     };
     let prefix = format!("{prefix}{}", &tree[..open]);
     let inner = &tree[open + 1..tree.rfind('}').unwrap_or(tree.len())];
@@ -242,15 +331,25 @@ fn split(list: &str) -> Vec<&str> {
 mod tests {
     use super::*;
 
-    fn module(name: &str, code: &str) -> Module {
-        let names = ["", "a", "a::b", "c"].map(str::to_owned);
-        let mut module = Module {
-            name: name.to_owned(),
+    fn all(codes: &[(&str, &str)]) -> Vec<Module> {
+        let modules = codes.iter().map(|(name, code)| Module {
+            name: (*name).to_owned(),
             imports: Vec::new(),
             code: super::code(code),
-        };
-        module.find_imports(&names);
-        module
+        });
+        let mut modules: Vec<Module> = modules.collect();
+        find_imports(&mut modules);
+        modules
+    }
+
+    fn module(name: &str, code: &str) -> Module {
+        let others = ["", "a", "a::b", "c"].into_iter();
+        let others = others.filter(|other| *other != name);
+        let codes: Vec<_> = [(name, code)]
+            .into_iter()
+            .chain(others.map(|other| (other, "")))
+            .collect();
+        all(&codes).swap_remove(0)
     }
 
     #[test]
@@ -279,6 +378,25 @@ mod tests {
                 .imports
                 .is_empty()
         );
+    }
+
+    #[test]
+    fn what_is_handed_on_is_imported_from_where_it_stands() {
+        let codes = [
+            ("", "pub use a::Thing;"),
+            (
+                "a",
+                "mod b;\npub(crate) use self::b::{Thing, Other as Name};",
+            ),
+            ("a::b", "struct Thing;"),
+            (
+                "c",
+                "use crate::Thing;\nuse crate::a::Name;\nuse crate::a::Own;",
+            ),
+        ];
+        let imports = &all(&codes)[3].imports;
+        let found: Vec<&str> = imports.iter().map(|import| &*import.to).collect();
+        assert_eq!(found, ["a::b", "a::b", "a"]);
     }
 
     #[test]

@@ -184,6 +184,28 @@ fn every_type_is_called_by_listed_words() {
 }
 
 #[test]
+fn no_two_types_have_one_name() {
+    let house = house();
+    let mut wearers: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for module in ours(&house) {
+        for name in module.types().filter(|name| !name.is_empty()) {
+            wearers.entry(name).or_default().push(&module.name);
+        }
+    }
+    wearers.retain(|_, modules| modules.len() > 1);
+    let shared: BTreeSet<String> = table("### Shared names").concat().into_iter().collect();
+    let unshared = wearers
+        .iter()
+        .filter(|(name, _)| !shared.contains(**name))
+        .map(|(name, modules)| format!("`{name}` is a type of {}", modules.join(" and of ")));
+    let idle = shared
+        .iter()
+        .filter(|name| !wearers.contains_key(name.as_str()))
+        .map(|name| format!("`{name}` is among the shared names, and no two types have it"));
+    tell(&unshared.chain(idle).collect::<Vec<_>>());
+}
+
+#[test]
 fn every_module_is_called_by_listed_words() {
     let house = house();
     let modules = ours(&house).map(|module| (module, module.name.rsplit("::").next().unwrap()));

@@ -31,12 +31,12 @@ const MOST_ELSEWHERE: usize = 4 * 1024;
 /// So long it waits: whoever is without a bus for longer has his sockets served in the order in which that is possible.
 const LONGEST: Duration = Duration::from_secs(30);
 
-/// Of one node.
+/// What failed on one node and waits for what was taken before it.
 #[derive(Debug)]
 pub(crate) struct Deferred<T> {
     topics: HashMap<Topic, Behind>,
     /// In the order in which they failed.
-    waiting: BTreeMap<u64, Waiting<T>>,
+    waiting: BTreeMap<u64, DeferredSend<T>>,
     next: u64,
     bytes: usize,
 }
@@ -49,9 +49,9 @@ struct Behind {
     waiting: VecDeque<u64>,
 }
 
-/// Something that failed.
+/// A send that failed.
 #[derive(Debug)]
-pub(crate) struct Waiting<T> {
+pub(crate) struct DeferredSend<T> {
     /// Of the send.
     pub(crate) number: u64,
     pub(crate) topics: SmallVec<[Topic; 1]>,
@@ -62,7 +62,7 @@ pub(crate) struct Waiting<T> {
 
 /// What is to be done about what waits when something comes back.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Came<T> {
+pub(crate) struct DeferredCame<T> {
     /// It was waiting itself.
     pub(crate) is_itself: bool,
     /// To be delivered before it, …
@@ -110,7 +110,7 @@ impl<T> Deferred<T> {
     }
 
     /// It waits. Where there is too much of that, all of it is to be delivered now, in this order.
-    pub(super) fn wait(&mut self, waiting: Waiting<T>) -> Vec<T> {
+    pub(super) fn wait(&mut self, waiting: DeferredSend<T>) -> Vec<T> {
         let at = self.next;
         self.next += 1;
         for topic in &waiting.topics {
@@ -126,8 +126,8 @@ impl<T> Deferred<T> {
     }
 
     /// Something came back, on these topics.
-    pub(super) fn came(&mut self, number: u64, topics: &[&str]) -> Came<T> {
-        let mut came = Came::default();
+    pub(super) fn came(&mut self, number: u64, topics: &[&str]) -> DeferredCame<T> {
+        let mut came = DeferredCame::default();
         if !self.waiting.is_empty() {
             came.is_itself = self.take_itself(number, topics);
             let before = self.older_than(number, topics).into_iter();
@@ -168,7 +168,7 @@ impl<T> Deferred<T> {
         Some(first.since + LONGEST)
     }
 
-    fn let_go(&mut self, goes: impl Fn(&Waiting<T>) -> bool) -> Vec<T> {
+    fn let_go(&mut self, goes: impl Fn(&DeferredSend<T>) -> bool) -> Vec<T> {
         let mut gone = Vec::new();
         while let Some((at, one)) = self.waiting.first_key_value() {
             let at = *at;
@@ -257,7 +257,7 @@ impl<T> Deferred<T> {
     }
 }
 
-impl<T> Default for Came<T> {
+impl<T> Default for DeferredCame<T> {
     fn default() -> Self {
         Self {
             is_itself: false,

@@ -17,7 +17,7 @@ use std::collections::HashMap;
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
-use self::deferred::{Deferred, Waiting};
+use self::deferred::{Deferred, DeferredSend};
 use crate::bus::seen::Seen;
 use crate::model::id::NodeId;
 use crate::model::topic::{Topic, TopicRef};
@@ -45,7 +45,7 @@ pub(crate) struct Came<T> {
 
 /// What is to be done about something that failed.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Failed<T> {
+pub(crate) struct FailedSend<T> {
     /// On these topics it came back already, or it waits.
     pub(crate) elsewhere: SmallVec<[Topic; 1]>,
     pub(crate) waits: bool,
@@ -121,9 +121,9 @@ impl<T> Echoes<T> {
         is_union: bool,
         now: Instant,
         of: impl Fn(&Topic) -> (usize, T),
-    ) -> Failed<T> {
+    ) -> FailedSend<T> {
         self.delivered.insert(self.node, number);
-        let mut failed = Failed {
+        let mut failed = FailedSend {
             elsewhere: self.begun.remove(&number).unwrap_or_default(),
             waits: false,
             let_go: Vec::new(),
@@ -143,7 +143,7 @@ impl<T> Echoes<T> {
             let (bytes, what) = of(&topics[0].0);
             failed.waits = true;
             failed.elsewhere.extend(all.cloned());
-            failed.let_go.extend(self.deferred.wait(Waiting {
+            failed.let_go.extend(self.deferred.wait(DeferredSend {
                 number,
                 topics: heard,
                 since: now,

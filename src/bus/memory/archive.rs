@@ -7,7 +7,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::{Hub, Parcel, Places};
+use super::{Hub, KeptLists, Parcel};
 use crate::bus::outage::LinkId;
 use crate::bus::past::store::Store;
 use crate::bus::past::{Entry, Keep, Past, ReadLimits, TopicPast};
@@ -18,7 +18,7 @@ use crate::model::id::NodeId;
 use crate::model::topic::Topic;
 
 #[derive(Debug, Default)]
-pub(super) struct Archive(Mutex<State>);
+pub(super) struct HubArchive(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
@@ -45,14 +45,14 @@ enum Unheard {
     Probe(NodeId, Instant),
 }
 
-impl Archive {
+impl HubArchive {
     /// What positions are signed with.
     pub(super) fn key(&self) -> Key {
         *self.0.lock().key.get_or_insert_with(Key::random)
     }
 
     /// Numbers and keeps it. The last of its marks, and whether the caller has to [tell](Hub::tell) what is unheard.
-    pub(super) fn add(&self, parcel: &Parcel, keep: &Keep, places: &Places) -> (Mark, bool) {
+    pub(super) fn add(&self, parcel: &Parcel, keep: &Keep, places: &KeptLists) -> (Mark, bool) {
         let (mut state, now) = (self.0.lock(), micros());
         let run = state.run();
         let mut number = state.store.advance(run, now, 1);

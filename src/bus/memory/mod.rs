@@ -16,7 +16,7 @@ use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use smallvec::SmallVec;
 
-use self::archive::Archive;
+use self::archive::HubArchive;
 pub(crate) use self::end::MemoryBus;
 use self::faults::{CUT, Faults};
 use super::{Listener, Published};
@@ -31,10 +31,10 @@ use crate::model::topic::Topic;
 /// oldest first.
 #[derive(Default)]
 pub(crate) struct Hub {
-    channels: RwLock<HashMap<String, SmallVec<[Interest; 1]>>>,
+    channels: RwLock<HashMap<String, SmallVec<[HubInterest; 1]>>>,
     seats: Mutex<HashMap<String, Vec<SocketId>>>,
     faults: RwLock<Faults>,
-    archive: Archive,
+    archive: HubArchive,
 }
 
 /// One publication.
@@ -44,13 +44,13 @@ struct Parcel {
     topics: SmallVec<[(Topic, String); 1]>,
     envelope: Bytes,
     /// How it is kept, and where.
-    keep: Option<Box<(Keep, Places)>>,
+    keep: Option<Box<(Keep, KeptLists)>>,
     /// Its publisher keeps, so that it has its place among what is kept.
     in_turn: bool,
 }
 
 /// Lists, and what each keeps.
-type Places = SmallVec<[(String, History); 1]>;
+type KeptLists = SmallVec<[(String, History); 1]>;
 
 impl Hub {
     /// Tells all who want it, but for who published it and who is cut off.
@@ -66,7 +66,7 @@ impl Hub {
     }
 
     /// Keeps it, and tells all who want it, its publisher as well.
-    fn keep(&self, parcel: &Parcel, keep: &Keep, places: &Places) -> Published {
+    fn keep(&self, parcel: &Parcel, keep: &Keep, places: &KeptLists) -> Published {
         let (nodes, comes_back) = self.count(parcel);
         let (mark, tells) = self.archive.add(parcel, keep, places);
         if tells {
@@ -129,11 +129,11 @@ impl Hub {
         wants.filter_map(|listener| listener.upgrade())
     }
 
-    /// But for who is cut off.
+    /// The listeners of a channel, but for those that are cut off.
     fn who_wants(
         &self,
         channel: &str,
-        is_meant: impl Fn(&Interest) -> bool,
+        is_meant: impl Fn(&HubInterest) -> bool,
     ) -> SmallVec<[Weak<dyn Listener>; 4]> {
         let (channels, faults) = (self.channels.read(), self.faults.read());
         let interests = channels.get(channel).into_iter().flatten();
@@ -150,7 +150,7 @@ impl Hub {
     }
 }
 
-struct Interest {
+struct HubInterest {
     node: NodeId,
     reasons: usize,
     listener: Weak<dyn Listener>,

@@ -43,7 +43,7 @@ const HEARSAY: Duration = Duration::from_secs(2);
 pub(crate) struct LinkId(pub(crate) u32);
 
 impl LinkId {
-    /// Where one link carries every topic.
+    /// The link of a bus where one carries every topic.
     pub(crate) const ONLY: Self = Self(0);
 }
 
@@ -53,19 +53,19 @@ pub(crate) struct Outage {
     started: Instant,
     /// Never empty.
     links: BTreeMap<LinkId, LinkHealth>,
-    on_their_way: Vec<Move>,
+    on_their_way: Vec<PartitionMove>,
     /// What this node published since then may not have arrived everywhere, and the others are to be told.
     strayed: Option<Instant>,
     /// From when until when others said so of what they published.
     strays: Option<Span>,
 }
 
-/// From when until when.
+/// A span of time: from when until when.
 pub(crate) type Span = (Instant, Instant);
 
 /// Messages may have been missed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Missed {
+pub(crate) struct MissedSpan {
     pub(crate) span: Span,
     /// On these.
     pub(crate) partitions: PartitionSet,
@@ -75,7 +75,7 @@ pub(crate) struct Missed {
 
 /// Partitions that were on another link.
 #[derive(Debug)]
-struct Move {
+struct PartitionMove {
     partitions: PartitionSet,
     to: LinkId,
     since: SystemTime,
@@ -112,7 +112,7 @@ impl Outage {
     }
 
     /// A link works, proven by what was published then. What may have been missed, if anything was.
-    pub(crate) fn up(&mut self, link: LinkId, proven: Instant) -> Option<Missed> {
+    pub(crate) fn up(&mut self, link: LinkId, proven: Instant) -> Option<MissedSpan> {
         let id = link;
         let link = self.links.get_mut(&id)?;
         link.proven = Some(proven);
@@ -122,20 +122,20 @@ impl Outage {
             link.standing = Standing::Up(proven);
         }
         let gap = link.gap.take().map(|from| (from, link.partitions));
-        let has_arrived = |one: &mut Move| one.to == id && one.at <= proven;
+        let has_arrived = |one: &mut PartitionMove| one.to == id && one.at <= proven;
         let arrived = self.on_their_way.extract_if(.., has_arrived);
-        let arrived: Vec<Move> = arrived.collect();
+        let arrived: Vec<PartitionMove> = arrived.collect();
         if !arrived.is_empty() {
             link.standing = Standing::Up(proven);
         }
-        let heard = |one: Move| Some((one.heard?, one.partitions));
+        let heard = |one: PartitionMove| Some((one.heard?, one.partitions));
         let missed = gap.into_iter().chain(arrived.into_iter().filter_map(heard));
         let all = |(from, all): (Instant, _), (other, more)| (from.min(other), all | more);
         let (from, partitions) = missed.reduce(all)?;
         // One gap tells of both.
         let strays = self.strays.take();
         let from = strays.map_or(from, |(strays, _)| from.min(strays));
-        Some(Missed {
+        Some(MissedSpan {
             span: (from, proven),
             partitions: match strays {
                 Some(_) => PartitionSet::all(),
@@ -178,7 +178,7 @@ impl Outage {
         let link = self.links.entry(to);
         let link = link.or_insert_with(|| LinkHealth::new(PartitionSet::default(), now));
         link.partitions = link.partitions | partitions;
-        self.on_their_way.push(Move {
+        self.on_their_way.push(PartitionMove {
             partitions,
             to,
             since,
@@ -388,7 +388,7 @@ mod tests {
         links.map(|id| (id, part(id).collect())).collect()
     }
 
-    fn span(missed: Option<Missed>) -> Option<Span> {
+    fn span(missed: Option<MissedSpan>) -> Option<Span> {
         missed.map(|missed| missed.span)
     }
 

@@ -48,7 +48,7 @@ pub(crate) struct TopicPast {
     pub(crate) entries: Result<Vec<Entry>, Missed>,
 }
 
-/// One that was kept.
+/// A message that was kept.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Entry {
     pub(crate) number: Number,
@@ -56,7 +56,7 @@ pub(crate) struct Entry {
 }
 
 impl TopicPast {
-    /// Of a topic of which nothing is kept.
+    /// The past of a topic of which nothing is kept.
     pub(crate) fn of_nothing(clock: Clock) -> Self {
         Self {
             clock,

@@ -7,17 +7,17 @@
 use crate::model::partition::{Partition, PartitionSet};
 use crate::model::topic::Topic;
 
-/// By partition; none where one suffices.
+/// The topics of the census by partition; none where one suffices.
 #[derive(Debug)]
 pub(super) struct CensusTopics(Option<[Topic; Partition::COUNT]>);
 
 impl CensusTopics {
-    /// Of one Redis.
+    /// The census of one Redis.
     pub(super) fn one() -> Self {
         Self(None)
     }
 
-    /// Of a Redis Cluster.
+    /// The census of a Redis Cluster: a topic for each partition.
     pub(super) fn by_partition() -> Self {
         Self(Some(Topic::nodes_by_partition()))
     }

@@ -38,7 +38,7 @@ const NO_KEY: &str =
 const BATCH: usize = 1000;
 
 /// How many hear each channel, and whether the partition of each mark is there.
-pub(super) type Counted = (Vec<usize>, Vec<bool>);
+pub(super) type ChannelCounts = (Vec<usize>, Vec<bool>);
 
 /// How connections are made.
 #[derive(Debug, Clone)]
@@ -70,9 +70,9 @@ pub(crate) struct Connection {
 
 /// Commands for one round trip, behind the question for the role.
 #[derive(Debug)]
-pub(crate) struct Commands(Pipeline);
+pub(crate) struct CommandPipeline(Pipeline);
 
-impl Commands {
+impl CommandPipeline {
     pub(crate) fn new() -> Self {
         let mut pipeline = redis::pipe();
         pipeline.ignore_errors().add_command(command::hello());
@@ -114,7 +114,7 @@ impl Connector {
         let (multiplexed, driver) =
             MultiplexedConnection::new_with_config(&opened.login, opened.stream, config).await?;
         let dead = Arc::new(AtomicBool::new(false));
-        let ended = Ended(dead.clone());
+        let ended = EndGuard(dead.clone());
         let driver = tokio::spawn(async move {
             let _ended = ended;
             driver.await;
@@ -134,9 +134,9 @@ impl Connector {
 }
 
 /// Says that a connection is dead however its driver ends, with its runtime too.
-struct Ended(Arc<AtomicBool>);
+struct EndGuard(Arc<AtomicBool>);
 
-impl Drop for Ended {
+impl Drop for EndGuard {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Release);
     }
@@ -187,9 +187,9 @@ impl Connection {
         &mut self,
         channels: &[String],
         marks: &[String],
-    ) -> Result<Counted, RedisError> {
+    ) -> Result<ChannelCounts, RedisError> {
         let dialect = self.topology.dialect();
-        let mut commands = Commands::new();
+        let mut commands = CommandPipeline::new();
         let chunks = channels.chunks(BATCH);
         let asked = chunks.len();
         for chunk in chunks {
@@ -223,7 +223,7 @@ impl Connection {
         if calls.is_empty() {
             return Ok(false);
         }
-        let mut commands = Commands::new();
+        let mut commands = CommandPipeline::new();
         for call in &calls {
             commands.add_command(readings.command(call, keeper.run, self.evicts));
         }
@@ -262,7 +262,7 @@ impl Connection {
 
     /// What positions are signed with; the first to ask makes it.
     pub(super) async fn key(&mut self, clock: &str) -> RedisResult<Key> {
-        let mut commands = Commands::new();
+        let mut commands = CommandPipeline::new();
         let [load, ask] = command::key((KEY.text, &KEY.digest), clock, &Key::random().to_string());
         commands.add_command(load);
         commands.add_command(ask);
@@ -275,7 +275,7 @@ impl Connection {
     }
 
     async fn prepare(&mut self) -> RedisResult<Keeper> {
-        let mut commands = Commands::new();
+        let mut commands = CommandPipeline::new();
         for command in command::prepare_read(READ.text) {
             commands.add_command(command);
         }
@@ -295,7 +295,7 @@ impl Connection {
     /// primary is elsewhere makes this connection and all of its generation dead.
     pub(crate) async fn run(
         &mut self,
-        commands: &Commands,
+        commands: &CommandPipeline,
     ) -> RedisResult<Vec<RedisResult<Value>>> {
         self.owes_since.get_or_insert_with(Instant::now);
         let answers = commands.0.query_async(&mut self.multiplexed).await;
@@ -381,7 +381,7 @@ mod tests {
     }
 
     async fn hello(connection: &mut Connection) -> RedisResult<Vec<RedisResult<Value>>> {
-        connection.run(&Commands::new()).await
+        connection.run(&CommandPipeline::new()).await
     }
 
     #[tokio::test]

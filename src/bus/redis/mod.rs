@@ -91,12 +91,12 @@ pub(crate) struct RedisBus {
     names: Vec<String>,
     /// Where sockets per user are limited.
     seats: Option<Arc<SharedLedgers>>,
-    cluster: Option<Cluster>,
+    cluster: Option<FollowedCluster>,
 }
 
 /// Who tells where partitions are, if somebody has to.
 #[derive(Debug)]
-struct Cluster {
+struct FollowedCluster {
     target: Arc<ClusterTarget>,
     hints: Arc<Notify>,
 }
@@ -109,7 +109,10 @@ impl RedisBus {
             [Target::Cluster(target)] => {
                 let (target, hints) = (target.clone(), Arc::new(Notify::new()));
                 let nowhere = cluster::nowhere(&target, &common, &hints);
-                (Placement::unknown(nowhere), Some(Cluster { target, hints }))
+                (
+                    Placement::unknown(nowhere),
+                    Some(FollowedCluster { target, hints }),
+                )
             }
             targets => (Self::place(targets, &common), None),
         };
@@ -151,7 +154,11 @@ impl RedisBus {
     }
 
     /// Keeps to how the cluster is divided.
-    fn follow(&self, Cluster { target, hints }: &Cluster, listener: &Weak<dyn Listener>) {
+    fn follow(
+        &self,
+        FollowedCluster { target, hints }: &FollowedCluster,
+        listener: &Weak<dyn Listener>,
+    ) {
         let cartographer = Cartographer::new(
             target.clone(),
             hints.clone(),

@@ -33,7 +33,7 @@ use crate::model::error::ConnectError;
 #[derive(Clone)]
 #[must_use = "a `Redis` does nothing until it is a backend"]
 pub struct Redis {
-    to: To,
+    to: UrlTarget,
     login: Login,
     /// The URL without its secrets.
     shown: String,
@@ -47,7 +47,7 @@ pub struct Redis {
 }
 
 #[derive(Clone)]
-enum To {
+enum UrlTarget {
     Server { addr: Addr, tls: bool },
     Sentinel(SentinelUrl),
     Cluster(Seeds),
@@ -191,10 +191,10 @@ impl Redis {
         E: fmt::Display,
     {
         match &self.to {
-            To::Sentinel(url) if url.sentinels.login.password.is_some() => self.wrong(
+            UrlTarget::Sentinel(url) if url.sentinels.login.password.is_some() => self.wrong(
                 "sentinel_password_from: the URL has a sentinelPassword already, take it out",
             ),
-            To::Sentinel(_) => {
+            UrlTarget::Sentinel(_) => {
                 self.sentinel_password_from = Some(asked("sentinel_password_from", password));
                 self
             }
@@ -228,17 +228,17 @@ impl Redis {
             Address::Single(url) => single(url)?,
             Address::Sentinel(url) => {
                 let (login, shown) = (url.login.clone(), url.to_string());
-                (To::Sentinel(url), login, shown)
+                (UrlTarget::Sentinel(url), login, shown)
             }
             Address::Cluster(seeds) => {
                 let (login, shown) = (seeds.login.clone(), seeds.to_string());
-                (To::Cluster(seeds), login, shown)
+                (UrlTarget::Cluster(seeds), login, shown)
             }
         };
         let secured = match &to {
-            To::Server { tls, .. } => *tls,
-            To::Sentinel(url) => url.tls || url.sentinels.tls,
-            To::Cluster(seeds) => seeds.tls,
+            UrlTarget::Server { tls, .. } => *tls,
+            UrlTarget::Sentinel(url) => url.tls || url.sentinels.tls,
+            UrlTarget::Cluster(seeds) => seeds.tls,
         };
         Ok(Self {
             to,
@@ -279,7 +279,7 @@ impl Redis {
         if let Some(problem) = self.problem {
             return Err(problem);
         }
-        if let To::Sentinel(SentinelUrl { sentinels, .. }) = &self.to
+        if let UrlTarget::Sentinel(SentinelUrl { sentinels, .. }) = &self.to
             && sentinels.login.user.is_some()
             && sentinels.login.password.is_none()
             && self.sentinel_password_from.is_none()
@@ -300,8 +300,10 @@ impl Redis {
             })
         };
         Ok(match self.to {
-            To::Server { addr, tls } => Target::Single(Arc::new(Endpoint::new(addr, primary(tls)))),
-            To::Sentinel(url) => Target::Sentinel(Arc::new(SentinelTarget {
+            UrlTarget::Server { addr, tls } => {
+                Target::Single(Arc::new(Endpoint::new(addr, primary(tls))))
+            }
+            UrlTarget::Sentinel(url) => Target::Sentinel(Arc::new(SentinelTarget {
                 primary: primary(url.tls),
                 sentinels: Arc::new(Access {
                     password_from: self.sentinel_password_from,
@@ -310,7 +312,7 @@ impl Redis {
                 seeds: url.sentinels.hosts,
                 service: url.service,
             })),
-            To::Cluster(seeds) => Target::Cluster(Arc::new(ClusterTarget {
+            UrlTarget::Cluster(seeds) => Target::Cluster(Arc::new(ClusterTarget {
                 access: primary(seeds.tls),
                 seeds: seeds.hosts,
             })),
@@ -376,7 +378,7 @@ impl Target {
     }
 }
 
-fn single(url: Url) -> Result<(To, Login, String), String> {
+fn single(url: Url) -> Result<(UrlTarget, Login, String), String> {
     let shown = shown(&url);
     let tls = url.scheme() == "rediss";
     // The library's texts name the part and never quote a secret.
@@ -397,7 +399,7 @@ fn single(url: Url) -> Result<(To, Login, String), String> {
         user: settings.username().map(ToOwned::to_owned),
         password: settings.password().map(ToOwned::to_owned),
     };
-    Ok((To::Server { addr, tls }, login, shown))
+    Ok((UrlTarget::Server { addr, tls }, login, shown))
 }
 
 /// As the redis crate reads it, which knows no TLS here: that is ours.

@@ -23,7 +23,7 @@ pub(super) enum Verb {
 
 /// What is to be written as one command.
 #[derive(Debug, PartialEq)]
-pub(super) struct Request {
+pub(super) struct TopicRequest {
     pub(super) verb: Verb,
     pub(super) topics: Vec<Topic>,
     /// In a Redis Cluster: where they all are.
@@ -57,7 +57,7 @@ impl Owed {
 }
 
 impl Outstanding {
-    pub(super) fn push(&mut self, request: &Request) {
+    pub(super) fn push(&mut self, request: &TopicRequest) {
         self.commands.push_back(Owed {
             verb: request.verb,
             partition: request.partition,
@@ -117,22 +117,22 @@ impl Outstanding {
     }
 
     /// Takes out what Redis refused: the first command of which it has answered nothing.
-    pub(super) fn refuse(&mut self) -> Option<Request> {
+    pub(super) fn refuse(&mut self) -> Option<TopicRequest> {
         self.take_out(|owed| !owed.begun)
     }
 
     /// Takes out the rest of an UNSUBSCRIBE in this partition. What seemed to answer it came unasked.
-    pub(super) fn refuse_rest(&mut self, partition: Partition) -> Option<Request> {
+    pub(super) fn refuse_rest(&mut self, partition: Partition) -> Option<TopicRequest> {
         self.take_out(|owed| {
             owed.begun && owed.verb == Verb::Unsubscribe && owed.partition == Some(partition)
         })
     }
 
-    fn take_out(&mut self, which: impl Fn(&Owed) -> bool) -> Option<Request> {
+    fn take_out(&mut self, which: impl Fn(&Owed) -> bool) -> Option<TopicRequest> {
         let turn = self.commands.iter().position(which)?;
         let owed = self.commands.remove(turn)?;
         self.answered += owed.topics.len() as u64;
-        Some(Request {
+        Some(TopicRequest {
             verb: owed.verb,
             partition: owed.partition,
             topics: owed.topics.into(),
@@ -154,7 +154,7 @@ mod tests {
         for command in commands {
             let (verb, names) = command.split_at(1);
             let topics = names.chars().map(|name| topic(&name.to_string()));
-            outstanding.push(&Request {
+            outstanding.push(&TopicRequest {
                 partition: None,
                 verb: match verb {
                     "+" => Verb::Subscribe,

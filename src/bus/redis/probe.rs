@@ -30,7 +30,7 @@ const SOON: Duration = Duration::from_millis(1);
 const RETRY: u32 = 5;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Next {
+pub(crate) enum NextProbe {
     /// Publish a probe.
     Send,
     /// The connection is dead.
@@ -61,20 +61,20 @@ impl Probe {
         }
     }
 
-    pub(crate) fn poll(&mut self, now: Instant) -> Next {
+    pub(crate) fn poll(&mut self, now: Instant) -> NextProbe {
         let due = match self.sent {
             Some(sent) => sent + self.interval / PATIENCE,
             None => self.next,
         };
         if now < due {
-            return Next::Wait(due);
+            return NextProbe::Wait(due);
         }
         self.misses += u32::from(self.sent.is_some());
         if self.misses >= MISSES {
-            return Next::Lost;
+            return NextProbe::Lost;
         }
         self.sent = Some(now);
-        Next::Send
+        NextProbe::Send
     }
 
     /// The probe came back.
@@ -109,28 +109,28 @@ mod tests {
     fn a_dead_link_is_found_within_two_intervals() {
         let start = Instant::now();
         let mut probe = Probe::new(4 * S, start);
-        assert_eq!(probe.poll(start), Next::Send);
+        assert_eq!(probe.poll(start), NextProbe::Send);
         probe.returned(start);
         // The link dies now.
-        assert_eq!(probe.poll(start), Next::Wait(start + 4 * S));
-        assert_eq!(probe.poll(start + 4 * S), Next::Send);
-        assert_eq!(probe.poll(start + 6 * S), Next::Send);
-        assert_eq!(probe.poll(start + 8 * S), Next::Lost);
+        assert_eq!(probe.poll(start), NextProbe::Wait(start + 4 * S));
+        assert_eq!(probe.poll(start + 4 * S), NextProbe::Send);
+        assert_eq!(probe.poll(start + 6 * S), NextProbe::Send);
+        assert_eq!(probe.poll(start + 8 * S), NextProbe::Lost);
     }
 
     #[test]
     fn a_late_probe_is_a_sign_of_life() {
         let start = Instant::now();
         let mut probe = Probe::new(4 * S, start);
-        assert_eq!(probe.poll(start), Next::Send);
-        assert_eq!(probe.poll(start + 2 * S), Next::Send);
+        assert_eq!(probe.poll(start), NextProbe::Send);
+        assert_eq!(probe.poll(start + 2 * S), NextProbe::Send);
         probe.returned(start + 3 * S);
-        assert_eq!(probe.poll(start + 4 * S), Next::Wait(start + 7 * S));
+        assert_eq!(probe.poll(start + 4 * S), NextProbe::Wait(start + 7 * S));
         probe.hurry(start + 4 * S);
-        assert_eq!(probe.poll(start + 4 * S), Next::Send);
+        assert_eq!(probe.poll(start + 4 * S), NextProbe::Send);
         assert_eq!(
             probe.poll(start + 6 * S),
-            Next::Send,
+            NextProbe::Send,
             "the earlier miss is forgotten"
         );
     }
@@ -139,14 +139,14 @@ mod tests {
     fn who_asks_while_one_is_out_gets_one_that_is_sent_later() {
         let start = Instant::now();
         let mut probe = Probe::new(4 * S, start);
-        assert_eq!(probe.poll(start), Next::Send);
+        assert_eq!(probe.poll(start), NextProbe::Send);
         probe.hurry(start);
-        assert_eq!(probe.poll(start), Next::Wait(start + 2 * S));
+        assert_eq!(probe.poll(start), NextProbe::Wait(start + 2 * S));
         probe.returned(start + S);
-        assert_eq!(probe.poll(start + S), Next::Wait(start + S + SOON));
-        assert_eq!(probe.poll(start + 2 * S), Next::Send);
+        assert_eq!(probe.poll(start + S), NextProbe::Wait(start + S + SOON));
+        assert_eq!(probe.poll(start + 2 * S), NextProbe::Send);
         probe.returned(start + 2 * S);
-        assert_eq!(probe.poll(start + 2 * S), Next::Wait(start + 6 * S));
+        assert_eq!(probe.poll(start + 2 * S), NextProbe::Wait(start + 6 * S));
     }
 
     #[test]
@@ -155,7 +155,7 @@ mod tests {
         let mut probe = Probe::new(5 * S, start);
         for n in 0..10 {
             let now = start + n * S;
-            assert_eq!(probe.poll(now), Next::Send);
+            assert_eq!(probe.poll(now), NextProbe::Send);
             probe.unsent(now);
             probe.hurry(now);
             probe.unsent(now);

@@ -18,7 +18,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::probe::{Next, Probe};
+use super::probe::{NextProbe, Probe};
 use crate::bus::scope::Scope;
 use crate::bus::wire::{self, Action};
 use crate::model::id::NodeId;
@@ -66,9 +66,9 @@ impl Proof {
     pub(super) fn advance(&mut self, now: Instant) -> Option<Instant> {
         loop {
             match self.probe.poll(now) {
-                Next::Wait(until) => return Some(until),
-                Next::Lost => return None,
-                Next::Send => {
+                NextProbe::Wait(until) => return Some(until),
+                NextProbe::Lost => return None,
+                NextProbe::Send => {
                     let probe = self.numbered();
                     self.out.push((probe.clone(), now));
                     self.due = Some(probe);

@@ -6,6 +6,21 @@
 //! route leaves, however well the server there answers. What is said on a link and what a reply means is no concern of
 //! it.
 //!
+//! Of the route:
+//!
+//! ```text
+//!             untold                   lead_to
+//!  Sought --------------> Nowhere ----------------> Primary ---+
+//!     |                      ^                      |  ^  ^    |  lead_to: by another number, and
+//!     |  lead_to             +----------------------+  |  +----+  what is open by the old one leaves
+//!     |                              retire            |
+//!     +------------------------------------------------+
+//! ```
+//! A single server is *Primary* from the begin, and stays it. While it is *Sought* whoever opens a connection waits, within a
+//! deadline of its own: the first answer may be on its way. *Nowhere*
+//! is known to be none, and refuses at once, with the reason. That nobody tells takes no *Primary* away: what is known
+//! goes on to hold, since sentinels fail where their primary works.
+//!
 //! One topology is one primary's. Whoever has several gives each its own, with its own subscriber and publisher, and
 //! decides before which of them a topic concerns; how each is found stays behind `lead_to`.
 
@@ -37,7 +52,7 @@ pub(super) const LEFT: &str = "another server is the primary now";
 #[derive(Debug)]
 pub(super) struct Topology {
     dialect: Dialect,
-    route: watch::Sender<Route>,
+    route: watch::Sender<PrimaryRoute>,
     trust: Mutex<Trust>,
     /// Raised whenever everything that is open may be on another server than what is opened next.
     generation: AtomicU64,
@@ -47,7 +62,7 @@ pub(super) struct Topology {
 }
 
 #[derive(Clone, Debug)]
-struct Route {
+struct PrimaryRoute {
     number: u64,
     to: To,
     /// Why nobody tells where the primary is, for now.
@@ -111,7 +126,7 @@ impl Topology {
     fn new(dialect: Dialect, to: To, missed: Arc<Notify>) -> Self {
         Self {
             dialect,
-            route: watch::Sender::new(Route {
+            route: watch::Sender::new(PrimaryRoute {
                 number: 0,
                 to,
                 silence: None,
@@ -141,10 +156,10 @@ impl Topology {
     /// Opens a connection to the primary, waiting until its place is known: the caller has the deadline.
     pub(super) async fn open(&self) -> io::Result<Opened> {
         let mut routes = self.route.subscribe();
-        let known = |route: &Route| !matches!(route.to, To::Sought);
+        let known = |route: &PrimaryRoute| !matches!(route.to, To::Sought);
         // The sender lives as long as this.
         let route = routes.wait_for(known).await.map(|route| route.clone());
-        let Route {
+        let PrimaryRoute {
             number,
             to,
             silence,

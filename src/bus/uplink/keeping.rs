@@ -8,8 +8,9 @@ use futures::future::BoxFuture;
 use smallvec::{SmallVec, smallvec};
 use tokio::time::Instant;
 
+use super::Uplink;
+use super::hearing::whom;
 use super::sending::Course;
-use super::{Uplink, whom};
 use crate::bus::Published;
 use crate::bus::echoes::Came;
 use crate::bus::inbound::{Content, Own};
@@ -180,7 +181,7 @@ impl Uplink {
 }
 
 impl Own {
-    /// As sockets get it.
+    /// Reads the envelope as sockets get it.
     pub(crate) fn read(&self) -> Option<(Scope<'_>, Content<'_>, Manner, Form)> {
         let topic = TopicRef::from(&self.topic);
         let envelope = wire::decode(&self.envelope).ok()?;

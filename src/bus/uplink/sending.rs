@@ -49,7 +49,7 @@ pub(crate) struct Sending<'a> {
     since: Option<Since>,
     publishing: Option<BoxFuture<'static, Result<Published, PublishError>>>,
     is_known: bool,
-    begun: Option<Begun<'a>>,
+    begun: Option<BegunSend<'a>>,
 }
 
 /// What became of one.
@@ -65,9 +65,9 @@ pub(crate) struct Sent {
 
 /// What became of one that the bus refused.
 #[derive(Debug)]
-pub(crate) struct Refused {
+pub(crate) struct RefusedSend {
     pub(crate) error: PublishError,
-    pub(crate) came: Came,
+    pub(crate) came: CameHere,
     /// Some of it waits for what was sent before it, …
     pub(crate) waits: bool,
     /// … and so much does that this is to be delivered now.
@@ -76,7 +76,7 @@ pub(crate) struct Refused {
 
 /// What of a message that the bus refused this node's own sockets have already, or will have.
 #[derive(Debug)]
-pub(crate) enum Came {
+pub(crate) enum CameHere {
     Whole,
     /// What came back on these topics, or waits.
     On(SmallVec<[Topic; 1]>),
@@ -118,7 +118,7 @@ impl Sending<'_> {
         here: usize,
         newcomers: impl Fn() -> u64,
         is_heard: impl Fn(&Topic) -> bool,
-    ) -> Result<Sent, Refused> {
+    ) -> Result<Sent, RefusedSend> {
         let published = match self.publishing {
             None => Ok(Published::default()),
             Some(publishing) => self.uplink.published(self.since, publishing.await),
@@ -145,7 +145,7 @@ impl Sending<'_> {
                 let counters = &self.uplink.counters;
                 counters.record_failed_publish(error.maybe_sent);
                 Err(match self.begun {
-                    None => Refused::of(error, Came::Whole),
+                    None => RefusedSend::of(error, CameHere::Whole),
                     Some(begun) => begun.fail(error, newcomers(), is_heard),
                 })
             }
@@ -153,8 +153,8 @@ impl Sending<'_> {
     }
 }
 
-impl Refused {
-    fn of(error: PublishError, came: Came) -> Self {
+impl RefusedSend {
+    fn of(error: PublishError, came: CameHere) -> Self {
         Self {
             error,
             came,
@@ -165,7 +165,7 @@ impl Refused {
 }
 
 /// A kept message, until it is known what became of it.
-struct Begun<'a> {
+struct BegunSend<'a> {
     uplink: &'a Uplink,
     number: u64,
     selection: &'a Selection,
@@ -174,7 +174,7 @@ struct Begun<'a> {
     envelope: Bytes,
 }
 
-impl Begun<'_> {
+impl BegunSend<'_> {
     fn take(self, is_here: bool) {
         let (topics, now) = (self.topics(), Instant::now());
         let mut echoes = self.uplink.echoes.lock();
@@ -186,7 +186,7 @@ impl Begun<'_> {
         error: PublishError,
         older_than: u64,
         is_heard: impl Fn(&Topic) -> bool,
-    ) -> Refused {
+    ) -> RefusedSend {
         let own = |topic: &Topic| {
             let own = Own {
                 topic: topic.clone(),
@@ -205,11 +205,11 @@ impl Begun<'_> {
         let failed = echoes.fail(self.number, &topics, self.is_union, now, own);
         drop(echoes);
         self.uplink.record_unordered(failed.let_go.len());
-        Refused {
+        RefusedSend {
             error,
             came: match self.is_union && !failed.elsewhere.is_empty() {
-                true => Came::Whole,
-                false => Came::On(failed.elsewhere),
+                true => CameHere::Whole,
+                false => CameHere::On(failed.elsewhere),
             },
             waits: failed.waits,
             let_go: failed.let_go,
@@ -222,7 +222,7 @@ impl Begun<'_> {
     }
 }
 
-impl Drop for Begun<'_> {
+impl Drop for BegunSend<'_> {
     fn drop(&mut self) {
         self.uplink.echoes.lock().end(self.number);
     }
@@ -267,7 +267,7 @@ impl Uplink {
         self.counters.sent.fetch_add(1, Relaxed);
         let begun = kept.zip(envelope.clone()).map(|(number, envelope)| {
             self.echoes.lock().begin(number);
-            Begun {
+            BegunSend {
                 uplink: self,
                 number,
                 selection,

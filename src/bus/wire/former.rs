@@ -40,7 +40,7 @@ pub(crate) fn formerly(bytes: &[u8]) -> Result<(Formerly, &[u8]), Garbage> {
     Ok((marks, rest))
 }
 
-/// As it stands there.
+/// Writes the former marks as they stand there.
 #[cfg(any(test, feature = "redis"))]
 pub(crate) fn write_formerly(marks: &[Mark]) -> String {
     let mut written = String::with_capacity(marks.len() * FORMER);

@@ -18,7 +18,7 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Envelope<'_>, Garbage> {
     if bytes.first() == Some(&b'{') {
         return foreign::decode(bytes);
     }
-    let mut input = Input(bytes);
+    let mut input = EnvelopeCursor(bytes);
     if input.byte()? != VERSION {
         return Err(Garbage);
     }
@@ -37,7 +37,7 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Envelope<'_>, Garbage> {
     let (mut manner, mut sent, mut form) = (Manner::InTurn, None, Form::Any);
     if flags & EXTENSION != 0 {
         let length = input.u16()?;
-        (manner, sent, form) = extension(Input(input.take(length.into())?))?;
+        (manner, sent, form) = extension(EnvelopeCursor(input.take(length.into())?))?;
     }
     let action = match kind {
         PROBE => Action::Probe,
@@ -70,7 +70,10 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Envelope<'_>, Garbage> {
 }
 
 /// The number of a union, if it is one, and whom it names.
-fn scoped<'a>(input: &mut Input<'a>, flags: u8) -> Result<(Option<u64>, Scope<'a>), Garbage> {
+fn scoped<'a>(
+    input: &mut EnvelopeCursor<'a>,
+    flags: u8,
+) -> Result<(Option<u64>, Scope<'a>), Garbage> {
     let (mut union, mut scope) = (None, Scope::default());
     if flags & UNION != 0 {
         union = Some(input.u64()?);
@@ -95,7 +98,7 @@ fn scoped<'a>(input: &mut Input<'a>, flags: u8) -> Result<(Option<u64>, Scope<'a
     Ok((union, scope))
 }
 
-fn extension(mut fields: Input<'_>) -> Result<(Manner, Option<u64>, Form), Garbage> {
+fn extension(mut fields: EnvelopeCursor<'_>) -> Result<(Manner, Option<u64>, Form), Garbage> {
     let (mut manner, mut sent, mut form) = (Manner::InTurn, None, Form::Any);
     while !fields.0.is_empty() {
         let (tag, length) = (fields.byte()?, fields.u16()?);
@@ -103,7 +106,7 @@ fn extension(mut fields: Input<'_>) -> Result<(Manner, Option<u64>, Form), Garba
         match tag {
             VOLATILE => manner = Manner::Volatile,
             LATEST => manner = Manner::Latest(text(bytes)?.into()),
-            SENT => sent = Some(Input(bytes).u64()?),
+            SENT => sent = Some(EnvelopeCursor(bytes).u64()?),
             PLAIN => form = Form::Plain,
             _ => {}
         }
@@ -116,9 +119,9 @@ fn text(bytes: &[u8]) -> Result<&str, Garbage> {
 }
 
 /// What is left to read.
-struct Input<'a>(&'a [u8]);
+struct EnvelopeCursor<'a>(&'a [u8]);
 
-impl<'a> Input<'a> {
+impl<'a> EnvelopeCursor<'a> {
     fn take(&mut self, count: usize) -> Result<&'a [u8], Garbage> {
         let (taken, rest) = self.0.split_at_checked(count).ok_or(Garbage)?;
         self.0 = rest;

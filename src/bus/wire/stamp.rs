@@ -8,7 +8,7 @@ use super::Garbage;
 /// Where one stands, an envelope is that much longer.
 pub(crate) const STAMP: usize = 5;
 
-/// In place of a version.
+/// The first byte of a stamped envelope, in place of a version.
 const STAMPED: u8 = 0;
 
 pub(crate) fn stamp(era: NonZeroU32) -> [u8; STAMP] {

@@ -46,7 +46,7 @@ pub(crate) enum Full {
 #[derive(Debug)]
 pub(crate) struct Registry<M> {
     /// By their numbers: all are of this node.
-    sockets: IndexMap<u64, Entry<M>>,
+    sockets: IndexMap<u64, MemberEntry<M>>,
     groups: HashMap<Topic, Group<M>>,
     /// Sockets and reservations.
     places: usize,
@@ -62,7 +62,7 @@ pub(crate) struct About {
 }
 
 #[derive(Debug)]
-struct Entry<M> {
+struct MemberEntry<M> {
     member: M,
     rooms: Rooms,
     about: About,
@@ -130,7 +130,7 @@ impl<M: Member> Registry<M> {
         self.add_to(member.topic(), member.clone());
         self.sockets.insert(
             member.id().number,
-            Entry {
+            MemberEntry {
                 member,
                 rooms: Rooms::default(),
                 about,
@@ -289,16 +289,16 @@ impl<M: Member> Registry<M> {
             // No socket is on those.
             TopicKind::Node | TopicKind::Nodes | TopicKind::Presence => {}
         }
-        let all = all.map(|entry: &Entry<M>| &entry.member);
+        let all = all.map(|entry: &MemberEntry<M>| &entry.member);
         one.into_iter().chain(many).chain(all)
     }
 
-    fn entry(&self, id: SocketId) -> Option<&Entry<M>> {
+    fn entry(&self, id: SocketId) -> Option<&MemberEntry<M>> {
         let entry = self.sockets.get(&id.number);
         entry.filter(|entry| entry.member.id() == id)
     }
 
-    fn entry_mut(&mut self, id: SocketId) -> Option<&mut Entry<M>> {
+    fn entry_mut(&mut self, id: SocketId) -> Option<&mut MemberEntry<M>> {
         let entry = self.sockets.get_mut(&id.number);
         entry.filter(|entry| entry.member.id() == id)
     }
@@ -349,7 +349,7 @@ impl<M: Member> Registry<M> {
     }
 }
 
-impl<M: Member> Entry<M> {
+impl<M: Member> MemberEntry<M> {
     fn is_on(&self, topic: &Topic) -> bool {
         match topic.kind() {
             TopicKind::All => true,

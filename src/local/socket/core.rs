@@ -2,7 +2,7 @@
 //! tested without a clock and without a kernel; the ends lock it, hand both in, and wake whom a change concerns.
 //!
 //! Four questions have an answer each: how far it has come ([`Life`]), who writes ([`Writer`]), whose turn to write is
-//! still to come ([`Due`]), and since when the kernel has taken nothing (`stalled`). Of a frame that is said this becomes:
+//! still to come ([`DueWrites`]), and since when the kernel has taken nothing (`stalled`). Of a frame that is said this becomes:
 //!
 //! ```text
 //!   send ──▶ nothing queued, stream shared? ──yes──▶ written at once ──all──▶ done
@@ -27,8 +27,8 @@ use tokio::net::tcp::OwnedWriteHalf;
 use tokio::time::Instant;
 
 use super::life::Life;
-use super::outcome::{Collected, Flushed, Pushed, Stage};
-use super::queue::Queue;
+use super::outcome::{Collected, Flushed, LifeStage, Pushed};
+use super::queue::FrameQueue;
 use super::wakers::{Noted, Wakers, Wakes};
 use crate::local::expiry::Expiry;
 use crate::local::heartbeat::Heartbeat;
@@ -42,10 +42,10 @@ use crate::ws::{Agreed, SharedWriter};
 pub(super) struct Core<W = OwnedWriteHalf> {
     pub(super) wakers: Wakers,
     pub(super) noted: Noted,
-    pub(super) queue: Queue,
+    pub(super) queue: FrameQueue,
     pub(super) writer: Writer<W>,
     pub(super) life: Life,
-    pub(super) due: Due,
+    pub(super) due: DueWrites,
     /// How its client takes messages. Here, where it finds room: beside the lock it would be 16 bytes of each socket.
     pub(super) agreed: Agreed,
     /// Since when the kernel has accepted nothing.
@@ -70,7 +70,7 @@ pub(super) enum Writer<W> {
 /// Whose turns to write are still to come. They are no states: the bus may be collecting for a socket whose task
 /// was woken already.
 #[derive(Default)]
-pub(super) struct Due {
+pub(super) struct DueWrites {
     /// Of the bus, at the end of its present wake.
     pub(super) flush: bool,
     /// Of the task, which was woken for it, or was stopped in the middle of it.
@@ -87,10 +87,10 @@ impl<W: SharedWriter> Core<W> {
         Self {
             wakers: Wakers::default(),
             noted: Noted::default(),
-            queue: Queue::default(),
+            queue: FrameQueue::default(),
             writer: Writer::Task,
             life: Life::Open,
-            due: Due::default(),
+            due: DueWrites::default(),
             agreed,
             stalled: None,
             heartbeat: Heartbeat::new(now),
@@ -323,11 +323,11 @@ impl<W: SharedWriter> Core<W> {
     }
 
     /// Where the task stands with its socket.
-    pub(super) fn stage(&self) -> Stage {
+    pub(super) fn stage(&self) -> LifeStage {
         match self.life {
-            Life::Open | Life::Resuming(_) => Stage::Open,
-            Life::Ending(_) => Stage::Ending,
-            Life::Cut(_) | Life::Finished(_) => Stage::Cut,
+            Life::Open | Life::Resuming(_) => LifeStage::Open,
+            Life::Ending(_) => LifeStage::Ending,
+            Life::Cut(_) | Life::Finished(_) => LifeStage::Cut,
         }
     }
 
@@ -352,7 +352,7 @@ impl<W: SharedWriter> Core<W> {
 
     /// The stream is gone. What is left of it is to be dropped without the lock.
     #[must_use = "drop it without the lock"]
-    pub(super) fn finish(&mut self) -> (Writer<W>, Queue) {
+    pub(super) fn finish(&mut self) -> (Writer<W>, FrameQueue) {
         self.life.finish(reason::DROPPED);
         self.noted.wake_all();
         (self.shut(), take(&mut self.queue))

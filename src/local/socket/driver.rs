@@ -7,8 +7,8 @@ use std::task::{Context, Poll, ready};
 use tokio::net::tcp::OwnedWriteHalf;
 use tokio::time::Instant;
 
-use super::outcome::Stage;
-use super::queue::Queue;
+use super::outcome::LifeStage;
+use super::queue::FrameQueue;
 use super::writing::Writing;
 use super::{Sender, Shared};
 use crate::model::close::Close;
@@ -37,7 +37,7 @@ impl DriverEnd {
         self.0.agreed()
     }
 
-    /// As others reach it.
+    /// The socket as others reach it.
     pub(crate) fn sender(&self) -> Sender {
         Sender(self.0.clone())
     }
@@ -130,7 +130,7 @@ impl DriverEnd {
     fn write_by_task(
         &self,
         cx: &mut Context<'_>,
-        mut queue: Queue,
+        mut queue: FrameQueue,
         io: &mut impl TaskWriter,
     ) -> Poll<io::Result<()>> {
         let before = queue.left();
@@ -151,7 +151,7 @@ impl DriverEnd {
     // How it ends ----------------------------------------------------------------------------------
 
     /// Where the task stands with its socket.
-    pub(super) fn stage(&self) -> Stage {
+    pub(super) fn stage(&self) -> LifeStage {
         self.0.core.lock().stage()
     }
 

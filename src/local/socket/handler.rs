@@ -34,7 +34,7 @@ impl HandlerEnd {
         self.0.agreed()
     }
 
-    /// As others reach it.
+    /// The socket as others reach it.
     pub(crate) fn sender(&self) -> Sender {
         Sender(self.0.clone())
     }

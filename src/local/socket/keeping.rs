@@ -3,7 +3,7 @@
 use super::core::{Core, Now};
 use super::life::Life;
 use super::outcome::{Collected, Pushed};
-use super::resuming::{Due, Numbered, Resuming};
+use super::resuming::{Numbered, NumberedFate, Resuming};
 use crate::model::close::reason;
 use crate::model::limits::{OutboxLimits, SlowConsumer};
 use crate::model::manner::Manner;
@@ -36,16 +36,16 @@ impl<W: SharedWriter> Core<W> {
         };
         let mut pushed = Pushed::Known;
         match resuming.came(numbered) {
-            Due::Known => {}
-            Due::Held if resuming.held() <= limits.messages.saturating_mul(HELD) => {
+            NumberedFate::Known => {}
+            NumberedFate::Held if resuming.held() <= limits.messages.saturating_mul(HELD) => {
                 pushed = Pushed::Taken;
             }
-            Due::Held => {
+            NumberedFate::Held => {
                 let lost = resuming.held();
                 self.close(reason::SLOW, now);
                 pushed = Pushed::Overflowed(lost);
             }
-            Due::Now(frames) => {
+            NumberedFate::Now(frames) => {
                 for frame in frames {
                     pushed = self.collect_as_it_is(&frame, &limits, now);
                     if !pushed.is_taken() {

@@ -41,7 +41,7 @@ pub(super) enum Life {
     /// Its client may come back and go on where it was.
     Resuming(Box<Resuming>),
     /// The Close frame is queued or written, and the client's is awaited until then.
-    Ending(Box<Ending>),
+    Ending(Box<EndingClose>),
     /// Nothing is written any more: the stream is to be dropped.
     Cut(Box<Close>),
     /// The stream is gone.
@@ -49,7 +49,7 @@ pub(super) enum Life {
 }
 
 /// The client has until then to answer.
-pub(super) struct Ending {
+pub(super) struct EndingClose {
     close: Close,
     by: Instant,
 }
@@ -84,7 +84,7 @@ impl Life {
     pub(super) fn end(&mut self, close: Close, now: Instant) {
         debug_assert!(self.is_open(), "the first close wins");
         let by = now + CLOSING;
-        *self = Self::Ending(Box::new(Ending { close, by }));
+        *self = Self::Ending(Box::new(EndingClose { close, by }));
     }
 
     /// Gives the socket up: for the reason why it was ending already, or for this one. Whether it had not been before.

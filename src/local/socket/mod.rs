@@ -80,14 +80,14 @@ struct Shared {
 
 /// The ends of a socket that nobody has yet.
 #[derive(Debug)]
-pub(crate) struct Ends {
+pub(crate) struct SocketEnds {
     pub(crate) sender: Sender,
     pub(crate) handler: HandlerEnd,
     pub(crate) driver: DriverEnd,
     pub(crate) sweep: SweepEnd,
 }
 
-impl Ends {
+impl SocketEnds {
     /// A socket whose handshake is not over: what is sent waits.
     pub(crate) fn new(
         id: SocketId,

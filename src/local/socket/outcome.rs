@@ -53,7 +53,7 @@ pub(crate) enum Flushed {
 
 /// What the life of a socket asks of its task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Stage {
+pub(super) enum LifeStage {
     Open,
     /// Something ended it: the Close frame is queued or written.
     Ending,

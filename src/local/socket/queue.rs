@@ -10,20 +10,20 @@ use crate::ws::frame::Frame;
 
 /// The frames of one socket, of which the first may be partly written.
 #[derive(Default)]
-pub(crate) struct Queue {
-    frames: VecDeque<Queued>,
+pub(crate) struct FrameQueue {
+    frames: VecDeque<QueuedFrame>,
     bytes: usize,
     /// How much of the first frame is written: it can no longer be dropped.
     written: usize,
 }
 
-struct Queued {
+struct QueuedFrame {
     frame: Frame,
     /// Of which only the newest counts.
     key: Option<Arc<str>>,
 }
 
-impl Deref for Queued {
+impl Deref for QueuedFrame {
     type Target = Frame;
 
     fn deref(&self) -> &Frame {
@@ -31,7 +31,7 @@ impl Deref for Queued {
     }
 }
 
-impl Queue {
+impl FrameQueue {
     pub(crate) fn push(&mut self, frame: Frame) {
         self.push_keyed(frame, None);
     }
@@ -39,7 +39,7 @@ impl Queue {
     /// Of frames with the same key only the newest counts.
     pub(crate) fn push_keyed(&mut self, frame: Frame, key: Option<Arc<str>>) {
         self.bytes += frame.len();
-        self.frames.push_back(Queued { frame, key });
+        self.frames.push_back(QueuedFrame { frame, key });
     }
 
     /// Puts a frame into the place of the one with its key, if one waits that is not begun, and the bytes still fit.
@@ -234,7 +234,7 @@ impl Queue {
 }
 
 #[cfg(test)]
-impl Queue {
+impl FrameQueue {
     pub(crate) fn capacity(&self) -> usize {
         self.frames.capacity()
     }

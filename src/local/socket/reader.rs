@@ -33,7 +33,7 @@ impl ReaderEnd {
         self.0.user()
     }
 
-    /// As others reach it.
+    /// The socket as others reach it.
     pub(crate) fn sender(&self) -> Sender {
         self.0.sender()
     }

@@ -25,7 +25,7 @@ use crate::bus::wire::Formerly;
 use crate::model::history::Missed;
 use crate::model::history::mark::{Clock, Mark, Marks, Number};
 use crate::model::history::position::Position;
-use crate::model::history::token::{self, Key, Parts, Tag};
+use crate::model::history::token::{self, Key, NameTag, Parts};
 use crate::model::id::SocketId;
 use crate::ws::frame::{Frame, MARK};
 
@@ -40,7 +40,7 @@ pub(crate) enum Telling {
 
 /// What a text says that begins with U+0001, to whoever is told positions.
 #[derive(Debug, PartialEq)]
-pub(crate) enum Told<'a> {
+pub(crate) enum PositionTold<'a> {
     Position(&'a str),
     Missed {
         why: &'a str,
@@ -50,7 +50,7 @@ pub(crate) enum Told<'a> {
     Text(&'a str),
 }
 
-impl<'a> Told<'a> {
+impl<'a> PositionTold<'a> {
     /// Of a text without its number.
     pub(crate) fn read(text: &'a str) -> Option<Self> {
         let said = text.strip_prefix(MARK)?;
@@ -75,9 +75,9 @@ pub(crate) struct Resuming {
     had: Marks,
     /// What was read for it, in order.
     replayed: Vec<(Clock, Number)>,
-    held: Option<Vec<Held>>,
+    held: Option<Vec<HeldFrame>>,
     /// In which it was, and what it has of them.
-    owed: Vec<Tag>,
+    owed: Vec<NameTag>,
     /// Until when it may join them again.
     owed_until: Option<Instant>,
     formerly: Option<SocketId>,
@@ -94,9 +94,9 @@ pub(crate) struct Numbered<'a> {
     pub(crate) marked: &'a OnceCell<Frame>,
 }
 
-/// One that waits.
+/// A numbered frame that waits.
 #[derive(Debug)]
-struct Held {
+struct HeldFrame {
     clock: Clock,
     number: Number,
     formerly: Formerly,
@@ -114,12 +114,12 @@ pub(crate) struct Found {
     /// Whoever has that has everything up to here.
     pub(crate) cuts: Marks,
     /// Its user, and the rooms in which it is.
-    pub(crate) user: Tag,
-    pub(crate) rooms: Vec<Tag>,
+    pub(crate) user: NameTag,
+    pub(crate) rooms: Vec<NameTag>,
 }
 
 /// What becomes of one that is numbered.
-pub(crate) enum Due {
+pub(crate) enum NumberedFate {
     /// It is there already.
     Known,
     Held,
@@ -161,21 +161,21 @@ impl Resuming {
     }
 
     /// One came that is kept.
-    pub(crate) fn came(&mut self, numbered: &Numbered<'_>) -> Due {
+    pub(crate) fn came(&mut self, numbered: &Numbered<'_>) -> NumberedFate {
         if self.has(numbered) {
-            return Due::Known;
+            return NumberedFate::Known;
         }
         match &mut self.held {
             Some(held) => {
-                held.push(Held {
+                held.push(HeldFrame {
                     clock: numbered.clock,
                     number: numbered.number,
                     formerly: numbered.formerly.into(),
                     frame: numbered.frame.clone(),
                 });
-                Due::Held
+                NumberedFate::Held
             }
-            None => Due::Now(self.written(numbered)),
+            None => NumberedFate::Now(self.written(numbered)),
         }
     }
 
@@ -195,7 +195,7 @@ impl Resuming {
         is_replayed
     }
 
-    /// As its client gets it.
+    /// The frames of a message, as its client gets them.
     fn written(&mut self, numbered: &Numbered<'_>) -> Vec<Frame> {
         let Numbered { clock, number, .. } = *numbered;
         let mut frames = Vec::with_capacity(1);
@@ -496,8 +496,8 @@ mod tests {
             marked: &OnceCell::new(),
         });
         match due {
-            Due::Now(frames) => frames,
-            Due::Known | Due::Held => Vec::new(),
+            NumberedFate::Now(frames) => frames,
+            NumberedFate::Known | NumberedFate::Held => Vec::new(),
         }
     }
 
@@ -664,7 +664,7 @@ mod tests {
                 if !is_held {
                     heard.extend(resuming.release(release(), now));
                 }
-                if let Due::Now(frames) = resuming.came(&numbered) {
+                if let NumberedFate::Now(frames) = resuming.came(&numbered) {
                     heard.extend(frames);
                 }
                 if is_held {

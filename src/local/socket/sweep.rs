@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::outcome::Swept;
 use super::{Sender, Shared};
-use crate::local::expiry::Clock;
+use crate::local::expiry::Times;
 use crate::local::heartbeat::HeartbeatTimes;
 use crate::model::close::reason;
 
@@ -14,14 +14,14 @@ use crate::model::close::reason;
 pub(crate) struct SweepEnd(pub(super) Arc<Shared>);
 
 impl SweepEnd {
-    /// As others reach it.
+    /// The socket as others reach it.
     pub(crate) fn sender(&self) -> Sender {
         Sender(self.0.clone())
     }
 
     /// Does what time demands: pings, gives up the silent and the stalled, ends what has expired. Time in
     /// which the process slept is demanded of nobody; an identity expires all the same.
-    pub(crate) fn sweep(&self, clock: Clock, slept: Duration, times: &HeartbeatTimes) -> Swept {
+    pub(crate) fn sweep(&self, clock: Times, slept: Duration, times: &HeartbeatTimes) -> Swept {
         let number = self.0.id.number;
         self.0
             .change(|core| core.sweep(clock, slept, times, number))

@@ -27,12 +27,12 @@ use std::task::{Context, Poll};
 use bytes::BytesMut;
 use tokio::time::Instant;
 
-use super::outcome::Stage;
+use super::outcome::LifeStage;
 use super::{DriverEnd, Sender, span};
 use crate::model::close::{Close, reason};
-use crate::quota::{Inbound, InboundLimit};
+use crate::quota::{ClientBuckets, InboundLimit};
 use crate::ws::frame::{Allowance, Decoder, Frame, Heard, Violation};
-use crate::ws::{Agreed, Io, Opened};
+use crate::ws::{Agreed, Io, OpenedIo};
 
 /// Resolves when the stream is gone. Dropping it ends the socket as well. It bounds its turns by itself and
 /// is to be polled [`unconstrained`](tokio::task::unconstrained).
@@ -64,7 +64,7 @@ struct Driven<R: Registered> {
     /// Bytes since the client's last sign of life.
     trickled: u32,
     /// What the client has sent, where that is limited.
-    inbound: Option<Box<Inbound>>,
+    inbound: Option<Box<ClientBuckets>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,15 +92,15 @@ impl<R: Registered> Driver<R> {
     }
 
     pub(crate) fn new(
-        opened: Opened,
+        opened: OpenedIo,
         end: DriverEnd,
         registration: R,
         inbound: Option<InboundLimit>,
     ) -> Self {
-        let Opened { io, writer, early } = opened;
+        let OpenedIo { io, writer, early } = opened;
         let inbound = inbound.map(|limit| {
             let largest = registration.max_message_size();
-            Box::new(Inbound::new(limit, largest, Instant::now()))
+            Box::new(ClientBuckets::new(limit, largest, Instant::now()))
         });
         end.opened(writer);
         let agreed = end.agreed();
@@ -225,13 +225,13 @@ impl<R: Registered> Driven<R> {
     /// Somebody may have ended the socket: the handler, a kick, a drain, a full outbox, the sweeper.
     fn notice_the_end(&mut self) {
         match self.end.stage() {
-            Stage::Open => {}
-            Stage::Ending if self.phase == Phase::Open => {
+            LifeStage::Open => {}
+            LifeStage::Ending if self.phase == Phase::Open => {
                 self.unregister();
                 self.phase = Phase::Closing;
             }
-            Stage::Ending => {}
-            Stage::Cut => {
+            LifeStage::Ending => {}
+            LifeStage::Cut => {
                 self.unregister();
                 self.phase = Phase::Done;
             }
@@ -287,7 +287,7 @@ impl<R: Registered> Driven<R> {
                     match heard {
                         _ if !self.phase.listens() => {}
                         Some(Heard::Close(close)) => self.answer(close),
-                        Some(_) if !self.admit(now, Inbound::take_message) => {}
+                        Some(_) if !self.admit(now, ClientBuckets::take_message) => {}
                         Some(Heard::Message(message)) => has_room = self.end.heard(message),
                         Some(Heard::Ping(payload)) => self.end.pong(Frame::pong(&payload)),
                         Some(Heard::Pong) | None => {}
@@ -308,7 +308,7 @@ impl<R: Registered> Driven<R> {
         }
     }
 
-    /// Not read where nothing is limited.
+    /// The time; the clock is not read where nothing is limited.
     fn now(&self) -> Option<Instant> {
         self.inbound.as_ref().map(|_| Instant::now())
     }
@@ -324,7 +324,7 @@ impl<R: Registered> Driven<R> {
     fn admit(
         &mut self,
         now: Option<Instant>,
-        take: impl FnOnce(&mut Inbound, Instant) -> bool,
+        take: impl FnOnce(&mut ClientBuckets, Instant) -> bool,
     ) -> bool {
         let taken = match (&mut self.inbound, now) {
             (Some(inbound), Some(now)) if self.phase == Phase::Open => take(inbound, now),

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::core::{Core, Writer};
 use super::outcome::Swept;
-use crate::local::expiry::Clock;
+use crate::local::expiry::Times;
 use crate::local::heartbeat::{Beat, HeartbeatTimes, discounted};
 use crate::model::close::reason;
 use crate::ws::SharedWriter;
@@ -17,7 +17,7 @@ impl<W: SharedWriter> Core<W> {
     /// Does what time demands. Pings of sockets that opened together are spread by their numbers.
     pub(super) fn sweep(
         &mut self,
-        clock: Clock,
+        clock: Times,
         slept: Duration,
         times: &HeartbeatTimes,
         number: u64,

@@ -1,4 +1,14 @@
 //! A socket's driver and its handler, in one task of the runtime.
+//!
+//! ```text
+//!                    the handler returns, or panics
+//!   both ----------------------------------------------> the driver alone
+//!     |                                                        |
+//!     |  the stream is gone                                    |  the stream is gone
+//!     v                                                        v
+//!   the handler alone -----------------------------------> (the task ends)
+//!                        the handler returns, or panics
+//! ```
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};

@@ -4,8 +4,8 @@ use std::io::{self, ErrorKind};
 use std::mem::take;
 use std::task::Poll;
 
-use super::core::{Core, Due, Now, Writer};
-use super::queue::Queue;
+use super::core::{Core, DueWrites, Now, Writer};
+use super::queue::FrameQueue;
 use crate::ws::SharedWriter;
 
 /// How the writing of the socket's task goes on.
@@ -14,7 +14,7 @@ pub(super) enum Writing {
     /// The kernel takes no more of a shared stream for now.
     Blocked,
     /// Nobody else may write: this is to be written, and put back as far as it was not.
-    ByTask(Queue),
+    ByTask(FrameQueue),
 }
 
 impl<W: SharedWriter> Core<W> {
@@ -38,7 +38,7 @@ impl<W: SharedWriter> Core<W> {
 
     /// The task's turn to write. Adds to whether there was progress.
     pub(super) fn begin_writing(&mut self, progress: &mut bool, now: impl Now) -> Writing {
-        self.due = Due::default();
+        self.due = DueWrites::default();
         if self.queue.is_empty() {
             self.stalled = None;
             return Writing::Over(Ok(()));
@@ -62,7 +62,7 @@ impl<W: SharedWriter> Core<W> {
     /// while something is left.
     pub(super) fn end_writing(
         &mut self,
-        rest: Queue,
+        rest: FrameQueue,
         written: io::Result<()>,
         progress: bool,
         now: impl Now,

@@ -45,7 +45,7 @@ impl QueryError {
         Self(QueryFailure::InvalidId(error))
     }
 
-    /// Of what nothing is kept, and the fix.
+    /// The error of a query for what is not kept: of what nothing is, and the fix.
     pub(crate) fn not_kept(why: &'static str) -> Self {
         Self(QueryFailure::NotKept(why))
     }

@@ -42,7 +42,7 @@ pub(crate) struct Run([u8; Run::LETTERS]);
 impl Run {
     pub(crate) const LETTERS: usize = 12;
 
-    /// Of the first letters of this.
+    /// The run whose name is the first letters of this.
     pub(crate) fn of(id: &str) -> Option<Self> {
         let letters = id.as_bytes().first_chunk()?;
         letters
@@ -92,7 +92,7 @@ impl Marks {
         Some(self.0[at].1)
     }
 
-    /// Instead of the one that there was.
+    /// Sets the mark of a clock, instead of the one that there was.
     pub(crate) fn set(&mut self, clock: Clock, mark: Mark) {
         match self.place(clock) {
             Ok(at) => self.0[at].1 = mark,

@@ -96,7 +96,7 @@ impl Histories {
         [self.user, self.room, self.all].into_iter().flatten()
     }
 
-    /// As nodes tell it to one another.
+    /// The histories as nodes tell them to one another.
     pub(crate) fn told(&self) -> Vec<String> {
         let named = [("user", self.user), ("room", self.room), ("all", self.all)];
         let told = named.into_iter().filter_map(|(name, history)| {
@@ -167,7 +167,7 @@ pub enum Missed {
 }
 
 impl Missed {
-    /// As a client is told.
+    /// The word in which a client is told why.
     pub(crate) fn word(self) -> &'static str {
         match self {
             Self::Late => "late",
@@ -177,7 +177,7 @@ impl Missed {
         }
     }
 
-    /// Of such a word.
+    /// Reads such a word.
     pub(crate) fn read(word: &str) -> Option<Self> {
         let all = [Self::Late, Self::TooMany, Self::Forgotten, Self::Foreign];
         all.into_iter().find(|missed| missed.word() == word)

@@ -27,7 +27,7 @@ impl Position {
     /// Longest text.
     pub(crate) const MOST: usize = 4 * 1024;
 
-    /// Of which nothing is understood.
+    /// A position of which nothing is understood.
     pub(crate) fn nothing() -> Self {
         Self("-".into())
     }

@@ -25,7 +25,7 @@ pub(crate) struct Key([u8; Key::BYTES]);
 
 /// A user or a room, without its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct Tag([u8; Tag::BYTES]);
+pub(crate) struct NameTag([u8; NameTag::BYTES]);
 
 /// What a position says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -37,9 +37,9 @@ pub(crate) struct Parts {
     /// Whose it was, so that it gets nothing that it was excepted from.
     pub(crate) socket: Option<SocketId>,
     /// Whose alone it is.
-    pub(crate) user: Option<Tag>,
+    pub(crate) user: Option<NameTag>,
     /// In which it was.
-    pub(crate) rooms: Vec<Tag>,
+    pub(crate) rooms: Vec<NameTag>,
     /// There were more than can be named.
     pub(crate) has_more_rooms: bool,
 }
@@ -52,7 +52,7 @@ impl Key {
         Self(bytes)
     }
 
-    /// One that nobody guesses.
+    /// A key that nobody guesses.
     pub(crate) fn random() -> Self {
         let mut bytes = [0; Self::BYTES];
         getrandom::fill(&mut bytes)
@@ -60,7 +60,7 @@ impl Key {
         Self(bytes)
     }
 
-    /// As it is kept.
+    /// Reads a key as it is kept.
     pub(crate) fn read(text: &str) -> Option<Self> {
         let bytes = BASE64_URL_SAFE_NO_PAD.decode(text).ok()?;
         bytes.try_into().ok().map(Self)
@@ -72,10 +72,10 @@ impl Key {
         Self(mac.finalize().into_bytes().into())
     }
 
-    pub(crate) fn tag(&self, topic: &str) -> Tag {
+    pub(crate) fn tag(&self, topic: &str) -> NameTag {
         let mac = self.mac(&[b"topic", topic.as_bytes()]).finalize();
         let bytes = mac.into_bytes();
-        Tag(*bytes.first_chunk().expect("it is longer"))
+        NameTag(*bytes.first_chunk().expect("it is longer"))
     }
 
     fn mac(&self, parts: &[&[u8]]) -> Hmac<Sha256> {
@@ -99,7 +99,7 @@ impl fmt::Debug for Key {
     }
 }
 
-impl Tag {
+impl NameTag {
     const BYTES: usize = 8;
 }
 
@@ -173,7 +173,7 @@ fn read_signed(text: &str, key: &Key) -> Option<Parts> {
     let (said, signature) = bytes.split_last_chunk::<SIGNATURE>()?;
     let mac = key.mac(&[said]);
     mac.verify_truncated_left(signature).ok()?;
-    let mut parts = Reader(said).parts()?;
+    let mut parts = TokenCursor(said).parts()?;
     if let Some(number) = number {
         let mark = parts.marks.of(parts.clock)?;
         let is_later = number >= mark.number;
@@ -191,9 +191,9 @@ fn read_number(digits: &str) -> Option<Number> {
 }
 
 /// What is left to be read.
-struct Reader<'a>(&'a [u8]);
+struct TokenCursor<'a>(&'a [u8]);
 
-impl Reader<'_> {
+impl TokenCursor<'_> {
     fn parts(mut self) -> Option<Parts> {
         let [VERSION, flags] = self.take()? else {
             return None;
@@ -208,11 +208,11 @@ impl Reader<'_> {
         };
         let user = match flags & USER {
             0 => None,
-            _ => Some(Tag(self.take()?)),
+            _ => Some(NameTag(self.take()?)),
         };
         let marks = self.marks()?;
         let rooms = u16::from_be_bytes(self.take()?);
-        let rooms: Option<Vec<Tag>> = (0..rooms).map(|_| self.take().map(Tag)).collect();
+        let rooms: Option<Vec<NameTag>> = (0..rooms).map(|_| self.take().map(NameTag)).collect();
         Some(Parts {
             marks,
             clock,
@@ -305,8 +305,8 @@ mod tests {
                         node: NodeId(node),
                         number,
                     }),
-                    user: user.map(Tag),
-                    rooms: rooms.into_iter().map(Tag).collect(),
+                    user: user.map(NameTag),
+                    rooms: rooms.into_iter().map(NameTag).collect(),
                     has_more_rooms,
                 }
             },
@@ -386,8 +386,8 @@ mod tests {
         };
         let parts = Parts {
             marks: (0..60).map(|n| (Clock(n), mark(u64::MAX))).collect(),
-            rooms: vec![Tag([7; 8]); MOST_ROOMS],
-            user: Some(Tag([1; 8])),
+            rooms: vec![NameTag([7; 8]); MOST_ROOMS],
+            user: Some(NameTag([1; 8])),
             ..Parts::default()
         };
         let position = write(&parts, &key(1));

@@ -203,7 +203,7 @@ pub enum InvalidId {
 }
 
 impl InvalidId {
-    /// Where no error can be returned.
+    /// Logs the error where none can be returned.
     pub(crate) fn log(self, call: &'static str) {
         tracing::debug!(call, error = %self, "an id that cannot be used is taken for nobody's");
     }

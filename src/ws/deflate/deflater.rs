@@ -7,11 +7,11 @@ use flate2::{Compress, FlushCompress, Status};
 use super::TAIL;
 
 thread_local! {
-    /// And for which level it is.
+    /// What the last message was deflated with, and for which level that is.
     static SPARE: Cell<Option<(u8, Compress)>> = const { Cell::new(None) };
 }
 
-/// Nothing where it gets no smaller.
+/// Deflates a message; nothing where it gets no smaller.
 pub(super) fn deflate(payload: &[u8], level: u8) -> Option<Vec<u8>> {
     let mut compress = match SPARE.take() {
         Some((of, spare)) if of == level => spare,

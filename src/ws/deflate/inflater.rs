@@ -21,12 +21,12 @@ pub(crate) enum Misfit {
     TooMuch,
 }
 
-/// Of one message.
+/// Inflates one message.
 #[derive(Debug)]
 pub(crate) struct Inflater {
     /// Given back with the message.
     decompress: Option<Decompress>,
-    /// Bytes that came.
+    /// How many compressed bytes came.
     came: usize,
 }
 

@@ -36,7 +36,7 @@ impl Allowance {
         self.left
     }
 
-    /// So much of it was needed.
+    /// Takes what was needed off the allowance.
     pub(super) fn spend(&mut self, work: usize) {
         self.left = self.left.saturating_sub(work);
     }

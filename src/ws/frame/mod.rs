@@ -19,7 +19,8 @@ pub(crate) use self::heard::{Heard, Violation};
 use crate::model::close::Close;
 use crate::model::form::Form;
 use crate::model::history::mark::Number;
-use crate::model::message::{Message, Utf8Bytes};
+use crate::model::message::Message;
+use crate::model::utf8::Utf8Bytes;
 use crate::ws::{Agreed, Deflating};
 
 const CONTINUATION: u8 = 0x0;

@@ -3,7 +3,8 @@
 use bytes::Bytes;
 
 use super::heard::{Heard, Violation};
-use crate::model::message::{Message, Utf8Bytes};
+use crate::model::message::Message;
+use crate::model::utf8::Utf8Bytes;
 use crate::ws::deflate::Inflater;
 
 /// A message of which some frames are there.

@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 
 use super::faults::CUT;
-use super::{Hub, Interest, Parcel};
+use super::{Hub, HubInterest, Parcel};
 use crate::bus::outage::LinkId;
 use crate::bus::past::{Keep, Past, ReadLimits};
 use crate::bus::scope::Size;
@@ -129,7 +129,7 @@ impl Interests for MemoryBus {
             .find(|interest| interest.node == self.node)
         {
             Some(interest) => interest.reasons += 1,
-            None => interests.push(Interest {
+            None => interests.push(HubInterest {
                 node: self.node,
                 reasons: 1,
                 listener,

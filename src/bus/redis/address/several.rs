@@ -107,7 +107,7 @@ fn show(
 
 /// What follows `redis-sentinel://`.
 pub(super) fn sentinel(rest: &str, tls: bool) -> Result<SentinelUrl, String> {
-    let mut parts = Parts::of(rest, SENTINEL_PORT)?;
+    let mut parts = UrlParts::of(rest, SENTINEL_PORT)?;
     let (mut named, mut asked_by, mut secured) = (None, Login::default(), tls);
     for (key, value) in std::mem::take(&mut parts.query) {
         let twice = match key.as_str() {
@@ -144,7 +144,7 @@ pub(super) fn sentinel(rest: &str, tls: bool) -> Result<SentinelUrl, String> {
 
 /// What follows `redis-cluster://`.
 pub(super) fn cluster(rest: &str, tls: bool) -> Result<Seeds, String> {
-    let parts = Parts::of(rest, PORT)?;
+    let parts = UrlParts::of(rest, PORT)?;
     if !parts.query.is_empty() {
         return Err(unknown("node"));
     }
@@ -190,7 +190,7 @@ fn unknown(known: &str) -> String {
 }
 
 /// What all such URLs have in common, decoded.
-struct Parts {
+struct UrlParts {
     login: Login,
     hosts: Vec<Host>,
     path: Vec<String>,
@@ -198,7 +198,7 @@ struct Parts {
     query: Vec<(String, String)>,
 }
 
-impl Parts {
+impl UrlParts {
     fn of(rest: &str, default: u16) -> Result<Self, String> {
         if rest.contains('#') {
             return Err(

@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use redis::Value;
 
-use super::view::{Asked, View};
+use super::view::{AskedHost, View};
 use crate::bus::redis::address::Host;
 use crate::bus::redis::advice::without_arguments;
 use crate::bus::redis::fields::{Fields, text};
 
 /// One node's word on how the cluster is divided.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Answer {
+pub(super) struct ClusterAnswer {
     /// Whose word it is.
     pub(super) by: Host,
     pub(super) view: View,
@@ -26,8 +26,8 @@ pub(super) struct Answer {
 /// Reads the answers to [`command::cluster`](crate::bus::redis::command::cluster), each as it came.
 pub(super) fn read(
     answers: Vec<Result<Value, String>>,
-    asked: Asked<'_>,
-) -> Result<Answer, String> {
+    asked: AskedHost<'_>,
+) -> Result<ClusterAnswer, String> {
     let mut answers = answers.into_iter();
     let mut next = || {
         answers
@@ -43,7 +43,7 @@ pub(super) fn read(
     let state = line(info, "cluster_state");
     let slots = |how| line(info, how).and_then(|count| count.parse::<u32>().ok());
     let is_well = state.is_none_or(|state| state == "ok");
-    Ok(Answer {
+    Ok(ClusterAnswer {
         by: asked.host.clone(),
         view,
         epoch: line(info, "cluster_current_epoch").and_then(|epoch| epoch.parse().ok()),
@@ -141,18 +141,18 @@ mod tests {
         Value::Array(fields.into_iter().chain(rest).collect())
     }
 
-    fn read(answers: Vec<Result<Value, String>>) -> Result<Answer, String> {
+    fn read(answers: Vec<Result<Value, String>>) -> Result<ClusterAnswer, String> {
         let host = &Host::new("seed", 1);
         super::read(
             answers,
-            Asked {
+            AskedHost {
                 host,
                 by_name: false,
             },
         )
     }
 
-    fn greeted(mode: &str, version: &str) -> Result<Answer, String> {
+    fn greeted(mode: &str, version: &str) -> Result<ClusterAnswer, String> {
         read(vec![
             Ok(hello(mode, version)),
             Ok(slots_of(70)),

@@ -9,8 +9,8 @@ use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Cmd};
 use tokio::time::timeout;
 
-use super::answer::{Answer, advise, read};
-use super::view::Asked;
+use super::answer::{ClusterAnswer, advise, read};
+use super::view::AskedHost;
 use crate::bus::redis::address::Host;
 use crate::bus::redis::command;
 use crate::bus::redis::endpoint::{Dialed, nobody};
@@ -31,11 +31,11 @@ pub(super) struct Witness {
 }
 
 /// What became of a question. Whoever does not answer is not asked again by this connection.
-pub(super) type Told = Result<(Witness, Answer), Arc<str>>;
+pub(super) type WitnessAnswer = Result<(Witness, ClusterAnswer), Arc<str>>;
 
 impl Witness {
     /// Connects, and asks.
-    pub(super) async fn find(target: &ClusterTarget, host: &Host) -> Told {
+    pub(super) async fn find(target: &ClusterTarget, host: &Host) -> WitnessAnswer {
         let opened = target.endpoint(host).connect().await;
         let Dialed {
             stream,
@@ -58,7 +58,7 @@ impl Witness {
     }
 
     /// Asks again.
-    pub(super) async fn ask(self, target: &ClusterTarget) -> Told {
+    pub(super) async fn ask(self, target: &ClusterTarget) -> WitnessAnswer {
         in_time(target, self.answer(target, None)).await
     }
 
@@ -70,7 +70,7 @@ impl Witness {
         mut self,
         target: &ClusterTarget,
         auth: Option<Cmd>,
-    ) -> Result<(Self, Answer), String> {
+    ) -> Result<(Self, ClusterAnswer), String> {
         let mut question = redis::pipe();
         question.ignore_errors();
         let logs_in = auth.is_some();
@@ -85,7 +85,7 @@ impl Witness {
         if logs_in && let Some(Err(refused)) = answers.next() {
             return Err(refused);
         }
-        let asked = Asked {
+        let asked = AskedHost {
             host: &self.host,
             by_name: target.is_secured(),
         };
@@ -96,8 +96,8 @@ impl Witness {
 
 async fn in_time(
     target: &ClusterTarget,
-    asking: impl Future<Output = Result<(Witness, Answer), String>>,
-) -> Told {
+    asking: impl Future<Output = Result<(Witness, ClusterAnswer), String>>,
+) -> WitnessAnswer {
     match timeout(ASKING, asking).await {
         Ok(told) => told.map_err(|words| advise(&words, target.user())),
         Err(_) => Err("it does not answer in time".into()),

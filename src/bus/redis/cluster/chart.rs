@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::answer::Answer;
+use super::answer::ClusterAnswer;
 use super::view::View;
 
 /// An epoch that nobody confirms for so long while others tell an older one has been forgotten: longer than any question
@@ -44,7 +44,7 @@ struct Held {
 
 /// What the answers come to.
 #[derive(Debug, PartialEq)]
-pub(super) enum Finding {
+pub(super) enum ChartFinding {
     /// It is divided as it was.
     Confirmed,
     /// It is divided like this.
@@ -62,7 +62,7 @@ impl Chart {
     }
 
     /// Whether one of these answers counts, so that no other node has to be asked.
-    pub(super) fn suffices(&self, answers: &[Answer], now: Instant) -> bool {
+    pub(super) fn suffices(&self, answers: &[ClusterAnswer], now: Instant) -> bool {
         let mut doubts = answers
             .iter()
             .map(|answer| self.doubt(answer, answers, now));
@@ -70,7 +70,12 @@ impl Chart {
     }
 
     /// Why an answer, which is one of these, does not count.
-    fn doubt(&self, answer: &Answer, answers: &[Answer], now: Instant) -> Option<&'static str> {
+    fn doubt(
+        &self,
+        answer: &ClusterAnswer,
+        answers: &[ClusterAnswer],
+        now: Instant,
+    ) -> Option<&'static str> {
         if !answer.is_well && !is_agreed(answer, answers) {
             return Some(DOWN);
         }
@@ -82,7 +87,11 @@ impl Chart {
     }
 
     /// Takes the best of the answers to a question that began at that time, if there is one.
-    pub(super) fn hear(&mut self, answers: Vec<Answer>, asked: Instant) -> Option<Finding> {
+    pub(super) fn hear(
+        &mut self,
+        answers: Vec<ClusterAnswer>,
+        asked: Instant,
+    ) -> Option<ChartFinding> {
         let doubts = answers
             .iter()
             .map(|answer| self.doubt(answer, &answers, asked));
@@ -98,7 +107,7 @@ impl Chart {
         Some(match doubt {
             None => {
                 let changed = self.hold(answer.view, answer.epoch);
-                changed.map_or(Finding::Confirmed, Finding::Changed)
+                changed.map_or(ChartFinding::Confirmed, ChartFinding::Changed)
             }
             Some(reason) => {
                 let is_first = !answer.is_well && self.epoch().is_none();
@@ -108,7 +117,7 @@ impl Chart {
                 {
                     held.outdated.get_or_insert(asked);
                 }
-                Finding::Doubted {
+                ChartFinding::Doubted {
                     view: view.flatten(),
                     reason: reason.into(),
                 }
@@ -142,8 +151,8 @@ impl Chart {
 }
 
 /// Whether most of the primaries, as it names them, say the same as this one that is bereft.
-fn is_agreed(answer: &Answer, answers: &[Answer]) -> bool {
-    let agree = |other: &&Answer| {
+fn is_agreed(answer: &ClusterAnswer, answers: &[ClusterAnswer]) -> bool {
+    let agree = |other: &&ClusterAnswer| {
         let says_it = other.is_bereft && other.epoch == answer.epoch && other.view == answer.view;
         says_it && answer.view.has_primary(&other.by)
     };
@@ -169,8 +178,8 @@ mod tests {
 
     const S: Duration = Duration::from_secs(1);
 
-    fn answer(epoch: u64, port: u16, is_well: bool) -> Answer {
-        Answer {
+    fn answer(epoch: u64, port: u16, is_well: bool) -> ClusterAnswer {
+        ClusterAnswer {
             by: Host::new("n", port),
             view: owned_by(port),
             epoch: Some(epoch),
@@ -180,8 +189,8 @@ mod tests {
     }
 
     /// Of three primaries, of which the first is given up by whoever says so.
-    fn bereft(by: u16, epoch: u64, second: u16) -> Answer {
-        Answer {
+    fn bereft(by: u16, epoch: u64, second: u16) -> ClusterAnswer {
+        ClusterAnswer {
             by: host(by),
             view: thirds_at([70, second, 72]),
             epoch: Some(epoch),
@@ -190,24 +199,24 @@ mod tests {
         }
     }
 
-    fn well(epoch: u64, port: u16) -> Answer {
+    fn well(epoch: u64, port: u16) -> ClusterAnswer {
         answer(epoch, port, true)
     }
 
-    fn down(epoch: u64, port: u16) -> Answer {
+    fn down(epoch: u64, port: u16) -> ClusterAnswer {
         answer(epoch, port, false)
     }
 
-    const CONFIRMED: Option<Finding> = Some(Finding::Confirmed);
+    const CONFIRMED: Option<ChartFinding> = Some(ChartFinding::Confirmed);
 
-    fn changed(port: u16) -> Option<Finding> {
-        Some(Finding::Changed(Arc::new(owned_by(port))))
+    fn changed(port: u16) -> Option<ChartFinding> {
+        Some(ChartFinding::Changed(Arc::new(owned_by(port))))
     }
 
-    fn doubted(port: Option<u16>, reason: &str) -> Option<Finding> {
+    fn doubted(port: Option<u16>, reason: &str) -> Option<ChartFinding> {
         let view = port.map(|port| Arc::new(owned_by(port)));
         let reason = reason.into();
-        Some(Finding::Doubted { view, reason })
+        Some(ChartFinding::Doubted { view, reason })
     }
 
     #[test]
@@ -235,7 +244,7 @@ mod tests {
         chart.hear(vec![well(7, 70)], now);
         assert_eq!(chart.hear(vec![well(7, 71)], now), changed(71));
         assert_eq!(chart.hear(vec![well(7, 71)], now), CONFIRMED);
-        let silent = Answer {
+        let silent = ClusterAnswer {
             epoch: None,
             ..well(0, 72)
         };
@@ -258,8 +267,8 @@ mod tests {
     #[test]
     fn what_most_primaries_say_holds_though_one_of_them_is_gone() {
         let (mut chart, now) = (Chart::default(), Instant::now());
-        let at = |second| Some(Finding::Changed(Arc::new(thirds_at([70, second, 72]))));
-        let whole = [70, 71, 72].map(|by| Answer {
+        let at = |second| Some(ChartFinding::Changed(Arc::new(thirds_at([70, second, 72]))));
+        let whole = [70, 71, 72].map(|by| ClusterAnswer {
             is_well: true,
             ..bereft(by, 3, 71)
         });
@@ -273,7 +282,7 @@ mod tests {
         assert_eq!(chart.hear(rest, now), at(73));
         assert_eq!(chart.epoch(), Some(4));
 
-        let suspects = Answer {
+        let suspects = ClusterAnswer {
             is_bereft: false,
             ..bereft(72, 5, 74)
         };
@@ -291,7 +300,7 @@ mod tests {
         }
         let old = vec![bereft(71, 3, 71), bereft(72, 3, 71)];
         assert_eq!(chart.hear(old, now), doubted(None, CUT_OFF));
-        let one_is_behind = Answer {
+        let one_is_behind = ClusterAnswer {
             is_well: true,
             ..bereft(70, 4, 73)
         };
@@ -304,9 +313,9 @@ mod tests {
         #[test]
         fn a_minority_leads_nobody(answers in proptest::collection::vec((70u16..76, 0u64..9, 71u16..75, any::<bool>()), 1..6)) {
             let (mut chart, now) = (Chart::default(), Instant::now());
-            let well = Answer { is_well: true, ..bereft(70, 4, 71) };
+            let well = ClusterAnswer { is_well: true, ..bereft(70, 4, 71) };
             chart.hear(vec![well], now);
-            let answers = answers.into_iter().map(|(by, epoch, second, is_bereft)| Answer { is_bereft, ..bereft(by, epoch, second) });
+            let answers = answers.into_iter().map(|(by, epoch, second, is_bereft)| ClusterAnswer { is_bereft, ..bereft(by, epoch, second) });
             let answers: Vec<_> = answers.collect();
             let votes = |epoch: u64, view: &View| {
                 let agree = answers.iter().filter(|one| one.is_bereft && one.epoch == Some(epoch) && one.view == *view);
@@ -339,7 +348,7 @@ mod tests {
                 let is_sound = newest.is_some_and(|newest| before.is_none_or(|before| newest >= before));
                 let is_anew = newest.is_some() && outdated.is_some_and(|since| now - since >= FORGOTTEN);
                 let finding = chart.hear(answers.clone(), now);
-                let is_doubted = matches!(finding, Some(Finding::Doubted { .. }));
+                let is_doubted = matches!(finding, Some(ChartFinding::Doubted { .. }));
                 prop_assert_eq!(is_doubted, !(is_sound || is_anew));
                 if is_sound || is_anew {
                     prop_assert_eq!(chart.epoch(), newest);

@@ -20,9 +20,9 @@ use futures::{FutureExt, StreamExt};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use self::answer::Answer;
-use self::ask::{Told, Witness};
-use self::chart::{Chart, Finding};
+use self::answer::ClusterAnswer;
+use self::ask::{Witness, WitnessAnswer};
+use self::chart::{Chart, ChartFinding};
 pub(in crate::bus::redis) use self::follow::{Follower, nowhere};
 use self::refresh::Refresh;
 use self::view::View;
@@ -83,7 +83,7 @@ impl Cartographer {
         self.sight.subscribe()
     }
 
-    /// Asks, for ever.
+    /// Asks servers how the cluster is divided, for ever.
     pub(in crate::bus::redis) async fn run(&mut self) {
         let hints = self.hints.clone();
         loop {
@@ -99,18 +99,18 @@ impl Cartographer {
         self.refresh.asks(asked);
         let (answers, failures) = self.survey(asked).await;
         let finding = self.chart.hear(answers, asked);
-        let unanswered = || Finding::Doubted {
+        let unanswered = || ChartFinding::Doubted {
             view: None,
             reason: unanswered(&failures),
         };
         self.tell(finding.unwrap_or_else(unanswered), asked);
     }
 
-    fn tell(&mut self, finding: Finding, asked: Instant) {
+    fn tell(&mut self, finding: ChartFinding, asked: Instant) {
         let (view, silence) = match finding {
-            Finding::Confirmed => (None, None),
-            Finding::Changed(view) => (Some(view), None),
-            Finding::Doubted { view, reason } => (view, Some(reason)),
+            ChartFinding::Confirmed => (None, None),
+            ChartFinding::Changed(view) => (Some(view), None),
+            ChartFinding::Doubted { view, reason } => (view, Some(reason)),
         };
         let (now, random) = (Instant::now(), fastrand::f64());
         match &silence {
@@ -134,7 +134,7 @@ impl Cartographer {
     }
 
     /// Asks one server after the other until an answer suffices; whoever gives that is asked first the next time.
-    async fn survey(&mut self, asked: Instant) -> (Vec<Answer>, Vec<Failure>) {
+    async fn survey(&mut self, asked: Instant) -> (Vec<ClusterAnswer>, Vec<WitnessFailure>) {
         let target = self.target.clone();
         let mut waiting = self.servers().into_iter();
         let mut asking = FuturesUnordered::new();
@@ -190,9 +190,9 @@ impl Cartographer {
     }
 }
 
-type Failure = (Host, Arc<str>);
+type WitnessFailure = (Host, Arc<str>);
 
-fn find(target: &Arc<ClusterTarget>, server: Host) -> BoxFuture<'static, (Host, Told)> {
+fn find(target: &Arc<ClusterTarget>, server: Host) -> BoxFuture<'static, (Host, WitnessAnswer)> {
     let target = target.clone();
     async move {
         let told = Witness::find(&target, &server).await;
@@ -201,12 +201,12 @@ fn find(target: &Arc<ClusterTarget>, server: Host) -> BoxFuture<'static, (Host, 
     .boxed()
 }
 
-fn ask(target: &Arc<ClusterTarget>, witness: Witness) -> BoxFuture<'static, (Host, Told)> {
+fn ask(target: &Arc<ClusterTarget>, witness: Witness) -> BoxFuture<'static, (Host, WitnessAnswer)> {
     let (target, server) = (target.clone(), witness.host().clone());
     async move { (server, witness.ask(&target).await) }.boxed()
 }
 
-fn unanswered(failures: &[Failure]) -> Arc<str> {
+fn unanswered(failures: &[WitnessFailure]) -> Arc<str> {
     let quoted = failures.iter().take(QUOTED);
     let quoted: Vec<_> = quoted.map(|(host, why)| format!("{host}: {why}")).collect();
     let more = match failures.len().saturating_sub(QUOTED) {
@@ -222,7 +222,7 @@ fn unanswered(failures: &[Failure]) -> Arc<str> {
 pub(crate) fn read_view(bytes: &[u8]) -> Option<(usize, usize)> {
     let slots = redis::parse_redis_value(bytes).ok()?;
     let host = &Host::new("seed", 1);
-    let asked = view::Asked {
+    let asked = view::AskedHost {
         host,
         by_name: true,
     };

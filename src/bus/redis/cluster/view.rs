@@ -20,7 +20,7 @@ pub(in crate::bus::redis) struct View {
 
 /// Whose words these are, and how nodes are called.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Asked<'a> {
+pub(super) struct AskedHost<'a> {
     pub(super) host: &'a Host,
     /// Whether a node's certificate has to be for its name: then one that tells it is called by it.
     pub(super) by_name: bool,
@@ -28,7 +28,7 @@ pub(super) struct Asked<'a> {
 
 impl View {
     /// Reads the answer to CLUSTER SLOTS. What of it makes no sense is left out.
-    pub(super) fn read(slots: &Value, asked: Asked<'_>) -> Option<Self> {
+    pub(super) fn read(slots: &Value, asked: AskedHost<'_>) -> Option<Self> {
         let Value::Array(ranges) = slots else {
             return None;
         };
@@ -43,7 +43,7 @@ impl View {
     }
 
     /// First and last slot, the primary, its replicas.
-    fn add(&mut self, range: &Value, asked: Asked<'_>) -> Option<()> {
+    fn add(&mut self, range: &Value, asked: AskedHost<'_>) -> Option<()> {
         let Value::Array(range) = range else {
             return None;
         };
@@ -91,7 +91,7 @@ impl View {
         self.primaries.contains_key(host)
     }
 
-    /// All that own something, and what.
+    /// All primaries that own something, and which partitions each owns.
     pub(in crate::bus::redis) fn primaries(
         &self,
     ) -> impl ExactSizeIterator<Item = (&Host, PartitionSet)> {
@@ -113,7 +113,7 @@ impl View {
 
 /// Where a node is reached. The place that it prefers comes first, then its port; its own, if it does not know it, is
 /// where it was asked. Its other names follow in Redis 7.
-fn host(node: &Value, asked: Asked<'_>) -> Option<Host> {
+fn host(node: &Value, asked: AskedHost<'_>) -> Option<Host> {
     let Value::Array(fields) = node else {
         return None;
     };
@@ -174,7 +174,7 @@ pub(super) mod tests {
 
     fn read_by(by_name: bool, ranges: impl IntoIterator<Item = Value>) -> View {
         let host = &Host::new("seed", 1);
-        View::read(&array(ranges), Asked { host, by_name }).unwrap()
+        View::read(&array(ranges), AskedHost { host, by_name }).unwrap()
     }
 
     fn read(ranges: impl IntoIterator<Item = Value>) -> View {
@@ -310,7 +310,7 @@ pub(super) mod tests {
         }
         let host = &Host::new("seed", 1);
         let by_name = false;
-        assert_eq!(View::read(&Value::Nil, Asked { host, by_name }), None);
+        assert_eq!(View::read(&Value::Nil, AskedHost { host, by_name }), None);
     }
 
     #[test]
@@ -345,7 +345,7 @@ pub(super) mod tests {
         #[test]
         fn no_answer_breaks_anything(one in any_value(TEXTS), other in any_value(TEXTS), by_name: bool) {
             let host = &Host::new("seed", 1);
-            let read = |value| View::read(value, Asked { host, by_name });
+            let read = |value| View::read(value, AskedHost { host, by_name });
             let (Some(one), Some(other)) = (read(&one), read(&other)) else { return Ok(()) };
             let view = other.clone().after(&one);
             for partition in Partition::all() {

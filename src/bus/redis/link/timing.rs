@@ -5,7 +5,7 @@ use tokio::time::Instant;
 
 use super::{BATCH, Event, IMPATIENT, Link, Lost, SILENCE, Stage, UNANSWERED};
 use crate::bus::redis::command;
-use crate::bus::redis::outstanding::{Request, Verb};
+use crate::bus::redis::outstanding::{TopicRequest, Verb};
 
 /// How the subscriptions stand.
 #[derive(Debug, Clone, Copy)]
@@ -33,7 +33,7 @@ impl Link {
             table.step(now, limit)
         });
         let (channels, dialect) = (&self.context.channels, self.context.channels.dialect());
-        for Request {
+        for TopicRequest {
             verb,
             topics,
             partition,

@@ -52,7 +52,7 @@ const AGAIN: Duration = Duration::from_millis(50);
 const UNSETTLED: &str = "its channel moves to another primary of the cluster, and who hears it cannot be told meanwhile";
 
 /// What is asked of each shard, with its place among all that is.
-type Places<'a> = BTreeMap<LinkId, (Arc<Shard>, Vec<(usize, &'a Topic)>)>;
+type ShardPlaces<'a> = BTreeMap<LinkId, (Arc<Shard>, Vec<(usize, &'a Topic)>)>;
 
 impl Placement {
     /// Of several, each with the name by which all nodes know it.
@@ -74,7 +74,7 @@ impl Placement {
         Self::Spread(RwLock::new(Arc::new(spread)))
     }
 
-    /// Those of now.
+    /// The shards of now.
     pub(super) fn shards(&self) -> Vec<Arc<Shard>> {
         match self {
             Self::One(shard) => vec![shard.clone()],
@@ -140,16 +140,7 @@ impl Placement {
             to.probe_now();
         }
         left.iter().for_each(|shard| shard.retire());
-        let is_there = |link, partition: &Partition| next.shard(*partition).link == link;
-        let mut are_there = true;
-        for (shard, partitions) in primaries {
-            let there = partitions.iter().filter(|one| is_there(shard.link, one));
-            let there: PartitionSet = there.collect();
-            are_there &= there == *partitions;
-            // Not what is only held up here, and ended by now.
-            shard.keep(there);
-        }
-        are_there
+        settle(primaries, &next)
     }
 
     /// Users in groups, each with the keys in a partition of its own; one, where all is at one Redis.
@@ -272,7 +263,7 @@ impl Placement {
         let mut pasts: Vec<Option<TopicPast>> = vec![None; topics.len()];
         let mut left: Vec<(usize, &Topic)> = topics.iter().enumerate().collect();
         loop {
-            let mut places: Places<'_> = BTreeMap::new();
+            let mut places: ShardPlaces<'_> = BTreeMap::new();
             for (n, topic) in std::mem::take(&mut left) {
                 let shard = self.on(topic, |shard| shard.clone());
                 let place = places.entry(shard.link).or_insert((shard, Vec::new()));
@@ -364,4 +355,18 @@ impl Placement {
             }
         }
     }
+}
+
+/// Each keeps what it carries from now on. Whether that is all that it should.
+fn settle(primaries: &[(Arc<Shard>, PartitionSet)], next: &Spread) -> bool {
+    let is_there = |link, partition: &Partition| next.shard(*partition).link == link;
+    let mut are_there = true;
+    for (shard, partitions) in primaries {
+        let there = partitions.iter().filter(|one| is_there(shard.link, one));
+        let there: PartitionSet = there.collect();
+        are_there &= there == *partitions;
+        // Not what is only held up here, and ended by now.
+        shard.keep(there);
+    }
+    are_there
 }

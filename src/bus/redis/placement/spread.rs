@@ -40,7 +40,7 @@ impl Spread {
         }
     }
 
-    /// All is with this one.
+    /// A spread in which all is with this shard.
     pub(super) fn at(shard: Arc<Shard>) -> Self {
         Self::of(vec![shard])
     }
@@ -119,7 +119,7 @@ impl Spread {
         })
     }
 
-    /// From where to where.
+    /// Which partitions move to the next spread, each from where to where.
     pub(super) fn moves_to(&self, next: &Self) -> Vec<(Arc<Shard>, Arc<Shard>, PartitionSet)> {
         let mut moves = BTreeMap::<_, PartitionSet>::new();
         for partition in Partition::all() {

@@ -1,7 +1,7 @@
 //! What is said to Redis of one group's seats, and when: rules without I/O.
 //!
 //! What is to be said comes out ([`join`](Dialog::join), [`speak`](Dialog::speak)), answers and failures go in, and what they
-//! mean to the ledger comes out as [`Event`]s. Every join raises the epoch, so that whatever was said before is stale when it
+//! mean to the ledger comes out as [`DialogEvent`]s. Every join raises the epoch, so that whatever was said before is stale when it
 //! arrives; after it all is said in one order: what may differ, then claims; and nothing that failed in between is
 //! taken for said. One thing at a time is on its way.
 //!
@@ -57,7 +57,7 @@ pub(super) struct Dialog {
     /// What the last renewal told, to be acknowledged with the next.
     known: Renewed,
     missing: Missing,
-    events: VecDeque<Event>,
+    events: VecDeque<DialogEvent>,
 }
 
 #[derive(Debug)]
@@ -75,7 +75,7 @@ enum Phase {
 
 /// What may be said now.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Next {
+pub(super) enum NextWord {
     Join,
     /// A batch of the ledger, with claims or without.
     Speak {
@@ -87,7 +87,7 @@ pub(super) enum Next {
 
 /// What became of it, for the ledger.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Event {
+pub(super) enum DialogEvent {
     Joined {
         created: bool,
     },
@@ -110,7 +110,7 @@ pub(super) enum Event {
 }
 
 /// What is read of the answers, in the order of the commands.
-type Answers = std::vec::IntoIter<RedisResult<Value>>;
+type DialogAnswers = std::vec::IntoIter<RedisResult<Value>>;
 
 impl Dialog {
     /// `patience` is how long a node is waited for whose seats are lost.
@@ -139,14 +139,14 @@ impl Dialog {
 
     // What is said ---------------------------------------------------------------------------------
 
-    pub(super) fn next(&self, now: Instant) -> Next {
+    pub(super) fn next(&self, now: Instant) -> NextWord {
         match self.phase {
-            Phase::Apart(until) if until <= now => Next::Join,
-            Phase::Serving => Next::Speak {
+            Phase::Apart(until) if until <= now => NextWord::Join,
+            Phase::Serving => NextWord::Speak {
                 claims: self.pace.may_claim(now),
             },
             Phase::Apart(_) | Phase::Joining | Phase::Exchanging { .. } | Phase::Looking => {
-                Next::Rest
+                NextWord::Rest
             }
         }
     }
@@ -223,7 +223,7 @@ impl Dialog {
     /// A connection takes longer than anybody waits for a seat.
     pub(super) fn late(&mut self) {
         let reason = "redis accepted no connection in time";
-        self.events.push_back(Event::Outage(reason.into()));
+        self.events.push_back(DialogEvent::Outage(reason.into()));
     }
 
     /// Redis is reached anew, and may have forgotten the seats: a pause ends, a renewal is due.
@@ -240,7 +240,7 @@ impl Dialog {
         self.part(now);
     }
 
-    pub(super) fn poll_event(&mut self) -> Option<Event> {
+    pub(super) fn poll_event(&mut self) -> Option<DialogEvent> {
         self.events.pop_front()
     }
 
@@ -249,7 +249,7 @@ impl Dialog {
         self.script.leave()
     }
 
-    fn hear(&mut self, mut answers: Answers, now: Instant) -> Result<(), Lapse> {
+    fn hear(&mut self, mut answers: DialogAnswers, now: Instant) -> Result<(), Lapse> {
         match std::mem::replace(&mut self.phase, Phase::Serving) {
             // Whether Redis keeps what it is told is still to be seen.
             Phase::Joining => return self.joined(&mut answers, now),
@@ -271,7 +271,7 @@ impl Dialog {
         Ok(())
     }
 
-    fn joined(&mut self, answers: &mut Answers, now: Instant) -> Result<(), Lapse> {
+    fn joined(&mut self, answers: &mut DialogAnswers, now: Instant) -> Result<(), Lapse> {
         let joined = joined(&self.one(answers)?).ok_or_else(Lapse::nonsense)?;
         if joined.created {
             self.known.replaced.clear();
@@ -285,12 +285,12 @@ impl Dialog {
         self.voice.set_clock(joined.millis, now);
         self.pace.joined(now);
         let created = joined.created;
-        self.events.push_back(Event::Joined { created });
+        self.events.push_back(DialogEvent::Joined { created });
         Ok(())
     }
 
     /// Whether Redis still has this node's keys; the renewal restores what can be restored.
-    fn looked(&mut self, answers: &mut Answers, now: Instant) -> Result<(), Lapse> {
+    fn looked(&mut self, answers: &mut DialogAnswers, now: Instant) -> Result<(), Lapse> {
         let answers = [self.one(answers)?, self.one(answers)?];
         if !seen(&answers, self.voice.stamp(now)) {
             self.pace.verify();
@@ -303,7 +303,7 @@ impl Dialog {
         &mut self,
         renews: bool,
         batch: &mut Batch,
-        answers: &mut Answers,
+        answers: &mut DialogAnswers,
         now: Instant,
     ) -> Result<(), Lapse> {
         if renews {
@@ -312,7 +312,7 @@ impl Dialog {
             let lost = replaced(&self.known.replaced).into_iter();
             self.events.extend(lost.map(|(user, number)| {
                 let user = user.to_owned();
-                Event::Lost { user, number }
+                DialogEvent::Lost { user, number }
             }));
         }
         if batch.has_writes() {
@@ -327,7 +327,7 @@ impl Dialog {
             self.voice.hears();
             self.heed(&verdict, now);
             if let Some((user, number)) = batch.claims.pop_front() {
-                self.events.push_back(Event::Answered {
+                self.events.push_back(DialogEvent::Answered {
                     user,
                     number,
                     verdict,
@@ -337,7 +337,7 @@ impl Dialog {
         Ok(())
     }
 
-    fn one(&self, answers: &mut Answers) -> Result<Value, Lapse> {
+    fn one(&self, answers: &mut DialogAnswers) -> Result<Value, Lapse> {
         let answer = answers.next().ok_or_else(Lapse::nonsense)?;
         answer.map_err(|error| Lapse::of(&error, &self.advice))
     }
@@ -365,13 +365,13 @@ impl Dialog {
             Lapse::Forgotten => {
                 let (wait, aloud) = self.lapses.forgotten();
                 self.part(now + wait);
-                self.events.push_back(Event::Forgotten { aloud });
+                self.events.push_back(DialogEvent::Forgotten { aloud });
             }
             Lapse::Failed(reason) => {
                 let pause = self.lapses.failed(random);
                 self.part(now + pause.unwrap_or_default());
                 if pause.is_some() {
-                    self.events.push_back(Event::Outage(reason));
+                    self.events.push_back(DialogEvent::Outage(reason));
                 }
             }
         }
@@ -381,7 +381,7 @@ impl Dialog {
     fn part(&mut self, until: Instant) {
         let phase = std::mem::replace(&mut self.phase, Phase::Apart(until));
         if let Phase::Exchanging { batch, .. } = phase {
-            self.events.push_back(Event::Failed(batch));
+            self.events.push_back(DialogEvent::Failed(batch));
         }
     }
 }
@@ -487,7 +487,7 @@ mod tests {
             .collect()
     }
 
-    fn events(dialog: &mut Dialog) -> Vec<Event> {
+    fn events(dialog: &mut Dialog) -> Vec<DialogEvent> {
         std::iter::from_fn(|| dialog.poll_event()).collect()
     }
 
@@ -496,15 +496,15 @@ mod tests {
         let mut dialog = dialog(now);
         assert_eq!(operations(&dialog.join(true, now)), ["join"]);
         dialog.answered(vec![Ok(welcome(true, 0, ""))], now, 1.0);
-        assert_eq!(events(&mut dialog), [Event::Joined { created: true }]);
+        assert_eq!(events(&mut dialog), [DialogEvent::Joined { created: true }]);
         assert_eq!(operations(&dialog.speak(writing(1), now)), ["write"]);
         dialog.answered(vec![Ok(Value::Int(1))], now, 1.0);
         assert_eq!(events(&mut dialog), []);
         dialog
     }
 
-    fn speaks() -> Next {
-        Next::Speak { claims: true }
+    fn speaks() -> NextWord {
+        NextWord::Speak { claims: true }
     }
 
     #[test]
@@ -518,19 +518,23 @@ mod tests {
             vec![Ok(array(&["1", "0"])), Ok(bulk("1"))],
         ] {
             let said = match dialog.next(now) {
-                Next::Join => dialog.join(true, now),
-                Next::Speak { .. } if !matches!(dialog.voice.stamp(now).says, 0) => {
+                NextWord::Join => dialog.join(true, now),
+                NextWord::Speak { .. } if !matches!(dialog.voice.stamp(now).says, 0) => {
                     dialog.speak(Batch::default(), now + LOOK)
                 }
-                Next::Speak { .. } => {
+                NextWord::Speak { .. } => {
                     let mut batch = writing(1);
                     batch.claims = claiming(&[2]).claims;
                     dialog.speak(batch, now)
                 }
-                Next::Rest => panic!("it is due"),
+                NextWord::Rest => panic!("it is due"),
             };
             assert_eq!(said.len(), answers.len(), "{:?}", operations(&said));
-            assert_eq!(dialog.next(now + LEASE), Next::Rest, "an answer is awaited");
+            assert_eq!(
+                dialog.next(now + LEASE),
+                NextWord::Rest,
+                "an answer is awaited"
+            );
             assert_eq!(dialog.poll_timeout(now), None);
             dialog.answered(answers, now, 1.0);
         }
@@ -565,18 +569,18 @@ mod tests {
         let heard = events(&mut dialog);
         let lost = |user: &str, number| {
             let user = user.to_owned();
-            Event::Lost { user, number }
+            DialogEvent::Lost { user, number }
         };
         assert_eq!(heard[..2], [lost("u:a", 1), lost("u:b", 255)]);
         assert!(
-            matches!(&heard[2], Event::Answered { user, number: 2, verdict: Verdict::Granted { since: 77, .. } } if *user == self::user(2)),
+            matches!(&heard[2], DialogEvent::Answered { user, number: 2, verdict: Verdict::Granted { since: 77, .. } } if *user == self::user(2)),
             "{heard:?}"
         );
         let (user, number) = (self::user(3), 3);
         let verdict = Verdict::Refused { whole: true };
         assert_eq!(
             heard[3..],
-            [Event::Answered {
+            [DialogEvent::Answered {
                 user,
                 number,
                 verdict
@@ -607,7 +611,10 @@ mod tests {
         let mut dialog = dialog(now);
         dialog.join(true, now);
         dialog.answered(vec![Ok(welcome(true, 750, "others,1"))], now, 1.0);
-        assert_eq!(dialog.next(now + 749 * MS), Next::Speak { claims: false });
+        assert_eq!(
+            dialog.next(now + 749 * MS),
+            NextWord::Speak { claims: false }
+        );
         assert_eq!(dialog.next(now + 750 * MS), speaks());
         // One who remembers others waits for those alone, and tells them.
         dialog.begin_anew(now);
@@ -681,7 +688,7 @@ mod tests {
         let missing = || array(&["missing", "4000", "b=1"]);
         assert_eq!(ask(&mut dialog, now, missing()), "");
         assert_eq!(dialog.voice.stamp(now).millis, 4000);
-        assert_eq!(dialog.next(now), Next::Speak { claims: false });
+        assert_eq!(dialog.next(now), NextWord::Speak { claims: false });
         assert_eq!(dialog.poll_timeout(now), Some(now + RETRY));
         now += RETRY;
         assert_eq!(dialog.next(now), speaks());
@@ -702,17 +709,17 @@ mod tests {
         let mut dialog = serving(now);
         dialog.speak(claiming(&[1]), now);
         dialog.failed(&broken(), now, 1.0);
-        assert_eq!(events(&mut dialog), [Event::Failed(claiming(&[1]))]);
-        assert_eq!(dialog.next(now), Next::Join);
+        assert_eq!(events(&mut dialog), [DialogEvent::Failed(claiming(&[1]))]);
+        assert_eq!(dialog.next(now), NextWord::Join);
         let epoch = |said: &[Cmd]| words(&said[0])[2].clone();
         assert_eq!(epoch(&dialog.join(false, now)), "2");
         for millis in [200, 400, 800] {
             dialog.failed(&broken(), now, 0.5);
-            assert!(matches!(&events(&mut dialog)[..], [Event::Outage(_)]));
+            assert!(matches!(&events(&mut dialog)[..], [DialogEvent::Outage(_)]));
             let until = now + millis * MS / 2;
             assert_eq!(dialog.poll_timeout(now), Some(until));
-            assert_eq!(dialog.next(until - MS), Next::Rest);
-            assert_eq!(dialog.next(until), Next::Join);
+            assert_eq!(dialog.next(until - MS), NextWord::Rest);
+            assert_eq!(dialog.next(until), NextWord::Join);
         }
         // That Redis greets proves nothing; that it takes something does.
         for (takes, outage) in [(false, true), (true, false)] {
@@ -725,7 +732,7 @@ mod tests {
             events(&mut dialog);
             dialog.failed(&broken(), now, 1.0);
             let told = events(&mut dialog);
-            let is_outage = |event: &Event| matches!(event, Event::Outage(_));
+            let is_outage = |event: &DialogEvent| matches!(event, DialogEvent::Outage(_));
             assert_eq!(told.iter().any(is_outage), outage, "{told:?}");
         }
     }
@@ -743,7 +750,7 @@ mod tests {
             answers.push(Err(refusal("OOM command not allowed")));
             dialog.answered(answers, now, 1.0);
             match events(&mut dialog).pop() {
-                Some(Event::Failed(batch)) => {
+                Some(DialogEvent::Failed(batch)) => {
                     assert_eq!((batch.has_writes(), batch.claims.len()), left);
                 }
                 other => panic!("{other:?}"),
@@ -759,10 +766,13 @@ mod tests {
             dialog.speak(claiming(&[1]), now);
             dialog.answered(vec![Err(refusal(words))], now, 1.0);
             let aloud = false;
-            let told = [Event::Failed(claiming(&[1])), Event::Forgotten { aloud }];
+            let told = [
+                DialogEvent::Failed(claiming(&[1])),
+                DialogEvent::Forgotten { aloud },
+            ];
             assert_eq!(events(&mut dialog), told);
             assert_eq!(dialog.poll_timeout(now), Some(now + millis * MS));
-            assert_eq!(dialog.next(now), Next::Rest);
+            assert_eq!(dialog.next(now), NextWord::Rest);
             dialog.join(false, now);
             dialog.answered(vec![Ok(welcome(true, 0, "1"))], now, 1.0);
             events(&mut dialog);
@@ -789,7 +799,7 @@ mod tests {
             let mut dialog = serving(now);
             dialog.speak(claiming(&[1]), now);
             nonsense(&mut dialog, answers);
-            assert_eq!(events(&mut dialog), [Event::Failed(claiming(&[1]))]);
+            assert_eq!(events(&mut dialog), [DialogEvent::Failed(claiming(&[1]))]);
         }
         for answers in [vec![], vec![Value::Nil]] {
             let mut dialog = serving(now);
@@ -819,29 +829,33 @@ mod tests {
             looking.speak(Batch::default(), now + LOOK);
             looking.answered(refused(), now, 1.0);
             assert_eq!(events(&mut looking), [], "{words}");
-            assert_eq!(looking.next(now), Next::Join);
+            assert_eq!(looking.next(now), NextWord::Join);
 
             let mut dialog = serving(now);
             dialog.speak(claiming(&[1, 2]), now);
             let answers = vec![Ok(array(&["granted", "5"])), Err(refusal(words))];
             dialog.answered(answers, now, 1.0);
             let told = events(&mut dialog);
-            assert!(matches!(told[0], Event::Answered { number: 1, .. }));
+            assert!(matches!(told[0], DialogEvent::Answered { number: 1, .. }));
             assert_eq!(
                 told[1..],
-                [Event::Failed(claiming(&[2]))],
+                [DialogEvent::Failed(claiming(&[2]))],
                 "it is asked again"
             );
             dialog.join(false, now);
             dialog.answered(refused(), now, 1.0);
             match &events(&mut dialog)[..] {
-                [Event::Outage(reason)] => assert!(reason.starts_with(words), "{reason}"),
+                [DialogEvent::Outage(reason)] => assert!(reason.starts_with(words), "{reason}"),
                 other => panic!("{words}: {other:?}"),
             }
             dialog.join(false, now);
             dialog.answered(vec![Ok(welcome(false, 0, "1"))], now, 1.0);
             let created = false;
-            assert_eq!(events(&mut dialog), [Event::Joined { created }], "over");
+            assert_eq!(
+                events(&mut dialog),
+                [DialogEvent::Joined { created }],
+                "over"
+            );
         }
     }
 
@@ -852,9 +866,9 @@ mod tests {
         for _ in 0..9 {
             dialog.failed(&broken(), now, 1.0);
         }
-        assert_eq!(dialog.next(now), Next::Rest, "control");
+        assert_eq!(dialog.next(now), NextWord::Rest, "control");
         dialog.verify(now);
-        assert_eq!(dialog.next(now), Next::Join);
+        assert_eq!(dialog.next(now), NextWord::Join);
         // Meanwhile it may have joined the old one.
         dialog.join(false, now);
         dialog.verify(now);
@@ -877,13 +891,13 @@ mod tests {
         dialog.speak(claiming(&[1]), now);
         events(&mut dialog);
         dialog.begin_anew(now);
-        assert_eq!(events(&mut dialog), [Event::Failed(claiming(&[1]))]);
+        assert_eq!(events(&mut dialog), [DialogEvent::Failed(claiming(&[1]))]);
         dialog.answered(vec![Ok(array(&["granted", "5"]))], now, 1.0);
         assert_eq!(events(&mut dialog), [], "its epoch is over");
-        assert_eq!(dialog.next(now), Next::Join);
+        assert_eq!(dialog.next(now), NextWord::Join);
         dialog.join(false, now);
         dialog.failed(&broken(), now, 1.0);
-        assert_eq!(dialog.next(now), Next::Join, "the first failure there");
+        assert_eq!(dialog.next(now), NextWord::Join, "the first failure there");
     }
 
     #[test]
@@ -912,9 +926,9 @@ mod tests {
         let now = Instant::now();
         let mut dialog = dialog(now);
         dialog.late();
-        assert!(matches!(&events(&mut dialog)[..], [Event::Outage(_)]));
+        assert!(matches!(&events(&mut dialog)[..], [DialogEvent::Outage(_)]));
         dialog.failed(&broken(), now, 1.0);
-        assert_eq!(dialog.next(now), Next::Join, "it is the first");
+        assert_eq!(dialog.next(now), NextWord::Join, "it is the first");
     }
 
     // A world of one node --------------------------------------------------------------------------
@@ -1059,9 +1073,9 @@ mod tests {
             self.now = self.dialog.poll_timeout(self.now).unwrap().max(self.now) + MS;
             let (now, dialog) = (self.now, &mut self.dialog);
             let said = match dialog.next(now) {
-                Next::Join => dialog.join(self.ledger.is_anew(), now),
-                Next::Speak { claims } => dialog.speak(self.ledger.next_batch(claims), now),
-                Next::Rest => vec![],
+                NextWord::Join => dialog.join(self.ledger.is_anew(), now),
+                NextWord::Speak { claims } => dialog.speak(self.ledger.next_batch(claims), now),
+                NextWord::Rest => vec![],
             };
             // What an earlier connection still had on its way arrives in between.
             let late = std::mem::take(&mut self.late);
@@ -1119,16 +1133,16 @@ mod tests {
         fn settle(&mut self) {
             while let Some(event) = self.dialog.poll_event() {
                 match event {
-                    Event::Joined { created } => drop(self.ledger.joined(created)),
-                    Event::Answered {
+                    DialogEvent::Joined { created } => drop(self.ledger.joined(created)),
+                    DialogEvent::Answered {
                         user,
                         number,
                         verdict,
                     } => self.ledger.answered(&user, number, verdict),
-                    Event::Lost { user, number } => self.ledger.lose(&user, number),
-                    Event::Failed(batch) => self.ledger.failed(batch),
-                    Event::Forgotten { .. } => self.ledger.forgotten(),
-                    Event::Outage(_) => drop(self.ledger.outage(5)),
+                    DialogEvent::Lost { user, number } => self.ledger.lose(&user, number),
+                    DialogEvent::Failed(batch) => self.ledger.failed(batch),
+                    DialogEvent::Forgotten { .. } => self.ledger.forgotten(),
+                    DialogEvent::Outage(_) => drop(self.ledger.outage(5)),
                 }
             }
             self.ledger.take_news().answer();

@@ -22,7 +22,7 @@ use redis::{Cmd, RedisResult, Value};
 use tokio::time::Instant;
 
 use super::group::SeatGroup;
-use crate::bus::redis::connection::{Commands, Connection, Connector};
+use crate::bus::redis::connection::{CommandPipeline, Connection, Connector};
 
 #[derive(Debug)]
 pub(super) struct SeatLink {
@@ -38,7 +38,7 @@ pub(super) enum LinkStage {
         late: Option<Instant>,
     },
     Open(Connection),
-    Asking(Vec<Asked>),
+    Asking(Vec<GroupCommands>),
 }
 
 /// The links in use, by number, and on which of them each group is.
@@ -51,14 +51,14 @@ pub(super) struct SeatLinks {
 
 /// What one group has asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Asked {
+pub(super) struct GroupCommands {
     /// None when it has left meanwhile.
     pub(super) group: Option<usize>,
     pub(super) commands: usize,
 }
 
 /// A link at work, and what comes of it.
-pub(super) type Flight = BoxFuture<'static, FlightEnd>;
+pub(super) type LinkFlight = BoxFuture<'static, FlightEnd>;
 
 #[derive(Debug)]
 pub(super) enum FlightEnd {
@@ -82,7 +82,7 @@ impl SeatLink {
     }
 
     /// Opens a connection; it is late when it takes longer than `patience`.
-    pub(super) fn open(&mut self, patience: Duration, now: Instant) -> Flight {
+    pub(super) fn open(&mut self, patience: Duration, now: Instant) -> LinkFlight {
         let late = Some(now + patience);
         self.stage = LinkStage::Opening { late };
         let connector = self.connector.clone();
@@ -90,10 +90,10 @@ impl SeatLink {
     }
 
     /// Asks for all at once; nothing if that is nothing, or the link is not open.
-    pub(super) fn ask(&mut self, said: Vec<(usize, Vec<Cmd>)>) -> Option<Flight> {
-        let (mut commands, mut asked) = (Commands::new(), Vec::new());
+    pub(super) fn ask(&mut self, said: Vec<(usize, Vec<Cmd>)>) -> Option<LinkFlight> {
+        let (mut commands, mut asked) = (CommandPipeline::new(), Vec::new());
         for (group, said) in said.into_iter().filter(|(_, said)| !said.is_empty()) {
-            asked.push(Asked {
+            asked.push(GroupCommands {
                 group: Some(group),
                 commands: said.len(),
             });
@@ -180,7 +180,7 @@ impl SeatLinks {
 
 /// To each who asked, and is still there, its own answers.
 pub(super) fn shared_out(
-    asked: Vec<Asked>,
+    asked: Vec<GroupCommands>,
     answers: Vec<RedisResult<Value>>,
 ) -> impl Iterator<Item = (usize, Vec<RedisResult<Value>>)> {
     let mut answers = answers.into_iter();
@@ -190,7 +190,7 @@ pub(super) fn shared_out(
     })
 }
 
-fn fly(mut connection: Connection, commands: Commands) -> Flight {
+fn fly(mut connection: Connection, commands: CommandPipeline) -> LinkFlight {
     async move {
         match connection.run(&commands).await {
             Ok(answers) => FlightEnd::Answered(connection, answers),
@@ -215,12 +215,12 @@ mod tests {
     }
 
     /// Of two groups that ask together; which of the answers each hears.
-    fn asking() -> Vec<Asked> {
-        let asked = |group, commands| Asked { group, commands };
+    fn asking() -> Vec<GroupCommands> {
+        let asked = |group, commands| GroupCommands { group, commands };
         vec![asked(Some(2), 2), asked(Some(0), 1)]
     }
 
-    fn shared(asked: Vec<Asked>, answers: i64) -> Vec<(usize, Vec<i64>)> {
+    fn shared(asked: Vec<GroupCommands>, answers: i64) -> Vec<(usize, Vec<i64>)> {
         let answers = (0..answers).map(|answer| Ok(Value::Int(answer)));
         let number = |answer| match answer {
             Ok(Value::Int(number)) => number,

@@ -18,13 +18,13 @@ pub(super) struct Pace {
     start: Instant,
     renewal: Duration,
     look: Duration,
-    due: Due,
+    due: DueTimes,
     /// Redis is reached anew, and may have forgotten the seats.
     unverified: bool,
 }
 
 #[derive(Debug, Clone)]
-struct Due {
+struct DueTimes {
     renewal: Instant,
     look: Instant,
     /// Not before.
@@ -41,7 +41,7 @@ impl Pace {
             start: now,
             renewal,
             look,
-            due: Due {
+            due: DueTimes {
                 renewal: now,
                 look: now,
                 claims: now,

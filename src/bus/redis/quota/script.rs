@@ -163,7 +163,7 @@ impl Script {
 
 /// The answer to [`Script::join`].
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Joined {
+pub(super) struct JoinAnswer {
     /// Redis has none of this node's seats.
     pub(super) created: bool,
     /// Until then there may be others whom Redis has forgotten.
@@ -173,14 +173,14 @@ pub(super) struct Joined {
     pub(super) millis: u64,
 }
 
-pub(super) fn joined(answer: &Value) -> Option<Joined> {
+pub(super) fn joined(answer: &Value) -> Option<JoinAnswer> {
     let Value::Array(parts) = answer else {
         return None;
     };
     let [Value::Int(created), Value::Int(others), nodes, millis] = parts.as_slice() else {
         return None;
     };
-    Some(Joined {
+    Some(JoinAnswer {
         created: *created == 1,
         others: Duration::from_millis((*others).try_into().ok()?),
         nodes: text(nodes)?.to_owned(),

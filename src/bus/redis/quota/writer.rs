@@ -14,16 +14,16 @@ use futures::stream::{FuturesUnordered, StreamExt};
 use redis::Cmd;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::dialog::{Dialog, Event, Next};
+use super::dialog::{Dialog, DialogEvent, NextWord};
 use super::group::SeatGroup;
 use super::ledger::Ledger;
-use super::link::{Flight, FlightEnd, LinkStage, SeatLink, SeatLinks, shared_out};
+use super::link::{FlightEnd, LinkFlight, LinkStage, SeatLink, SeatLinks, shared_out};
 use super::pace::Pace;
 use super::script::{Script, Terms};
 use super::{SharedLedgers, now};
 use crate::bus::BusSettings;
 use crate::bus::redis::advice::Advice;
-use crate::bus::redis::connection::{Commands, Connector};
+use crate::bus::redis::connection::{CommandPipeline, Connector};
 use crate::bus::redis::words;
 use crate::model::id::NodeId;
 
@@ -183,7 +183,7 @@ impl SeatWriter {
     pub(in crate::bus::redis) async fn leave(&mut self) {
         self.links = SeatLinks::of(&self.seats.groups);
         let leaving = self.links.links.iter().map(|(number, link)| {
-            let mut commands = Commands::new();
+            let mut commands = CommandPipeline::new();
             on(&self.links.of_groups, &mut self.dialogs, *number)
                 .for_each(|(_, dialog)| commands.add_command(dialog.leave()));
             leave(link.connector.clone(), commands, self.seats.deadline)
@@ -208,12 +208,12 @@ fn fly<'a>(
     link: &mut SeatLink,
     mut dialogs: impl Iterator<Item = (usize, &'a mut Dialog)>,
     now: Instant,
-) -> Option<Flight> {
+) -> Option<LinkFlight> {
     if link.is_busy() {
         return None;
     }
     if !link.is_open() {
-        let is_due = dialogs.any(|(_, dialog)| dialog.next(now) != Next::Rest);
+        let is_due = dialogs.any(|(_, dialog)| dialog.next(now) != NextWord::Rest);
         return is_due.then(|| link.open(seats.deadline, now));
     }
     let said = dialogs.map(|(group, dialog)| (group, say(&seats.groups[group], dialog, now)));
@@ -222,28 +222,30 @@ fn fly<'a>(
 
 fn say(group: &SeatGroup, dialog: &mut Dialog, now: Instant) -> Vec<Cmd> {
     match dialog.next(now) {
-        Next::Join => {
+        NextWord::Join => {
             let anew = group.ledger.lock().is_anew();
             dialog.join(anew, now)
         }
-        Next::Speak { claims } => {
+        NextWord::Speak { claims } => {
             let batch = group.ledger.lock().next_batch(claims);
             dialog.speak(batch, now)
         }
-        Next::Rest => Vec::new(),
+        NextWord::Rest => Vec::new(),
     }
 }
 
-fn heed(seats: &SharedLedgers, group: &SeatGroup, event: Event, outages: &mut usize) {
+fn heed(seats: &SharedLedgers, group: &SeatGroup, event: DialogEvent, outages: &mut usize) {
     match event {
-        Event::Answered {
+        DialogEvent::Answered {
             user,
             number,
             verdict,
         } => seats.change(group, |ledger| ledger.answered(&user, number, verdict)),
-        Event::Lost { user, number } => seats.change(group, |ledger| ledger.lose(&user, number)),
-        Event::Failed(batch) => seats.change(group, |ledger| ledger.failed(batch)),
-        Event::Joined { created } => {
+        DialogEvent::Lost { user, number } => {
+            seats.change(group, |ledger| ledger.lose(&user, number))
+        }
+        DialogEvent::Failed(batch) => seats.change(group, |ledger| ledger.failed(batch)),
+        DialogEvent::Joined { created } => {
             if seats.change(group, |ledger| ledger.joined(created)) {
                 *outages = outages.saturating_sub(1);
                 if *outages == 0 {
@@ -251,7 +253,7 @@ fn heed(seats: &SharedLedgers, group: &SeatGroup, event: Event, outages: &mut us
                 }
             }
         }
-        Event::Outage(reason) => {
+        DialogEvent::Outage(reason) => {
             if seats.change(group, |ledger| ledger.outage(now())) {
                 *outages += 1;
                 if *outages == 1 {
@@ -262,7 +264,7 @@ fn heed(seats: &SharedLedgers, group: &SeatGroup, event: Event, outages: &mut us
                 }
             }
         }
-        Event::Forgotten { aloud } => {
+        DialogEvent::Forgotten { aloud } => {
             seats.change(group, Ledger::forgotten);
             tell_forgotten(aloud);
         }
@@ -280,7 +282,7 @@ fn tell_forgotten(aloud: bool) {
     }
 }
 
-async fn leave(connector: Connector, commands: Commands, deadline: Duration) {
+async fn leave(connector: Connector, commands: CommandPipeline, deadline: Duration) {
     let leaving = async {
         let mut connection = connector.connect().await?;
         connection.run(&commands).await
@@ -323,11 +325,11 @@ mod tests {
         writer.begin();
         for dialog in &mut writer.dialogs {
             dialog.join(true, now);
-            assert_eq!(dialog.next(now), Next::Rest, "control: it waits");
+            assert_eq!(dialog.next(now), NextWord::Rest, "control: it waits");
         }
         seats.follow(1, &there);
         writer.follow(now);
         let next = |group: usize| writer.dialogs[group].next(now);
-        assert_eq!((next(0), next(1)), (Next::Rest, Next::Join));
+        assert_eq!((next(0), next(1)), (NextWord::Rest, NextWord::Join));
     }
 }

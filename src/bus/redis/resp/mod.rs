@@ -76,7 +76,7 @@ pub(crate) struct Items<'a> {
     left: usize,
 }
 
-/// One of them.
+/// One item of an array.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Item<'a> {
     Bulk(&'a [u8]),
@@ -138,7 +138,7 @@ impl RespReader {
         }
     }
 
-    /// Where the next bytes go.
+    /// The space into which the next bytes are read.
     pub(crate) fn space(&mut self) -> &mut BytesMut {
         if self.buffer.is_empty() && self.buffer.capacity() > CHUNK {
             self.buffer = BytesMut::new();

@@ -10,20 +10,20 @@ use crate::bus::redis::fields::{Fields, text};
 
 /// One sentinel's word on one primary.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Answer {
+pub(super) struct SentinelAnswer {
     /// Who says so, by whichever address it was asked.
     pub(super) id: Option<String>,
     /// Raised by every failover.
     pub(super) epoch: u64,
     pub(super) primary: Host,
-    pub(super) standing: Standing,
+    pub(super) standing: Condition,
     /// The other sentinels that it knows, by their ids.
     pub(super) others: Vec<(String, Host)>,
 }
 
 /// How the primary is, as the sentinel sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Standing {
+pub(super) enum Condition {
     Well,
     /// It has no connection there: something is wrong, or it has only just taken it for the primary.
     Unreached,
@@ -31,7 +31,7 @@ pub(super) enum Standing {
 }
 
 /// Reads the answers to [`command::sentinel`](crate::bus::redis::command::sentinel), each as it came.
-pub(super) fn read(answers: Vec<Result<Value, String>>) -> Result<Answer, String> {
+pub(super) fn read(answers: Vec<Result<Value, String>>) -> Result<SentinelAnswer, String> {
     let mut answers = answers.into_iter();
     let mut next = || {
         answers
@@ -57,12 +57,12 @@ pub(super) fn read(answers: Vec<Result<Value, String>>) -> Result<Answer, String
     let has = |names: &[&str]| flags.split(',').any(|flag| names.contains(&flag));
     let standing = match () {
         // While it leads a failover it tells the promoted one's address, and the flags are still the old one's.
-        () if host_of(&master).as_ref() != Some(&primary) => Standing::Well,
-        () if has(&["s_down", "o_down"]) => Standing::Down,
-        () if has(&["disconnected"]) => Standing::Unreached,
-        () => Standing::Well,
+        () if host_of(&master).as_ref() != Some(&primary) => Condition::Well,
+        () if has(&["s_down", "o_down"]) => Condition::Down,
+        () if has(&["disconnected"]) => Condition::Unreached,
+        () => Condition::Well,
     };
-    Ok(Answer {
+    Ok(SentinelAnswer {
         id: id.ok().as_ref().and_then(text).map(ToOwned::to_owned),
         epoch: epoch.ok_or_else(garbled)?,
         primary,
@@ -177,18 +177,18 @@ mod tests {
     #[test]
     fn what_a_sentinel_says_is_read() {
         let sound = read(answers(master("1", "master"), "1")).unwrap();
-        let expected = Answer {
+        let expected = SentinelAnswer {
             id: Some("a".into()),
             epoch: 7,
             primary: Host::new("10.0.0.1", 1),
-            standing: Standing::Well,
+            standing: Condition::Well,
             others: vec![("b".into(), Host::new("10.0.0.9", 26379))],
         };
         assert_eq!(sound, expected);
         for (flags, standing) in [
-            ("s_down,master,disconnected", Standing::Down),
-            ("master,o_down", Standing::Down),
-            ("master,disconnected", Standing::Unreached),
+            ("s_down,master,disconnected", Condition::Down),
+            ("master,o_down", Condition::Down),
+            ("master,disconnected", Condition::Unreached),
         ] {
             let answer = read(answers(master("1", flags), "1")).unwrap();
             assert_eq!(answer.standing, standing, "{flags}");
@@ -196,7 +196,7 @@ mod tests {
         let leads = "s_down,o_down,master,failover_in_progress";
         let promoted = read(answers(master("1", leads), "2")).unwrap();
         assert_eq!(promoted.primary, Host::new("10.0.0.1", 2));
-        assert_eq!(promoted.standing, Standing::Well, "another is down");
+        assert_eq!(promoted.standing, Condition::Well, "another is down");
     }
 
     #[test]

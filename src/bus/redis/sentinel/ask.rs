@@ -4,7 +4,7 @@ use redis::AsyncConnectionConfig;
 use redis::aio::MultiplexedConnection;
 use tokio::time::timeout;
 
-use super::answer::{Answer, advise, read};
+use super::answer::{SentinelAnswer, advise, read};
 use super::council::Said;
 use super::round::ASKING;
 use crate::bus::redis::command;
@@ -18,7 +18,7 @@ pub(super) async fn ask(sentinel: &Endpoint, service: &str) -> Said {
     }
 }
 
-async fn exchange(sentinel: &Endpoint, service: &str) -> Result<Answer, String> {
+async fn exchange(sentinel: &Endpoint, service: &str) -> Result<SentinelAnswer, String> {
     let opened = sentinel.connect().await;
     let Dialed {
         stream,

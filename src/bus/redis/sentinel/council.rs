@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::answer::{Answer, Standing};
+use super::answer::{Condition, SentinelAnswer};
 use crate::bus::redis::address::Host;
 
 /// After a hint they are asked again so soon, then after twice as long, and so on up to the interval: some of them hear of
@@ -57,7 +57,7 @@ struct Followed {
 
 /// What the answers come to.
 #[derive(Debug, PartialEq)]
-pub(super) enum Finding {
+pub(super) enum CouncilFinding {
     /// The primary is where it was.
     Confirmed,
     /// It is there, by the decision with this number.
@@ -67,9 +67,9 @@ pub(super) enum Finding {
 }
 
 /// What became of one question.
-pub(super) type Said = Result<Answer, Arc<str>>;
-/// Of one of them.
-pub(super) type Asked = (Host, Said);
+pub(super) type Said = Result<SentinelAnswer, Arc<str>>;
+/// What one of the sentinels said.
+pub(super) type HostSaid = (Host, Said);
 
 impl Council {
     /// The first question is due at once.
@@ -100,7 +100,7 @@ impl Council {
         self.due
     }
 
-    /// They were asked.
+    /// Notes that the sentinels were asked.
     pub(super) fn asked(&mut self, now: Instant) {
         self.asked = now;
         self.due = now + self.pause.min(self.interval);
@@ -116,7 +116,7 @@ impl Council {
     }
 
     /// Whether one of these tells of a newer decision than that which is followed: then there is nothing to wait for.
-    pub(super) fn is_news(&self, answers: &[Asked]) -> bool {
+    pub(super) fn is_news(&self, answers: &[HostSaid]) -> bool {
         let newest = self.newest(answers);
         let followed = self.followed.as_ref();
         followed.is_some_and(|followed| newest > Some(followed.epoch))
@@ -124,7 +124,7 @@ impl Council {
 
     /// Whether these may be enough, whatever the others would say: one of them knows as much as is known already, or
     /// more than half have answered. One that was cut off is neither.
-    pub(super) fn suffices(&self, answers: &[Asked]) -> bool {
+    pub(super) fn suffices(&self, answers: &[HostSaid]) -> bool {
         let newest = self.newest(answers);
         let followed = self.followed.as_ref();
         if followed.is_some_and(|followed| newest >= Some(followed.epoch)) {
@@ -136,14 +136,14 @@ impl Council {
         self.is_majority(voters.len(), answers)
     }
 
-    fn newest(&self, answers: &[Asked]) -> Option<u64> {
+    fn newest(&self, answers: &[HostSaid]) -> Option<u64> {
         let held = self.followed.as_ref().map(|followed| followed.epoch);
         let (ballots, ..) = count(answers.to_vec(), held);
         ballots.into_keys().map(|(epoch, _)| epoch).max()
     }
 
     /// Of the sentinels that there are, by their ids: one that is silent may have been asked by two addresses.
-    fn is_majority(&self, voters: usize, answers: &[Asked]) -> bool {
+    fn is_majority(&self, voters: usize, answers: &[HostSaid]) -> bool {
         let known = answers.iter().flat_map(|(_, answer)| answer);
         let known = known.map(|answer| answer.others.len() + 1).max();
         let known = known.unwrap_or(0).max(self.seeds.len());
@@ -151,13 +151,13 @@ impl Council {
     }
 
     /// These are the answers of a round that began at that time, and this comes of them.
-    pub(super) fn hear(&mut self, answers: Vec<Asked>, asked: Instant) -> Finding {
+    pub(super) fn hear(&mut self, answers: Vec<HostSaid>, asked: Instant) -> CouncilFinding {
         self.learn(&answers);
         self.judge(answers, asked)
     }
 
     /// The same of a part of them, by which nobody is known to be left out.
-    pub(super) fn judge(&mut self, answers: Vec<Asked>, asked: Instant) -> Finding {
+    pub(super) fn judge(&mut self, answers: Vec<HostSaid>, asked: Instant) -> CouncilFinding {
         let held = self.followed.as_ref();
         let (ballots, doubts, failures) =
             count(answers.clone(), held.map(|followed| followed.epoch));
@@ -166,7 +166,7 @@ impl Council {
             .iter()
             .max_by_key(|(word, voters)| (word.0, Some(*word) == held.as_ref(), voters.len()));
         let Some(((epoch, primary), voters)) = best else {
-            return Finding::Untold(self.untold(doubts, &failures));
+            return CouncilFinding::Untold(self.untold(doubts, &failures));
         };
         let majority = self.is_majority(voters.len(), &answers);
         let Some(followed) = &mut self.followed else {
@@ -178,26 +178,26 @@ impl Council {
         let is_anew = majority && unconfirmed >= FORGOTTEN;
         if !is_newest && !is_anew {
             let reason = "only sentinels that were cut off answer, and name an older primary";
-            return Finding::Untold(reason.into());
+            return CouncilFinding::Untold(reason.into());
         }
         if holds {
             (followed.epoch, followed.confirmed) = (*epoch, asked.max(followed.confirmed));
-            return Finding::Confirmed;
+            return CouncilFinding::Confirmed;
         }
         self.follow(*epoch, primary.clone(), asked)
     }
 
-    fn follow(&mut self, epoch: u64, primary: Host, confirmed: Instant) -> Finding {
+    fn follow(&mut self, epoch: u64, primary: Host, confirmed: Instant) -> CouncilFinding {
         self.followed = Some(Followed {
             epoch,
             primary: primary.clone(),
             confirmed,
         });
-        Finding::Moved { primary, epoch }
+        CouncilFinding::Moved { primary, epoch }
     }
 
     /// Whoever is named by those who answered is asked too; while nobody answers, those who were named before.
-    fn learn(&mut self, answers: &[Asked]) {
+    fn learn(&mut self, answers: &[HostSaid]) {
         let answers: Vec<_> = answers
             .iter()
             .filter_map(|(host, answer)| Some((host, answer.as_ref().ok()?)))
@@ -231,16 +231,16 @@ impl Council {
 type Ballots = BTreeMap<(u64, Host), BTreeSet<String>>;
 
 /// Each sentinel has one vote, however many addresses it has. Besides: whether somebody doubts its own, and who failed.
-fn count(answers: Vec<Asked>, held: Option<u64>) -> (Ballots, bool, Vec<(Host, Arc<str>)>) {
+fn count(answers: Vec<HostSaid>, held: Option<u64>) -> (Ballots, bool, Vec<(Host, Arc<str>)>) {
     let (mut ballots, mut doubts, mut failures) = (Ballots::new(), false, Vec::new());
     let sound = answers.iter().flat_map(|(_, answer)| answer);
-    let sound = sound.filter(|answer| answer.standing == Standing::Well);
+    let sound = sound.filter(|answer| answer.standing == Condition::Well);
     let newest = sound.map(|answer| answer.epoch).max().max(held);
     for (sentinel, answer) in answers {
-        let counts = |answer: &Answer| match answer.standing {
-            Standing::Well => true,
-            Standing::Unreached => newest.is_some_and(|newest| answer.epoch > newest),
-            Standing::Down => false,
+        let counts = |answer: &SentinelAnswer| match answer.standing {
+            Condition::Well => true,
+            Condition::Unreached => newest.is_some_and(|newest| answer.epoch > newest),
+            Condition::Down => false,
         };
         match answer {
             Ok(answer) if !counts(&answer) => doubts = true,
@@ -256,7 +256,7 @@ fn count(answers: Vec<Asked>, held: Option<u64>) -> (Ballots, bool, Vec<(Host, A
 }
 
 /// Who says so; an address, where it does not tell who it is.
-fn voter(sentinel: &Host, answer: &Answer) -> String {
+fn voter(sentinel: &Host, answer: &SentinelAnswer) -> String {
     let id = answer.id.clone();
     id.unwrap_or_else(|| sentinel.to_string())
 }
@@ -292,17 +292,17 @@ mod tests {
 
     use Word::{Down, Says, Silent, Unreached};
 
-    fn round(words: [Word; SENTINELS]) -> Vec<Asked> {
+    fn round(words: [Word; SENTINELS]) -> Vec<HostSaid> {
         let ids = || (1..).take(SENTINELS);
         let answers = ids().zip(words).map(|(n, word)| {
             let (epoch, port, standing) = match word {
-                Says(epoch, port) => (epoch, port, Standing::Well),
-                Unreached(epoch, port) => (epoch, port, Standing::Unreached),
-                Down(epoch, port) => (epoch, port, Standing::Down),
+                Says(epoch, port) => (epoch, port, Condition::Well),
+                Unreached(epoch, port) => (epoch, port, Condition::Unreached),
+                Down(epoch, port) => (epoch, port, Condition::Down),
                 Silent => return (host(n), Err("refused".into())),
             };
             let others = ids().filter(|other| *other != n);
-            let answer = Answer {
+            let answer = SentinelAnswer {
                 id: Some(n.to_string()),
                 epoch,
                 primary: host(port),
@@ -314,13 +314,13 @@ mod tests {
         answers.collect()
     }
 
-    fn moved(epoch: u64, port: u16) -> Finding {
+    fn moved(epoch: u64, port: u16) -> CouncilFinding {
         let primary = host(port);
-        Finding::Moved { primary, epoch }
+        CouncilFinding::Moved { primary, epoch }
     }
 
-    fn is_untold(finding: &Finding, why: &str) -> bool {
-        matches!(finding, Finding::Untold(reason) if reason.contains(why))
+    fn is_untold(finding: &CouncilFinding, why: &str) -> bool {
+        matches!(finding, CouncilFinding::Untold(reason) if reason.contains(why))
     }
 
     #[test]
@@ -329,12 +329,12 @@ mod tests {
         let first = round([Says(0, 70), Says(0, 70), Silent]);
         assert_eq!(council.hear(first, now), moved(0, 70));
         let same = round([Says(0, 70), Silent, Silent]);
-        assert_eq!(council.hear(same, now), Finding::Confirmed);
+        assert_eq!(council.hear(same, now), CouncilFinding::Confirmed);
         let one_knows = round([Says(0, 70), Says(1, 71), Says(0, 70)]);
         assert_eq!(council.hear(one_knows, now), moved(1, 71));
         // T5: the one that was cut off with the old primary.
         let differ = round([Says(0, 70), Says(1, 71), Says(1, 71)]);
-        assert_eq!(council.hear(differ, now), Finding::Confirmed);
+        assert_eq!(council.hear(differ, now), CouncilFinding::Confirmed);
         let alone = council.hear(round([Says(0, 70), Silent, Silent]), now + 3600 * S);
         assert!(is_untold(&alone, "older"), "{alone:?}");
         let back = round([Says(2, 70), Says(2, 70), Says(2, 70)]);
@@ -378,7 +378,10 @@ mod tests {
         assert_eq!(council.hear(anew(), now + FORGOTTEN), moved(0, 71));
         // Half of them, or one that knows nobody: no majority.
         let half = round([Says(0, 70), Says(0, 71), Silent]);
-        assert_eq!(council.hear(half, now + 2 * FORGOTTEN), Finding::Confirmed);
+        assert_eq!(
+            council.hear(half, now + 2 * FORGOTTEN),
+            CouncilFinding::Confirmed
+        );
         let other = round([Says(0, 70), Silent, Silent]);
         assert!(is_untold(
             &council.hear(other, now + 4 * FORGOTTEN),
@@ -393,7 +396,10 @@ mod tests {
         let gone = council.hear(round([Silent; 3]), now + 3600 * S);
         assert!(is_untold(&gone, "h:1: refused, h:2: refused"), "{gone:?}");
         let again = round([Silent, Silent, Says(0, 70)]);
-        assert_eq!(council.hear(again, now + 3601 * S), Finding::Confirmed);
+        assert_eq!(
+            council.hear(again, now + 3601 * S),
+            CouncilFinding::Confirmed
+        );
     }
 
     #[test]
@@ -526,7 +532,7 @@ mod tests {
                 let says = |epoch: u64, port: u16| counted.iter().filter(|word| **word == (epoch, port)).count();
                 let newest = counted.iter().map(|(epoch, _)| *epoch).max();
                 match finding {
-                    Finding::Moved { primary, epoch } => {
+                    CouncilFinding::Moved { primary, epoch } => {
                         prop_assert_eq!(Some(epoch), newest);
                         prop_assert!(says(epoch, primary.port) > 0);
                         if let Some((before, _)) = held {
@@ -534,13 +540,13 @@ mod tests {
                         }
                         held = Some((epoch, primary.port));
                     }
-                    Finding::Confirmed => {
+                    CouncilFinding::Confirmed => {
                         let port = held.unwrap().1;
                         let epoch = newest.unwrap();
                         prop_assert!(says(epoch, port) > 0);
                         held = Some((epoch, port));
                     }
-                    Finding::Untold(_) => {
+                    CouncilFinding::Untold(_) => {
                         // Whatever is newer than what holds is followed.
                         prop_assert!(held.map_or(newest.is_none(), |(epoch, _)| newest.is_none_or(|newest| newest <= epoch)));
                     }

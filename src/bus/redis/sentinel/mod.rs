@@ -20,7 +20,7 @@ use futures::{FutureExt, StreamExt};
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep_until};
 
-use self::council::{Asked, Council, Finding};
+use self::council::{Council, CouncilFinding, HostSaid};
 use self::round::Round;
 pub(super) use self::watch::Watcher;
 use super::address::Host;
@@ -67,7 +67,7 @@ pub(super) struct Seeker {
     topology: Arc<Topology>,
     council: Council,
     round: Round,
-    asking: FuturesUnordered<BoxFuture<'static, Asked>>,
+    asking: FuturesUnordered<BoxFuture<'static, HostSaid>>,
 }
 
 impl Seeker {
@@ -88,7 +88,7 @@ impl Seeker {
         }
     }
 
-    /// Asks, for ever.
+    /// Asks the sentinels where the primary is, for ever.
     pub(super) async fn run(&mut self) {
         // Whatever broke owes nothing any more.
         (self.round, self.asking) = Default::default();
@@ -150,14 +150,14 @@ impl Seeker {
         self.tell(finding, asked);
     }
 
-    fn tell(&self, finding: Finding, asked: Instant) {
+    fn tell(&self, finding: CouncilFinding, asked: Instant) {
         match finding {
-            Finding::Confirmed => self.topology.confirm(asked),
-            Finding::Untold(reason) => {
+            CouncilFinding::Confirmed => self.topology.confirm(asked),
+            CouncilFinding::Untold(reason) => {
                 tracing::debug!(%reason, "where the primary is remains as it was");
                 self.topology.untold(reason);
             }
-            Finding::Moved { primary, epoch } => {
+            CouncilFinding::Moved { primary, epoch } => {
                 let service = &self.sentinels.target.service;
                 tracing::info!(%primary, epoch, %service, "the sentinels name the primary");
                 let primary = at(&primary, &self.sentinels.target.primary);

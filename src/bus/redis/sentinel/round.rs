@@ -2,13 +2,22 @@
 //!
 //! Who is silent delays nobody: it is not asked again before it is given up, and the others are. What comes late belongs to
 //! the next round, so that a slow one is heard as well.
+//!
+//! ```text
+//!           those that owe nothing are asked            one answers
+//!   between -----------------------------------> begun -------------> answered
+//!     ^                                            |                     |
+//!     |  all have, or it has taken 5.5 s           |                     |  the same; or that may be enough, and
+//!     +--------------------------------------------+---------------------+  the first answer is 0.5 s old
+//! ```
+//! Of each there is beside that whether it owes an answer, from one round to the next.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::council::{Asked, Said};
+use super::council::{HostSaid, Said};
 use crate::bus::redis::address::Host;
 
 /// From the connect to the answer: four round trips of 1.2 s, since a slow link is no dead one.
@@ -59,14 +68,14 @@ impl Round {
     }
 
     /// What has been said so far, and when the first of that was asked for.
-    pub(super) fn said(&self) -> (Vec<Asked>, Option<Instant>) {
+    pub(super) fn said(&self) -> (Vec<HostSaid>, Option<Instant>) {
         let said = self.said.iter();
         let said = said.map(|(sentinel, (_, said))| (sentinel.clone(), said.clone()));
         let asked = self.said.values().filter(|(_, said)| said.is_ok());
         (said.collect(), asked.map(|(asked, _)| *asked).min())
     }
 
-    /// It is over.
+    /// The round is over.
     pub(super) fn end(&mut self) {
         (self.begun, self.answered) = (None, None);
         self.said.clear();
@@ -76,7 +85,7 @@ impl Round {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bus::redis::sentinel::answer::{Answer, Standing};
+    use crate::bus::redis::sentinel::answer::{Condition, SentinelAnswer};
 
     const MS: Duration = Duration::from_millis(1);
 
@@ -85,11 +94,11 @@ mod tests {
     }
 
     fn sound() -> Said {
-        Ok(Answer {
+        Ok(SentinelAnswer {
             id: None,
             epoch: 1,
             primary: host(70),
-            standing: Standing::Well,
+            standing: Condition::Well,
             others: Vec::new(),
         })
     }

@@ -9,7 +9,7 @@ use tokio::time::{Instant, timeout_at};
 use super::Shard;
 use crate::bus::past::{ReadLimits, TopicPast};
 use crate::bus::redis::command::is_on_its_way;
-use crate::bus::redis::connection::{Connector, Counted};
+use crate::bus::redis::connection::{ChannelCounts, Connector};
 use crate::bus::redis::past::read::{ReadCall, Readings, Unions, Wanted};
 use crate::bus::redis::pipeline::Refused;
 use crate::bus::redis::{explain, words};
@@ -122,7 +122,7 @@ impl Shard {
     }
 
     /// Once more on a new connection, if that which there was is of no use.
-    async fn ask(&self, channels: &[String], marks: &[String]) -> Result<Counted, Arc<str>> {
+    async fn ask(&self, channels: &[String], marks: &[String]) -> Result<ChannelCounts, Arc<str>> {
         let deadline = Instant::now() + self.publish_timeout();
         let mut may_repeat = true;
         loop {

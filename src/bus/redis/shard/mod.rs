@@ -87,7 +87,7 @@ pub(super) struct Shard {
 }
 
 impl Shard {
-    /// Of a Redis alone, or with sentinels.
+    /// The shard of a Redis alone, or with sentinels.
     pub(super) fn new(
         link: LinkId,
         name: Option<(u16, Arc<str>)>,
@@ -179,7 +179,7 @@ impl Shard {
         &self.advice
     }
 
-    /// Once, however often it is called.
+    /// Starts its tasks: once, however often it is called.
     pub(super) fn start(&self, listener: &Weak<dyn Listener>, seats: Option<&Arc<SharedLedgers>>) {
         let Some(mut queue) = self.queue.lock().take() else {
             return;

@@ -78,15 +78,7 @@ impl Shard {
         channels: &mut SmallVec<[String; 1]>,
         bytes: usize,
     ) -> (Topic, Box<Keeping>) {
-        let histories = self.common.settings.histories;
-        let list = |topic: &Topic| {
-            let history = histories.of(topic.kind())?;
-            Some(KeptList {
-                key: self.channels.list(topic),
-                messages: history.messages,
-                lifetime: history.lifetime_millis(),
-            })
-        };
+        let list = |topic: &Topic| self.kept_list(topic);
         let is_union = matches!(keep, Keep::Union(_));
         let spools = self.common.room.is_some() && !matches!(keep, Keep::Silent(_));
         let (lists, kept) = match keep {
@@ -122,6 +114,16 @@ impl Shard {
             doubt: None,
         };
         (first, Box::new(keeping))
+    }
+
+    /// That of a topic, if what is sent there is kept.
+    fn kept_list(&self, topic: &Topic) -> Option<KeptList> {
+        let history = self.common.settings.histories.of(topic.kind())?;
+        Some(KeptList {
+            key: self.channels.list(topic),
+            messages: history.messages,
+            lifetime: history.lifetime_millis(),
+        })
     }
 }
 

@@ -5,7 +5,7 @@ use std::mem::replace;
 use tokio::time::Instant;
 
 use super::Subscriptions;
-use crate::bus::redis::outstanding::{Request, Verb};
+use crate::bus::redis::outstanding::{TopicRequest, Verb};
 use crate::model::topic::Topic;
 
 /// What Redis said of one topic.
@@ -109,7 +109,7 @@ impl Subscriptions {
     /// Redis refused a command: the first of which it has answered nothing.
     pub(in crate::bus::redis) fn refused(&mut self, now: Instant) -> Refusal {
         let was_restored = self.is_restored();
-        let Some(Request { verb, topics, .. }) = self.outstanding.refuse() else {
+        let Some(TopicRequest { verb, topics, .. }) = self.outstanding.refuse() else {
             return Refusal::Vital;
         };
         let alone = topics.len() == 1;

@@ -5,12 +5,12 @@ use std::mem::replace;
 use tokio::time::Instant;
 
 use super::{Phase, Subscriptions};
-use crate::bus::redis::outstanding::{Request, Verb};
+use crate::bus::redis::outstanding::{TopicRequest, Verb};
 use crate::model::topic::Topic;
 
 impl Subscriptions {
     /// What to write now, at most `limit` topics; empty when there is nothing to do.
-    pub(in crate::bus::redis) fn step(&mut self, now: Instant, limit: usize) -> Vec<Request> {
+    pub(in crate::bus::redis) fn step(&mut self, now: Instant, limit: usize) -> Vec<TopicRequest> {
         self.look_again(now);
         let (mut requests, mut room) = (Vec::new(), limit);
         while let Some(group) = self.refusals.next_group(room) {
@@ -93,12 +93,12 @@ impl Subscriptions {
         })
     }
 
-    fn send(&mut self, verb: Verb, topics: Vec<Topic>, requests: &mut Vec<Request>) {
+    fn send(&mut self, verb: Verb, topics: Vec<Topic>, requests: &mut Vec<TopicRequest>) {
         if topics.is_empty() {
             return;
         }
         for (partition, topics) in self.by_partition(topics) {
-            let request = Request {
+            let request = TopicRequest {
                 verb,
                 topics,
                 partition,

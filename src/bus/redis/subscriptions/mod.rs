@@ -295,7 +295,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::bus::redis::outstanding::{Request, Verb};
+    use crate::bus::redis::outstanding::{TopicRequest, Verb};
 
     const LINGER: Duration = Duration::from_secs(2);
 
@@ -308,7 +308,7 @@ mod tests {
     }
 
     /// What is asked for, beside the own topic.
-    fn subscribed(commands: &[Request]) -> Vec<Topic> {
+    fn subscribed(commands: &[TopicRequest]) -> Vec<Topic> {
         let subscribe = commands
             .iter()
             .filter(|command| command.verb == Verb::Subscribe);
@@ -571,7 +571,7 @@ mod tests {
         assert_eq!(table.step(end, 0), []);
         assert_eq!(table.next_expiry(), None);
         let (verb, topics) = (Verb::Unsubscribe, vec![topic(1)]);
-        let expected = Request {
+        let expected = TopicRequest {
             verb,
             topics,
             partition: None,

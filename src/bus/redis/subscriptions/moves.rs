@@ -22,7 +22,7 @@ use tokio::time::Instant;
 
 use super::interest::Confirming;
 use super::{Interest, Phase, Subscriptions};
-use crate::bus::redis::outstanding::Request;
+use crate::bus::redis::outstanding::TopicRequest;
 use crate::model::partition::{Partition, PartitionSet};
 use crate::model::topic::Topic;
 
@@ -70,7 +70,7 @@ impl Moves {
         self.carried.contains(partition) && !self.stranded.contains(partition)
     }
 
-    /// All that is wanted is sent.
+    /// Notes that all that is wanted is sent, with so many commands.
     pub(super) fn sent(&mut self, sent: u64) {
         if self.arriving {
             self.arriving_at.get_or_insert(sent);
@@ -190,7 +190,7 @@ impl Subscriptions {
             true => self.outstanding.refuse(),
             false => self.outstanding.refuse_rest(Partition::of_slot(slot)?),
         };
-        let Request {
+        let TopicRequest {
             topics, partition, ..
         } = refused?;
         let partition = partition?;
@@ -382,7 +382,7 @@ mod tests {
     /// One primary and the table for it.
     struct Primary {
         table: Subscriptions,
-        asked: VecDeque<Request>,
+        asked: VecDeque<TopicRequest>,
         subscribed: BTreeSet<(Partition, String)>,
         said: VecDeque<Said>,
     }
@@ -445,7 +445,7 @@ mod tests {
         }
 
         fn serve(&mut self, is_owner: impl Fn(Partition) -> bool) {
-            let Some(Request {
+            let Some(TopicRequest {
                 verb,
                 topics,
                 partition: Some(partition),

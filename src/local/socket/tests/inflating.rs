@@ -11,7 +11,7 @@ use tokio::task::yield_now;
 use super::*;
 use crate::local::socket::{Driver, Registered};
 use crate::model::compression::Compression;
-use crate::ws::{Deflating, Opened};
+use crate::ws::{Deflating, OpenedIo};
 
 const MESSAGES: usize = 200;
 const SIZE: usize = 60_000;
@@ -72,11 +72,11 @@ async fn a_few_bytes_that_are_many_large_messages_wait_for_the_handler_and_for_o
         node: NodeId(1),
         number: 1,
     };
-    let Ends {
+    let SocketEnds {
         handler, driver, ..
-    } = Ends::new(id, "alice".into(), topic(), None, agreed());
+    } = SocketEnds::new(id, "alice".into(), topic(), None, agreed());
     let (reader, writer) = stream.into_split();
-    let opened = Opened {
+    let opened = OpenedIo {
         io: Io::Tcp(reader),
         writer: Some(writer),
         early: Bytes::new(),

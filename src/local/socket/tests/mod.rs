@@ -16,10 +16,10 @@ use tokio::io::AsyncReadExt;
 use tokio::net::tcp::OwnedReadHalf;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
-use super::outcome::{Collected, Stage};
+use super::outcome::{Collected, LifeStage};
 use super::*;
 use crate::local::CLOSING;
-use crate::local::expiry::Clock;
+use crate::local::expiry::Times;
 use crate::local::heartbeat::HeartbeatTimes;
 use crate::model::close::reason;
 use crate::model::id::NodeId;
@@ -53,12 +53,12 @@ impl Wake for Flag {
 }
 
 /// Long ago by the wall clock, which stands still.
-fn at(now: Instant) -> Clock {
-    Clock { now, wall: 0 }
+fn at(now: Instant) -> Times {
+    Times { now, wall: 0 }
 }
 
-fn outbox() -> Ends {
-    Ends::new(
+fn outbox() -> SocketEnds {
+    SocketEnds::new(
         SocketId {
             node: NodeId(1),
             number: 1,
@@ -83,7 +83,7 @@ fn limits(messages: usize, bytes: usize, policy: SlowConsumer) -> OutboxLimits {
 }
 
 /// What the socket's task would write now, with a kernel that takes everything.
-fn written(outbox: &Ends) -> Vec<u8> {
+fn written(outbox: &SocketEnds) -> Vec<u8> {
     let mut out = Vec::new();
     let mut cx = Context::from_waker(Waker::noop());
     let mut all = by_task(|_, bytes| {
@@ -103,7 +103,7 @@ fn frames<'a>(texts: impl IntoIterator<Item = &'a str>) -> Vec<u8> {
 }
 
 /// The task has its turn, and nothing is taken.
-fn write_in_vain(outbox: &Ends) {
+fn write_in_vain(outbox: &SocketEnds) {
     let mut cx = Context::from_waker(Waker::noop());
     assert!(
         outbox
@@ -415,7 +415,7 @@ struct ComesBack {
 }
 
 impl ComesBack {
-    fn to(ends: &Ends) -> Arc<Self> {
+    fn to(ends: &SocketEnds) -> Arc<Self> {
         Arc::new(Self {
             sender: ends.sender.clone(),
             came: AtomicUsize::new(0),
@@ -459,7 +459,7 @@ fn in_time(what: &str, work: impl FnOnce() + Send + 'static) {
 
 #[test]
 fn wakers_may_come_back() {
-    type Act = fn(&mut Ends, &OutboxLimits);
+    type Act = fn(&mut SocketEnds, &OutboxLimits);
     let acts: [(&str, Act); 10] = [
         ("send", |ends, limits| {
             ends.sender.send(&Frame::text("x"), &Manner::InTurn, limits);
@@ -506,7 +506,7 @@ fn wakers_may_come_back() {
 
 #[test]
 fn a_waker_may_come_back_when_it_is_dropped() {
-    type Wait = fn(&Ends, &mut Context<'_>) -> bool;
+    type Wait = fn(&SocketEnds, &mut Context<'_>) -> bool;
     let waits: [(&str, Wait); 3] = [
         ("a message", |ends, cx| {
             ends.handler.poll_recv(cx).is_pending()
@@ -589,7 +589,7 @@ fn the_handler_waits_for_room_and_is_woken() {
 }
 
 /// An outbox that shares a stream, and the client's end of it.
-async fn connected() -> (Arc<Ends>, TcpStream, OwnedReadHalf) {
+async fn connected() -> (Arc<SocketEnds>, TcpStream, OwnedReadHalf) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let client = TcpSocket::new_v4().unwrap();
     client.set_recv_buffer_size(4096).unwrap();
@@ -673,7 +673,7 @@ fn time_ends_the_silent_the_stalled_the_expired_and_the_endless() {
         pong_timeout: seconds(20),
         write_timeout: seconds(10),
     };
-    let ended = |outbox: &Ends| {
+    let ended = |outbox: &SocketEnds| {
         outbox
             .sender
             .close_reason()
@@ -694,7 +694,7 @@ fn time_ends_the_silent_the_stalled_the_expired_and_the_endless() {
         .sweep(at(start + seconds(51)), Duration::ZERO, &times);
     assert_eq!(
         (ended(&silent), silent.driver.stage()),
-        (Some(1006), Stage::Cut)
+        (Some(1006), LifeStage::Cut)
     );
 
     let busy_handler = outbox();
@@ -736,10 +736,10 @@ fn time_ends_the_silent_the_stalled_the_expired_and_the_endless() {
     );
     assert_eq!(
         (ended(&stalled), stalled.driver.stage()),
-        (Some(1013), Stage::Cut)
+        (Some(1013), LifeStage::Cut)
     );
 
-    let expiring = Ends::new(
+    let expiring = SocketEnds::new(
         SocketId {
             node: NodeId(1),
             number: 1,
@@ -758,12 +758,12 @@ fn time_ends_the_silent_the_stalled_the_expired_and_the_endless() {
         .sweep(at(start + seconds(3)), Duration::ZERO, &times);
     assert_eq!(
         (ended(&expiring), expiring.driver.stage()),
-        (Some(4401), Stage::Ending)
+        (Some(4401), LifeStage::Ending)
     );
     expiring
         .sweep
         .sweep(at(start + seconds(3) + CLOSING), Duration::ZERO, &times);
-    assert_eq!(expiring.driver.stage(), Stage::Cut);
+    assert_eq!(expiring.driver.stage(), LifeStage::Cut);
 }
 
 #[test]
@@ -775,7 +775,7 @@ fn an_identity_expires_by_the_wall_clock_too() {
     };
     let start = at(Instant::now());
     let expiry = Expiry::at(UNIX_EPOCH + Duration::from_secs(3600), start);
-    let outbox = Ends::new(
+    let outbox = SocketEnds::new(
         outbox().handler.id(),
         "alice".into(),
         topic(),
@@ -786,7 +786,7 @@ fn an_identity_expires_by_the_wall_clock_too() {
     for (wall, ended) in [(3_599_999, None), (3_600_000, Some(Close::EXPIRED))] {
         outbox
             .sweep
-            .sweep(Clock { wall, ..start }, Duration::ZERO, &times);
+            .sweep(Times { wall, ..start }, Duration::ZERO, &times);
         assert_eq!(outbox.sender.close_reason().map(|close| close.code), ended);
     }
 }
@@ -811,7 +811,7 @@ fn a_process_that_slept_gives_nobody_up_for_it() {
     let start = Instant::now();
     let woken = start + seconds(1000);
     let slept = seconds(995);
-    let blocked = |outbox: &Ends| {
+    let blocked = |outbox: &SocketEnds| {
         let mut cx = Context::from_waker(Waker::noop());
         outbox
             .driver
@@ -833,7 +833,7 @@ fn a_process_that_slept_gives_nobody_up_for_it() {
     let closing = outbox();
     closing.sender.close(Close::new(4000, ""));
     assert!(blocked(&closing));
-    let expiring = Ends::new(
+    let expiring = SocketEnds::new(
         pinged.handler.id(),
         "alice".into(),
         topic(),
@@ -846,7 +846,7 @@ fn a_process_that_slept_gives_nobody_up_for_it() {
     }
     assert_eq!(pinged.sender.close_reason(), None);
     assert_eq!(stalled.sender.close_reason(), None);
-    assert_eq!(closing.driver.stage(), Stage::Ending);
+    assert_eq!(closing.driver.stage(), LifeStage::Ending);
     assert_eq!(
         expiring.sender.close_reason().map(|close| close.code),
         Some(Close::EXPIRED),
@@ -858,7 +858,7 @@ fn a_process_that_slept_gives_nobody_up_for_it() {
         outbox
             .sweep
             .sweep(at(woken + seconds(21)), Duration::ZERO, &times);
-        assert_eq!(outbox.driver.stage(), Stage::Cut);
+        assert_eq!(outbox.driver.stage(), LifeStage::Cut);
     }
 }
 
@@ -890,7 +890,7 @@ type Account = (Vec<Frame>, usize);
 
 /// Does the steps, with frames so many times as long.
 fn play(
-    outbox: &Ends,
+    outbox: &SocketEnds,
     steps: Vec<Step>,
     limits: &OutboxLimits,
     scale: usize,
@@ -1026,7 +1026,9 @@ async fn senders_and_task_share_one_stream_without_tearing_a_frame() {
         let mut shared = Io::Tcp(reader);
         tokio::spawn(std::future::poll_fn(move |cx| {
             match outbox.driver.poll_write(cx, &mut shared) {
-                Poll::Ready(Ok(())) if outbox.driver.stage() == Stage::Ending => Poll::Ready(()),
+                Poll::Ready(Ok(())) if outbox.driver.stage() == LifeStage::Ending => {
+                    Poll::Ready(())
+                }
                 Poll::Ready(Err(error)) => panic!("{error}"),
                 _ => Poll::Pending,
             }

@@ -10,7 +10,7 @@ use std::rc::Rc;
 use super::*;
 use crate::local::expiry::Expiry;
 use crate::local::heartbeat::{Beat, Heartbeat, discounted};
-use crate::local::socket::queue::Queue;
+use crate::local::socket::queue::FrameQueue;
 use crate::local::socket::writing::Writing;
 use crate::ws::SharedWriter;
 
@@ -351,7 +351,7 @@ impl World {
             return;
         }
         self.core.wakers.driver = Some(self.driver.clone().into());
-        if self.core.stage() == Stage::Cut {
+        if self.core.stage() == LifeStage::Cut {
             return self.act(Act::Finish);
         }
         let (now, mut progress) = (self.now, false);
@@ -368,7 +368,7 @@ impl World {
         }
     }
 
-    fn write_by_task(&mut self, mut queue: Queue, meanwhile: Vec<Say>) {
+    fn write_by_task(&mut self, mut queue: FrameQueue, meanwhile: Vec<Say>) {
         let (now, before) = (self.now, queue.left());
         let written =
             queue.write_through(&mut [0; 64], |bytes| self.kernel.borrow_mut().take(bytes));

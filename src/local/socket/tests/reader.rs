@@ -22,7 +22,7 @@ fn streamed() -> Subscribed {
 }
 
 fn read(has_client: bool) -> Subscribed {
-    let Ends {
+    let SocketEnds {
         sender,
         driver,
         sweep,
@@ -204,7 +204,7 @@ fn the_client_of_a_reader_that_takes_nothing_is_given_up_and_what_waits_is_count
 
 #[test]
 fn whoever_waits_for_the_end_of_a_client_waits_no_longer_than_for_a_socket() {
-    let Ends {
+    let SocketEnds {
         sender,
         handler,
         driver,

@@ -34,7 +34,7 @@ use indexmap::IndexSet;
 use tokio::sync::oneshot;
 
 pub(super) use self::batch::{Batch, Verdict, Writes};
-use self::seats::{SeatStage, Seats};
+use self::seats::{LedgerSeats, SeatStage};
 use crate::model::id::{NodeId, SocketId};
 use crate::model::topic::Topic;
 use crate::quota::{Decision, SeatLimit};
@@ -56,7 +56,7 @@ pub(super) struct Ledger {
     node: NodeId,
     limit: SeatLimit,
     stage: Stage,
-    seats: Seats,
+    seats: LedgerSeats,
     /// Users of whom Redis may know something else.
     dirty: IndexSet<Topic>,
     /// Redis has to forget all it knows of this node.
@@ -66,13 +66,13 @@ pub(super) struct Ledger {
     queue: VecDeque<(Topic, u64)>,
     /// Claims from before the queue, to be asked again.
     put_off: Vec<(Topic, u64)>,
-    news: News,
+    news: SeatNews,
 }
 
 /// What others are to be told, once nothing is locked: it wakes them.
 #[derive(Debug, Default)]
 #[must_use = "sockets wait for it"]
-pub(super) struct News {
+pub(super) struct SeatNews {
     /// Sockets of this node that lost their seat.
     pub(super) lost: Vec<u64>,
     answers: Vec<(oneshot::Sender<Decision>, Decision)>,
@@ -80,7 +80,7 @@ pub(super) struct News {
     dropped: Vec<oneshot::Sender<Decision>>,
 }
 
-impl News {
+impl SeatNews {
     /// Answers the claims.
     pub(super) fn answer(self) {
         for (reply, decision) in self.answers {
@@ -107,13 +107,13 @@ impl Ledger {
             node,
             limit,
             stage: Stage::Starting,
-            seats: Seats::default(),
+            seats: LedgerSeats::default(),
             dirty: IndexSet::new(),
             anew: true,
             unwritten: true,
             queue: VecDeque::new(),
             put_off: Vec::new(),
-            news: News::default(),
+            news: SeatNews::default(),
         }
     }
 
@@ -180,7 +180,7 @@ impl Ledger {
         }
     }
 
-    pub(super) fn take_news(&mut self) -> News {
+    pub(super) fn take_news(&mut self) -> SeatNews {
         std::mem::take(&mut self.news)
     }
 

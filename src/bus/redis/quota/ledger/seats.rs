@@ -10,7 +10,7 @@ use crate::model::topic::Topic;
 use crate::quota::Decision;
 
 #[derive(Debug, Default)]
-pub(super) struct Seats {
+pub(super) struct LedgerSeats {
     users: HashMap<Topic, SmallVec<[Seat; 1]>>,
 }
 
@@ -38,7 +38,7 @@ impl Seat {
     }
 }
 
-impl Seats {
+impl LedgerSeats {
     pub(super) fn users(&self) -> impl Iterator<Item = &Topic> {
         self.users.keys()
     }
@@ -100,7 +100,7 @@ impl Seats {
         seat.map(|seat| seat.stage = SeatStage::Lost).is_some()
     }
 
-    /// As Redis keeps them.
+    /// The seats of a user as Redis keeps them.
     pub(super) fn written(&self, user: &Topic) -> String {
         let mut text = String::new();
         for seat in self.of(user) {

@@ -13,14 +13,14 @@ pub(crate) struct InboundLimit {
 
 /// What one client has sent lately. Boxed where it is kept, since most sockets have none.
 #[derive(Debug)]
-pub(crate) struct Inbound {
+pub(crate) struct ClientBuckets {
     messages: Bucket,
     bytes: Bucket,
     /// What is read now may have been sent since then: the socket was not read.
     unread_since: Option<Instant>,
 }
 
-impl Inbound {
+impl ClientBuckets {
     /// A second's worth at once, and of bytes the largest message beside, so that it can always be sent.
     pub(crate) fn new(limit: InboundLimit, largest: usize, now: Instant) -> Self {
         Self {
@@ -108,7 +108,7 @@ mod tests {
     }
 
     /// How many messages are taken at once.
-    fn burst(inbound: &mut Inbound, now: Instant) -> usize {
+    fn burst(inbound: &mut ClientBuckets, now: Instant) -> usize {
         (0..).take_while(|_| inbound.take_message(now)).count()
     }
 
@@ -116,7 +116,7 @@ mod tests {
     fn a_burst_is_a_second_s_worth_and_comes_back_steadily() {
         let start = Instant::now();
         for rate in [1, 3, 7, 1000] {
-            let mut inbound = Inbound::new(limit(rate, 1), 0, start);
+            let mut inbound = ClientBuckets::new(limit(rate, 1), 0, start);
             assert_eq!(burst(&mut inbound, start), rate);
             let later = start + SECOND / 2;
             assert_eq!(burst(&mut inbound, later), rate / 2);
@@ -128,7 +128,7 @@ mod tests {
     #[test]
     fn the_largest_message_fits_beside_a_burst() {
         let now = Instant::now();
-        let mut inbound = Inbound::new(limit(1, 1_000), 64_000, now);
+        let mut inbound = ClientBuckets::new(limit(1, 1_000), 64_000, now);
         assert!(inbound.take_bytes(1_000, now));
         assert!(inbound.take_bytes(64_000, now));
         assert!(!inbound.take_bytes(1, now));
@@ -143,7 +143,7 @@ mod tests {
             (limit(usize::MAX, usize::MAX), usize::MAX),
             (limit(1, 1), usize::MAX),
         ] {
-            let mut inbound = Inbound::new(limit, largest, now);
+            let mut inbound = ClientBuckets::new(limit, largest, now);
             assert!(inbound.take_bytes(1 << 30, now) && inbound.take_message(now));
         }
     }
@@ -151,7 +151,7 @@ mod tests {
     #[test]
     fn what_waited_while_nothing_was_read_counts_as_sent_meanwhile() {
         let start = Instant::now();
-        let mut inbound = Inbound::new(limit(10, 1), 0, start);
+        let mut inbound = ClientBuckets::new(limit(10, 1), 0, start);
         assert_eq!(burst(&mut inbound, start), 10);
         inbound.stopped(start);
         let resumed = start + 6 * SECOND;
