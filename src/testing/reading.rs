@@ -1,6 +1,6 @@
 //! How far a client is that may come back.
 
-use crate::local::socket::resuming::Told;
+use crate::local::socket::resuming::PositionTold;
 use crate::model::history::Missed;
 use crate::model::history::position::Position;
 use crate::model::message::Message;
@@ -19,22 +19,22 @@ pub(super) struct Reading {
 impl Reading {
     /// What of this is the app's.
     pub(super) fn heard(&mut self, message: Message) -> Option<Message> {
-        let own = match message.as_text().and_then(Told::read) {
+        let own = match message.as_text().and_then(PositionTold::read) {
             None => None,
-            Some(Told::Position(position)) => {
+            Some(PositionTold::Position(position)) => {
                 self.go_on_from(position);
                 return None;
             }
-            Some(Told::Missed { why, position }) => {
+            Some(PositionTold::Missed { why, position }) => {
                 self.missed = Missed::read(why).or(self.missed);
                 self.go_on_from(position);
                 return None;
             }
-            Some(Told::Text(number)) if is_number(number) => {
+            Some(PositionTold::Text(number)) if is_number(number) => {
                 self.coming = Some(number.to_owned());
                 return None;
             }
-            Some(Told::Text(text)) => Some(text.into()),
+            Some(PositionTold::Text(text)) => Some(text.into()),
         };
         self.number = self.coming.take().or(self.number.take());
         Some(own.unwrap_or(message))
