@@ -119,8 +119,11 @@ impl State {
         let (state, publishes) = (self.clone(), Arc::new(AtomicBool::new(false)));
         let is_publisher = publishes.clone();
         self.carry(both(from), both(to), move |bytes, has_arrived| {
+            if has_arrived {
+                return;
+            }
             let published = count(bytes, b"PUBLISH\r\n");
-            if published > 0 && !has_arrived {
+            if published > 0 {
                 is_publisher.store(true, SeqCst);
                 state.published.fetch_add(published, SeqCst);
                 state.most.fetch_max(state.under_way(), SeqCst);
