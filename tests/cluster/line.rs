@@ -197,7 +197,8 @@ async fn scripts_that_redis_forgets_change_no_order_over_a_long_link() {
     let flushing = async {
         loop {
             redis.cli(&["SCRIPT", "FLUSH"]);
-            tokio::time::sleep(Duration::from_millis(1)).await;
+            // Time for it to be told the script, and to be asked for that, a round trip later.
+            tokio::time::sleep(5 * ROUND_TRIP / 2).await;
         }
     };
     let sending = async {
