@@ -82,6 +82,7 @@ mod gaps;
 mod history;
 mod interop;
 mod lifecycle;
+mod line;
 mod links;
 mod living;
 #[cfg(feature = "metrics")]

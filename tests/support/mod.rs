@@ -8,6 +8,7 @@ pub mod client;
 pub mod concern;
 pub mod events;
 pub mod figures;
+pub mod line;
 pub mod node;
 pub mod program;
 pub mod proxy;

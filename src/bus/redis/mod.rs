@@ -31,6 +31,7 @@ mod resp;
 mod sentinel;
 mod shard;
 mod shared;
+mod stride;
 mod subscriber;
 mod subscriptions;
 #[cfg(not(any(feature = "tls-ring", feature = "tls-aws-lc")))]
@@ -39,6 +40,7 @@ mod tls;
 #[cfg(any(feature = "tls-ring", feature = "tls-aws-lc"))]
 mod tls;
 mod topology;
+mod turns;
 
 use std::error::Error as _;
 use std::sync::{Arc, Weak};

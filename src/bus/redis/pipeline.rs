@@ -2,10 +2,12 @@
 //! owns it. (Measured against a multiplexed connection with a task of its own: see benches/README.md.)
 
 use std::collections::{BTreeSet, VecDeque};
-use std::pin::Pin;
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 
-use bytes::{BufMut, BytesMut};
+use bytes::{Buf, BufMut, BytesMut};
 use futures::FutureExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -87,6 +89,8 @@ pub(crate) struct Pipeline {
     pub(super) route: u64,
     reader: RespReader,
     output: BytesMut,
+    /// Something was written, and may not have left.
+    is_unflushed: bool,
     advice: Arc<Advice>,
     dialect: Dialect,
     /// Replies that are still to come.
@@ -160,6 +164,7 @@ impl Pipeline {
             route,
             reader: RespReader::of_values(KEPT),
             output: BytesMut::new(),
+            is_unflushed: false,
             advice: advice.clone(),
             dialect: topology.dialect(),
             owed: 0,
@@ -189,6 +194,31 @@ impl Pipeline {
         Ok(pipeline)
     }
 
+    #[cfg(test)]
+    pub(super) fn over(stream: tokio::io::DuplexStream) -> Self {
+        let namespace = crate::model::topic::Namespace::new("x").expect("a good name");
+        let advice = Advice::new(None, &namespace, Dialect::Plain);
+        Self {
+            stream: Box::pin(stream),
+            route: 0,
+            reader: RespReader::of_values(KEPT),
+            output: BytesMut::new(),
+            is_unflushed: false,
+            advice: Arc::new(advice),
+            dialect: Dialect::Plain,
+            owed: 0,
+            first: None,
+            batches: VecDeque::new(),
+            keeper: None,
+            is_asked: false,
+            taken: Vec::new(),
+            again: 0,
+            spools: false,
+            asks: false,
+            asks_nobody: None,
+        }
+    }
+
     /// The connection, if it still stands, as far as the kernel knows.
     pub(crate) fn alive(&mut self) -> Option<&mut Self> {
         // Redis says nothing unasked but its farewell.
@@ -212,12 +242,95 @@ impl Pipeline {
         channel: &str,
         publication: (&[u8], &[u8]),
     ) -> Result<(), Unusable> {
-        command::publish(&mut self.output, self.dialect, channel, publication);
+        self.put(channel, publication);
         self.owed += 1;
         if self.output.len() >= KEPT {
             self.write().await?;
         }
         Ok(())
+    }
+
+    /// Adds a PUBLISH to what [`pump`](Self::pump) writes.
+    pub(super) fn put(&mut self, channel: &str, publication: (&[u8], &[u8])) {
+        command::publish(&mut self.output, self.dialect, channel, publication);
+    }
+
+    /// Whether so little waits to be written that more may be added.
+    pub(super) fn has_room(&self) -> bool {
+        self.output.len() < KEPT
+    }
+
+    /// Whether all that was added has left.
+    pub(super) fn is_written(&self) -> bool {
+        self.output.is_empty() && !self.is_unflushed
+    }
+
+    /// Whether what is refused here is refused for good.
+    pub(super) fn is_of_one_primary(&self) -> bool {
+        self.dialect == Dialect::Plain
+    }
+
+    /// Reads what is there, and writes what was [put](Self::put): until something came, or all has left. Cancelled it has lost
+    /// nothing; after an error, of which what came before is told, the connection is useless.
+    pub(super) async fn pump(
+        &mut self,
+        replies: &mut VecDeque<PublishReply>,
+    ) -> Result<(), Unusable> {
+        poll_fn(|context| {
+            // Neither waits for the other: a server may read no more before its answers are read.
+            let read = self.poll_read(context, replies)?;
+            let written = self.poll_write(context)?;
+            match read.is_ready() || written == Poll::Ready(true) {
+                true => Poll::Ready(Ok(())),
+                false => Poll::Pending,
+            }
+        })
+        .await
+    }
+
+    fn poll_read(
+        &mut self,
+        context: &mut Context<'_>,
+        replies: &mut VecDeque<PublishReply>,
+    ) -> Poll<Result<(), Unusable>> {
+        let read = pin!(self.stream.read_buf(self.reader.space())).poll(context);
+        match ready!(read) {
+            Ok(0) => return Poll::Ready(Err("redis closed the connection".into())),
+            Ok(_) => {}
+            Err(error) => return Poll::Ready(Err(error.to_string().into())),
+        }
+        let (advice, dialect, mut out_of_step) = (&self.advice, self.dialect, false);
+        let read = self.reader.read(usize::MAX, |reply| match reply {
+            Reply::Integer(received) => replies.push_back(Ok(received.into())),
+            Reply::Error(words) => replies.push_back(Err(refused(words, advice, dialect))),
+            _ => out_of_step = true,
+        });
+        Poll::Ready(match read.is_err() || out_of_step {
+            true => Err(BROKEN.into()),
+            false => Ok(()),
+        })
+    }
+
+    /// Whether there was anything to write, of which nothing is left.
+    fn poll_write(&mut self, context: &mut Context<'_>) -> Poll<Result<bool, Unusable>> {
+        while !self.output.is_empty() {
+            self.is_unflushed = true;
+            let written = ready!(self.stream.as_mut().poll_write(context, &self.output));
+            match written.map_err(|error| error.to_string())? {
+                0 => return Poll::Ready(Err("redis closed the connection".into())),
+                count => self.output.advance(count),
+            }
+        }
+        if !self.is_unflushed {
+            return Poll::Ready(Ok(false));
+        }
+        let flushed = ready!(self.stream.as_mut().poll_flush(context));
+        flushed.map_err(|error| error.to_string())?;
+        self.is_unflushed = false;
+        if self.output.capacity() > KEPT {
+            self.output = BytesMut::new();
+        }
+        Poll::Ready(Ok(true))
     }
 
     /// Who keeps what is [appended](Self::append); none before it is [prepared](Self::prepare), and when it has forgotten how.
@@ -510,7 +623,7 @@ impl Pipeline {
     }
 }
 
-const BROKEN: &str = "redis broke its own protocol";
+pub(super) const BROKEN: &str = "redis broke its own protocol";
 
 /// How the reply of a script begins to a message that is kept and was not published.
 const KEPT_ALL_THE_SAME: &[u8] = b"KEPT ";
@@ -646,40 +759,12 @@ impl Answers {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::DuplexStream;
-
     use super::*;
-    use crate::model::topic::Namespace;
-
-    fn over(stream: DuplexStream) -> Pipeline {
-        Pipeline {
-            stream: Box::pin(stream),
-            route: 0,
-            reader: RespReader::of_values(KEPT),
-            output: BytesMut::new(),
-            advice: Arc::new(Advice::new(
-                None,
-                &Namespace::new("x").unwrap(),
-                Dialect::Plain,
-            )),
-            dialect: Dialect::Plain,
-            owed: 0,
-            first: None,
-            batches: VecDeque::new(),
-            keeper: None,
-            is_asked: false,
-            taken: Vec::new(),
-            again: 0,
-            spools: false,
-            asks: false,
-            asks_nobody: None,
-        }
-    }
 
     /// A PUBLISH, with the question for the role before it or not, and what Redis says.
     async fn publish(asks: bool, answers: &[u8]) -> Result<Vec<PublishReply>, Arc<str>> {
         let (stream, mut server) = tokio::io::duplex(1024);
-        let mut pipeline = over(stream);
+        let mut pipeline = Pipeline::over(stream);
         if asks {
             pipeline.ask_role();
         }
@@ -719,7 +804,7 @@ mod tests {
     async fn a_message_to_thousands_is_written_in_pieces() {
         const USERS: usize = 200;
         let (stream, mut server) = tokio::io::duplex(1024);
-        let mut pipeline = over(stream);
+        let mut pipeline = Pipeline::over(stream);
         let envelope = vec![b'x'; 64 * 1024];
         let mut expected = BytesMut::new();
         for user in 0..USERS {

@@ -50,6 +50,12 @@ mod waiters;
 pub(super) const BATCH: usize = 256;
 /// Queues that have grown beyond so many publications do not keep their memory.
 pub(super) const KEPT: usize = 16 * BATCH;
+/// Bytes of payload after which a turn that others follow takes no more.
+const FULL: usize = 256 * 1024;
+/// What is told to whoever has waited long enough for its turn, …
+pub(super) const LATE: &str = "redis did not take it in time";
+/// … and in it.
+pub(super) const UNANSWERED: &str = "redis did not answer in time";
 const MOVING: &str =
     "its channel moves to another primary of the cluster, and none took it in time";
 /// How soon what is stalled is tried again, the first time.
@@ -327,6 +333,50 @@ impl Backlog {
         let small = self.small.drain(..small);
         let next = self.probes.drain(..).chain(small);
         for (publication, waiter) in next.chain(self.large.pop_front()) {
+            turn.push(publication, waiter);
+        }
+        if self.small.is_empty() && self.small.capacity() > KEPT {
+            self.small = VecDeque::new();
+        }
+    }
+
+    /// Whether what is next must have the answer to all that left before it, and be answered before anything follows it: what may be
+    /// published again, and whatever else is more than a PUBLISH.
+    pub(super) fn goes_alone(&self) -> bool {
+        let is_kept = |queue: &VecDeque<(Publication, Waiter)>| {
+            let next = queue.front();
+            next.is_some_and(|(publication, _)| publication.keep.is_some())
+        };
+        let has_other = self.asks || !self.probes.is_empty() || !self.asked.is_empty();
+        let is_stalled = self.spool.is_some() || !self.stalled.is_empty();
+        has_other || is_stalled || is_kept(&self.small) || is_kept(&self.large)
+    }
+
+    /// Whether there is something that may follow what is not answered, …
+    pub(super) fn has_next(&self, may_be_large: bool) -> bool {
+        !self.small.is_empty() || may_be_large && !self.large.is_empty()
+    }
+
+    /// … as much as goes into one pipeline …
+    pub(super) fn is_full(&self) -> bool {
+        self.small.len() >= BATCH
+    }
+
+    /// … which is this: what is small, up to what [goes alone](Self::goes_alone), and a part of the first large union.
+    pub(super) fn take_next(&mut self, turn: &mut Turn, may_be_large: bool) {
+        let mut bytes = 0;
+        while turn.publications.len() < BATCH
+            && bytes < FULL
+            && let Some((publication, waiter)) = self.small.pop_front()
+        {
+            if publication.keep.is_some() {
+                self.small.push_front((publication, waiter));
+                break;
+            }
+            bytes += publication.channels.len() * publication.envelope.len();
+            turn.push(publication, waiter);
+        }
+        if may_be_large && let Some((publication, waiter)) = self.large.pop_front() {
             turn.push(publication, waiter);
         }
         if self.small.is_empty() && self.small.capacity() > KEPT {

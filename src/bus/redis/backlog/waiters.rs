@@ -4,7 +4,7 @@ use std::pin::pin;
 
 use tokio::time::{Instant, timeout_at};
 
-use super::Backlog;
+use super::{Backlog, LATE, UNANSWERED};
 use crate::bus::redis::pipeline::Unusable;
 use crate::bus::redis::queue::Waiter;
 use crate::model::error::PublishError;
@@ -22,14 +22,11 @@ impl Waiters {
         until: Instant,
         backlog: &mut Backlog,
     ) -> Result<T, Unusable> {
-        let late = "redis did not answer in time";
         let mut what = pin!(what);
         loop {
-            let waits = |waiter: &&Waiter| waiter.is_there() && !waiter.waits();
-            let patient = self.0.iter().filter(waits);
-            let end = patient.map(|waiter| waiter.deadline).min();
+            let end = self.deadline();
             if end.is_none() && until <= Instant::now() {
-                return Err(late.into());
+                return Err(UNANSWERED.into());
             }
             let next = [end.unwrap_or(until)]
                 .into_iter()
@@ -37,19 +34,28 @@ impl Waiters {
             match timeout_at(next.min().unwrap_or(until), what.as_mut()).await {
                 Ok(done) => return done,
                 Err(_) => {
-                    self.expire(&PublishError::maybe_sent(late));
-                    backlog.expire("redis did not take it in time");
+                    self.expire(Instant::now());
+                    backlog.expire(LATE);
                 }
             }
         }
     }
 
-    fn expire(&mut self, late: &PublishError) {
-        let now = Instant::now();
+    /// When the first of those who still wait has waited long enough.
+    pub(in crate::bus::redis) fn deadline(&self) -> Option<Instant> {
+        let waits = |waiter: &&Waiter| waiter.is_there() && !waiter.waits();
+        let patient = self.0.iter().filter(waits);
+        patient.map(|waiter| waiter.deadline).min()
+    }
+
+    /// Tells those who have waited long enough; when the next has.
+    pub(in crate::bus::redis) fn expire(&mut self, now: Instant) -> Option<Instant> {
+        let late = PublishError::maybe_sent(UNANSWERED);
         for waiter in self.0.iter_mut().filter(|waiter| waiter.deadline <= now) {
             if !waiter.begins_to_wait() {
-                waiter.fail(late);
+                waiter.fail(&late);
             }
         }
+        self.deadline()
     }
 }
