@@ -640,7 +640,7 @@ async fn what_is_kept_is_read_where_it_has_gone() {
     let (slot, from, to) = (slot_of(moving), fleet.owner(moving), fleet.another(moving));
     let user = users_of(moving, 1).remove(0);
     let alice = b.broadcaster.to_user(user.as_str());
-    alice.send("kept").await.unwrap();
+    alice.clone().send("kept").await.unwrap();
     let texts = |kept: Kept| {
         let texts = kept.messages.into_iter().map(Message::into_text);
         texts.map(Result::unwrap).collect::<Vec<_>>()
