@@ -344,6 +344,31 @@ mod tests {
         }
     }
 
+    /// As a replica that passes on, under the run that it had, what the next one numbers: nobody knows of which run such a number is,
+    /// nor whether all that is older was passed on.
+    #[test]
+    fn who_left_by_an_old_primary_gets_again_what_that_passed_on_and_no_less() {
+        let (mut store, now) = (Store::default(), 1_000_000_000);
+        let mut send = |run, n: u8| {
+            let number = store.advance(run, now, 1);
+            let envelope = Bytes::copy_from_slice(&[n]);
+            store.append("a", Entry { number, envelope }, &HISTORY, now);
+            number
+        };
+        send(run(0), 1);
+        let numbers = [2, 3, 4].map(|n| send(run(1), n));
+        let told = |number| {
+            let since = Some(Mark {
+                run: run(0),
+                number,
+            });
+            let read = store.read("a", since, &HISTORY, now, 10, Lost::default());
+            let sent = |entry: Entry| entry.envelope[0];
+            read.unwrap().into_iter().map(sent).collect::<Vec<_>>()
+        };
+        assert_eq!(told(numbers[1]), [2, 3, 4], "two of them again");
+    }
+
     #[test]
     fn in_quiet_times_everything_is_told() {
         let mut world = World::new();
