@@ -919,6 +919,79 @@ mod kept_by_redis {
         assert_eq!(since(&end, &before).await, Err(Missed::Forgotten));
     }
 
+    /// A union that is kept once, in a list of its clock: of so many bytes, and of other rooms.
+    async fn keep_large_union(end: &End, bytes: usize) {
+        let rooms = (0..65).map(|n| room(&format!("other {n}")));
+        let keep = Keep::Union(rooms.collect());
+        end.keep(&[], &"x".repeat(bytes), keep).await;
+    }
+
+    const UNIONS: &str = "x:h:unions";
+
+    /// Of the large unions it is known which was the last.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_was_no_large_union_since_is_not_lost_with_their_list() {
+        let options = ["--maxmemory", "100mb", "--maxmemory-policy", "volatile-lru"];
+        let (server, end) = start(&options).await;
+        // They are called as that list ends.
+        for name in ["unions", "my:unions"] {
+            end.keep(&[&room(name)], "0", Keep::Each).await;
+        }
+        assert_eq!(server.cli(&["HEXISTS", "x:h", "unions"]), "0");
+        keep(&end, &["1"]).await;
+        let first = cuts(&end).await;
+        keep_large_union(&end, 1).await;
+        let second = cuts(&end).await;
+        let nothing = || Ok(vec![]);
+        assert_eq!(since(&end, &first).await, nothing(), "control");
+        assert_eq!(server.cli(&["DEL", UNIONS]), "1", "as if it was evicted");
+        assert_eq!(since(&end, &first).await, Err(Missed::Forgotten));
+        assert_eq!(
+            since(&end, &second).await,
+            nothing(),
+            "there was none since"
+        );
+    }
+
+    /// Whoever reads has to be answered within milliseconds, and Redis serves nobody else meanwhile.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_is_read_is_bounded_whatever_is_kept() {
+        const LARGE: usize = 1024 * 1024;
+        let (server, end) = start(&[]).await;
+        keep(&end, &["1"]).await;
+        let written = || {
+            let stats = server.cli(&["INFO", "stats"]);
+            let bytes = stats.split_once("total_net_output_bytes:").unwrap().1;
+            bytes.lines().next().unwrap().parse::<usize>().unwrap()
+        };
+        let first = cuts(&end).await;
+        for _ in 0..3 {
+            keep_large_union(&end, LARGE).await;
+        }
+        let (before, last) = (written(), cuts(&end).await);
+        assert_eq!(since(&end, &first).await, Ok(vec![]));
+        let passed = written() - before;
+        assert!(passed < LARGE, "none of them is this room's: {passed}");
+        for _ in 0..2 {
+            keep_large_union(&end, LARGE).await;
+        }
+        let before = written();
+        assert_eq!(since(&end, &first).await, Err(Missed::TooMany));
+        assert_eq!(since(&end, &last).await, Ok(vec![]), "control");
+        for _ in 0..3 {
+            keep(&end, &[&"x".repeat(LARGE)]).await;
+        }
+        let limits = ReadLimits {
+            entries: 100,
+            bytes: LARGE,
+        };
+        let topics = [room("r")];
+        let past = end.bus.read(&topics, Some(&last), limits).await.unwrap();
+        assert_eq!(told(&past), [Err(Missed::TooMany)]);
+        let passed = written() - before;
+        assert!(passed < LARGE, "it is not sent in part: {passed}");
+    }
+
     /// As a script sees it: its last number is beyond the time.
     #[tokio::test(flavor = "multi_thread")]
     async fn who_sets_the_time_back_changes_neither_order_nor_age() {

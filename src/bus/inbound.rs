@@ -18,8 +18,17 @@ use crate::ws::frame::Frame;
 /// What came, and for whom. Whatever changes the order of what is delivered stands between this and the sockets.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Inbound<'a> {
-    /// Perhaps with when it was sent.
-    Message(Scope<'a>, Content<'a>, Manner, Form, Option<Since>),
+    /// Perhaps with when it was sent; and of a union whose, and its number there.
+    Message(
+        Scope<'a>,
+        Content<'a>,
+        Manner,
+        Form,
+        Option<Since>,
+        Option<(NodeId, u64)>,
+    ),
+    /// Of a union that is kept another copy was acted on, with the number of another clock.
+    Copy(Scope<'a>),
     Close(Scope<'a>, Close),
     /// For the nodes themselves.
     ToNodes(Option<NodeId>, Content<'a>),

@@ -9,7 +9,7 @@ use tokio::task::yield_now;
 
 use super::flushers::MANY;
 use super::registry::{Member, Wanted};
-use super::socket::resuming::Numbered;
+use super::socket::resuming::{Numbered, NumberedPlace};
 use super::socket::{Collected, Flushed, HandlerEnd, Pushed, Sender};
 use super::{CHUNK, Local};
 use crate::bus::scope::Scope;
@@ -18,6 +18,7 @@ use crate::model::form::Form;
 use crate::model::history::mark::{Clock, Mark, Number};
 use crate::model::manner::Manner;
 use crate::model::message::Message;
+use crate::model::topic::Topic;
 use crate::ws::Agreed;
 use crate::ws::frame::{Frame, Framed};
 
@@ -75,7 +76,7 @@ impl Local {
     pub(crate) fn collect(
         &self,
         scope: &Scope<'_>,
-        number: Option<(Clock, Number, &[Mark])>,
+        place: Option<NumberedPlace<'_>>,
         numbers: Range<u64>,
         manner: &Manner,
         frame: impl FnOnce() -> (Frame, Form),
@@ -90,19 +91,37 @@ impl Local {
         // With its number before it, once for those who take it compressed.
         let marked = [OnceCell::new(), OnceCell::new()];
         let limits = &self.settings.outbox;
-        self.collect_for(members, scope, &framed, |socket, frame| match number {
+        self.collect_for(members, scope, &framed, |socket, frame| match place {
             None => socket.collect(frame, manner, limits),
-            Some((clock, number, formerly)) => {
+            Some(place) => {
                 let numbered = Numbered {
-                    clock,
-                    number,
-                    formerly,
+                    place,
                     frame,
                     marked: &marked[usize::from(frame.is_deflated())],
                 };
                 socket.collect_numbered(&numbered, manner, limits)
             }
         })
+    }
+
+    /// Of a union that is kept another copy was delivered. Who is on one of its topics that this clock numbers has what that has given
+    /// numbers up to this.
+    pub(crate) fn note_copy(
+        &self,
+        mut scope: Scope<'_>,
+        (clock, number): (Clock, Number),
+        numbers: Range<u64>,
+        is_of: impl Fn(&Topic) -> bool,
+    ) {
+        let registry = self.registry.read();
+        scope.targets.retain(|target| registry.has_on(*target));
+        drop(registry);
+        scope.targets.retain(|target| is_of(&target.to_topic()));
+        let wanted = Wanted::of(&scope).numbered(numbers);
+        let members = self.registry.read().select(&wanted);
+        for socket in members {
+            socket.release(|resuming| resuming.has_by(clock, number).into_iter().collect());
+        }
     }
 
     fn collect_for(

@@ -14,6 +14,7 @@ use crate::bus::repair::{Due, Fate};
 use crate::bus::repairs::{Repairing, Repairs};
 use crate::bus::wire::{self, Formerly};
 use crate::local::registry::EVERY;
+use crate::local::socket::resuming::NumberedPlace;
 use crate::model::history::mark::{Clock, Mark, Marks, Number};
 use crate::model::partition::{Partition, PartitionSet};
 use crate::model::topic::{Topic, TopicKind, TopicRef};
@@ -203,6 +204,11 @@ impl Node {
         self.act_on(inbound, topic, (number, &formerly), numbers);
     }
 
+    fn clock_of(&self, topic: &str) -> Option<Clock> {
+        let topic = TopicRef::of(topic)?;
+        Some(self.ground.bus.clock(&topic.to_topic()))
+    }
+
     fn act_on(
         &self,
         inbound: Inbound<'_>,
@@ -216,19 +222,27 @@ impl Node {
                 self.act_on(amid.inbound, topic, (number, formerly), numbers);
                 self.deliver_own(&amid.after);
             }
-            Inbound::Message(scope, content, manner, form, sent) => {
+            Inbound::Message(scope, content, manner, form, sent, union) => {
                 if let Some(from) = self.uplink.take_unkept() {
                     self.peers.tell_unkept(from);
                 }
-                let number = number.zip(TopicRef::of(topic));
-                let number = number.map(|(number, topic)| {
-                    let clock = self.ground.bus.clock(&topic.to_topic());
-                    (clock, number, formerly)
+                let place = number.zip(self.clock_of(topic));
+                let place = place.map(|(number, clock)| NumberedPlace {
+                    clock,
+                    number,
+                    formerly,
+                    union,
                 });
                 let frame = || (content.frame(), form);
-                let taken = self.local.collect(&scope, number, numbers, &manner, frame);
+                let taken = self.local.collect(&scope, place, numbers, &manner, frame);
                 if let Some(sent) = sent.filter(|_| taken > 0) {
                     self.ground.counters.measures.delivered(sent);
+                }
+            }
+            Inbound::Copy(scope) => {
+                if let Some((number, clock)) = number.zip(self.clock_of(topic)) {
+                    let is_of = |topic: &Topic| self.ground.bus.clock(topic) == clock;
+                    self.local.note_copy(scope, (clock, number), numbers, is_of);
                 }
             }
             Inbound::Close(scope, close) => {

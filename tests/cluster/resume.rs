@@ -32,6 +32,7 @@ on_every_bus! {
     a_join_for_which_nobody_waits_brings_what_was_missed
     plain_clients_get_what_they_always_did
     what_was_missed_of_two_rooms_at_once_comes_once
+    a_union_that_came_before_a_room_is_joined_again_comes_once
 }
 
 const MARK: char = '\u{1}';
@@ -77,14 +78,23 @@ impl Page {
     }
 
     async fn at(node: &TestNode, user: &str, since: &str) -> Self {
+        Self::in_room(node, user, since, "").await
+    }
+
+    /// One that is in a room before its upgrade.
+    async fn in_room(node: &TestNode, user: &str, since: &str, room: &str) -> Self {
         let path = match since {
             "" => "/ws".to_owned(),
             since => format!("/ws?since={since}"),
         };
-        let headers = [
-            ("x-user", &*user_header(user)),
+        let user_header = user_header(user);
+        let mut headers = vec![
+            ("x-user", &*user_header),
             ("sec-websocket-protocol", "resume.v1"),
         ];
+        if !room.is_empty() {
+            headers.push(("x-room", room));
+        }
         let client = Client::try_connect(node.addr, &path, &headers).await;
         Self {
             client: client.unwrap(),
@@ -459,6 +469,14 @@ async fn of_a_room_that_is_not_kept_it_is_told_that_it_is_forgotten(lab: Lab) {
     page.client.send("join tea").await;
     assert_eq!(page.next().await, "joined");
     assert_eq!(page.missed, ["forgotten"]);
+    let before = b.cluster.stats().resumed_missed;
+    for (room, missed) in [("coffee", 0), ("tea", 1)] {
+        let mut page = Page::in_room(&b, &user, &since, room).await;
+        assert_eq!(page.all().await, ["0"], "what is kept comes");
+        assert_eq!(page.missed, vec!["forgotten"; missed], "{room}");
+        let told = b.cluster.stats().resumed_missed - before;
+        assert_eq!(told, missed as u64, "so is the app");
+    }
 }
 
 /// In a Redis Cluster each partition has a clock of its own, and each of several Redises.
@@ -740,6 +758,78 @@ async fn what_was_missed_of_two_rooms_at_once_comes_once(lab: Lab) {
         send(&a, "bot", 1..2).await;
         assert_eq!(next_text(&mut bot).await, "1", "{others}");
     }
+}
+
+/// What it got before it was in the room again is in the room's past as well.
+async fn a_union_that_came_before_a_room_is_joined_again_comes_once(lab: Lab) {
+    let [a, b] = nodes(&lab).await;
+    let mut bot = a.broadcaster.subscribe_since("bot", None).await.unwrap();
+    bot.join("tea").await.unwrap();
+    send(&b, "bot", 0..1).await;
+    assert_eq!(next_text(&mut bot).await, "0");
+    let stored = bot.position();
+    drop(bot);
+    b.broadcaster.to_room("tea").send("missed").await.unwrap();
+    let mut bot = b.broadcaster.subscribe_since("bot", stored).await.unwrap();
+    let to = a.broadcaster.to_user("bot").to_room("tea");
+    to.send("union").await.unwrap();
+    assert_eq!(next_text(&mut bot).await, "union");
+    bot.join("tea").await.unwrap();
+    assert_eq!(next_text(&mut bot).await, "missed", "control");
+    send(&a, "bot", 1..2).await;
+    assert_eq!(next_text(&mut bot).await, "1");
+}
+
+/// It has a number of each clock, of which a client is told one.
+async fn a_union_over_several_clocks_comes_once_however_one_comes_back(backend: Backend) {
+    let lab = Lab::on(backend, "cluster");
+    let [a, b] = nodes(&lab).await;
+    let rooms = || (0..6).map(|n| format!("tea {n}"));
+    let mut fences = a.broadcaster.subscribe("fences").await.unwrap();
+    let others: Vec<String> = (0..60).map(|n| n.to_string()).collect();
+    for room in &others {
+        fences.join(room).await.unwrap();
+    }
+    let mut bot = a.broadcaster.subscribe_since("bot", None).await.unwrap();
+    for room in rooms() {
+        bot.join(room).await.unwrap();
+    }
+    let to = || b.broadcaster.to_rooms(rooms()).to_user("bot");
+    to().send("before").await.unwrap();
+    assert_eq!(next_text(&mut bot).await, "before");
+    // Behind every copy, on whichever clock.
+    for room in &others {
+        b.broadcaster.to_room(room).send("fence").await.unwrap();
+    }
+    for _ in &others {
+        assert_eq!(next_text(&mut fences).await, "fence");
+    }
+    let more = bot.next().now_or_never();
+    assert!(more.is_none(), "but its position: {more:?}");
+    let stored = bot.position();
+    drop(bot);
+    to().send("missed").await.unwrap();
+    let mut bot = b.broadcaster.subscribe_since("bot", stored).await.unwrap();
+    assert_eq!(next_text(&mut bot).await, "missed");
+    for room in rooms() {
+        bot.join(room).await.unwrap();
+    }
+    send(&a, "bot", 1..2).await;
+    assert_eq!(next_text(&mut bot).await, "1");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn over_several_redises_a_union_comes_once_however_one_comes_back() {
+    let redises = [(); 3].map(|()| RedisServer::start());
+    let shards = Backend::shards(redises.each_ref().map(RedisServer::url));
+    a_union_over_several_clocks_comes_once_however_one_comes_back(shards.unwrap()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_a_cluster_a_union_comes_once_however_one_comes_back() {
+    let cluster = RedisCluster::start(3, 0);
+    let backend = Backend::redis(cluster.url()).unwrap();
+    a_union_over_several_clocks_comes_once_however_one_comes_back(backend).await;
 }
 
 async fn plain_clients_get_what_they_always_did(lab: Lab) {

@@ -140,6 +140,45 @@ fn rules_act_on_nothing() {
     tell(&offences);
 }
 
+/// Every row of the histories is there, and every test that is named.
+#[test]
+fn the_table_of_faults_names_what_is_there() {
+    let faults = fs::read_to_string(root().join("docs/faults.md")).unwrap();
+    let labels = faults.lines().filter_map(|line| line.split('|').nth(1));
+    let labels: BTreeSet<&str> = labels.flat_map(|label| label.split([',', ' '])).collect();
+    let rows = (1..=30).map(|row| format!("H{row}"));
+    let mut offences: Vec<String> = rows.filter(|row| !labels.contains(&**row)).collect();
+    let mut code = String::new();
+    for folder in ["src", "tests", "examples"] {
+        gather(&root().join(folder), &mut code);
+    }
+    let names = faults.split('`').skip(1).step_by(2);
+    let tests = names.filter_map(|name| name.rsplit("::").next());
+    let is_test = |name: &&str| {
+        let is_name = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+        name.matches('_').count() > 2 && name.chars().all(is_name)
+    };
+    let tests: Vec<&str> = tests.filter(is_test).collect();
+    assert!(tests.len() > 200, "control: they are found");
+    let missing = tests
+        .into_iter()
+        .filter(|test| !code.contains(&format!("fn {test}(")));
+    offences.extend(missing.map(|test| format!("there is no test `{test}`")));
+    tell(&offences);
+}
+
+/// The text of every source file of a folder.
+fn gather(folder: &std::path::Path, code: &mut String) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        match path.extension().and_then(|it| it.to_str()) {
+            _ if path.is_dir() => gather(&path, code),
+            Some("rs") => *code += &fs::read_to_string(&path).unwrap(),
+            _ => {}
+        }
+    }
+}
+
 fn words(heading: &str) -> BTreeSet<String> {
     bold(heading).into_iter().collect()
 }

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use axum::extract::{Request, State};
+use axum::http::HeaderMap;
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::{Router, routing::any};
@@ -124,7 +125,14 @@ pub async fn authenticate(mut request: Request, next: Next) -> Response {
     next.run(request).await
 }
 
-async fn ws(State(ended): State<mpsc::UnboundedSender<Ended>>, socket: ClusterSocket) -> Response {
+async fn ws(
+    State(ended): State<mpsc::UnboundedSender<Ended>>,
+    headers: HeaderMap,
+    mut socket: ClusterSocket,
+) -> Response {
+    if let Some(room) = headers.get("x-room") {
+        socket = socket.join(room.to_str().expect("the test sends ASCII"));
+    }
     socket
         .protocols(["chat", "superchat"])
         .describe(json!({ "device": "test" }))

@@ -9,7 +9,8 @@
 //! 4. Of each topic: where the last is not newer, or there is none, nothing came, since it would be there. Otherwise one that is
 //!    not newer is there as well, so that nothing between is missing; or the first of them is the first of its list's life,
 //!    before which nothing was kept for so long that rule 3 held it back. Else more came than is kept: *TooMany*. Where keys are
-//!    evicted, only what is there proves anything: else *Forgotten*.
+//!    evicted, only what is there proves anything: else *Forgotten*; but of a list of which the last number is known it is also
+//!    proven that nothing came since that. Where it did and the list is not there, that is gone.
 //!
 //! A server that was emptied, or was the primary before, and whose time was set back as well, cannot be told from one that has
 //! gone on. And where a server became the primary a second time, and then a state from before that is gone on with, those who left
@@ -84,19 +85,29 @@ impl Chronicle {
     }
 }
 
+/// What may have become of a list.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Lost {
+    /// Keys go that nobody deleted.
+    pub(crate) evicts: bool,
+    /// The last number that was ever in it, if that is known; 0, if there was none.
+    pub(crate) last: Option<Number>,
+}
+
 /// Of the numbers that a topic has, and whether the first of them is the first of its life: where those begin that came since
-/// (rule 4). `evicts`: keys go that nobody deleted.
+/// (rule 4).
 pub(crate) fn since(
     numbers: impl ExactSizeIterator<Item = Number>,
     is_first: bool,
     from: Number,
-    evicts: bool,
+    lost: Lost,
 ) -> Result<usize, Missed> {
     let count = numbers.len();
     let older = numbers.take_while(|number| *number <= from).count();
+    let is_gone = lost.last.map_or(lost.evicts, |last| last > from);
     match () {
         () if older > 0 => Ok(older),
-        () if evicts && (is_first || count == 0) => Err(Missed::Forgotten),
+        () if count == 0 && is_gone || is_first && lost.evicts => Err(Missed::Forgotten),
         () if is_first || count == 0 => Ok(0),
         () => Err(Missed::TooMany),
     }

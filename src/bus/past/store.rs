@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use super::Entry;
-use super::proof::{self, Chronicle};
+use super::proof::{self, Chronicle, Lost};
 use crate::model::history::mark::{Mark, Number, Run};
 use crate::model::history::{History, Missed};
 
@@ -60,7 +60,7 @@ impl Store {
         history: &History,
         now: u64,
         most: usize,
-        evicts: bool,
+        lost: Lost,
     ) -> Result<Vec<Entry>, Missed> {
         let list = self.lists.get(key).filter(|list| now < list.over_at);
         let entries = list.map(|list| &list.entries);
@@ -74,7 +74,7 @@ impl Store {
         let numbers = (0..count).filter_map(|n| Some(entries?.get(n)?.number));
         let numbers: Vec<Number> = numbers.collect();
         let is_whole = list.is_some_and(|list| list.is_whole);
-        let begin = proof::since(numbers.into_iter(), is_whole, from, evicts)?;
+        let begin = proof::since(numbers.into_iter(), is_whole, from, lost)?;
         match count - begin > most {
             true => Err(Missed::TooMany),
             false => Ok(entries.into_iter().flatten().skip(begin).cloned().collect()),
@@ -112,6 +112,8 @@ mod tests {
     };
     const KEEP: u64 = 10_000_000;
     const TOPICS: [&str; 2] = ["a", "b"];
+    /// Of which the last number is known, as of the large unions at Redis.
+    const KNOWN: usize = 1;
 
     /// Redis, and what can happen to it.
     #[derive(Debug, Clone)]
@@ -165,7 +167,9 @@ mod tests {
     /// Also what is true, by which the answers are judged.
     struct World {
         store: Store,
-        saved: (Store, [Vec<u64>; 2]),
+        /// That of the topic of which it is known.
+        last: Number,
+        saved: (Store, Number, [Vec<u64>; 2]),
         run: Run,
         earlier: Option<Run>,
         runs: u64,
@@ -192,7 +196,8 @@ mod tests {
         fn new() -> Self {
             Self {
                 store: Store::default(),
-                saved: (Store::default(), Default::default()),
+                last: Number::default(),
+                saved: Default::default(),
                 run: run(0),
                 earlier: None,
                 runs: 0,
@@ -228,9 +233,9 @@ mod tests {
                     self.off += micros;
                     self.was_set_back |= micros < 0;
                 }
-                Step::Save => self.saved = (self.store.clone(), self.truth.clone()),
+                Step::Save => self.save(),
                 Step::Restore => {
-                    (self.store, self.truth) = self.saved.clone();
+                    (self.store, self.last, self.truth) = self.saved.clone();
                     self.runs += 1;
                     self.earlier = Some(std::mem::replace(&mut self.run, run(self.runs)));
                 }
@@ -241,15 +246,15 @@ mod tests {
                         std::mem::swap(earlier, &mut self.run);
                         // What is from before that would take its numbers for those of its first time.
                         self.store.advance(self.run, self.now(), 1);
-                        self.saved = (self.store.clone(), self.truth.clone());
+                        self.save();
                     }
                 }
                 Step::Flush => {
                     self.has_lost = true;
-                    self.store = Store::default();
+                    (self.store, self.last) = Default::default();
                     self.flushes += 1;
                     // What it had is gone for a replica as well.
-                    self.saved = (Store::default(), self.truth.clone());
+                    self.save();
                 }
                 Step::Evict(topic) => {
                     self.evicts |= self.store.lists.remove(TOPICS[topic]).is_some();
@@ -257,9 +262,16 @@ mod tests {
             }
         }
 
+        fn save(&mut self) {
+            self.saved = (self.store.clone(), self.last, self.truth.clone());
+        }
+
         fn send(&mut self, topic: usize) {
             let now = self.now();
             let number = self.store.advance(self.run, now, 1);
+            if topic == KNOWN {
+                self.last = number;
+            }
             let envelope = Bytes::copy_from_slice(&self.next.to_be_bytes());
             let entry = Entry { number, envelope };
             self.store.append(TOPICS[topic], entry, &HISTORY, now);
@@ -285,10 +297,11 @@ mod tests {
             let now = self.now();
             self.store.advance(self.run, now, 1);
             for (topic, key) in TOPICS.into_iter().enumerate() {
-                let read = |since| {
-                    self.store
-                        .read(key, since, &HISTORY, now, 1000, self.evicts)
+                let lost = Lost {
+                    evicts: self.evicts,
+                    last: (topic == KNOWN).then_some(self.last),
                 };
+                let read = |since| self.store.read(key, since, &HISTORY, now, 1000, lost);
                 let sent =
                     |entry: &Entry| u64::from_be_bytes(entry.envelope[..].try_into().unwrap());
                 let missed = self.truth[topic]
@@ -310,7 +323,8 @@ mod tests {
                     }
                     Err(Missed::Forgotten) => {
                         let same = away.since.run == self.run && self.runs == 0;
-                        assert!(!same || self.flushes > away.flushes || self.evicts);
+                        let evicted = self.evicts && (topic != KNOWN || !missed.is_empty());
+                        assert!(!same || self.flushes > away.flushes || evicted);
                     }
                     Err(Missed::Foreign) => panic!("it is ours"),
                 }
@@ -328,6 +342,31 @@ mod tests {
                 world.apply(step);
             }
         }
+    }
+
+    /// As a replica that passes on, under the run that it had, what the next one numbers: nobody knows of which run such a number is,
+    /// nor whether all that is older was passed on.
+    #[test]
+    fn who_left_by_an_old_primary_gets_again_what_that_passed_on_and_no_less() {
+        let (mut store, now) = (Store::default(), 1_000_000_000);
+        let mut send = |run, n: u8| {
+            let number = store.advance(run, now, 1);
+            let envelope = Bytes::copy_from_slice(&[n]);
+            store.append("a", Entry { number, envelope }, &HISTORY, now);
+            number
+        };
+        send(run(0), 1);
+        let numbers = [2, 3, 4].map(|n| send(run(1), n));
+        let told = |number| {
+            let since = Some(Mark {
+                run: run(0),
+                number,
+            });
+            let read = store.read("a", since, &HISTORY, now, 10, Lost::default());
+            let sent = |entry: Entry| entry.envelope[0];
+            read.unwrap().into_iter().map(sent).collect::<Vec<_>>()
+        };
+        assert_eq!(told(numbers[1]), [2, 3, 4], "two of them again");
     }
 
     #[test]

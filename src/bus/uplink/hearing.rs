@@ -34,7 +34,7 @@ impl Uplink {
         if envelope.origin == Some(self.node) {
             let came = self.comes_back(topic, number, &envelope);
             let inbound = match came.is_due {
-                true => self.act_on(topic, envelope),
+                true => self.act_on(topic, number, envelope),
                 false => echo(envelope.union, &envelope.action),
             };
             return match came.is_alone() {
@@ -49,11 +49,16 @@ impl Uplink {
         if !self.histories.is_off() && number.is_none() {
             self.look_whether_kept(topic, &envelope);
         }
-        self.act_on(topic, envelope)
+        self.act_on(topic, number, envelope)
     }
 
     /// What is to be done about what came.
-    fn act_on<'a>(&self, topic: TopicRef<'a>, envelope: Envelope<'a>) -> Inbound<'a> {
+    fn act_on<'a>(
+        &self,
+        topic: TopicRef<'a>,
+        number: Option<Number>,
+        envelope: Envelope<'a>,
+    ) -> Inbound<'a> {
         let Envelope {
             origin,
             union,
@@ -69,6 +74,7 @@ impl Uplink {
         let sent = sent.and_then(|(from, at)| self.counters.measures.heard(from, at));
         // A union may travel there to sockets.
         let is_to_nodes = topic.kind() == TopicKind::Nodes && union.is_none();
+        let copy_of = origin.zip(union.filter(|union| *union != ONE_COPY));
         match (origin, action) {
             (Some(from), Action::Control(json)) => self.read_word(from, topic, scope, json),
             (Some(from), Action::Answer { id, more, part }) => Inbound::Answer(Part {
@@ -80,21 +86,24 @@ impl Uplink {
             (Some(from), Action::Report(json)) => Inbound::Report(from, json),
             (Some(from), Action::Watch(json)) => Inbound::Watch(from, json),
             (_, Action::Text(_) | Action::Binary(_) | Action::Close { .. })
-                if self.is_another_copy(origin, union) =>
+                if self.is_another_copy(copy_of) =>
             {
-                Inbound::Nothing
+                match number {
+                    Some(_) => Inbound::Copy(scope),
+                    None => Inbound::Nothing,
+                }
             }
             (_, Action::Text(text)) if is_to_nodes => Inbound::ToNodes(origin, Content::Text(text)),
             (_, Action::Binary(bytes)) if is_to_nodes => {
                 Inbound::ToNodes(origin, Content::Binary(bytes))
             }
             (_, Action::Text(text)) => {
-                let content = Content::Text(text);
-                Inbound::Message(whom(topic, union, scope), content, manner, form, sent)
+                let (content, scope) = (Content::Text(text), whom(topic, union, scope));
+                Inbound::Message(scope, content, manner, form, sent, copy_of)
             }
             (_, Action::Binary(bytes)) => {
-                let content = Content::Binary(bytes);
-                Inbound::Message(whom(topic, union, scope), content, manner, form, sent)
+                let (content, scope) = (Content::Binary(bytes), whom(topic, union, scope));
+                Inbound::Message(scope, content, manner, form, sent, copy_of)
             }
             (_, Action::Close { code, reason }) => {
                 Inbound::Close(whom(topic, union, scope), Close::new(code, &*reason))
@@ -169,13 +178,8 @@ impl Uplink {
     }
 
     /// Whether a union was acted on already.
-    fn is_another_copy(&self, origin: Option<NodeId>, union: Option<u64>) -> bool {
-        match (origin, union) {
-            (Some(origin), Some(union)) if union != ONE_COPY => {
-                !self.unions.lock().insert(origin, union)
-            }
-            _ => false,
-        }
+    fn is_another_copy(&self, of: Option<(NodeId, u64)>) -> bool {
+        of.is_some_and(|(origin, union)| !self.unions.lock().insert(origin, union))
     }
 
     /// What came makes no sense.
@@ -265,7 +269,7 @@ mod tests {
             let opened = uplink.open("r:x", None, bytes);
             assert_eq!(
                 opened,
-                Inbound::Message(scope(&["r:x"]), hi(), Manner::InTurn, Form::Any, None)
+                Inbound::Message(scope(&["r:x"]), hi(), Manner::InTurn, Form::Any, None, None)
             );
             let again = uplink.open("r:x", None, bytes);
             assert_eq!(again, opened, "it has no number");
@@ -284,9 +288,12 @@ mod tests {
             Manner::InTurn,
             Form::Any,
             None,
+            Some((OTHER, 7)),
         );
         assert_eq!(uplink.open("r:x", None, &union), message);
         assert_eq!(uplink.open("u:a", None, &union), Inbound::Nothing);
+        let numbered = uplink.open("u:a", Some(Number(8)), &union);
+        assert_eq!(numbered, Inbound::Copy(scope(&["r:x", "u:a"])));
         uplink.forget(OTHER);
         assert_eq!(uplink.open("u:a", None, &union), message);
         let single = text(Some(ONE_COPY), &["s:x"]);

@@ -272,6 +272,11 @@ impl<M: Member> Registry<M> {
         group.is_some_and(|group| !group.is_empty())
     }
 
+    /// Whether one is on a topic.
+    pub(crate) fn has_on(&self, topic: TopicRef<'_>) -> bool {
+        self.on(topic).next().is_some()
+    }
+
     /// The sockets on a topic. Says at least how many, so that whoever gathers them makes room once.
     fn on(&self, topic: TopicRef<'_>) -> impl Iterator<Item = &M> {
         let (mut one, mut many, mut all) = (None, Values::default(), Values::default());

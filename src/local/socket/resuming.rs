@@ -17,6 +17,8 @@
 //! A text of the app that begins so has it twice.
 
 use std::cell::OnceCell;
+use std::collections::HashSet;
+use std::mem::replace;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -26,7 +28,7 @@ use crate::model::history::Missed;
 use crate::model::history::mark::{Clock, Mark, Marks, Number};
 use crate::model::history::position::Position;
 use crate::model::history::token::{self, Key, NameTag, Parts};
-use crate::model::id::SocketId;
+use crate::model::id::{NodeId, SocketId};
 use crate::ws::frame::{Frame, MARK};
 
 /// Whether a client is told positions.
@@ -76,31 +78,62 @@ pub(crate) struct Resuming {
     /// What was read for it, in order.
     replayed: Vec<(Clock, Number)>,
     held: Option<Vec<HeldFrame>>,
-    /// In which it was, and what it has of them.
-    owed: Vec<NameTag>,
-    /// Until when it may join them again.
-    owed_until: Option<Instant>,
+    /// One that came back, for a while.
+    owed: Option<Box<OwedRooms>>,
     formerly: Option<SocketId>,
 }
 
-/// What is kept, with its number.
-pub(crate) struct Numbered<'a> {
+/// What one that came back may still get of what it missed.
+#[derive(Debug)]
+struct OwedRooms {
+    /// In which it was, and has not joined again.
+    rooms: Vec<NameTag>,
+    /// So many it has, and what it missed of them is read.
+    reading: usize,
+    /// Until when it may join the others.
+    until: Instant,
+    /// Which it got since then: each is in the past of all its topics, under the number of each clock.
+    unions: HashSet<(NodeId, u64)>,
+}
+
+/// Where something that is kept is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct NumberedPlace<'a> {
     pub(crate) clock: Clock,
     pub(crate) number: Number,
     /// Where it was kept before, if it was lost there.
     pub(crate) formerly: &'a [Mark],
+    /// Of a union whose, and its number there.
+    pub(crate) union: Option<(NodeId, u64)>,
+}
+
+/// What is kept, with its number.
+pub(crate) struct Numbered<'a> {
+    pub(crate) place: NumberedPlace<'a>,
     pub(crate) frame: &'a Frame,
     /// With its number before it: written once for all.
     pub(crate) marked: &'a OnceCell<Frame>,
 }
 
-/// A numbered frame that waits.
+/// One that waits.
 #[derive(Debug)]
 struct HeldFrame {
     clock: Clock,
     number: Number,
     formerly: Formerly,
-    frame: Frame,
+    union: Option<(NodeId, u64)>,
+    /// None of what it gets by another clock.
+    frame: Option<Frame>,
+}
+
+/// One that was missed.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct MissedEntry {
+    pub(crate) clock: Clock,
+    pub(crate) number: Number,
+    /// Of a union whose, and its number there.
+    pub(crate) union: Option<(NodeId, u64)>,
+    pub(crate) frame: Frame,
 }
 
 /// What was found for a socket.
@@ -110,7 +143,9 @@ pub(crate) struct Found {
     /// What its client brought; nothing, of one that came anew.
     pub(crate) brought: Parts,
     /// What it missed, in order; or why that cannot be told.
-    pub(crate) missed: Result<Vec<(Clock, Number, Frame)>, Missed>,
+    pub(crate) missed: Result<Vec<MissedEntry>, Missed>,
+    /// It was in a room of which nothing is kept.
+    pub(crate) is_unkept: bool,
     /// Whoever has that has everything up to here.
     pub(crate) cuts: Marks,
     /// Its user, and the rooms in which it is.
@@ -140,8 +175,7 @@ impl Resuming {
             had: Marks::default(),
             replayed: Vec::new(),
             held: Some(Vec::new()),
-            owed: Vec::new(),
-            owed_until: None,
+            owed: None,
             formerly: None,
         }
     }
@@ -162,27 +196,60 @@ impl Resuming {
 
     /// One came that is kept.
     pub(crate) fn came(&mut self, numbered: &Numbered<'_>) -> NumberedFate {
-        if self.has(numbered) {
+        let NumberedPlace { clock, number, .. } = numbered.place;
+        if self.has(&numbered.place) {
             return NumberedFate::Known;
         }
+        let got = self.got(numbered.place.union);
         match &mut self.held {
             Some(held) => {
                 held.push(HeldFrame {
-                    clock: numbered.clock,
-                    number: numbered.number,
-                    formerly: numbered.formerly.into(),
-                    frame: numbered.frame.clone(),
+                    clock,
+                    number,
+                    formerly: numbered.place.formerly.into(),
+                    union: numbered.place.union,
+                    frame: Some(numbered.frame.clone()),
                 });
                 NumberedFate::Held
             }
+            None if got => match self.has_by(clock, number) {
+                Some(position) => NumberedFate::Now(vec![position]),
+                None => NumberedFate::Known,
+            },
             None => NumberedFate::Now(self.written(numbered)),
         }
     }
 
-    fn has(&mut self, numbered: &Numbered<'_>) -> bool {
-        let Numbered { clock, number, .. } = *numbered;
+    /// It has by another clock what this one numbers so, and so all up to there. Its position, if that changes it.
+    pub(crate) fn has_by(&mut self, clock: Clock, number: Number) -> Option<Frame> {
+        if let Some(held) = &mut self.held {
+            held.push(HeldFrame {
+                clock,
+                number,
+                formerly: Formerly::new(),
+                union: None,
+                frame: None,
+            });
+            return None;
+        }
+        let before = self.parts.marks.of(clock)?;
+        if number <= before.number {
+            return None;
+        }
+        self.parts.marks.set(clock, Mark { number, ..before });
+        self.told()
+    }
+
+    /// Whether it got a union since it came back.
+    fn got(&self, union: Option<(NodeId, u64)>) -> bool {
+        let owed = self.owed.as_ref().zip(union);
+        owed.is_some_and(|(owed, union)| owed.unions.contains(&union))
+    }
+
+    fn has(&mut self, place: &NumberedPlace<'_>) -> bool {
+        let NumberedPlace { clock, number, .. } = *place;
         let had = self.had.of(clock);
-        if had.is_some_and(|had| number <= had.number || had.covers(numbered.formerly)) {
+        if had.is_some_and(|had| number <= had.number || had.covers(place.formerly)) {
             return true;
         }
         let is_replayed = self.replayed.binary_search(&(clock, number)).is_ok();
@@ -195,9 +262,19 @@ impl Resuming {
         is_replayed
     }
 
-    /// The frames of a message, as its client gets them.
+    /// As its client gets it.
     fn written(&mut self, numbered: &Numbered<'_>) -> Vec<Frame> {
-        let Numbered { clock, number, .. } = *numbered;
+        let NumberedPlace {
+            clock,
+            number,
+            union,
+            ..
+        } = numbered.place;
+        if let (Some(owed), Some(union)) = (&mut self.owed, union)
+            && owed.unions.len() < MOST_UNIONS
+        {
+            owed.unions.insert(union);
+        }
         let mut frames = Vec::with_capacity(1);
         let before = self.parts.marks.of(clock);
         match before {
@@ -239,18 +316,26 @@ impl Resuming {
             key,
             brought,
             missed,
+            is_unkept,
             cuts,
             user,
             rooms,
         } = found;
         self.key = Some(key);
         self.formerly = brought.socket;
-        self.owed = brought.rooms;
-        self.owed.retain(|room| !rooms.contains(room));
-        self.owed_until = (!self.owed.is_empty()).then(|| now + OWED);
+        let mut owed = brought.rooms;
+        owed.retain(|room| !rooms.contains(room));
+        self.owed = (!brought.marks.is_empty()).then(|| {
+            Box::new(OwedRooms {
+                rooms: owed,
+                reading: 0,
+                until: now + OWED,
+                unions: HashSet::new(),
+            })
+        });
         self.parts.user = Some(user);
         self.parts.rooms = rooms;
-        self.parts.has_more_rooms = !self.owed.is_empty();
+        self.parts.has_more_rooms = self.is_owed();
         self.parts.clock = cuts
             .iter()
             .next()
@@ -266,7 +351,10 @@ impl Resuming {
                     frames.extend(self.replay(entries));
                 }
                 self.go_on_from(cuts);
-                frames.extend(self.told());
+                frames.extend(match is_unkept {
+                    true => self.told_missed(Missed::Forgotten),
+                    false => self.told(),
+                });
             }
             Err(why) => {
                 // What is older and comes late is of what it was told that it missed.
@@ -280,32 +368,56 @@ impl Resuming {
     }
 
     /// What it missed of a room that it was in. What is to be queued, in this order.
-    pub(crate) fn release_room(
-        &mut self,
-        missed: Result<Vec<(Clock, Number, Frame)>, Missed>,
-    ) -> Vec<Frame> {
-        let mut frames = Vec::new();
+    pub(crate) fn release_room(&mut self, missed: Result<Vec<MissedEntry>, Missed>) -> Vec<Frame> {
+        let (mut frames, mut is_whole) = (Vec::new(), true);
+        if let Some(owed) = &mut self.owed {
+            owed.reading = owed.reading.saturating_sub(1);
+            is_whole = owed.unions.len() < MOST_UNIONS;
+        }
         match missed {
-            Ok(mut entries) => {
+            Ok(mut entries) if is_whole => {
                 // A union is in the past of each of its rooms.
                 let is_there = |one: (Clock, Number)| self.replayed.binary_search(&one).is_ok();
-                entries.retain(|(clock, number, _)| !is_there((*clock, *number)));
+                entries.retain(|entry| {
+                    !is_there((entry.clock, entry.number)) && !self.got(entry.union)
+                });
                 frames.extend(self.replay(entries));
             }
+            Ok(_) => frames.extend(self.told_missed(Missed::TooMany)),
             Err(why) => frames.extend(self.told_missed(why)),
         }
-        frames.extend(self.let_go());
+        if self.owed.as_ref().is_none_or(|owed| owed.reading == 0) {
+            frames.extend(self.opened());
+            frames.extend(self.let_go());
+        }
         frames
     }
 
-    fn replay(&mut self, entries: Vec<(Clock, Number, Frame)>) -> Vec<Frame> {
+    /// Its position, if that said there was more, and there is not.
+    fn opened(&mut self) -> Option<Frame> {
+        let is_owed = self.is_owed();
+        let said = replace(&mut self.parts.has_more_rooms, is_owed);
+        (said != is_owed).then(|| self.told()).flatten()
+    }
+
+    /// Whether something that it missed is still to come.
+    fn is_owed(&self) -> bool {
+        let owed = self.owed.as_ref();
+        owed.is_some_and(|owed| owed.reading > 0 || !owed.rooms.is_empty())
+    }
+
+    fn replay(&mut self, entries: Vec<MissedEntry>) -> Vec<Frame> {
         let mut frames = Vec::with_capacity(entries.len());
-        for (clock, number, frame) in entries {
+        for entry in entries {
+            let (clock, number) = (entry.clock, entry.number);
             let numbered = Numbered {
-                clock,
-                number,
-                formerly: &[],
-                frame: &frame,
+                place: NumberedPlace {
+                    clock,
+                    number,
+                    formerly: &[],
+                    union: entry.union,
+                },
+                frame: &entry.frame,
                 marked: &OnceCell::new(),
             };
             frames.extend(self.written(&numbered));
@@ -347,15 +459,26 @@ impl Resuming {
         let held = self.held.take().unwrap_or_default();
         let mut frames = Vec::with_capacity(held.len());
         for held in held {
-            let numbered = Numbered {
-                clock: held.clock,
-                number: held.number,
+            let HeldFrame { clock, number, .. } = held;
+            let place = NumberedPlace {
+                clock,
+                number,
                 formerly: &held.formerly,
-                frame: &held.frame,
-                marked: &OnceCell::new(),
+                union: held.union,
             };
-            if !self.has(&numbered) {
-                frames.extend(self.written(&numbered));
+            if self.has(&place) {
+                continue;
+            }
+            match &held.frame {
+                Some(frame) if !self.got(held.union) => {
+                    let marked = &OnceCell::new();
+                    frames.extend(self.written(&Numbered {
+                        place,
+                        frame,
+                        marked,
+                    }));
+                }
+                _ => frames.extend(self.has_by(clock, number)),
             }
         }
         frames
@@ -403,18 +526,19 @@ impl Resuming {
     /// A room is to be joined. If it was in it, what comes waits, and this is what it has of it.
     pub(crate) fn owes(&mut self, topic: &str) -> Option<Marks> {
         let tag = self.key?.tag(topic);
-        let place = self.owed.iter().position(|owed| *owed == tag)?;
-        self.owed.swap_remove(place);
+        let owed = self.owed.as_mut()?;
+        let place = owed.rooms.iter().position(|room| *room == tag)?;
+        owed.rooms.swap_remove(place);
+        owed.reading += 1;
         self.held.get_or_insert_default();
         Some(self.had.clone())
     }
 
     /// Rooms that were not joined again in time are no longer its; its position, if that changes it.
     pub(crate) fn forget_rooms(&mut self, now: Instant) -> Option<Frame> {
-        self.owed_until.take_if(|until| *until <= now)?;
-        self.owed.clear();
-        self.parts.has_more_rooms = false;
-        self.told()
+        let is_over = |owed: &mut Box<OwedRooms>| owed.until <= now && owed.reading == 0;
+        self.owed.take_if(is_over)?;
+        self.opened()
     }
 
     /// It is in this room from now on, or no longer.
@@ -428,14 +552,12 @@ impl Resuming {
             false => rooms.retain(|room| *room != tag),
         }
         let is_changed = rooms.len() != before;
-        let is_open = self.parts.has_more_rooms;
-        self.parts.has_more_rooms = !self.owed.is_empty();
-        (is_changed || is_open != self.parts.has_more_rooms)
-            .then(|| self.told())
-            .flatten()
+        is_changed.then(|| self.told()).flatten()
     }
 }
 
+/// Most unions of which it is known that it got them: beyond it nothing is told of a room that is joined then.
+const MOST_UNIONS: usize = 1024;
 /// So long a handler has to join the rooms again in which its client was.
 const OWED: Duration = Duration::from_secs(30);
 
@@ -467,9 +589,13 @@ mod tests {
         [(Clock(0), mark)].into_iter().collect()
     }
 
-    fn entry(number: u64) -> (Clock, Number, Frame) {
-        let frame = Frame::text(&number.to_string());
-        (Clock(0), Number(number), frame)
+    fn entry(number: u64) -> MissedEntry {
+        MissedEntry {
+            clock: Clock(0),
+            number: Number(number),
+            union: None,
+            frame: Frame::text(&number.to_string()),
+        }
     }
 
     fn found(since: Option<u64>, missed: Result<Vec<u64>, Missed>, cut: u64) -> Found {
@@ -480,6 +606,7 @@ mod tests {
                 ..Parts::default()
             },
             missed: missed.map(|numbers| numbers.into_iter().map(entry).collect()),
+            is_unkept: false,
             cuts: marks(cut),
             user: key().tag("u:alice"),
             rooms: Vec::new(),
@@ -487,12 +614,18 @@ mod tests {
     }
 
     fn came(resuming: &mut Resuming, number: u64) -> Vec<Frame> {
-        let (clock, number, frame) = entry(number);
+        came_as(resuming, &entry(number))
+    }
+
+    fn came_as(resuming: &mut Resuming, entry: &MissedEntry) -> Vec<Frame> {
         let due = resuming.came(&Numbered {
-            clock,
-            number,
-            formerly: &[],
-            frame: &frame,
+            place: NumberedPlace {
+                clock: entry.clock,
+                number: entry.number,
+                formerly: &[],
+                union: entry.union,
+            },
+            frame: &entry.frame,
             marked: &OnceCell::new(),
         });
         match due {
@@ -602,12 +735,106 @@ mod tests {
         assert!(resuming.moved("r:tea", true).is_some());
         assert_eq!(came(&mut resuming, 6), [], "it waits");
         let frames = resuming.release_room(Ok(vec![entry(4), entry(6)]));
-        assert_eq!(frames.len(), 2, "each once");
-        assert_eq!(resuming.owed, []);
+        assert_eq!(frames.len(), 3, "each once, and that there is no more");
         assert_eq!(resuming.parts.rooms, [key().tag("r:tea")]);
         assert!(!resuming.parts.has_more_rooms);
         assert!(resuming.moved("r:tea", true).is_none());
         assert!(resuming.moved("r:tea", false).is_some());
+    }
+
+    /// One that came back, and was in these rooms.
+    fn back(rooms: &[&str]) -> Resuming {
+        let mut resuming = Resuming::new(ID, Telling::Told);
+        let mut brought = found(Some(3), Ok(Vec::new()), 5);
+        let rooms = rooms.iter().map(|room| key().tag(room));
+        brought.brought.rooms = rooms.collect();
+        let _ = resuming.release(brought, Instant::now());
+        resuming
+    }
+
+    fn of_union(clock: u16, number: u64) -> MissedEntry {
+        MissedEntry {
+            clock: Clock(clock),
+            union: Some((NodeId(9), 1)),
+            ..entry(number)
+        }
+    }
+
+    /// Whichever way it came, by whichever clock: read, live, or held.
+    #[test]
+    fn a_union_that_came_does_not_come_again_with_a_room() {
+        for clock in [0, 1] {
+            let mut resuming = back(&["r:tea", "r:coffee"]);
+            assert_eq!(came_as(&mut resuming, &of_union(0, 6)).len(), 1, "control");
+            resuming.owes("r:tea").expect("it was in it");
+            assert_eq!(resuming.release_room(Ok(vec![of_union(clock, 6)])), []);
+            let mut resuming = back(&["r:tea", "r:coffee"]);
+            resuming.owes("r:tea").expect("it was in it");
+            let frames = resuming.release_room(Ok(vec![of_union(clock, 6)]));
+            assert_eq!(frames.len(), 1, "control");
+            resuming.owes("r:coffee").expect("it was in it");
+            assert_eq!(came_as(&mut resuming, &of_union(0, 6)), []);
+            let frames = resuming.release_room(Ok(vec![of_union(0, 6)]));
+            let page = frames.into_iter().filter(|frame| {
+                let (_, frame) = frame.clone().unmarked();
+                frame == Frame::text("6")
+            });
+            assert_eq!(page.count(), 0);
+        }
+    }
+
+    #[test]
+    fn of_more_unions_than_are_remembered_a_room_is_told_that_nobody_knows() {
+        for (unions, missed) in [(MOST_UNIONS - 1, 0), (MOST_UNIONS, 1)] {
+            let (mut resuming, mut page) = (back(&["r:tea"]), Page::default());
+            for n in 0..unions {
+                let union = Some((NodeId(9), n as u64));
+                let number = 6 + n as u64;
+                let came = MissedEntry {
+                    union,
+                    ..entry(number)
+                };
+                assert_eq!(came_as(&mut resuming, &came).len(), 1);
+            }
+            resuming.owes("r:tea").expect("it was in it");
+            page.take(resuming.release_room(Ok(vec![entry(4)])));
+            assert_eq!((page.missed, page.heard.len()), (missed, 1 - missed));
+        }
+    }
+
+    /// It has all up to there: what is older of that clock would have come before.
+    #[test]
+    fn by_another_copy_its_position_goes_on() {
+        let mut resuming = Resuming::new(ID, Telling::Told);
+        assert!(resuming.has_by(Clock(0), Number(12)).is_none(), "it waits");
+        let frames = resuming.release(found(None, Ok(Vec::new()), 10), Instant::now());
+        let of = |resuming: &Resuming| resuming.parts.marks.of(Clock(0)).unwrap().number.0;
+        assert_eq!((frames.len(), of(&resuming)), (2, 12));
+        assert!(resuming.has_by(Clock(0), Number(13)).is_some());
+        assert!(
+            resuming.has_by(Clock(0), Number(11)).is_none(),
+            "never back"
+        );
+        assert!(resuming.has_by(Clock(1), Number(20)).is_none());
+        assert_eq!(of(&resuming), 13);
+    }
+
+    /// What comes meanwhile would be ahead of what was missed, and the position with it.
+    #[test]
+    fn of_two_rooms_at_once_all_waits_until_both_are_read() {
+        let mut resuming = back(&["r:tea", "r:coffee"]);
+        for room in ["r:tea", "r:coffee"] {
+            assert_eq!(resuming.owes(room), Some(marks(3)));
+            resuming.moved(room, true);
+        }
+        assert_eq!(came(&mut resuming, 6), []);
+        assert_eq!(resuming.release_room(Ok(vec![entry(4)])).len(), 1);
+        assert_eq!(came(&mut resuming, 7), []);
+        assert!(resuming.parts.has_more_rooms, "something is still to come");
+        let mut page = Page::default();
+        page.take(resuming.release_room(Ok(vec![entry(5)])));
+        assert_eq!((page.position(), &page.heard[..]), (7, &[5, 6, 7][..]));
+        assert!(!resuming.parts.has_more_rooms);
     }
 
     #[test]
@@ -655,9 +882,12 @@ mod tests {
                 let mut heard = Vec::new();
                 let frame = Frame::text("again");
                 let numbered = Numbered {
-                    clock: Clock(0),
-                    number: Number(300),
-                    formerly: &[mark],
+                    place: NumberedPlace {
+                        clock: Clock(0),
+                        number: Number(300),
+                        formerly: &[mark],
+                        union: None,
+                    },
                     frame: &frame,
                     marked: &OnceCell::new(),
                 };

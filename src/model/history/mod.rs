@@ -141,14 +141,15 @@ pub struct Kept {
 pub enum Resumed {
     /// It came without a position.
     New,
-    /// It has everything since its position.
+    /// It has everything since its position that is kept. Where users have no history, or all have none, what was sent to those is no
+    /// part of that, as the app knows.
     Complete {
         /// So many messages it got again at its beginning, since it had missed them.
         replayed: usize,
     },
     /// Nobody can tell yet, since the bus is down: what it missed comes when that is over, before anything newer that is kept.
     Later,
-    /// What it missed cannot be told: the app has to fetch its state anew.
+    /// What it missed cannot be told, or not all of it: the app has to fetch its state anew.
     Missed(Missed),
 }
 
@@ -160,7 +161,8 @@ pub enum Missed {
     Late,
     /// More came since than is kept ([`History::messages`]), or than is sent again at once.
     TooMany,
-    /// Redis has lost what it kept, or a part of it: it was emptied, restarted without its data, or evicts keys.
+    /// Redis has lost what it kept, or a part of it: it was emptied, restarted without its data, or evicts keys. Or the client was in a
+    /// room, and nothing is kept of rooms: what is kept of the rest it gets.
     Forgotten,
     /// The position is not one of this user in this namespace.
     Foreign,

@@ -15,13 +15,12 @@ use bytes::Bytes;
 use crate::bus::past::{Entry, Past, ReadLimits, TopicPast};
 use crate::bus::uplink::{read_entry, union_of};
 use crate::bus::wire;
-use crate::local::socket::resuming::Found;
+use crate::local::socket::resuming::{Found, MissedEntry};
 use crate::model::history::mark::{Clock, Mark, Marks, Number};
 use crate::model::history::token::{Key, Parts};
 use crate::model::history::{Histories, Missed, Resumed};
 use crate::model::id::SocketId;
 use crate::model::topic::Topic;
-use crate::ws::frame::Frame;
 
 /// Most that is sent again at once; for more a client is quicker to fetch its state.
 pub(super) const MOST: ReadLimits = ReadLimits {
@@ -32,7 +31,7 @@ pub(super) const MOST: ReadLimits = ReadLimits {
 pub(super) const CUT: ReadLimits = ReadLimits { entries: 1, ..MOST };
 
 /// What is due, in order.
-type Due = Vec<(Clock, Number, Frame)>;
+type Due = Vec<MissedEntry>;
 
 /// Whose socket it is.
 #[derive(Debug, Clone, Copy)]
@@ -104,12 +103,23 @@ impl<'a> Resume<'a> {
         let tags: Vec<_> = tags.collect();
         Found {
             key: self.key,
+            is_unkept: self.was_unkept(),
             brought: self.brought.and_then(Result::ok).unwrap_or_default(),
             missed,
             cuts: past.cuts(),
             user: tags[0],
             rooms: tags[ROOMS..].to_vec(),
         }
+    }
+
+    /// Whether it was in one of these rooms, and nothing is kept of rooms.
+    fn was_unkept(&self) -> bool {
+        let Some(Ok(parts)) = &self.brought else {
+            return false;
+        };
+        let rooms = self.topics.iter().skip(ROOMS);
+        let mut unkept = rooms.filter(|room| self.histories.of(room.kind()).is_none());
+        unkept.any(|room| parts.rooms.contains(&self.key.tag(room.as_str())))
     }
 
     /// What came to its topics since, in order and once; of a room only if it was in it.
@@ -145,6 +155,7 @@ pub(super) fn missed_in(client: Client<'_>, past: &Past, since: &Marks) -> Resul
 pub(super) fn told(came_back: bool, found: &Found) -> Resumed {
     match (came_back, &found.missed) {
         (false, _) => Resumed::New,
+        (true, Ok(_)) if found.is_unkept => Resumed::Missed(Missed::Forgotten),
         (true, Ok(entries)) => Resumed::Complete {
             replayed: entries.len(),
         },
@@ -199,7 +210,12 @@ fn in_order(client: Client<'_>, mut entries: Vec<(Clock, Number, &Bytes)>) -> Re
         let mut sockets = [Some(client.socket), client.formerly].into_iter().flatten();
         let is_excepted = sockets.any(|id| scope.except.contains(&id))
             || scope.except_users.contains(&client.user);
-        (!is_excepted).then(|| (clock, number, content.frame()))
+        (!is_excepted).then(|| MissedEntry {
+            clock,
+            number,
+            union: union_of(envelope),
+            frame: content.frame(),
+        })
     });
     Ok(meant.collect())
 }
@@ -312,7 +328,7 @@ mod tests {
 
     fn numbers(missed: &Result<Due, Missed>) -> Vec<u64> {
         let missed = missed.as_ref().expect("it is told");
-        missed.iter().map(|(_, number, _)| number.0).collect()
+        missed.iter().map(|entry| entry.number.0).collect()
     }
 
     fn nothing() -> TopicPast {
@@ -383,6 +399,27 @@ mod tests {
         let missed = |rooms| found(&[room("tea")], heard(5, rooms), topics()).missed;
         assert_eq!(numbers(&missed(&["tea"])), [6], "control");
         assert_eq!(numbers(&missed(&["coffee"])), [0; 0]);
+    }
+
+    /// What it missed there nobody can tell, and the rest comes all the same.
+    #[test]
+    fn of_a_room_of_which_nothing_is_kept_it_is_told_so() {
+        let histories = Histories {
+            room: None,
+            ..EVERYTHING
+        };
+        let forgotten = TopicPast::of_nothing(Clock(0));
+        for (was_in, resumed) in [
+            ("tea", Resumed::Missed(Missed::Forgotten)),
+            ("coffee", Resumed::Complete { replayed: 1 }),
+        ] {
+            let (rooms, parts) = ([room("tea")], heard(5, &[was_in]));
+            let resume = resume(&rooms, Some(Ok(parts)), &histories);
+            let topics = vec![came(0, 9, vec![plain(6)]), nothing(), forgotten.clone()];
+            let found = resume.find(NEW, "alice", &Past { topics });
+            assert_eq!(told(true, &found), resumed);
+            assert_eq!(numbers(&found.missed), [6]);
+        }
     }
 
     #[test]
@@ -490,7 +527,7 @@ mod tests {
             });
             let found = found(&rooms, heard(5, &was_in), past.collect());
             let missed = found.missed.unwrap();
-            let order = missed.iter().map(|(clock, number, _)| (*number, *clock));
+            let order = missed.iter().map(|entry| (entry.number, entry.clock));
             prop_assert!(order.eq(expected));
         }
     }

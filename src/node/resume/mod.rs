@@ -21,12 +21,11 @@ use crate::bus::past::Past;
 use crate::local::Resumes;
 use crate::local::registry::Member;
 use crate::local::socket::Sender;
-use crate::local::socket::resuming::{Found, Telling};
-use crate::model::history::mark::{Clock, Marks, Number};
+use crate::local::socket::resuming::{Found, MissedEntry, Telling};
+use crate::model::history::mark::Marks;
 use crate::model::history::position::Position;
 use crate::model::history::{Missed, Resumed};
 use crate::model::topic::Topic;
-use crate::ws::frame::Frame;
 
 impl Node {
     /// Whether sockets may go on where they were.
@@ -166,7 +165,7 @@ impl Node {
         socket: &Sender,
         room: &Topic,
         since: &Marks,
-    ) -> Result<Vec<(Clock, Number, Frame)>, Missed> {
+    ) -> Result<Vec<MissedEntry>, Missed> {
         let past = self.past(room, Some(since)).await;
         let client = Client {
             socket: socket.id(),

@@ -10,6 +10,7 @@
 -- Returns for each message its number and how many heard it and one more, or 0 where it was there; or why it was refused, and 0.
 local call, pcall, format, digits = redis.call, redis.pcall, string.format, '%.0f'
 local run, publish, since = ARGV[1], ARGV[2], ARGV[3]
+local unions = KEYS[1] .. ':unions'
 local clock = call('HMGET', KEYS[1], 'run', 'n', 'ahead')
 local time = call('TIME')
 local ahead, last = tonumber(clock[3] or '0'), tonumber(clock[2] or '0')
@@ -87,11 +88,13 @@ for i = 1, count do
       held = pcall('RPUSHX', key, kept)
       if held == 0 then
         held = pcall('RPUSH', key, (again and '\5' or '\3') .. number .. former .. envelope)
-        if string.sub(key, -7) == ':unions' then call('HSET', KEYS[1], 'unions', '1') end
       elseif type(held) == 'number' and held > length * 5 / 4 then
         call('LTRIM', key, -length, -1)
       end
-      if type(held) == 'number' then call('PEXPIRE', key, ARGV[a + 1]) end
+      if type(held) == 'number' then
+        call('PEXPIRE', key, ARGV[a + 1])
+        if key == unions then call('HSET', KEYS[1], 'unions', number) end
+      end
     end
     if type(held) ~= 'number' then
       told = held

@@ -12,6 +12,8 @@
 local call, pcall, format, digits = redis.call, redis.pcall, string.format, '%.0f'
 local ARGV, KEYS, tonumber = ARGV, KEYS, tonumber
 local run, publish = ARGV[1], ARGV[2]
+-- Of the large unions it is known which was the last, whatever becomes of their list.
+local unions = KEYS[1] .. ':unions'
 local clock = call('HMGET', KEYS[1], 'run', 'n', 'ahead')
 local time = call('TIME')
 local ahead, last = tonumber(clock[3] or '0'), tonumber(clock[2] or '0')
@@ -61,11 +63,11 @@ for i = 1, count do
     if held == 0 then
       held = pcall('RPUSH', key, '\3' .. format(digits, n) .. envelope)
       if held == 1 then call('PEXPIRE', key, ARGV[a + 1]) end
-      if string.sub(key, -7) == ':unions' then call('HSET', KEYS[1], 'unions', '1') end
     elseif type(held) == 'number' then
       if held > length * 5 / 4 then call('LTRIM', key, -length, -1) end
       if flags == 'r' or flags == 'rs' then call('PEXPIRE', key, ARGV[a + 1]) end
     end
+    if key == unions and type(held) == 'number' then call('HSET', KEYS[1], 'unions', format(digits, n)) end
   end
   if type(held) ~= 'number' then
     out[i + 1] = held

@@ -1,13 +1,16 @@
 -- What came to topics since a position, and a cut: everything up to it is in the answer, everything later is not. What is proven is
 -- said in proof.rs.
--- KEYS  the clock, then the lists
+-- KEYS  the clock, then the lists; the first of them may be that of the large unions
 -- ARGV  the run, the position's run ('' for whatever is kept) and its number in 16 digits, whether keys are evicted ('1'), how many
---       bytes at most, then for each list for how many milliseconds it keeps, and how many entries at most
+--       bytes at most before the rest is to be asked for, how many of one list, how many of the large unions are looked at, then for
+--       each list for how many milliseconds it keeps, and how many entries at most
 -- Returns the cut, how many of the lists are answered, 1 where nothing is proven of any, then for those with something to tell: place,
 -- 1 proven, 2 too many, 3 late, 4 forgotten, and the entries.
 local call, digits = redis.call, '%.0f'
 local run, since_run, since, evicts, most = ARGV[1], ARGV[2], ARGV[3], ARGV[4] == '1', tonumber(ARGV[5])
-local clock = call('HMGET', KEYS[1], 'run', 'n', 'ahead', 'born', 'began')
+local most_of_one, most_of_unions = tonumber(ARGV[6]), tonumber(ARGV[7])
+local unions = KEYS[1] .. ':unions'
+local clock = call('HMGET', KEYS[1], 'run', 'n', 'ahead', 'born', 'began', 'unions')
 local time = call('TIME')
 local ahead, last = tonumber(clock[3] or '0'), tonumber(clock[2] or '0')
 local n = time[1] * 1000000 + time[2] + ahead
@@ -40,43 +43,76 @@ if since_run ~= '' and (since_run ~= run or since < began) then
   if ended < from then from = ended end
 end
 if since_run ~= '' and (from < born or from > cut) then return { cut, #KEYS - 1, 1 } end
+
+-- What a list has, the newest first: back to what is not later than the position, or to more than is wanted.
+local function newest_of(key, newest, limit, room)
+  local found, size, list, take = { newest }, #newest, nil, nil
+  repeat
+    take = math.max(1, math.min(4 * #found, math.floor((room - size) * #found / size)))
+    list = call('LRANGE', key, -#found - take, -#found - 1)
+    for k = #list, 1, -1 do
+      found[#found + 1] = list[k]
+      size = size + #list[k]
+    end
+  until #list < take or string.sub(found[#found], 2, 17) <= from or #found > limit or size > room
+  return found
+end
+
+-- Whether a large union may name one of the topics: of many that is not looked for.
+local function concerns(union)
+  for i = 3, #KEYS do
+    if #KEYS > 18 or string.find(union, string.sub(KEYS[i], #KEYS[1] + 2), 18, true) then return true end
+  end
+  return false
+end
+
 local out = { cut, #KEYS - 1, 0 }
 local age = (n - (tonumber(from) or n)) / 1000
 local bytes = 0
 for i = 2, #KEYS do
-  local key, keep, limit = KEYS[i], tonumber(ARGV[2 * i + 2]), tonumber(ARGV[2 * i + 3])
-  if since_run == '' then
+  local key, keep, limit = KEYS[i], tonumber(ARGV[2 * i + 4]), tonumber(ARGV[2 * i + 5])
+  local room = key == unions and most_of_unions or most_of_one
+  if since_run ~= '' and age > keep then
+    out[#out + 1] = { i - 1, 3, {} }
+  elseif since_run == '' and key ~= unions then
     local list = call('LRANGE', key, -limit, -1)
     for k = 1, #list do bytes = bytes + #list[k] end
     if #list > 0 then out[#out + 1] = { i - 1, 1, list } end
-  elseif age > keep then
-    out[#out + 1] = { i - 1, 3, {} }
   else
     local newest = call('LINDEX', key, -1)
     if not newest then
-      -- Of unions it is known whether there was ever any.
-      local was_any = string.sub(key, -7) ~= ':unions' or call('HGET', KEYS[1], 'unions')
-      if evicts and was_any then out[#out + 1] = { i - 1, 4, {} } end
+      local gone = evicts
+      -- Of those it is known which was the last.
+      if key == unions then gone = clock[6] and clock[6] > from end
+      if gone and since_run ~= '' then out[#out + 1] = { i - 1, 4, {} } end
     elseif string.sub(newest, 2, 17) > from then
-      local take, list = 4, nil
-      repeat
-        list = call('LRANGE', key, -take, -1)
-        take = take * 4
-      until #list < take / 4 or string.sub(list[1], 2, 17) <= from or #list > limit
-      local first = string.byte(list[1])
-      local whole, older, news = first == 3 or first == 5, false, {}
-      for k = 1, #list do
-        if string.sub(list[k], 2, 17) > from then news[#news + 1] = list[k] else older = true end
+      local found = newest_of(key, newest, limit, room)
+      local first = string.byte(found[#found])
+      local whole, older, news, size = first == 3 or first == 5, false, {}, 0
+      for k = #found, 1, -1 do
+        if string.sub(found[k], 2, 17) <= from then
+          older = true
+        else
+          news[#news + 1] = found[k]
+          size = size + #found[k]
+        end
       end
-      local proven = 1
-      if #news > limit then proven = 2
-      elseif older then proven = 1
-      elseif whole then proven = evicts and 4 or 1
-      else proven = 2 end
+      local proven = 2
+      if since_run == '' then
+        proven = 1
+      elseif #news <= limit and size <= room then
+        if older then proven = 1 elseif whole then proven = evicts and 4 or 1 end
+      end
       if proven ~= 1 then news = {} end
-      -- Of the large unions it is sent with every part.
-      if key ~= KEYS[1] .. ':unions' then
-        for k = 1, #news do bytes = bytes + #news[k] end
+      if key == unions then
+        -- They are sent with every part.
+        local all = news
+        news = {}
+        for k = 1, #all do
+          if concerns(all[k]) then news[#news + 1] = all[k] end
+        end
+      else
+        bytes = bytes + size
       end
       out[#out + 1] = { i - 1, proven, news }
     end

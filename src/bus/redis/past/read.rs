@@ -21,6 +21,8 @@ use crate::model::topic::Topic;
 const MOST: usize = 500;
 /// … and most bytes of what it answers: then it is asked again for the rest.
 const MOST_BYTES: usize = 1024 * 1024;
+/// Most bytes of large unions that are looked at for one call, whomever they concern: Redis serves nobody else meanwhile.
+const MOST_OF_UNIONS: usize = 4 * 1024 * 1024;
 /// Most calls in one round trip.
 const CALLS: usize = 16;
 
@@ -128,7 +130,10 @@ impl Readings {
                 (None, false) => "",
             });
         command.arg(since.to_string()).arg(u8::from(evicts));
-        command.arg(self.left.min(MOST_BYTES));
+        command
+            .arg(self.left.min(MOST_BYTES))
+            .arg(self.left)
+            .arg(MOST_OF_UNIONS);
         if let Some(unions) = &call.unions {
             command.arg(unions.keep).arg(unions.most);
         }
