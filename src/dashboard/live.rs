@@ -19,7 +19,7 @@ const ROLLS: u32 = 60;
 
 /// Who tells.
 #[derive(Debug, Serialize)]
-struct Hello<'a> {
+struct HelloEvent<'a> {
     node: NodeId,
     namespace: &'a str,
     version: &'static str,
@@ -27,7 +27,7 @@ struct Hello<'a> {
 }
 
 #[derive(Debug, Serialize)]
-struct Told<'a> {
+struct VitalsEvent<'a> {
     #[serde(flatten)]
     vitals: &'a Vitals,
     took_micros: Option<u64>,
@@ -37,7 +37,7 @@ struct Told<'a> {
 pub(super) fn live(node: &Arc<Node>, actions: bool) -> Body {
     let hello = event(
         "hello",
-        &Hello {
+        &HelloEvent {
             node: node.ground.node,
             namespace: node.config.namespace.as_str(),
             version: env!("CARGO_PKG_VERSION"),
@@ -58,7 +58,7 @@ fn told(finding: &Finding) -> Bytes {
         Finding::Roll(nodes) => event("roll", &**nodes),
         Finding::Vitals(vitals, took) => event(
             "vitals",
-            &Told {
+            &VitalsEvent {
                 vitals,
                 took_micros: took.map(|took| took.as_micros() as u64),
             },

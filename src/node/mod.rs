@@ -13,7 +13,7 @@ use futures::future::join;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use self::resume::{Waiting, keep_asking};
-use crate::bus::repairs::{Repairs, Task};
+use crate::bus::repairs::{Repairs, RepairsTask};
 use crate::bus::uplink::Uplink;
 use crate::bus::{Backend, Bus};
 use crate::config::Config;
@@ -96,7 +96,7 @@ impl Node {
     /// What is kept is read again where it was missed, by this node or by clients.
     fn start_repairs(self: &Arc<Self>) {
         if !self.repairs.are_off() {
-            let task = Task::new(self, self.config.publish_timeout);
+            let task = RepairsTask::new(self, self.config.publish_timeout);
             let home = &self.ground.home;
             home.keep("repairs", task, |task| task.run().boxed());
             keep_asking(self);

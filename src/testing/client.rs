@@ -18,8 +18,8 @@ use tokio::sync::{Mutex, mpsc};
 use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::codec::{Reader, masked};
-use super::expect::{Event, in_time, unexpected};
+use super::codec::{FrameReader, masked};
+use super::expect::{ClientEvent, in_time, unexpected};
 use super::reading::Reading;
 use crate::model::close::{Close, reason};
 use crate::model::code::CloseCode;
@@ -37,10 +37,10 @@ use crate::ws::frame::{Frame, Heard};
 /// Dropping it is a client that vanishes (1006); [`close`](Self::close) says goodbye.
 pub struct Client {
     /// Shared with what answers pings.
-    writer: Arc<Mutex<Writer>>,
-    events: mpsc::Receiver<Event>,
+    writer: Arc<Mutex<ClientWriter>>,
+    events: mpsc::Receiver<ClientEvent>,
     /// What came before the first position.
-    unread: VecDeque<Event>,
+    unread: VecDeque<ClientEvent>,
     ended: Option<Close>,
     /// None where it is told no positions.
     told: Option<Reading>,
@@ -58,7 +58,7 @@ impl Client {
     ) -> Self {
         let (reading, stream) = split(TokioIo::new(upgraded));
         let is_over = false;
-        let writer = Arc::new(Mutex::new(Writer { stream, is_over }));
+        let writer = Arc::new(Mutex::new(ClientWriter { stream, is_over }));
         let (sender, events) = mpsc::channel(UNREAD);
         let reading = tokio::spawn(read(reading, writer.clone(), sender));
         Self {
@@ -156,7 +156,7 @@ impl Client {
         async move {
             match self.expect_message(at, what).await {
                 Message::Text(text) => text.into(),
-                other => unexpected(at, what, &Event::Message(other)),
+                other => unexpected(at, what, &ClientEvent::Message(other)),
             }
         }
     }
@@ -177,7 +177,7 @@ impl Client {
                 Ok(value) => value,
                 Err(error) => panic!(
                     "{at}: waited for {what}, and got {} ({error})",
-                    Event::Message(message)
+                    ClientEvent::Message(message)
                 ),
             }
         }
@@ -231,7 +231,7 @@ impl Client {
             let what = format!("the end with {code}");
             let close = self.expect_end(at, &what).await;
             if close.code != code {
-                unexpected(at, &what, &Event::Closed(close));
+                unexpected(at, &what, &ClientEvent::Closed(close));
             }
             close
         }
@@ -294,7 +294,9 @@ impl Client {
             match told {
                 Some(position) => return position,
                 None => match self.hear().await {
-                    Some(Event::Message(message)) => self.unread.push_back(Event::Message(message)),
+                    Some(ClientEvent::Message(message)) => {
+                        self.unread.push_back(ClientEvent::Message(message))
+                    }
                     Some(end) => unexpected(at, what, &end),
                     None => {}
                 },
@@ -312,7 +314,7 @@ impl Client {
         let writing = async { self.writer.lock().await.write(&frame).await };
         if in_time(at, self.deadline, what, writing).await.is_err() {
             let end = self.end(at, what).await;
-            unexpected(at, what, &Event::Closed(end));
+            unexpected(at, what, &ClientEvent::Closed(end));
         }
     }
 
@@ -322,9 +324,9 @@ impl Client {
         let end = async {
             loop {
                 match self.next().await {
-                    Event::Message(_) => {}
-                    Event::Closed(close) => return close,
-                    broken @ Event::Broken(_) => unexpected(at, what, &broken),
+                    ClientEvent::Message(_) => {}
+                    ClientEvent::Closed(close) => return close,
+                    broken @ ClientEvent::Broken(_) => unexpected(at, what, &broken),
                 }
             }
         };
@@ -333,19 +335,19 @@ impl Client {
 
     async fn expect_message(&mut self, at: &'static Location<'static>, what: &str) -> Message {
         match in_time(at, self.deadline, what, self.next()).await {
-            Event::Message(message) => message,
+            ClientEvent::Message(message) => message,
             end => unexpected(at, what, &end),
         }
     }
 
     async fn expect_end(&mut self, at: &'static Location<'static>, what: &str) -> Close {
         match in_time(at, self.deadline, what, self.next()).await {
-            Event::Closed(close) => close,
+            ClientEvent::Closed(close) => close,
             message => unexpected(at, what, &message),
         }
     }
 
-    async fn next(&mut self) -> Event {
+    async fn next(&mut self) -> ClientEvent {
         if let Some(event) = self.unread.pop_front() {
             return event;
         }
@@ -357,19 +359,21 @@ impl Client {
     }
 
     /// What comes next, unless that is only for who comes back. The end comes again and again.
-    async fn hear(&mut self) -> Option<Event> {
+    async fn hear(&mut self) -> Option<ClientEvent> {
         if let Some(close) = &self.ended {
-            return Some(Event::Closed(close.clone()));
+            return Some(ClientEvent::Closed(close.clone()));
         }
         let event = self.events.recv().await;
         match (
-            event.unwrap_or(Event::Closed(reason::VANISHED)),
+            event.unwrap_or(ClientEvent::Closed(reason::VANISHED)),
             &mut self.told,
         ) {
-            (Event::Message(message), Some(told)) => told.heard(message).map(Event::Message),
-            (Event::Closed(close), _) => {
+            (ClientEvent::Message(message), Some(told)) => {
+                told.heard(message).map(ClientEvent::Message)
+            }
+            (ClientEvent::Closed(close), _) => {
                 self.ended = Some(close.clone());
-                Some(Event::Closed(close))
+                Some(ClientEvent::Closed(close))
             }
             (event, _) => Some(event),
         }
@@ -386,12 +390,12 @@ impl fmt::Debug for Client {
 }
 
 /// The writing side, until a Close was said.
-struct Writer {
+struct ClientWriter {
     stream: WriteHalf<TokioIo<Upgraded>>,
     is_over: bool,
 }
 
-impl Writer {
+impl ClientWriter {
     async fn write(&mut self, frame: &Frame) -> io::Result<()> {
         if self.is_over {
             return Err(ErrorKind::BrokenPipe.into());
@@ -405,14 +409,14 @@ impl Writer {
 /// Reads until the end, and answers what is to be answered.
 async fn read(
     mut stream: ReadHalf<TokioIo<Upgraded>>,
-    writer: Arc<Mutex<Writer>>,
-    events: mpsc::Sender<Event>,
+    writer: Arc<Mutex<ClientWriter>>,
+    events: mpsc::Sender<ClientEvent>,
 ) {
-    let mut reader = Reader::new();
+    let mut reader = FrameReader::new();
     loop {
         let event = match reader.next() {
-            Err(mistake) => Event::Broken(mistake),
-            Ok(Some(Heard::Message(message))) => Event::Message(message),
+            Err(mistake) => ClientEvent::Broken(mistake),
+            Ok(Some(Heard::Message(message))) => ClientEvent::Message(message),
             Ok(Some(Heard::Ping(payload))) => {
                 // A server that is gone needs no answer.
                 let _ = writer.lock().await.write(&Frame::pong(&payload)).await;
@@ -423,14 +427,14 @@ async fn read(
                 let mut writer = writer.lock().await;
                 let _ = writer.write(&Frame::close(&close)).await;
                 let _ = writer.stream.shutdown().await;
-                Event::Closed(close)
+                ClientEvent::Closed(close)
             }
             Ok(None) => match stream.read_buf(&mut reader.buffer).await {
                 Ok(1..) => continue,
-                Ok(0) | Err(_) => Event::Closed(reason::VANISHED),
+                Ok(0) | Err(_) => ClientEvent::Closed(reason::VANISHED),
             },
         };
-        let goes_on = matches!(event, Event::Message(_));
+        let goes_on = matches!(event, ClientEvent::Message(_));
         if events.send(event).await.is_err() || !goes_on {
             return;
         }

@@ -22,12 +22,12 @@ pub(super) fn masked(frame: &Frame) -> Vec<u8> {
 
 /// Reads a server's frames: with a mask of zeros they are a client's.
 #[derive(Debug)]
-pub(super) struct Reader {
+pub(super) struct FrameReader {
     pub(super) buffer: BytesMut,
     decoder: Decoder,
 }
 
-impl Reader {
+impl FrameReader {
     pub(super) fn new() -> Self {
         Self {
             buffer: BytesMut::new(),
@@ -111,7 +111,7 @@ mod tests {
             let mut expected: Vec<Heard> = messages.into_iter().map(Heard::Message).collect();
             expected.push(Heard::Close(close));
 
-            let mut reader = Reader::new();
+            let mut reader = FrameReader::new();
             let mut heard = Vec::new();
             let bytes: Vec<u8> = frames.iter().flat_map(|frame| frame.as_bytes().to_vec()).collect();
             for piece in bytes.chunks(cut) {
@@ -136,7 +136,7 @@ mod tests {
 
     #[test]
     fn a_masked_frame_is_the_server_s_mistake() {
-        let mut reader = Reader::new();
+        let mut reader = FrameReader::new();
         reader.buffer.extend_from_slice(&masked(&Frame::ping()));
         assert!(reader.next().is_err());
     }

@@ -11,7 +11,7 @@ use crate::model::message::Message;
 
 /// What a client gets.
 #[derive(Debug, Clone)]
-pub(super) enum Event {
+pub(super) enum ClientEvent {
     Message(Message),
     Closed(Close),
     /// What the app sent is no WebSocket.
@@ -19,7 +19,7 @@ pub(super) enum Event {
 }
 
 /// As a failed test shows it: whole, since it is a test's.
-impl fmt::Display for Event {
+impl fmt::Display for ClientEvent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Message(Message::Text(text)) => write!(f, "the text {text:?}"),
@@ -46,6 +46,6 @@ pub(super) async fn in_time<T>(
 }
 
 /// Ends the test with what came instead.
-pub(super) fn unexpected(at: &Location<'_>, what: &str, came: &Event) -> ! {
+pub(super) fn unexpected(at: &Location<'_>, what: &str, came: &ClientEvent) -> ! {
     panic!("{at}: waited for {what}, and got {came}")
 }

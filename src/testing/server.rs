@@ -24,11 +24,11 @@ use super::expect::in_time;
 
 #[derive(Clone)]
 pub(super) struct Server {
-    answer: Arc<Answer>,
+    answer: Arc<AnswerFn>,
     pub(super) deadline: Duration,
 }
 
-type Answer = dyn Fn(http::Request<Body>) -> BoxFuture<'static, Response> + Send + Sync;
+type AnswerFn = dyn Fn(http::Request<Body>) -> BoxFuture<'static, Response> + Send + Sync;
 
 impl Server {
     pub(super) fn new<S>(service: S) -> Self

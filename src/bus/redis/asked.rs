@@ -8,19 +8,19 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
 
-use super::address::Host;
+use super::address::ServerAddress;
 use super::advice::Advice;
 use super::past::append::AppendState;
-use super::pipeline::{Pipeline, PublishReply, Refused, Unusable};
+use super::pipeline::{Pipeline, PublishReply, RefusedPublish, Unusable};
 use super::publication::Publication;
 use super::topology::Topology;
 
 /// The connection to it, as long as there is something to be asked.
 #[derive(Default)]
 pub(super) struct Asked {
-    open: Option<(Host, Pipeline)>,
+    open: Option<(ServerAddress, Pipeline)>,
     /// It could not be asked, and is not until then: everybody else waits while it is tried.
-    failed: Option<(Host, Instant)>,
+    failed: Option<(ServerAddress, Instant)>,
 }
 
 /// So long it may take until it can be asked.
@@ -35,7 +35,7 @@ impl Asked {
 
     async fn to(
         &mut self,
-        place: &Host,
+        place: &ServerAddress,
         topology: &Topology,
         advice: &Arc<Advice>,
     ) -> Result<Pipeline, Arc<str>> {
@@ -59,7 +59,7 @@ impl Asked {
     /// Has these kept there, in order, and hears the replies. Why it cannot be asked for that, where it cannot: then none was sent.
     pub(super) async fn keep(
         &mut self,
-        place: &Host,
+        place: &ServerAddress,
         publications: &[Publication],
         keeping: &mut AppendState,
         replies: &mut Vec<PublishReply>,
@@ -69,7 +69,7 @@ impl Asked {
             Ok(open) => open,
             Err(reason) => {
                 let parts = publications.iter().map(|one| one.part().len()).sum();
-                let refused = || Err(Refused::Elsewhere(ON_ITS_WAY.into()));
+                let refused = || Err(RefusedPublish::Elsewhere(ON_ITS_WAY.into()));
                 replies.extend(std::iter::repeat_with(refused).take(parts));
                 return Ok(Some(reason));
             }
@@ -89,7 +89,7 @@ impl Asked {
 const ON_ITS_WAY: &str = "TRYAGAIN";
 
 async fn open(
-    place: &Host,
+    place: &ServerAddress,
     topology: &Topology,
     advice: &Arc<Advice>,
 ) -> Result<Pipeline, Arc<str>> {

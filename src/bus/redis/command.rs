@@ -7,7 +7,7 @@
 use bytes::{BufMut, BytesMut};
 use redis::{Cmd, RedisConnectionInfo};
 
-use super::address::Host;
+use super::address::ServerAddress;
 use crate::model::history::mark::Number;
 
 /// How a server takes messages: to all of it, or in a Redis Cluster to the primary of a channel's slot.
@@ -43,11 +43,11 @@ pub(super) fn is_on_its_way(words: &str) -> bool {
 
 /// Where a refusal says that the next command is to be [asked](ASKING) for: its keys have left already. Without a name it is another
 /// port of who refuses.
-pub(super) fn asked(words: &str) -> Option<Host> {
+pub(super) fn asked(words: &str) -> Option<ServerAddress> {
     let place = words.strip_prefix("ASK ")?.split(' ').nth(1)?;
     let (name, port) = place.rsplit_once(':')?;
     let name = if name == "?" { "" } else { name };
-    Some(Host::new(name, port.parse().ok()?))
+    Some(ServerAddress::new(name, port.parse().ok()?))
 }
 
 /// Has a primary take the next command for a slot that is on its way to it.
@@ -427,7 +427,7 @@ mod tests {
                 None,
             ),
         ] {
-            let place = place.map(|(name, port)| Host::new(name, port));
+            let place = place.map(|(name, port)| ServerAddress::new(name, port));
             assert_eq!(asked(words), place, "{words}");
         }
     }

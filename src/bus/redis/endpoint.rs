@@ -20,7 +20,7 @@ use tokio::net::TcpStream;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-use super::address::{Host, Login};
+use super::address::{Login, ServerAddress};
 use super::command;
 use super::dial::dial;
 use super::explained::{Ending, Explained};
@@ -45,7 +45,7 @@ pub(crate) struct Endpoint {
 
 #[derive(Clone)]
 pub(super) enum Addr {
-    Tcp(Host),
+    Tcp(ServerAddress),
     #[cfg(unix)]
     Unix(PathBuf),
 }
@@ -100,14 +100,14 @@ impl Endpoint {
     }
 
     /// Another server, to which we are who we are to this one. Without a name, another port of this one's host.
-    pub(super) fn beside(&self, host: &Host) -> Option<Self> {
+    pub(super) fn beside(&self, host: &ServerAddress) -> Option<Self> {
         let name = match (&self.addr, host.name.as_str()) {
             (Addr::Tcp(own), "") => &own.name,
             #[cfg(unix)]
             (Addr::Unix(_), "") => return None,
             _ => &host.name,
         };
-        let addr = Addr::Tcp(Host::new(name, host.port));
+        let addr = Addr::Tcp(ServerAddress::new(name, host.port));
         Some(Self::new(addr, self.access.clone()))
     }
 
@@ -158,7 +158,7 @@ impl Endpoint {
 
 impl Access {
     /// Where a host is reached from here.
-    fn reachable(&self, host: &Host) -> io::Result<(String, u16)> {
+    fn reachable(&self, host: &ServerAddress) -> io::Result<(String, u16)> {
         let Some(addresses) = &self.addresses else {
             return Ok((host.name.clone(), host.port));
         };
@@ -250,7 +250,7 @@ mod tests {
     use super::*;
 
     fn at(port: u16, access: Access) -> Endpoint {
-        let host = Host::new("redis.example", port);
+        let host = ServerAddress::new("redis.example", port);
         Endpoint::new(Addr::Tcp(host), Arc::new(access))
     }
 

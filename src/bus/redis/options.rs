@@ -7,7 +7,7 @@ use futures::FutureExt;
 use redis::{ConnectionAddr, IntoConnectionInfo};
 use url::Url;
 
-use super::address::{self, Address, Host, Login, Seeds, SentinelUrl};
+use super::address::{self, Address, Login, Seeds, SentinelUrl, ServerAddress};
 use super::endpoint::{Access, Addr, Endpoint, Passwords};
 use super::tls::Tls;
 use crate::model::error::ConnectError;
@@ -65,7 +65,7 @@ pub(crate) enum Target {
 #[derive(Debug)]
 pub(crate) struct SentinelTarget {
     /// As the URL names them.
-    pub(super) seeds: Vec<Host>,
+    pub(super) seeds: Vec<ServerAddress>,
     pub(super) service: String,
     pub(super) sentinels: Arc<Access>,
     pub(super) primary: Arc<Access>,
@@ -99,12 +99,12 @@ impl TryFrom<&String> for Redis {
 #[derive(Debug)]
 pub(crate) struct ClusterTarget {
     /// As the URL names them. Never none.
-    pub(super) seeds: Vec<Host>,
+    pub(super) seeds: Vec<ServerAddress>,
     access: Arc<Access>,
 }
 
 impl ClusterTarget {
-    pub(super) fn endpoint(&self, host: &Host) -> Endpoint {
+    pub(super) fn endpoint(&self, host: &ServerAddress) -> Endpoint {
         Endpoint::new(Addr::Tcp(host.clone()), self.access.clone())
     }
 
@@ -351,12 +351,14 @@ impl fmt::Display for Target {
         match self {
             Self::Single(endpoint) => endpoint.fmt(f),
             Self::Sentinel(target) => {
-                let mut seeds: Vec<String> = target.seeds.iter().map(Host::to_string).collect();
+                let mut seeds: Vec<String> =
+                    target.seeds.iter().map(ServerAddress::to_string).collect();
                 seeds.sort();
                 write!(f, "{}/{}", seeds.join(","), target.service)
             }
             Self::Cluster(target) => {
-                let seeds: Vec<String> = target.seeds.iter().map(Host::to_string).collect();
+                let seeds: Vec<String> =
+                    target.seeds.iter().map(ServerAddress::to_string).collect();
                 f.write_str(&seeds.join(","))
             }
         }
@@ -385,7 +387,7 @@ fn single(url: Url) -> Result<(UrlTarget, Login, String), String> {
     let info = plain(url).into_connection_info();
     let info = info.map_err(|error| error.to_string())?;
     let addr = match info.addr() {
-        ConnectionAddr::Tcp(host, port) => Addr::Tcp(Host::new(host, *port)),
+        ConnectionAddr::Tcp(host, port) => Addr::Tcp(ServerAddress::new(host, *port)),
         #[cfg(unix)]
         ConnectionAddr::Unix(path) => Addr::Unix(path.clone()),
         #[cfg(not(unix))]

@@ -23,11 +23,11 @@ use super::topology::{Opened, Topology};
 use crate::model::history::mark::{Mark, Number, Run};
 
 /// What Redis says to one message: how many received it, or why it was refused.
-pub(super) type PublishReply = Result<Taken, Refused>;
+pub(super) type PublishReply = Result<Taken, RefusedPublish>;
 
 /// Why one PUBLISH was refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Refused {
+pub(crate) enum RefusedPublish {
     /// Another primary of the cluster takes it, or this one later.
     Elsewhere(Arc<str>),
     For(Arc<str>),
@@ -39,7 +39,7 @@ pub(crate) enum Refused {
     Unknown,
 }
 
-impl Refused {
+impl RefusedPublish {
     pub(super) fn reason(self) -> Arc<str> {
         match self {
             Self::Elsewhere(reason)
@@ -98,13 +98,13 @@ pub(crate) struct Pipeline {
     /// What the first of them answers, where that is no PUBLISH.
     first: Option<First>,
     /// Those that answer several messages at once, in order.
-    batches: VecDeque<Answers>,
+    batches: VecDeque<AnsweredMessages>,
     /// Who keeps, once it is prepared for that.
     keeper: Option<Keeper>,
     /// It was asked whether it keeps.
     is_asked: bool,
     /// What was kept, until it is looked at.
-    taken: Vec<Acknowledged>,
+    taken: Vec<AcknowledgedNumber>,
     /// How many were kept again that were lost, until it is looked at.
     again: u64,
     /// What is kept may be kept again.
@@ -117,7 +117,7 @@ pub(crate) struct Pipeline {
 
 /// Of which messages a reply tells, or that they were not sent at all.
 #[derive(Debug)]
-struct Answers {
+struct AnsweredMessages {
     /// Behind how many replies.
     at: usize,
     clock: Arc<str>,
@@ -523,7 +523,7 @@ impl Pipeline {
     ) {
         let (at, count) = (self.owed, messages.len());
         let clock = clock.clone();
-        self.batches.push_back(Answers {
+        self.batches.push_back(AnsweredMessages {
             at,
             clock,
             run,
@@ -534,7 +534,7 @@ impl Pipeline {
     }
 
     /// What is kept since it was last looked at, in order.
-    pub(super) fn take_kept(&mut self) -> Vec<Acknowledged> {
+    pub(super) fn take_kept(&mut self) -> Vec<AcknowledgedNumber> {
         std::mem::take(&mut self.taken)
     }
 
@@ -602,7 +602,7 @@ impl Pipeline {
                 return Err(BROKEN.into());
             }
         }
-        if replies.contains(&Err(Refused::Unknown)) {
+        if replies.contains(&Err(RefusedPublish::Unknown)) {
             self.keeper = None;
         }
         if first == Some(First::Role)
@@ -628,17 +628,17 @@ pub(super) const BROKEN: &str = "redis broke its own protocol";
 /// How the reply of a script begins to a message that is kept and was not published.
 const KEPT_ALL_THE_SAME: &[u8] = b"KEPT ";
 
-fn refused(words: &[u8], advice: &Advice, dialect: Dialect) -> Refused {
+fn refused(words: &[u8], advice: &Advice, dialect: Dialect) -> RefusedPublish {
     let words = String::from_utf8_lossy(words);
     let reason = advice.on(&words);
     match dialect.is_elsewhere(&words) {
-        true => Refused::Elsewhere(reason),
-        false => Refused::For(reason),
+        true => RefusedPublish::Elsewhere(reason),
+        false => RefusedPublish::For(reason),
     }
 }
 
 /// A number, by which run of which clock.
-type Acknowledged = (Run, Arc<str>, Number);
+type AcknowledgedNumber = (Run, Arc<str>, Number);
 
 /// The same of messages that may have been there already.
 fn answer_again(
@@ -646,7 +646,7 @@ fn answer_again(
     messages: Vec<(bool, bool)>,
     mut items: Items<'_>,
     advice: &Advice,
-    (taken, again): (&mut Vec<Acknowledged>, &mut u64),
+    (taken, again): (&mut Vec<AcknowledgedNumber>, &mut u64),
 ) -> Option<Vec<PublishReply>> {
     let mut answers = Vec::with_capacity(messages.len());
     for (is_kept, was_lost) in messages {
@@ -670,10 +670,10 @@ fn answer_again(
 }
 
 /// Of one message of a script.
-fn refused_alone(words: &[u8], advice: &Advice) -> Refused {
+fn refused_alone(words: &[u8], advice: &Advice) -> RefusedPublish {
     match words.strip_prefix(KEPT_ALL_THE_SAME) {
-        Some(words) => Refused::Kept(advice.on(&String::from_utf8_lossy(words))),
-        None => Refused::For(advice.on(&String::from_utf8_lossy(words))),
+        Some(words) => RefusedPublish::Kept(advice.on(&String::from_utf8_lossy(words))),
+        None => RefusedPublish::For(advice.on(&String::from_utf8_lossy(words))),
     }
 }
 
@@ -686,7 +686,7 @@ fn number_of(mut items: Items<'_>) -> Option<Number> {
 }
 
 /// The batch that is answered behind so many replies.
-fn next(batches: &mut VecDeque<Answers>, at: usize) -> Option<Answers> {
+fn next(batches: &mut VecDeque<AnsweredMessages>, at: usize) -> Option<AnsweredMessages> {
     match batches.front() {
         Some(batch) if batch.at == at => batches.pop_front(),
         _ => None,
@@ -694,32 +694,32 @@ fn next(batches: &mut VecDeque<Answers>, at: usize) -> Option<Answers> {
 }
 
 /// Says of what was not sent that it is refused, where its turn has come.
-fn answer_refused(batches: &mut VecDeque<Answers>, replies: &mut Vec<PublishReply>) {
+fn answer_refused(batches: &mut VecDeque<AnsweredMessages>, replies: &mut Vec<PublishReply>) {
     while batches.front().is_some_and(|batch| batch.refused.is_some())
         && let Some(batch) = next(batches, replies.len())
         && let Some(reason) = batch.refused
     {
-        let refused = Err(Refused::For(reason));
+        let refused = Err(RefusedPublish::For(reason));
         replies.extend(std::iter::repeat_n(refused, batch.messages.len()));
     }
 }
 
-impl Answers {
+impl AnsweredMessages {
     /// What the reply says to each message; none, where it answers something else.
     fn answer(
         self,
         reply: Reply<'_>,
         advice: &Advice,
         dialect: Dialect,
-        (taken, again): (&mut Vec<Acknowledged>, &mut u64),
+        (taken, again): (&mut Vec<AcknowledgedNumber>, &mut u64),
     ) -> Option<Vec<PublishReply>> {
         let mut items = match reply {
             Reply::Array(items) => items,
             Reply::Other if matches!(self.messages, Messages::Asking) => return Some(Vec::new()),
             Reply::Error(words) => {
                 let refused = match refused(words, advice, dialect) {
-                    _ if words.starts_with(b"NOSCRIPT") => Refused::Unknown,
-                    Refused::For(reason) if passes(words) => Refused::Away(reason),
+                    _ if words.starts_with(b"NOSCRIPT") => RefusedPublish::Unknown,
+                    RefusedPublish::For(reason) if passes(words) => RefusedPublish::Away(reason),
                     refused => refused,
                 };
                 return Some(vec![Err(refused); self.messages.len()]);

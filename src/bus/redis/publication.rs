@@ -6,7 +6,7 @@ use bytes::Bytes;
 use smallvec::{SmallVec, smallvec};
 use tokio::sync::oneshot;
 
-use super::address::Host;
+use super::address::ServerAddress;
 use super::past::{Doubt, Keeping, KeptList};
 use crate::bus::scope::Size;
 use crate::bus::wire::{self, STAMP};
@@ -36,7 +36,7 @@ pub(super) struct Publication {
     /// Its keys are on their way, each by itself: it shares no command with another topic's.
     pub(super) goes_alone: bool,
     /// Where its keys are already, of a slot on its way.
-    pub(super) asks: Option<Host>,
+    pub(super) asks: Option<ServerAddress>,
     /// Where its channels are kept, if they are.
     pub(super) keep: Option<Box<Keeping>>,
     /// On how many channels it was published before this turn, …
@@ -223,17 +223,17 @@ impl From<usize> for Taken {
 pub(super) type Receivers = Result<Taken, PublishError>;
 
 /// What is told to whoever publishes one: what became of it, or that it waits.
-pub(super) type Answer = Result<Told, PublishError>;
+pub(super) type PublicationAnswer = Result<PublicationTold, PublishError>;
 
 #[derive(Debug, Default)]
-pub(super) struct Told {
+pub(super) struct PublicationTold {
     pub(super) receivers: usize,
     pub(super) mark: Option<Mark>,
     /// Of what waits for Redis to be back.
     pub(super) later: Option<oneshot::Receiver<Receivers>>,
 }
 
-impl From<Taken> for Told {
+impl From<Taken> for PublicationTold {
     fn from(Taken { receivers, mark }: Taken) -> Self {
         let later = None;
         Self {

@@ -35,7 +35,7 @@ use tokio::sync::oneshot::error::RecvError;
 use tokio::task::coop::consume_budget;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
-use super::address::Host;
+use super::address::ServerAddress;
 use super::advice::{Advice, passes};
 use super::asked::Asked;
 use super::backlog::{BATCH, Backlog, KEPT, LATE, Turn, Waiters};
@@ -45,7 +45,7 @@ use super::past::Keeping;
 use super::past::append::AppendState;
 use super::past::room::Room;
 use super::pipeline::{Pipeline, PublishReply, Unusable};
-use super::publication::{Answer, Publication};
+use super::publication::{Publication, PublicationAnswer};
 use super::queue::{HandedOver, Place, Queue, Queued, Waiter};
 use super::stride::Stride;
 use super::topology::{LEFT, Topology};
@@ -133,7 +133,7 @@ impl Publisher {
         size: Size,
         partition: Option<Partition>,
         keep: Option<Box<Keeping>>,
-    ) -> impl Future<Output = Answer> + Send + use<> {
+    ) -> impl Future<Output = PublicationAnswer> + Send + use<> {
         self.enqueue(Publication::new(channels, envelope, size, partition).kept(keep))
     }
 
@@ -157,7 +157,10 @@ impl Publisher {
         self.queue.taken()
     }
 
-    fn enqueue(&self, publication: Publication) -> impl Future<Output = Answer> + Send + use<> {
+    fn enqueue(
+        &self,
+        publication: Publication,
+    ) -> impl Future<Output = PublicationAnswer> + Send + use<> {
         let deadline = Instant::now() + self.deadline;
         let (reply, answer) = oneshot::channel();
         let queued = Queued::new(publication, deadline, reply);
@@ -180,10 +183,10 @@ impl Publisher {
 /// Waits for room, and then for the answer.
 async fn in_line(
     place: Place,
-    mut answer: oneshot::Receiver<Answer>,
+    mut answer: oneshot::Receiver<PublicationAnswer>,
     deadline: Instant,
     runtime: Handle,
-) -> Answer {
+) -> PublicationAnswer {
     // By our own timer: who waits may have none.
     let waiting = {
         let _home = runtime.enter();
@@ -196,7 +199,7 @@ async fn in_line(
     }
 }
 
-fn answered(answer: Result<Answer, RecvError>) -> Answer {
+fn answered(answer: Result<PublicationAnswer, RecvError>) -> PublicationAnswer {
     answer.unwrap_or_else(|_| Err(shut_down()))
 }
 
@@ -295,7 +298,7 @@ impl PublishQueue {
     /// What has left this primary already is kept where it is going.
     async fn ask(
         &mut self,
-        (place, asked): (&Host, &mut Asked),
+        (place, asked): (&ServerAddress, &mut Asked),
         turn: &mut Turn,
         backlog: &mut Backlog,
         replies: &mut Vec<PublishReply>,

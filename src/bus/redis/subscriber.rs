@@ -307,7 +307,7 @@ mod tests {
 
     use super::*;
     use crate::bus::conformance::redis_server::{self, RedisServer};
-    use crate::bus::redis::address::Host;
+    use crate::bus::redis::address::ServerAddress;
     use crate::bus::redis::advice::Advice;
     use crate::bus::redis::channels::Channels;
     use crate::bus::redis::command::Dialect;
@@ -446,7 +446,7 @@ mod tests {
         let listener = Arc::new(Fragile(sender));
         let mut subscriber = subscriber(&server, &listener);
         for _ in 0..2 {
-            let host = Host::new("127.0.0.1", server.port());
+            let host = ServerAddress::new("127.0.0.1", server.port());
             let primary = Endpoint::new(Addr::Tcp(host), Arc::default());
             subscriber.topology.lead_to(primary, Instant::now());
         }

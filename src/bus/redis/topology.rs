@@ -34,7 +34,7 @@ use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
-use super::address::Host;
+use super::address::ServerAddress;
 use super::command::Dialect;
 use super::endpoint::{Dialed, Endpoint};
 
@@ -140,7 +140,7 @@ impl Topology {
     }
 
     /// Another primary of the same cluster, for what this one says is there.
-    pub(super) fn beside(&self, host: &Host) -> Option<Self> {
+    pub(super) fn beside(&self, host: &ServerAddress) -> Option<Self> {
         let to = self.route.borrow().to.clone();
         let To::Primary(primary) = to else {
             return None;
@@ -320,7 +320,7 @@ mod tests {
     use crate::bus::redis::endpoint::{Access, Addr};
 
     fn endpoint(port: u16) -> Endpoint {
-        let host = Host::new("127.0.0.1", port);
+        let host = ServerAddress::new("127.0.0.1", port);
         Endpoint::new(Addr::Tcp(host), Arc::new(Access::default()))
     }
 

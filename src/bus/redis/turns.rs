@@ -183,7 +183,7 @@ mod tests {
     use tokio::sync::{mpsc, oneshot};
 
     use super::*;
-    use crate::bus::redis::publication::{Answer, PART, Publication};
+    use crate::bus::redis::publication::{PART, Publication, PublicationAnswer};
     use crate::bus::redis::queue::{Queue, Queued, Waiter};
     use crate::bus::scope::Size;
 
@@ -195,7 +195,7 @@ mod tests {
         name: &str,
         channels: usize,
         patience: Duration,
-    ) -> ((Publication, Waiter), oneshot::Receiver<Answer>) {
+    ) -> ((Publication, Waiter), oneshot::Receiver<PublicationAnswer>) {
         let (reply, answer) = oneshot::channel();
         let size = match channels {
             0..=64 => Size::Small,

@@ -9,10 +9,10 @@ use crate::model::history::mark::Mark;
 const MOST: usize = 8;
 
 #[derive(Debug, Default)]
-pub(crate) struct Former(VecDeque<Heard>);
+pub(crate) struct Former(VecDeque<FormerlyHeard>);
 
 #[derive(Debug)]
-struct Heard {
+struct FormerlyHeard {
     until: Mark,
     /// Sockets with this number and later ones came when nothing more of it was heard.
     newcomers: u64,
@@ -21,7 +21,7 @@ struct Heard {
 impl Former {
     /// A run is over, and was heard up to here.
     pub(crate) fn add(&mut self, until: Mark, newcomers: u64) {
-        self.0.push_back(Heard { until, newcomers });
+        self.0.push_back(FormerlyHeard { until, newcomers });
         if self.0.len() > MOST {
             self.0.pop_front();
         }

@@ -87,7 +87,7 @@ pub(crate) struct Repair {
 enum Stage {
     Deaf,
     /// Until all are answered; then a probe is out.
-    Reading(Reading),
+    Reading(ReadsBegun),
     Flushing {
         queue: VecDeque<Due>,
         /// None: nobody knows.
@@ -97,7 +97,7 @@ enum Stage {
 }
 
 #[derive(Debug, Default)]
-struct Reading {
+struct ReadsBegun {
     reads: Vec<Read>,
     asked: usize,
     answered: usize,
@@ -303,9 +303,9 @@ impl Repair {
                 since: self.heard,
             });
         }
-        self.stage = Stage::Reading(Reading {
+        self.stage = Stage::Reading(ReadsBegun {
             reads,
-            ..Reading::default()
+            ..ReadsBegun::default()
         });
     }
 

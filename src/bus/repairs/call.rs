@@ -15,11 +15,11 @@ pub(super) struct Call {
     pub(super) link: LinkId,
     /// Only how far the clocks have come.
     pub(super) is_tick: bool,
-    pub(super) parts: Vec<Part>,
+    pub(super) parts: Vec<CallPart>,
 }
 
 #[derive(Debug)]
-pub(super) struct Part {
+pub(super) struct CallPart {
     pub(super) clock: Clock,
     pub(super) turn: u64,
     /// The place of the read.

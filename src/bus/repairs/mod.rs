@@ -29,7 +29,7 @@ use tokio::time::Instant;
 
 use self::call::Call;
 use self::state::{State, Ticking};
-pub(crate) use self::task::{Repairing, Task};
+pub(crate) use self::task::{Repairing, RepairsTask};
 use super::outage::LinkId;
 use super::past::Past;
 use super::repair::{Due, Fate};

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Repaired;
-use super::call::{Call, Part};
+use super::call::{Call, CallPart};
 use crate::bus::outage::LinkId;
 use crate::bus::past::Past;
 use crate::bus::repair::{Due, Fate, HELD, Read, Repair};
@@ -28,7 +28,7 @@ const MUCH: usize = 1024 * 1024;
 
 #[derive(Debug)]
 pub(super) struct State {
-    pub(super) clocks: BTreeMap<Clock, Heard>,
+    pub(super) clocks: BTreeMap<Clock, HeardClock>,
     pub(super) links: BTreeMap<LinkId, Line>,
     /// Of each partition in which something may be kept: its clock, and a topic that nobody uses.
     places: Vec<Option<(Clock, Topic)>>,
@@ -38,7 +38,7 @@ pub(super) struct State {
 }
 
 #[derive(Debug)]
-pub(super) struct Heard {
+pub(super) struct HeardClock {
     pub(super) repair: Repair,
     /// Raised when what was asked before is of no use any more.
     turn: u64,
@@ -93,7 +93,7 @@ impl State {
         Self {
             clocks: clocks
                 .into_iter()
-                .map(|clock| (clock, Heard::new(bound)))
+                .map(|clock| (clock, HeardClock::new(bound)))
                 .collect(),
             links: links
                 .into_iter()
@@ -259,7 +259,7 @@ impl State {
                 if let Some((at, read)) = heard.repair.next_read(room, since) {
                     since = Some(read.since.is_some());
                     room = room.saturating_sub(read.topics.len().max(1));
-                    parts.push(Part {
+                    parts.push(CallPart {
                         clock,
                         turn: heard.turn,
                         at,
@@ -298,7 +298,7 @@ impl State {
             |clock: &Clock| is_all || young.get(&link).is_some_and(|it| it.contains(clock));
         let part = |clock| {
             let heard = self.clocks.get(&clock)?;
-            Some(Part {
+            Some(CallPart {
                 clock,
                 turn: heard.turn,
                 at: 0,
@@ -327,7 +327,7 @@ impl State {
 
     /// The clocks of links with topics that are heard since they were heard last.
     fn young(&self) -> BTreeMap<LinkId, BTreeSet<Clock>> {
-        let has_young = |heard: &Heard| heard.repair.youngest().is_some();
+        let has_young = |heard: &HeardClock| heard.repair.youngest().is_some();
         if !self.clocks.values().any(has_young) {
             return BTreeMap::new();
         }
@@ -362,7 +362,7 @@ impl State {
         place.map(|(_, topic)| topic.clone())
     }
 
-    pub(super) fn is_current(&self, part: &Part) -> bool {
+    pub(super) fn is_current(&self, part: &CallPart) -> bool {
         let heard = self.clocks.get(&part.clock);
         heard.is_some_and(|heard| heard.turn == part.turn)
     }
@@ -497,7 +497,7 @@ impl Line {
     }
 }
 
-impl Heard {
+impl HeardClock {
     pub(super) fn new(bound: usize) -> Self {
         Self {
             repair: Repair::new(bound),

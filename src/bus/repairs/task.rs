@@ -50,7 +50,7 @@ pub(crate) trait Repairing: Send + Sync + 'static {
 }
 
 #[derive(Debug)]
-pub(crate) struct Task<N> {
+pub(crate) struct RepairsTask<N> {
     node: Weak<N>,
     news: Arc<Notify>,
     archive: Weak<dyn Archive>,
@@ -58,9 +58,9 @@ pub(crate) struct Task<N> {
     patience: Duration,
 }
 
-type Answer = (Call, Result<Past, Arc<str>>);
+type CallAnswer = (Call, Result<Past, Arc<str>>);
 
-impl<N: Repairing> Task<N> {
+impl<N: Repairing> RepairsTask<N> {
     pub(crate) fn new(node: &Arc<N>, patience: Duration) -> Self {
         let repairs = node.repairs();
         Self {
@@ -76,7 +76,7 @@ impl<N: Repairing> Task<N> {
         if let Some(node) = self.node.upgrade() {
             node.repairs().begin_anew();
         }
-        let mut flight: FuturesUnordered<BoxFuture<'_, Answer>> = FuturesUnordered::new();
+        let mut flight: FuturesUnordered<BoxFuture<'_, CallAnswer>> = FuturesUnordered::new();
         loop {
             let Some(node) = self.node.upgrade() else {
                 return;
@@ -107,7 +107,7 @@ impl<N: Repairing> Task<N> {
     }
 
     /// Asks until that is answered, or of no use any more.
-    async fn ask(&self, call: Call) -> Answer {
+    async fn ask(&self, call: Call) -> CallAnswer {
         let deadline = Instant::now() + self.patience;
         let mut pause = PAUSE;
         loop {

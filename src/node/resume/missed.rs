@@ -31,11 +31,11 @@ pub(super) const MOST: ReadLimits = ReadLimits {
 pub(super) const CUT: ReadLimits = ReadLimits { entries: 1, ..MOST };
 
 /// What is due, in order.
-type Due = Vec<MissedEntry>;
+type DueFrames = Vec<MissedEntry>;
 
 /// Whose socket it is.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Client<'a> {
+pub(super) struct MissedClient<'a> {
     pub(super) socket: SocketId,
     /// What its socket was before.
     pub(super) formerly: Option<SocketId>,
@@ -89,7 +89,7 @@ impl<'a> Resume<'a> {
         let missed = match &self.brought {
             Some(Ok(parts)) => {
                 let formerly = parts.socket;
-                let client = Client {
+                let client = MissedClient {
                     socket,
                     formerly,
                     user,
@@ -123,7 +123,12 @@ impl<'a> Resume<'a> {
     }
 
     /// What came to its topics since, in order and once; of a room only if it was in it.
-    fn missed(&self, client: Client<'_>, parts: &Parts, past: &Past) -> Result<Due, Missed> {
+    fn missed(
+        &self,
+        client: MissedClient<'_>,
+        parts: &Parts,
+        past: &Past,
+    ) -> Result<DueFrames, Missed> {
         if parts.has_more_rooms {
             return Err(Missed::TooMany);
         }
@@ -144,7 +149,11 @@ impl<'a> Resume<'a> {
 }
 
 /// What of a room that it was in came since: when it joins that again.
-pub(super) fn missed_in(client: Client<'_>, past: &Past, since: &Marks) -> Result<Due, Missed> {
+pub(super) fn missed_in(
+    client: MissedClient<'_>,
+    past: &Past,
+    since: &Marks,
+) -> Result<DueFrames, Missed> {
     match past.topics.first() {
         Some(past) => in_order(client, unknown(past, since.of(past.clock))?.collect()),
         None => Ok(Vec::new()),
@@ -193,7 +202,10 @@ fn is_ahead(since: Option<Mark>, cut: Option<Mark>) -> bool {
 }
 
 /// As the socket gets it: each once, by the numbers, without that from which it is excepted.
-fn in_order(client: Client<'_>, mut entries: Vec<(Clock, Number, &Bytes)>) -> Result<Due, Missed> {
+fn in_order(
+    client: MissedClient<'_>,
+    mut entries: Vec<(Clock, Number, &Bytes)>,
+) -> Result<DueFrames, Missed> {
     entries.sort_by_key(|(clock, number, _)| (*number, *clock));
     let (mut seen, mut unions) = (HashSet::new(), HashSet::new());
     entries.retain(|(clock, number, envelope)| {
@@ -326,7 +338,7 @@ mod tests {
         resume(rooms, Some(Ok(parts)), &EVERYTHING).find(NEW, "alice", &Past { topics })
     }
 
-    fn numbers(missed: &Result<Due, Missed>) -> Vec<u64> {
+    fn numbers(missed: &Result<DueFrames, Missed>) -> Vec<u64> {
         let missed = missed.as_ref().expect("it is told");
         missed.iter().map(|entry| entry.number.0).collect()
     }
@@ -457,7 +469,7 @@ mod tests {
             let past = Past {
                 topics: vec![came(0, 9, vec![again(formerly)])],
             };
-            let client = Client {
+            let client = MissedClient {
                 socket: NEW,
                 formerly: Some(OLD),
                 user: "alice",

@@ -12,8 +12,8 @@ use futures::{FutureExt, StreamExt, stream};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use self::missed::{CUT, Client, MOST, Resume, missed_in, told, told_meanwhile};
-use self::waiting::Waiter;
+use self::missed::{CUT, MOST, MissedClient, Resume, missed_in, told, told_meanwhile};
+use self::waiting::WaitingClient;
 pub(crate) use self::waiting::{Waiting, keep_asking};
 use super::Node;
 use crate::bus::Confirmation;
@@ -62,15 +62,15 @@ impl Node {
             Err(reason) => {
                 tracing::debug!(socket = %socket.id(), %reason, "nobody knows yet what its client missed");
                 let socket = socket.clone();
-                self.waiting.add(Waiter { socket, brought });
+                self.waiting.add(WaitingClient { socket, brought });
                 told_meanwhile(came_back)
             }
         }
     }
 
     /// The same for one that waits, in the rooms in which it is by now; unless still nobody knows.
-    async fn resume_now(&self, waiter: &Waiter) -> Result<(), Arc<str>> {
-        let Waiter { socket, brought } = waiter;
+    async fn resume_now(&self, waiter: &WaitingClient) -> Result<(), Arc<str>> {
+        let WaitingClient { socket, brought } = waiter;
         let rooms = self.local.rooms(socket);
         let rooms = rooms.iter().map(|room| Topic::room(room.as_str()));
         let rooms: Vec<Topic> = rooms.filter_map(Result::ok).collect();
@@ -167,7 +167,7 @@ impl Node {
         since: &Marks,
     ) -> Result<Vec<MissedEntry>, Missed> {
         let past = self.past(room, Some(since)).await;
-        let client = Client {
+        let client = MissedClient {
             socket: socket.id(),
             formerly: socket.resuming(|resuming| resuming.formerly()),
             user: socket.user().as_str(),

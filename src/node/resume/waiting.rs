@@ -26,31 +26,31 @@ use crate::model::history::position::Position;
 /// Whoever waits, by the socket's number. What waits in each is bounded: one for which too much came ends, and comes back.
 #[derive(Debug, Default)]
 pub(crate) struct Waiting {
-    clients: Mutex<HashMap<u64, Waiter>>,
+    clients: Mutex<HashMap<u64, WaitingClient>>,
     news: Arc<Notify>,
 }
 
 /// One client that waits.
 #[derive(Debug, Clone)]
-pub(super) struct Waiter {
+pub(super) struct WaitingClient {
     pub(super) socket: Sender,
     pub(super) brought: Option<Position>,
 }
 
 impl Waiting {
-    pub(super) fn add(&self, waiter: Waiter) {
+    pub(super) fn add(&self, waiter: WaitingClient) {
         let number = waiter.socket.id().number;
         let before = self.clients.lock().insert(number, waiter);
         drop(before);
         self.news.notify_one();
     }
 
-    fn remove(&self, waiter: &Waiter) {
+    fn remove(&self, waiter: &WaitingClient) {
         let gone = self.clients.lock().remove(&waiter.socket.id().number);
         drop(gone);
     }
 
-    fn all(&self) -> Vec<Waiter> {
+    fn all(&self) -> Vec<WaitingClient> {
         self.clients.lock().values().cloned().collect()
     }
 
@@ -113,7 +113,7 @@ impl Node {
         asking.for_each(async |()| {}).await;
     }
 
-    async fn ask_for(&self, waiter: Waiter) {
+    async fn ask_for(&self, waiter: WaitingClient) {
         let has_ended = waiter.socket.close_reason().is_some();
         let may_know = !has_ended && self.ground.reception.health() == Health::Up;
         if has_ended || may_know && self.resume_now(&waiter).await.is_ok() {

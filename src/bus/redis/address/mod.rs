@@ -7,7 +7,7 @@ use std::net::Ipv6Addr;
 
 use url::Url;
 
-pub(super) use self::several::{Host, Login, Seeds, SentinelUrl};
+pub(super) use self::several::{Login, Seeds, SentinelUrl, ServerAddress};
 
 const FORM: &str = "the form is redis://[user:password@]host[:port]";
 const PORT: u16 = 6379;

@@ -14,19 +14,19 @@ const SENTINEL_FORM: &str =
 
 /// A host and its port.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(in crate::bus::redis) struct Host {
+pub(in crate::bus::redis) struct ServerAddress {
     pub(in crate::bus::redis) name: String,
     pub(in crate::bus::redis) port: u16,
 }
 
-impl Host {
+impl ServerAddress {
     pub(in crate::bus::redis) fn new(name: impl Into<String>, port: u16) -> Self {
         let name = name.into();
         Self { name, port }
     }
 }
 
-impl fmt::Display for Host {
+impl fmt::Display for ServerAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.name.parse::<Ipv6Addr>() {
             Ok(ip) => write!(f, "[{ip}]:{}", self.port),
@@ -55,7 +55,7 @@ impl fmt::Debug for Login {
 /// Nodes of a Redis Cluster: any of them knows the others.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::bus::redis) struct Seeds {
-    pub(in crate::bus::redis) hosts: Vec<Host>,
+    pub(in crate::bus::redis) hosts: Vec<ServerAddress>,
     pub(in crate::bus::redis) login: Login,
     pub(in crate::bus::redis) tls: bool,
 }
@@ -91,7 +91,7 @@ fn show(
     kind: &str,
     tls: bool,
     login: &Login,
-    hosts: &[Host],
+    hosts: &[ServerAddress],
 ) -> fmt::Result {
     let tls = if tls { "s" } else { "" };
     write!(f, "redis{tls}-{kind}://")?;
@@ -192,7 +192,7 @@ fn unknown(known: &str) -> String {
 /// What all such URLs have in common, decoded.
 struct UrlParts {
     login: Login,
-    hosts: Vec<Host>,
+    hosts: Vec<ServerAddress>,
     path: Vec<String>,
     /// But for the nodes.
     query: Vec<(String, String)>,
@@ -238,7 +238,7 @@ impl UrlParts {
         Ok(parts)
     }
 
-    fn add(&mut self, host: Host) {
+    fn add(&mut self, host: ServerAddress) {
         if !self.hosts.contains(&host) {
             self.hosts.push(host);
         }
@@ -266,7 +266,7 @@ fn login(text: &str) -> Result<Login, String> {
     })
 }
 
-fn host(text: &str, default: u16) -> Result<Host, String> {
+fn host(text: &str, default: u16) -> Result<ServerAddress, String> {
     let number = match port(text)? {
         Some(number) => check_port(number, default)?,
         None => default,
@@ -282,7 +282,7 @@ fn host(text: &str, default: u16) -> Result<Host, String> {
         Ok(ip) if ip.is_unspecified() => {
             Err("the host is a wildcard address: name one that can be reached".into())
         }
-        _ => Ok(Host::new(name, number)),
+        _ => Ok(ServerAddress::new(name, number)),
     }
 }
 
@@ -323,7 +323,7 @@ mod tests {
 
     #[test]
     fn sentinels_are_named_in_a_list_or_in_the_query() {
-        let hosts = |names: &[&str]| -> Vec<Host> {
+        let hosts = |names: &[&str]| -> Vec<ServerAddress> {
             let hosts = names.iter().map(|name| host(name, SENTINEL_PORT).unwrap());
             hosts.collect()
         };
@@ -403,7 +403,10 @@ mod tests {
             let Ok(Address::Cluster(seeds)) = parse(url) else {
                 panic!("{url}")
             };
-            assert_eq!(seeds.hosts, [Host::new("a", 7000), Host::new("b", 6379)]);
+            assert_eq!(
+                seeds.hosts,
+                [ServerAddress::new("a", 7000), ServerAddress::new("b", 6379)]
+            );
             assert_eq!((seeds.login, seeds.tls), (login("u", "p"), tls));
         }
     }
@@ -494,7 +497,7 @@ mod tests {
             hosts in proptest::collection::vec(("[a-z][a-z0-9-]{0,9}", 1u16..), 1..5), in_list: usize,
         ) {
             let written = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
-            let hosts: Vec<Host> = hosts.into_iter().map(|(name, port)| Host::new(name, port)).collect();
+            let hosts: Vec<ServerAddress> = hosts.into_iter().map(|(name, port)| ServerAddress::new(name, port)).collect();
             let (list, nodes) = hosts.split_at(1 + in_list % hosts.len());
             let list: Vec<String> = list.iter().map(ToString::to_string).collect();
             let nodes: String = nodes.iter().map(|node| format!("&node={node}")).collect();
@@ -506,7 +509,7 @@ mod tests {
             prop_assert_eq!(parsed.login, login(&user, &password));
             prop_assert_eq!(parsed.sentinels.login, login("", &asked));
             prop_assert_eq!(parsed.service, service);
-            let mut expected: Vec<Host> = Vec::new();
+            let mut expected: Vec<ServerAddress> = Vec::new();
             hosts.into_iter().for_each(|host| if !expected.contains(&host) { expected.push(host) });
             prop_assert_eq!(parsed.sentinels.hosts, expected);
         }

@@ -29,9 +29,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use self::split::Split;
-use self::told::{Rest, Told};
+use self::told::{PartTold, Rest};
 pub(super) use self::waiters::Waiters;
-use super::address::Host;
+use super::address::ServerAddress;
 use super::backoff::LONGEST_PAUSE;
 use super::past::room::Room;
 use super::past::spool::Spool;
@@ -85,7 +85,7 @@ pub(super) struct Backlog {
 
 /// What came of a turn.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Answered {
+pub(super) struct TurnAnswered {
     /// A probe reached nobody.
     pub(super) is_astray: bool,
     /// Something is at another primary already.
@@ -267,7 +267,7 @@ impl Backlog {
     }
 
     /// What is to be asked for where its keys are by now; of one such place.
-    pub(super) fn take_asked(&mut self, turn: &mut Turn) -> Option<Host> {
+    pub(super) fn take_asked(&mut self, turn: &mut Turn) -> Option<ServerAddress> {
         let place = self.asked.front()?.0.asks.clone();
         while let Some((mut publication, waiter)) = self.asked.pop_front() {
             if publication.asks != place {
@@ -549,7 +549,7 @@ impl Turn {
         &mut self,
         mut replies: impl Iterator<Item = PublishReply>,
         backlog: &mut Backlog,
-    ) -> Answered {
+    ) -> TurnAnswered {
         let mut permits: Option<Permit> = None;
         let (mut is_astray, mut rest) = (false, Rest::default());
         let waiters = self.waiters.0.drain(..);
@@ -557,7 +557,7 @@ impl Turn {
             let sum = replace(&mut waiter.sum, Ok(Taken::default()));
             let spools = backlog.spool.is_some() && publication.spools();
             let replies = replies.by_ref().take(publication.part().len());
-            let told = Told::by(replies, sum, publication.partition, spools);
+            let told = PartTold::by(replies, sum, publication.partition, spools);
             let is_finished = publication.is_finished();
             if let Some(spool) = backlog.spool.as_mut().filter(|_| !told.marks.is_empty()) {
                 spool.took(&mut publication, &told.marks, Instant::now());
@@ -586,7 +586,7 @@ impl Turn {
                 None => permits = Some(waiter.permit),
             }
         }
-        Answered {
+        TurnAnswered {
             is_astray,
             ..rest.wait(backlog)
         }
@@ -624,13 +624,13 @@ mod tests {
 
     use super::told::and;
     use super::*;
-    use crate::bus::redis::pipeline::Refused;
-    use crate::bus::redis::publication::{Answer, PART};
+    use crate::bus::redis::pipeline::RefusedPublish;
+    use crate::bus::redis::publication::{PART, PublicationAnswer};
     use crate::bus::scope::Size;
 
     #[test]
     fn a_union_that_is_refused_in_part_may_have_been_sent() {
-        let refused = Err(Refused::For("NOPERM".into()));
+        let refused = Err(RefusedPublish::For("NOPERM".into()));
         let (taken, ignored) = (Ok(1.into()), Ok(0.into()));
         for (replies, maybe_sent) in [
             ([&refused, &refused], false),
@@ -647,7 +647,7 @@ mod tests {
     fn queued(
         channels: std::ops::Range<usize>,
         is_probe: bool,
-    ) -> ((Publication, Waiter), oneshot::Receiver<Answer>) {
+    ) -> ((Publication, Waiter), oneshot::Receiver<PublicationAnswer>) {
         let (reply, answer) = oneshot::channel();
         let channels: SmallVec<_> = channels.map(|channel| channel.to_string()).collect();
         let deadline = Instant::now() + Duration::from_secs(60);
@@ -729,7 +729,7 @@ mod tests {
             queued.0.partition = Some(Partition::of("r:1"));
             backlog.admit(queued);
             backlog.take_turn(&mut turn);
-            let refused = Err(Refused::Elsewhere(words.into()));
+            let refused = Err(RefusedPublish::Elsewhere(words.into()));
             let answered = turn.answer([refused].into_iter(), &mut backlog);
             assert_eq!(answered.is_elsewhere, is_elsewhere, "{words}");
             assert!(backlog.rests_until().is_some(), "control: it waits");
@@ -753,7 +753,7 @@ mod tests {
         let mut turn = Turn::default();
         backlog.take_turn(&mut turn);
         answers.push(admit(&mut backlog, 1, Some(one)));
-        let refused = || Err(Refused::Elsewhere("MOVED".into()));
+        let refused = || Err(RefusedPublish::Elsewhere("MOVED".into()));
         let answered = turn.answer([refused()].into_iter(), &mut backlog);
         assert!(answered.is_elsewhere);
         for (channel, partition) in [(2, other), (3, Some(one))] {
@@ -790,7 +790,7 @@ mod tests {
             backlog.admit(queued);
             answer
         };
-        let refused = || Err(Refused::Elsewhere("TRYAGAIN".into()));
+        let refused = || Err(RefusedPublish::Elsewhere("TRYAGAIN".into()));
         let mut answers = vec![admit(&mut backlog, 0), admit(&mut backlog, 1)];
         backlog.take_turn(&mut turn);
         assert!(turn.publications.iter().all(|one| !one.goes_alone));

@@ -14,7 +14,7 @@ use crate::bus::redis::publication::Publication;
 use crate::bus::redis::queue::Waiter;
 use crate::model::partition::Partition;
 
-type Waiting = (Publication, Waiter);
+type WaitingPublication = (Publication, Waiter);
 
 /// Most of a topic that go out at once.
 const RUN: usize = 64;
@@ -45,7 +45,7 @@ impl Split {
     }
 
     /// Of which topics something waits, from now on.
-    pub(super) fn note(&mut self, stalled: &BTreeMap<Partition, VecDeque<Waiting>>) {
+    pub(super) fn note(&mut self, stalled: &BTreeMap<Partition, VecDeque<WaitingPublication>>) {
         self.0.retain(|partition, waits| {
             let stalled = stalled.get(partition);
             waits.clear();
@@ -71,8 +71,11 @@ impl Split {
 }
 
 /// What may go out now, each topic's together. What is of several topics goes alone, and what follows of these stays.
-pub(super) fn ahead(stalled: &mut VecDeque<Waiting>) -> Vec<Waiting> {
-    let (mut runs, mut places) = (Vec::<Vec<Waiting>>::new(), HashMap::<u64, usize>::new());
+pub(super) fn ahead(stalled: &mut VecDeque<WaitingPublication>) -> Vec<WaitingPublication> {
+    let (mut runs, mut places) = (
+        Vec::<Vec<WaitingPublication>>::new(),
+        HashMap::<u64, usize>::new(),
+    );
     let (mut closed, mut rest) = (HashSet::new(), VecDeque::new());
     for (mut publication, waiter) in take(stalled) {
         let named = topics(&publication);

@@ -3,10 +3,10 @@
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
-use super::{Answered, Backlog};
-use crate::bus::redis::address::Host;
+use super::{Backlog, TurnAnswered};
+use crate::bus::redis::address::ServerAddress;
 use crate::bus::redis::command::{asked, is_on_its_way};
-use crate::bus::redis::pipeline::{PublishReply, Refused};
+use crate::bus::redis::pipeline::{PublishReply, RefusedPublish};
 use crate::bus::redis::publication::{Publication, Receivers, Taken};
 use crate::bus::redis::queue::Waiter;
 use crate::model::error::PublishError;
@@ -14,21 +14,21 @@ use crate::model::history::mark::Mark;
 use crate::model::partition::Partition;
 
 /// What Redis said to a part of a publication.
-pub(super) struct Told {
+pub(super) struct PartTold {
     pub(super) sum: Receivers,
     /// To so many of it.
     pub(super) taken: usize,
     /// The others are to be published again.
-    pub(super) again: Option<Again>,
+    pub(super) again: Option<AgainReason>,
     /// There, if somebody said where.
-    pub(super) asks: Option<Host>,
+    pub(super) asks: Option<ServerAddress>,
     /// Of those that are kept, where there is a spool.
     pub(super) marks: SmallVec<[Option<Mark>; 1]>,
 }
 
 /// Why something is to be published again.
 #[derive(Clone, Copy)]
-pub(super) enum Again {
+pub(super) enum AgainReason {
     /// And whether it has arrived there.
     Elsewhere(Partition, bool),
     /// Redis has forgotten the script.
@@ -37,7 +37,7 @@ pub(super) enum Again {
     Away,
 }
 
-impl Told {
+impl PartTold {
     pub(super) fn by(
         replies: impl Iterator<Item = PublishReply>,
         mut sum: Receivers,
@@ -48,12 +48,14 @@ impl Told {
         for reply in replies {
             match (reply, partition) {
                 // All that follows is refused alike.
-                (Err(Refused::Elsewhere(words)), Some(partition)) => {
-                    again = Some(Again::Elsewhere(partition, !is_on_its_way(&words)));
+                (Err(RefusedPublish::Elsewhere(words)), Some(partition)) => {
+                    again = Some(AgainReason::Elsewhere(partition, !is_on_its_way(&words)));
                     asks = asked(&words);
                 }
-                (Err(Refused::Unknown), _) => again = again.or(Some(Again::Unknown)),
-                (Err(Refused::Away(_)), _) if spools => again = again.or(Some(Again::Away)),
+                (Err(RefusedPublish::Unknown), _) => again = again.or(Some(AgainReason::Unknown)),
+                (Err(RefusedPublish::Away(_)), _) if spools => {
+                    again = again.or(Some(AgainReason::Away))
+                }
                 (reply, _) => {
                     if spools {
                         marks.push(reply.as_ref().ok().and_then(|taken| taken.mark));
@@ -88,19 +90,19 @@ pub(super) struct Rest {
 impl Rest {
     pub(super) fn add(
         &mut self,
-        again: Again,
+        again: AgainReason,
         spools: bool,
         (publication, waiter): (Publication, Waiter),
     ) {
         match again {
-            Again::Elsewhere(partition, has_arrived) => {
+            AgainReason::Elsewhere(partition, has_arrived) => {
                 self.has_arrived |= has_arrived;
                 let refused = (partition, has_arrived, publication, waiter);
                 self.elsewhere.push(refused);
             }
-            Again::Unknown if !spools => self.unknown.push((publication, waiter)),
-            Again::Unknown => self.spooled.push((publication, waiter)),
-            Again::Away => {
+            AgainReason::Unknown if !spools => self.unknown.push((publication, waiter)),
+            AgainReason::Unknown => self.spooled.push((publication, waiter)),
+            AgainReason::Away => {
                 self.is_away = true;
                 self.spooled.push((publication, waiter));
             }
@@ -108,7 +110,7 @@ impl Rest {
     }
 
     /// It waits for its next turn.
-    pub(super) fn wait(mut self, backlog: &mut Backlog) -> Answered {
+    pub(super) fn wait(mut self, backlog: &mut Backlog) -> TurnAnswered {
         let waits = |(_, waiter): &(Publication, Waiter)| waiter.waits();
         match self.is_away || backlog.is_spooling() || self.spooled.iter().any(waits) {
             true => backlog.return_to_spool(self.spooled),
@@ -122,7 +124,7 @@ impl Rest {
             false => backlog.stall(self.elsewhere, Instant::now()),
             true => backlog.goes_on(),
         }
-        Answered {
+        TurnAnswered {
             is_astray: false,
             is_elsewhere: self.has_arrived,
             is_away: self.is_away,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use redis::Value;
 
 use super::view::{AskedHost, View};
-use crate::bus::redis::address::Host;
+use crate::bus::redis::address::ServerAddress;
 use crate::bus::redis::advice::without_arguments;
 use crate::bus::redis::fields::{Fields, text};
 
@@ -13,7 +13,7 @@ use crate::bus::redis::fields::{Fields, text};
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct ClusterAnswer {
     /// Whose word it is.
-    pub(super) by: Host,
+    pub(super) by: ServerAddress,
     pub(super) view: View,
     /// The highest that it knows of, if it tells it.
     pub(super) epoch: Option<u64>,
@@ -142,7 +142,7 @@ mod tests {
     }
 
     fn read(answers: Vec<Result<Value, String>>) -> Result<ClusterAnswer, String> {
-        let host = &Host::new("seed", 1);
+        let host = &ServerAddress::new("seed", 1);
         super::read(
             answers,
             AskedHost {

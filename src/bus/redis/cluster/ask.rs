@@ -11,7 +11,7 @@ use tokio::time::timeout;
 
 use super::answer::{ClusterAnswer, advise, read};
 use super::view::AskedHost;
-use crate::bus::redis::address::Host;
+use crate::bus::redis::address::ServerAddress;
 use crate::bus::redis::command;
 use crate::bus::redis::endpoint::{Dialed, nobody};
 use crate::bus::redis::explained::Ending;
@@ -24,7 +24,7 @@ const ASKING: Duration = Duration::from_secs(5);
 
 /// A server that is asked, by a connection that is kept as long as it answers.
 pub(super) struct Witness {
-    host: Host,
+    host: ServerAddress,
     connection: MultiplexedConnection,
     driver: BoxFuture<'static, ()>,
     ending: Ending,
@@ -35,7 +35,7 @@ pub(super) type WitnessAnswer = Result<(Witness, ClusterAnswer), Arc<str>>;
 
 impl Witness {
     /// Connects, and asks.
-    pub(super) async fn find(target: &ClusterTarget, host: &Host) -> WitnessAnswer {
+    pub(super) async fn find(target: &ClusterTarget, host: &ServerAddress) -> WitnessAnswer {
         let opened = target.endpoint(host).connect().await;
         let Dialed {
             stream,
@@ -62,7 +62,7 @@ impl Witness {
         in_time(target, self.answer(target, None)).await
     }
 
-    pub(super) fn host(&self) -> &Host {
+    pub(super) fn host(&self) -> &ServerAddress {
         &self.host
     }
 

@@ -172,7 +172,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::bus::redis::address::Host;
+    use crate::bus::redis::address::ServerAddress;
     use crate::bus::redis::cluster::view::View;
     use crate::bus::redis::cluster::view::tests::{host, owned_by, thirds_at};
 
@@ -180,7 +180,7 @@ mod tests {
 
     fn answer(epoch: u64, port: u16, is_well: bool) -> ClusterAnswer {
         ClusterAnswer {
-            by: Host::new("n", port),
+            by: ServerAddress::new("n", port),
             view: owned_by(port),
             epoch: Some(epoch),
             is_well,

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::{Sight, View};
 use crate::bus::Listener;
 use crate::bus::outage::LinkId;
-use crate::bus::redis::address::Host;
+use crate::bus::redis::address::ServerAddress;
 use crate::bus::redis::options::ClusterTarget;
 use crate::bus::redis::placement::Placement;
 use crate::bus::redis::quota::SharedLedgers;
@@ -36,7 +36,7 @@ pub(in crate::bus::redis) struct Follower {
     /// Notified where the cluster may be divided otherwise.
     hints: Arc<Notify>,
     listener: Weak<dyn Listener>,
-    shards: BTreeMap<Host, Arc<Shard>>,
+    shards: BTreeMap<ServerAddress, Arc<Shard>>,
     next_link: u32,
     /// Since when something is not where it should be.
     held_up: Option<Instant>,
@@ -122,7 +122,7 @@ impl Follower {
             .retain(|_, shard| shards.iter().any(|one| one.link == shard.link));
     }
 
-    fn shard(&mut self, host: &Host) -> Arc<Shard> {
+    fn shard(&mut self, host: &ServerAddress) -> Arc<Shard> {
         if let Some(shard) = self.shards.get(host) {
             return shard.clone();
         }

@@ -26,7 +26,7 @@ use self::chart::{Chart, ChartFinding};
 pub(in crate::bus::redis) use self::follow::{Follower, nowhere};
 use self::refresh::Refresh;
 use self::view::View;
-use super::address::Host;
+use super::address::ServerAddress;
 use super::options::ClusterTarget;
 
 /// So long a server is waited for before the next one is asked beside it.
@@ -172,7 +172,7 @@ impl Cartographer {
     }
 
     /// Whom to ask: at random, so that not all nodes ask one server, and those that the URL names at last.
-    fn servers(&self) -> Vec<Host> {
+    fn servers(&self) -> Vec<ServerAddress> {
         let mut servers = Vec::new();
         if let Some(view) = self.chart.view() {
             servers.extend(view.nodes().cloned());
@@ -180,7 +180,7 @@ impl Cartographer {
             servers.truncate(MOST);
         }
         let seeds = self.target.seeds.iter();
-        let mut seeds: Vec<Host> = seeds
+        let mut seeds: Vec<ServerAddress> = seeds
             .filter(|seed| !servers.contains(seed))
             .cloned()
             .collect();
@@ -190,9 +190,12 @@ impl Cartographer {
     }
 }
 
-type WitnessFailure = (Host, Arc<str>);
+type WitnessFailure = (ServerAddress, Arc<str>);
 
-fn find(target: &Arc<ClusterTarget>, server: Host) -> BoxFuture<'static, (Host, WitnessAnswer)> {
+fn find(
+    target: &Arc<ClusterTarget>,
+    server: ServerAddress,
+) -> BoxFuture<'static, (ServerAddress, WitnessAnswer)> {
     let target = target.clone();
     async move {
         let told = Witness::find(&target, &server).await;
@@ -201,7 +204,10 @@ fn find(target: &Arc<ClusterTarget>, server: Host) -> BoxFuture<'static, (Host, 
     .boxed()
 }
 
-fn ask(target: &Arc<ClusterTarget>, witness: Witness) -> BoxFuture<'static, (Host, WitnessAnswer)> {
+fn ask(
+    target: &Arc<ClusterTarget>,
+    witness: Witness,
+) -> BoxFuture<'static, (ServerAddress, WitnessAnswer)> {
     let (target, server) = (target.clone(), witness.host().clone());
     async move { (server, witness.ask(&target).await) }.boxed()
 }
@@ -221,7 +227,7 @@ fn unanswered(failures: &[WitnessFailure]) -> Arc<str> {
 #[cfg(any(fuzzing, axum_cluster_internals))]
 pub(crate) fn read_view(bytes: &[u8]) -> Option<(usize, usize)> {
     let slots = redis::parse_redis_value(bytes).ok()?;
-    let host = &Host::new("seed", 1);
+    let host = &ServerAddress::new("seed", 1);
     let asked = view::AskedHost {
         host,
         by_name: true,
@@ -487,7 +493,7 @@ mod tests {
         let sight = asking.until(|sight| owner(sight).is_some()).await;
         let view = sight.view.unwrap();
         assert!(view.unserved().is_empty());
-        let owner = Host::new("localhost", server.port());
+        let owner = ServerAddress::new("localhost", server.port());
         assert!(view.nodes().eq([&owner]), "it does not know its own name");
         for partition in Partition::all().step_by(16) {
             let tag = format!("shop:{{{}}}:u:a%7Bb", partition.tag());

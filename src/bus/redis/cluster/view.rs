@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use redis::Value;
 
-use crate::bus::redis::address::Host;
+use crate::bus::redis::address::ServerAddress;
 use crate::bus::redis::fields::{Fields, text};
 use crate::model::partition::{Partition, PartitionSet};
 
@@ -13,15 +13,15 @@ const UNKNOWN: &str = "?";
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(in crate::bus::redis) struct View {
-    primaries: BTreeMap<Host, PartitionSet>,
+    primaries: BTreeMap<ServerAddress, PartitionSet>,
     unserved: PartitionSet,
-    nodes: BTreeSet<Host>,
+    nodes: BTreeSet<ServerAddress>,
 }
 
 /// Whose words these are, and how nodes are called.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct AskedHost<'a> {
-    pub(super) host: &'a Host,
+    pub(super) host: &'a ServerAddress,
     /// Whether a node's certificate has to be for its name: then one that tells it is called by it.
     pub(super) by_name: bool,
 }
@@ -51,7 +51,7 @@ impl View {
             return None;
         };
         let hosts = nodes.iter().map(|node| host(node, asked));
-        let hosts: Vec<Option<Host>> = hosts.collect();
+        let hosts: Vec<Option<ServerAddress>> = hosts.collect();
         self.nodes.extend(hosts.iter().flatten().cloned());
         let primary = hosts.into_iter().next()??;
         for partition in Partition::between(number(first)?, number(last)?) {
@@ -81,20 +81,20 @@ impl View {
 
     /// Where to ask for a partition: its primary, or that which was it last.
     #[cfg(test)]
-    pub(in crate::bus::redis) fn owner(&self, partition: Partition) -> Option<&Host> {
+    pub(in crate::bus::redis) fn owner(&self, partition: Partition) -> Option<&ServerAddress> {
         let mut primaries = self.primaries.iter();
         let found = primaries.find(|(_, partitions)| partitions.contains(partition));
         found.map(|(host, _)| host)
     }
 
-    pub(super) fn has_primary(&self, host: &Host) -> bool {
+    pub(super) fn has_primary(&self, host: &ServerAddress) -> bool {
         self.primaries.contains_key(host)
     }
 
     /// All primaries that own something, and which partitions each owns.
     pub(in crate::bus::redis) fn primaries(
         &self,
-    ) -> impl ExactSizeIterator<Item = (&Host, PartitionSet)> {
+    ) -> impl ExactSizeIterator<Item = (&ServerAddress, PartitionSet)> {
         self.primaries
             .iter()
             .map(|(host, partitions)| (host, *partitions))
@@ -106,14 +106,14 @@ impl View {
     }
 
     /// Whom to ask: primaries and replicas.
-    pub(in crate::bus::redis) fn nodes(&self) -> impl ExactSizeIterator<Item = &Host> {
+    pub(in crate::bus::redis) fn nodes(&self) -> impl ExactSizeIterator<Item = &ServerAddress> {
         self.nodes.iter()
     }
 }
 
 /// Where a node is reached. The place that it prefers comes first, then its port; its own, if it does not know it, is
 /// where it was asked. Its other names follow in Redis 7.
-fn host(node: &Value, asked: AskedHost<'_>) -> Option<Host> {
+fn host(node: &Value, asked: AskedHost<'_>) -> Option<ServerAddress> {
     let Value::Array(fields) = node else {
         return None;
     };
@@ -133,7 +133,7 @@ fn host(node: &Value, asked: AskedHost<'_>) -> Option<Host> {
             _ => return None,
         },
     };
-    Some(Host::new(name, port))
+    Some(ServerAddress::new(name, port))
 }
 
 fn is_name(text: &str) -> bool {
@@ -173,7 +173,7 @@ pub(super) mod tests {
     }
 
     fn read_by(by_name: bool, ranges: impl IntoIterator<Item = Value>) -> View {
-        let host = &Host::new("seed", 1);
+        let host = &ServerAddress::new("seed", 1);
         View::read(&array(ranges), AskedHost { host, by_name }).unwrap()
     }
 
@@ -181,8 +181,8 @@ pub(super) mod tests {
         read_by(false, ranges)
     }
 
-    pub(in crate::bus::redis::cluster) fn host(port: u16) -> Host {
-        Host::new("10.0.0.1", port)
+    pub(in crate::bus::redis::cluster) fn host(port: u16) -> ServerAddress {
+        ServerAddress::new("10.0.0.1", port)
     }
 
     /// Three primaries, each with a third of everything.
@@ -280,7 +280,7 @@ pub(super) mod tests {
                     [range(0, 16_383, [node(preferred.clone(), 7, metadata)])],
                 );
                 let owner = view.owner(Partition::of("all"));
-                let expected = expected.map(|name| Host::new(name, 7));
+                let expected = expected.map(|name| ServerAddress::new(name, 7));
                 assert_eq!(owner, expected.as_ref(), "{preferred:?} {metadata:?}");
                 assert_eq!(view.unserved().is_empty(), expected.is_some());
             }
@@ -308,7 +308,7 @@ pub(super) mod tests {
             assert_eq!(view.primaries().len(), 1, "{garbled:?}");
             assert_eq!(view.owner(Partition::of("all")), Some(&host(70)));
         }
-        let host = &Host::new("seed", 1);
+        let host = &ServerAddress::new("seed", 1);
         let by_name = false;
         assert_eq!(View::read(&Value::Nil, AskedHost { host, by_name }), None);
     }
@@ -344,7 +344,7 @@ pub(super) mod tests {
     proptest! {
         #[test]
         fn no_answer_breaks_anything(one in any_value(TEXTS), other in any_value(TEXTS), by_name: bool) {
-            let host = &Host::new("seed", 1);
+            let host = &ServerAddress::new("seed", 1);
             let read = |value| View::read(value, AskedHost { host, by_name });
             let (Some(one), Some(other)) = (read(&one), read(&other)) else { return Ok(()) };
             let view = other.clone().after(&one);

@@ -19,7 +19,7 @@ pub(in crate::bus::redis) struct Acknowledged(BTreeMap<(Arc<str>, Run), VecDeque
 
 /// What a run lost.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(in crate::bus::redis) struct Lost {
+pub(in crate::bus::redis) struct LostMessages {
     pub(in crate::bus::redis) messages: u64,
     pub(in crate::bus::redis) first: Option<Number>,
 }
@@ -52,12 +52,12 @@ impl Acknowledged {
         &mut self,
         of: &(Arc<str>, Run),
         end: Option<Number>,
-    ) -> Lost {
+    ) -> LostMessages {
         let numbers = self.0.remove(of).unwrap_or_default();
         let is_lost = |number: &&Number| end.is_none_or(|end| **number > end);
         let mut lost = numbers.iter().filter(is_lost);
         let first = lost.next().copied();
-        Lost {
+        LostMessages {
             messages: u64::from(first.is_some()) + lost.count() as u64,
             first,
         }
@@ -88,9 +88,9 @@ mod tests {
         Run::of(&letter.repeat(12)).unwrap()
     }
 
-    fn lost(messages: u64, first: u64) -> Lost {
+    fn lost(messages: u64, first: u64) -> LostMessages {
         let first = Some(Number(first));
-        Lost { messages, first }
+        LostMessages { messages, first }
     }
 
     #[test]
@@ -108,7 +108,7 @@ mod tests {
         // It was not asked yet.
         acknowledged.add(run("y"), &a, Number(20));
         assert_eq!(acknowledged.lost(&of_a, Some(Number(7))), lost(3, 8));
-        let nothing = Lost::default();
+        let nothing = LostMessages::default();
         assert_eq!(acknowledged.lost(&of_a, None), nothing, "counted once");
         assert_eq!(acknowledged.lost(&of_b, None), lost(1, 11));
         assert_eq!(acknowledged.of_others(run("y")), []);

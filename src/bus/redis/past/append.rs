@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::super::pipeline::{Ended, Pipeline, PublishReply, Unusable};
 use super::super::publication::Publication;
 use super::acknowledged::Acknowledged;
-use super::batch::{Again, Batch};
+use super::batch::{Again, AppendBatch};
 use super::keeper::{EVICTS, Keeper};
 use super::refresh::Refreshes;
 use crate::bus::{Listener, wire};
@@ -132,7 +132,7 @@ impl AppendState {
         refused: Option<&Arc<str>>,
     ) -> Result<(), Unusable> {
         let now = Instant::now();
-        let (mut batch, mut again) = (Batch::default(), Again::default());
+        let (mut batch, mut again) = (AppendBatch::default(), Again::default());
         for publication in publications {
             match (&publication.keep, refused) {
                 (None, _) => {

@@ -20,7 +20,7 @@ const MOST_BYTES: usize = 256 * 1024;
 const MOST_AGAIN: usize = 64;
 
 #[derive(Debug, Default)]
-pub(in crate::bus::redis) struct Batch<'a> {
+pub(in crate::bus::redis) struct AppendBatch<'a> {
     clock: Option<&'a Arc<str>>,
     messages: Vec<Appended<'a>>,
     bytes: usize,
@@ -28,7 +28,7 @@ pub(in crate::bus::redis) struct Batch<'a> {
     alone: Option<&'a str>,
 }
 
-impl<'a> Batch<'a> {
+impl<'a> AppendBatch<'a> {
     /// Adds the next messages of a publication, as many as there is room for beside what is there. Whether it is complete.
     pub(in crate::bus::redis) fn add(
         &mut self,
@@ -113,7 +113,7 @@ pub(in crate::bus::redis) struct Again<'a> {
 }
 
 impl<'a> Again<'a> {
-    /// As [`Batch::add`].
+    /// As [`AppendBatch::add`].
     pub(in crate::bus::redis) fn add(
         &mut self,
         publication: &'a Publication,
@@ -163,7 +163,7 @@ impl<'a> Again<'a> {
         true
     }
 
-    /// As [`Batch::append`].
+    /// As [`AppendBatch::append`].
     pub(in crate::bus::redis) async fn append(
         &mut self,
         open: &mut Pipeline,

@@ -22,15 +22,15 @@ const LATELY: Duration = Duration::from_secs(10);
 pub(in crate::bus::redis) struct Lately<T> {
     messages: usize,
     bytes: usize,
-    taken: VecDeque<Taken<T>>,
+    taken: VecDeque<TakenLately<T>>,
     /// Of what is here.
     held: usize,
-    clocks: BTreeMap<Arc<str>, Clock>,
+    clocks: BTreeMap<Arc<str>, ClockTaken>,
 }
 
 /// One number's.
 #[derive(Debug)]
-pub(in crate::bus::redis) struct Taken<T> {
+pub(in crate::bus::redis) struct TakenLately<T> {
     pub(in crate::bus::redis) clock: Arc<str>,
     pub(in crate::bus::redis) mark: Mark,
     pub(in crate::bus::redis) at: Instant,
@@ -39,7 +39,7 @@ pub(in crate::bus::redis) struct Taken<T> {
 }
 
 #[derive(Debug)]
-struct Clock {
+struct ClockTaken {
     latest: Mark,
     /// All that is here of it is there.
     proven: Option<Run>,
@@ -65,9 +65,9 @@ impl<T> Lately<T> {
     }
 
     /// Something was taken, now or (handed over by whoever published it) some time ago.
-    pub(in crate::bus::redis) fn add(&mut self, taken: Taken<T>, is_proven: bool) {
-        let Taken { mark, at, .. } = taken;
-        let clock = Clock {
+    pub(in crate::bus::redis) fn add(&mut self, taken: TakenLately<T>, is_proven: bool) {
+        let TakenLately { mark, at, .. } = taken;
+        let clock = ClockTaken {
             latest: mark,
             proven: is_proven.then_some(mark.run),
         };
@@ -97,7 +97,7 @@ impl<T> Lately<T> {
 
     /// Of which clocks and runs the end has to be known before anything is kept by this run.
     pub(in crate::bus::redis) fn unproven(&self, run: Run) -> BTreeSet<(Arc<str>, Run)> {
-        let is_unproven = |taken: &&Taken<T>| {
+        let is_unproven = |taken: &&TakenLately<T>| {
             let clock = self.clocks.get(&taken.clock);
             taken.mark.run != run && clock.is_none_or(|clock| clock.proven != Some(run))
         };
@@ -108,7 +108,7 @@ impl<T> Lately<T> {
     }
 
     /// Takes out what is lost, in order; the rest is proven on this run. What is not asked for is there.
-    pub(in crate::bus::redis) fn settle(&mut self, run: Run, ends: &Ends) -> Vec<Taken<T>> {
+    pub(in crate::bus::redis) fn settle(&mut self, run: Run, ends: &Ends) -> Vec<TakenLately<T>> {
         let mut lost = Vec::new();
         for taken in take(&mut self.taken) {
             let end = ends.get(&(taken.clock.clone(), taken.mark.run));
@@ -127,7 +127,10 @@ impl<T> Lately<T> {
     }
 
     /// Takes out what somebody else looks after from now on.
-    pub(in crate::bus::redis) fn take_out(&mut self, which: impl Fn(&T) -> bool) -> Vec<Taken<T>> {
+    pub(in crate::bus::redis) fn take_out(
+        &mut self,
+        which: impl Fn(&T) -> bool,
+    ) -> Vec<TakenLately<T>> {
         let (out, stay): (Vec<_>, _) = take(&mut self.taken)
             .into_iter()
             .partition(|taken| which(&taken.what));
@@ -145,12 +148,12 @@ mod tests {
         Run::of(&letter.repeat(12)).unwrap()
     }
 
-    fn taken(letter: &str, number: u64, at: Instant) -> Taken<u64> {
+    fn taken(letter: &str, number: u64, at: Instant) -> TakenLately<u64> {
         let mark = Mark {
             run: run(letter),
             number: Number(number),
         };
-        Taken {
+        TakenLately {
             clock: "c".into(),
             mark,
             at,
@@ -165,7 +168,7 @@ mod tests {
         ends.iter().map(end).collect()
     }
 
-    fn numbers(lost: Vec<Taken<u64>>) -> Vec<u64> {
+    fn numbers(lost: Vec<TakenLately<u64>>) -> Vec<u64> {
         lost.into_iter().map(|taken| taken.what).collect()
     }
 

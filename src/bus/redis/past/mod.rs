@@ -22,24 +22,26 @@ use crate::bus::wire::{FORMER, Formerly, MOST_FORMER};
 use crate::model::history::mark::{Mark, Number};
 
 /// Keeps and publishes.
-pub(super) static APPEND: LazyLock<Script> =
-    LazyLock::new(|| Script::new(include_str!("append.lua")));
+pub(super) static APPEND: LazyLock<NamedScript> =
+    LazyLock::new(|| NamedScript::new(include_str!("append.lua")));
 /// Keeps again what may be there already.
-pub(super) static AGAIN: LazyLock<Script> =
-    LazyLock::new(|| Script::new(include_str!("again.lua")));
+pub(super) static AGAIN: LazyLock<NamedScript> =
+    LazyLock::new(|| NamedScript::new(include_str!("again.lua")));
 /// Tells what came since a position.
-pub(super) static READ: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("read.lua")));
+pub(super) static READ: LazyLock<NamedScript> =
+    LazyLock::new(|| NamedScript::new(include_str!("read.lua")));
 /// Tells what positions are signed with.
-pub(super) static KEY: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("key.lua")));
+pub(super) static KEY: LazyLock<NamedScript> =
+    LazyLock::new(|| NamedScript::new(include_str!("key.lua")));
 
 /// A script, and the digest by which Redis knows it.
 #[derive(Debug)]
-pub(super) struct Script {
+pub(super) struct NamedScript {
     pub(super) text: &'static str,
     pub(super) digest: String,
 }
 
-impl Script {
+impl NamedScript {
     fn new(text: &'static str) -> Self {
         let digest = Sha1::digest(text);
         let digest = digest.iter().map(|byte| format!("{byte:02x}")).collect();

@@ -28,7 +28,7 @@ const CALLS: usize = 16;
 
 /// A list that is asked for, and for how long it keeps, in milliseconds.
 #[derive(Debug, Clone)]
-pub(in crate::bus::redis) struct Wanted {
+pub(in crate::bus::redis) struct WantedList {
     /// Its place among all that is asked for.
     pub(in crate::bus::redis) place: usize,
     pub(in crate::bus::redis) topic: Topic,
@@ -67,7 +67,7 @@ pub(in crate::bus::redis) struct ReadCall {
     pub(in crate::bus::redis) is_lost: bool,
     /// Where large unions are kept; none, where nothing is wanted but a cut.
     pub(in crate::bus::redis) unions: Option<Unions>,
-    pub(in crate::bus::redis) wanted: Vec<Wanted>,
+    pub(in crate::bus::redis) wanted: Vec<WantedList>,
 }
 
 /// All that is asked of one primary, and what it answered.
@@ -201,7 +201,12 @@ impl Readings {
     }
 
     /// What these topics, answered from there on, have of large unions.
-    fn add_unions(&mut self, first: usize, wanted: &[Wanted], unions: Result<Vec<Entry>, Missed>) {
+    fn add_unions(
+        &mut self,
+        first: usize,
+        wanted: &[WantedList],
+        unions: Result<Vec<Entry>, Missed>,
+    ) {
         let unions = match unions {
             Ok(unions) => unions,
             Err(why) => {

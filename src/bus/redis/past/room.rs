@@ -15,31 +15,31 @@ use crate::model::limits::SpoolLimits;
 #[derive(Debug)]
 pub(in crate::bus::redis) struct Room {
     pub(in crate::bus::redis) limits: SpoolLimits,
-    waiting: Mutex<Waiting>,
+    waiting: Mutex<State>,
     emptied: Notify,
     /// Who counts.
     listener: OnceLock<Weak<dyn Listener>>,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
-struct Size {
+struct SpoolSize {
     messages: usize,
     bytes: usize,
 }
 
 /// What waits, and what was dropped since nothing did.
 #[derive(Debug, Default)]
-struct Waiting {
-    size: Size,
+struct State {
+    size: SpoolSize,
     dropped: u64,
     why: Option<Arc<str>>,
 }
 
 /// A place there. Dropped, it was in vain; unless it is [settled](Self::settle).
 #[derive(Debug)]
-pub(in crate::bus::redis) struct Permit {
+pub(in crate::bus::redis) struct RoomPermit {
     room: Arc<Room>,
-    size: Size,
+    size: SpoolSize,
     is_in_vain: bool,
     /// It had been taken, and was lost.
     was_lost: bool,
@@ -50,7 +50,7 @@ pub(in crate::bus::redis) struct Permit {
 #[derive(Debug)]
 pub(in crate::bus::redis) struct Claim {
     room: Arc<Room>,
-    size: Size,
+    size: SpoolSize,
 }
 
 impl Room {
@@ -86,17 +86,17 @@ impl Room {
     pub(in crate::bus::redis) fn claim(self: &Arc<Self>, messages: usize, bytes: usize) -> Claim {
         Claim {
             room: self.clone(),
-            size: Size { messages, bytes },
+            size: SpoolSize { messages, bytes },
         }
     }
 
     /// Of what was lost: it takes no more than what is remembered.
-    pub(super) fn take_anyway(self: &Arc<Self>, messages: usize, bytes: usize) -> Permit {
-        let size = Size { messages, bytes };
+    pub(super) fn take_anyway(self: &Arc<Self>, messages: usize, bytes: usize) -> RoomPermit {
+        let size = SpoolSize { messages, bytes };
         let mut waiting = self.waiting.lock();
         waiting.size.messages += messages;
         waiting.size.bytes += bytes;
-        Permit {
+        RoomPermit {
             room: self.clone(),
             size,
             is_in_vain: true,
@@ -114,7 +114,7 @@ impl Room {
 
 impl Claim {
     /// Nothing, where there is no room.
-    pub(in crate::bus::redis) fn take(self) -> Result<Permit, PublishError> {
+    pub(in crate::bus::redis) fn take(self) -> Result<RoomPermit, PublishError> {
         let Self { room, size } = self;
         let SpoolLimits {
             messages, bytes, ..
@@ -135,7 +135,7 @@ impl Claim {
                 "redis is away, and the spool is full: `spool` gives it room for {messages} messages and {bytes} bytes"
             )));
         }
-        Ok(Permit {
+        Ok(RoomPermit {
             room,
             size,
             is_in_vain: true,
@@ -149,7 +149,7 @@ impl Claim {
     }
 }
 
-impl Permit {
+impl RoomPermit {
     /// It was taken.
     pub(in crate::bus::redis) fn settle(mut self) {
         self.is_in_vain = false;
@@ -161,7 +161,7 @@ impl Permit {
     }
 }
 
-impl Drop for Permit {
+impl Drop for RoomPermit {
     fn drop(&mut self) {
         let messages = self.size.messages as u64;
         let (is_empty, dropped) = {

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 
 use super::super::publication::Publication;
 use super::super::queue::{Queue, Waiter};
-use super::lately::{Ends, Lately, Taken};
+use super::lately::{Ends, Lately, TakenLately};
 use super::room::Room;
 use crate::bus::wire::MOST_FORMER;
 use crate::model::error::PublishError;
@@ -209,7 +209,7 @@ impl Spool {
 
     fn remember(&mut self, what: Publication, mark: Mark, at: Instant, is_proven: bool) {
         let Some(keeping) = &what.keep else { return };
-        let taken = Taken {
+        let taken = TakenLately {
             clock: keeping.clock.clone(),
             mark,
             at,

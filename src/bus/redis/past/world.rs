@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use super::super::backlog::{Backlog, Turn};
 use super::super::pipeline::PublishReply;
-use super::super::publication::{Answer, Publication, Receivers, Taken};
+use super::super::publication::{Publication, PublicationAnswer, Receivers, Taken};
 use super::super::queue::{Queue, Queued, Waiter};
 use super::lately::Ends;
 use super::room::Room;
@@ -99,7 +99,7 @@ struct Sender {
     /// To which process it is connected.
     run: Option<Run>,
     sent: u64,
-    answers: Vec<oneshot::Receiver<Answer>>,
+    answers: Vec<oneshot::Receiver<PublicationAnswer>>,
 }
 
 struct World {

@@ -17,7 +17,7 @@ use self::parts::all_published;
 use self::spread::Spread;
 use super::advice::Advice;
 use super::connection::Connector;
-use super::pipeline::Refused;
+use super::pipeline::RefusedPublish;
 use super::quota::SharedLedgers;
 use super::shard::{Common, Shard};
 use crate::bus::outage::LinkId;
@@ -277,7 +277,7 @@ impl Placement {
             for (topics, read) in join_all(reading).await {
                 match read {
                     Ok(read) => read.into_iter().for_each(|(n, past)| pasts[n] = Some(past)),
-                    Err(Refused::Elsewhere(reason)) => {
+                    Err(RefusedPublish::Elsewhere(reason)) => {
                         left.extend(topics);
                         elsewhere = Some(reason);
                     }
@@ -306,7 +306,7 @@ impl Placement {
             let shard = self.on(&all, |shard| shard.clone());
             match shard.key(&all).await {
                 Ok(key) => return Ok(key),
-                Err(Refused::Elsewhere(_)) if self.asks_again(begun).await => {}
+                Err(RefusedPublish::Elsewhere(_)) if self.asks_again(begun).await => {}
                 Err(refused) => return Err(refused.reason()),
             }
         }

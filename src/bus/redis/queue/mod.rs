@@ -30,12 +30,12 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
-use self::moves::{Departure, Held};
+use self::moves::{Departure, HeldBehind};
 pub(super) use self::permit::Permit;
 use self::permit::{LARGE, QUEUE, Units};
 pub(super) use self::waiter::Waiter;
 use super::past::acknowledged::Acknowledged;
-use super::publication::{Answer, Publication};
+use super::publication::{Publication, PublicationAnswer};
 use crate::model::error::PublishError;
 use crate::model::partition::Partition;
 
@@ -57,7 +57,7 @@ struct State {
     /// What another one had taken lately of what departed from it.
     acknowledged: Acknowledged,
     /// What has room, and must not pass what another publisher still has of its partition.
-    held: BTreeMap<Partition, Held>,
+    held: BTreeMap<Partition, HeldBehind>,
     next_hold: u64,
     /// Of the partitions that came from another primary.
     eras: BTreeMap<Partition, NonZeroU32>,
@@ -86,7 +86,7 @@ pub(super) struct Queued {
     publication: Publication,
     units: Units,
     deadline: Instant,
-    reply: oneshot::Sender<Answer>,
+    reply: oneshot::Sender<PublicationAnswer>,
 }
 
 /// A place among those who wait for room. Given up when dropped.
@@ -288,7 +288,7 @@ impl Queued {
     pub(super) fn new(
         publication: Publication,
         deadline: Instant,
-        reply: oneshot::Sender<Answer>,
+        reply: oneshot::Sender<PublicationAnswer>,
     ) -> Self {
         Self {
             units: Units::of(&publication),
@@ -302,7 +302,7 @@ impl Queued {
     pub(super) fn admitted<W>(
         self,
         queue: &Arc<Queue>,
-        waits: impl FnOnce(Instant, oneshot::Sender<Answer>, Permit) -> W,
+        waits: impl FnOnce(Instant, oneshot::Sender<PublicationAnswer>, Permit) -> W,
     ) -> (Publication, W) {
         let permit = Permit {
             units: self.units,
@@ -348,7 +348,7 @@ mod tests {
     struct Call {
         /// If there is no room.
         place: Option<Place>,
-        answer: oneshot::Receiver<Answer>,
+        answer: oneshot::Receiver<PublicationAnswer>,
         envelope: Bytes,
     }
 

@@ -18,7 +18,7 @@ use crate::model::partition::Partition;
 
 /// What waits behind another publisher.
 #[derive(Debug)]
-pub(super) struct Held {
+pub(super) struct HeldBehind {
     number: u64,
     pub(super) queued: Vec<Queued>,
 }
@@ -46,7 +46,7 @@ impl Queue {
         let number = state.next_hold;
         state.next_hold += 1;
         let queued = Vec::new();
-        state.held.insert(partition, Held { number, queued });
+        state.held.insert(partition, HeldBehind { number, queued });
     }
 
     /// Whether a partition that departed is not handed over in full: it must not come back before.
@@ -161,7 +161,7 @@ mod tests {
     use tokio::time::Instant;
 
     use super::*;
-    use crate::bus::redis::publication::Answer;
+    use crate::bus::redis::publication::PublicationAnswer;
     use crate::bus::redis::queue::Waiter;
     use crate::bus::redis::queue::permit::UNIT;
     use crate::bus::scope::Size;
@@ -177,7 +177,7 @@ mod tests {
         backlogs: Vec<Vec<(Publication, Waiter)>>,
         /// Where the partition is.
         place: usize,
-        answers: Vec<oneshot::Receiver<Answer>>,
+        answers: Vec<oneshot::Receiver<PublicationAnswer>>,
         /// With its era.
         published: Vec<(usize, String)>,
         /// Where the partition was in each era.

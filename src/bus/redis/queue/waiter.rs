@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::Queue;
 use super::permit::{Permit, Units};
 use crate::bus::redis::past::room;
-use crate::bus::redis::publication::{Answer, Receivers, Taken, Told};
+use crate::bus::redis::publication::{PublicationAnswer, PublicationTold, Receivers, Taken};
 use crate::model::error::PublishError;
 
 /// Who waits for a publication.
@@ -17,7 +17,7 @@ use crate::model::error::PublishError;
 pub(in crate::bus::redis) struct Waiter {
     pub(in crate::bus::redis) deadline: Instant,
     /// Taken by the first answer.
-    reply: Option<Reply>,
+    reply: Option<WaiterReply>,
     /// What Redis said so far.
     pub(in crate::bus::redis) sum: Receivers,
     /// A part may have been sent.
@@ -28,9 +28,9 @@ pub(in crate::bus::redis) struct Waiter {
 }
 
 #[derive(Debug)]
-enum Reply {
+enum WaiterReply {
     /// To whoever publishes.
-    Now(oneshot::Sender<Answer>),
+    Now(oneshot::Sender<PublicationAnswer>),
     /// To whoever was told that it waits.
     Later(oneshot::Sender<Receivers>),
 }
@@ -40,18 +40,18 @@ enum Reply {
 enum Spooling {
     Never,
     Perhaps(room::Claim),
-    Waits(Box<room::Permit>),
+    Waits(Box<room::RoomPermit>),
 }
 
 impl Waiter {
     pub(in crate::bus::redis) fn new(
         deadline: Instant,
-        reply: oneshot::Sender<Answer>,
+        reply: oneshot::Sender<PublicationAnswer>,
         permit: Permit,
     ) -> Self {
         Self {
             deadline,
-            reply: Some(Reply::Now(reply)),
+            reply: Some(WaiterReply::Now(reply)),
             sum: Ok(Taken::default()),
             begun: false,
             permit,
@@ -63,7 +63,7 @@ impl Waiter {
     pub(in crate::bus::redis) fn nobody(
         queue: &Arc<Queue>,
         deadline: Instant,
-        permit: Option<room::Permit>,
+        permit: Option<room::RoomPermit>,
     ) -> Self {
         Self {
             deadline,
@@ -103,11 +103,13 @@ impl Waiter {
             }
             Ok(permit) => {
                 let (settle, settled) = oneshot::channel();
-                if let Some(Reply::Now(reply)) = self.reply.replace(Reply::Later(settle)) {
+                if let Some(WaiterReply::Now(reply)) =
+                    self.reply.replace(WaiterReply::Later(settle))
+                {
                     // Fails only when the sender gave up: it is sent all the same.
-                    let _ = reply.send(Ok(Told {
+                    let _ = reply.send(Ok(PublicationTold {
                         later: Some(settled),
-                        ..Told::default()
+                        ..PublicationTold::default()
                     }));
                 }
                 self.deadline += wait;
@@ -140,10 +142,10 @@ impl Waiter {
         }
         // Each fails only when the sender gave up.
         match self.reply.take() {
-            Some(Reply::Now(reply)) => {
-                let _ = reply.send(published.map(Told::from));
+            Some(WaiterReply::Now(reply)) => {
+                let _ = reply.send(published.map(PublicationTold::from));
             }
-            Some(Reply::Later(settle)) => {
+            Some(WaiterReply::Later(settle)) => {
                 let _ = settle.send(published);
             }
             None => {}

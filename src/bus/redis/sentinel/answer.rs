@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use redis::Value;
 
-use crate::bus::redis::address::Host;
+use crate::bus::redis::address::ServerAddress;
 use crate::bus::redis::advice::without_arguments;
 use crate::bus::redis::fields::{Fields, text};
 
@@ -15,10 +15,10 @@ pub(super) struct SentinelAnswer {
     pub(super) id: Option<String>,
     /// Raised by every failover.
     pub(super) epoch: u64,
-    pub(super) primary: Host,
+    pub(super) primary: ServerAddress,
     pub(super) standing: Condition,
     /// The other sentinels that it knows, by their ids.
-    pub(super) others: Vec<(String, Host)>,
+    pub(super) others: Vec<(String, ServerAddress)>,
 }
 
 /// How the primary is, as the sentinel sees it.
@@ -80,7 +80,7 @@ fn unfit(hello: &Value) -> Option<&'static str> {
     }
 }
 
-fn sentinels(value: &Value) -> Vec<(String, Host)> {
+fn sentinels(value: &Value) -> Vec<(String, ServerAddress)> {
     let Value::Array(sentinels) = value else {
         return Vec::new();
     };
@@ -92,7 +92,7 @@ fn sentinels(value: &Value) -> Vec<(String, Host)> {
     known.collect()
 }
 
-fn host_of(fields: &Fields<'_>) -> Option<Host> {
+fn host_of(fields: &Fields<'_>) -> Option<ServerAddress> {
     host(fields.get("ip")?, fields.get("port")?)
 }
 
@@ -106,9 +106,9 @@ fn pair(value: &Value) -> Option<(&str, &str)> {
     }
 }
 
-fn host(name: &str, port: &str) -> Option<Host> {
+fn host(name: &str, port: &str) -> Option<ServerAddress> {
     let port = port.parse().ok().filter(|port| *port > 0)?;
-    (!name.is_empty()).then(|| Host::new(name, port))
+    (!name.is_empty()).then(|| ServerAddress::new(name, port))
 }
 
 const ALONE: &str =
@@ -180,9 +180,9 @@ mod tests {
         let expected = SentinelAnswer {
             id: Some("a".into()),
             epoch: 7,
-            primary: Host::new("10.0.0.1", 1),
+            primary: ServerAddress::new("10.0.0.1", 1),
             standing: Condition::Well,
-            others: vec![("b".into(), Host::new("10.0.0.9", 26379))],
+            others: vec![("b".into(), ServerAddress::new("10.0.0.9", 26379))],
         };
         assert_eq!(sound, expected);
         for (flags, standing) in [
@@ -195,7 +195,7 @@ mod tests {
         }
         let leads = "s_down,o_down,master,failover_in_progress";
         let promoted = read(answers(master("1", leads), "2")).unwrap();
-        assert_eq!(promoted.primary, Host::new("10.0.0.1", 2));
+        assert_eq!(promoted.primary, ServerAddress::new("10.0.0.1", 2));
         assert_eq!(promoted.standing, Condition::Well, "another is down");
     }
 

@@ -14,7 +14,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::answer::{Condition, SentinelAnswer};
-use crate::bus::redis::address::Host;
+use crate::bus::redis::address::ServerAddress;
 
 /// After a hint they are asked again so soon, then after twice as long, and so on up to the interval: some of them hear of
 /// a decision later than others. Never sooner.
@@ -35,9 +35,9 @@ const QUOTED: usize = 3;
 pub(super) struct Council {
     service: String,
     /// Named by the URL: always asked.
-    seeds: Vec<Host>,
+    seeds: Vec<ServerAddress>,
     /// Named by other sentinels, by their ids, but for seeds that answer.
-    learned: BTreeMap<String, Host>,
+    learned: BTreeMap<String, ServerAddress>,
     followed: Option<Followed>,
     interval: Duration,
     pause: Duration,
@@ -50,7 +50,7 @@ pub(super) struct Council {
 #[derive(Debug)]
 struct Followed {
     epoch: u64,
-    primary: Host,
+    primary: ServerAddress,
     /// When it was last given.
     confirmed: Instant,
 }
@@ -61,7 +61,7 @@ pub(super) enum CouncilFinding {
     /// The primary is where it was.
     Confirmed,
     /// It is there, by the decision with this number.
-    Moved { primary: Host, epoch: u64 },
+    Moved { primary: ServerAddress, epoch: u64 },
     /// Nobody's answer counts.
     Untold(Arc<str>),
 }
@@ -69,11 +69,16 @@ pub(super) enum CouncilFinding {
 /// What became of one question.
 pub(super) type Said = Result<SentinelAnswer, Arc<str>>;
 /// What one of the sentinels said.
-pub(super) type HostSaid = (Host, Said);
+pub(super) type HostSaid = (ServerAddress, Said);
 
 impl Council {
     /// The first question is due at once.
-    pub(super) fn new(service: &str, seeds: Vec<Host>, interval: Duration, now: Instant) -> Self {
+    pub(super) fn new(
+        service: &str,
+        seeds: Vec<ServerAddress>,
+        interval: Duration,
+        now: Instant,
+    ) -> Self {
         Self {
             service: service.to_owned(),
             seeds,
@@ -88,7 +93,7 @@ impl Council {
     }
 
     /// Whom to ask. Never nobody.
-    pub(super) fn sentinels(&self) -> Vec<Host> {
+    pub(super) fn sentinels(&self) -> Vec<ServerAddress> {
         let learned = self.learned.values();
         let learned = learned.filter(|sentinel| !self.seeds.contains(sentinel));
         let all = self.seeds.iter().chain(learned);
@@ -187,7 +192,7 @@ impl Council {
         self.follow(*epoch, primary.clone(), asked)
     }
 
-    fn follow(&mut self, epoch: u64, primary: Host, confirmed: Instant) -> CouncilFinding {
+    fn follow(&mut self, epoch: u64, primary: ServerAddress, confirmed: Instant) -> CouncilFinding {
         self.followed = Some(Followed {
             epoch,
             primary: primary.clone(),
@@ -212,7 +217,7 @@ impl Council {
         self.learned = others.cloned().collect();
     }
 
-    fn untold(&self, doubts: bool, failures: &[(Host, Arc<str>)]) -> Arc<str> {
+    fn untold(&self, doubts: bool, failures: &[(ServerAddress, Arc<str>)]) -> Arc<str> {
         if doubts {
             return format!("the sentinels say that `{}` is down", self.service).into();
         }
@@ -228,10 +233,13 @@ impl Council {
 }
 
 /// An answer, and who gives it.
-type Ballots = BTreeMap<(u64, Host), BTreeSet<String>>;
+type Ballots = BTreeMap<(u64, ServerAddress), BTreeSet<String>>;
 
 /// Each sentinel has one vote, however many addresses it has. Besides: whether somebody doubts its own, and who failed.
-fn count(answers: Vec<HostSaid>, held: Option<u64>) -> (Ballots, bool, Vec<(Host, Arc<str>)>) {
+fn count(
+    answers: Vec<HostSaid>,
+    held: Option<u64>,
+) -> (Ballots, bool, Vec<(ServerAddress, Arc<str>)>) {
     let (mut ballots, mut doubts, mut failures) = (Ballots::new(), false, Vec::new());
     let sound = answers.iter().flat_map(|(_, answer)| answer);
     let sound = sound.filter(|answer| answer.standing == Condition::Well);
@@ -256,7 +264,7 @@ fn count(answers: Vec<HostSaid>, held: Option<u64>) -> (Ballots, bool, Vec<(Host
 }
 
 /// Who says so; an address, where it does not tell who it is.
-fn voter(sentinel: &Host, answer: &SentinelAnswer) -> String {
+fn voter(sentinel: &ServerAddress, answer: &SentinelAnswer) -> String {
     let id = answer.id.clone();
     id.unwrap_or_else(|| sentinel.to_string())
 }
@@ -271,8 +279,8 @@ mod tests {
     const INTERVAL: Duration = Duration::from_secs(5);
     const SENTINELS: usize = 3;
 
-    fn host(port: u16) -> Host {
-        Host::new("h", port)
+    fn host(port: u16) -> ServerAddress {
+        ServerAddress::new("h", port)
     }
 
     /// Of three that know one another.
@@ -413,7 +421,7 @@ mod tests {
         council.hear(round([Silent; 3]), now);
         assert_eq!(council.sentinels(), [1, 2, 3].map(host));
         // By the others the seed is named under another name: it is asked by that while it is silent, and never twice.
-        let other_name = Host::new("10.0.0.1", 1);
+        let other_name = ServerAddress::new("10.0.0.1", 1);
         for (seed, asked_by_it) in [(Silent, true), (Says(0, 70), false)] {
             let mut answers = round([seed, Says(0, 70), Says(0, 70)]);
             for (_, answer) in answers.iter_mut().skip(1) {

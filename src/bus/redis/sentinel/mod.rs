@@ -23,7 +23,7 @@ use tokio::time::{Instant, sleep_until};
 use self::council::{Council, CouncilFinding, HostSaid};
 use self::round::Round;
 pub(super) use self::watch::Watcher;
-use super::address::Host;
+use super::address::ServerAddress;
 use super::endpoint::{Access, Addr, Endpoint};
 use super::options::SentinelTarget;
 use super::topology::Topology;
@@ -35,7 +35,7 @@ pub(super) struct Sentinels {
     /// Between two questions while nothing happens.
     interval: Duration,
     /// Never empty.
-    known: Mutex<Vec<Host>>,
+    known: Mutex<Vec<ServerAddress>>,
 }
 
 impl Sentinels {
@@ -47,16 +47,16 @@ impl Sentinels {
         }
     }
 
-    fn known(&self) -> Vec<Host> {
+    fn known(&self) -> Vec<ServerAddress> {
         self.known.lock().clone()
     }
 
-    fn endpoint(&self, sentinel: &Host) -> Endpoint {
+    fn endpoint(&self, sentinel: &ServerAddress) -> Endpoint {
         at(sentinel, &self.target.sentinels)
     }
 }
 
-fn at(host: &Host, access: &Arc<Access>) -> Endpoint {
+fn at(host: &ServerAddress, access: &Arc<Access>) -> Endpoint {
     Endpoint::new(Addr::Tcp(host.clone()), access.clone())
 }
 

@@ -18,7 +18,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::council::{HostSaid, Said};
-use crate::bus::redis::address::Host;
+use crate::bus::redis::address::ServerAddress;
 
 /// From the connect to the answer: four round trips of 1.2 s, since a slow link is no dead one.
 pub(super) const ASKING: Duration = Duration::from_secs(5);
@@ -34,14 +34,18 @@ pub(super) struct Round {
     /// When somebody answered first in this round.
     answered: Option<Instant>,
     /// Who owes an answer, and since when.
-    silent: BTreeMap<Host, Instant>,
+    silent: BTreeMap<ServerAddress, Instant>,
     /// The last word of each, and when it was asked for.
-    said: BTreeMap<Host, (Instant, Said)>,
+    said: BTreeMap<ServerAddress, (Instant, Said)>,
 }
 
 impl Round {
     /// Begins a round if there is none, and tells who of these is to be asked now.
-    pub(super) fn ask(&mut self, sentinels: Vec<Host>, now: Instant) -> Vec<Host> {
+    pub(super) fn ask(
+        &mut self,
+        sentinels: Vec<ServerAddress>,
+        now: Instant,
+    ) -> Vec<ServerAddress> {
         self.begun.get_or_insert(now);
         let idle = sentinels.into_iter();
         let idle: BTreeSet<_> = idle.filter(|one| !self.silent.contains_key(one)).collect();
@@ -50,7 +54,7 @@ impl Round {
         idle.into_iter().collect()
     }
 
-    pub(super) fn answered(&mut self, sentinel: Host, said: Said, now: Instant) {
+    pub(super) fn answered(&mut self, sentinel: ServerAddress, said: Said, now: Instant) {
         if self.begun.is_some() && said.is_ok() {
             self.answered.get_or_insert(now);
         }
@@ -89,8 +93,8 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
 
-    fn host(port: u16) -> Host {
-        Host::new("h", port)
+    fn host(port: u16) -> ServerAddress {
+        ServerAddress::new("h", port)
     }
 
     fn sound() -> Said {

@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::Sentinels;
 use super::answer::advise;
-use crate::bus::redis::address::Host;
+use crate::bus::redis::address::ServerAddress;
 use crate::bus::redis::backoff::{Backoff, LONGEST_PAUSE};
 use crate::bus::redis::command::{self, Dialect};
 use crate::bus::redis::resp::{Reply, RespReader};
@@ -59,7 +59,11 @@ impl Watcher {
         }
     }
 
-    async fn watch(&self, sentinel: &Host, backoff: &mut Backoff) -> Result<Infallible, Arc<str>> {
+    async fn watch(
+        &self,
+        sentinel: &ServerAddress,
+        backoff: &mut Backoff,
+    ) -> Result<Infallible, Arc<str>> {
         let endpoint = self.sentinels.endpoint(sentinel);
         let opened = timeout(PATIENCE, endpoint.connect()).await;
         let opened = opened.map_err(|_| "it accepts no connection in time")?;
@@ -159,7 +163,10 @@ mod tests {
         let (mut servers, mut seeds) = (Vec::new(), Vec::new());
         for _ in 0..3 {
             let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
-            seeds.push(Host::new("127.0.0.1", server.local_addr().unwrap().port()));
+            seeds.push(ServerAddress::new(
+                "127.0.0.1",
+                server.local_addr().unwrap().port(),
+            ));
             servers.push(server);
         }
         let target = SentinelTarget {

@@ -10,8 +10,8 @@ use super::Shard;
 use crate::bus::past::{ReadLimits, TopicPast};
 use crate::bus::redis::command::is_on_its_way;
 use crate::bus::redis::connection::{ChannelCounts, Connector};
-use crate::bus::redis::past::read::{ReadCall, Readings, Unions, Wanted};
-use crate::bus::redis::pipeline::Refused;
+use crate::bus::redis::past::read::{ReadCall, Readings, Unions, WantedList};
+use crate::bus::redis::pipeline::RefusedPublish;
 use crate::bus::redis::{explain, words};
 use crate::model::history::mark::Marks;
 use crate::model::history::token::Key;
@@ -47,7 +47,7 @@ impl Shard {
         topics: &[(usize, &Topic)],
         since: Option<&Marks>,
         limits: ReadLimits,
-    ) -> Result<Vec<(usize, TopicPast)>, Refused> {
+    ) -> Result<Vec<(usize, TopicPast)>, RefusedPublish> {
         let mut calls = BTreeMap::new();
         for (place, topic) in topics {
             let Some(history) = self.common.settings.histories.of(topic.kind()) else {
@@ -62,7 +62,7 @@ impl Shard {
                 unions: (limits.entries > 1).then(|| self.unions(topic)),
                 wanted: Vec::new(),
             });
-            call.wanted.push(Wanted {
+            call.wanted.push(WantedList {
                 place: *place,
                 topic: (*topic).clone(),
                 key: self.channels.list(topic),
@@ -72,25 +72,25 @@ impl Shard {
         let mut readings = Readings::new(calls.into_values(), limits);
         loop {
             let deadline = Instant::now() + self.publish_timeout();
-            let mut connection = self.opened(deadline).await.map_err(Refused::For)?;
+            let mut connection = self.opened(deadline).await.map_err(RefusedPublish::For)?;
             match timeout_at(deadline, connection.read(&mut readings)).await {
                 Ok(Ok(true)) => {}
                 Ok(Ok(false)) => return Ok(readings.answers),
                 Ok(Err(error)) => return Err(self.refused(&words(&error))),
-                Err(_) => return Err(Refused::For(SILENT.into())),
+                Err(_) => return Err(RefusedPublish::For(SILENT.into())),
             }
         }
     }
 
-    fn refused(&self, words: &str) -> Refused {
+    fn refused(&self, words: &str) -> RefusedPublish {
         let reason = self.advice.on(words);
         if !self.topology.dialect().is_elsewhere(words) {
-            return Refused::For(reason);
+            return RefusedPublish::For(reason);
         }
         if !is_on_its_way(words) {
             self.topology.missed();
         }
-        Refused::Elsewhere(reason)
+        RefusedPublish::Elsewhere(reason)
     }
 
     /// Where large unions are kept that are of the same clock as this topic: as long as the topics that keep longest.
@@ -110,14 +110,14 @@ impl Shard {
     }
 
     /// What positions are signed with, kept beside the clock of this topic.
-    pub(in crate::bus::redis) async fn key(&self, topic: &Topic) -> Result<Key, Refused> {
+    pub(in crate::bus::redis) async fn key(&self, topic: &Topic) -> Result<Key, RefusedPublish> {
         let clock = self.channels.clock(topic);
         let deadline = Instant::now() + self.publish_timeout();
-        let mut connection = self.opened(deadline).await.map_err(Refused::For)?;
+        let mut connection = self.opened(deadline).await.map_err(RefusedPublish::For)?;
         match timeout_at(deadline, connection.key(&clock)).await {
             Ok(Ok(key)) => Ok(key),
             Ok(Err(error)) => Err(self.refused(&words(&error))),
-            Err(_) => Err(Refused::For(SILENT.into())),
+            Err(_) => Err(RefusedPublish::For(SILENT.into())),
         }
     }
 

@@ -6,7 +6,7 @@ use smallvec::SmallVec;
 use super::Shard;
 use crate::bus::past::Keep;
 use crate::bus::redis::past::{Keeping, KeptList};
-use crate::bus::redis::publication::{Taken, Told};
+use crate::bus::redis::publication::{PublicationTold, Taken};
 use crate::bus::redis::publisher::shut_down;
 use crate::bus::scope::Size;
 use crate::bus::{Later, Published};
@@ -41,7 +41,7 @@ impl Shard {
             if published.is_err() {
                 topology.probe_now();
             }
-            let Told {
+            let PublicationTold {
                 receivers,
                 mark,
                 later,
