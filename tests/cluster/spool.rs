@@ -2,8 +2,9 @@
 
 use std::time::{Duration, SystemTime};
 
-use axum_cluster::{ClusterBuilder, Delivery, SendErrorKind};
+use axum_cluster::{ClusterBuilder, Delivery, History, SendErrorKind};
 use futures::StreamExt;
+use futures::future::join_all;
 
 use crate::support::client::{Event, text};
 use crate::support::proxy::Proxy;
@@ -138,6 +139,43 @@ async fn what_a_frozen_redis_had_without_an_answer_comes_once() {
     assert_eq!(heard(&near, clients).await, [&expected[..], &expected]);
     let length = server.cli(&["LLEN", "cluster:h:u:alice"]);
     assert_eq!(length, "51", "with the fence, each once");
+}
+
+/// Much more than is kept of it is on its way to one audience.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_more_is_left_without_an_answer_than_is_kept() {
+    const KEPT: usize = 10;
+    const SENDS: usize = 40;
+    let server = RedisServer::start();
+    let start_with = async |builder: ClusterBuilder| {
+        let history = History {
+            messages: KEPT,
+            ..History::default()
+        };
+        start(spooling(builder).user_history(history)).await
+    };
+    let quick = at(&server.url()).publish_timeout(Duration::from_millis(300));
+    let near = start_with(quick).await;
+    let far = start_with(at(&server.url())).await;
+    let clients = [near.client("alice").await, far.client("alice").await];
+    send(&near, 0).await;
+    server.freeze();
+    // Queued by their first polls, so that they leave together.
+    let sends = (1..SENDS).map(|number| send(&near, number));
+    let waiting = join_all(sends).await;
+    assert!(waiting.iter().all(Delivery::spooled));
+    server.thaw();
+    until("control: it was looked for", async || {
+        server.calls("lrange") > 0
+    })
+    .await;
+    for delivery in &waiting {
+        soon("it is sent", delivery.settled()).await.unwrap();
+    }
+    near.until_up().await;
+    far.until_up().await;
+    let expected = numbers(0..SENDS);
+    assert_eq!(heard(&near, clients).await, [&expected[..], &expected]);
 }
 
 /// The link breaks again and again while Redis does what it is asked.

@@ -138,6 +138,13 @@ impl Publication {
     }
 
     /// Whether it waits for Redis, if that is away.
+    /// Where it is kept, if it may have to be looked for there.
+    pub(super) fn spooled_lists(&self) -> impl Iterator<Item = &KeptList> {
+        let keeping = self.keep.as_ref().filter(|keeping| keeping.spools);
+        let lists = keeping.into_iter().flat_map(|keeping| &keeping.lists);
+        lists.flatten()
+    }
+
     pub(super) fn spools(&self) -> bool {
         self.keep.as_ref().is_some_and(|keeping| keeping.spools)
     }

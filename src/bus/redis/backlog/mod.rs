@@ -21,7 +21,7 @@
 //! Each waits only until its own deadline, here and in the turn. In a turn that is over for the one who asked and not
 //! for Redis, the answer finds nobody.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::mem::{replace, take};
 use std::sync::Arc;
 use std::time::Duration;
@@ -326,13 +326,20 @@ impl Backlog {
     /// large union.
     pub(super) fn take_turn(&mut self, turn: &mut Turn) {
         self.asks = false;
+        turn.lists.clear();
         if self.take_spooled(turn) {
             return;
         }
-        let small = self.small.len().min(BATCH);
-        let small = self.small.drain(..small);
-        let next = self.probes.drain(..).chain(small);
-        for (publication, waiter) in next.chain(self.large.pop_front()) {
+        for (publication, waiter) in self.probes.drain(..) {
+            turn.push(publication, waiter);
+        }
+        let most = turn.publications.len() + BATCH;
+        while turn.publications.len() < most
+            && let Some((publication, waiter)) = turn.next_of(&mut self.small)
+        {
+            turn.push(publication, waiter);
+        }
+        if let Some((publication, waiter)) = turn.next_of(&mut self.large) {
             turn.push(publication, waiter);
         }
         if self.small.is_empty() && self.small.capacity() > KEPT {
@@ -399,7 +406,7 @@ impl Backlog {
         }
         spool.is_back();
         let mut is_full = false;
-        while !is_full && let Some((publication, waiter)) = spool.pop() {
+        while !is_full && let Some((publication, waiter)) = spool.pop_if(|next| turn.finds(next)) {
             let is_large = publication.is_large();
             turn.push(publication, waiter);
             is_full = is_large || turn.publications.len() >= BATCH;
@@ -535,10 +542,32 @@ impl Backlog {
 pub(super) struct Turn {
     pub(super) publications: Vec<Publication>,
     pub(super) waiters: Waiters,
+    /// How much of what may have to be looked for is kept in each list.
+    lists: HashMap<String, usize>,
 }
 
 impl Turn {
+    /// Whether it is found again beside what is here, if the answers to all are lost: no list is to keep less than is looked
+    /// for in it.
+    fn finds(&self, publication: &Publication) -> bool {
+        publication.spooled_lists().all(|list| {
+            let before = self.lists.get(&list.key);
+            before.is_none_or(|before| *before < list.messages)
+        })
+    }
+
+    fn next_of(
+        &self,
+        queue: &mut VecDeque<(Publication, Waiter)>,
+    ) -> Option<(Publication, Waiter)> {
+        let (next, _) = queue.front()?;
+        self.finds(next).then(|| queue.pop_front())?
+    }
+
     fn push(&mut self, mut publication: Publication, waiter: Waiter) {
+        for list in publication.spooled_lists() {
+            *self.lists.entry(list.key.clone()).or_default() += 1;
+        }
         publication.advance();
         self.publications.push(publication);
         self.waiters.0.push(waiter);

@@ -144,6 +144,14 @@ impl Spool {
         self.waiting.pop_front()
     }
 
+    pub(in crate::bus::redis) fn pop_if(
+        &mut self,
+        is_next: impl Fn(&Publication) -> bool,
+    ) -> Option<(Publication, Waiter)> {
+        let (next, _) = self.waiting.front()?;
+        is_next(next).then(|| self.waiting.pop_front())?
+    }
+
     /// Tells those that have waited too long, and those that wait by now.
     pub(in crate::bus::redis) fn expire(&mut self, now: Instant) {
         while let Some((publication, waiter)) = self.waiting.front_mut()
