@@ -139,7 +139,7 @@ impl Audience {
     /// For messages that are worth nothing later, such as positions of a game: whose client is behind, since messages
     /// wait for it already, gets it left out. It never fills an outbox, and so never closes anybody. Left-out
     /// messages are counted ([`Stats::left_out`](crate::Stats)), and their sockets are not in
-    /// [`Delivery::local`]. Default: every message waits in its turn. Has no effect on closes, joins and questions.
+    /// [`Delivery::local`]. It is not kept, as if it were [`ephemeral`](Self::ephemeral). Default: every message waits in its turn. Has no effect on closes, joins and questions.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
@@ -159,7 +159,8 @@ impl Audience {
     /// and has the same key, is replaced by this one in its place, on every node. So a client that is behind gets the last
     /// of each key, and nothing of one key piles up. Replaced messages are counted
     /// ([`Stats::superseded`](crate::Stats)). In the place of the older one means that it may overtake what was sent
-    /// between the two. Instead of [`volatile`](Self::volatile), and that instead of this: the last one named holds.
+    /// between the two. It is not kept, as if it were [`ephemeral`](Self::ephemeral). Instead of [`volatile`](Self::volatile), and that
+    /// instead of this: the last one named holds.
     ///
     /// A key is named as rooms are: an empty one, or one of more than 256 bytes, is refused by the send with an
     /// [`InvalidId`]. Keys are those of a socket, whoever sends.
@@ -227,7 +228,8 @@ impl Audience {
         } = audience;
         let how = How {
             reach,
-            is_ephemeral,
+            // Nothing that is kept is left out or replaced.
+            is_ephemeral: is_ephemeral || manner != Manner::InTurn,
             form,
         };
         let message = message.into();
@@ -288,15 +290,15 @@ impl Audience {
     /// # use axum::{Extension, response::Response};
     /// # use axum_cluster::{Broadcaster, Close, ClusterSocket, SendError};
     /// #[derive(Clone)]
-    /// struct Session { id: u64 } // what your auth middleware leaves in the extensions, beside the `UserId`
+    /// struct Session { room: String } // a random word that your auth middleware leaves in the extensions, beside the `UserId`
     ///
     /// async fn ws(Extension(session): Extension<Session>, socket: ClusterSocket) -> Response {
-    ///     let socket = socket.join(format!("session-{}", session.id));
+    ///     let socket = socket.join(session.room);
     ///     socket.on_upgrade(|mut socket| async move { while socket.recv().await.is_some() {} })
     /// }
     ///
     /// async fn log_out(Extension(session): Extension<Session>, cluster: Broadcaster) -> Result<(), SendError> {
-    ///     let its_tabs = cluster.to_room(format!("session-{}", session.id));
+    ///     let its_tabs = cluster.to_room(session.room);
     ///     its_tabs.close(Close::new(4001, "logged out")).await?;
     ///     Ok(())
     /// }

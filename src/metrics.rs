@@ -149,9 +149,10 @@ fn describe() {
         "Whether the node hears all others: 1 or 0."
     );
     for (Described { exported, kind, .. }, text) in Stats::DESCRIBED.iter().zip(&mut texts) {
-        let unit = match exported.ends_with("_millis") {
-            true => Unit::Milliseconds,
-            false => Unit::Count,
+        let unit = match exported {
+            name if name.ends_with("_millis") => Unit::Milliseconds,
+            name if name.contains("_bytes") || name.ends_with("compressed_saved") => Unit::Bytes,
+            _ => Unit::Count,
         };
         match kind {
             StatKind::Counter => describe_counter!(*exported, unit, text),

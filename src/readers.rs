@@ -68,6 +68,8 @@ struct UnreadNews<T>(Mutex<State<T>>);
 #[derive(Debug)]
 struct State<T> {
     news: VecDeque<T>,
+    /// How many were lost, since it lagged.
+    lost: u64,
     ended: bool,
     waker: Option<Waker>,
 }
@@ -85,7 +87,9 @@ impl<T: ReaderNews> Readers<T> {
         for reader in &readers {
             reader.change(|unread| {
                 if unread.news.len() == T::MOST {
-                    lost += usize::from(T::make_room(&mut unread.news));
+                    let is_lost = T::make_room(&mut unread.news);
+                    unread.lost += u64::from(is_lost);
+                    lost += usize::from(is_lost);
                 }
                 unread.news.push_back(news.clone());
             });
@@ -98,6 +102,7 @@ impl<T: ReaderNews> Readers<T> {
         let mut readers = self.0.lock();
         let reader = Arc::new(UnreadNews(Mutex::new(State {
             news: VecDeque::new(),
+            lost: 0,
             ended: readers.is_none(),
             waker: None,
         })));
@@ -148,6 +153,13 @@ impl<T> UnreadNews<T> {
         let waker = unread.waker.take();
         drop(unread);
         wake(waker);
+    }
+}
+
+impl<T> Reading<T> {
+    /// How many it has lost.
+    pub(crate) fn lost(&self) -> u64 {
+        self.0.0.lock().lost
     }
 }
 

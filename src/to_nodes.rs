@@ -27,8 +27,9 @@ impl Cluster {
     /// `{namespace}:nodes`.
     ///
     /// Promised as for sockets: while the bus is up each process hears it once, what one process sends arrives in the order
-    /// sent, and [`gaps`](Self::gaps) tells when something may have been missed. So whoever keeps a cache empties it
-    /// after a gap.
+    /// sent, and [`gaps`](Self::gaps) tells when something may have been missed. A reader that is more than 256 behind loses
+    /// the oldest, which [`NodeMessages::lost`](crate::NodeMessages::lost) tells. So whoever keeps a cache empties it after a gap,
+    /// and when something was lost.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
@@ -38,9 +39,16 @@ impl Cluster {
     ///
     /// let (mut messages, mut gaps) = (cluster.node_messages(), cluster.gaps());
     /// tokio::spawn(async move {
+    ///     let mut lost = 0;
     ///     loop {
     ///         tokio::select! {
-    ///             Some(said) = messages.next() => println!("forget {:?}", said.message),
+    ///             Some(said) = messages.next() => match messages.lost() {
+    ///                 more if more > lost => {
+    ///                     lost = more;
+    ///                     println!("forget everything");
+    ///                 }
+    ///                 _ => println!("forget {:?}", said.message),
+    ///             },
     ///             Some(_) = gaps.next() => println!("forget everything"),
     ///             else => break,
     ///         }

@@ -46,7 +46,7 @@ const SHOWN: usize = 500;
 ///
 /// It shows every node with its health and version, sockets, users, rooms and rates, how long its word takes through the
 /// bus, and what goes wrong, as it happens; and it finds the sockets of a user on all nodes. With the feature `metrics`
-/// there are the times of publishing, confirming and probing as well. It is one page without foreign assets.
+/// there are the times of publishing, confirming, delivering and probing as well. It is one page without foreign assets.
 ///
 /// **Who may open it is yours to say.** It shows user ids, rooms and descriptions, and asks nobody who he is: mount it behind
 /// whatever knows your operators. It is a tower service of all that is below its path, so it is nested as one:
@@ -126,7 +126,8 @@ impl Dashboard {
     }
 
     /// What the sockets that are closed here are told. Default: 4001 "closed by an operator". The front end must know what to
-    /// do with it; a user who may not come back has to be refused by your auth first.
+    /// do with it; a user who may not come back has to be refused by your auth first. With a code that may not be sent
+    /// ([`Close`]) every such action fails, and says so.
     pub fn close_with(self, close: Close) -> Self {
         Self { close, ..self }
     }

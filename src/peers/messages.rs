@@ -26,6 +26,14 @@ named! {
     NodeMessages of NodeMessage
 }
 
+impl NodeMessages {
+    /// How many messages this reader has lost, each time the oldest: it was more than 256 behind. `gaps` tells of what did not
+    /// come here at all; whoever keeps a cache empties it after either.
+    pub fn lost(&self) -> u64 {
+        self.0.lost()
+    }
+}
+
 /// Who lags loses the oldest, which is counted.
 impl ReaderNews for NodeMessage {
     const MOST: usize = 256;

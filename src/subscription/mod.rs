@@ -31,7 +31,7 @@ use crate::node::Node;
 /// bots, bridges (GraphQL, MQTT) and tests; made by [`Broadcaster::subscribe`]. For server-sent events there is
 /// [`ClusterEvents`](crate::ClusterEvents).
 ///
-/// In all else it is a [`Socket`](crate::Socket). Rosters, presence and [`Stats`](crate::Stats) show and count it, limits and
+/// To everybody else it is a socket. Rosters, presence and [`Stats`](crate::Stats) show and count it, limits and
 /// seats are its own, it is in rooms, and it is closed by whoever closes the user, by a newer one that takes its seat, or
 /// by a [`shutdown`](crate::Cluster::shutdown). From then on nothing more reaches it, and the stream ends after what
 /// waits in it; [`close_reason`](Self::close_reason) says why.

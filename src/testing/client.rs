@@ -20,7 +20,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::codec::{FrameReader, masked};
 use super::expect::{ClientEvent, in_time, unexpected};
-use super::reading::Reading;
+use super::reading::ClientReading;
 use crate::model::close::{Close, reason};
 use crate::model::code::CloseCode;
 use crate::model::history::Missed;
@@ -43,7 +43,7 @@ pub struct Client {
     unread: VecDeque<ClientEvent>,
     ended: Option<Close>,
     /// None where it is told no positions.
-    told: Option<Reading>,
+    told: Option<ClientReading>,
     headers: HeaderMap,
     deadline: Duration,
     _reading: AbortOnDropHandle<()>,
@@ -66,7 +66,7 @@ impl Client {
             events,
             unread: VecDeque::new(),
             ended: None,
-            told: is_told.then(Reading::default),
+            told: is_told.then(ClientReading::default),
             headers,
             deadline,
             _reading: AbortOnDropHandle::new(reading),
@@ -290,7 +290,7 @@ impl Client {
 
     async fn told_position(&mut self, at: &'static Location<'static>, what: &str) -> Position {
         loop {
-            let told = self.told.as_ref().and_then(Reading::position);
+            let told = self.told.as_ref().and_then(ClientReading::position);
             match told {
                 Some(position) => return position,
                 None => match self.hear().await {

@@ -7,7 +7,7 @@ use crate::model::message::Message;
 
 /// What a page keeps that offers `resume.v1`.
 #[derive(Debug, Default)]
-pub(super) struct Reading {
+pub(super) struct ClientReading {
     base: Option<Position>,
     /// Of the last message that had one.
     number: Option<String>,
@@ -16,7 +16,7 @@ pub(super) struct Reading {
     pub(super) missed: Option<Missed>,
 }
 
-impl Reading {
+impl ClientReading {
     /// What of this is the app's.
     pub(super) fn heard(&mut self, message: Message) -> Option<Message> {
         let own = match message.as_text().and_then(PositionTold::read) {
@@ -66,7 +66,7 @@ mod tests {
 
     #[test]
     fn a_position_is_where_the_last_message_was_and_not_the_coming_one() {
-        let mut reading = Reading::default();
+        let mut reading = ClientReading::default();
         let mut heard = |text: &str| {
             let own = reading.heard(text.into());
             let own = own.and_then(|own| own.as_text().map(str::to_owned));

@@ -9,17 +9,18 @@ use futures::{FutureExt, StreamExt, stream};
 
 use crate::support::client::{Event, text};
 use crate::support::line::Line;
-use crate::support::node::NEVER;
 use crate::support::{Lab, PATIENCE, TestNode, until};
 
 const ROUND_TRIP: Duration = Duration::from_millis(40);
+/// So rarely that no probe goes alone amid what is under way, and soon enough after one that could not be published.
+const RARELY: Duration = Duration::from_secs(10);
 /// Most publications of one pipeline.
 const PIPELINE: u64 = 256;
 
 /// A node that is far from Redis, and one that is near.
 async fn pair(line: &Line, builder: ClusterBuilder) -> [TestNode; 2] {
     let builder = builder
-        .probe_interval(NEVER)
+        .probe_interval(RARELY)
         .outbox_messages(100_000)
         .outbox_bytes(1 << 24);
     let far = builder.clone().backend(Backend::redis(line.url()).unwrap());

@@ -437,14 +437,19 @@ async fn the_nodes_themselves_are_told(lab: Lab) {
 async fn who_lags_behind_the_messages_to_nodes_loses_the_oldest_counted() {
     let cluster = Cluster::builder().start();
     let messages = cluster.node_messages();
+    let prompt = cluster.node_messages();
     for n in 0..300 {
         cluster.to_nodes().send(n.to_string()).await.unwrap();
     }
-    assert_eq!(cluster.stats().node_messages_lost, 300 - 256);
+    assert_eq!(cluster.stats().node_messages_lost, 2 * (300 - 256));
+    assert_eq!((messages.lost(), prompt.lost()), (300 - 256, 300 - 256));
+    let later = cluster.node_messages();
+    cluster.to_nodes().send("300").await.unwrap();
+    assert_eq!((messages.lost(), later.lost()), (301 - 256, 0), "its own");
     let read: Vec<String> = messages
         .take(256)
         .map(|said| said.message.as_text().unwrap().to_owned())
         .collect()
         .await;
-    assert_eq!(read, Vec::from_iter((44..300).map(|n| n.to_string())));
+    assert_eq!(read, Vec::from_iter((45..301).map(|n| n.to_string())));
 }

@@ -608,7 +608,6 @@ async fn what_moves_in_a_cluster_costs_nothing() {
     let rooms = ["x", "y", "z"];
     // One for each partition that is judged: there is no order between them.
     let alice = read_until(joined(&far, "alice", &rooms).await, 3);
-    let mut gaps = far.cluster.gaps();
     let sender = Sender::start(&near.broadcaster, "near");
     let part = part("u:alice");
     let owner = |asked| redis.owner(slot_of(part), asked).unwrap();
@@ -665,10 +664,6 @@ async fn what_moves_in_a_cluster_costs_nothing() {
     let stats = far.cluster.stats();
     assert!(stats.bus_moves > 0, "control");
     assert_eq!(stats.history_missed, 0, "all of it could be read");
-    while let Some(Some(gap)) = gaps.next().now_or_never() {
-        assert!(!gap.concerns_user(&"alice".into()), "{gap:?}");
-        assert!(!gap.concerns_room(&"x".into()), "{gap:?}");
-    }
     let lost = near.cluster.stats().history_rolled_back;
     assert_eq!(lost, 0, "no primary took what another does not have");
 }

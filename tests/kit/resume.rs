@@ -119,3 +119,22 @@ async fn a_node_that_is_cut_off_tells_no_position() {
     let mut alice = app.socket("/ws").user("alice").resumes().await.unwrap();
     alice.position().await;
 }
+
+/// Else it would wait for a slow client that may come back, and close that.
+#[tokio::test]
+async fn what_a_slow_client_may_miss_is_not_kept() {
+    let [(app, a), (_app, b)] = two(&MemoryHub::new());
+    let mut alice = app.socket("/ws").user("alice").resumes().await.unwrap();
+    let to_alice = || b.broadcaster().to_user("alice");
+    to_alice().send("kept").await.unwrap();
+    to_alice().volatile().send("volatile").await.unwrap();
+    to_alice().latest("one").send("latest").await.unwrap();
+    let mut heard = Vec::new();
+    for _ in 0..3 {
+        heard.push(alice.recv_text().await);
+    }
+    heard.sort_unstable();
+    assert_eq!(heard, ["kept", "latest", "volatile"]);
+    let kept = a.broadcaster().to_user("alice").history().await.unwrap();
+    assert_eq!(kept.messages, ["kept".into()]);
+}

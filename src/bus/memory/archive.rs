@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::{Hub, KeptLists, Parcel};
 use crate::bus::outage::LinkId;
-use crate::bus::past::proof::Lost;
+use crate::bus::past::proof::ListLost;
 use crate::bus::past::store::Store;
 use crate::bus::past::{Entry, Keep, Past, ReadLimits, TopicPast};
 use crate::model::history::mark::{Clock, Mark, Marks, Number, Run};
@@ -133,10 +133,14 @@ impl HubArchive {
             let since = since
                 .map(|mark| mark.ok_or(Missed::Forgotten))
                 .transpose()?;
-            let entries =
-                state
-                    .store
-                    .read(&key, since, &history, now, limits.entries, Lost::default())?;
+            let entries = state.store.read(
+                &key,
+                since,
+                &history,
+                now,
+                limits.entries,
+                ListLost::default(),
+            )?;
             let bytes: usize = entries.iter().map(|entry| entry.envelope.len()).sum();
             left = left.checked_sub(bytes).ok_or(Missed::TooMany)?;
             Ok(entries)

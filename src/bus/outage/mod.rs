@@ -134,9 +134,12 @@ impl Outage {
         let (from, partitions) = missed.reduce(all)?;
         // One gap tells of both.
         let strays = self.strays.take();
-        let from = strays.map_or(from, |(strays, _)| from.min(strays));
+        let (from, until) = strays.map_or((from, proven), |(strays, heard)| {
+            // What proves this link was published before all of them had left the wrong server.
+            (from.min(strays), proven.max(heard))
+        });
         Some(MissedSpan {
-            span: (from, proven),
+            span: (from, until),
             partitions: match strays {
                 Some(_) => PartitionSet::all(),
                 None => partitions,
@@ -563,6 +566,13 @@ mod tests {
         outage.others_strayed((clock.at(6), clock.at(7)));
         assert_eq!(span(outage.up(A, clock.at(8))), None);
         assert_eq!(outage.take_strays(), Some((clock.at(6), clock.at(7))));
+        // They left the wrong server after what proves this link was published.
+        outage.down(A, "gone".into(), true, wall(9));
+        outage.others_strayed((clock.at(8), clock.at(11)));
+        assert_eq!(
+            span(outage.up(A, clock.at(10))),
+            Some((clock.at(8), clock.at(11)))
+        );
     }
 
     #[test]

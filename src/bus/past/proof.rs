@@ -87,7 +87,7 @@ impl Chronicle {
 
 /// What may have become of a list.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Lost {
+pub(crate) struct ListLost {
     /// Keys go that nobody deleted.
     pub(crate) evicts: bool,
     /// The last number that was ever in it, if that is known; 0, if there was none.
@@ -100,7 +100,7 @@ pub(crate) fn since(
     numbers: impl ExactSizeIterator<Item = Number>,
     is_first: bool,
     from: Number,
-    lost: Lost,
+    lost: ListLost,
 ) -> Result<usize, Missed> {
     let count = numbers.len();
     let older = numbers.take_while(|number| *number <= from).count();

@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use super::Entry;
-use super::proof::{self, Chronicle, Lost};
+use super::proof::{self, Chronicle, ListLost};
 use crate::model::history::mark::{Mark, Number, Run};
 use crate::model::history::{History, Missed};
 
@@ -60,7 +60,7 @@ impl Store {
         history: &History,
         now: u64,
         most: usize,
-        lost: Lost,
+        lost: ListLost,
     ) -> Result<Vec<Entry>, Missed> {
         let list = self.lists.get(key).filter(|list| now < list.over_at);
         let entries = list.map(|list| &list.entries);
@@ -297,7 +297,7 @@ mod tests {
             let now = self.now();
             self.store.advance(self.run, now, 1);
             for (topic, key) in TOPICS.into_iter().enumerate() {
-                let lost = Lost {
+                let lost = ListLost {
                     evicts: self.evicts,
                     last: (topic == KNOWN).then_some(self.last),
                 };
@@ -362,7 +362,7 @@ mod tests {
                 run: run(0),
                 number,
             });
-            let read = store.read("a", since, &HISTORY, now, 10, Lost::default());
+            let read = store.read("a", since, &HISTORY, now, 10, ListLost::default());
             let sent = |entry: Entry| entry.envelope[0];
             read.unwrap().into_iter().map(sent).collect::<Vec<_>>()
         };

@@ -32,7 +32,7 @@ const MOST_BYTES: usize = 4 * 1024 * 1024;
 #[derive(Debug, Default)]
 pub(super) struct Stride {
     /// What has left and is not answered, in order.
-    unanswered: VecDeque<Sent>,
+    unanswered: VecDeque<UnansweredPipeline>,
     messages: usize,
     bytes: usize,
     /// When the last ones left, the earliest first.
@@ -45,7 +45,7 @@ pub(super) struct Stride {
 }
 
 #[derive(Debug)]
-struct Sent {
+struct UnansweredPipeline {
     at: Instant,
     messages: usize,
     bytes: usize,
@@ -58,7 +58,7 @@ impl Stride {
         self.bytes += bytes;
         self.last.rotate_left(1);
         self.last[AT_ONCE - 1] = Some(now);
-        self.unanswered.push_back(Sent {
+        self.unanswered.push_back(UnansweredPipeline {
             at: now,
             messages,
             bytes,

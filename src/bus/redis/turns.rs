@@ -19,7 +19,7 @@ use crate::model::error::PublishError;
 const SPARE: usize = 16;
 
 #[derive(Debug, Default)]
-pub(super) struct Turns {
+pub(super) struct PublishTurns {
     unanswered: VecDeque<Unanswered>,
     /// To the first of them.
     replies: VecDeque<PublishReply>,
@@ -37,7 +37,7 @@ struct Unanswered {
     until: Instant,
 }
 
-impl Turns {
+impl PublishTurns {
     /// Has one turn follow the other, until all are answered and what is next goes alone, or nothing is. `more` takes over what was
     /// queued, `filled` tells of it. Cancelled, or after an error, the connection is useless, and all have to [fail](Self::fail).
     pub(super) async fn run(
@@ -267,10 +267,11 @@ mod tests {
     async fn published(
         backlog: &mut Backlog,
         answers_after: Duration,
-    ) -> (Result<(), Unusable>, Turns, Vec<String>, usize) {
+    ) -> (Result<(), Unusable>, PublishTurns, Vec<String>, usize) {
         let (stream, server) = tokio::io::duplex(1024);
         let serving = tokio::spawn(serve(server, answers_after));
-        let (mut open, mut turns, mut stride) = (Pipeline::over(stream), Turns::default(), long());
+        let (mut open, mut turns, mut stride) =
+            (Pipeline::over(stream), PublishTurns::default(), long());
         let filled = Notify::new();
         let of = (&mut open, &mut stride);
         let done = turns.run(of, backlog, |_| {}, &filled, PATIENCE).await;
@@ -334,7 +335,8 @@ mod tests {
                 }
             }
         });
-        let (mut open, mut turns, mut stride) = (Pipeline::over(stream), Turns::default(), long());
+        let (mut open, mut turns, mut stride) =
+            (Pipeline::over(stream), PublishTurns::default(), long());
         let (of, filled) = ((&mut open, &mut stride), Notify::new());
         let run = turns.run(of, &mut backlog, |_| {}, &filled, PATIENCE);
         run.await.unwrap();

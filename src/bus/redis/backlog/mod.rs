@@ -199,9 +199,8 @@ impl Backlog {
             }
         }
         for stalled in self.stalled.values_mut() {
-            // As they came: all of a node are equally patient.
             let stalled = stalled.make_contiguous();
-            stalled.sort_by_key(|(_, waiter)| waiter.deadline);
+            stalled.sort_by_key(|(_, waiter)| waiter.place);
         }
         self.split.note(&self.stalled);
         self.return_to_spool(spooled.into());
@@ -262,7 +261,8 @@ impl Backlog {
         self.failures = 0;
         self.split.note(&self.stalled);
         if !self.stalled.is_empty() {
-            self.again_at = Some(Instant::now());
+            let soon = Instant::now() + AGAIN;
+            self.again_at = Some(self.again_at.map_or(soon, |at| at.min(soon)));
         }
     }
 
@@ -656,6 +656,7 @@ mod tests {
     use crate::bus::redis::pipeline::RefusedPublish;
     use crate::bus::redis::publication::{PART, PublicationAnswer};
     use crate::bus::scope::Size;
+    use crate::model::limits::SpoolLimits;
 
     #[test]
     fn a_union_that_is_refused_in_part_may_have_been_sent() {
@@ -842,6 +843,43 @@ mod tests {
         for answer in &mut answers {
             assert_eq!(answer.try_recv().unwrap().unwrap().receivers, 2);
         }
+    }
+
+    #[test]
+    fn what_waits_in_the_spool_keeps_its_place_where_it_is_stalled() {
+        let room = Arc::new(Room::new(SpoolLimits {
+            messages: 1,
+            bytes: 1,
+            wait: Duration::from_secs(60),
+        }));
+        let one = Partition::of("r:1");
+        let (mut older, _answer) = queued(0..1, false);
+        older.1.may_wait(|| room.claim(1, 1));
+        let (newer, _answer) = queued(1..2, false);
+        assert!(older.1.begins_to_wait() && older.1.deadline > newer.1.deadline);
+        let mut backlog = Backlog::spooling(room);
+        let refused = [older, newer].map(|(publication, waiter)| (one, false, publication, waiter));
+        backlog.stall(refused.into(), Instant::now());
+        let stalled = backlog.stalled[&one].iter();
+        let channels: Vec<_> = stalled
+            .map(|(one, _)| one.channels[0].to_string())
+            .collect();
+        assert_eq!(channels, ["0", "1"]);
+    }
+
+    #[test]
+    fn what_succeeds_beside_it_has_what_is_stalled_tried_again_after_a_pause() {
+        let mut backlog = Backlog::default();
+        let (queued, _answer) = queued(0..1, false);
+        let now = Instant::now();
+        backlog.stall(vec![(Partition::of("r:1"), false, queued.0, queued.1)], now);
+        backlog.again_at = Some(now + LONGEST_PAUSE);
+        let until = |backlog: &Backlog| backlog.rests_until().expect("it waits");
+        backlog.goes_on();
+        let first = until(&backlog);
+        assert!(first >= now + AGAIN && first < now + LONGEST_PAUSE);
+        backlog.goes_on();
+        assert_eq!(until(&backlog), first, "not put off for ever");
     }
 
     #[test]

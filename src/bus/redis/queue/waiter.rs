@@ -16,6 +16,8 @@ use crate::model::error::PublishError;
 #[derive(Debug)]
 pub(in crate::bus::redis) struct Waiter {
     pub(in crate::bus::redis) deadline: Instant,
+    /// Its place among all that came: its first deadline, since all of a node are equally patient.
+    pub(in crate::bus::redis) place: Instant,
     /// Taken by the first answer.
     reply: Option<WaiterReply>,
     /// What Redis said so far.
@@ -51,6 +53,7 @@ impl Waiter {
     ) -> Self {
         Self {
             deadline,
+            place: deadline,
             reply: Some(WaiterReply::Now(reply)),
             sum: Ok(Taken::default()),
             begun: false,
@@ -67,6 +70,7 @@ impl Waiter {
     ) -> Self {
         Self {
             deadline,
+            place: deadline,
             reply: None,
             sum: Ok(Taken::default()),
             begun: false,
