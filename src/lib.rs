@@ -205,6 +205,7 @@ pub mod docs {
     #[doc = include_str!("../docs/operating.md")]
     pub mod operating {}
     #[doc = "[chat with a shop]: self::testing::app"]
+    #[doc = "[what is missed]: crate::guide::missed"]
     #[doc = "[all of them]: self::testing::suite"]
     #[doc = ""]
     #[doc = include_str!("../docs/testing.md")]
@@ -218,10 +219,19 @@ pub mod docs {
         #[doc = "```"]
         pub mod suite {}
     }
+    #[doc = "[operating]: self::operating"]
+    #[doc = ""]
     #[doc = include_str!("../SECURITY.md")]
     pub mod security {}
     #[doc = include_str!("../benches/README.md")]
     pub mod figures {}
+    #[doc = "[sizing]: crate::guide::sizing"]
+    #[doc = "[measured]: self::figures"]
+    #[doc = "[figures]: self::figures"]
+    #[doc = "[missed messages]: crate::guide::missed"]
+    #[doc = ""]
+    #[doc = include_str!("../docs/scale.md")]
+    pub mod scale {}
 }
 
 /// From what you have to what works. The programs are compiled, and the examples named here are run, by the tests.
@@ -264,10 +274,22 @@ pub mod guide {
     #[doc = include_str!("../docs/guide/dashboard.md")]
     pub mod dashboard {}
     #[doc = "[auth]: self::auth"]
+    #[doc = "[history]: self::missed"]
+    #[doc = "[`cluster.js`]: self::front_end::cluster_js"]
+    #[doc = "[`cluster.d.ts`]: self::front_end::cluster_d_ts"]
     #[doc = "[read what you missed]: self::missed"]
     #[doc = ""]
     #[doc = include_str!("../docs/guide/front-end.md")]
-    pub mod front_end {}
+    pub mod front_end {
+        #[doc = "The module for pages.\n\n```js"]
+        #[doc = include_str!("../examples/client/cluster.js")]
+        #[doc = "```"]
+        pub mod cluster_js {}
+        #[doc = "Its types.\n\n```ts"]
+        #[doc = include_str!("../examples/client/cluster.d.ts")]
+        #[doc = "```"]
+        pub mod cluster_d_ts {}
+    }
     #[doc = "[defaults]: crate::ClusterBuilder"]
     #[doc = ""]
     #[doc = include_str!("../docs/guide/from-websocketupgrade.md")]
@@ -275,11 +297,13 @@ pub mod guide {
     #[doc = "[measured]: crate::docs::figures"]
     #[doc = "[rolls nodes]: self::proxies"]
     #[doc = "[test]: crate::docs::testing"]
+    #[doc = "[the front end]: self::front_end"]
     #[doc = ""]
     #[doc = include_str!("../docs/guide/missed.md")]
     pub mod missed {}
     #[doc = "[compressed]: self::compression"]
     #[doc = "[trust]: crate::docs::security"]
+    #[doc = "[SECURITY]: crate::docs::security"]
     #[doc = ""]
     #[doc = include_str!("../docs/guide/other-programs.md")]
     pub mod other_programs {}
@@ -293,6 +317,7 @@ pub mod guide {
     #[doc = include_str!("../docs/guide/rooms.md")]
     pub mod rooms {}
     #[doc = "[figures]: crate::docs::figures"]
+    #[doc = "[scale]: crate::docs::scale"]
     #[doc = ""]
     #[doc = include_str!("../docs/guide/sizing.md")]
     pub mod sizing {}

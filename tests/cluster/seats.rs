@@ -15,6 +15,7 @@ use tokio::time::sleep;
 
 use crate::support::client::{Event, text};
 use crate::support::node::{NEVER, authenticate, serve};
+use crate::support::proxy::Proxy;
 use crate::support::redis::RedisServer;
 use crate::support::{Client, Lab, TestNode, soon, until};
 
@@ -550,12 +551,16 @@ async fn a_dead_node_whose_keys_are_lost_is_given_up() {
     let [b, c] = start(builder.clone()).await;
     let before = own_keys(server);
     let process = Runtime::new().unwrap();
+    let link = Proxy::to(server.port()).await;
+    let builder = builder.redis(link.url());
     let dying = process.spawn(async move {
         let node = TestNode::start(builder.start()).await;
         let client = node.client("alice").await;
         (node, client)
     });
     let _dead = dying.await.unwrap();
+    // Before it could give anything back.
+    link.cut();
     process.shutdown_background();
     let dead = own_keys(server);
     let dead = dead.iter().find(|key| !before.contains(key));

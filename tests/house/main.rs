@@ -84,6 +84,39 @@ fn imports_go_down() {
     tell(&up.map(Import::to_string).collect::<Vec<_>>());
 }
 
+/// What is a link to a file in the repository leads to a module in the documentation. Of two definitions the first holds.
+#[test]
+fn what_the_documents_link_to_is_there_in_rustdoc() {
+    let lib = fs::read_to_string(root().join("src/lib.rs")).unwrap();
+    let (mut defined, mut offences, mut links) = (BTreeSet::new(), Vec::new(), 0);
+    for line in lib.lines().map(str::trim) {
+        if let Some(definition) = line.strip_prefix("#[doc = \"[") {
+            defined.insert(definition.split("]: ").next().unwrap().to_owned());
+        } else if let Some(path) = line.strip_prefix("#[doc = include_str!(\"../") {
+            let path = path.split('"').next().unwrap();
+            let text = fs::read_to_string(root().join(path)).unwrap();
+            let is_markdown = path.ends_with(".md") && path != "README.md";
+            for line in text.lines().filter(|_| is_markdown) {
+                let definition = line.strip_prefix('[').and_then(|it| it.split_once("]: "));
+                if let Some((name, place)) = definition
+                    && !place.starts_with("http")
+                {
+                    links += 1;
+                    if !defined.contains(name) {
+                        offences.push(format!("{path}: [{name}] leads nowhere"));
+                    }
+                }
+                let inline = line.split("](").skip(1);
+                let relative = inline.filter(|it| !it.starts_with("http") && !it.starts_with('#'));
+                offences.extend(relative.map(|it| format!("{path}: a link in the text, to {it}")));
+            }
+            defined.clear();
+        }
+    }
+    assert!(links > 20, "control: {links}");
+    tell(&offences);
+}
+
 #[test]
 fn the_map_names_what_is_there() {
     for name in table("## The map").concat() {
