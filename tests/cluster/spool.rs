@@ -109,6 +109,17 @@ async fn what_is_sent_while_redis_is_away_leaves_in_order_when_it_is_back() {
     assert_eq!(stats.history_again, 0, "nothing was lost");
 }
 
+async fn found_after_the_thaw(server: &RedisServer, waiting: &[Delivery]) {
+    server.thaw();
+    until("control: it was looked for", async || {
+        server.calls("lrange") > 0
+    })
+    .await;
+    for delivery in waiting {
+        soon("it is sent", delivery.settled()).await.unwrap();
+    }
+}
+
 /// What it has read and not answered is done when it is thawed; what it has not read is not.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_frozen_redis_had_without_an_answer_comes_once() {
@@ -124,14 +135,7 @@ async fn what_a_frozen_redis_had_without_an_answer_comes_once() {
         waiting.push(send(&near, number).await);
     }
     assert!(waiting.iter().all(Delivery::spooled));
-    server.thaw();
-    until("control: it was looked for", async || {
-        server.calls("lrange") > 0
-    })
-    .await;
-    for delivery in &waiting {
-        soon("it is sent", delivery.settled()).await.unwrap();
-    }
+    found_after_the_thaw(&server, &waiting).await;
     near.until_up().await;
     far.until_up().await;
     let expected = numbers(0..50);
@@ -164,14 +168,7 @@ async fn no_more_is_left_without_an_answer_than_is_kept() {
     let sends = (1..SENDS).map(|number| send(&near, number));
     let waiting = join_all(sends).await;
     assert!(waiting.iter().all(Delivery::spooled));
-    server.thaw();
-    until("control: it was looked for", async || {
-        server.calls("lrange") > 0
-    })
-    .await;
-    for delivery in &waiting {
-        soon("it is sent", delivery.settled()).await.unwrap();
-    }
+    found_after_the_thaw(&server, &waiting).await;
     near.until_up().await;
     far.until_up().await;
     let expected = numbers(0..SENDS);

@@ -159,25 +159,7 @@ impl Pipeline {
         let opened = topology.connect().await;
         let Opened { dialed, route } = opened.map_err(|error| error.to_string())?;
         let auth = dialed.auth();
-        let mut pipeline = Self {
-            stream: dialed.stream,
-            route,
-            reader: RespReader::of_values(KEPT),
-            output: BytesMut::new(),
-            is_unflushed: false,
-            advice: advice.clone(),
-            dialect: topology.dialect(),
-            owed: 0,
-            first: None,
-            batches: VecDeque::new(),
-            keeper: None,
-            is_asked: false,
-            taken: Vec::new(),
-            again: 0,
-            spools: false,
-            asks: false,
-            asks_nobody: None,
-        };
+        let mut pipeline = Self::on(dialed.stream, route, advice.clone(), topology.dialect());
         if let Some(auth) = auth {
             pipeline.output.extend_from_slice(&auth);
             pipeline.owed = 1;
@@ -198,14 +180,19 @@ impl Pipeline {
     pub(super) fn over(stream: tokio::io::DuplexStream) -> Self {
         let namespace = crate::model::topic::Namespace::new("x").expect("a good name");
         let advice = Advice::new(None, &namespace, Dialect::Plain);
+        Self::on(Box::pin(stream), 0, Arc::new(advice), Dialect::Plain)
+    }
+
+    /// On which nothing was said yet.
+    fn on(stream: Pin<Box<dyn Stream>>, route: u64, advice: Arc<Advice>, dialect: Dialect) -> Self {
         Self {
-            stream: Box::pin(stream),
-            route: 0,
+            stream,
+            route,
             reader: RespReader::of_values(KEPT),
             output: BytesMut::new(),
             is_unflushed: false,
-            advice: Arc::new(advice),
-            dialect: Dialect::Plain,
+            advice,
+            dialect,
             owed: 0,
             first: None,
             batches: VecDeque::new(),
